@@ -83,7 +83,7 @@ def ratings(data: Path, part: Part) -> list[Rating]:
 
 
 class Rater(Protocol):
-    """What answers a number, the stars or the probability of four or more, and learns."""
+    """A rater answers a number, the stars or the probability of four or more, and learns."""
 
     def answer(self, rating: Rating) -> float:
         """A number for the user and the film."""
@@ -99,7 +99,7 @@ class Mean:
         self._n, self._mean = 0, 0.5 if task == "binary" else 3.0
 
     def answer(self, rating: Rating) -> float:
-        """Answer the mean."""
+        """Answer the mean so far."""
         return self._mean
 
     def learn(self, rating: Rating, y: float) -> None:
@@ -128,7 +128,7 @@ class Ours:
         return float(found.probabilities[True] if self._binary else found.label)
 
     def learn(self, rating: Rating, y: float) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn(row_of(rating, genres=self._genres), bool(y) if self._binary else y, 1.0)
 
 
@@ -168,7 +168,7 @@ class Machine:
         return float(self._model.predict_one(self._row(rating)))
 
     def learn(self, rating: Rating, y: float) -> None:
-        """Learn the row."""
+        """Learn the row at hand."""
         self._model.learn_one(self._row(rating), bool(y) if self._binary else y)
 
 
@@ -182,7 +182,7 @@ class Biased:
         )
 
     def answer(self, rating: Rating) -> float:
-        """Answer the number."""
+        """Answer the number asked for."""
         return float(self._model.predict_one(rating.user, rating.film))
 
     def learn(self, rating: Rating, y: float) -> None:
@@ -259,18 +259,25 @@ def run(
 
 
 def best(lines: Sequence[Line]) -> list[Line]:
-    """Of each learner the best of its settings, score by score: peers have it in hindsight."""
+    """Return each learner's best setting, score by score: peers have it in hindsight.
+
+    A setting that has left the finite numbers is the worst.
+    """
     found = []
     for name in dict.fromkeys(line.learner for line in lines):
         mine = [line for line in lines if line.learner == name]
         found.append(
             Line(
-                name, f"best of {len(mine)}", mine[0].rows, min(line.mae for line in mine),
-                min(line.rmse for line in mine), max(line.auc for line in mine),
-                min(line.log_loss for line in mine),
+                name, f"best of {len(mine)}", mine[0].rows, _least([line.mae for line in mine]),
+                _least([line.rmse for line in mine]), -_least([-line.auc for line in mine]),
+                _least([line.log_loss for line in mine]),
             )
         )  # fmt: skip
     return found
+
+
+def _least(numbers: Sequence[float]) -> float:
+    return min(numbers, key=lambda x: math.inf if math.isnan(x) else x)
 
 
 Floats = npt.NDArray[np.float64]

@@ -197,7 +197,7 @@ class Naps(Mixture):
             ]
 
     def _after(self, slept: int, share: float) -> int:
-        """What ``slept`` of a view is after a spell at whose end it has this share of the votes."""
+        """Return ``slept`` of a view after a spell at whose end it has this share of the votes."""
         if slept > 0:
             return 0 if slept >= NAP else slept + 1
         if share >= SHARE_MIN:

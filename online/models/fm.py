@@ -326,7 +326,7 @@ class Machine:
                 self._put(key, line.copy(), before)
 
     def _line(self, key: str) -> Floats:
-        """What is held of a feature, or what a new one starts from."""
+        """Return what is held of a feature, or what a new one starts from."""
         found = self._now.get(key)
         if found is not None:
             return found
@@ -342,7 +342,7 @@ class Machine:
         self._now[key] = line
 
     def cut(self) -> Blocks:
-        """What has changed since the last cut, and begin anew."""
+        """Return what has changed since the last cut, and begin anew."""
         out: dict[str, dict[str, float]] = {}
         for key, start in self._start.items():
             delta = (self._now[key][: self._learned] - start).tolist()

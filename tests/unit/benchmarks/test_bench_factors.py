@@ -30,6 +30,12 @@ def test_every_learner_has_a_line_a_setting_and_one_that_is_the_best() -> None:
     assert min(rates) == next(line.rmse for line in found if line.learner == "river FM")
 
 
+def test_a_setting_that_left_the_finite_numbers_is_the_worst() -> None:
+    lines = [factors.Line("a", f"{i}", 9, x, x, 0.5, x) for i, x in enumerate((np.nan, 2.0, 1.0))]
+    (found,) = factors.best(lines)
+    assert (found.mae, found.rmse, found.log_loss) == (1.0, 1.0, 1.0)
+
+
 def test_the_area_counts_pairs_in_the_right_order() -> None:
     scores, positive = np.array([0.1, 0.4, 0.35, 0.8, 0.4]), np.array([0, 1, 0, 1, 0]) > 0
     pairs = [(a, b) for a in scores[positive] for b in scores[~positive]]
