@@ -108,7 +108,8 @@ def test_a_push_moves_the_model_once_by_a_part_and_a_repeat_is_a_duplicate(tmp_p
         assert await scene.push(sent) == "duplicate"
         other = {**sent, "bias": {"float32": base64.b64encode(bytes(4)).decode()}}
         assert await scene.push(other) == "conflict"
-        assert weights(scene.replica) == after
+        # up to the last bit: a merge with the server may have come between
+        assert weights(scene.replica) == pytest.approx(after, rel=1e-12, abs=1e-15)
         assert len(rows_of(scene)) == 1
         assert scene.replica.learner.tally.digest[0] == counted
 
