@@ -10,6 +10,7 @@ answer, as soon as that is known, and counts for itself in every bound.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +22,8 @@ from online.replica.pending import Recorded
 from online.replica.writer import Writer
 from online.serving.ordinary import Asked, Ordinary
 from online.settings.tokens import Grant
+
+log = logging.getLogger("online.replica")
 
 _LEAST: Final = 2  # a single event is read faster by itself
 
@@ -74,17 +77,12 @@ class Together:
         if self._groups.get(grant) is not group:  # it was full before its turn came
             return
         del self._groups[grant]
-        rows: list[Asked] = []
-        if len(group.events) >= _LEAST:
-            group.read = self._ordinary.read(group.events)
-            rows = [asked for asked in group.read if isinstance(asked, Asked)]
-        if rows:
-            several = zip(group.read, group.done, strict=True)
-            each = [done for asked, done in several if isinstance(asked, Asked)]
-            try:
-                self._writer.put([a.row for a in rows], [a.example for a in rows], each)
-            except RequestError:  # each is refused, or finds room, by itself
-                group.read = ()
+        try:
+            self._record(group)
+        except Exception as error:  # each is refused, fails or finds room by itself
+            if not isinstance(error, RequestError):
+                log.warning("events that came together are read one by one: %r", error)
+            group.read = ()
         for asked, done in zip(group.read or [None] * len(group.done), group.done, strict=True):
             if done.done():
                 continue
@@ -92,3 +90,14 @@ class Together:
                 done.set_exception(asked)
             elif asked is None:
                 done.set_result(None)
+
+    def _record(self, group: _Group) -> None:
+        """Read the ordinary events of a group and have their rows written, all or none."""
+        if len(group.events) < _LEAST:
+            return
+        group.read = self._ordinary.read(group.events)
+        several = zip(group.read, group.done, strict=True)
+        rows = [(asked, done) for asked, done in several if isinstance(asked, Asked)]
+        if rows:
+            asked, each = zip(*rows, strict=True)
+            self._writer.put([a.row for a in asked], [a.example for a in asked], each)

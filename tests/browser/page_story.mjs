@@ -94,12 +94,16 @@ await card.getByText("It learns.").waitFor();
 await act("Release held-0", "released");
 await act("Discard all of bot", "discarded");
 await card.getByText("Nothing waits for a decision.").waitFor();
-const name = await card.locator(".operate tbody tr").last().locator("td").first().textContent();
+const name = await card.locator(".operate .kept tbody tr").last().locator("td").first().textContent();
 await act(`Pin ${name}`, "Pinned");
 await card.getByRole("button", { name: `Unpin ${name}` }).waitFor();
 await act(`Go back to ${name}`, "undone");
+await press("Watch what comes in to model-0");
+const ask = (i) => fetch(`${url}/v1/models/model-0/predict`, { method: "POST", headers: { authorization: `Bearer ${predict}` }, body: JSON.stringify({ features: { x: i, y: 0.5 } }) });
+for (let i = 0; i < 60 && !(await card.locator(".live tbody tr").count()); i++) { await ask(i); await page.waitForTimeout(250); }
+const live = await texts(card.locator(".live tbody tr").first().locator("td"));
 await everywhere("after");
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live }));
 await browser.close();

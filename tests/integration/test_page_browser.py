@@ -110,6 +110,9 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["labels"] == ["true", "false"]
     assert sorted(seen["influence"]) == ["x", "y"]
     assert seen["calibration"].startswith("Calibration: said 0.")
+    assert seen["live"][1] == "answer"
+    assert json.loads(seen["live"][2])["y"] == 0.5
+    assert seen["live"][3] in ("true", "false")
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}
     assert "has learned 240 events" in said["Freeze model-0"]

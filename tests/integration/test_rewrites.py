@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -148,7 +149,8 @@ class Clicks:
         """SIGKILL every process at once, and start again."""
         processes = self.running.processes()
         for process in processes:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended with one before it
+                process.kill()
         psutil.wait_procs(processes, timeout=20)
         self.running.process.wait(20)
         self.running = launch(self.folder)

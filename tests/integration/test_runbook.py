@@ -125,6 +125,7 @@ def test_what_is_not_run_is_what_can_not_be() -> None:
         ["online", "quarantine"], ["curl", "-s"], ["online", "fsck"], ["online", "serve"],
         ["online", "serve"], ["online", "backfill"], ["python3", "-m"], ["serve", "deploy"],
         ["docker", "build"], ["PASSWORD=$(openssl", "rand"], ["online", "bench"],
+        ["online", "certificates"], ["import", "hashlib,"],
     ]  # fmt: skip
 
 

@@ -93,7 +93,7 @@ _PASS_OVER = (
 )
 _NOTED = "                with running.lock:\n                    server.note_durable(state)\n"
 _FSYNC = "            self._disk.fsync(temporary)\n"
-_RECORD = "        done = loop.create_future()\n"
+_RECORD = "        waiting = waiting_for(rows, examples, done, decided=decided)\n"
 
 
 def _only(*faults: str, **more: Any) -> Mapping[str, Any]:

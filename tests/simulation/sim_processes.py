@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from sim_world import World
 
     from online.replica.pending import Recorded
+    from replay.example import Example
+    from replay.journal.base import NewRow
 
 
 class Server(Actor):
@@ -333,7 +335,7 @@ class Replica(Learner):
         rows = [event.row(self.model.now_s()) for event in events]
         try:
             known = [codec.decode(row.payload) for row in rows]
-            recorded: list[Recorded] = await self.model.writer.record(rows, known)
+            recorded = await self._record(rows, known)
         except online.errors.RequestError as error:
             reply(error)
             return
@@ -343,6 +345,20 @@ class Replica(Learner):
         except AssertionError as error:
             self.world.fail(error)
         reply(recorded)
+
+    async def _record(self, rows: list[NewRow], known: list[Example]) -> list[Recorded]:
+        """Write the rows as those of one request or, two or four of them, of as many requests."""
+        writer = self.model.writer
+        if len(rows) not in (2, 4):
+            recorded: list[Recorded] = await writer.record(rows, known)
+            return recorded
+        each = [self.world.loop.create_future() for _ in rows]
+        try:
+            writer.put(rows, known, each)
+        except online.errors.RequestError:  # no room for so many
+            recorded = await writer.record(rows, known)
+            return recorded
+        return list(await asyncio.gather(*each))
 
     def _note_own(self, events: Sequence[Event], recorded: Sequence[Recorded]) -> None:
         for event, one in zip(events, recorded, strict=True):

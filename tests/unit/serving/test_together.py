@@ -96,6 +96,23 @@ def test_what_is_odd_is_answered_as_when_it_comes_alone(tmp_path: Path, name: st
     worlds.play(tmp_path, scene)
 
 
+def test_a_model_that_raises_on_all_of_them_is_asked_about_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving, rng = await taught(world), random.Random(7)
+
+        def fails(names: Any, x: Any) -> Any:
+            raise ArithmeticError("columns")
+
+        monkeypatch.setattr(serving.replica.learner.serving, "predict_columns", fails)
+        told = await sent(serving, [event(rng, 5000 + i) for i in range(4)])
+        assert [answer[1].status for answer in told] == ["learned"] * 4
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_senders_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(world: worlds.World) -> None:
         serving, rng = await taught(world), random.Random(3)
