@@ -98,10 +98,10 @@ const name = await card.locator(".operate .kept tbody tr").last().locator("td").
 await act(`Pin ${name}`, "Pinned");
 await card.getByRole("button", { name: `Unpin ${name}` }).waitFor();
 await act(`Go back to ${name}`, "undone");
-await press("Watch what comes in to model-0");
+await press("Watch for a minute what comes in to model-0");
 const ask = (i) => fetch(`${url}/v1/models/model-0/predict`, { method: "POST", headers: { authorization: `Bearer ${predict}` }, body: JSON.stringify({ features: { x: i, y: 0.5 } }) });
-for (let i = 0; i < 60 && !(await card.locator(".live tbody tr").count()); i++) { await ask(i); await page.waitForTimeout(250); }
-const live = await texts(card.locator(".live tbody tr").first().locator("td"));
+for (let i = 0; i < 60 && !(await card.locator(".requests tbody tr").count()); i++) { await ask(i); await page.waitForTimeout(250); }
+const live = await texts(card.locator(".requests tbody tr").first().locator("td"));
 await everywhere("after");
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
