@@ -65,7 +65,11 @@ PARTS = {
         parts=True,
     ),
     "the tally stays behind what came in parts": Mutant(
-        (_learner("self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))", "pass"),),
+        (
+            _learner(
+                "self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))", "pass"
+            ),
+        ),
         (0, 1, 2),
         parts=True,
     ),
