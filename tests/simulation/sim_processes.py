@@ -349,16 +349,18 @@ class Replica(Learner):
     async def _record(self, rows: list[NewRow], known: list[Example]) -> list[Recorded]:
         """Write the rows as those of one request or, two or four of them, of as many requests."""
         writer = self.model.writer
+        recorded: list[Recorded]
         if len(rows) not in (2, 4):
-            recorded: list[Recorded] = await writer.record(rows, known)
+            recorded = await writer.record(rows, known)
             return recorded
         each = [self.world.loop.create_future() for _ in rows]
         try:
             writer.put(rows, known, each)
         except online.errors.RequestError:  # no room for so many
             recorded = await writer.record(rows, known)
-            return recorded
-        return list(await asyncio.gather(*each))
+        else:
+            recorded = list(await asyncio.gather(*each))
+        return recorded
 
     def _note_own(self, events: Sequence[Event], recorded: Sequence[Recorded]) -> None:
         for event, one in zip(events, recorded, strict=True):
