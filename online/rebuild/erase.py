@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """The row ``erase``.
+    """A decision to erase, as the control row ``erase`` holds it.
 
     Attributes
     ----------

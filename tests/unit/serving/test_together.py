@@ -113,6 +113,37 @@ def test_a_model_that_raises_on_all_of_them_is_asked_about_each(
     worlds.play(tmp_path, scene)
 
 
+def test_who_goes_away_changes_nothing_for_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving, rng = await taught(world), random.Random(8)
+        events = [event(rng, 5000 + i) for i in range(4)]
+        partition, let_go = serving.replica.writer._at, asyncio.Event()
+        append = partition.append
+
+        async def waits(rows: Any) -> Any:
+            await let_go.wait()
+            return await append(rows)
+
+        monkeypatch.setattr(partition, "append", waits)
+        asked = [asyncio.ensure_future(serving.feedback(request(one))) for one in events]
+        await worlds.until(lambda: serving.replica.writer.writing)
+        assert serving.replica.writer.waiting == 4
+        asked[1].cancel()
+        let_go.set()
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(told[1], asyncio.CancelledError)
+        assert [told[i][1].status for i in (0, 2, 3)] == ["learned"] * 3
+        assert serving.replica.writer.waiting == 0
+        ((_, again),) = await sent(serving, events[1:2])
+        assert (again.status, again.first_outcome) == ("duplicate", "learned")
+        assert serving.replica.learner.tally.digest[0] == 204
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_senders_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(world: worlds.World) -> None:
         serving, rng = await taught(world), random.Random(3)
