@@ -70,6 +70,9 @@ class Recording:
         Is given each look on that thread, and None when there are no more.
     now_s
         The wall clock, in POSIX seconds.
+    released
+        By a model's name: its releases for devices, as :meth:`online.edge.folder.Folder.standing`
+        tells of them, to be marked.
     """
 
     def __init__(
@@ -77,8 +80,10 @@ class Recording:
         state_dir: Path,
         heard: Callable[[Look | None], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
+        released: Callable[[str], Mapping[str, Any]] = lambda _: {},
     ) -> None:
         self._folder, self._heard, self._now_s = state_dir / FOLDER, heard, now_s
+        self._released = released
         self._url = ""
         self._series: dict[str, Series] = {}
         self._stopped = threading.Event()
@@ -147,10 +152,18 @@ class Recording:
             try:
                 if name not in self._series:
                     self._series[name] = Series(self._folder, name)
-                marks[name] = self._series[name].add(dict(status), self._now_s())
+                told = {**status, "edge": self._releases(name)}
+                marks[name] = self._series[name].add(told, self._now_s())
             except Exception as error:  # a full disk: the look is worth all the more
                 log.info("the history has a gap: %r", error)
         self._tell(Look(self._now_s(), self._url, statuses, marks))
+
+    def _releases(self, name: str) -> Mapping[str, Any]:
+        try:
+            return self._released(name)
+        except Exception as error:  # they have no mark then
+            log.info("the releases of %s can't be read: %r", name, error)
+            return {}
 
     def _tell(self, look: Look | None) -> None:
         try:

@@ -126,6 +126,15 @@ def routes(
         data = _read(model, None if place is None else place / model / "roots.json")
         return _answer(request, data, _JSON, f"{whose}, {_ASK}")
 
+    @made.get(
+        "/v1/models/{model}/edge/releases",
+        summary="Which releases are kept, who uses them, and what devices say of them",
+    )
+    def releases(model: str) -> dict[str, Any]:
+        known(model)
+        none = {"sequence": 0, "releases": []}
+        return {"model": model, **(none if place is None else Folder(place / model).standing())}
+
     _add_files(made, known, place, f"{whose}, {_FOREVER}")
     _add_reports(made, known, place)
     _add_deltas(made, known, pushes or {})

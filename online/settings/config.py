@@ -82,6 +82,9 @@ class Limits(Tree):
     listeners_max: int = Field(
         64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
     )
+    report_wait_s: float = Field(
+        60, gt=0, description="how long a report that is asked for by HTTP may take"
+    )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(
         60, gt=0, description="an upload ends when no whole line came for so long"
