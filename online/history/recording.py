@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from online.client.connection import Connection
+from online.edge.folder import releases_in
 from online.errors import OnlineError
 from online.history.samples import Mark
 from online.history.series import FOLDER, Series
@@ -70,9 +71,6 @@ class Recording:
         Is given each look on that thread, and None when there are no more.
     now_s
         The wall clock, in POSIX seconds.
-    released
-        By a model's name: its releases for devices, as :meth:`online.edge.folder.Folder.standing`
-        tells of them, to be marked.
     """
 
     def __init__(
@@ -80,10 +78,9 @@ class Recording:
         state_dir: Path,
         heard: Callable[[Look | None], None] = lambda _: None,
         now_s: Callable[[], float] = time.time,
-        released: Callable[[str], Mapping[str, Any]] = lambda _: {},
     ) -> None:
         self._folder, self._heard, self._now_s = state_dir / FOLDER, heard, now_s
-        self._released = released
+        self._released = releases_in(state_dir)
         self._url = ""
         self._series: dict[str, Series] = {}
         self._stopped = threading.Event()

@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -370,26 +370,13 @@ def build_rest(
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
     )
-    page = _page()
-
     answer_errors(app)
 
     def known(model: str) -> None:
         if model not in servings:
             raise _unknown(model, servings)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
-
-    @app.get("/livez", tags=["health"], summary="The process answers")
-    async def livez() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/readyz", tags=["health"], summary="Every model can answer")
-    async def readyz() -> dict[str, Any]:
-        return {"ready": True, "models": sorted(servings)}
-
+    _add_plain(app, sorted(servings))
     text = PlainTextResponse
 
     @app.get(
@@ -426,6 +413,23 @@ def build_rest(
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app
+
+
+def _add_plain(app: FastAPI, models: Sequence[str]) -> None:
+    """Add what needs no model: the page, and whether anybody is there."""
+    page = _page()
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/livez", tags=["health"], summary="The process answers")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/readyz", tags=["health"], summary="Every model can answer")
+    async def readyz() -> dict[str, Any]:
+        return {"ready": True, "models": models}
 
 
 async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:

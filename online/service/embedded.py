@@ -15,7 +15,6 @@ import uvicorn
 from evaluation.metrics import Task
 from online.alerts.sending import Sending
 from online.client import Client, Model
-from online.edge.folder import releases_in
 from online.errors import StartRefused
 from online.history.recording import Recording
 from online.service.assembly import Assembly
@@ -110,10 +109,7 @@ class Embedded:
         self._http = _Http(settings.host, settings.port)
         self._parts = OneProcess(settings, self._http, progress)
         self._client: Client | None = None
-        self._recording = Recording(
-            settings.state_dir, Sending(lambda: settings.alerts),
-            released=releases_in(settings.state_dir),
-        )  # fmt: skip
+        self._recording = Recording(settings.state_dir, Sending(lambda: settings.alerts))
 
     def __enter__(self) -> Self:
         return self

@@ -25,7 +25,6 @@ from online import processes
 from online.alerts.sending import Sending
 from online.challenger import promotion
 from online.client.asking import Asking, NoAnswer
-from online.edge.folder import releases_in
 from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.from_settings import merge_rule
@@ -193,10 +192,7 @@ class Service:
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
-        self._recording = Recording(
-            settings.state_dir, Sending(lambda: self._settings.alerts),
-            released=releases_in(settings.state_dir),
-        )  # fmt: skip
+        self._recording = Recording(settings.state_dir, Sending(lambda: self._settings.alerts))
         self.url = ""
 
     # -- start -------------------------------------------------------------------------------
