@@ -283,8 +283,11 @@ class ModelSettings(Tree):
         description="features by whose values scores and coverage are counted, too",
     )
     slice_values: int = Field(
-        32, ge=1, le=1_000, description="values of such a feature, and actions of `task: choose`, "
-        "that are counted; others count together"
+        32,
+        ge=1,
+        le=1_000,
+        description="values of such a feature, and actions of `task: choose`, "
+        "that are counted; others count together",
     )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
