@@ -204,7 +204,7 @@ class Choices:
         }
 
     def shown(self) -> dict[str, Any]:
-        """Return what came of the choices, as the status has it; actions by how often, most first."""
+        """Return what came of the choices, as the status has it; most frequent actions first."""
         constant, standing = self._constant(), self.standing()
         based = None
         if n := self._sums.get("based", 0):
