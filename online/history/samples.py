@@ -13,7 +13,10 @@ import msgspec
 
 from online.telemetry import BOUNDS_S
 
-_SCORES: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
+SCORES: Final = (
+    "accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae", "reward",
+    "evenly",
+)  # fmt: skip
 """Means over all rows: times their number they are totals."""
 _COUNTED: Final = ("predictions", "learned", "internal_errors", "server_unreachable")
 _PREFIXES: Final = (
@@ -69,7 +72,7 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
         for name, value in counts.items():
             step = value - last.get(name, 0.0)
             totals[name] = totals.get(name, 0.0) + (value if step < 0 else step)
-    for name in _SCORES:
+    for name in SCORES:
         totals.pop(f"sum_{name}", None)  # the model may have begun anew since
         if (mean := quality.get(name)) is not None:
             totals[f"sum_{name}"] = mean * n

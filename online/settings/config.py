@@ -33,11 +33,12 @@ from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
-from online.settings.model import ModelSettings, Tree
+from online.settings.model import ModelSettings
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
+from online.settings.tree import Tree
 
 log = logging.getLogger("online.config")
 
