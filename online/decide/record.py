@@ -57,6 +57,8 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
         caller's; None: it is the one that was answered.
     deferred
         Nobody has said yet that the answer was used: without a reward it is worth nothing.
+    defaulted
+        The row's reward is the default: none came in time.
     """
 
     context: Features
@@ -69,6 +71,7 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     baseline: int | None = None
     drawn: int | None = None
     deferred: bool = False
+    defaulted: bool = False
 
     @property
     def action(self) -> str:

@@ -35,8 +35,8 @@ from online.rows.prediction_ids import event_key
 from online.serving.default_rewards import DefaultRewards
 from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
+from online.settings.choose import Choose
 from online.settings.config import Limits
-from online.settings.model import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Features, PredictionHalf, Value
