@@ -275,9 +275,8 @@ class Filtering:
             gradient = model.slope(example.features, example.label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
-        features = codec.encode(Example(example.features, ""))
-        label = label_text(example.label)
-        count = self._count()
+        label, count = label_text(example.label), self._count()
+        digest, features_digest = _digests(example, label)
         return Event(
             source=row.source,
             key=row.key,
@@ -286,8 +285,8 @@ class Filtering:
             version=count,
             base=count,
             label=label,
-            digest=zlib.crc32(label.encode(), zlib.crc32(features)),
-            features_digest=zlib.crc32(features),
+            digest=digest,
+            features_digest=features_digest,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
         )
@@ -430,6 +429,17 @@ def _unweighed(verdict: Verdict) -> Verdict:
     if verdict.factor < _WHOLE_MIN:
         return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
     return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
+
+
+def _digests(example: Example, label: str) -> tuple[int | None, int | None]:
+    """Hashes of the row with its label, and without.
+
+    None of a choice: it has one reward, and others like it are not the same again.
+    """
+    if example.choice is not None:
+        return None, None
+    features = codec.encode(Example(example.features, ""))
+    return zlib.crc32(label.encode(), zlib.crc32(features)), zlib.crc32(features)
 
 
 def loss_of(example: Example) -> float | None:
