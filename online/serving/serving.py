@@ -17,6 +17,7 @@ from online.learning.bounds import clipped_reason
 from online.learning.vocabulary import full_reason, left_out
 from online.messages.structs import (
     Event,
+    Explanation,
     FeedbackRequest,
     Prediction,
     Predictions,
@@ -32,7 +33,7 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving.events import Events, is_join_id
-from online.serving.explained import why
+from online.serving.explained import Explained
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
 from online.serving.together import Together
@@ -62,6 +63,8 @@ _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
+_Shares = dict[str, float] | msgspec.UnsetType
+_Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, bool]
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
@@ -83,6 +86,7 @@ class Serving:
         self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
+        self._explained = Explained(replica, door)
 
     @property
     def issued(self) -> Issued:
@@ -101,7 +105,41 @@ class Serving:
     # -- predict -----------------------------------------------------------------------------
 
     def predict(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row or many, all by the same model.  No I/O."""
+        """Answer one row or many, all by the same model.  No I/O, and no explanation."""
+        facts = self._facts(request)
+        if request.features is not None:
+            features = self._door.features(request.features, "features")
+            return self._one(request, features, facts, *self._answer(features))
+        if request.explain:
+            hint = "Ask one row at a time: explain with features"
+            raise invalid("explain", "many rows are not explained together", hint)
+        rows = self._many(request.instances or [], give_ids=request.ids)
+        if request.details:
+            for row, sent in zip(rows, request.instances or [], strict=True):
+                row.missing, row.unknown = self._named(sent)
+        self.replica.counts["predictions"] += len(rows)
+        return Predictions(rows, self.name, *facts)
+
+    async def explained(self, request: PredictRequest) -> Prediction | Predictions:
+        """Answer one row as :meth:`predict` does, and say what each feature has added.
+
+        Where that takes long, other requests have their turns meanwhile, and the model is the same
+        from the first one to the answer.
+        """
+        facts = self._facts(request)
+        if request.features is None:
+            return self.predict(request)
+        features = self._door.features(request.features, "features")
+        self._explained.check(features)
+        answer, shown = self._answer(features)
+        if (said := self._explained.at_once(features, answer)) is not None:
+            return self._one(request, features, facts, answer, shown, said)
+        async with self._explained.in_turns(features) as (answer, said):
+            facts, shown = self._facts(request), self._shown(answer)
+            return self._one(request, features, facts, answer, shown, said)
+
+    def _facts(self, request: PredictRequest) -> _Facts:
+        """Return what the model is that answers now.  Raises RequestError: it is not asked so."""
         replica = self.replica
         self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
@@ -115,38 +153,39 @@ class Serving:
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
             check_own_id(request.id, one=request.features is not None)
-        if request.features is not None:
-            features = self._door.features(request.features, "features")
-            answer, shown = self._answer(features)
-            said = why(replica, self._door, features, answer) if request.explain else msgspec.UNSET
-            if replica.judge is not None:
-                replica.judge.asked(answer)
-            replica.counts["predictions"] += 1
-            named = self._named(request.features) if request.details else _UNNAMED
-            return Prediction(
-                self._reader.issued.prediction_id(features, answer, request.id),
-                self._door.show(answer.label),
-                self.name,
-                version,
-                own,
-                age,
-                behind,
-                shown,
-                includes,
-                from_peer,
-                *named,
-                *self._around(answer),
-                said,
-            )
-        if request.explain:
-            hint = "Ask one row at a time: explain with features"
-            raise invalid("explain", "many rows are not explained together", hint)
-        rows = self._many(request.instances or [], give_ids=request.ids)
-        if request.details:
-            for row, sent in zip(rows, request.instances or [], strict=True):
-                row.missing, row.unknown = self._named(sent)
-        replica.counts["predictions"] += len(rows)
-        return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
+        return version, own, age, behind, includes, from_peer
+
+    def _one(
+        self,
+        request: PredictRequest,
+        features: Features,
+        facts: _Facts,
+        answer: Answer,
+        shown: _Shares,
+        said: Explanation | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Prediction:
+        """Return the answer to one row as it is sent, and count it."""
+        replica = self.replica
+        if replica.judge is not None:
+            replica.judge.asked(answer)
+        replica.counts["predictions"] += 1
+        named = self._named(request.features or {}) if request.details else _UNNAMED
+        version, own, age, behind, includes, from_peer = facts
+        return Prediction(
+            self._reader.issued.prediction_id(features, answer, request.id),
+            self._door.show(answer.label),
+            self.name,
+            version,
+            own,
+            age,
+            behind,
+            shown,
+            includes,
+            from_peer,
+            *named,
+            *self._around(answer),
+            said,
+        )
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
         if not 1 <= len(instances) <= self._limits.rows_max:
@@ -204,13 +243,17 @@ class Serving:
             hint = "Allow more, or ask another replica"
             raise RequestError(503, "too_old", message, "max_age_ms", hint, 1)
 
-    def _answer(self, features: Features) -> tuple[Answer, dict[str, float] | msgspec.UnsetType]:
+    def _answer(self, features: Features) -> tuple[Answer, _Shares]:
         answer = self.replica.learner.predict(features)
+        return answer, self._shown(answer)
+
+    def _shown(self, answer: Answer) -> _Shares:
+        """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
         if answer.probabilities is None:
             _check_finite(answer.label)
-            return answer, msgspec.UNSET
+            return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
-        return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
+        return {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
         """Prediction (None in regression), score and version of one row, as re-scoring has them."""
