@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
-from online.errors import RequestError, damaged, invalid
-from online.learning.bounds import clipped_reason
-from online.learning.vocabulary import full_reason, left_out
+from online.errors import RequestError, invalid
 from online.messages.structs import (
     Event,
     Explanation,
@@ -27,7 +23,6 @@ from online.messages.structs import (
 )
 from online.messages.structs import Row as AnswerRow
 from online.models.base import Prediction as Answer
-from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
@@ -36,12 +31,12 @@ from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
+from online.serving.receipts import Receipting
 from online.serving.together import Together
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
-from replay import codec
-from replay.example import Example, Features, label_of
+from replay.example import Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -65,7 +60,6 @@ _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
 _Shares = dict[str, float] | msgspec.UnsetType
 _Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, bool]
-_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
 class Serving:
@@ -87,6 +81,7 @@ class Serving:
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, door)
+        self._receipts = Receipting(replica, door)
 
     @property
     def issued(self) -> Issued:
@@ -288,7 +283,7 @@ class Serving:
                 return HTTP[read.status], read
             asked = read
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
-        receipt = self._receipt(asked, recorded, "")
+        receipt = self._receipts.receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
@@ -328,7 +323,7 @@ class Serving:
                 if n % _RECEIPTS == 0:
                     await asyncio.sleep(0)
                 try:
-                    receipts[i] = self._receipt(asked, result, f"events[{i}].")
+                    receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
         out = [receipt for receipt in receipts if receipt is not None]
@@ -344,89 +339,6 @@ class Serving:
             return await self._reader.read(event, f"events[{i}].")
         except RequestError as error:
             return error
-
-    def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
-        """Return the receipt that the caller is sent.
-
-        Raises RequestError for a label that is not kept, or not any more.
-        """
-        if _is_plain(asked, recorded):
-            row = recorded.row
-            assert row is not None
-            return Receipt(
-                "learned", asked.row.event_id, recorded.version_before, recorded.version,
-                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
-            )  # fmt: skip
-        receipt = Receipt(
-            recorded.status,
-            asked.row.event_id,
-            recorded.version_before,
-            recorded.version,
-            idempotent=asked.idempotent,
-            unknown=list(asked.unknown) if asked.unknown else msgspec.UNSET,
-        )
-        standing = recorded.row
-        if recorded.status == "damaged":
-            raise damaged(recorded.reason or "", f"{field}id")
-        if standing is None:
-            receipt.reason = self._waiting(recorded.since, field)
-            return receipt
-        if asked.row.half is not None and recorded.status == "learned":
-            sent = codec.decode(standing.payload).raw  # bounded as it was asked
-            recorded = recorded if sent is None else replace(recorded, status="clipped")
-            receipt.status = recorded.status
-        if recorded.status not in _NEVER:
-            receipt.seen = f"{standing.partition}:{standing.offset}"
-        if recorded.reason:
-            receipt.reason = recorded.reason
-        elif recorded.status in ("clipped", "quarantined"):
-            receipt.reason = _why(codec.decode(standing.payload))
-        if recorded.repeat:
-            first = codec.decode(standing.payload).label
-            erased = codec.is_erased(standing.payload)
-            receipt.duplicate = True
-            receipt.first_outcome = recorded.status
-            if (again := recorded.learned_as) is not None:
-                receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
-            if receipt.status == "conflict":
-                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
-        return receipt
-
-    def _waiting(self, since: float | None, field: str) -> str:
-        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
-        if since is None:
-            self.replica.counts["joins_refused"] += 1
-            message = "no room for another label that comes before its prediction"
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
-        wait_s = self.replica.settings.label_wait
-        if self._now_s() - since > wait_s:
-            message = f"no prediction with this id has been recorded for {wait_s:g} s"
-            hint = "Send the id of a prediction by this model, or the features with the label"
-            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
-        return "the prediction with this id has not been recorded yet; the label is kept for it"
-
-
-def _is_plain(asked: Asked, recorded: Recorded) -> bool:
-    """Whether there is nothing to say of the event but that it was learned."""
-    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    return learned and asked.row.half is None and not asked.unknown
-
-
-def _why(example: Example) -> str:
-    """Why a row was clipped, or set aside."""
-    judged, sent = example.judged, example.raw
-    if sent is None:
-        return "the source is quarantined" if judged is None else judged.reason
-    left = left_out(example)
-    far = {name: value for name, value in sent.items() if name not in left}
-    reasons = [
-        full_reason(left) if left else "",
-        clipped_reason(far) if far else "",
-        "" if judged is None else judged.reason,
-    ]
-    return "; ".join(filter(None, reasons))
 
 
 def _check_finite(value: Any) -> None:
