@@ -1,4 +1,4 @@
-"""What the sender of an event is told became of it."""
+"""The sender of an event is told what became of it."""
 
 from __future__ import annotations
 
