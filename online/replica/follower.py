@@ -75,6 +75,7 @@ class Follower:
         now = asyncio.get_running_loop().time
         turn_s = now()
         while True:
+            await self._answer_passed()
             try:
                 rows = await self._rows()
                 self._damaged.pop(0, None)
@@ -127,6 +128,17 @@ class Follower:
     def updates_behind(self, versions: int | None) -> int | None:
         """Updates that may be missing here; ``versions``: those that the server is ahead."""
         return versions
+
+    async def _answer_passed(self) -> None:
+        """Answer those whose rows the server's values had before they were learned here.
+
+        A forget, a relearning or a promotion counts what is in the journal; the pointer goes on
+        behind that.
+        """
+        writer, answers = self._writer, self._writer.answers
+        track = self._learner.tracks.get(writer.partition)
+        if track is not None and (behind := answers.passed(track.next)):
+            await answers.stand_for(behind)
 
     async def _wait(self) -> None:
         """Until there may be rows to learn."""
