@@ -107,7 +107,16 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
         "incident": _headline(status.get("incident")),
+        "edge": _release(status.get("edge") or {}),
     }
+
+
+def _release(edge: Mapping[str, Any]) -> str | None:
+    """Who uses the newest release for devices, in words; None: there is none."""
+    if not edge.get("sequence"):
+        return None
+    named = f"release {edge['sequence']}"
+    return f"{named} halted" if edge["halted"] else f"{named} to {edge['percent']} % of devices"
 
 
 def _headline(incident: str | None) -> str | None:
@@ -141,6 +150,8 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
         yield mark("quarantine", f"{seen['quarantined']} sources set aside")
     if new("banned") and before is not None:
         yield mark("decision", f"{len(seen['banned'])} sources banned")
+    if new("edge"):
+        yield mark("edge", str(seen["edge"]))
     if new("incident"):
         yield mark("incident", str(seen["incident"]))
 

@@ -63,6 +63,9 @@ class Limits(Tree):
     explain_max: int = Field(
         512, ge=8, description="answers that a model is asked for to explain one, two a feature"
     )
+    explain_s: float = Field(
+        1, gt=0, description="how long that may take; nothing is learned meanwhile, others ask on"
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )
@@ -82,6 +85,9 @@ class Limits(Tree):
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     listeners_max: int = Field(
         64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+    )
+    report_wait_s: float = Field(
+        60, gt=0, description="how long a report that is asked for by HTTP may take"
     )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(

@@ -23,6 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import online
+from benchmarks import choice_cost
 from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
@@ -188,6 +189,17 @@ def test_an_answer_says_what_it_is(shop: Embedded) -> None:
         ({"actions": [{"id": "a"}], "context": {"@x": 1}}, 422, "context.@x"),
         ({"actions": [{"id": "a"}], "context": {"x": [1]}}, 422, "context.x"),
         ({"actions": [{"id": "a", "features": {"x": {}}}]}, 422, "actions[0].features.x"),
+        (
+            {"actions": [{"id": x, "features": {"x": 1e101 if x == "b" else 0.0}} for x in "ab"]},
+            422,
+            "actions[1].features.x",
+        ),
+        (
+            {"actions": [{"id": x, "features": {"x": 2**60, "y": 0.5}} for x in "ab"]},
+            422,
+            "actions[0].features.x",
+        ),
+        ({"actions": [{"id": "a", "features": {"x\n": 1.0}}]}, 422, "actions[0].features"),
         ({"actions": [{"id": "a\n"}]}, 422, "actions[0].id"),
         ({"actions": [{"id": "a" * 2000}]}, 422, "actions[0].id"),
         ({"actions": [{"id": str(i)} for i in range(257)]}, 422, "actions"),
@@ -512,6 +524,14 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
     assert {name: logged[name][1] for name in names} == {
         name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
     }
+
+
+def test_what_choices_cost_is_measured_beside_predictions_and_feedback() -> None:
+    costs = choice_cost.run(turns=1, requests=32, callers=2)
+    assert [(cost.what, cost.requests) for cost in costs] == [
+        (what, 32) for what, _, _ in choice_cost.ASKED
+    ]
+    assert all(cost.us > 0.0 and cost.ratio > 0.0 for cost in costs)
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:
