@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
@@ -18,7 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
-from msgspec import UNSET
+from chosen import choices_of, quiet, served, settings
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -28,34 +27,13 @@ from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.commands import status as command
-from online.decide.record import Choice, unpack
 from online.models.errors import LearnerUnusable
 from online.models.model_file import settings_of
 from online.service.embedded import Embedded
 from online.settings.config import load
-from online.settings.places import open_journal
-from replay import codec
 
 HERE = Path(__file__).parent
 ACTIONS: dict[str, dict[str, Any]] = {"news": {}, "sport": {"length": 4.5}, "film": {}}
-PATH = "/v1/models/shop"
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
-def settings(**more: Any) -> dict[str, Any]:
-    model = {"name": "shop", "task": "choose", **more}
-    return {"cluster": "embedded", "port": 0, "models": [model]}
-
-
-@contextlib.contextmanager
-def served(folder: Path, **more: Any) -> Iterator[Embedded]:
-    data = {**settings(**more), "state_dir": str(folder / "state")}
-    with Embedded(load(None, data, {}), quiet) as service:
-        service.start()
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +43,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, action: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}{PATH}/{action}", json=body, timeout=20)
+    return httpx.post(f"{service.url}/v1/models/shop/{action}", json=body, timeout=20)
 
 
 def asked(**more: Any) -> dict[str, Any]:
     actions = [{"id": action, "features": x} for action, x in ACTIONS.items()]
     return {"context": {"hour": 20, "evening": True}, "actions": actions, **more}
-
-
-def choices_of(state: Path) -> dict[str, tuple[Choice, float]]:
-    """Choice and reward of each row of the journal, by event id."""
-    given = load(None, {**settings(), "state_dir": str(state)}, {})
-    found: dict[str, tuple[Choice, float]] = {}
-    with contextlib.closing(open_journal(given)) as journal:
-        for row in journal.follow("shop", 0, 10_000).rows:
-            example = codec.decode(row.payload)
-            if example.choice is not None:
-                assert isinstance(example.label, float)
-                found[row.event_id] = unpack(example.choice), example.label
-    return found
 
 
 def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_path: Path) -> None:
@@ -358,90 +323,6 @@ def test_a_model_that_does_not_choose_says_so(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_choices")
         with pytest.raises(ServiceRefused, match="does not choose"):
             x.model.choose(["a", "b"])
-
-
-def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path) -> None:
-    with served(tmp_path, choose={"apprentice": True}) as service:
-        shop = service.model
-        with pytest.raises(ServiceRefused, match="baseline"):
-            shop.choose(["a", "b"])
-        agreed = []
-        for i in range(60):
-            answer = shop.choose(["a", "b"], baseline="a" if i % 3 else "b")
-            assert answer.action == ("a" if i % 3 else "b")
-            assert answer.probability == 1.0
-            assert shop.reward(answer.id, float(answer.action == "a")).status == "learned"
-            agreed.append(answer.agreed)
-        assert set(agreed) == {True, False}
-        learns = shop.status()["choices"]["apprentice"]
-        assert (learns["n"], learns["ready"]) == (60, False)
-        assert learns["agreed"] == pytest.approx(agreed.count(True) / 60)
-    assert all(choice.propensity == 1.0 for choice, _ in choices_of(tmp_path / "state").values())
-
-
-def apprenticed(shop: Any, n: int, agree: bool = True) -> None:
-    """Choices of a caller who knows that "a" is right, or (``agree``: False) who draws."""
-    rng = random.Random(n)
-    for _ in range(n):
-        baseline = "a" if agree else rng.choice("ab")
-        answer = shop.choose(["a", "b"], baseline=baseline)
-        shop.reward(answer.id, float(answer.action == "a"))
-
-
-def test_an_apprentice_is_promoted_when_it_is_sure_and_stays_so_after_kills(tmp_path: Path) -> None:
-    data = settings(choose={"apprentice": True, "policy": "greedy"})
-    write_settings(tmp_path, data)
-    folder = ["--config", str(tmp_path / "online.yaml"), "--state-dir", str(tmp_path / "state")]
-
-    def promote(*words: str) -> Any:
-        return CliRunner().invoke(application("promote"), ["promote", *words, *folder])
-
-    for life in range(3):
-        running = launch(tmp_path)
-        with Client(running.url) as client:
-            shop = client.model("shop")
-            if life == 0:
-                early = promote()
-                assert early.exit_code != 0
-                assert "none of the caller's choices was rewarded" in str(early.exception)
-                apprenticed(shop, 20, agree=False)
-                with pytest.raises(ServiceRefused, match=r"keeps .* not sure of 80%"):
-                    shop.promote()
-                assert shop.status()["choices"]["answers"] == "caller"
-                apprenticed(shop, 400)
-                done = json.loads(promote("--json").stdout)
-                again = shop.promote()
-                assert (done["answers"], done["complete"]) == ("model", True)
-                assert done["control"] == again["control"]
-            if life < 2:
-                answer = shop.choose(["a", "b"])  # no baseline is asked for any more
-                assert (answer.action, answer.agreed) == ("a", UNSET)
-                assert shop.choose(["a", "b"], baseline="b").action == "a"
-                status = shop.status()
-                assert status["choices"]["answers"] == "model"
-                assert status["choices"]["apprentice"]["ready"]
-                if life == 1:
-                    assert promote("--back").exit_code == 0
-            else:
-                assert shop.status()["choices"]["answers"] == "caller"
-                assert shop.choose(["a", "b"], baseline="b").action == "b"
-                assert shop.promote(force=True)["answers"] == "model"
-        running.process.kill()
-        running.process.wait(30)
-    kinds = [c.kind for c in controls_of(tmp_path / "state")]
-    assert kinds.count("answers") == 3
-
-
-def controls_of(state: Path) -> list[Any]:
-    """All control rows of the journal."""
-    given = load(None, {**settings(), "state_dir": str(state)}, {})
-    with contextlib.closing(open_journal(given)) as journal:
-        return list(journal.controls("shop", 0))
-
-
-def test_who_is_no_apprentice_has_nobody_to_promote(shop: Embedded) -> None:
-    with pytest.raises(ServiceRefused, match="has no challenger"):
-        shop.model.promote()
 
 
 def test_sources_that_reward_one_action_only_are_taken_like_others(tmp_path: Path) -> None:
