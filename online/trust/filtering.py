@@ -242,6 +242,8 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
+        if (first := example.corrects) is not None:
+            self.chain.take_back(first.source, first.evidence)
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
@@ -278,6 +280,9 @@ class Filtering:
         features = codec.encode(Example(example.features, ""))
         label = label_text(example.label)
         count = self._count()
+        digests: tuple[int | None, int | None] = (None, None)
+        if example.corrects is None:  # else its row was there before, with another label
+            digests = zlib.crc32(label.encode(), zlib.crc32(features)), zlib.crc32(features)
         return Event(
             source=row.source,
             key=row.key,
@@ -286,8 +291,8 @@ class Filtering:
             version=count,
             base=count,
             label=label,
-            digest=zlib.crc32(label.encode(), zlib.crc32(features)),
-            features_digest=zlib.crc32(features),
+            digest=digests[0],
+            features_digest=digests[1],
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
         )
