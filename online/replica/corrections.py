@@ -11,12 +11,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
-from online.replica.answers import Waiter
+from online.replica.answers import Answers, Waiter
+from online.replica.pending import Written
 from online.replica.shared import Shared
 from online.rows import history
 from online.rows.finals import final_key, final_row, is_provisional
+from online.rows.joins import Whole
 from replay import codec
-from replay.errors import PayloadFormat, PayloadInvalid
+from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
@@ -36,35 +38,59 @@ class Met(msgspec.Struct, frozen=True, gc=False):
     first: Row
 
 
-def met(event: Waiter, asked: NewRow, example: Example | None, outcome: Outcome) -> Met | None:
-    """The event, if its first label may change; None: what was answered stands."""
-    first = outcome.row
-    if outcome.new or first is None or asked.half is not None or event.waiting.decided:
-        return None
-    try:
-        if not is_provisional(first):
-            return None
-        return Met(event, asked, example or codec.decode(asked.payload), outcome, first)
-    except (PayloadFormat, PayloadInvalid):  # whoever answers says so
-        return None
-
-
 class Corrections:
     """Writes the rows that make labels final.
 
     Parameters
     ----------
+    answers
+        Takes what became of each event.
     write
         Appends rows to the partition of this process.
     """
 
-    def __init__(self, shared: Shared, write: Write) -> None:
+    def __init__(self, shared: Shared, answers: Answers, write: Write) -> None:
+        self._answers = answers
+        self._met: list[Met] = []
         self._model = shared.settings.name
         self._store, self._control = shared.store, shared.control
         self._counts, self._write = shared.counts, write
 
-    async def settle(self, events: Sequence[Met]) -> list[tuple[Waiter, Outcome]]:
-        """What became of each event: of a provisional label, the final one stands if it is there.
+    def meet(self, event: Waiter, asked: NewRow, example: Example | None, outcome: Outcome) -> bool:
+        """Whether the event was there before with a label that may change: it is dealt with here.
+
+        ``asked`` is the row that was to be written, ``example`` what it says if somebody has it.
+        """
+        first = outcome.row
+        if outcome.new or first is None or asked.half is not None or event.waiting.decided:
+            return False
+        try:
+            if not is_provisional(first):
+                return False
+            label = example or codec.decode(asked.payload)
+        except (PayloadFormat, PayloadInvalid):  # whoever answers says so
+            return False
+        self._met.append(Met(event, asked, label, outcome, first))
+        return True
+
+    async def give(self) -> None:
+        """Write the final labels among the events that were met, and answer for all of them."""
+        events, self._met = self._met, []
+        most = self._store.journal.batch_rows_max
+        for start in range(0, len(events), most):
+            try:
+                settled = await self._settled(events[start : start + most])
+            except ReplayError as error:
+                left = [(one.event, Whole(one.asked)) for one in events[start:]]
+                self._answers.refuse([Written(w, e.waiting, e.i) for e, w in left], error)
+                return
+            for event, outcome in settled:
+                if outcome.row is not None:
+                    event.waiting.keys[event.i] = outcome.row.key
+                self._answers.note_written(event, outcome)
+
+    async def _settled(self, events: Sequence[Met]) -> list[tuple[Waiter, Outcome]]:
+        """Tell what became of each event: of a provisional label, its final one stands.
 
         Raises ReplayError if nothing was written.  Does not pause after the append.
         """

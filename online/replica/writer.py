@@ -21,7 +21,7 @@ from itertools import accumulate, islice
 import msgspec
 
 from online.replica.answers import Answers, Waiter
-from online.replica.corrections import Corrections, Met, met
+from online.replica.corrections import Corrections
 from online.replica.filtered import filtered
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
@@ -74,7 +74,7 @@ class Writer:
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
         self._at = Partition(shared, self._move_on)
         self.answers = Answers(shared, self._at)
-        self._corrections = Corrections(shared, self._write)
+        self._corrections = Corrections(shared, self.answers, self._write)
         self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._wake = asyncio.Event()
         self._traces: list[Trace] = []
@@ -196,6 +196,7 @@ class Writer:
                 await self._write_joins(halves, batch)
             else:
                 await self._write_whole(batch)
+            await self._corrections.give()
         finally:
             self.writing = self.committing = False
             self._queue.written(batch)
@@ -215,7 +216,6 @@ class Writer:
             judged, given = self._control.judged, zip(rows, events, strict=True)
             rows = [row if event.waiting.decided else judged(row) for row, event in given]
         most = self._store.journal.batch_rows_max
-        before: list[Met] = []
         for start in range(0, len(events), most):
             stop = start + most
             known = examples[start:stop]
@@ -224,34 +224,16 @@ class Writer:
             except ReplayError as error:
                 left = [(e.waiting, e.i) for e in events[start:]]
                 self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in left], error)
-                break
+                return
             # Without a pause: whoever learns a new row finds who waits for it.
             for event, row, example, outcome in zip(
                 events[start:stop], written, known, outcomes, strict=True
             ):
-                if (changes := met(event, row, example, outcome)) is not None:
-                    before.append(changes)
+                if self._corrections.meet(event, row, example, outcome):
                     continue
                 stands = self.answers.note_written(event, outcome)
                 if example is not None and stands is not None and stands.payload == row.payload:
                     self.decoded[stands.offset] = example
-        await self._correct(before)
-
-    async def _correct(self, before: list[Met]) -> None:
-        """Write the final labels of events that were there before with a provisional one."""
-        most = self._store.journal.batch_rows_max
-        for start in range(0, len(before), most):
-            some = before[start : start + most]
-            try:
-                settled = await self._corrections.settle(some)
-            except ReplayError as error:
-                left = [(one.event, one.asked) for one in before[start:]]
-                self._refuse([Written(Whole(r), e.waiting, e.i) for e, r in left], error)
-                return
-            for event, outcome in settled:
-                if outcome.row is not None:
-                    event.waiting.keys[event.i] = outcome.row.key
-                self.answers.note_written(event, outcome)
 
     async def _write_joins(self, halves: list[NewRow], batch: list[Waiting]) -> None:
         """The same for rows among which are sides of stored joins: each may take several steps."""
@@ -261,14 +243,9 @@ class Writer:
         for waiting in batch:
             entries = (entry_of(row, most, since) for row in waiting.rows)
             events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
-        await self._correct(await self._in_rounds(events))
-
-    async def _in_rounds(self, events: list[Written]) -> list[Met]:
-        """Append what the events take, step by step; those whose first label may change."""
-        before: list[Met] = []
         for _ in range(ROUNDS_MAX):
             if not events:
-                return before
+                return
             sizes = list(accumulate(len(event.entry.rows) for event in events))
             fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
             some, later = events[:fit], events[fit:]
@@ -278,15 +255,14 @@ class Writer:
                 outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except ReplayError as error:
                 self._refuse(events, error)
-                return before
+                return
             left: list[Written] = []
             for event in some:
                 # Without a pause: whoever learns a new row finds who waits for it.
                 found = list(islice(outcomes, len(event.entry.rows)))
-                left += self._settle(event, found, before)
+                left += self._settle(event, found)
             events = left + later
         self._refuse(events, JournalUnavailable("other replicas were faster each time"))
-        return before
 
     async def _write(
         self, rows: list[NewRow], examples: list[Example | None]
@@ -319,13 +295,9 @@ class Writer:
             self._shared.pace.now.set()
         return rows, appended.outcomes
 
-    def _settle(self, event: Written, outcomes: list[Outcome], before: list[Met]) -> list[Written]:
-        """Return what has to be appended next after these outcomes of the event's rows.
-
-        Events whose first label may change are put ``before`` those that are answered.
-        """
-        asked = event.entry.rows[0]
-        entry, waiting = event.entry, event.waiting
+    def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
+        """Return what has to be appended next after these outcomes of the event's rows."""
+        entry, waiting, asked = event.entry, event.waiting, event.entry.rows[0]
         try:
             entry.take(outcomes)
         except ReplayError as error:  # a half that nobody can read
@@ -336,13 +308,11 @@ class Writer:
         if event.half is not None:
             self._counts[f"joins_{fate(event.half, outcome)}"] += 1
         if waiting is not None:
-            example = waiting.examples[event.i]
-            if (changes := met(Waiter(waiting, event.i), asked, example, outcome)) is not None:
-                before.append(changes)
-                return [Written(after) for after in entry.after]
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
-            self.answers.note_written(Waiter(waiting, event.i), outcome)
+            waiter = Waiter(waiting, event.i)
+            if not self._corrections.meet(waiter, asked, waiting.examples[event.i], outcome):
+                self.answers.note_written(waiter, outcome)
         return [Written(after) for after in entry.after]
 
     def _take(self, fresh: Sequence[Row]) -> None:

@@ -277,12 +277,7 @@ class Filtering:
             gradient = model.slope(example.features, example.label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
-        features = codec.encode(Example(example.features, ""))
-        label = label_text(example.label)
-        count = self._count()
-        digests: tuple[int | None, int | None] = (None, None)
-        if example.corrects is None:  # else its row was there before, with another label
-            digests = zlib.crc32(label.encode(), zlib.crc32(features)), zlib.crc32(features)
+        count, (digest, of_features) = self._count(), _digests(example)
         return Event(
             source=row.source,
             key=row.key,
@@ -290,9 +285,9 @@ class Filtering:
             loss=loss_of(example),
             version=count,
             base=count,
-            label=label,
-            digest=digests[0],
-            features_digest=digests[1],
+            label=label_text(example.label),
+            digest=digest,
+            features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
         )
@@ -428,6 +423,14 @@ def filtering_for(
         root=root,
         weighs=getattr(serving, "takes_weight", True),
     )
+
+
+def _digests(example: Example) -> tuple[int | None, int | None]:
+    """Digests of the whole row, and of its features; of one that was there before, none."""
+    if example.corrects is not None:
+        return None, None
+    features = zlib.crc32(codec.encode(Example(example.features, "")))
+    return zlib.crc32(label_text(example.label).encode(), features), features
 
 
 def _unweighed(verdict: Verdict) -> Verdict:

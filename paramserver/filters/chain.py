@@ -219,7 +219,7 @@ class Chain:
             self.refresh(event.key, event.version)
 
     def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
-        """What an event said of its source is said no longer: a later one has corrected it."""
+        """Take back what an event said of its source: a later one has corrected it."""
         if evidence and not self.drift:
             known = self.sources.get(source)
             for test, nats in evidence.items():

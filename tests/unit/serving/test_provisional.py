@@ -13,13 +13,13 @@ import replica_world as worlds
 from msgspec.structs import replace
 from river import linear_model, optim
 
-import online.replica.corrections
 import online.rows.history
 from online.errors import RequestError
 from online.learning.base import BaseLearner
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.linear import Linear
 from online.rebuild.rebuild import Wanted
+from online.replica.corrections import Corrections
 from online.rows import history
 from online.rows.finals import corrected
 from online.serving.status import Cluster
@@ -231,8 +231,8 @@ def test_a_provisional_label_counts_until_the_final_one_and_no_longer(
     worlds.play(tmp_path, scene)
 
 
-def _never_met(*_: Any) -> None:
-    return None
+def _never_met(*_: Any) -> bool:
+    return False
 
 
 def _nothing_before(self: BaseLearner, example: Any) -> None:
@@ -250,10 +250,10 @@ def _has_no_final(*_: Any) -> bool:
 @pytest.mark.parametrize(
     ("owner", "name", "instead", "scene"),
     [
-        ("online.replica.writer", "met", _never_met, final_takes_the_place),
+        (Corrections, "meet", _never_met, final_takes_the_place),
         (BaseLearner, "_before", _nothing_before, final_takes_the_place),
         (
-            online.replica.corrections.Corrections,
+            Corrections,
             "_lesson",
             _first_is_always_taken_back,
             what_was_not_learned_is_not_taken_back,
@@ -275,10 +275,7 @@ def test_a_rule_that_is_left_out_is_noticed(
     instead: Any,
     scene: Scene,
 ) -> None:
-    if isinstance(owner, str):
-        monkeypatch.setattr(f"{owner}.{name}", instead)
-    else:
-        monkeypatch.setattr(owner, name, instead)
+    monkeypatch.setattr(owner, name, instead)
     with pytest.raises(AssertionError):
         worlds.play(tmp_path, scene)
 
