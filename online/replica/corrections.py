@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
-import msgspec
-
 from online.replica.answers import Answers, Waiter
 from online.replica.pending import Written
 from online.replica.shared import Shared
 from online.rows import history
-from online.rows.finals import final_key, final_row, is_provisional
+from online.rows.finals import final_key, final_row
 from online.rows.joins import Whole
 from replay import codec
-from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
+from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
@@ -28,14 +26,11 @@ Write = Callable[
 """Appends rows as the writer does, and says what became of each."""
 
 
-class Met(msgspec.Struct, frozen=True, gc=False):
-    """An event that was there before, with a provisional label: the row asked for, and its row."""
+_Event = tuple[Waiter, Outcome]
 
-    event: Waiter
-    asked: NewRow
-    label: Example
-    outcome: Outcome
-    first: Row
+
+def _asked(event: Waiter) -> NewRow:
+    return event.waiting.rows[event.i]
 
 
 class Corrections:
@@ -51,70 +46,53 @@ class Corrections:
 
     def __init__(self, shared: Shared, answers: Answers, write: Write) -> None:
         self._answers = answers
-        self._met: list[Met] = []
         self._model = shared.settings.name
         self._store, self._control = shared.store, shared.control
         self._counts, self._write = shared.counts, write
 
-    def meet(self, event: Waiter, asked: NewRow, example: Example | None, outcome: Outcome) -> bool:
-        """Whether the event was there before with a label that may change: it is dealt with here.
-
-        ``asked`` is the row that was to be written, ``example`` what it says if somebody has it.
-        """
-        first = outcome.row
-        if outcome.new or first is None or asked.half is not None or event.waiting.decided:
-            return False
-        try:
-            if not is_provisional(first):
-                return False
-            label = example or codec.decode(asked.payload)
-        except (PayloadFormat, PayloadInvalid):  # whoever answers says so
-            return False
-        self._met.append(Met(event, asked, label, outcome, first))
-        return True
-
     async def give(self) -> None:
-        """Write the final labels among the events that were met, and answer for all of them."""
-        events, self._met = self._met, []
+        """Write final labels of events whose label was provisional, and answer for the events."""
+        events, self._answers.changing = self._answers.changing, []
         most = self._store.journal.batch_rows_max
         for start in range(0, len(events), most):
             try:
                 settled = await self._settled(events[start : start + most])
             except ReplayError as error:
-                left = [(one.event, Whole(one.asked)) for one in events[start:]]
-                self._answers.refuse([Written(w, e.waiting, e.i) for e, w in left], error)
+                left = [event for event, _ in events[start:]]
+                self._answers.refuse(
+                    [Written(Whole(_asked(e)), e.waiting, e.i) for e in left], error
+                )
                 return
             for event, outcome in settled:
                 if outcome.row is not None:
                     event.waiting.keys[event.i] = outcome.row.key
-                self._answers.note_written(event, outcome)
+                self._answers.note_settled(event, outcome)
 
-    async def _settled(self, events: Sequence[Met]) -> list[tuple[Waiter, Outcome]]:
+    async def _settled(self, events: Sequence[_Event]) -> list[_Event]:
         """Tell what became of each event: of a provisional label, its final one stands.
 
         Raises ReplayError if nothing was written.  Does not pause after the append.
         """
-        out: list[tuple[Waiter, Outcome]] = []
-        finals: list[Met] = []
-        for one in events:
-            if not one.label.provisional:
-                finals.append(one)
+        out: list[_Event] = []
+        finals: list[Waiter] = []
+        rows: list[NewRow] = []
+        for event, outcome in events:
+            first = outcome.row
+            assert first is not None
+            label = event.waiting.examples[event.i] or codec.decode(_asked(event).payload)
+            if label.provisional:
+                find = (self._store.journal.find, self._model, final_key(first.key))
+                stands = await self._store.surely(*find)
+                out.append((event, outcome if stands is None else Outcome(False, stands)))
                 continue
-            journal, key = self._store.journal, final_key(one.first.key)
-            stands = await self._store.surely(journal.find, self._model, key)
-            out.append((one.event, Outcome(False, stands) if stands is not None else one.outcome))
-        if not finals:
-            return out
-        rows = [await self._row(one) for one in finals]
-        _, outcomes = await self._write(rows, [None] * len(rows))
-        for one, outcome in zip(finals, outcomes, strict=True):
-            self._counts["corrected"] += outcome.new
-            out.append((one.event, outcome))
+            row = final_row(_asked(event), label, first, await self._lesson(first))
+            rows.append(self._control.judged(row))
+            finals.append(event)
+        if rows:
+            _, outcomes = await self._write(rows, [None] * len(rows))
+            self._counts["corrected"] += sum(outcome.new for outcome in outcomes)
+            out += zip(finals, outcomes, strict=True)
         return out
-
-    async def _row(self, one: Met) -> NewRow:
-        lesson = await self._lesson(one.first)
-        return self._control.judged(final_row(one.asked, one.label, one.first, lesson))
 
     async def _lesson(self, first: Row) -> Row | None:
         """The row that has taught the provisional label; None: nothing has, and nothing will."""

@@ -165,15 +165,13 @@ class Writer:
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
     def keep(self, half: NewRow) -> bool:
-        """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
+        """Write one side of a stored join behind, without waiting; whether there was room for it.
 
-        Whether there was room for it.  The bound is ``joins_queue_max`` halves, and so many times
-        ``token_bytes_max`` bytes.
+        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
         """
         if kept := self._halves.put(half):
             self._wake.set()
-        else:
-            self._counts["joins_dropped"] += 1
+        self._counts["joins_dropped"] += not kept
         return kept
 
     async def run(self) -> None:
@@ -229,8 +227,6 @@ class Writer:
             for event, row, example, outcome in zip(
                 events[start:stop], written, known, outcomes, strict=True
             ):
-                if self._corrections.meet(event, row, example, outcome):
-                    continue
                 stands = self.answers.note_written(event, outcome)
                 if example is not None and stands is not None and stands.payload == row.payload:
                     self.decoded[stands.offset] = example
@@ -297,7 +293,7 @@ class Writer:
 
     def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
         """Return what has to be appended next after these outcomes of the event's rows."""
-        entry, waiting, asked = event.entry, event.waiting, event.entry.rows[0]
+        entry, waiting = event.entry, event.waiting
         try:
             entry.take(outcomes)
         except ReplayError as error:  # a half that nobody can read
@@ -310,9 +306,7 @@ class Writer:
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key
-            waiter = Waiter(waiting, event.i)
-            if not self._corrections.meet(waiter, asked, waiting.examples[event.i], outcome):
-                self.answers.note_written(waiter, outcome)
+            self.answers.note_written(Waiter(waiting, event.i), outcome)
         return [Written(after) for after in entry.after]
 
     def _take(self, fresh: Sequence[Row]) -> None:

@@ -13,8 +13,9 @@ import msgspec
 
 from online.rows.prediction_ids import event_key
 from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Corrects, Example
-from replay.journal.base import NewRow, Row, Verdict
+from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 _FINAL = "final"
 
@@ -76,8 +77,16 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> 
     return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at)
 
 
-def is_provisional(row: Row | NewRow, example: Example | None = None) -> bool:
-    """Whether the row's label may change; ``example``: what it says, where somebody has it."""
-    if example is not None:
-        return example.provisional
+def is_provisional(row: Row) -> bool:
+    """Whether the row's label may change."""
     return not codec.is_erased(row.payload) and codec.decode(row.payload).provisional
+
+
+def may_change(asked: NewRow, outcome: Outcome) -> bool:
+    """Whether the event was there before, with a label that may change."""
+    if outcome.new or outcome.row is None or asked.half is not None:
+        return False
+    try:
+        return is_provisional(outcome.row)
+    except (PayloadFormat, PayloadInvalid):  # whoever answers says so
+        return False

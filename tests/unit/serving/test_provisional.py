@@ -13,6 +13,7 @@ import replica_world as worlds
 from msgspec.structs import replace
 from river import linear_model, optim
 
+import online.replica.answers
 import online.rows.history
 from online.errors import RequestError
 from online.learning.base import BaseLearner
@@ -250,7 +251,7 @@ def _has_no_final(*_: Any) -> bool:
 @pytest.mark.parametrize(
     ("owner", "name", "instead", "scene"),
     [
-        (Corrections, "meet", _never_met, final_takes_the_place),
+        (online.replica.answers, "may_change", _never_met, final_takes_the_place),
         (BaseLearner, "_before", _nothing_before, final_takes_the_place),
         (
             Corrections,
