@@ -67,6 +67,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 
