@@ -375,7 +375,7 @@ def tables(
 
     Takes 2 GB and some minutes.  Example: python -m benchmarks tables --ids 1000000
     """
-    from benchmarks.studies import tables as bench
+    from benchmarks import ids as bench
 
     show(f"tables of {ids:,} ids", bench.run(ids, width), as_json=as_json)
     show("snapshots of the first", bench.run_snapshots(ids, width), as_json=as_json)

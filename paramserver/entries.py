@@ -1,4 +1,4 @@
-"""What stands under a key in a message, checked by the kind of its block."""
+"""This module checks what a message has under a key, by the kind of its block."""
 
 from __future__ import annotations
 

@@ -131,5 +131,5 @@ def _size(block: Block) -> int:
 
 
 def _keys_of_a_row(rows: Rows) -> int:
-    """As how many keys a row counts: one takes some twenty bytes, and so do five numbers."""
+    """How many keys a row counts as: one takes some twenty bytes, and so do five numbers."""
     return -(-rows.width // 5)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.studies import tables
+from benchmarks import ids as tables
 
 
 @pytest.mark.parametrize("what", tables.KINDS)

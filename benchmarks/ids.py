@@ -46,7 +46,7 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What one table takes: bytes a row, batches in a million rows a second, one event."""
+    """One table: bytes a row, rates in a million rows a second, and an event of thirty rows."""
 
     what: str
     ids: int
