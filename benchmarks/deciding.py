@@ -1,4 +1,4 @@
-"""Commands of `python -m benchmarks` about choices: streams, simulated worlds, off-policy logs."""
+"""Commands of `python -m benchmarks` about choices: streams, worlds, off-policy logs, costs."""
 
 from __future__ import annotations
 
@@ -87,4 +87,20 @@ def off_policy(
 
     found = bench.run(range(1, logs + 1), rows or 2000)
     show("off-policy", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command("choice-cost")
+def choice_cost(
+    turns: Annotated[int, typer.Option(help="blocks of each kind", min=1)] = 9,
+    as_json: AsJson = False,
+) -> None:
+    """CPU time of choices beside predictions, of rewards and committed choices beside feedback.
+
+    Exit code 1 if one costs more than was asked.  Example: python -m benchmarks choice-cost
+    """
+    from benchmarks import choice_cost as bench
+
+    found = bench.run(turns)
+    show("CPU time of the service a request", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)

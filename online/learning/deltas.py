@@ -66,10 +66,17 @@ def finish(
     clock: Mapping[int, int],
     durable: Mapping[int, int],
     closed: Collection[int],
+    *,
+    from_peer: bool = False,
 ) -> None:
-    """Start the tracks that are held, and drop those whose rows every copy has."""
+    """Start the tracks that are held, and drop those whose rows every copy has.
+
+    ``from_peer``: the clock is another replica's, which tells the partitions that one has asked
+    the server for and no others.  A track that it does not tell of stays held until the server
+    answers: the values may have any of its rows.
+    """
     for partition, track in list(tracks.items()):
-        if track.held:
+        if track.held and (partition in clock or not from_peer):
             track.next, track.held = clock.get(partition, 0) + 1, False
         have = min(clock.get(partition, 0), durable.get(partition, 0))
         if partition in closed or (track.end is not None and have >= track.end):

@@ -99,6 +99,13 @@ class Answers:
         """Those who wait for a row, which is learned now."""
         return _several(self._waiters.pop(offset, None))
 
+    def passed(self, first: int) -> list[Waiter]:
+        """Those who wait for rows before ``first``, which nobody here will learn any more."""
+        waiters, behind = self._waiters, list[Waiter]()
+        while waiters and (offset := next(iter(waiters))) < first:  # they are in order
+            behind += self.take(offset)
+        return behind
+
     def leave(self) -> list[Waiter]:
         """All who wait; no row of this partition is expected any more."""
         waiters, self._waiters = self._waiters, {}
@@ -168,9 +175,10 @@ class Answers:
             row.offset, Waiter(waiting, i, True)
         ):
             return  # it is learned together with the first
-        decisions = self._control.decisions
+        decisions, track = self._control.decisions, self._learner.tracks.get(row.partition)
+        counted = track is not None and track.next > row.offset
         # what failed was written before it counted
-        if not outcome.new or self._fates.is_there(row):
+        if not outcome.new or counted or self._fates.is_there(row):
             decisions = await self._control.current()
         reason, again = decisions.failure(row), None
         status = self._fates.status(row, reason)
@@ -179,6 +187,18 @@ class Answers:
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self.give(waiting, i, found)
+
+    async def stand_for(self, waiters: Sequence[Waiter]) -> None:
+        """Answer for rows that came with the server's values: whoever rewrote them had them."""
+        find, model = self._store.journal.find, self._model
+        for waiter in waiters:
+            waiting, i = waiter.waiting, waiter.i
+            try:
+                row = await self._store.surely(find, model, waiting.keys[i])
+                if row is not None:
+                    await self._stand(waiting, i, Outcome(not waiter.repeat, row))
+            except JournalDamaged as error:
+                self._spoil(waiting, i, error)
 
     async def leave_to_adopter(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows of a partition that was sealed: whoever sealed it learns them."""

@@ -104,6 +104,7 @@ class ModelReplica:
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
+        self.still = self._shared.still
         self.writer = Writer(self._shared, filters)
         if filters is not None:
             learner.evidence.heard = filters

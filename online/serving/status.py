@@ -23,7 +23,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import confidence_in, slices_in
+from online.sure.views import choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -117,7 +117,7 @@ class Cluster(Kept):
         journal = await self._room(name)
         return {
             "model": name,
-            "task": replica.settings.task,
+            "task": replica.settings.purpose,
             **self._facts(name),
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
@@ -129,6 +129,7 @@ class Cluster(Kept):
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
             "slices": _slices(replica),
+            "choices": _choices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "influence": _influence(replica),
@@ -158,6 +159,8 @@ class Cluster(Kept):
         """Prequential metrics of all learned events beside their baselines."""
         counters = self._replicas[name].learner.tally.counters
         found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
+        if (choices := choices_in(self._replicas[name].learner.tally.views)) is not None:
+            found |= choices.rules()
         return found
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
@@ -421,6 +424,12 @@ def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
 def _slices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return scores and coverage by the values of features; None: no feature is named for it."""
     found = slices_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
+
+
+def _choices(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return what came of the choices; None: the model makes none."""
+    found = choices_in(replica.learner.tally.views)
     return None if found is None else found.shown()
 
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import online
+from benchmarks import choice_cost
 from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
+from online.commands import status as command
 from online.decide.record import Choice, unpack
 from online.models.errors import LearnerUnusable
 from online.models.model_file import settings_of
@@ -117,6 +122,48 @@ def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_pat
         assert sum(choice.probabilities) == pytest.approx(1.0)
 
 
+def test_the_status_says_what_came_of_the_choices(tmp_path: Path) -> None:
+    """From two lives of the service: the figures are sums over the journal's rows."""
+    choose = {"policy": "epsilon", "epsilon": 0.5, "default_reward": 0.0, "reward_wait": 1.0}
+    taken, right, rng = Counter[str](), 0, random.Random(4)
+    for life in range(2):
+        with served(tmp_path, choose=choose) as service:
+            shop = service.model
+            for _ in range(60):
+                answer = shop.choose(["left", "right"], baseline="left")
+                reward = rng.random() < (0.9 if answer.action == "right" else 0.2)
+                shop.reward(answer.id, float(reward))
+                taken[answer.action] += 1
+                right += reward
+            if life == 1:
+                taken[shop.choose(["left", "right"]).action] += 1  # gets the default
+                while shop.status()["learned"] < 121:
+                    pass
+                status = shop.status()
+                text = httpx.get(f"{service.url}/metrics").text
+                shown = [name for name, _ in status.lines()]
+    assert status["task"] == "choose"
+    found = status["choices"]
+    assert (found["n"], found["defaulted"]) == (121, 1)
+    assert found["reward"] == pytest.approx(right / 121)
+    assert {name: x["n"] for name, x in found["actions"].items()} == taken
+    assert found["constant"]["action"] == "right"
+    assert found["constant"]["reward"] > found["evenly"] > found["baseline"]["reward"]
+    assert 0.05 < found["explored"] < 0.6
+    assert found["baseline"]["n"] == 120
+    assert found["apprentice"] is None
+    quality = status["quality"]
+    assert (quality["reward"], quality["evenly"]) == (found["reward"], found["evenly"])
+    assert 'online_prequential{metric="constant",model="shop"}' in text
+    assert {"reward", "best single action", "actions evenly"} <= set(shown)
+    file = Console(file=io.StringIO(), width=200)
+    command._show_model(file, status)
+    assert isinstance(file.file, io.StringIO)
+    lines = file.file.getvalue()
+    for part in ("shop  choose, rewards", "over 121 choices, always right", "1 by default"):
+        assert part in lines
+
+
 def test_an_answer_says_what_it_is(shop: Embedded) -> None:
     answer = post(shop, "choose", **asked(exclude=["film"])).json()
     assert answer["action"] == answer["ranking"][0]["id"] != "film"
@@ -141,6 +188,17 @@ def test_an_answer_says_what_it_is(shop: Embedded) -> None:
         ({"actions": [{"id": "a"}], "context": {"@x": 1}}, 422, "context.@x"),
         ({"actions": [{"id": "a"}], "context": {"x": [1]}}, 422, "context.x"),
         ({"actions": [{"id": "a", "features": {"x": {}}}]}, 422, "actions[0].features.x"),
+        (
+            {"actions": [{"id": x, "features": {"x": 1e101 if x == "b" else 0.0}} for x in "ab"]},
+            422,
+            "actions[1].features.x",
+        ),
+        (
+            {"actions": [{"id": x, "features": {"x": 2**60, "y": 0.5}} for x in "ab"]},
+            422,
+            "actions[0].features.x",
+        ),
+        ({"actions": [{"id": "a", "features": {"x\n": 1.0}}]}, 422, "actions[0].features"),
         ({"actions": [{"id": "a\n"}]}, 422, "actions[0].id"),
         ({"actions": [{"id": "a" * 2000}]}, 422, "actions[0].id"),
         ({"actions": [{"id": str(i)} for i in range(257)]}, 422, "actions"),
@@ -314,6 +372,9 @@ def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path
             assert shop.reward(answer.id, float(answer.action == "a")).status == "learned"
             agreed.append(answer.agreed)
         assert set(agreed) == {True, False}
+        learns = shop.status()["choices"]["apprentice"]
+        assert (learns["n"], learns["ready"]) == (60, False)
+        assert learns["agreed"] == pytest.approx(agreed.count(True) / 60)
     assert all(choice.propensity == 1.0 for choice, _ in choices_of(tmp_path / "state").values())
 
 
@@ -397,6 +458,14 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
     assert {name: logged[name][1] for name in names} == {
         name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
     }
+
+
+def test_what_choices_cost_is_measured_beside_predictions_and_feedback() -> None:
+    costs = choice_cost.run(turns=1, requests=32, callers=2)
+    assert [(cost.what, cost.requests) for cost in costs] == [
+        (what, 32) for what, _, _ in choice_cost.ASKED
+    ]
+    assert all(cost.us > 0.0 and cost.ratio > 0.0 for cost in costs)
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:

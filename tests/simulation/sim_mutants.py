@@ -1,7 +1,6 @@
 """Rules that are taken out one by one, and how many seeds it takes to notice.
 
-A mutant is made of texts that stand once in a module and of what stands there instead, or of a
-machine that does not keep its word.
+A mutant is texts that stand once in a module and what replaces them, or a machine that lies.
 
 Of these rules no mutant is here, as others cover for each in the whole system:
 
@@ -458,6 +457,12 @@ MUTANTS: dict[str, Mutant] = {
         ),
         within=150,
         begin=19,
+    ),
+    "what a peer does not tell of begins at its first row": Mutant(
+        ((_DELTAS, "(partition in clock or not from_peer)", "True"),),
+        climate={"peers": True},
+        within=326,
+        begin=325,
     ),
     "a relearn learns what it leaves behind": Mutant(
         (

@@ -26,6 +26,7 @@ TABLES: Final = {
     "buffers",
     "challenger",
     "checksums",
+    "choice-cost",
     "comparison",
     "confidence",
     "contention",
