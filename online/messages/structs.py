@@ -98,7 +98,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = False
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True):
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The label of a prediction (`id`), or of features that are sent along."""
 
     label: Any = msgspec.UNSET
@@ -232,7 +232,7 @@ STATUSES: Final[Mapping[str, str]] = {
 """What can become of an event."""
 
 
-class Receipt(msgspec.Struct, omit_defaults=True):
+class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     """A receipt that says what became of one event."""
 
     status: Annotated[

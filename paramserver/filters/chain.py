@@ -58,7 +58,7 @@ _WHOLE: Final = 0.95
 """Weights from here on are 1: what is learned of a source in good standing is learned whole."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A verdict is what is written beside an event.
 
     Attributes
