@@ -24,6 +24,7 @@ from benchmarks.alone import (
     prequential,
     relearning,
     report,
+    tables,
 )
 from benchmarks.deciding import bandit_worlds, bandits, choice_cost, off_policy
 from benchmarks.faults import check_once, durability, recovery, reloads, soak
@@ -332,6 +333,7 @@ def everything() -> None:
     trees()
     reloads()
     merge()
+    tables()
     journal()
     relearning(rows=None)
     services = (

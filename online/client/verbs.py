@@ -103,14 +103,17 @@ class ModelVerbs:
         source: str = Event().source,
         weight: float = 1.0,
         event_time: float | None = None,
+        provisional: bool = False,
     ) -> Steps[Receipt]:
         """Send the label of a prediction (``id``) or of features; what became of it.
 
         Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
-        is in POSIX seconds.  A ``conflict``, ``expired`` or ``failed`` is a receipt, too: read
-        ``status``.  Raises ClientError.
+        is in POSIX seconds.  A ``provisional`` label may change: sent again under the same id,
+        without the word, it is final, and what the first one taught is taken back.  A
+        ``conflict``, ``expired`` or ``failed`` is a receipt, too: read ``status``.  Raises
+        ClientError.
         """
-        event = Event(label, id, features, event_id, source, weight, event_time)
+        event = Event(label, id, features, event_id, source, weight, event_time, provisional)
         return (yield from self._calls.feedback(self.name, _plain(event, "")))
 
     @verb

@@ -27,6 +27,7 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from online.errors import invalid
+from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
 from paramserver import answering, rewrites, shortfall
 from replay import codec
@@ -225,6 +226,10 @@ class Decisions:
         taken = row.verdict in LEARNED and row.key.hex() not in self.failed
         return taken and not self.undone.has(row.partition, row.offset)
 
+    def lacks(self, partition: int, offset: int, key: bytes) -> bool:
+        """Whether the row failed, or the lineage has begun without it."""
+        return key.hex() in self.failed or offset <= self.without.get(partition, 0)
+
     def failure(self, row: Row) -> str | None:
         """Why the row could not be learned; None if that is not said."""
         return self.failed.get(row.key.hex()) if self.failed else None
@@ -418,7 +423,14 @@ def _listed(
     choice = decisions.choice(event) if status == QUARANTINED else None
     if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
         following = None  # it teaches nothing any more; or not with all the others
+    elif following is not None and _has_final(journal, model, event, row):
+        following = None  # that teaches the event
     return Listed(row, event, standing, following, choice)
+
+
+def _has_final(journal: Journal, model: str, event: Origin, row: Row) -> bool:
+    """Whether the row's label could change, and has."""
+    return is_provisional(row) and journal.find(model, final_key(event.key)) is not None
 
 
 def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:

@@ -68,6 +68,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 
