@@ -24,6 +24,7 @@ from benchmarks.alone import (
     prequential,
     relearning,
     report,
+    tables,
 )
 from benchmarks.deciding import (
     bandit_worlds,
@@ -340,6 +341,7 @@ def everything() -> None:
     trees()
     reloads()
     merge()
+    tables()
     journal()
     relearning(rows=None)
     services = (

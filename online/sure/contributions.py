@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -33,6 +33,8 @@ EXACT: Final = 1e-9
 """Contributions of two paths that differ by no more than this, relative to the answer, are one."""
 
 Ask = Callable[[Sequence[Features]], Sequence[Prediction]]
+_T = TypeVar("_T")
+Steps = Generator[None, int, _T]
 
 
 class NotExplained(OnlineError):
@@ -82,7 +84,28 @@ def contributions(
     asks_max: int,
     in_time: Callable[[], bool] = lambda: True,
 ) -> Contributions:
-    """Return what each feature has added to the answer for ``label``; None: to the number.
+    """Do all steps of :func:`explaining` at once."""
+    steps = explaining(ask, features, label, asks_max=asks_max, in_time=in_time)
+    next(steps)
+    while True:
+        try:
+            steps.send(asks_max)
+        except StopIteration as done:
+            found: Contributions = done.value
+            return found
+
+
+def explaining(
+    ask: Ask,
+    features: Features,
+    label: Label | None,
+    *,
+    asks_max: int,
+    in_time: Callable[[], bool],
+) -> Steps[Contributions]:
+    """Find out what each feature has added to the answer for ``label``; None: to the number.
+
+    In steps: what is sent in says about how many rows the model is asked in the next one.
 
     Parameters
     ----------
@@ -98,10 +121,12 @@ def contributions(
     names = list(features)
     draw = random.Random(len(names))
     orders, sums, exact = [names, names[::-1]], dict.fromkeys(names, 0.0), False
-    base, output = _outputs(ask, [{}, features], label)
+    base, output = yield from _outputs(ask, [{}, features], label)
     asked = paths = 0
     while True:
-        pair = [_path(ask, features, order, (base, output), label) for order in orders]
+        pair: list[dict[str, float]] = []
+        for order in orders:
+            pair.append((yield from _path(ask, features, order, (base, output), label)))
         asked += len(orders) * (len(names) - 1)
         for gains in pair:
             paths += 1
@@ -124,25 +149,28 @@ def _path(
     order: Sequence[str],
     ends: tuple[float, float],
     label: Label | None,
-) -> dict[str, float]:
+) -> Steps[dict[str, float]]:
     """Return what the answer gains at each feature, in this order."""
     part: Features = {}
     parts: list[Features] = []
     for name in order[:-1]:
         part = {**part, name: features[name]}
         parts.append(part)
-    outputs = [ends[0], *(_outputs(ask, parts, label) if parts else ()), ends[1]]
+    outputs = [ends[0], *(yield from _outputs(ask, parts, label)), ends[1]]
     steps = zip(order, outputs, outputs[1:], strict=False)
     return {name: after - before for name, before, after in steps}
 
 
-def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> list[float]:
-    try:
-        answers = ask(rows)
-    except Exception as error:  # whatever the model raises: it is a stranger's code
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise NotExplained(f"it raises on a part of the row: {reason}") from error
-    outputs = [_output(answer, label) for answer in answers]
+def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> Steps[list[float]]:
+    outputs: list[float] = []
+    while len(outputs) < len(rows):
+        n = yield
+        try:
+            answers = ask(rows[len(outputs) : len(outputs) + n])
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise NotExplained(f"it raises on a part of the row: {reason}") from error
+        outputs += [_output(answer, label) for answer in answers]
     if not all(map(math.isfinite, outputs)):
         raise NotExplained("its answer to a part of the row is no number")
     return outputs

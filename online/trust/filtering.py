@@ -242,6 +242,8 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
+        if (first := example.corrects) is not None:
+            self.chain.take_back(first.source, first.evidence)
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
@@ -275,8 +277,7 @@ class Filtering:
             gradient = model.slope(example.features, example.label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
-        label, count = label_text(example.label), self._count()
-        digest, features_digest = _digests(example, label)
+        count, (digest, of_features) = self._count(), _digests(example)
         return Event(
             source=row.source,
             key=row.key,
@@ -284,9 +285,9 @@ class Filtering:
             loss=loss_of(example),
             version=count,
             base=count,
-            label=label,
+            label=label_text(example.label),
             digest=digest,
-            features_digest=features_digest,
+            features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
         )
@@ -424,22 +425,23 @@ def filtering_for(
     )
 
 
+def _digests(example: Example) -> tuple[int | None, int | None]:
+    """Digests of the whole row, and of its features.
+
+    None of one that was there before, nor of a choice: it has one reward, and others like it are
+    not the same again.
+    """
+    if example.corrects is not None or example.choice is not None:
+        return None, None
+    features = zlib.crc32(codec.encode(Example(example.features, "")))
+    return zlib.crc32(label_text(example.label).encode(), features), features
+
+
 def _unweighed(verdict: Verdict) -> Verdict:
     """The verdict where a row is learned whole or not at all."""
     if verdict.factor < _WHOLE_MIN:
         return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
     return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
-
-
-def _digests(example: Example, label: str) -> tuple[int | None, int | None]:
-    """Hashes of the row with its label, and without.
-
-    None of a choice: it has one reward, and others like it are not the same again.
-    """
-    if example.choice is not None:
-        return None, None
-    features = codec.encode(Example(example.features, ""))
-    return zlib.crc32(label.encode(), zlib.crc32(features)), zlib.crc32(features)
 
 
 def loss_of(example: Example) -> float | None:

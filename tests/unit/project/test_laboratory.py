@@ -71,6 +71,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 

@@ -201,7 +201,7 @@ def test_a_request_is_told_why_and_what_can_not_be_told(tmp_path: Path) -> None:
 
         replica = await world.replica(build=build, task="binary", limits=Limits(explain_max=16))
         serving, x = world.serving(replica), row(random.Random(3))
-        said = serving.predict(PredictRequest(features=x, explain=True))
+        said = await serving.explained(PredictRequest(features=x, explain=True))
         plain = serving.predict(PredictRequest(features=x))
         assert isinstance(said, Prediction)
         assert isinstance(plain, Prediction)
@@ -225,7 +225,7 @@ def test_a_request_is_told_why_and_what_can_not_be_told(tmp_path: Path) -> None:
         before = replica.counts["predictions"]
         for code, request in refused.items():
             with pytest.raises(RequestError) as error:
-                serving.predict(request)
+                await serving.explained(request)
             assert error.value.code == code
             assert error.value.hint
         assert replica.counts["predictions"] == before
@@ -241,7 +241,7 @@ def test_before_the_first_class_nothing_is_explained(tmp_path: Path) -> None:
         )
         serving = world.serving(replica)
         with pytest.raises(RequestError, match="no label yet"):
-            serving.predict(PredictRequest(features={"a": 1.0}, explain=True))
+            await serving.explained(PredictRequest(features={"a": 1.0}, explain=True))
         await replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
