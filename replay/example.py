@@ -16,6 +16,9 @@ Label = bool | int | float | str
 """A label in its canonical form, as the model's task declares it."""
 
 
+UNLABELLED: Label = ""
+"""The label of a row that came without one, of a binary task: no label of such a task is a text."""
+
 NOTES_BYTES_MAX = 4096
 """Longer notes are left out of rows."""
 
@@ -32,6 +35,11 @@ def label_of(text: str) -> Label:
     """The label with this JSON text."""
     label: Label = _loads(text)
     return label
+
+
+def is_unlabelled(task: str, label: Label) -> bool:
+    """Whether a row of the task came without a label, and is learned all the same."""
+    return task == "binary" and type(label) is str
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -132,6 +140,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sure
         How sure an answer was to be when this one was given, for whoever asked for it; nobody else
         knows what it means.  None: nobody did.
+    taught
+        Another row has taught the features before: this one brings the label, to judge the answer.
     """
 
     features: Features
@@ -149,6 +159,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     known: dict[int, int] | None = None
     choice: bytes | None = None
     sure: bytes | None = None
+    taught: bool = False
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

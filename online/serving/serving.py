@@ -31,6 +31,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.serving import anomalies
 from online.serving.events import Events, is_join_id
 from online.serving.explained import why
 from online.serving.issued import Issued
@@ -40,7 +41,7 @@ from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
 from replay import codec
-from replay.example import Example, Features, label_of
+from replay.example import UNLABELLED, Example, Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -118,11 +119,12 @@ class Serving:
         if request.features is not None:
             features = self._door.features(request.features, "features")
             answer, shown = self._answer(features)
+            score = anomalies.score_of(replica, answer)
             said = why(replica, self._door, features, answer) if request.explain else msgspec.UNSET
             if replica.judge is not None:
                 replica.judge.asked(answer)
             replica.counts["predictions"] += 1
-            named = self._named(request.features) if request.details else _UNNAMED
+            named = _named(self, request.features) if request.details else _UNNAMED
             return Prediction(
                 self._reader.issued.prediction_id(features, answer, request.id),
                 self._door.show(answer.label),
@@ -137,6 +139,7 @@ class Serving:
                 *named,
                 *self._around(answer),
                 said,
+                score,
             )
         if request.explain:
             hint = "Ask one row at a time: explain with features"
@@ -144,7 +147,7 @@ class Serving:
         rows = self._many(request.instances or [], give_ids=request.ids)
         if request.details:
             for row, sent in zip(rows, request.instances or [], strict=True):
-                row.missing, row.unknown = self._named(sent)
+                row.missing, row.unknown = _named(self, sent)
         replica.counts["predictions"] += len(rows)
         return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
 
@@ -162,7 +165,9 @@ class Serving:
                 _check_finite(answer.label)
             else:
                 _check_finite(sum(answer.probabilities.values()))
-                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+                row.score = anomalies.score_of(self.replica, answer)
+                if row.score is msgspec.UNSET:
+                    row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
@@ -184,15 +189,6 @@ class Serving:
         labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
         return labels, msgspec.UNSET
 
-    def _named(self, sent: Features) -> _Names:
-        """Declared names that a row does not have, and its names of which nothing is known here.
-
-        The second are not declared; without a declaration, nothing was learned of them.
-        """
-        if (schema := self.schema) is None:
-            return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
-        return schema.missing(sent), schema.unknown(sent)
-
     def check_age(self, max_age_ms: float | None) -> None:
         """Raises RequestError: the model here is older than the caller allows."""
         if max_age_ms is None:
@@ -210,6 +206,8 @@ class Serving:
             _check_finite(answer.label)
             return answer, msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
+        if self.replica.settings.anomaly is not None:
+            return answer, msgspec.UNSET
         return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
@@ -223,7 +221,9 @@ class Serving:
             return None, number, version
         text = self._door.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
-            return text, float(answer.label is not False), version
+            score = anomalies.score_of(replica, answer)
+            certain = float(answer.label is not False)
+            return text, certain if isinstance(score, msgspec.UnsetType) else score, version
         wanted = self._door.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
@@ -246,6 +246,12 @@ class Serving:
             asked = read
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipt(asked, recorded, "")
+        if (
+            receipt.status == "conflict"
+            and (late := anomalies.late(self.replica, asked, recorded)) is not None
+        ):
+            asked, (recorded,) = late, await self.replica.writer.record([late.row], [late.example])
+            receipt = self._receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
@@ -288,6 +294,9 @@ class Serving:
                     receipts[i] = self._receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
+            taken = await anomalies.record_late(self.replica, receipts, rows, recorded)
+            for i, asked, result in taken:
+                receipts[i] = self._receipt(asked, result, f"events[{i}].")
         out = [receipt for receipt in receipts if receipt is not None]
         for status, n in Counter([receipt.status for receipt in out]).items():
             self.replica.counts[f"feedback_{status}"] += n
@@ -326,7 +335,7 @@ class Serving:
         if recorded.status == "damaged":
             raise damaged(recorded.reason or "", f"{field}id")
         if standing is None:
-            receipt.reason = self._waiting(recorded.since, field)
+            receipt.reason = _waiting(self.replica, recorded.since, field)
             return receipt
         if asked.row.half is not None and recorded.status == "learned":
             sent = codec.decode(standing.payload).raw  # bounded as it was asked
@@ -345,24 +354,12 @@ class Serving:
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
+            unlabelled = asked.label == UNLABELLED and self.replica.settings.anomaly is not None
+            same = erased or unlabelled or asked.label == first
+            receipt.status = "duplicate" if same else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
-
-    def _waiting(self, since: float | None, field: str) -> str:
-        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
-        if since is None:
-            self.replica.counts["joins_refused"] += 1
-            message = "no room for another label that comes before its prediction"
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
-        wait_s = self.replica.settings.label_wait
-        if self._now_s() - since > wait_s:
-            message = f"no prediction with this id has been recorded for {wait_s:g} s"
-            hint = "Send the id of a prediction by this model, or the features with the label"
-            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
-        return "the prediction with this id has not been recorded yet; the label is kept for it"
 
 
 def _is_plain(asked: Asked, recorded: Recorded) -> bool:
@@ -415,3 +412,28 @@ def _seen(text: str) -> tuple[int, int]:
         raise invalid(
             "after", f"not a `seen`: {text[:80]!r}", "Send it as feedback gave it"
         ) from None
+
+
+def _waiting(replica: ModelReplica, since: float | None, field: str) -> str:
+    """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+    if since is None:
+        replica.counts["joins_refused"] += 1
+        message = "no room for another label that comes before its prediction"
+        hint = "Send it again after Retry-After; nothing was recorded"
+        raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
+    wait_s = replica.settings.label_wait
+    if replica.now_s() - since > wait_s:
+        message = f"no prediction with this id has been recorded for {wait_s:g} s"
+        hint = "Send the id of a prediction by this model, or the features with the label"
+        raise RequestError(404, "unknown_id", message, f"{field}id", hint)
+    return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _named(serving: Serving, sent: Features) -> _Names:
+    """Declared names that a row does not have, and its names of which nothing is known here.
+
+    The second are not declared; without a declaration, nothing was learned of them.
+    """
+    if (schema := serving.schema) is None:
+        return msgspec.UNSET, serving.replica.learner.vocabulary.fresh(sent)
+    return schema.missing(sent), schema.unknown(sent)
