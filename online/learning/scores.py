@@ -31,8 +31,8 @@ UNLABELLED_ABOVE: Final = "unlabelled_above"
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
     """Return what the row adds to the prequential counters."""
     score, shares = example.score, None
+    above = 0.0 if score is None else float(score.get("true", 0.0) > 0.5)
     if is_unlabelled(task, example.label):
-        above = 0.0 if score is None else float(score.get("true", 0.0) > 0.5)
         return {UNLABELLED_ROWS: 1, UNLABELLED_ABOVE: above}
     predicted: Label | None = None
     if task == "regression":
@@ -51,6 +51,8 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
     )
     if score is not None:
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.taught:  # it is counted there
+        counted |= {UNLABELLED_ROWS: -1, UNLABELLED_ABOVE: -above}
     if example.version is not None and example.version[0] <= tally.answers_after:
         counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
     return counted

@@ -434,7 +434,7 @@ def _raised(what: str, error: Exception) -> str:
 
 def _wrap(
     learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[bytes],
-    threshold: float | None,
+    threshold: float | None = None,
 ) -> Model:  # fmt: skip
     if isinstance(made, type) or made is None:
         got = "None" if made is None else f"the class {made.__name__}"
