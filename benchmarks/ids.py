@@ -11,11 +11,13 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -69,11 +71,15 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
-    """Bytes that an event of thirty features is, as it is pushed."""
+class Event:
+    """An event of thirty features in ``fm``: microseconds of the processor, bytes of its push."""
 
     what: str
-    bytes: int
+    words: int
+    learned_us: float
+    predicted_us: float
+    cut_us: float
+    bytes: float
 
 
 class _Held(Protocol):
@@ -257,13 +263,41 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
     return lines
 
 
-def pushed(features: int = EVENT, k: int = 8) -> list[Pushed]:
-    """One event of so many features, as ``fm`` pushes it with a table and with names."""
-    text, out = " ".join(f"word{i}" for i in range(features - 1)), []
+def events(words: int, n: int, k: int = 8) -> list[Event]:
+    """Rows of so many different words, learned with a table and with names, turn by turn."""
+    draw, models = random.Random(1), {"a table": True, "names": False}
+    made = {w: Fm(k, text=("text",), table=t).model_for("binary") for w, t in models.items()}
+    spent = {what: [0.0, 0.0, 0.0] for what in made}
+    sizes = dict.fromkeys(made, 0)
+    for _ in range(n):
+        some = [" ".join(f"w{draw.randrange(words)}" for _ in range(EVENT - 1)) for _ in range(64)]
+        for what, model in made.items():
+            marks = [time.process_time()]
+            for text in some:
+                model.learn({"text": text}, len(text) % 2 == 0, 1.0)
+            marks.append(time.process_time())
+            for text in some:
+                model.predict({"text": text})
+            marks.append(time.process_time())
+            delta = model.cut()
+            marks.append(time.process_time())
+            spent[what] = [
+                x + b - a for x, (a, b) in zip(spent[what], pairwise(marks), strict=True)
+            ]
+            sizes[what] += len(msgspec.msgpack.encode(to_wire(delta)))
+    each = 64 * n / 1e6
+    return [
+        Event(what, words, *(x / each for x in spent[what]), sizes[what] / n / 64) for what in made
+    ]
+
+
+def one_event(k: int = 8) -> dict[str, int]:
+    """Bytes of the push of one event alone, with a table and with names."""
+    text, out = " ".join(f"word{i}" for i in range(EVENT - 1)), {}
     for what, table in (("a table", True), ("names", False)):
         model = Fm(k, text=("text",), table=table).model_for("binary")
         model.learn({"text": text}, True, 1.0)
-        out.append(Pushed(what, len(msgspec.msgpack.encode(to_wire(model.cut())))))
+        out[what] = len(msgspec.msgpack.encode(to_wire(model.cut())))
     return out
 
 
