@@ -381,7 +381,7 @@ def tables(
     show("snapshots of the first", bench.run_snapshots(ids, width), as_json=as_json)
     found = [line for words in (500, 1_000_000) for line in bench.events(words, 50)]
     show("events of 30 features, 64 a push", found, as_json=as_json)
-    print("one event alone is pushed in bytes:", bench.one_event())
+    show("one of them alone, pushed", bench.one_event(), as_json=as_json)
 
 
 @app.command()

@@ -28,7 +28,8 @@ import numpy.typing as npt
 from online.models.fm import Fm
 from paramserver.blocks import ROWS, Block, to_wire
 from paramserver.rows import Rows
-from paramserver.snapshots.format import decode, encode
+from paramserver.snapshots.format import decode, encoded
+from paramserver.snapshots.store import Disk
 from paramserver.state import SnapshotState
 
 IDS: Final = 10_000_000
@@ -80,6 +81,14 @@ class Event:
     predicted_us: float
     cut_us: float
     bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """Bytes of the push of one event alone."""
+
+    what: str
+    bytes: int
 
 
 class _Held(Protocol):
@@ -235,7 +244,7 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
 
     def save() -> None:
         state = SnapshotState("m", "s", "", (1, 1), {"table": Block(ROWS, rows)}, {1: 1})
-        file.write_bytes(encode(state))
+        Disk().write(file, encoded(state))
 
     def restore() -> None:
         decode(file.read_bytes()).values["table"].data.get(every[:BATCH])
@@ -285,19 +294,20 @@ def events(words: int, n: int, k: int = 8) -> list[Event]:
                 x + b - a for x, (a, b) in zip(spent[what], pairwise(marks), strict=True)
             ]
             sizes[what] += len(msgspec.msgpack.encode(to_wire(delta)))
-    each = 64 * n / 1e6
-    return [
-        Event(what, words, *(x / each for x in spent[what]), sizes[what] / n / 64) for what in made
-    ]
+    each, out = 64 * n / 1e6, []
+    for what, (learned, predicted, cut) in spent.items():
+        size = sizes[what] / n / 64
+        out.append(Event(what, words, learned / each, predicted / each, cut / each, size))
+    return out
 
 
-def one_event(k: int = 8) -> dict[str, int]:
-    """Bytes of the push of one event alone, with a table and with names."""
-    text, out = " ".join(f"word{i}" for i in range(EVENT - 1)), {}
+def one_event(k: int = 8) -> list[Pushed]:
+    """One event pushed alone, with a table and with names."""
+    text, out = " ".join(f"word{i}" for i in range(EVENT - 1)), []
     for what, table in (("a table", True), ("names", False)):
         model = Fm(k, text=("text",), table=table).model_for("binary")
         model.learn({"text": text}, True, 1.0)
-        out[what] = len(msgspec.msgpack.encode(to_wire(model.cut())))
+        out.append(Pushed(what, len(msgspec.msgpack.encode(to_wire(model.cut())))))
     return out
 
 

@@ -245,8 +245,7 @@ class TableLines:
 
 
 def _learned(sums: Floats) -> _Flags:
-    known: _Flags = sums.any(axis=1)
-    return known
+    return np.asarray(sums.any(axis=1))
 
 
 def _id(key: str) -> int:

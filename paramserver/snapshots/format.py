@@ -16,10 +16,8 @@ later release is told apart from a damaged one.  Numbers come back bit for bit.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
-from io import BytesIO
-from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -29,6 +27,7 @@ from paramserver import blocks as algebra
 from paramserver.blocks import Block, Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.rows import Rows
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
 from paramserver.state import SnapshotState
 
@@ -73,6 +72,11 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def encode(state: SnapshotState) -> bytes:
     """The whole file.  Deterministic: the same state gives the same bytes."""
+    return bytes(encoded(state))
+
+
+def encoded(state: SnapshotState) -> Pieces:
+    """The file, whose payload is made while it is written; the state must stay as it is."""
     arrays: dict[str, Stored] = {}
     for i, block in enumerate(state.values.values()):
         arrays.update((f"{i}.{part}", stored) for part, stored in _stored(block).items())
@@ -97,26 +101,18 @@ def encode(state: SnapshotState) -> bytes:
             log=state.log,
         )
     )
-    size, pieces = write_arrays(arrays)
-    return _framed(SCHEMA, manifest, size, pieces)
+    size, payload = write_arrays(arrays)
+    return Pieces(_begin(SCHEMA, manifest, size), size, payload)
 
 
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
     """Manifest and payload between the fixed head and the checksum."""
-    return _framed(schema, manifest, len(payload), [payload])
+    begin = _begin(schema, manifest, len(payload))
+    return bytes(Pieces(begin, len(payload), lambda: (payload,)))
 
 
-def _framed(
-    schema: int, manifest: bytes, size: int, payload: Iterable[bytes | memoryview]
-) -> bytes:
-    """The whole, which is written once: a large table's is not joined out of others' copies."""
-    head = _FRAME.pack(MAGIC, schema, len(manifest), size, sha256(manifest).digest())
-    out, digest = BytesIO(), sha256()
-    for piece in chain((head, manifest), payload):
-        out.write(piece)
-        digest.update(piece)
-    out.write(digest.digest())
-    return out.getvalue()
+def _begin(schema: int, manifest: bytes, size: int) -> bytes:
+    return _FRAME.pack(MAGIC, schema, len(manifest), size, sha256(manifest).digest()) + manifest
 
 
 def decode(data: bytes) -> SnapshotState:
@@ -215,7 +211,7 @@ def _runs(partitions: frozenset[int]) -> list[tuple[int, int]]:
 def _stored(block: Block) -> dict[str, Stored]:
     if block.kind == algebra.ROWS:
         rows: Rows = block.data
-        numbers = Stored(np.dtype(np.float32), (len(rows), rows.width), rows.pieces())
+        numbers = Stored(np.dtype(np.float32), (len(rows), rows.width), rows.pieces)
         return {"ids": Stored.of(rows.ids), "rows": numbers}
     return {part: Stored.of(array) for part, array in _to_arrays(block).items()}
 

@@ -6,13 +6,16 @@ Its own writer and reader hold everything two and three times, which is gigabyte
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+from paramserver.snapshots.pieces import Piece
 
 Array = npt.NDArray[Any]
 
@@ -42,12 +45,12 @@ class Stored:
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    pieces: Iterable[Array]
+    pieces: Callable[[], Iterable[Array]]
 
     @classmethod
     def of(cls, array: Array) -> Self:
         """An array that is there as a whole."""
-        return cls(array.dtype, array.shape, (array,))
+        return cls(array.dtype, array.shape, lambda: (array,))
 
     @property
     def size(self) -> int:
@@ -55,8 +58,8 @@ class Stored:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
-def write_arrays(arrays: Mapping[str, Stored]) -> tuple[int, Iterator[bytes | memoryview]]:
-    """How many bytes the file has, and these in order.  The widest numbers come first."""
+def write_arrays(arrays: Mapping[str, Stored]) -> tuple[int, Callable[[], Iterator[Piece]]]:
+    """How many bytes the file has, and what makes them.  The widest numbers come first."""
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     described, end = {}, 0
     for name in names:
@@ -65,14 +68,15 @@ def write_arrays(arrays: Mapping[str, Stored]) -> tuple[int, Iterator[bytes | me
         described[name] = _Tensor(_NAMES[one.dtype], list(one.shape), (begin, end))
     head = msgspec.json.encode(described)
     head += b" " * (-len(head) % _ALIGNED)
-    return _LENGTH.size + len(head) + end, _pieces(head, [arrays[name] for name in names])
+    size = _LENGTH.size + len(head) + end
+    return size, partial(_pieces, head, [arrays[name] for name in names])
 
 
-def _pieces(head: bytes, arrays: Iterable[Stored]) -> Iterator[bytes | memoryview]:
+def _pieces(head: bytes, arrays: Iterable[Stored]) -> Iterator[Piece]:
     yield _LENGTH.pack(len(head))
     yield head
     for one in arrays:
-        for piece in one.pieces:
+        for piece in one.pieces():
             yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
 
 
