@@ -40,7 +40,7 @@ import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Prediction, by_probability
+from online.models.base import Prediction
 from online.models.errors import StateNotFinite
 from online.models.experts import (
     EXPERTS,
@@ -49,16 +49,16 @@ from online.models.experts import (
     Floats,
     OneOutput,
     OutputPerClass,
+    Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing, counted
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from online.models.votes import Mixture, Terms, logistic, mixed, softmax
+from online.models.worths import worth_of_classes, worth_of_two
+from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
-
-FADE: Final = 0.995
-"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
 
 RESIDUAL_MAX: Final = 3.0
 ERROR_MAX: Final = 4.0
@@ -66,7 +66,6 @@ ERROR_MAX: Final = 4.0
 _HALF: Final = np.dtype("<f2")
 
 _NUMERIC: Final = frozenset({float, int})
-_LOSSES: Final = "losses"
 _TARGET: Final = "target"
 
 
@@ -126,6 +125,13 @@ class SelfRateModel(Hashing):
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
         return self._answer(self._read(features, learns=False))
+
+    def explained(self, features: Features) -> tuple[Prediction, Terms | None]:
+        """Answer for one row, and what each feature has added; None: no label is known."""
+        words, numbers = self._parted(features)
+        added = dict.fromkeys(features, 0.0)
+        answer, found = self._explain(*self._views(words, numbers), added)
+        return answer, None if found is None else Terms(*found, added)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Return the answer that :meth:`predict` gives to each row."""
@@ -198,6 +204,32 @@ class SelfRateModel(Hashing):
     def _unjudged(self) -> Mixture:
         return Mixture(EXPERTS)
 
+    def _parted(self, features: Features) -> tuple[list[tuple[str, str]], dict[str, float]]:
+        """Features and places of what is no number, and the numbers by name as they count."""
+        words: list[tuple[str, str]] = []
+        numbers: dict[str, Any] = {}
+        for name, value in features.items():
+            if value is None or isinstance(value, (str, bool)):
+                words += [(name, key) for key in self.words.keys(name, value)]
+            else:
+                numbers[name] = value
+        scaler = self._rows.scaler
+        return words, numbers if scaler is None else scaler.transform(numbers)
+
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
+    ) -> tuple[Any, list[Owned | None]]:
+        """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
+        return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
+
+    def _share_out(
+        self, views: Sequence[Owned | None], worths: Any, added: dict[str, float]
+    ) -> None:
+        """Add to each feature what its numbers are worth, a unit of them ``worths`` by expert."""
+        for i, view in enumerate(views):
+            if view is not None:
+                self._experts.share_out(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
+
     # -- by task -----------------------------------------------------------------------------
 
     def _untrained(self) -> OneOutput | OutputPerClass:
@@ -219,6 +251,12 @@ class SelfRateModel(Hashing):
     def _answer(self, row: Any) -> Prediction:
         raise NotImplementedError
 
+    def _explain(
+        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
+    ) -> tuple[Prediction, tuple[float, float] | None]:
+        """Answer, and put what each feature has added; where it begins and ends (None: nowhere)."""
+        raise NotImplementedError
+
     def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         """Judge the experts and let them learn; finite only if all numbers touched are."""
         raise NotImplementedError
@@ -231,8 +269,21 @@ class Binary(SelfRateModel):
 
     def _answer(self, row: Any) -> Prediction:
         shares = self._shares(row)
-        answer = by_probability(self._mixture.of(shares))
-        return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
+        return self._said(shares, self._mixture.of(shares))
+
+    def _said(self, shares: Sequence[float], p: float) -> Prediction:
+        """Return the answer of this probability of True, the experts' own being its notes."""
+        return Prediction(p > 0.5, {False: 1.0 - p, True: p}, pack(self._shares_form, *shares))
+
+    def _explain(
+        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
+    ) -> tuple[Prediction, tuple[float, float] | None]:
+        after, before = self._outputs(row), self._outputs(self._read({}, learns=False))
+        shares, votes = [logistic(z) for z in after], self._mixture.votes()
+        answer = self._said(shares, mixed(votes, shares))
+        *ends, worths = worth_of_two(votes, before, after, shares, up=answer.label is True)
+        self._share_out(views, worths, added)
+        return answer, (ends[0], ends[1])
 
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row."""
@@ -325,13 +376,29 @@ class Multiclass(SelfRateModel):
         if not (labels := self._experts.labels):
             return Prediction(None, {})
         taken = self._take(row, learns=False)
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
+    def _explain(
+        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
+    ) -> tuple[Prediction, tuple[float, float] | None]:
+        answer = self._answer(row)
+        if answer.label is None or answer.probabilities is None:
+            return answer, None
+        column, shares = self._experts.labels[answer.label], answer.probabilities
+        rest = sum([p for label, p in shares.items() if label != answer.label])
+        ends = shares[answer.label], rest
+        after = self._take(row, learns=False).outputs()
+        before = self._take(self._read({}, learns=False), learns=False).outputs()
+        votes = np.array(self._mixture.votes())
+        base, output, worths = worth_of_classes(votes, before, after, column, ends)
+        self._share_out(views, worths, added)
+        return answer, (base, output)
+
     def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
         taken, column = self._take(row, learns=True), self._experts.labels[label]
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         judged, own = self._served(served) or (shares, column)
         p = 0.0 if own is None else judged[:, own]
         brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
@@ -384,6 +451,15 @@ class Regression(SelfRateModel):
         numbers = self._numbers(row)
         return Prediction(self._mixture.of(numbers), None, pack(self._numbers_form, *numbers))
 
+    def _explain(
+        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
+    ) -> tuple[Prediction, tuple[float, float] | None]:
+        answer, votes, spread = self._answer(row), self._mixture.votes(), self._spread()
+        base = mixed(votes, self._numbers(self._read({}, learns=False)))
+        self._share_out(views, [vote * spread for vote in votes], added)
+        assert isinstance(answer.label, float)
+        return answer, (base, answer.label)
+
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row, in standard deviations of the target."""
         return self._experts.outputs(row)
@@ -415,67 +491,8 @@ class Regression(SelfRateModel):
         return self._teach(row, cut)
 
 
-class Mixture:
-    """How the experts did of late, and what follows for their answers.
-
-    ``sharp``: how much a difference of their losses counts.
-    """
-
-    def __init__(self, experts: int, sharp: float = 1.0) -> None:
-        self.losses = [0.0] * experts
-        self._sharp = sharp
-        self._judged = False  # since the cut
-
-    def votes(self) -> list[float]:
-        """Each expert's share in the answer."""
-        least, sharp = min(self.losses), self._sharp
-        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
-        total = sum(votes)
-        return [vote / total for vote in votes]
-
-    def of(self, answers: Sequence[float]) -> float:
-        """The experts' answers mixed."""
-        return sum([v * a for v, a in zip(self.votes(), answers, strict=True)])
-
-    def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came.  One of weight w counts as w labels of weight 1."""
-        fade = FADE if weight == 1.0 else FADE**weight
-        part = 1.0 if weight == 1.0 else (1.0 - fade) / (1.0 - FADE)
-        self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
-        self._judged = True
-
-    def take(self, losses: list[float]) -> None:
-        """Labels came after which the experts' losses are these."""
-        self.losses, self._judged = losses, True
-
-    def cut(self) -> Blocks:
-        if not self._judged:
-            return {}
-        self._judged = False
-        return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
-
-    def rebase(self, values: Blocks) -> None:
-        if not self._judged and (block := values.get(_LOSSES)) is not None:
-            self.losses = array_of(block.data).tolist()
-
-
 def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
     """Return what the experts answered; None if the row does not say it."""
     if served is None or served.notes is None or len(served.notes) != calcsize(form):
         return None
     return unpack(form, served.notes)
-
-
-def logistic(x: float) -> float:
-    """Return the probability of True for its log odds."""
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)
-
-
-def _softmax(outputs: Floats) -> Floats:
-    """Return the probability that each expert gives each class: shape (EXPERTS, classes)."""
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares
