@@ -87,7 +87,7 @@ def softmax(outputs: Floats) -> Floats:
 
 
 class Terms(NamedTuple):
-    """What an answer begins with, and what each feature adds: together they are the output.
+    """Terms are what an answer begins with and what each feature adds: together its output.
 
     ``base`` and ``output`` are log odds of the answered label, or numbers in regression.
     """
