@@ -340,7 +340,7 @@ class SeveralViews(SelfRateModel):
         return self._seen(*self._rows.parts(features, learns=learns))
 
     def _seen(self, shared: Row, numbers: Row) -> Views:
-        """What no number is and the numbers, in each view that has something to say."""
+        """The row in each view that has something to say, by what is no number and the numbers."""
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
         tented, paired = self._mixture.speaking()
         return Views(

@@ -40,7 +40,7 @@ import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
 from online.models.experts import (
     EXPERTS,
@@ -55,8 +55,7 @@ from online.models.hashed import Hashed, Words, check_hashing, counted
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from online.models.votes import Mixture, Terms, logistic, mixed, softmax
-from online.models.worths import worth_of_classes, worth_of_two
+from online.models.votes import Mixture, logistic, softmax
 from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
@@ -126,13 +125,6 @@ class SelfRateModel(Hashing):
         """Answer for one row."""
         return self._answer(self._read(features, learns=False))
 
-    def explained(self, features: Features) -> tuple[Prediction, Terms | None]:
-        """Answer for one row, and what each feature has added; None: no label is known."""
-        words, numbers = self._parted(features)
-        added = dict.fromkeys(features, 0.0)
-        answer, found = self._explain(*self._views(words, numbers), added)
-        return answer, None if found is None else Terms(*found, added)
-
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Return the answer that :meth:`predict` gives to each row."""
         return [self.predict(x) for x in rows]
@@ -149,11 +141,32 @@ class SelfRateModel(Hashing):
         """One step of all experts, which are judged by what they answered; raises as ``learn``."""
         self._learn(example.features, example.label, weight, example)
 
+    @property
+    def why_not_revised(self) -> str | None:
+        """Nothing keeps a lesson from being taken back."""
+        return None
+
+    def learn_provisional(self, example: Example, weight: float) -> None:
+        """One step of all experts, which are judged by the final label."""
+        self._learn(example.features, example.label, weight, example)
+
+    def revise(self, example: Example, weight: float, before: Before) -> None:
+        """One step of all experts by the difference of both gradients; now they are judged."""
+        self._learn(example.features, example.label, weight, example, before)
+
     def _learn(
-        self, features: Features, label: Label, weight: float, served: Example | None
+        self,
+        features: Features,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None = None,
     ) -> None:
         self._meet(label)
-        total = self._step(self._read(features, learns=True), label, weight, served)
+        if before is not None:
+            self._meet(before[0])
+        row = self._read(features, learns=before is None)
+        total = self._step(row, label, weight, served, before)
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -204,31 +217,11 @@ class SelfRateModel(Hashing):
     def _unjudged(self) -> Mixture:
         return Mixture(EXPERTS)
 
-    def _parted(self, features: Features) -> tuple[list[tuple[str, str]], dict[str, float]]:
-        """Features and places of what is no number, and the numbers by name as they count."""
-        words: list[tuple[str, str]] = []
-        numbers: dict[str, Any] = {}
-        for name, value in features.items():
-            if value is None or isinstance(value, (str, bool)):
-                words += [(name, key) for key in self.words.keys(name, value)]
-            else:
-                numbers[name] = value
-        scaler = self._rows.scaler
-        return words, numbers if scaler is None else scaler.transform(numbers)
-
     def _views(
         self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
     ) -> tuple[Any, list[Owned | None]]:
         """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
         return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
-
-    def _share_out(
-        self, views: Sequence[Owned | None], worths: Any, added: dict[str, float]
-    ) -> None:
-        """Add to each feature what its numbers are worth, a unit of them ``worths`` by expert."""
-        for i, view in enumerate(views):
-            if view is not None:
-                self._experts.share_out(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
 
     # -- by task -----------------------------------------------------------------------------
 
@@ -251,14 +244,13 @@ class SelfRateModel(Hashing):
     def _answer(self, row: Any) -> Prediction:
         raise NotImplementedError
 
-    def _explain(
-        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
-    ) -> tuple[Prediction, tuple[float, float] | None]:
-        """Answer, and put what each feature has added; where it begins and ends (None: nowhere)."""
-        raise NotImplementedError
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
+        """Judge the experts, unless by a provisional label, and let them learn.
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
-        """Judge the experts and let them learn; finite only if all numbers touched are."""
+        ``before``: what is taken back.  Finite only if all numbers touched are.
+        """
         raise NotImplementedError
 
 
@@ -275,16 +267,6 @@ class Binary(SelfRateModel):
         """Return the answer of this probability of True, the experts' own being its notes."""
         return Prediction(p > 0.5, {False: 1.0 - p, True: p}, pack(self._shares_form, *shares))
 
-    def _explain(
-        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
-    ) -> tuple[Prediction, tuple[float, float] | None]:
-        after, before = self._outputs(row), self._outputs(self._read({}, learns=False))
-        shares, votes = [logistic(z) for z in after], self._mixture.votes()
-        answer = self._said(shares, mixed(votes, shares))
-        *ends, worths = worth_of_two(votes, before, after, shares, up=answer.label is True)
-        self._share_out(views, worths, added)
-        return answer, (ends[0], ends[1])
-
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row."""
         return self._experts.outputs(row)
@@ -297,10 +279,17 @@ class Binary(SelfRateModel):
         """Return the probability of True that each expert gives."""
         return [logistic(z) for z in self._outputs(row)]
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
         shares, y = self._shares(row), float(label)
-        self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
-        return self._teach(row, [(p - y) * weight for p in shares])
+        if _is_final(served):
+            self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
+        slopes = [(p - y) * weight for p in shares]
+        if before is not None:
+            y, weight = float(before[0]), before[1]
+            slopes = [slope - (p - y) * weight for slope, p in zip(slopes, shares, strict=True)]
+        return self._teach(row, slopes)
 
     @staticmethod
     def _judge(mixture: Mixture, judged: Sequence[float], y: float, weight: float) -> None:
@@ -380,32 +369,21 @@ class Multiclass(SelfRateModel):
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
-    def _explain(
-        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
-    ) -> tuple[Prediction, tuple[float, float] | None]:
-        answer = self._answer(row)
-        if answer.label is None or answer.probabilities is None:
-            return answer, None
-        column, shares = self._experts.labels[answer.label], answer.probabilities
-        rest = sum([p for label, p in shares.items() if label != answer.label])
-        ends = shares[answer.label], rest
-        after = self._take(row, learns=False).outputs()
-        before = self._take(self._read({}, learns=False), learns=False).outputs()
-        votes = np.array(self._mixture.votes())
-        base, output, worths = worth_of_classes(votes, before, after, column, ends)
-        self._share_out(views, worths, added)
-        return answer, (base, output)
-
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
         taken, column = self._take(row, learns=True), self._experts.labels[label]
         shares = softmax(taken.outputs())
-        judged, own = self._served(served) or (shares, column)
-        p = 0.0 if own is None else judged[:, own]
-        brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
-        losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
-        self._mixture.judge(losses.tolist(), weight)
-        shares[:, column] -= 1.0
-        return self._teach(taken, shares * weight)
+        if _is_final(served):
+            judged, own = self._served(served) or (shares, column)
+            p = 0.0 if own is None else judged[:, own]
+            brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
+            losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
+            self._mixture.judge(losses.tolist(), weight)
+        slopes = _towards(shares, column) * weight
+        if before is not None:
+            slopes -= _towards(shares, self._experts.labels[before[0]]) * before[1]
+        return self._teach(taken, slopes)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
         """Return what the experts answered, and the label's place in it.
@@ -451,15 +429,6 @@ class Regression(SelfRateModel):
         numbers = self._numbers(row)
         return Prediction(self._mixture.of(numbers), None, pack(self._numbers_form, *numbers))
 
-    def _explain(
-        self, row: Any, views: Sequence[Owned | None], added: dict[str, float]
-    ) -> tuple[Prediction, tuple[float, float] | None]:
-        answer, votes, spread = self._answer(row), self._mixture.votes(), self._spread()
-        base = mixed(votes, self._numbers(self._read({}, learns=False)))
-        self._share_out(views, [vote * spread for vote in votes], added)
-        assert isinstance(answer.label, float)
-        return answer, (base, answer.label)
-
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row, in standard deviations of the target."""
         return self._experts.outputs(row)
@@ -476,19 +445,42 @@ class Regression(SelfRateModel):
     def _spread(self) -> float:
         return math.sqrt(self._targets.vars.get("", 0.0))
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
         y = float(label)
-        self._target.learn({"": y})
+        if before is None:  # the first label of a row stays in the moments of the target
+            self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
-        judged = _unpack(self._numbers_form, served) or numbers
-        errors = [abs(number - y) / spread for number in judged]
-        half, ordered = len(errors) // 2, sorted(errors)
-        typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
-        losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
-        self._mixture.judge(losses, weight)
-        residuals = [(number - y) / spread for number in numbers]
-        cut = [max(-RESIDUAL_MAX, min(RESIDUAL_MAX, x)) * weight for x in residuals]
-        return self._teach(row, cut)
+        if _is_final(served):
+            judged = _unpack(self._numbers_form, served) or numbers
+            errors = [abs(number - y) / spread for number in judged]
+            half, ordered = len(errors) // 2, sorted(errors)
+            typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
+            losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
+            self._mixture.judge(losses, weight)
+        slopes = [_cut((number - y) / spread) * weight for number in numbers]
+        if before is not None:
+            y, weight = float(before[0]), before[1]
+            taken = [_cut((number - y) / spread) * weight for number in numbers]
+            slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
+        return self._teach(row, slopes)
+
+
+def _is_final(served: Example | None) -> bool:
+    """Whether experts are judged by the label of the row, and not by a later one."""
+    return served is None or not served.provisional
+
+
+def _towards(shares: Floats, column: int) -> Floats:
+    """Return the slope at each output of each expert if the column's class is the true one."""
+    slopes = shares.copy()
+    slopes[:, column] -= 1.0
+    return slopes
+
+
+def _cut(residual: float) -> float:
+    return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))
 
 
 def _unpack(form: str, served: Example | None) -> Sequence[float] | None:

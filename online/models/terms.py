@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from river import linear_model, optim
 
+from online.models import reasons
 from online.models.base import Model, Prediction
 from online.models.linear import Linear
 from online.models.selfrate import SelfRateModel
@@ -18,7 +19,7 @@ def explained(model: Model, features: Features) -> tuple[Prediction, Terms | Non
     The terms are None of a model that knows no label yet.
     """
     if isinstance(model, SelfRateModel):
-        return model.explained(features)
+        return reasons.explained(model, features)
     if type(model) is not Linear:
         return None
     answer = model.predict(features)
