@@ -302,8 +302,7 @@ def touched_by(deltas: Iterable[Delta]) -> Touched:
     touched: Touched = {}
     for delta in deltas:
         for name, block in delta.blocks.items():
-            keys = set(block.data) if isinstance(block.data, dict) else None
-            algebra.add_touched(touched, {name: keys})
+            algebra.add_touched(touched, {name: algebra.keys_of(block)})
     return touched
 
 

@@ -50,13 +50,13 @@ from online.models.hashed import check_hashing
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
-    Mixture,
     Multiclass,
     Regression,
     SelfRate,
     SelfRateModel,
     logistic,
 )
+from online.models.votes import Mixture
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 

@@ -28,6 +28,7 @@ from safetensors.numpy import save as save_arrays
 from paramserver import blocks as algebra
 from paramserver.blocks import Block, Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
+from paramserver.rows import Rows
 from paramserver.state import SnapshotState
 
 SCHEMA: Final = 1
@@ -37,7 +38,13 @@ _DIGEST_BYTES: Final = 32
 FRAME_BYTES: Final = _FRAME.size
 _CUT_KEYS: Final = 8192  # at once: what fits into a processor's cache takes two thirds of the time
 _LENGTH: Final = struct.Struct("<Q")
-_DTYPES: Final = {"U8": np.uint8, "I64": np.int64, "U64": np.uint64, "F64": np.float64}
+_DTYPES: Final = {
+    "U8": np.uint8,
+    "I64": np.int64,
+    "U64": np.uint64,
+    "F64": np.float64,
+    "F32": np.float32,
+}
 
 Array = npt.NDArray[Any]
 
@@ -217,6 +224,8 @@ def _to_arrays(block: Block) -> dict[str, Array]:
         return {"numbers": algebra.array_of(data)}
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
+    if block.kind == algebra.ROWS:
+        return {"ids": data.ids, "rows": data.numbers}
     arrays = _keys_to_arrays(data)
     if block.kind == algebra.COUNT:  # an integer above 2**53 is no float, and 1 is not 1.0
         real = [type(x) is float for x in data.values()]
@@ -266,6 +275,8 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
         raise ValueError(f"unknown kind {kind!r}")
     if kind in algebra.ARRAYS:
         return _finite(arrays[prefix + "numbers"]).tobytes()
+    if kind == algebra.ROWS:
+        return Rows(arrays[prefix + "ids"].astype(np.uint64), _finite(arrays[prefix + "rows"]))
     keys = _keys_from_arrays(arrays, prefix)
     if kind == algebra.COUNT:
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
@@ -309,4 +320,8 @@ def equal(a: Blocks, b: Blocks) -> bool:
 
 
 def _ordered(block: Block) -> Any:
+    if block.kind == algebra.ROWS:
+        ids, numbers = block.data.ids, block.data.numbers
+        order = np.argsort(ids)
+        return ids[order].tolist(), numbers[order].tobytes()
     return block.data if block.kind in algebra.BYTES else sorted(block.data.items())

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
+from paramserver.rows import Rows
 from paramserver.snapshots import checks
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.objects import ObjectSnapshots
@@ -44,6 +45,9 @@ STATE = SnapshotState(
         "d": Block("digest", {"count": 7, "sum": 2**64 - 1}),
         "o": Block("opaque", b"\x00\xff"),
         "empty": Block("additive", {}),
+        "t": Block(
+            "rows", Rows(np.array([7, 2**64 - 1], dtype=np.uint64), np.eye(2, 3, dtype="f4"))
+        ),
     },
     clock={1: 5, 9: 0},
     closed=frozenset({2, 3, 4, 7}),

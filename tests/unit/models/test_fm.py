@@ -19,7 +19,8 @@ from benchmarks import factors
 from evaluation.errors import StreamUnusable
 from online.models import fm
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.fm import Fm, FmModel, Machine, first_vector
+from online.models.fm import Fm, FmModel, Machine
+from online.models.lines import first_vector
 from online.models.load import load
 from online.models.scalers import Standard
 from online.settings.config import data_dir
@@ -180,10 +181,10 @@ def test_ids_are_the_same_however_they_are_written() -> None:
 
 def test_a_row_that_leaves_the_finite_numbers_changes_no_sum() -> None:
     machine = trained()
-    before = machine.cut()
+    before = machine.lines.cut()
     with pytest.raises(StateNotFinite):
         machine.step(machine.read(ROW), math.inf)
-    assert machine.cut() == {}
+    assert machine.lines.cut() == {}
     assert all(math.isfinite(x) for block in before.values() for x in block.data.values())
 
 

@@ -27,6 +27,9 @@ TABLES: Final = {
     "challenger",
     "checksums",
     "choice-cost",
+    "choices-killed",
+    "poisoned-rewards",
+    "propensities",
     "comparison",
     "confidence",
     "contention",
@@ -68,6 +71,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 
