@@ -61,8 +61,8 @@ class Explanation(msgspec.Struct):
     exact: Annotated[
         bool,
         Meta(
-            description="each order of the features says the same; false: means over some orders, "
-            "which estimate Shapley values"
+            description="read from the weights, or each order of the features says the same; "
+            "false: means over some orders, which estimate Shapley values"
         ),
     ]
 
@@ -112,6 +112,13 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     source: Annotated[str, Meta(max_length=256)] = "default"
     weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+    provisional: Annotated[
+        bool,
+        Meta(
+            description="the label may change: what it teaches is taken back when the event comes "
+            "again without this; needs a token, or an `event_id`"
+        ),
+    ] = False
 
 
 class FeedbackRequest(Event):
@@ -253,6 +260,10 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
+    corrects: Annotated[
+        str | msgspec.UnsetType,
+        Meta(description="`seen` of the row with a provisional label that this one has taken back"),
+    ] = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     unknown: Annotated[
         list[str] | msgspec.UnsetType,

@@ -100,6 +100,7 @@ class ModelReplica:
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.control = ControlLog(settings.name, who.spec, self.store)
+        learner.untaught = self.control.decisions.lacks
         self._shared = Shared(
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,

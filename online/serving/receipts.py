@@ -17,6 +17,7 @@ from online.rows.door import Door
 from online.serving.ordinary import Asked
 from replay import codec
 from replay.example import Example
+from replay.journal.base import Row
 
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
@@ -59,18 +60,21 @@ class Receipting:
             receipt.status = recorded.status
         if recorded.status not in _NEVER:
             receipt.seen = f"{standing.partition}:{standing.offset}"
+        receipt.corrects = _corrects(asked, standing)
         if recorded.reason:
             receipt.reason = recorded.reason
         elif recorded.status in ("clipped", "quarantined"):
             receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
-            first = codec.decode(standing.payload).label
+            stands = codec.decode(standing.payload)
+            first, late = stands.label, _is_provisional(asked) and not stands.provisional
             erased = codec.is_erased(standing.payload)
             receipt.duplicate = True
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
+            alike = erased or late or asked.label == first
+            receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
@@ -93,7 +97,22 @@ class Receipting:
 def _is_plain(asked: Asked, recorded: Recorded) -> bool:
     """Whether there is nothing to say of the event but that it was learned."""
     learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    return learned and asked.row.half is None and not asked.unknown
+    corrects = recorded.row is not None and recorded.row.key != asked.row.key
+    return learned and asked.row.half is None and not asked.unknown and not corrects
+
+
+def _is_provisional(asked: Asked) -> bool:
+    return asked.example is not None and asked.example.provisional
+
+
+def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
+    """The row whose lesson the standing one has taken back."""
+    if standing.key == asked.row.key or asked.row.half is not None:
+        return msgspec.UNSET
+    first = codec.decode(standing.payload).corrects
+    if first is None or first.offset == 0:
+        return msgspec.UNSET
+    return f"{first.partition}:{first.offset}"
 
 
 def _why(example: Example) -> str:
