@@ -467,7 +467,7 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
     for row in rows:
         if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
             return None
-        added.append(terms[1])
+        added.append(terms.added)
     found: dict[str, float] = {}
     for name in {name for one in added for name in one}:
         values = [one.get(name, 0.0) for one in added]
