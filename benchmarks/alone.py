@@ -366,6 +366,25 @@ def factors(
 
 
 @app.command()
+def tables(
+    ids: Annotated[int, typer.Option(help="ids of the table", min=1_000)] = 10_000_000,
+    width: Annotated[int, typer.Option(help="numbers of a row", min=1)] = 16,
+    as_json: AsJson = False,
+) -> None:
+    """A table of ids beside a dict with numpy, a dict with torch, and dicts of floats.
+
+    Takes 2 GB and some minutes.  Example: python -m benchmarks tables --ids 1000000
+    """
+    from benchmarks import ids as bench
+
+    show(f"tables of {ids:,} ids", bench.run(ids, width), as_json=as_json)
+    show("snapshots of the first", bench.run_snapshots(ids, width), as_json=as_json)
+    found = [line for words in (500, 1_000_000) for line in bench.events(words, 50)]
+    show("events of 30 features, 64 a push", found, as_json=as_json)
+    show("one of them alone, pushed", bench.one_event(), as_json=as_json)
+
+
+@app.command()
 def edge(as_json: AsJson = False) -> None:
     """Exports of models trained on real streams: parity by runtime, sizes, times, updates.
 

@@ -248,7 +248,8 @@ class App:
             asked: Any
             if action == "predict":
                 asked = decode(form.predict, body)
-                status, said = 200, serving.predict(asked)
+                status = 200
+                said = await serving.explained(asked) if asked.explain else serving.predict(asked)
             elif action == "feedback":
                 asked = decode(form.feedback, body)
                 status, said = await serving.feedback(asked)

@@ -111,7 +111,7 @@ class Learner(LocalModel):
         memory = self.memory
         lesson: Lesson = ()
         score = example.score
-        if example.moved is not None:
+        if example.moved is not None or example.provisional:
             memory = None  # no row to be kept, and none that others are learned with
         if memory is not None:
             lesson = memory.lesson(example.label)

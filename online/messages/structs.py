@@ -70,8 +70,8 @@ class Explanation(msgspec.Struct):
     exact: Annotated[
         bool,
         Meta(
-            description="each order of the features says the same; false: means over some orders, "
-            "which estimate Shapley values"
+            description="read from the weights, or each order of the features says the same; "
+            "false: means over some orders, which estimate Shapley values"
         ),
     ]
 
@@ -107,7 +107,7 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = False
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True):
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The label of a prediction (`id`), or of features that are sent along."""
 
     label: Annotated[
@@ -123,6 +123,13 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     source: Annotated[str, Meta(max_length=256)] = "default"
     weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+    provisional: Annotated[
+        bool,
+        Meta(
+            description="the label may change: what it teaches is taken back when the event comes "
+            "again without this; needs a token, or an `event_id`"
+        ),
+    ] = False
 
 
 class FeedbackRequest(Event):
@@ -240,7 +247,7 @@ STATUSES: Final[Mapping[str, str]] = {
 """What can become of an event."""
 
 
-class Receipt(msgspec.Struct, omit_defaults=True):
+class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     """A receipt that says what became of one event."""
 
     status: Annotated[
@@ -268,6 +275,10 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
+    corrects: Annotated[
+        str | msgspec.UnsetType,
+        Meta(description="`seen` of the row with a provisional label that this one has taken back"),
+    ] = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     unknown: Annotated[
         list[str] | msgspec.UnsetType,

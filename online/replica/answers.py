@@ -13,6 +13,7 @@ from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of
 from online.replica.shared import Shared
 from online.rows import history
+from online.rows.finals import may_change
 from online.tracing.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
 from replay.journal.base import Outcome, Row
@@ -40,11 +41,14 @@ class Answers:
         How many are not answered yet.
     incident
         Why the last ones could not be answered; None if they could.
+    changing
+        Events that were there before, with a label that may change.
     """
 
     def __init__(self, shared: Shared, partition: Partition) -> None:
         self.requests = 0
         self.incident: str | None = None
+        self.changing: list[tuple[Waiter, Outcome]] = []
         self._model, self._learner = shared.settings.name, shared.learner
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         self._fates = Fates(shared.control.decisions, shared.followed)
@@ -78,8 +82,17 @@ class Answers:
     def note_written(self, event: Waiter, outcome: Outcome) -> Row | None:
         """Answer for a row when it is learned: it is returned if it is new and learned here.
 
-        For any other row the answer is given by :meth:`after_commit`.
+        For any other row the answer is given by :meth:`after_commit`; ``changing`` has what is to
+        be looked at first.
         """
+        asked = event.waiting.rows[event.i]
+        if not event.waiting.decided and may_change(asked, outcome):
+            self.changing.append((event, outcome))
+            return None
+        return self.note_settled(event, outcome)
+
+    def note_settled(self, event: Waiter, outcome: Outcome) -> Row | None:
+        """Do what :meth:`note_written` does for a row whatever its label was before."""
         row = outcome.row
         if outcome.new and row is not None and self.add(row.offset, event):
             return row

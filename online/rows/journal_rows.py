@@ -44,7 +44,8 @@ class JournalRows:
     """Rows of a model in the order in which their labels were recorded; nothing is written.
 
     A row that teaches an event again is left out: the event is in the report once.  Quarantined
-    rows are counted, but their labels are not believed.
+    rows are counted, but their labels are not believed.  A provisional label is none: its event is
+    in the report when the final one has come.
 
     Parameters
     ----------
@@ -96,7 +97,8 @@ class JournalRows:
     def _example(self, row: Row) -> Example | None:
         try:
             example = decode(row.payload)
-            return example if example.moved is None else None
+            wanted = example.moved is None and not example.provisional
+            return example if wanted else None
         except (PayloadFormat, PayloadInvalid):
             self.damaged += 1
             return None

@@ -171,6 +171,7 @@ class Learner:
         source: str = Event().source,
         weight: float = 1.0,
         event_time: float | None = None,
+        provisional: bool = False,
     ) -> Receipt:
         """Record and learn a labelled row; on disk and in the model when this returns.
 
@@ -183,6 +184,9 @@ class Learner:
             ``duplicate`` then.  None: a repeat would be another event.
         weight, event_time
             Importance (1 is an ordinary row), and POSIX seconds.
+        provisional
+            The label may change: what it teaches is taken back when the event comes again, with
+            its final one.
 
         Returns
         -------
@@ -197,6 +201,7 @@ class Learner:
         event = FeedbackRequest(
             label=plain_value("label", y), features=plain_value("features", x),
             event_id=event_id, source=source, weight=weight, event_time=event_time,
+            provisional=provisional,
         )  # fmt: skip
 
         async def step(parts: Assembly) -> Receipt | Receipts:

@@ -31,7 +31,7 @@ def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.Unset
     return answer.probabilities[True]
 
 
-def late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
+def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
     """The row of a label that came after its event was learned without one; None: it is none."""
     standing = recorded.row
     if standing is None or replica.settings.anomaly is None:
@@ -47,7 +47,7 @@ def late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | Non
     return Asked(row, asked.label, asked.idempotent, example)
 
 
-async def record_late(
+async def late(
     replica: ModelReplica,
     receipts: Sequence[Receipt | None],
     rows: Sequence[tuple[int, Asked]],
@@ -61,7 +61,7 @@ async def record_late(
     for (i, asked), result in zip(rows, recorded, strict=True):
         receipt = receipts[i]
         if receipt is not None and receipt.status == "conflict":
-            one = late(replica, asked, result)
+            one = _late(replica, asked, result)
             some += [] if one is None else [(i, one)]
     if not some:
         return []

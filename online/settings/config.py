@@ -63,6 +63,9 @@ class Limits(Tree):
     explain_max: int = Field(
         512, ge=8, description="answers that a model is asked for to explain one, two a feature"
     )
+    explain_s: float = Field(
+        1, gt=0, description="how long that may take; nothing is learned meanwhile, others ask on"
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )

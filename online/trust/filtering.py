@@ -242,6 +242,8 @@ class Filtering:
         if verdict.verdict == CLIPPED and not self._weighs:
             verdict = _unweighed(verdict)
         self.chain.observe(event, verdict)
+        if (first := example.corrects) is not None:
+            self.chain.take_back(first.source, first.evidence)
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
         written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
@@ -275,9 +277,7 @@ class Filtering:
             gradient = model.slope(example.features, example.label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
-        features = codec.encode(Example(example.features, ""))
-        label = label_text(example.label)
-        count = self._count()
+        count, (digest, of_features) = self._count(), _digests(example)
         return Event(
             source=row.source,
             key=row.key,
@@ -285,9 +285,9 @@ class Filtering:
             loss=loss_of(example),
             version=count,
             base=count,
-            label=label,
-            digest=zlib.crc32(label.encode(), zlib.crc32(features)),
-            features_digest=zlib.crc32(features),
+            label=label_text(example.label),
+            digest=digest,
+            features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
         )
@@ -423,6 +423,18 @@ def filtering_for(
         root=root,
         weighs=getattr(serving, "takes_weight", True),
     )
+
+
+def _digests(example: Example) -> tuple[int | None, int | None]:
+    """Digests of the whole row, and of its features.
+
+    None of one that was there before, nor of a choice: it has one reward, and others like it are
+    not the same again.
+    """
+    if example.corrects is not None or example.choice is not None:
+        return None, None
+    features = zlib.crc32(codec.encode(Example(example.features, "")))
+    return zlib.crc32(label_text(example.label).encode(), features), features
 
 
 def _unweighed(verdict: Verdict) -> Verdict:

@@ -7,7 +7,7 @@ written event, in the order of the rows, with the verdict that was written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import exp, inf
 from typing import Final
 
@@ -58,7 +58,7 @@ _WHOLE: Final = 0.95
 """Weights from here on are 1: what is learned of a source in good standing is learned whole."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A verdict is what is written beside an event.
 
     Attributes
@@ -217,6 +217,13 @@ class Chain:
             self.sources.quarantine(source)
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
+
+    def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
+        """Take back what an event said of its source: a later one has corrected it."""
+        if evidence and not self.drift:
+            known = self.sources.get(source)
+            for test, nats in evidence.items():
+                self.sources.add(known, test, -nats, self._arrivals)
 
     def catch_up(self, key: bytes, version: int) -> None:
         """Hear what other replicas have taken, before an event with this key is decided.

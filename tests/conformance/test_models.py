@@ -55,7 +55,15 @@ def test_ftrl_keeps_the_promises(recipe: Ftrl, task: Any, rows: Callable[[], Row
 
 
 @pytest.mark.parametrize(("task", "rows"), [("binary", words_rows), ("regression", targets)])
-@pytest.mark.parametrize("recipe", [Fm(text=["text"]), Fm(3, bits=4, start=0.5, beta_v=1.0)])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        Fm(text=["text"]),
+        Fm(3, bits=4, start=0.5, beta_v=1.0),
+        Fm(text=["text"], table=True),
+        Fm(3, bits=4, start=0.5, beta_v=1.0, table=True),
+    ],
+)
 def test_a_factorization_machine_keeps_the_promises(
     recipe: Fm, task: Any, rows: Callable[[], Rows]
 ) -> None:

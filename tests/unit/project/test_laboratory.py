@@ -26,6 +26,10 @@ TABLES: Final = {
     "buffers",
     "challenger",
     "checksums",
+    "choice-cost",
+    "choices-killed",
+    "poisoned-rewards",
+    "propensities",
     "comparison",
     "confidence",
     "contention",
@@ -67,6 +71,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 

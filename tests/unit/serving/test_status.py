@@ -64,7 +64,7 @@ class World:
         self.replica: Any = SimpleNamespace(
             replica="r1", version="1.2", age_ms=4.0,
             settings=SimpleNamespace(
-                task="binary", purpose="binary", features=None, anomaly=None
+                task="binary", purpose="binary", features=None, choose=None, anomaly=None
             ),
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
             writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
