@@ -103,8 +103,9 @@ class Vocabulary:
         if (words := self._words) is None:
             return features.keys()
         keys: list[str] = []
+        ids = words.ids
         for name, value in features.items():
-            if type(value) is float or type(value) is int:
+            if (type(value) is float or type(value) is int) and name not in ids:
                 keys.append(name)
             else:
                 keys.extend(words.keys(name, value))
@@ -170,6 +171,11 @@ class Vocabulary:
         if self._words is None:
             return self._known.issuperset(rows[0])
         return all(self._known.issuperset(self._keys(x)) for x in rows)
+
+    def knows_numbers(self, names: Sequence[str]) -> bool:
+        """Whether rows of any numbers under these names bring nothing new."""
+        ids = frozenset[str]() if self._words is None else self._words.ids
+        return ids.isdisjoint(names) and self._known.issuperset(names)
 
     def fresh(self, features: Features) -> list[str]:
         """Names of the row under which nothing was learned of what it holds, in its order."""

@@ -157,7 +157,7 @@ class FmModel(Hashing):
 
     def __init__(self, recipe: Fm, task: Task) -> None:
         self._recipe, self._regression = recipe, task == "regression"
-        self._ids = frozenset(recipe.ids)
+        self.ids: Collection[str] = frozenset(recipe.ids)
         self.words = _Words(recipe)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
         self._targets = preprocessing.StandardScaler()
@@ -182,9 +182,9 @@ class FmModel(Hashing):
 
     def _spelled(self, features: Features) -> Features:
         """The row with its ids as texts."""
-        if not self._ids:
+        if not self.ids:
             return features
-        return {n: spelled(x) if n in self._ids else x for n, x in features.items()}
+        return {n: spelled(x) if n in self.ids else x for n, x in features.items()}
 
     def _number(self, raw: float) -> float:
         return float(self._targets.means.get("", 0.0)) + self._spread() * raw
@@ -400,8 +400,8 @@ class _Words(Words):
 
     def __init__(self, recipe: Fm) -> None:
         super().__init__(recipe.text, recipe.bits, recipe.seed)
-        self._ids: Collection[str] = frozenset(recipe.ids)
+        self.ids = frozenset(recipe.ids)
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
         """The names in one value."""
-        return super().keys(name, spelled(value) if name in self._ids else value)
+        return super().keys(name, spelled(value) if name in self.ids else value)

@@ -147,7 +147,9 @@ class SelfRateModel(Hashing):
         self, features: Features, label: Label, weight: float, served: Example | None
     ) -> None:
         self._meet(label)
-        total = self._step(self._read(features, learns=True), label, weight, served)
+        self._check(self._step(self._read(features, learns=True), label, weight, served))
+
+    def _check(self, total: float) -> None:
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -229,8 +231,17 @@ class Binary(SelfRateModel):
 
     _experts: OneOutput
 
-    def _answer(self, row: Any) -> Prediction:
-        shares = self._shares(row)
+    def predict_shifted(self, features: Features, by: float) -> Prediction:
+        """Answer with ``by`` added to the log odds of each expert."""
+        return self._answer(self._read(features, learns=False), by)
+
+    def learn_shifted(self, example: Example, weight: float, by: float) -> None:
+        """Learn a row that is answered so; raises as ``learn``."""
+        row = self._read(example.features, learns=True)
+        self._check(self._step(row, example.label, weight, example, by))
+
+    def _answer(self, row: Any, by: float = 0.0) -> Prediction:
+        shares = self._shares(row, by)
         answer = by_probability(self._mixture.of(shares))
         return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
 
@@ -242,12 +253,14 @@ class Binary(SelfRateModel):
         """Let each expert learn the row by the slope at its output; finite if all of it is."""
         return self._experts.step(row, slopes)
 
-    def _shares(self, row: Any) -> list[float]:
+    def _shares(self, row: Any, by: float = 0.0) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [logistic(z) for z in self._outputs(row)]
+        return [logistic(z + by) for z in self._outputs(row)]
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
-        shares, y = self._shares(row), float(label)
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, by: float = 0.0
+    ) -> float:
+        shares, y = self._shares(row, by), float(label)
         self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
         return self._teach(row, [(p - y) * weight for p in shares])
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from online.settings.entity import Keys, check_entity
 from replay.plain import is_plain, plain
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -354,6 +355,11 @@ class ModelSettings(Tree):
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
     )
+    entity: Keys | None = Field(
+        None,
+        description="features that are keys, a user, say: each has an intercept of its own on top "
+        "of what all share (`user`, `[user, film]`), and weights on numbers (`{user: [price]}`)",
+    )
     confidence: float | None = Field(
         None,
         ge=0.5,
@@ -462,6 +468,9 @@ class ModelSettings(Tree):
 
     @model_validator(mode="after")
     def _slices_are_names(self) -> ModelSettings:
+        if self.entity is not None:
+            types = {n: x.type for n, x in (self.features or {}).items()}
+            check_entity(self.entity, self.purpose, types or None)
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")

@@ -52,6 +52,7 @@ TABLES: Final = {
     "newcomer",
     "observed",
     "off-policy",
+    "offsets",
     "outliers",
     "prequential",
     "push",
