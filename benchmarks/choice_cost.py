@@ -1,4 +1,4 @@
-"""What choices cost the service beside predictions, and rewards beside feedback, in CPU time.
+"""CPU time of choices beside that of predictions, and of rewards beside that of feedback.
 
 Blocks of requests of each kind go to one service one after the other, and in the opposite order in
 every other turn; only the processor's time of the service counts, which other load leaves alone.

@@ -220,9 +220,13 @@ class ModelVerbs:
         return (yield from self._post("/unfreeze"))
 
     @verb
-    def promote(self, *, back: bool = False) -> Steps[Data]:
-        """Have the challenger serve; ``back``: only if it is what served before."""
-        return (yield from self._post("/promote", {"back": back}))
+    def promote(self, *, back: bool = False, force: bool = False) -> Steps[Data]:
+        """Have the challenger serve; ``back``: only if it is what served before.
+
+        Or have an apprentice answer; ``force``: also if it is not sure to keep enough.
+        """
+        body = {"back": back, "force": True} if force else {"back": back}
+        return (yield from self._post("/promote", body))
 
     @verb
     def forget(

@@ -172,6 +172,8 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
     if (learns := choices["apprentice"]) is not None:
         kept = "–" if learns["kept"] is None else f"{learns['kept']:.1%}"
         ready = "online promote lets it answer" if learns["ready"] else "not sure yet"
+        if choices["answers"] == "model":
+            ready = "it answers"
         console.print(
             f"apprentice: agreed {learns['agreed']:.1%}, sure to keep {kept} of your reward over "
             f"{learns['n']:,} choices, {learns['asked']:.0%} are asked: {ready}"

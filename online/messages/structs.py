@@ -61,8 +61,8 @@ class Explanation(msgspec.Struct):
     exact: Annotated[
         bool,
         Meta(
-            description="each order of the features says the same; false: means over some orders, "
-            "which estimate Shapley values"
+            description="read from the weights, or each order of the features says the same; "
+            "false: means over some orders, which estimate Shapley values"
         ),
     ]
 

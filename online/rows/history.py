@@ -29,7 +29,7 @@ import msgspec
 from online.errors import invalid
 from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites, shortfall
+from paramserver import answering, rewrites, shortfall
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 
@@ -133,6 +133,7 @@ class Decisions:
         self.sources: dict[str, tuple[int, bool]] = {}  # by which decision, and is it banned
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
         self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
+        self.answers = False  # whether the model does, where it learned from others' choices
         self.undone = rewrites.undone(())
         self.answers_after = 0  # newest epoch of what served before: such answers are another's
 
@@ -161,6 +162,8 @@ class Decisions:
         elif control.kind == rewrites.PROMOTE:
             note = msgspec.json.decode(control.payload, type=rewrites.Promote)
             self.answers_after = max(self.answers_after, note.epoch)
+        elif control.kind == answering.ANSWERS:
+            self.answers = msgspec.json.decode(control.payload, type=answering.Answers).itself
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)

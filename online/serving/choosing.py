@@ -32,6 +32,7 @@ from online.replica.pending import Recorded
 from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
+from online.serving.apprentice import CALLER, answering
 from online.serving.default_rewards import DefaultRewards
 from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
@@ -79,9 +80,14 @@ class Choosing:
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
     @property
+    def watches(self) -> bool:
+        """Whether it learns from the caller's own choices, or has."""
+        return self._settings.apprentice
+
+    @property
     def apprentice(self) -> bool:
         """Whether the caller's own choice is answered."""
-        return self._settings.apprentice
+        return answering(self._replica) == CALLER
 
     # -- choosing ----------------------------------------------------------------------------
 
@@ -100,10 +106,10 @@ class Choosing:
         baseline = None
         if request.baseline is not None:
             baseline = _place(places, request.baseline, "baseline")
-        elif self._settings.apprentice:
-            hint = "Send the action that you take, or switch choose.apprentice off"
+        elif self.apprentice:
+            hint = "Send the action that you take, or let the model answer: `online promote`"
             raise invalid("baseline", "no baseline, and the model is an apprentice", hint)
-        if self._settings.apprentice and baseline in excluded:
+        if self.apprentice and baseline in excluded:
             hint = "Take another one, or do not exclude it"
             raise invalid("baseline", "it is excluded", hint)
         asked = Choice(
@@ -164,7 +170,7 @@ class Choosing:
         chosen = draw(decision.probabilities, uniform(self._issued.tokens.drawing_key, nonce, 0))
         estimates = tuple(scores.means.tolist())
         drawn = None
-        if self._settings.apprentice:  # what is answered was certain, whatever would be drawn
+        if self.apprentice:  # what is answered was certain, whatever would be drawn
             assert asked.baseline is not None
             drawn, chosen = chosen, asked.baseline
             alone = np.zeros(len(actions))

@@ -126,9 +126,9 @@ class Serving:
             return self.predict(request)
         features = self._door.features(request.features, "features")
         self._explained.check(features)
-        answer, shown = self._answer(features)
-        if (said := self._explained.at_once(features, answer)) is not None:
-            return self._one(request, features, facts, answer, shown, said)
+        if (found := self._explained.at_once(features)) is not None:
+            answer, said = found
+            return self._one(request, features, facts, answer, self._shown(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
             facts, shown = self._facts(request), self._shown(answer)
             return self._one(request, features, facts, answer, shown, said)

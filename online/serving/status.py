@@ -22,6 +22,7 @@ from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import journal_room
+from online.serving.apprentice import answering, letting
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
 from online.sure.views import choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
@@ -175,12 +176,16 @@ class Cluster(Kept):
         except ParamServerError as error:
             return {**shown, "state": "not there", "incident": str(error)}
 
-    async def promote(self, name: str, *, back: bool) -> dict[str, Any]:
+    async def promote(self, name: str, *, back: bool, force: bool = False) -> dict[str, Any]:
         """Decide that the challenger serves; ``back``: only if it is what served before.
 
-        The decision is durable when this returns; the service then replaces its replicas.
+        Or that an apprentice answers; ``force``: also if it is not ready.  The decision is durable
+        when this returns; the service then replaces its replicas, if it was about a challenger.
         """
         replica = self._replicas[name]
+        if (note := letting(replica, back=back, force=force)) is not None:
+            answer = dict(await self._command(name, "answers", note))
+            return {**await self._acted(name, answer["control"], None), **answer}
         found = await self.challenger(name)
         if found is None:
             message = f"model {name} has no challenger"
@@ -430,7 +435,7 @@ def _slices(replica: ModelReplica) -> dict[str, Any] | None:
 def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what came of the choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
-    return None if found is None else found.shown()
+    return None if found is None else {"answers": answering(replica), **found.shown()}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
@@ -462,7 +467,7 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
     for row in rows:
         if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
             return None
-        added.append(terms[1])
+        added.append(terms.added)
     found: dict[str, float] = {}
     for name in {name for one in added for name in one}:
         values = [one.get(name, 0.0) for one in added]

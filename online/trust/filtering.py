@@ -426,8 +426,12 @@ def filtering_for(
 
 
 def _digests(example: Example) -> tuple[int | None, int | None]:
-    """Digests of the whole row, and of its features; of one that was there before, none."""
-    if example.corrects is not None:
+    """Digests of the whole row, and of its features.
+
+    None of one that was there before, nor of a choice: it has one reward, and others like it are
+    not the same again.
+    """
+    if example.corrects is not None or example.choice is not None:
         return None, None
     features = zlib.crc32(codec.encode(Example(example.features, "")))
     return zlib.crc32(label_text(example.label).encode(), features), features

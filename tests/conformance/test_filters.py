@@ -161,7 +161,7 @@ MUTANTS = [
     ("direction", "            source.mean(self.name, opinion.score)\n",
      "            source.mean(self.name, opinion.score)\n            self.mu *= 0.9\n",
      "every event moves the bound of all"),
-    ("surprise", "if rates is None or rates[0] >= _RATE_MAX:", "if True:", "never condemned"),
+    ("surprise", "if rate is None or rate >= _RATE_MAX:", "if True:", "never condemned"),
     ("copies", "1.0 / (1 + copied)", "1.0", "copies are learned whole"),
     ("copies", "_AGAINST, float(copied)", "0.0, float(copied)", "copies are no evidence"),
     ("copies", '[i] not in ("", event.source)', '[i] != ""', "who repeats itself is a copier"),

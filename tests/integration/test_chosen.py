@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import io
 import json
@@ -18,43 +17,22 @@ from typing import Any
 
 import httpx
 import pytest
+from chosen import choices_of, quiet, served, settings
 from rich.console import Console
 from typer.testing import CliRunner
 
 import online
-from benchmarks import choice_cost
 from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.commands import status as command
-from online.decide.record import Choice, unpack
 from online.models.errors import LearnerUnusable
 from online.models.model_file import settings_of
 from online.service.embedded import Embedded
 from online.settings.config import load
-from online.settings.places import open_journal
-from replay import codec
 
 HERE = Path(__file__).parent
 ACTIONS: dict[str, dict[str, Any]] = {"news": {}, "sport": {"length": 4.5}, "film": {}}
-PATH = "/v1/models/shop"
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
-def settings(**more: Any) -> dict[str, Any]:
-    model = {"name": "shop", "task": "choose", **more}
-    return {"cluster": "embedded", "port": 0, "models": [model]}
-
-
-@contextlib.contextmanager
-def served(folder: Path, **more: Any) -> Iterator[Embedded]:
-    data = {**settings(**more), "state_dir": str(folder / "state")}
-    with Embedded(load(None, data, {}), quiet) as service:
-        service.start()
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +42,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, action: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}{PATH}/{action}", json=body, timeout=20)
+    return httpx.post(f"{service.url}/v1/models/shop/{action}", json=body, timeout=20)
 
 
 def asked(**more: Any) -> dict[str, Any]:
     actions = [{"id": action, "features": x} for action, x in ACTIONS.items()]
     return {"context": {"hour": 20, "evening": True}, "actions": actions, **more}
-
-
-def choices_of(state: Path) -> dict[str, tuple[Choice, float]]:
-    """Choice and reward of each row of the journal, by event id."""
-    given = load(None, {**settings(), "state_dir": str(state)}, {})
-    found: dict[str, tuple[Choice, float]] = {}
-    with contextlib.closing(open_journal(given)) as journal:
-        for row in journal.follow("shop", 0, 10_000).rows:
-            example = codec.decode(row.payload)
-            if example.choice is not None:
-                assert isinstance(example.label, float)
-                found[row.event_id] = unpack(example.choice), example.label
-    return found
 
 
 def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_path: Path) -> None:
@@ -359,25 +324,6 @@ def test_a_model_that_does_not_choose_says_so(tmp_path: Path) -> None:
             x.model.choose(["a", "b"])
 
 
-def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path) -> None:
-    with served(tmp_path, choose={"apprentice": True}) as service:
-        shop = service.model
-        with pytest.raises(ServiceRefused, match="baseline"):
-            shop.choose(["a", "b"])
-        agreed = []
-        for i in range(60):
-            answer = shop.choose(["a", "b"], baseline="a" if i % 3 else "b")
-            assert answer.action == ("a" if i % 3 else "b")
-            assert answer.probability == 1.0
-            assert shop.reward(answer.id, float(answer.action == "a")).status == "learned"
-            agreed.append(answer.agreed)
-        assert set(agreed) == {True, False}
-        learns = shop.status()["choices"]["apprentice"]
-        assert (learns["n"], learns["ready"]) == (60, False)
-        assert learns["agreed"] == pytest.approx(agreed.count(True) / 60)
-    assert all(choice.propensity == 1.0 for choice, _ in choices_of(tmp_path / "state").values())
-
-
 def test_sources_that_reward_one_action_only_are_taken_like_others(tmp_path: Path) -> None:
     rng = random.Random(3)
     with served(tmp_path) as service:
@@ -458,14 +404,6 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
     assert {name: logged[name][1] for name in names} == {
         name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
     }
-
-
-def test_what_choices_cost_is_measured_beside_predictions_and_feedback() -> None:
-    costs = choice_cost.run(turns=1, requests=32, callers=2)
-    assert [(cost.what, cost.requests) for cost in costs] == [
-        (what, 32) for what, _, _ in choice_cost.ASKED
-    ]
-    assert all(cost.us > 0.0 and cost.ratio > 0.0 for cost in costs)
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:

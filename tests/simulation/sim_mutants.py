@@ -255,7 +255,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "deltas over a broken chain are kept": Mutant(((_LEARNER, *_LOST),), within=15),
     "an acknowledged delta stays on top": Mutant(
-        ((_DELTAS, "if d.last > clock.get(d.partition, 0)]", "]"), (_LEARNER, *_LOST)), within=10
+        ((_DELTAS, "d.last > clock.get(d.partition, 0)", "True"), (_LEARNER, *_LOST)), within=10
     ),
     "replies of an older epoch are taken": Mutant(
         (
