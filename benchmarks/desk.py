@@ -60,6 +60,11 @@ class Inside:
     ----------
     senders
         What the token of each stands for.
+
+    Attributes
+    ----------
+    servings
+        One a replica.
     """
 
     def __init__(self, servings: Sequence[Serving], senders: Mapping[str, Grant]) -> None:

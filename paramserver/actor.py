@@ -255,6 +255,10 @@ class ParameterServer:
         """Let another lineage serve, see :meth:`Decisions.promote`."""
         return self._decisions.promote(note)
 
+    def answers(self, note: bytes) -> dict[str, Any]:
+        """Let the model answer by itself, or no longer, see :meth:`Decisions.answers`."""
+        return self._decisions.answers(note)
+
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """Quarantine a source's rows, or no longer, see :meth:`Decisions.ban`."""
         return self._decisions.ban(source, banned)

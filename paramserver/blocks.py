@@ -13,12 +13,14 @@ count      {key: int or float}            increase                  value + delt
 digest     {"count": int, "sum": int}     of the rows since the cut count + ; sum + mod 2**64
 dense      float64 little-endian, bytes   new − base, every number  value + scale · delta
 local      float64 little-endian, bytes   the whole new state       value + scale · (delta − value)
+rows       id → row of k float32          new − base, touched rows  value + scale · delta
 opaque     bytes                          the whole new state       replaced
 ========== ============================== ========================= =======================
 
 All but ``local`` and ``opaque`` are commutative and associative, up to rounding for floats and
-exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dense`` and ``local``
-are scaled by a merge rule.  ``local`` is what each replica keeps for itself, as an optimizer's
+exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dense``, ``rows`` and
+``local`` are scaled by a merge rule.  ``rows`` are for tables of millions of ids: see
+:mod:`paramserver.rows`.  ``local`` is what each replica keeps for itself, as an optimizer's
 momentum: the value is a mean, and only whoever starts afresh takes it.  ``opaque`` is right for
 one writer at a time only; the server's clock sees to that.
 """
@@ -33,7 +35,20 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.entries import (
+    DIGEST_MODULUS,
+    INT64_MAX,
+    INT64_MIN,
+    Moments,
+    check_count,
+    check_digest,
+    check_extrema,
+    check_float,
+    check_moments,
+)
 from paramserver.errors import BlockError
+from paramserver.ids import IdArray
+from paramserver.rows import Rows, read_rows
 from paramserver.wire import WireBlock
 
 
@@ -47,8 +62,8 @@ class Block:
 
 Blocks = dict[str, Block]
 
-Touched = dict[str, "set[str] | None"]
-"""What a delta changed: keys by block; None stands for the whole block."""
+Touched = dict[str, "set[str] | list[IdArray] | None"]
+"""What a delta changed by block: keys, or arrays of ids; None stands for the whole block."""
 
 ADDITIVE: Final = "additive"
 MOMENTS: Final = "moments"
@@ -57,6 +72,7 @@ COUNT: Final = "count"
 DIGEST: Final = "digest"
 DENSE: Final = "dense"
 LOCAL: Final = "local"
+ROWS: Final = "rows"
 OPAQUE: Final = "opaque"
 ARRAYS: Final = frozenset({DENSE, LOCAL})
 """Kinds whose data are the bytes of numbers without keys."""
@@ -67,15 +83,9 @@ BYTES: Final = ARRAYS | {OPAQUE}
 WHOLE: Final = BYTES | {DIGEST}
 """Kinds that are sent and replaced as a whole, not by key."""
 
-KINDS: Final = WHOLE | {ADDITIVE, MOMENTS, EXTREMA, COUNT}
+KINDS: Final = WHOLE | {ADDITIVE, MOMENTS, EXTREMA, COUNT, ROWS}
+_ARRAYS_MAX: Final = 64  # of ids touched, before they are made one
 _FLOAT64: Final = np.dtype("<f8")
-
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
-DIGEST_MODULUS: Final = 2**64
-_EXACT_INT: Final = 2**53
-
-Moments = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +149,15 @@ def merge(
             old.data = new
         else:
             old.data.update(new)
-        touched[name] = None if kind in WHOLE else set(new)
+        touched[name] = keys_of(values[name] if old is None else Block(kind, new))
     return touched
+
+
+def keys_of(block: Block) -> set[str] | list[IdArray] | None:
+    """The keys or ids of a block; None of one that is touched as a whole."""
+    if block.kind in WHOLE:
+        return None
+    return [block.data.ids] if block.kind == ROWS else set(block.data)
 
 
 def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
@@ -181,6 +198,8 @@ def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) 
         return {"count": count, "sum": (before["sum"] + change["sum"]) % DIGEST_MODULUS}
     if kind == OPAQUE:
         return change
+    if kind == ROWS:
+        return _merged_rows(name, None if old is None else old.data, change, scale)
     if kind in ARRAYS:
         return _merged_array(name, kind, None if old is None else old.data, change, scale)
     raise BlockError(name, None, f"unknown kind {kind!r}; known are {', '.join(sorted(KINDS))}")
@@ -202,6 +221,22 @@ def _merged_array(name: str, kind: str, old: bytes | None, change: bytes, scale:
     if not np.isfinite(new).all():
         raise BlockError(name, None, "a number would become infinite; values must stay finite")
     return new.tobytes()
+
+
+def _merged_rows(name: str, old: Rows | None, change: Rows, scale: float) -> Rows:
+    """New rows of the ids in ``change``."""
+    added = change.numbers
+    if scale != 1.0:
+        added *= np.float32(scale)
+    if old is not None:
+        if old.width != change.width:
+            raise BlockError(name, None, f"rows of {change.width} numbers for {old.width}")
+        before, _ = old.get(change.ids)
+        with np.errstate(over="ignore", invalid="ignore"):
+            added += before
+    if not np.isfinite(added).all():
+        raise BlockError(name, None, "a number would become infinite; values must stay finite")
+    return Rows(change.ids.copy(), added)
 
 
 def array_of(data: bytes) -> npt.NDArray[np.float64]:
@@ -287,7 +322,7 @@ def put(values: Blocks, incoming: Blocks) -> Touched:
             values[name] = block
         else:
             mine.data.update(block.data)
-        touched[name] = None if block.kind in WHOLE else set(block.data)
+        touched[name] = keys_of(block)
     return touched
 
 
@@ -305,7 +340,7 @@ def copy(blocks: Blocks) -> Blocks:
 
 def copy_block(block: Block) -> Block:
     """The block with a container of its own (what is in it is immutable)."""
-    return Block(block.kind, block.data if block.kind in BYTES else dict(block.data))
+    return Block(block.kind, block.data if block.kind in BYTES else block.data.copy())
 
 
 def select(values: Blocks, touched: Touched) -> Blocks:
@@ -317,6 +352,8 @@ def select(values: Blocks, touched: Touched) -> Blocks:
             continue
         if keys is None:
             out[name] = block
+        elif isinstance(keys, list):
+            out[name] = Block(block.kind, block.data.select(keys))
         else:
             data = block.data
             out[name] = Block(block.kind, {key: data[key] for key in keys if key in data})
@@ -326,15 +363,19 @@ def select(values: Blocks, touched: Touched) -> Blocks:
 def add_touched(into: Touched, more: Touched) -> None:
     """Union of what two deltas touched, in place."""
     for name, keys in more.items():
-        if name not in into:
-            into[name] = None if keys is None else set(keys)
-            continue
-        known = into[name]
-        if known is not None:
-            if keys is None:
-                into[name] = None
-            else:
-                known |= keys
+        known = into.get(name)
+        if keys is None or (known is None and name in into):
+            into[name] = None
+        elif isinstance(keys, list):
+            if not isinstance(known, list):
+                known = into[name] = []
+            known += keys
+            if len(known) > _ARRAYS_MAX:
+                known[:] = [np.unique(np.concatenate(known))]
+        elif isinstance(known, set):
+            known |= keys
+        else:
+            into[name] = set(keys)
 
 
 def size_bytes(blocks: Blocks) -> int:
@@ -347,6 +388,8 @@ def size_bytes(blocks: Blocks) -> int:
             total += len(block.data)
         elif block.kind == DIGEST:
             total += 32
+        elif block.kind == ROWS:
+            total += block.data.size_bytes
         else:
             total += sum(map(len, block.data)) + len(block.data) * (2 + width[block.kind])
     return total
@@ -354,7 +397,10 @@ def size_bytes(blocks: Blocks) -> int:
 
 def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
     """Blocks for a message.  The data is shared: encode it before it changes."""
-    return {name: WireBlock(block.kind, block.data) for name, block in blocks.items()}
+    return {
+        name: WireBlock(block.kind, block.data.told() if block.kind == ROWS else block.data)
+        for name, block in blocks.items()
+    }
 
 
 def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) -> Blocks:
@@ -393,7 +439,9 @@ def _check_data(name: str, kind: str, data: Any, limits: Limits) -> Any:
     if not isinstance(data, dict):
         raise BlockError(name, None, f"{kind} data is a map, not {type(data).__name__}")
     if kind == DIGEST:
-        return _check_digest(name, data)
+        return check_digest(name, data)
+    if kind == ROWS:
+        return read_rows(name, data)
     if kind == ADDITIVE and _all_floats(data, limits):
         return dict(data)
     check = _CHECKS[kind]
@@ -431,55 +479,9 @@ def _check_name(name: str, key: Any, text: Any, limits: Limits) -> None:
         )
 
 
-def _check_float(name: str, key: str, x: Any) -> float:
-    if type(x) is float:
-        if isfinite(x):
-            return x
-        raise BlockError(name, key, f"{x} is not a finite number")
-    if type(x) is int and -_EXACT_INT <= x <= _EXACT_INT:
-        return float(x)
-    raise BlockError(name, key, f"{x!r:.80} is not a finite float64")
-
-
-def _check_count(name: str, key: str, x: Any) -> int | float:
-    if type(x) is int:
-        if INT64_MIN <= x <= INT64_MAX:
-            return x
-        raise BlockError(name, key, f"{x} is beyond int64")
-    return _check_float(name, key, x)
-
-
-def _check_moments(name: str, key: str, x: Any) -> Moments:
-    if not isinstance(x, list | tuple) or len(x) != 3:
-        raise BlockError(name, key, f"moments are (n, mean, M2), not {x!r:.80}")
-    n, mean, m2 = (_check_float(name, key, part) for part in x)
-    if n < 0 or m2 < 0:
-        raise BlockError(name, key, f"n = {n} and M2 = {m2} must not be negative")
-    return (n, mean, m2)
-
-
-def _check_extrema(name: str, key: str, x: Any) -> tuple[float, float]:
-    if not isinstance(x, list | tuple) or len(x) != 2:
-        raise BlockError(name, key, f"extrema are (min, max), not {x!r:.80}")
-    low, high = (_check_float(name, key, part) for part in x)
-    if low > high:
-        raise BlockError(name, key, f"min {low} is above max {high}")
-    return (low, high)
-
-
-def _check_digest(name: str, data: dict[Any, Any]) -> dict[str, int]:
-    if set(data) != {"count", "sum"}:
-        raise BlockError(name, None, "a digest has the keys 'count' and 'sum'")
-    for key, top in (("count", INT64_MAX), ("sum", DIGEST_MODULUS - 1)):
-        x = data[key]
-        if type(x) is not int or not 0 <= x <= top:
-            raise BlockError(name, key, f"{x!r:.80} is not an integer in 0 … {top}")
-    return {"count": data["count"], "sum": data["sum"]}
-
-
 _CHECKS: Final = {
-    ADDITIVE: _check_float,
-    COUNT: _check_count,
-    MOMENTS: _check_moments,
-    EXTREMA: _check_extrema,
+    ADDITIVE: check_float,
+    COUNT: check_count,
+    MOMENTS: check_moments,
+    EXTREMA: check_extrema,
 }

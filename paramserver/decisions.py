@@ -1,4 +1,4 @@
-"""Decisions of operators that leave the values as they are: freeze, promote, ban."""
+"""Decisions of operators that leave the values as they are: freeze, promote, ban, who answers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from paramserver import rewrites
+from paramserver import answering, rewrites
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
@@ -17,6 +17,7 @@ from paramserver.errors import (
 from paramserver.lineage import decide, needed, replayed
 from paramserver.running import Running, Serving
 from paramserver.server import Server
+from paramserver.store import ControlInfo
 
 
 class Decisions:
@@ -103,6 +104,39 @@ class Decisions:
                 assert newest is not None
             return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
 
+    def answers(self, note: bytes) -> dict[str, Any]:
+        """Let the model answer by itself from now on, or those again whom it learns from.
+
+        Parameters
+        ----------
+        note
+            :class:`paramserver.answering.Answers` as JSON.
+
+        Returns
+        -------
+        dict
+            ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it is
+            so; of the newest row if nothing was ever decided), ``version``.  A repeat changes
+            nothing.
+
+        Raises
+        ------
+        NotReady, Superseded
+            Definite: nothing was changed.
+        DecisionUncertain
+            Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=answering.Answers)
+        with self._running.decision() as now:
+            server = now.server
+            newest = answering.newest(_controls(now))
+            seq = 0 if newest is None else newest[0]
+            if wanted.itself != (newest is not None and newest[1].itself):
+                self._decide(now, answering.ANSWERS, f"{answering.ANSWERS}:{seq}", wanted)
+                seq = server.control
+            said, version = "model" if wanted.itself else "caller", list(server.version)
+            return {"answers": said, "control": seq or server.control, "version": version}
+
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """From now on the rows of a source are quarantined, or no longer.
 
@@ -123,11 +157,8 @@ class Decisions:
             Indefinite: ask again.
         """
         with self._running.decision() as now:
-            server, store, _ = now
-            try:
-                controls = store.controls(server.model, 0)
-            except Exception as error:
-                raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            server = now.server
+            controls = _controls(now)
             known = rewrites.banned(controls)
             control = known.get(source, server.control)
             if banned != (source in known):
@@ -173,3 +204,11 @@ class Decisions:
         if server is None or not server.frozen or now_s - running.restored_s < lease_s:
             return False
         return running.replicas.all_act_on(server.frozen, now_s - lease_s)
+
+
+def _controls(now: Serving) -> list[ControlInfo]:
+    """All control rows of the model.  Raises StoreUnavailable."""
+    try:
+        return list(now.store.controls(now.server.model, 0))
+    except Exception as error:
+        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error

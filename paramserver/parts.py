@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from paramserver.blocks import ARRAYS, WHOLE, Block, Blocks, Touched, select, to_wire
+from paramserver.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
+from paramserver.rows import Rows
 from paramserver.wire import Place, SyncRequest, Version, encode_piece
 
 PART_KEYS: Final = 65_536
@@ -27,8 +28,8 @@ class Parts:
     Parameters
     ----------
     keys_max
-        Keys of one part; a block without any counts as one, and an array, which is not cut, by
-        its numbers.
+        Keys of one part; a block without any counts as one, an array, which is not cut, by its
+        numbers, and a row of a table as one or more by its width.
     """
 
     def __init__(self, keys_max: int) -> None:
@@ -91,6 +92,13 @@ class Parts:
                 return piece, size, (name, begin)
             if block.kind in WHOLE:
                 piece[name], size = block, size + _size(block)
+            elif block.kind == ROWS:
+                each = _keys_of_a_row(block.data)
+                end = min(begin + max((room - size) // each, 1), len(block.data))
+                piece[name] = Block(ROWS, block.data.part(begin, end))
+                size += max((end - begin) * each, 1)
+                if end < len(block.data):
+                    return piece, size, (name, end)
             else:
                 keys, numbers = self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
@@ -117,4 +125,11 @@ class Parts:
 def _size(block: Block) -> int:
     if block.kind in ARRAYS:
         return max(len(block.data) // 8, 1)
+    if block.kind == ROWS:
+        return max(len(block.data) * _keys_of_a_row(block.data), 1)
     return 1 if block.kind in WHOLE else max(len(block.data), 1)
+
+
+def _keys_of_a_row(rows: Rows) -> int:
+    """How many keys a row counts as: one takes some twenty bytes, and so do five numbers."""
+    return -(-rows.width // 5)

@@ -11,10 +11,11 @@ from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from paramserver import aside, rewrites, shortfall
 from paramserver.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
-from paramserver.blocks import ADDITIVE, DENSE, Blocks, array_of
+from paramserver.blocks import ADDITIVE, DENSE, ROWS, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
     RollbackRefused,
@@ -315,6 +316,9 @@ def _length(values: Blocks) -> float:
         if block.kind == DENSE:
             numbers = array_of(block.data)
             total += float(numbers @ numbers)
+        elif block.kind == ROWS:
+            rows = block.data.numbers
+            total += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
         elif block.kind == ADDITIVE:
             total += sum(value * value for value in block.data.values())
     return math.sqrt(total)

@@ -16,6 +16,9 @@ Label = bool | int | float | str
 """A label in its canonical form, as the model's task declares it."""
 
 
+UNLABELLED: Label = ""
+"""The label of a row that came without one, of a binary task: no label of such a task is a text."""
+
 NOTES_BYTES_MAX = 4096
 """Longer notes are left out of rows."""
 
@@ -32,6 +35,11 @@ def label_of(text: str) -> Label:
     """The label with this JSON text."""
     label: Label = _loads(text)
     return label
+
+
+def is_unlabelled(task: str, label: Label) -> bool:
+    """Whether a row of the task came without a label, and is learned all the same."""
+    return task == "binary" and type(label) is str
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -93,6 +101,28 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
     bias: Tensor
 
 
+class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Names what a final label takes back: the first label of its event, which was provisional.
+
+    Attributes
+    ----------
+    partition, offset, key
+        Of the row that taught it; 0, 0 and none if nothing did, and the final is a first lesson.
+    label, weight
+        What it taught, and how much it weighed.
+    source, evidence
+        Who sent it, and the nats that its filters found for or against that source, by test.
+    """
+
+    partition: int
+    offset: int
+    key: bytes
+    label: Label
+    weight: float
+    source: str
+    evidence: dict[str, float] = {}
+
+
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
@@ -132,6 +162,13 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sure
         How sure an answer was to be when this one was given, for whoever asked for it; nobody else
         knows what it means.  None: nobody did.
+    provisional
+        The label may change: the lesson is taken back when the final one comes, and counts in no
+        score.
+    corrects
+        Of a final label that comes after a provisional one: what it takes back.
+    taught
+        Another row has taught the features before: this one brings the label, to judge the answer.
     """
 
     features: Features
@@ -149,6 +186,15 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     known: dict[int, int] | None = None
     choice: bytes | None = None
     sure: bytes | None = None
+    provisional: bool = False
+    corrects: Corrects | None = None
+    taught: bool = False
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether the row is a lesson of its own, for good, and no delta."""
+        alone = self.corrects is None and not self.taught
+        return self.moved is None and not self.provisional and alone
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -110,6 +110,7 @@ class Shadow:
             rival=f"{self._rival[:16]}@{since}",
         )
         self.learner.undone = self.decisions.undone
+        self.learner.untaught = self.decisions.lacks
         for _ in range(_PARTS_MAX):
             self._exchange(None)
             if not self.learner.catching_up:

@@ -271,6 +271,8 @@ def _feedback(model: str) -> str:
 def _body(event: Event) -> dict[str, Any]:
     """Return the event as plain data, without what the service takes for granted."""
     said = {name: getattr(event, name) for name in event.__struct_fields__}
+    if not event.provisional:  # a service of before does not know the word
+        del said["provisional"]
     return {k: v for k, v in said.items() if v is not None and v is not msgspec.UNSET}
 
 

@@ -95,7 +95,7 @@ class ModelVerbs:
     @verb
     def feedback(
         self,
-        label: Label,
+        label: Label | msgspec.UnsetType = msgspec.UNSET,
         *,
         id: str | None = None,
         features: Any = None,
@@ -103,14 +103,18 @@ class ModelVerbs:
         source: str = Event().source,
         weight: float = 1.0,
         event_time: float | None = None,
+        provisional: bool = False,
     ) -> Steps[Receipt]:
         """Send the label of a prediction (``id``) or of features; what became of it.
 
+        Rows of ``task: anomaly`` may come without a label; it may be sent later, with the same id.
         Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
-        is in POSIX seconds.  A ``conflict``, ``expired`` or ``failed`` is a receipt, too: read
-        ``status``.  Raises ClientError.
+        is in POSIX seconds.  A ``provisional`` label may change: sent again under the same id,
+        without the word, it is final, and what the first one taught is taken back.  A
+        ``conflict``, ``expired`` or ``failed`` is a receipt, too: read ``status``.  Raises
+        ClientError.
         """
-        event = Event(label, id, features, event_id, source, weight, event_time)
+        event = Event(label, id, features, event_id, source, weight, event_time, provisional)
         return (yield from self._calls.feedback(self.name, _plain(event, "")))
 
     @verb
@@ -217,9 +221,13 @@ class ModelVerbs:
         return (yield from self._post("/unfreeze"))
 
     @verb
-    def promote(self, *, back: bool = False) -> Steps[Data]:
-        """Have the challenger serve; ``back``: only if it is what served before."""
-        return (yield from self._post("/promote", {"back": back}))
+    def promote(self, *, back: bool = False, force: bool = False) -> Steps[Data]:
+        """Have the challenger serve; ``back``: only if it is what served before.
+
+        Or have an apprentice answer; ``force``: also if it is not sure to keep enough.
+        """
+        body = {"back": back, "force": True} if force else {"back": back}
+        return (yield from self._post("/promote", body))
 
     @verb
     def forget(
@@ -322,7 +330,9 @@ def _plain(event: Event, field: str) -> Event:
     features = event.features
     return msgspec.structs.replace(
         event,
-        label=plain_value(f"{field}label", event.label),
+        label=msgspec.UNSET
+        if event.label is msgspec.UNSET
+        else plain_value(f"{field}label", event.label),
         features=None if features is None else plain_value(f"{field}features", features),
         weight=plain_value(f"{field}weight", event.weight),
         event_time=plain_value(f"{field}event_time", event.event_time),

@@ -91,6 +91,8 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
         shown = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
         if kind == "answer":
             said = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
+        elif kind == "choice":
+            said = f"-> {event['action']} ({event['probability']:.2f} of {event['of']} actions)"
         else:
             said = f"<- {json.dumps(event.get('label'))} {event['status']} of {event['source']}"
         print(plain(f"{at}.{ms:03} {said}  {shown}"))

@@ -1,4 +1,4 @@
-"""`online promote`: the challenger takes the place of the model that serves, or gives it back."""
+"""`online promote`: the challenger serves, or the apprentice answers; or they no longer do."""
 
 from __future__ import annotations
 
@@ -40,6 +40,9 @@ def promote(
 
     What served becomes the challenger and learns on: --back lets it serve again.
 
+    Of a model that chooses as an apprentice: let it answer by itself, if it is sure to keep enough
+    of what the caller's own choices earn; --yes: in any case, --back: no longer.
+
     Exit code 1 if it was refused, or the replicas did not go over.
 
     Example: online promote
@@ -47,6 +50,10 @@ def promote(
     client = connect(path, state_dir)
     name = pick(client, model)
     status = checked(client.get(f"/v1/models/{name}"))
+    choices = status.get("choices")
+    if choices is not None and (status["challenger"] is None or choices["answers"] == "caller"):
+        _let_answer(client, name, choices, back=back, yes=yes, as_json=as_json)
+        return
     if (found := status["challenger"]) is None:
         raise StartRefused(
             f"model {name} has no challenger", "Name one in the settings: models[].challenger"
@@ -73,6 +80,36 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
     print(f"{text}, {found.get('rows', 0):,} rows compared.", file=sys.stderr)
     if not typer.confirm(f"Let it serve as {name}?", err=True):
         raise StartRefused("nothing was changed", "Say y, or --yes")
+
+
+def _let_answer(
+    client: Asking, name: str, choices: dict[str, Any], *, back: bool, yes: bool, as_json: bool
+) -> None:
+    """Have an apprentice answer, or no longer; one that is ready needs no question."""
+    stands = choices["apprentice"]
+    waits = choices["answers"] == "caller" and not (back or yes)
+    if waits and sys.stdin.isatty() and stands is not None and not stands["ready"]:
+        print(
+            f"It agrees with {stands['agreed']:.1%} of {stands['n']:,} choices; that it keeps "
+            f"{stands['asked']:.0%} of their reward is not sure.",
+            file=sys.stderr,
+        )
+        if not typer.confirm(f"Let it answer as {name}?", err=True):
+            raise StartRefused("nothing was changed", "Say y, or --yes")
+        yes = True
+    body = {"back": back, "force": yes}
+    done = checked(client.post(f"/v1/models/{name}/promote", json=body))
+    if as_json:
+        print(json.dumps(done))
+        return
+    who = (
+        "the model answers" if done["answers"] == "model" else "the caller's own choice is answered"
+    )
+    print(f"{name}: {who}, version {done['version'][0]}.{done['version'][1]}")
+    if not done["complete"]:
+        print(f"  not seen yet by {', '.join(done['missing'])}: they will")
+    if done["answers"] == "model":
+        print("  take it back: online promote --back")
 
 
 def _wait(client: Asking, settings: Settings, name: str, spec: str) -> dict[str, Any]:

@@ -64,6 +64,10 @@ def serve(
     def begin() -> None:
         foreground.running.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         foreground.started = True
+        if settings.cluster == config.EMBEDDED:
+            from online.service.garbage import collect_seldom
+
+            collect_seldom()
         url = foreground.running.url
         _print_urls(settings, url)
         if play is not None:

@@ -52,6 +52,7 @@ _QUALITY: Final = (
     "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
     "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
 )  # fmt: skip
+_ACTIONS: Final = 10  # by how often they were chosen
 _SLICES: Final = 8  # values of a feature
 _LACKS_S: Final = 5.0  # as the alarm in docs/monitoring.md
 _DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
@@ -65,6 +66,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     said = [(name, quality.get(name)) for name in _QUALITY]
     shown = "  ".join(f"{name} {short(value)}" for name, value in said if value is not None)
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
+    _show_choices(console, model.get("choices"))
     if (sure := model.get("confidence")) is not None and sure["n"]:
         held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
         asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
@@ -147,6 +149,35 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
     if banned := rewrites["banned"]:
         more = f" and {len(banned) - 10} more" if banned[10:] else ""
         console.print(f"banned sources: {', '.join(banned[:10])}{more}")
+
+
+def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
+    """Say what came of choices, beside what rules that learn nothing would have earned."""
+    if choices is None or not choices["n"]:
+        return
+    said = [f"reward {short(choices['reward'])} over {choices['n']:,} choices"]
+    if (alone := choices["constant"]) is not None:
+        said.append(f"always {alone['action']} {short(alone['reward'])}")
+    said.append(f"evenly {short(choices['evenly'])}")
+    if (base := choices["baseline"]) is not None:
+        said.append(f"your own {short(base['reward'])} (agreed {base['agreed']:.0%})")
+    if choices["explored"] is not None:
+        said.append(f"explored {choices['explored']:.1%}")
+    if choices["defaulted"]:
+        said.append(f"{choices['defaulted']:,} by default")
+    console.print(", ".join(said), markup=False)
+    shares = [f"{name} {found['share']:.1%}" for name, found in choices["actions"].items()]
+    more = f" and {len(shares) - _ACTIONS} more" if len(shares) > _ACTIONS else ""
+    console.print(f"chosen: {', '.join(shares[:_ACTIONS])}{more}", markup=False)
+    if (learns := choices["apprentice"]) is not None:
+        kept = "–" if learns["kept"] is None else f"{learns['kept']:.1%}"
+        ready = "online promote lets it answer" if learns["ready"] else "not sure yet"
+        if choices["answers"] == "model":
+            ready = "it answers"
+        console.print(
+            f"apprentice: agreed {learns['agreed']:.1%}, sure to keep {kept} of your reward over "
+            f"{learns['n']:,} choices, {learns['asked']:.0%} are asked: {ready}"
+        )
 
 
 def _show_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:

@@ -112,7 +112,7 @@ class Screen:
 
         table = Table(box=None, pad_edge=False, expand=False)
         for column in (
-            "model", "score", "no-change", "verdict", "last hour", "drift", "age", "answers/s",
+            "model", "score", "rule", "verdict", "last hour", "drift", "age", "answers/s",
             "labels/s", "behind", "set aside", "replicas",
         ):  # fmt: skip
             left = column in ("model", "verdict", "last hour", "drift")
@@ -140,7 +140,9 @@ def totals(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def score_of(model: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Names of the score, of the no-change rule's, and of the majority's or the mean's."""
+    """Names of the score, and of those of two rules that learn nothing."""
+    if model["task"] == "choose":
+        return "reward", "constant", "evenly"
     if model["task"] == "regression":
         return "mae", "last_mae", "mean_mae"
     return "accuracy", "no_change", "majority"

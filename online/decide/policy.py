@@ -20,17 +20,20 @@ from online.models.scored import Scores
 
 Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-_GRID: Final = 129
+_GRID: Final[Floats] = np.linspace(0.0, 1.0, 129)
+_STEPS: Final[Floats] = np.arange(6.0)
 
 WIDTHS: Final = (0.1, 0.3, 1.0)
 """Standard deviations that count as one, of the candidates of ``auto``."""
+
+_NAMES: Final = tuple(f"{width:g}" for width in WIDTHS)
 
 FIRST: Final = 50.0
 """The most rewards that an action's belief begins with."""
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
-CHANGED: Final = 2.5
+CHANGED: Final = 2.0
 """Standard deviations that an action's rewards of late are off before they alone are believed."""
 
 
@@ -153,13 +156,13 @@ def auto(scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Fl
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean, spread), {}
     means, spread = logit(scores.shares[at]), widths(scores)[at]
-    tried = {f"{width:g}": thompson(means, width * spread) for width in WIDTHS}
-    gains = np.array([scores.tried.get(name, 0.0) for name in tried])
+    each = thompson(means, np.outer(WIDTHS, spread))
+    gains = np.array([scores.tried.get(name, 0.0) for name in _NAMES])
     rate = ETA / math.sqrt(1.0 + scores.tried.get("", 0.0))
     weights = np.exp(rate * (gains - gains.max()))
     weights /= weights.sum()
-    found: Floats = weights @ np.stack(list(tried.values()))
-    return found, tried
+    found: Floats = weights @ each
+    return found, dict(zip(_NAMES, each, strict=True))
 
 
 def greedy(means: Floats) -> Floats:
@@ -198,42 +201,43 @@ def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
     They are those of the Beta distribution that ``total`` rewards among ``n`` leave of one that
     begins with the mean of all actions, and the weight of one reward, or of one lack of it.
     """
+    a, b = _beta(n, total, prior)
+    return digamma(a) - digamma(b), np.sqrt(trigamma(a) + trigamma(b))
+
+
+def _beta(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
+    """Both parameters of each action's Beta distribution."""
     mean = float(((total + prior) / (n + 1.0)).mean())
     mean = min(max(mean, 1.0 / FIRST), 1.0 - 1.0 / FIRST)
     first = 1.0 / min(mean, 1.0 - mean)
-    a, b = total + first * mean, np.maximum(n - total, 0.0) + first * (1.0 - mean)
-    return digamma(a) - digamma(b), np.sqrt(trigamma(a) + trigamma(b))
+    return total + first * mean, np.maximum(n - total, 0.0) + first * (1.0 - mean)
 
 
 def digamma(x: Floats) -> Floats:
     """Derivative of the log of the gamma function (Abramowitz and Stegun, 6.3.5 and 6.3.18)."""
-    shift = np.zeros_like(x)
-    for _ in range(6):
-        low = x < 6.0
-        shift -= np.where(low, 1.0 / x, 0.0)
-        x = np.where(low, x + 1.0, x)
+    before = (1.0 / (x[..., None] + _STEPS)).sum(axis=-1)
+    x = x + len(_STEPS)
     y = 1.0 / (x * x)
-    found: Floats = shift + np.log(x) - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
+    found: Floats = np.log(x) - before - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
     return found
 
 
 def trigamma(x: Floats) -> Floats:
     """Second derivative of the same (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
-    shift = np.zeros_like(x)
-    for _ in range(6):
-        low = x < 6.0
-        shift += np.where(low, 1.0 / (x * x), 0.0)
-        x = np.where(low, x + 1.0, x)
+    each = 1.0 / (x[..., None] + _STEPS)
+    x = x + len(_STEPS)
     y = 1.0 / (x * x)
-    found: Floats = shift + 1.0 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y / 42))
+    later = 1.0 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y / 42))
+    found: Floats = (each * each).sum(axis=-1) + later
     return found
 
 
 def widths(scores: Scores) -> Floats:
     """Standard deviation of what is expected of each action, in logits."""
-    own = beliefs(scores.arms.n, scores.arms.total, scores.arms.prior)[1]
+    a, b = _beta(scores.arms.n, scores.arms.total, scores.arms.prior)
+    own = trigamma(np.concatenate((a, b)))
     met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
-    found: Floats = 1.0 / np.sqrt(1.0 / (own * own) + 1.0 / met)
+    found: Floats = 1.0 / np.sqrt(1.0 / (own[: len(a)] + own[len(a) :]) + 1.0 / met)
     return found
 
 
@@ -241,28 +245,42 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     """Each action by its probability to be the best, were they independent and normal.
 
     The integral over the best one's value is a sum over a grid: no number is drawn at random.
+    ``widths`` may have a row for each of several answers.
     """
     widths = np.maximum(widths, 1e-9)
-    low, high = float((means - 5.0 * widths).max()), float((means + 5.0 * widths).max())
-    grid = np.linspace(low, high, _GRID)
-    z = (grid - means[:, None]) / widths[:, None]
-    density = np.exp(-0.5 * z * z) / widths[:, None]
-    below = np.maximum(_normal(z), 1e-300)
-    logs = np.log(below)
-    best = density * np.exp(logs.sum(axis=0) - logs)
-    found: Floats = best.sum(axis=1)
-    total = float(found.sum())
-    return found / total if total > 0.0 else greedy(means)
+    low, high = (means - 5.0 * widths).max(axis=-1), (means + 5.0 * widths).max(axis=-1)
+    grid = low[..., None] + (high - low)[..., None] * _GRID
+    z = grid[..., None, :] - means[:, None]
+    z /= widths[..., None]
+    bell = z * z
+    bell *= -0.5
+    np.exp(bell, out=bell)
+    below = _normal(z, bell)  # no z is less than -5, so none of them is nothing
+    bell /= below
+    found: Floats = (below.prod(axis=-2)[..., None, :] @ bell.swapaxes(-1, -2))[..., 0, :]
+    found /= widths
+    total = found.sum(axis=-1, keepdims=True)
+    if (total > 0.0).all():
+        found /= total
+        return found
+    return np.where(total > 0.0, found / np.where(total > 0.0, total, 1.0), greedy(means))
 
 
-def _normal(z: Floats) -> Floats:
-    """The normal distribution function, within 1e-7 (Abramowitz and Stegun, 26.2.17)."""
-    x = np.abs(z)
-    t = 1.0 / (1.0 + 0.2316419 * x)
-    tail = np.exp(-0.5 * x * x) * 0.3989422804014327
-    tail *= t * (
-        0.319381530 + t * (-0.356563782 + t * (1.781477937 + t * (-1.821255978 + t * 1.330274429)))
-    )
+def _normal(z: Floats, bell: Floats) -> Floats:
+    """The normal distribution function, within 1e-7 (Abramowitz and Stegun, 26.2.17).
+
+    ``bell`` is exp(-z²/2); the arrays are large, so they are worked on in place.
+    """
+    t = np.abs(z)
+    t *= 0.2316419
+    t += 1.0
+    np.divide(1.0, t, out=t)
+    tail = 1.330274429 * t
+    for factor in (-1.821255978, 1.781477937, -0.356563782, 0.319381530):
+        tail += factor
+        tail *= t
+    tail *= 0.3989422804014327
+    tail *= bell
     found: Floats = np.where(z > 0.0, 1.0 - tail, tail)
     return found
 
@@ -288,6 +306,8 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
 
 
 def _spread(found: Floats, at: npt.NDArray[np.intp], n: int) -> Floats:
+    if len(at) == n:
+        return found
     out = np.zeros(n)
     out[at] = found
     return out

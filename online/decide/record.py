@@ -7,6 +7,7 @@ reward comes.
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Sequence
 from typing import Final
@@ -14,9 +15,11 @@ from typing import Final
 import msgspec
 
 from online.errors import OnlineError
-from replay.example import Features
+from replay.example import Features, Value
 
-_FORMAT: Final = 1
+_DEFLATED: Final = 1
+_COLUMNS: Final = 2
+_FLOATS: Final[set[type]] = {float}
 _LEVEL: Final = 1  # names repeat from action to action: most of them go with the cheapest level
 _BYTES_MAX: Final = 16 << 20  # of a record, unpacked: more than any body may bring
 
@@ -54,6 +57,8 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
         caller's; None: it is the one that was answered.
     deferred
         Nobody has said yet that the answer was used: without a reward it is worth nothing.
+    defaulted
+        The row's reward is the default: none came in time.
     """
 
     context: Features
@@ -66,6 +71,7 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     baseline: int | None = None
     drawn: int | None = None
     deferred: bool = False
+    defaulted: bool = False
 
     @property
     def action(self) -> str:
@@ -88,28 +94,72 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return sorted(range(len(p)), key=lambda i: (i != chosen, -p[i], -means[i], i))
 
 
+class _Columns(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A choice whose actions have the same names and only floats: little is left to deflate.
+
+    ``numbers`` are doubles, the lowest byte first, one action after the other.
+    """
+
+    choice: Choice
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+    numbers: bytes
+
+
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Choice).decode
+_decode_columns: Final = msgspec.msgpack.Decoder(_Columns).decode
 
 
 def pack(choice: Choice) -> bytes:
-    """The record as bytes: a format byte, then msgpack, deflated."""
-    return bytes([_FORMAT]) + zlib.compress(_encode(choice), _LEVEL)
+    """The record as bytes: a format byte, then msgpack, deflated unless it is mostly floats."""
+    names, flat = tuple(choice.actions[0][1]), list[Value]()
+    for _, features in choice.actions:
+        if tuple(features) == names:
+            flat += features.values()
+    whole = names and len(flat) == len(names) * len(choice.actions)
+    if not whole or set(map(type, flat)) != _FLOATS:
+        return bytes([_DEFLATED]) + zlib.compress(_encode(choice), _LEVEL)
+    rest = msgspec.structs.replace(choice, actions=())
+    numbers = struct.pack(f"<{len(flat)}d", *flat)
+    columns = _Columns(rest, tuple(action for action, _ in choice.actions), names, numbers)
+    encoded = _encode(columns)
+    return bytes([_COLUMNS]) + zlib.crc32(encoded).to_bytes(4, "little") + encoded
 
 
 def unpack(data: bytes) -> Choice:
     """The choice that :func:`pack` was given.  Raises RecordInvalid."""
-    if data[:1] != bytes([_FORMAT]):
-        raise RecordInvalid(f"its format is {data[0] if data else None}, not {_FORMAT}")
     try:
-        inflate = zlib.decompressobj()
-        plain = inflate.decompress(memoryview(data)[1:], _BYTES_MAX)
-        if not inflate.eof:
-            raise RecordInvalid("it is cut off, or too long")
-        choice = _decode(plain)
-    except (zlib.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        if data[:1] == bytes([_DEFLATED]):
+            choice = _inflated(data)
+        elif data[:1] == bytes([_COLUMNS]):
+            choice = _of_columns(data)
+        else:
+            raise RecordInvalid(f"its format is {data[0] if data else None}, not 1 or 2")
+    except (zlib.error, struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RecordInvalid(str(error)) from None
     n = len(choice.actions)
     if not (n == len(choice.probabilities) == len(choice.estimates) and 0 <= choice.chosen < n):
         raise RecordInvalid("its parts do not fit each other")
     return choice
+
+
+def _inflated(data: bytes) -> Choice:
+    inflate = zlib.decompressobj()
+    plain = inflate.decompress(memoryview(data)[1:], _BYTES_MAX)
+    if not inflate.eof:
+        raise RecordInvalid("it is cut off, or too long")
+    return _decode(plain)
+
+
+def _of_columns(data: bytes) -> Choice:
+    encoded = memoryview(data)[5:]
+    if zlib.crc32(encoded).to_bytes(4, "little") != data[1:5]:
+        raise RecordInvalid("its checksum does not fit")
+    columns = _decode_columns(encoded)
+    names, ids = columns.names, columns.ids
+    flat = struct.unpack(f"<{len(ids) * len(names)}d", columns.numbers)
+    rows = (flat[i : i + len(names)] for i in range(0, len(flat), len(names)))
+    features: list[Features] = [dict(zip(names, row, strict=True)) for row in rows]
+    actions = tuple(zip(ids, features, strict=False))
+    return msgspec.structs.replace(columns.choice, actions=actions)

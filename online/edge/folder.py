@@ -16,7 +16,8 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -131,6 +132,24 @@ class Folder:
         differing = sum(differ > DIFFER_SHARE * asked for asked, differ in told)
         return Reports(len(said) - failed, failed, len(told), differing)
 
+    def standing(self) -> dict[str, Any]:
+        """How the releases stand, newest first, as plain data; for pages and histories."""
+        channel = self.channel()
+        before, told = channel.before, asdict(self.reports(channel.sequence))
+        with contextlib.suppress(FileNotFoundError):
+            expires = json.loads(self.head()[0])["expires"]
+            return {
+                "sequence": channel.sequence,
+                "revision": channel.revision,
+                "percent": channel.percent,
+                "halted": channel.halted,
+                "before": None if before is None else before.sequence,
+                "expires": expires,
+                "reports": told,
+                "releases": [_shown(release, channel) for release in reversed(channel.releases)],
+            }
+        return {"sequence": 0, "releases": []}
+
     def publish(
         self,
         channel: Channel,
@@ -173,6 +192,32 @@ class Folder:
         for report in (self.path / "reports").glob("*"):
             if report.name not in {str(release.sequence) for release in channel.releases}:
                 report.unlink(missing_ok=True)
+
+
+def releases_in(state_dir: Path) -> Callable[[str], dict[str, Any]]:
+    """Return what tells, by a model's name, how its releases stand in a state folder."""
+    return lambda model: Folder(state_dir / "edge" / model).standing()
+
+
+def _shown(release: Release, channel: Channel) -> dict[str, Any]:
+    """One release: what it was made of, and who uses it."""
+    about, before, percent = release.about, channel.before, channel.percent
+    fresh = about.get("freshness", {})
+    state = "kept"
+    if release.sequence == channel.sequence:
+        state = "halted" if channel.halted else "everybody" if percent == 100 else "some"
+    elif before is not None and release.sequence == before.sequence and percent < 100:
+        state = "the others"
+    return {
+        "sequence": release.sequence,
+        "state": state,
+        "version": ".".join(map(str, fresh.get("version", ()))) or None,
+        "snapshot_at": fresh.get("snapshot_at"),
+        "events": fresh.get("events"),
+        "quality": fresh.get("quality"),
+        "rewrite": fresh.get("rewrite"),
+        "targets": {name: target["size"] for name, target in about["targets"].items()},
+    }
 
 
 def _golden_rows(release: Release) -> tuple[str, str] | None:

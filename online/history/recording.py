@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from online.client.connection import Connection
+from online.edge.folder import releases_in
 from online.errors import OnlineError
 from online.history.samples import Mark
 from online.history.series import FOLDER, Series
@@ -79,6 +80,7 @@ class Recording:
         now_s: Callable[[], float] = time.time,
     ) -> None:
         self._folder, self._heard, self._now_s = state_dir / FOLDER, heard, now_s
+        self._released = releases_in(state_dir)
         self._url = ""
         self._series: dict[str, Series] = {}
         self._stopped = threading.Event()
@@ -147,10 +149,18 @@ class Recording:
             try:
                 if name not in self._series:
                     self._series[name] = Series(self._folder, name)
-                marks[name] = self._series[name].add(dict(status), self._now_s())
+                told = {**status, "edge": self._releases(name)}
+                marks[name] = self._series[name].add(told, self._now_s())
             except Exception as error:  # a full disk: the look is worth all the more
                 log.info("the history has a gap: %r", error)
         self._tell(Look(self._now_s(), self._url, statuses, marks))
+
+    def _releases(self, name: str) -> Mapping[str, Any]:
+        try:
+            return self._released(name)
+        except Exception as error:  # they have no mark then
+            log.info("the releases of %s can't be read: %r", name, error)
+            return {}
 
     def _tell(self, look: Look | None) -> None:
         try:

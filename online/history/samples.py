@@ -13,7 +13,10 @@ import msgspec
 
 from online.telemetry import BOUNDS_S
 
-_SCORES: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
+SCORES: Final = (
+    "accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae", "reward",
+    "evenly",
+)  # fmt: skip
 """Means over all rows: times their number they are totals."""
 _COUNTED: Final = ("predictions", "learned", "internal_errors", "server_unreachable")
 _PREFIXES: Final = (
@@ -69,7 +72,7 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
         for name, value in counts.items():
             step = value - last.get(name, 0.0)
             totals[name] = totals.get(name, 0.0) + (value if step < 0 else step)
-    for name in _SCORES:
+    for name in SCORES:
         totals.pop(f"sum_{name}", None)  # the model may have begun anew since
         if (mean := quality.get(name)) is not None:
             totals[f"sum_{name}"] = mean * n
@@ -104,7 +107,16 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
         "incident": _headline(status.get("incident")),
+        "edge": _release(status.get("edge") or {}),
     }
+
+
+def _release(edge: Mapping[str, Any]) -> str | None:
+    """Who uses the newest release for devices, in words; None: there is none."""
+    if not edge.get("sequence"):
+        return None
+    named = f"release {edge['sequence']}"
+    return f"{named} halted" if edge["halted"] else f"{named} to {edge['percent']} % of devices"
 
 
 def _headline(incident: str | None) -> str | None:
@@ -138,6 +150,8 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
         yield mark("quarantine", f"{seen['quarantined']} sources set aside")
     if new("banned") and before is not None:
         yield mark("decision", f"{len(seen['banned'])} sources banned")
+    if new("edge"):
+        yield mark("edge", str(seen["edge"]))
     if new("incident"):
         yield mark("incident", str(seen["incident"]))
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.history.samples import Mark, Sample, happened, percentile, sample
+from online.history.samples import SCORES, Mark, Sample, happened, percentile, sample
 
 log = logging.getLogger("online.history")
 
@@ -33,7 +33,6 @@ FOLDER: Final = "history"
 
 POINTS_MAX: Final = 2_000
 RATES: Final = ("predictions", "learned", "feedback_learned", "feedback_quarantined")
-_MEANS: Final = ("accuracy", "no_change", "majority", "log_loss", "mae", "last_mae", "mean_mae")
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS samples (at REAL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
@@ -206,7 +205,7 @@ def _step(was: Sample, now: Sample) -> dict[str, float | None]:
     rows, seconds = now.n - was.n, now.at - was.at
     counts = {name: value - was.totals.get(name, 0.0) for name, value in now.totals.items()}
     out: dict[str, float | None] = {"at": now.at, "n": now.n}
-    for name in _MEANS:
+    for name in SCORES:
         if f"sum_{name}" in now.totals:
             # Fewer rows than before: a rollback took some out, and the difference says nothing.
             out[name] = counts[f"sum_{name}"] / rows if rows > 0 else None

@@ -1,4 +1,4 @@
-"""HTTP: routes, bodies and the error table.  Pure ASGI for the hot routes, FastAPI for the rest."""
+"""HTTP: routes and bodies.  Pure ASGI for the hot routes, FastAPI for the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import difflib
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -14,14 +14,11 @@ from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
-from starlette.routing import Match
 
 from online import __version__, telemetry
-from online.errors import RequestError, failed, invalid
+from online.errors import RequestError, failed
 from online.history.series import FOLDER
 from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
@@ -32,6 +29,9 @@ from online.http.history import routes as history_routes
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
+from online.http.refusing import answer_errors
+from online.http.report import Reports
+from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.upload import Uploads, upload
 from online.live.ring import Ring
@@ -47,8 +47,8 @@ from online.messages.bodies import (
     decode,
     error_body,
     format_of,
-    meant,
 )
+from online.messages.choices import ChooseRequest, RewardRequest
 from online.serving import scores as batch
 from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
@@ -77,11 +77,14 @@ class Some:
         By model, what takes deltas that devices have learned.
     choosing
         By model, what chooses among actions.
+    reports
+        Makes reports of a model's journal; None: nobody does.
     """
 
     scores: Mapping[str, batch.Reader] = field(default_factory=dict)
     pushes: Mapping[str, Pushes] = field(default_factory=dict)
     choosing: Mapping[str, Choosing] = field(default_factory=dict)
+    reports: Reports | None = None
 
 
 class App:
@@ -133,6 +136,7 @@ class App:
             pushes=some.pushes,
             live=self._live,
             choosing=some.choosing,
+            reports=some.reports,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -244,14 +248,15 @@ class App:
             asked: Any
             if action == "predict":
                 asked = decode(form.predict, body)
-                status, said = 200, serving.predict(asked)
+                status = 200
+                said = await serving.explained(asked) if asked.explain else serving.predict(asked)
             elif action == "feedback":
                 asked = decode(form.feedback, body)
                 status, said = await serving.feedback(asked)
             else:
                 status, said, asked = await self._choice(model, action, form, body)
             answer = form.encode(said)
-            if asked is not None and (live := self._live[model]).watched:
+            if (live := self._live[model]).watched:
                 live.take(asked, said, len(body))
         except RequestError as error:
             if serving is not None:
@@ -269,14 +274,16 @@ class App:
 
     async def _choice(
         self, model: str, action: str, form: Format, body: bytes
-    ) -> tuple[int, Any, None]:
-        """Choose among actions, or take the reward of a choice."""
+    ) -> tuple[int, Any, ChooseRequest | RewardRequest]:
+        """Choose among actions, or take the reward of a choice: status, answer, what was asked."""
         if (choosing := self._choosing.get(model)) is None:
             hint = "Set `task: choose` for it, or ask it with predict and feedback"
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
         if action == "choose":
-            return 200, await choosing.choose(decode(form.choose, body)), None
-        return *(await choosing.reward(decode(form.reward, body))), None
+            asked: ChooseRequest = decode(form.choose, body)
+            return 200, await choosing.choose(asked), asked
+        given: RewardRequest = decode(form.reward, body)
+        return *(await choosing.reward(given)), given
 
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
@@ -356,6 +363,7 @@ def build_rest(
     pushes: Mapping[str, Pushes] | None = None,
     live: Mapping[str, Ring] | None = None,
     choosing: Mapping[str, Choosing] | None = None,
+    reports: Reports | None = None,
 ) -> FastAPI:
     """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
     app: FastAPI = FastAPIOffline(
@@ -363,26 +371,13 @@ def build_rest(
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
     )
-    page = _page()
-
-    _answer_errors(app)
+    answer_errors(app)
 
     def known(model: str) -> None:
         if model not in servings:
             raise _unknown(model, servings)
 
-    @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
-
-    @app.get("/livez", tags=["health"], summary="The process answers")
-    async def livez() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/readyz", tags=["health"], summary="Every model can answer")
-    async def readyz() -> dict[str, Any]:
-        return {"ready": True, "models": sorted(servings)}
-
+    _add_plain(app, sorted(servings))
     text = PlainTextResponse
 
     @app.get(
@@ -413,10 +408,29 @@ def build_rest(
     if live:
         replica = next(iter(servings.values())).replica.replica
         app.include_router(live_routes(known, live, replica))
+    if reports is not None:
+        app.include_router(report_routes(known, reports))
     app.include_router(decide_routes({} if choosing is None else choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     return app
+
+
+def _add_plain(app: FastAPI, models: Sequence[str]) -> None:
+    """Add what needs no model: the page, and whether anybody is there."""
+    page = _page()
+
+    @app.get("/", include_in_schema=False)
+    async def index() -> HTMLResponse:
+        return HTMLResponse(page)
+
+    @app.get("/livez", tags=["health"], summary="The process answers")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/readyz", tags=["health"], summary="Every model can answer")
+    async def readyz() -> dict[str, Any]:
+        return {"ready": True, "models": models}
 
 
 async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
@@ -432,68 +446,3 @@ def _page() -> str:
         library = folder.joinpath("third_party", name).read_text("utf-8")
         page = page.replace(f"/* {name} */", library)
     return page
-
-
-def _methods(app: FastAPI, scope: Scope) -> str:
-    """Return the methods that the path takes, by all of its routes.
-
-    The framework names those of the first one.
-    """
-    taken = (
-        method
-        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
-        for route in app.routes
-        if route.matches({**scope, "method": method})[0] is Match.FULL
-    )
-    return ", ".join(dict.fromkeys(taken))
-
-
-def _answer_errors(app: FastAPI) -> None:
-    """Every error has the error body, whoever raised it."""
-
-    @app.exception_handler(RequestError)
-    async def on_error(request: Request, error: RequestError) -> JSONResponse:
-        if error.status >= 500:
-            name = request.headers.get("x-request-id")
-            log.warning("%s %s, request %s: %s", request.method, request.url.path, name, error)
-        return JSONResponse(error_body(error), error.status, error.headers)
-
-    @app.exception_handler(Exception)
-    async def on_failure(request: Request, error: Exception) -> JSONResponse:
-        name = request.headers.get("x-request-id")
-        log.error("%s %s, request %s: %r", request.method, request.url.path, name, error)
-        return JSONResponse(error_body(failed()), 500)
-
-    @app.exception_handler(HTTPException)
-    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
-        status, path, headers = error.status_code, request.url.path, dict(error.headers or {})
-        if status == 404:
-            body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
-        elif status == 405:
-            message = f"{request.method}: {error.detail}"
-            body = RequestError(405, "method", message, None, "See /docs")
-            headers["Allow"] = _methods(app, dict(request.scope))
-        else:
-            body = RequestError(400, "malformed", str(error.detail), None, "See /docs")
-        return JSONResponse(error_body(body), body.status, headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if isinstance(first.get("input"), bytes):  # nobody has read it
-            kind = request.headers.get("content-type", "")[:80]
-            hint = "Send it as Content-Type: application/json"
-            unread = RequestError(415, "media_type", f"content type {kind}", None, hint)
-            return JSONResponse(error_body(unread), unread.status)
-        field, hint = str(first["loc"][-1]), "See /docs"
-        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
-        if first["type"] == "extra_forbidden" and (known := _known_fields(request)):
-            got, hint = f"unknown field `{field[:80]}`", meant(field, known)
-        return JSONResponse(error_body(invalid(field, got, hint)), 422)
-
-
-def _known_fields(request: Request) -> list[str]:
-    """Names of the fields that the body of this route may have; empty if it takes none."""
-    body = getattr(request.scope.get("route"), "body_field", None)
-    kind = getattr(getattr(body, "field_info", None), "annotation", None)
-    return list(getattr(kind, "model_fields", ()))

@@ -127,6 +127,7 @@ def routes(
         return _answer(request, data, _JSON, f"{whose}, {_ASK}")
 
     _add_files(made, known, place, f"{whose}, {_FOREVER}")
+    _add_releases(made, known, place)
     _add_reports(made, known, place)
     _add_deltas(made, known, pushes or {})
     _add_parts(made)
@@ -154,6 +155,17 @@ def _add_files(
         except FileNotFoundError:
             raise _unknown_file(sha256) from None
         return _answer(request, data, _BINARY, kept, sha256)
+
+
+def _add_releases(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
+    @made.get(
+        "/v1/models/{model}/edge/releases",
+        summary="Which releases are kept, who uses them, and what devices say of them",
+    )
+    def releases(model: str) -> dict[str, Any]:
+        known(model)
+        none = {"sequence": 0, "releases": []}
+        return {"model": model, **(none if place is None else Folder(place / model).standing())}
 
 
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:

@@ -33,11 +33,18 @@ class RollbackRequest(BaseModel):
 
 
 class PromoteRequest(BaseModel):
-    """Whether what served before is to serve again."""
+    """Whether what served before is to serve again, and whether figures matter."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"back": False}]})
     back: bool = Field(
-        False, strict=True, description="refuse unless the challenger has served before"
+        False,
+        strict=True,
+        description="refuse unless the challenger has served before; an apprentice answers no more",
+    )
+    force: bool = Field(
+        False,
+        strict=True,
+        description="an apprentice answers, though it is not sure to keep enough",
     )
 
 
@@ -222,18 +229,20 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
 
     @routes.post(
         "/promote",
-        summary="The challenger serves, with what it has learned; what served is the challenger",
+        summary="The challenger serves, or the apprentice answers, with what it has learned",
         responses=_answers(
             "Decided, durably. The replicas are replaced one by one; it is done when the status "
-            "says `spec` is `to` and `challenger.spec` is `from`",
+            "says `spec` is `to` and `challenger.spec` is `from`. Of an apprentice: `answers` "
+            "says who does, `complete` whether every replica acts on it",
             promoted,
-            e409="There is no challenger, it is rows behind, or it has not served before",
+            e409="There is no challenger, it is rows behind, or it has not served before; or the "
+            "apprentice is not sure to keep enough of what the caller earns",
             e503=_UNAVAILABLE,
         ),
     )
     async def promote(model: str, body: PromoteRequest) -> dict[str, Any]:
         known(model)
-        return await cluster.promote(model, back=body.back)
+        return await cluster.promote(model, back=body.back, force=body.force)
 
     @routes.post(
         "/forget",

@@ -12,8 +12,8 @@ from replay.journal.base import Row
 def alike(rows: Sequence[Row], examples: Sequence[Example | None]) -> int:
     """How many rows from the first on are alike; 0: the first is a row apart.
 
-    They are learned ones of features that nothing was changed in, with the same names in the
-    same order: the sums of a linear model depend on that in their last bits.
+    They are learned ones, for good, of features that nothing was changed in, with the same names in
+    the same order: the sums of a linear model depend on that in their last bits.
     """
     first = examples[0]
     if first is None:
@@ -24,7 +24,7 @@ def alike(rows: Sequence[Row], examples: Sequence[Example | None]) -> int:
             example is None
             or row.verdict not in LEARNED
             or example.raw is not None
-            or example.moved is not None
+            or not example.ordinary
             or list(example.features) != names
         ):
             break

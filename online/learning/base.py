@@ -28,12 +28,12 @@ from online.learning.scores import increments_of, score_of
 from online.learning.source_evidence import Evidence
 from online.learning.values_in_parts import Arrival
 from online.learning.vocabulary import Vocabulary, words_of
-from online.models.base import Model, Prediction, learn_example
+from online.models.base import Before, Model, Prediction, learn_example
 from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
-from replay.example import Example, Features, label_text
+from replay.example import Example, Features, is_unlabelled, label_text
 from replay.journal.base import Row, Verdict
 from replay.memory import Lesson, Memory
 
@@ -52,6 +52,10 @@ class Failed:
 def why_not_taught(row: Row) -> str | None:
     """Why the row teaches nothing, whatever the model; None: it does."""
     return "its content was erased" if codec.is_erased(row.payload) else None
+
+
+def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
+    return False
 
 
 class BaseLearner(ABC):
@@ -84,6 +88,9 @@ class BaseLearner(ABC):
     rewrite, control, frozen, undone
         Decisions of operators, as far as the server's replies tell of them; the shell sets
         ``undone`` before rows are learned on.
+    untaught
+        Says of a partition, an offset and a key whether that row has taught nothing that stands,
+        though ``undone`` does not have it: it failed, or is left out.
     memory
         Past rows that are learned again with fresh ones; None: there are none.
     latest
@@ -117,6 +124,7 @@ class BaseLearner(ABC):
         self.relearned = 0
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
+        self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
         self.arrival = Arrival(None)
 
     # -- answering ----------------------------------------------------------------------------
@@ -217,18 +225,34 @@ class BaseLearner(ABC):
         return 0
 
     def _learn(self, row: Row, example: Example, lesson: Lesson = ()) -> None:
-        """Teach the copy that learns one row, and count it."""
-        learn_example(self._training, example, row.factor, lesson, self._spec)
-        self.bounds.add(example)
-        self.vocabulary.add(example, row.source)
-        if example.moved is not None:
+        """Teach the copy that learns one row, and count it; what is provisional counts nowhere."""
+        if not example.taught:
+            before = self._before(example)
+            learn_example(self._training, example, row.factor, lesson, self._spec, before)
+            self.bounds.add(example)
+            self.vocabulary.add(example, row.source)
+        if example.moved is not None or example.provisional:
             self.tally.add(row.key, {}, None, row.at)
+            if example.provisional and self._task != "regression":
+                self.tally.meet(label_text(example.label))
             return
         self._count(row, example)
         self.tally.note(example)
 
+    def _before(self, example: Example) -> Before | None:
+        """The lesson that the example is learned instead of; None: nothing of it stands."""
+        first = example.corrects
+        if first is None or first.offset == 0:
+            return None
+        if self.undone.has(first.partition, first.offset):
+            return None
+        if self.untaught(first.partition, first.offset, first.key):
+            return None
+        return first.label, first.weight
+
     def _count(self, row: Row, example: Example) -> None:
-        label = None if self._task == "regression" else label_text(example.label)
+        nothing = self._task == "regression" or is_unlabelled(self._task, example.label)
+        label = None if nothing else label_text(example.label)
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:

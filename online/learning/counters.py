@@ -171,6 +171,10 @@ class Tally:
         self._add_digest(n, sum([event_hash(row.key) for row in rows]))
         return True
 
+    def meet(self, label: str) -> None:
+        """A label that may change was learned: it is known, and older than any other."""
+        self._see(label, 0.0)
+
     def _see_all(self, labels: Sequence[str], at: Sequence[float]) -> None:
         """Rows with these labels, taken at these times, one after the other."""
         newest = self._newest

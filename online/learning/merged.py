@@ -111,7 +111,7 @@ class Learner(LocalModel):
         memory = self.memory
         lesson: Lesson = ()
         score = example.score
-        if example.moved is not None:
+        if example.moved is not None or example.provisional:
             memory = None  # no row to be kept, and none that others are learned with
         if memory is not None:
             lesson = memory.lesson(example.label)
@@ -253,7 +253,8 @@ class Learner(LocalModel):
         self.arrival.note(reply, clock, taken=whole)
         self._note_decided(reply)
         self.want_all = False
-        finish(self.tracks, self.clock, self.durable, reply.closed)
+        peer = bool(reply.peer)
+        finish(self.tracks, self.clock, self.durable, reply.closed, from_peer=peer)
         self._deltas.settle(self.tracks.keys(), self.clock, self.durable)
         lost = self._broken()
         if whole and others and not self.mergeable:
@@ -281,9 +282,9 @@ class Learner(LocalModel):
 
     def _broken(self) -> Collection[int]:
         """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
-        unbroken = self._deltas.unbroken
+        unbroken, begun = self._deltas.unbroken, [t for t in self.tracks.items() if not t[1].held]
         return self._together(
-            [p for p, t in self.tracks.items() if not unbroken(p, t.next, self.clock, self._open)]
+            [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
         )
 
     def _rebuild(

@@ -174,8 +174,10 @@ class Vocabulary:
 
     def knows_numbers(self, names: Sequence[str]) -> bool:
         """Whether rows of any numbers under these names bring nothing new."""
-        ids = frozenset[str]() if self._words is None else self._words.ids
-        return ids.isdisjoint(names) and self._known.issuperset(names)
+        words, known = self._words, self._known
+        if words is None or words.ids.isdisjoint(names):
+            return known.issuperset(names)
+        return all(not words.keys(n, 0.0) if n in words.ids else n in known for n in names)
 
     def fresh(self, features: Features) -> list[str]:
         """Names of the row under which nothing was learned of what it holds, in its order."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
 
+from online.messages.choices import ChooseRequest, Chosen, Reward, RewardRequest
 from online.messages.structs import (
     Event,
     FeedbackRequest,
@@ -35,12 +36,15 @@ LOOK_MAX: Final = 500
 _ID_SHOWN: Final = 16  # characters of a prediction's id
 _ABSENT: Final = (None, msgspec.UNSET)
 
+Asked = PredictRequest | FeedbackRequest | ChooseRequest | RewardRequest
+Given = Prediction | Predictions | Receipt | Receipts | Chosen
+
 
 class _Taken(msgspec.Struct, frozen=True):
     number: int
     at: float
-    asked: PredictRequest | FeedbackRequest
-    given: Prediction | Predictions | Receipt | Receipts
+    asked: Asked
+    given: Given
     size: int
 
 
@@ -71,12 +75,7 @@ class Ring:
         self._until_s = 0.0
         self.watched = False
 
-    def take(
-        self,
-        asked: PredictRequest | FeedbackRequest,
-        given: Prediction | Predictions | Receipt | Receipts,
-        size: int,
-    ) -> None:
+    def take(self, asked: Asked, given: Given, size: int) -> None:
         """Take a request with its answer; ``size``: bytes of its body."""
         if self._monotonic_s() > self._until_s:
             self.watched = False
@@ -108,16 +107,19 @@ class Ring:
 
 def _shown(taken: _Taken) -> Iterator[dict[str, Any]]:
     """One entry a row, as plain data."""
-    asked = taken.asked
-    rows = _answers(asked, taken.given) if isinstance(asked, PredictRequest) else _labels(
-        asked, taken.given
-    )  # fmt: skip
-    many = (
-        len(asked.instances or ()) if isinstance(asked, PredictRequest) else len(asked.events or ())
-    )
+    asked, given = taken.asked, taken.given
+    many: Sequence[Any] | None
+    if isinstance(asked, PredictRequest):
+        rows, many = _answers(asked, given), asked.instances
+    elif isinstance(asked, FeedbackRequest):
+        rows, many = _labels(asked, given), asked.events
+    elif isinstance(asked, ChooseRequest):
+        rows, many = _choices(asked, given), None
+    else:
+        rows, many = _rewards(asked, given), asked.rewards
     for i, row in enumerate(rows):
         if i == ROWS_SHOWN:
-            yield {"at": taken.at, "kind": "more", "rows": many - ROWS_SHOWN}
+            yield {"at": taken.at, "kind": "more", "rows": len(many or ()) - ROWS_SHOWN}
             return
         yield {"at": taken.at, **{k: v for k, v in row.items() if v not in _ABSENT}}
 
@@ -147,5 +149,28 @@ def _labels(asked: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
         yield {
             "kind": "label", "id": id_ if id_ is None else id_[:_ID_SHOWN], "source": event.source,
             "label": event.label, "features": event.features, "status": receipt.status,
+            "version": receipt.version,
+        }  # fmt: skip
+
+
+def _choices(asked: ChooseRequest, given: Any) -> Iterator[dict[str, Any]]:
+    yield {
+        "kind": "choice", "id": given.id[:_ID_SHOWN], "features": asked.context,
+        "action": given.action, "probability": given.probability, "of": len(asked.actions),
+        "version": f"{given.version}+{given.own}",
+        "status": "repeated" if given.repeated else None,
+    }  # fmt: skip
+
+
+def _rewards(asked: RewardRequest, given: Any) -> Iterator[dict[str, Any]]:
+    one: Reward | RewardRequest
+    receipt: Receipt
+    pairs: Any = zip(asked.rewards or (), given.events, strict=False) if isinstance(
+        given, Receipts
+    ) else ((asked, given),)  # fmt: skip
+    for one, receipt in pairs:
+        yield {
+            "kind": "reward", "id": None if one.id is None else one.id[:_ID_SHOWN],
+            "source": one.source, "label": one.reward, "status": receipt.status,
             "version": receipt.version,
         }  # fmt: skip

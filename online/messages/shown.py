@@ -10,7 +10,8 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _SCORES: Final = (
     ("accuracy", "accuracy"), ("majority", "majority"), ("no_change", "no change"),
     ("kappa_m", "kappa-M"), ("mae", "MAE"), ("mean_mae", "MAE of the mean so far"),
-    ("last_mae", "MAE of the newest"),
+    ("last_mae", "MAE of the newest"), ("reward", "reward"), ("constant", "best single action"),
+    ("evenly", "actions evenly"),
 )  # fmt: skip
 
 

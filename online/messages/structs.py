@@ -47,6 +47,15 @@ Interval = Annotated[
 ]
 
 
+Score = Annotated[
+    float | msgspec.UnsetType,
+    Meta(
+        description="of `task: anomaly`: how unusual the row is, from 0 to 1; above 0.5 it is an "
+        "anomaly, and 0.5 is the rank of `anomaly.threshold` among the rows learned lately"
+    ),
+]
+
+
 class Explanation(msgspec.Struct):
     """An explanation has what each feature has added: `base` and all of them are `output`."""
 
@@ -61,8 +70,8 @@ class Explanation(msgspec.Struct):
     exact: Annotated[
         bool,
         Meta(
-            description="each order of the features says the same; false: means over some orders, "
-            "which estimate Shapley values"
+            description="read from the weights, or each order of the features says the same; "
+            "false: means over some orders, which estimate Shapley values"
         ),
     ]
 
@@ -98,10 +107,12 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = False
 
 
-class Event(msgspec.Struct, forbid_unknown_fields=True):
+class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The label of a prediction (`id`), or of features that are sent along."""
 
-    label: Any = msgspec.UNSET
+    label: Annotated[
+        Any, Meta(description="the true one; rows of `task: anomaly` may come without")
+    ] = msgspec.UNSET
     id: Annotated[
         str | None, Meta(description="the id of the prediction: its token, or your own")
     ] = None
@@ -112,6 +123,13 @@ class Event(msgspec.Struct, forbid_unknown_fields=True):
     source: Annotated[str, Meta(max_length=256)] = "default"
     weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+    provisional: Annotated[
+        bool,
+        Meta(
+            description="the label may change: what it teaches is taken back when the event comes "
+            "again without this; needs a token, or an `event_id`"
+        ),
+    ] = False
 
 
 class FeedbackRequest(Event):
@@ -140,6 +158,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     explanation: Annotated[
         Explanation | msgspec.UnsetType, Meta(description="there if `explain` asks for it")
     ] = msgspec.UNSET
+    score: Score = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -167,6 +186,7 @@ class Row(msgspec.Struct, omit_defaults=True):
     unknown: Unknown = msgspec.UNSET
     label_set: LabelSet = msgspec.UNSET
     interval: Interval = msgspec.UNSET
+    score: Score = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):
@@ -196,6 +216,8 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         for row in self.predictions:
             given = {} if isinstance(row.id, msgspec.UnsetType) else {"id": row.id}
             shown = row.probabilities if isinstance(row.probabilities, dict) else {}
+            if not isinstance(row.score, msgspec.UnsetType):
+                shown = {**shown, "score": row.score}
             rows.append({"prediction": row.prediction, **shown, **given})
         return pd.DataFrame(rows, index=getattr(index, "index", index))
 
@@ -225,7 +247,7 @@ STATUSES: Final[Mapping[str, str]] = {
 """What can become of an event."""
 
 
-class Receipt(msgspec.Struct, omit_defaults=True):
+class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     """A receipt that says what became of one event."""
 
     status: Annotated[
@@ -253,6 +275,10 @@ class Receipt(msgspec.Struct, omit_defaults=True):
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
+    corrects: Annotated[
+        str | msgspec.UnsetType,
+        Meta(description="`seen` of the row with a provisional label that this one has taken back"),
+    ] = msgspec.UNSET
     error: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
     unknown: Annotated[
         list[str] | msgspec.UnsetType,

@@ -8,6 +8,7 @@ two replicas is, up to the rows between two merges, what one would have taken aw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -64,6 +65,17 @@ class Counted(NamedTuple):
     late_total: Floats
     prior: float
 
+    def means(self) -> Floats:
+        """Mean reward of each action so far and of late: shape (2, actions)."""
+        first = PRIOR * self.prior
+        far, late = self.total + first, self.late_total + first
+        return np.array((far / (self.n + PRIOR), late / (self.late_n + PRIOR)))
+
+
+@lru_cache(maxsize=4096)
+def _keys(action: int) -> tuple[str, ...]:
+    return tuple(f"{part}:{action}" for part in "nrms")
+
 
 class Arms:
     """Rewards by action, and of all actions together."""
@@ -74,19 +86,9 @@ class Arms:
     def of(self, ids: Sequence[int]) -> Counted:
         """Return what is known of these actions."""
         get = self._sums.now.get
-        sums = [np.array([get(f"{part}:{name}", 0.0) for name in ids]) for part in "nrms"]
+        sums = np.array([[get(key, 0.0) for key in _keys(name)] for name in ids]).T
         prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
         return Counted(sums[0], sums[1], sums[2], sums[3], prior)
-
-    def means(self, ids: Sequence[int]) -> Floats:
-        """Mean reward of each action so far and of late: shape (2, actions)."""
-        n, total, late_n, late_total, prior = self.of(ids)
-        return np.stack(
-            [
-                (total + PRIOR * prior) / (n + PRIOR),
-                (late_total + PRIOR * prior) / (late_n + PRIOR),
-            ]
-        )
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward of an action."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import msgspec
 
@@ -183,16 +183,65 @@ class Trainable(Protocol):
         """Relative distance of what answers from what learns; None if they are one."""
 
 
+@runtime_checkable
+class Revising(Protocol):
+    """A model that can take a lesson back, whatever it has learned since.
+
+    Attributes
+    ----------
+    why_not_revised
+        Why this one can't, for callers; None: it can.
+    """
+
+    @property
+    def why_not_revised(self) -> str | None: ...
+
+    def learn_provisional(self, example: Example, weight: float) -> None:
+        """Learn as :meth:`Model.learn` does, but judge nothing by a label that may change."""
+
+    def revise(self, example: Example, weight: float, before: Before) -> None:
+        """Learn the example instead of what was learned before for the same features.
+
+        The step is the difference of both gradients at the present parameters.
+        """
+
+
+Before = tuple[Label, float]
+"""A label that was learned and is taken back, and its weight."""
+
+
+def why_not_revised(model: Model) -> str | None:
+    """Why the model can't take a lesson back; None: it can."""
+    if isinstance(model, Revising):
+        return model.why_not_revised
+    return "its lessons are no sum of gradients"
+
+
 def learn_example(
-    model: Model, example: Example, factor: float = 1.0, lesson: Lesson = (), spec: str = ""
+    model: Model,
+    example: Example,
+    factor: float = 1.0,
+    lesson: Lesson = (),
+    spec: str = "",
+    before: Before | None = None,
 ) -> None:
     """Learn a row, its weight times ``factor``, with its notes if it has any for the model.
 
     ``lesson``: what is learned again with it, by a model that rehearses; the drawn rows of a pass
     weigh as much as one row together.  ``spec``: the model's; a delta of a device that began with
-    the parameters of another spec says nothing to it, and is passed over.
+    the parameters of another spec says nothing to it, and is passed over.  ``before``: what the
+    example is learned instead of.  A model that can't take a lesson back learns no provisional one.
     """
     weight = example.weight * factor
+    if example.provisional or before is not None:
+        able = isinstance(model, Revising) and model.why_not_revised is None
+        if able and before is not None:
+            cast(Revising, model).revise(example, weight, before)
+            return
+        if example.provisional:
+            if able:
+                cast(Revising, model).learn_provisional(example, weight)
+            return
     if (moved := example.moved) is not None:
         if moved.spec == spec and isinstance(model, Movable):
             model.move(moved, weight)

@@ -11,9 +11,11 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
+import numpy as np
+
 from online.models.base import Model, Noting, Prediction
 from online.models.errors import ModelError, WeightUnsupported
-from paramserver.blocks import Block, Blocks, add_touched, combine, copy, merge, select
+from paramserver.blocks import ROWS, Block, Blocks, add_touched, combine, copy, merge, select
 from replay.example import NOTES_BYTES_MAX, Example, Features, Label, label_text
 
 Make = Callable[[], Model]
@@ -347,6 +349,8 @@ def _spoil(blocks: Blocks) -> None:
     for block in blocks.values():
         if isinstance(block.data, dict):
             block.data.clear()
+        elif block.kind == ROWS:
+            block.data.put(block.data.ids.copy(), np.full_like(block.data.numbers, np.nan))
 
 
 def _compare(check: str, expected: list[Prediction], got: list[Prediction]) -> None:

@@ -41,6 +41,8 @@ _ONE: Final = np.uint64(1)
 _KNOT: Final = np.uint64(0xA0761D6478BD642F)
 _BITS: Final = 31
 _SEED: Final = 31
+_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
+_WHOLE_MAX: Final = 2**53
 
 
 def row(context: Features, action: str, features: Mapping[str, Value]) -> Features:
@@ -86,6 +88,27 @@ class Context(NamedTuple):
     knots: Vector
 
 
+class Alike(NamedTuple):
+    """Rows of the same names in the same order, and only numbers: shape (rows, names)."""
+
+    names: tuple[str, ...]
+    numbers: Floats
+
+
+def alike(rows: Sequence[Features]) -> Alike | None:
+    """The rows in one array, if they are alike and have a name at all."""
+    names = tuple(rows[0])
+    if not names or any(tuple(row) != names for row in rows):
+        return None
+    flat = [value for row in rows for value in row.values()]
+    kinds = set(map(type, flat))
+    if not kinds <= _NUMBERS:
+        return None
+    if int in kinds and any(type(value) is int and abs(value) > _WHOLE_MAX for value in flat):
+        return None
+    return Alike(names, np.array(flat, dtype=np.float64).reshape(len(rows), len(names)))
+
+
 def hash_of(action: str) -> int:
     """32 bits that stand for an action's id, in notes and in places."""
     return mmh3.hash(action, _SEED, signed=False)
@@ -107,9 +130,8 @@ class Crossing:
         at = np.minimum(u.astype(np.int64), _KNOTS - 2)
         share = u - at
         named, before = np.array(names, dtype=np.uint64), np.array(hashes, dtype=np.uint64)
-        with np.errstate(over="ignore"):
-            knots = named + (at.astype(np.uint64) + _ONE) * _KNOT
-            knots = np.concatenate([before, knots, knots + _KNOT])
+        knots = named + (at.astype(np.uint64) + _ONE) * _KNOT
+        knots = np.concatenate([before, knots, knots + _KNOT])
         return Context(
             Vector(np.concatenate([before, named]), np.concatenate([values, z])),
             Vector(knots, np.concatenate([values, 1.0 - share, share])),
@@ -120,6 +142,24 @@ class Crossing:
         named = {ACTION + name: value for name, value in features.items()}
         hashes, values, names, numbers = self._taken(self._parts[1], named, learns=learns)
         return Vector(np.array(hashes + names, dtype=np.uint64), np.array(values + numbers))
+
+    def actions(self, rows: Sequence[Features], table: Alike | None) -> Vector:
+        """All actions of a choice, none of them learned; ``table`` has them if they are alike.
+
+        Numbers have the shape (actions, features), hashes that or, of those alike, (1, features).
+        """
+        if table is not None:
+            names = [ACTION + name for name in table.names]
+            kept, z = self._parts[1].transform_many(names, table.numbers)
+            hashes = [_BIAS_HASH, *(_place(name, self._seed) for name in kept)]
+            bias = np.ones((len(z), 1))
+            return Vector(np.array([hashes], np.uint64), np.concatenate([bias, z], axis=1))
+        each = [self.action(features, learns=False) for features in rows]
+        shape = len(each), max(len(one.numbers) for one in each)
+        out = Vector(np.zeros(shape, np.uint64), np.zeros(shape))
+        for i, one in enumerate(each):
+            out.hashes[i, : len(one.hashes)], out.numbers[i, : len(one.numbers)] = one
+        return out
 
     def _taken(
         self, scaler: Limited, features: Features, *, learns: bool
@@ -158,8 +198,8 @@ def _place(name: str, seed: int) -> int:
 
 def mix(left: Hashes, right: Hashes, bits: int) -> Places:
     """Places of products, below 2^bits; the arrays are broadcast against each other."""
-    with np.errstate(over="ignore"):
-        mixed = (left * _LEFT) ^ (right * _RIGHT)
-        mixed = (mixed ^ (mixed >> _SHIFT)) * _RIGHT
-        places: Places = (mixed >> np.uint64(64 - bits)).astype(np.int64)
-    return places
+    mixed = (left * _LEFT) ^ (right * _RIGHT)
+    mixed ^= mixed >> _SHIFT
+    mixed *= _RIGHT
+    mixed >>= np.uint64(64 - bits)
+    return mixed.view(np.int64)  # at most 31 bits

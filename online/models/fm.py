@@ -29,13 +29,15 @@ In regression the target is standardised, and the residual cut to ±3, as by ``l
 ``scaler``         moments  of the numbers
 ``target``         moments  of the target, in regression
 ================== ======== ====================================================================
+
+With ``table`` all sums of a feature are one row of the block ``table`` (of kind ``rows``) in
+float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.lines`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -48,9 +50,10 @@ from online.models.base import Prediction, by_logit
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, Words, check_hashing
 from online.models.limited import Limited
+from online.models.lines import BIAS, NamedLines, Starts, TableLines
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from paramserver.blocks import ADDITIVE, Block, Blocks
+from paramserver.blocks import Blocks, Touched
 from replay.example import Features, Label, Value
 
 Floats = npt.NDArray[np.float64]
@@ -64,7 +67,6 @@ ALPHAS: Final[Mapping[Task, float]] = {"binary": 0.9, "regression": 0.4}
 RESIDUAL_MAX: Final = 3.0
 
 _VECTOR: Final = 3  # columns before those of a vector's z
-_BIAS: Final = "bias"
 _TARGET: Final = "target"
 
 
@@ -91,6 +93,8 @@ class Fm:
         Standard deviation of the numbers that vectors start from.
     bits, seed
         As of :class:`online.models.ftrl.Ftrl`; the vectors' starts follow from the seed, too.
+    table
+        Whether sums are kept in one table of float32, for millions of ids.
     """
 
     k: int = 8
@@ -105,6 +109,7 @@ class Fm:
     start: float = 0.05
     bits: int = 22
     seed: int = 0
+    table: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.k <= FACTORS_MAX:
@@ -125,7 +130,7 @@ class Fm:
         if task == "multiclass":
             remedy = "Take linear or ftrl, or a binary model for each class"
             raise LearnerUnusable("fm", "task is multiclass, and it has one output", remedy)
-        return FmModel(self, task)
+        return FmTable(self, task) if self.table else FmModel(self, task)
 
 
 def fm(
@@ -134,13 +139,15 @@ def fm(
     text: Sequence[str] = (),
     bits: int = 22,
     seed: int = 0,
+    table: bool = False,
 ) -> Fm:
     """A factorization machine: what features add alone, and in pairs, by vectors of ``k`` numbers.
 
     ``ids`` are numbers that stand for something; ``text``, ``bits`` and ``seed`` as of ``ftrl``.
+    ``table``: keep what was learned in one table of float32, for millions of ids.
     """
     ids, text = (x if isinstance(x, str) else tuple(x) for x in (ids, text))
-    return Fm(k, ids, text, bits=bits, seed=seed)
+    return Fm(k, ids, text, bits=bits, seed=seed, table=table)
 
 
 class FmModel(Hashing):
@@ -159,11 +166,12 @@ class FmModel(Hashing):
         self._recipe, self._regression = recipe, task == "regression"
         self.ids: Collection[str] = frozenset(recipe.ids)
         self.words = _Words(recipe)
-        self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
+        self._scaler = Limited("scaler")
+        self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, self._scaler)
         self._targets = preprocessing.StandardScaler()
         self._target = Standard(self._targets, _TARGET)
         self._machine = Machine(recipe, recipe.alpha or ALPHAS[task])
-        self.structure = f"fm 1, {task}, {recipe!r}"
+        self.structure = f"fm 1, {task}, {_told(recipe)}"
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -216,17 +224,33 @@ class FmModel(Hashing):
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
-        return {**self._rows.cut(), **self._target.cut(), **self._machine.cut()}
+        return {**self._rows.cut(), **self._target.cut(), **self._machine.lines.cut()}
 
     def rebase(self, values: Blocks) -> None:
         """Take new values with the open delta on top."""
-        for part in (self._rows, self._target, self._machine):
+        for part in (self._rows, self._target, self._machine.lines):
             part.rebase(values)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        for part in (self._rows, self._target, self._machine):
+        for part in (self._rows, self._target, self._machine.lines):
             part.reset(values)
+
+
+class FmTable(FmModel):
+    """One whose sums are rows of a table, which is not built anew for one bad row."""
+
+    def touched(self, names: Collection[str]) -> Touched:
+        """All beside the table that learning rows of these features may have changed."""
+        return {**self._scaler.touched(names), **self._target.touched([""])}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        """Become what ``reset`` would make of all values, given those touched."""
+        self._scaler.mend(values, names)
+        self._target.mend(values, [""])
+        lines = self._machine.lines
+        assert isinstance(lines, TableLines)
+        lines.revert()
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,36 +291,43 @@ class Seen:
 
 
 class Machine:
-    """The sums by feature, and what they were at their first touch since the cut.
+    """Takes rows, and makes steps, on the sums that lines hold.
 
-    A line is z and s of the weight, s and z of the vector, and the vector's start, which is not
-    learned.
+    A line is z and s of the weight, s and z of the vector, and the vector's start.
     """
 
     def __init__(self, recipe: Fm, alpha: float) -> None:
         self._recipe, self._alpha = recipe, alpha
-        k = self._k = recipe.k
-        self._learned = _VECTOR + k
-        self._names = ["z", "s", "s/v", *(f"z/{f}" for f in range(k))]
-        self._columns = {name: i for i, name in enumerate(self._names)}
+        self._learned = _VECTOR + recipe.k
         self._prior = recipe.beta / alpha
         self._prior_v = recipe.beta_v / recipe.alpha_v
-        self._now: dict[str, Floats] = {}
-        self._start: dict[str, Floats] = {}
+        starts = Starts(recipe.seed, recipe.k, recipe.start)
+        names = ["z", "s", "s/v", *(f"z/{f}" for f in range(recipe.k))]
+        self.lines: NamedLines | TableLines = (
+            TableLines(self._learned, starts) if recipe.table else NamedLines(names, starts)
+        )
 
     def output(self, row: Mapping[str, float]) -> float:
         """ŷ of the features that were learned."""
-        known = {key: x for key, x in row.items() if key in self._now}
-        return self.read(known).output if known else 0.0
+        keys = list(row)
+        held, known = self.lines.held(keys)
+        x = np.array(list(row.values()), dtype=np.float64)
+        if not known.all():
+            keys = [key for key, one in zip(keys, known.tolist(), strict=True) if one]
+            held, x = held[known], x[known]
+        return self._seen(keys, x, held).output if keys else 0.0
 
     def read(self, row: Mapping[str, float]) -> Seen:
         """Take a row; a feature that is new is as it starts.  Changes nothing."""
-        learned, recipe, keys = self._learned, self._recipe, list(row)
-        x = np.array(list(row.values()), dtype=np.float64)
+        keys = list(row)
+        held, _ = self.lines.held(keys)
+        return self._seen(keys, np.array(list(row.values()), dtype=np.float64), held)
+
+    def _seen(self, keys: list[str], x: Floats, held: Floats) -> Seen:
+        learned, recipe = self._learned, self._recipe
         pairs = x.copy()
-        if _BIAS in row:
-            pairs[keys.index(_BIAS)] = 0.0
-        held = np.array([self._line(key) for key in keys])
+        if BIAS in keys:
+            pairs[keys.index(BIAS)] = 0.0
         with np.errstate(over="ignore", invalid="ignore"):
             weights = -held[:, 0] / (self._prior + held[:, 1] + recipe.l2)
             above = self._prior_v * held[:, learned:] - held[:, _VECTOR:learned]
@@ -321,66 +352,12 @@ class Machine:
             total = float(held.sum())
         if not math.isfinite(total):
             raise StateNotFinite(total)
-        for key, line, before in zip(seen.keys, held, seen.held, strict=True):
-            if (line != before).any():
-                self._put(key, line.copy(), before)
-
-    def _line(self, key: str) -> Floats:
-        """Return what is held of a feature, or what a new one starts from."""
-        found = self._now.get(key)
-        if found is not None:
-            return found
-        new = np.zeros(self._learned + self._k)
-        if key != _BIAS:
-            recipe = self._recipe
-            new[self._learned :] = first_vector(recipe.seed, key, self._k, recipe.start)
-        return new
-
-    def _put(self, key: str, line: Floats, before: Floats) -> None:
-        if key not in self._start:
-            self._start[key] = before[: self._learned].copy()
-        self._now[key] = line
-
-    def cut(self) -> Blocks:
-        """Return what has changed since the last cut, and begin anew."""
-        out: dict[str, dict[str, float]] = {}
-        for key, start in self._start.items():
-            delta = (self._now[key][: self._learned] - start).tolist()
-            for name, change in zip(self._names, delta, strict=True):
-                if change != 0.0:
-                    out.setdefault(name, {})[key] = change
-        self._start = {}
-        return {name: Block(ADDITIVE, data) for name, data in out.items()}
-
-    def rebase(self, values: Blocks) -> None:
-        """New numbers under what has changed; blocks of others are ignored."""
-        for name, block in values.items():
-            if (column := self._columns.get(name)) is not None:
-                self._take(column, block.data.items())
-
-    def _take(self, column: int, values: Iterable[tuple[str, float]]) -> None:
-        for key, value in values:
-            line = self._now.get(key)
-            if line is None:
-                line = self._now[key] = self._line(key)
-            start = self._start.get(key)
-            if start is None:
-                line[column] = value
-            elif value != start[column]:
-                line[column] = value + (line[column] - start[column])
-                start[column] = value
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with nothing changed since."""
-        self._now, self._start = {}, {}
-        self.rebase(values)
+        self.lines.put(seen.keys, held, seen.held)
 
 
-def first_vector(seed: int, key: str, k: int, deviation: float) -> Floats:
-    """Numbers that a feature's vector starts from: uniform, the same in each process."""
-    drawn = hashlib.shake_128(f"{seed}\0{key}".encode()).digest(4 * k)
-    shares = np.frombuffer(drawn, dtype="<u4").astype(np.float64) / 2.0**32
-    return np.asarray((shares - 0.5) * (math.sqrt(12.0) * deviation))
+def _told(recipe: Fm) -> str:
+    """The recipe as text, as it was before there were tables where it has none."""
+    return repr(recipe).replace(", table=False)", ")")
 
 
 def spelled(value: Value) -> Value:
@@ -401,7 +378,10 @@ class _Words(Words):
     def __init__(self, recipe: Fm) -> None:
         super().__init__(recipe.text, recipe.bits, recipe.seed)
         self.ids = frozenset(recipe.ids)
+        self._table = recipe.table
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """The names in one value."""
+        """The names in one value; a place of a table is none: there are 2^bits, and no more."""
+        if self._table and (name in self.ids or type(value) not in (int, float)):
+            return ()
         return super().keys(name, spelled(value) if name in self.ids else value)

@@ -41,6 +41,7 @@ def load_model(
         training=model.training,
         rehearses=model.replay.on,
         state_of=model.state_of,
+        threshold=None if model.anomaly is None else model.anomaly.threshold,
     )
     if model.entity is not None:
         from online.models.personal import with_offsets

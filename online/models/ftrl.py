@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from evaluation.metrics import Task
-from online.models.base import Prediction, by_logit, by_scores
+from online.models.base import Before, Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, Words, check_hashing
 from online.models.limited import Scale, scaler_of
 from online.models.slopes import Hashing
 from paramserver.blocks import ADDITIVE, Block, Blocks
-from replay.example import Features, Label, label_text
+from replay.example import Example, Features, Label, label_text
 
 CLASSES_MAX: Final = 256
 """Labels of a multiclass task: each row touches all of them, and each is two blocks."""
@@ -121,22 +121,47 @@ class FtrlModel(Hashing):
         Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a sum leaves
         the finite numbers.
         """
+        self._meet(label)
+        self._step(self._rows.row(features, learns=True), label, weight)
+
+    def _meet(self, label: Label) -> None:
+        """Make room for a new class."""
         if self._task == "multiclass" and label not in self._outputs:
             if len(self._outputs) >= CLASSES_MAX:
                 raise LabelUnknown(label, list(self._outputs))
             self._outputs[label] = _Output(self._recipe)
             self._new[label] = None
-        self._step(self._rows.row(features, learns=True), label, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
         """Learn a label learned before as :meth:`learn` does, the standardisation left as it is."""
         self._step(self._rows.row(features, learns=False), label, weight)
 
-    def _step(self, row: Mapping[str, float], label: Label, weight: float) -> None:
+    @property
+    def why_not_revised(self) -> str | None:
+        """Nothing keeps a lesson from being taken back."""
+        return None
+
+    def learn_provisional(self, example: Example, weight: float) -> None:
+        """Learn the row as any other; its final label leaves the standardisation as it is."""
+        self.learn(example.features, example.label, weight)
+
+    def revise(self, example: Example, weight: float, before: Before) -> None:
+        """Step by the difference of both gradients; raises as :meth:`learn` does."""
+        for label in (before[0], example.label):
+            self._meet(label)
+        row = self._rows.row(example.features, learns=False)
+        self._step(row, example.label, weight, before)
+
+    def _step(
+        self, row: Mapping[str, float], label: Label, weight: float, before: Before | None = None
+    ) -> None:
         answer = self._answer(row)
         total = 0.0
         for name, output in self._outputs.items():
-            total += output.step(row, self._slope(answer, name, label) * weight)
+            slope = self._slope(answer, name, label) * weight
+            if before is not None:
+                slope -= self._slope(answer, name, before[0]) * before[1]
+            total += output.step(row, slope)
         if not math.isfinite(total):
             raise StateNotFinite(total)
 

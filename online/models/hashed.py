@@ -22,6 +22,7 @@ from typing import Any, Final
 import mmh3
 
 from online.models.errors import LearnerUnusable
+from online.models.experts import Owned
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from paramserver.blocks import Blocks
@@ -138,6 +139,15 @@ class Hashed:
             numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
         return row, numbers
 
+    def owned(self, words: Sequence[tuple[str, str]], numbers: dict[str, float]) -> Owned:
+        """The places of such parts of a row, which :meth:`joined` makes one of."""
+        seed, mask = self._seed, self._mask
+        return Owned(
+            [name for name, _ in words] + list(numbers),
+            [key for _, key in words] + [_name_place(name, seed, mask) for name in numbers],
+            [1.0] * len(words) + list(numbers.values()),
+        )
+
     def keys(self, names: Sequence[str]) -> list[str] | None:
         """Return the places of a row of numbers, the bias's first; None if two are one."""
         found = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
@@ -160,6 +170,14 @@ class Hashed:
         """Reset the moments to exactly those of ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
+
+
+def counted(words: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """The row of the bias and of what is no number, by feature and place."""
+    row = {_BIAS: 1.0}
+    for _, key in words:
+        row[key] = row.get(key, 0.0) + 1.0
+    return row
 
 
 def _place(feature: str, seed: int, mask: int) -> str:

@@ -21,7 +21,7 @@ trained before, and its weights are never sent.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import isfinite
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -34,8 +34,9 @@ from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite
 from online.models.limited import Limited, LimitedScaler
 from online.models.moved import by_output, numbers
+from online.models.revised import RevisedLinear
 from online.models.scalers import SCALERS, Columns, MinMax, Standard, Walked
-from online.models.slopes import Hashing, Slope, hashed
+from online.models.slopes import Slope, hashed
 from online.models.softmax import Softmax
 from online.models.structure import describe, steps
 from online.models.weights import changes, drop, move, put_back
@@ -88,7 +89,7 @@ def why_not_mergeable(estimator: Any) -> str | None:
     return None
 
 
-class Linear(Hashing):
+class Linear(RevisedLinear):
     """Adapter of an estimator for which :func:`why_not_mergeable` says None.
 
     Attributes
@@ -228,7 +229,7 @@ class Linear(Hashing):
 
     def move(self, moved: Moved, weight: float) -> None:
         """Add a device's delta to the weights.  Raises StateNotFinite."""
-        self._final.move(moved, weight)
+        self._final.add(by_output(moved), float(numbers(moved.bias)[0]), weight)
         if not isfinite(total := self._final.total(dict.fromkeys(moved.columns))):
             raise StateNotFinite(total)
 
@@ -359,12 +360,12 @@ class _Glm:
         answers = [(1.0 - p, p) for p in map(mean, raw)]
         return [Prediction(p > q, {False: q, True: p}) for q, p in answers]
 
-    def move(self, moved: Moved, weight: float) -> None:
+    def add(self, moves: Mapping[str, Mapping[str, float]], bias: float, weight: float) -> None:
         weights, start = self._estimator._weights, self._start
-        for name, change in by_output(moved)[""].items():
+        for name, change in moves[""].items():
             start.setdefault(name, weights.get(name, 0.0))
             weights[name] = weights.get(name, 0.0) + weight * change
-        self._estimator.intercept += weight * float(numbers(moved.bias)[0])
+        self._estimator.intercept += weight * bias
 
     def learn(self, x: dict[str, Any], label: Label, weight: float) -> None:
         start = self._start

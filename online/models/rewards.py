@@ -32,21 +32,31 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Final
 
 import numpy as np
 
 from evaluation.metrics import Task
-from online.models.arms import Arms, Sums
+from online.models.arms import Arms, Counted, Sums
 from online.models.base import Prediction, by_probability
-from online.models.crossed import Context, Crossing, Hashes, Places, Vector, hash_of, mix, split
+from online.models.crossed import (
+    Alike,
+    Context,
+    Crossing,
+    Hashes,
+    Places,
+    Vector,
+    alike,
+    hash_of,
+    mix,
+    split,
+)
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts import EXPERTS, Floats
 from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
 from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Table
+from online.models.tabled import Part, Table
 from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label
 
@@ -58,8 +68,12 @@ ALL: Final = HEADS * EXPERTS + 2
 _OWN, _RIVAL, _OWN_KNOTS, _RIVAL_KNOTS, _SHARED = (
     slice(i * EXPERTS, (i + 1) * EXPERTS) for i in range(HEADS)
 )
-_SALTS: Final = tuple(np.uint64(0xD6E8FEB86659FD93 * i % 2**64) for i in range(HEADS))
+_SALTS: Final[tuple[np.uint64, ...]] = tuple(
+    np.uint64(0xD6E8FEB86659FD93 * i % 2**64) for i in range(HEADS)
+)
 _ARMS: Final = slice(ALL - 2, ALL)
+_PAIRS: Final = ((_OWN, _RIVAL, 0), (_OWN_KNOTS, _RIVAL_KNOTS, 1))
+"""Experts that learn of the chosen action and of all, and which form of the context they take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,14 +137,20 @@ class RewardModel:
 
     # -- answers ---------------------------------------------------------------------------------
 
-    def score(self, context: Features, actions: Sequence[Action]) -> Scores:
-        """Say what each action is expected to bring, and how sure that is; changes nothing."""
+    def score(
+        self, context: Features, actions: Sequence[Action], table: Alike | None = None
+    ) -> Scores:
+        """Say what each action is expected to bring, and how sure that is; changes nothing.
+
+        ``table`` has the actions' features, if these are alike and it is known already.
+        """
+        rows = [features for _, features in actions]
+        table = alike(rows) if table is None else table
         x = self._crossing.context(context, learns=False)
         ids = np.array([hash_of(name) for name, _ in actions], dtype=np.uint64)
-        described = [self._crossing.action(features, learns=False) for _, features in actions]
-        answers, met = self._answers(x, ids, described)
-        votes = self._votes(context=bool(context), described=any(map(itemgetter(1), actions)))
         arms = self._arms.of(ids.tolist())
+        answers, met = self._answers(x, ids, self._crossing.actions(rows, table), arms)
+        votes = self._votes(context=bool(context), described=table is not None or any(rows))
         return Scores(
             low=self._low,
             range=self._range,
@@ -153,56 +173,53 @@ class RewardModel:
         return self._mixture.votes(free)
 
     def _answers(
-        self, x: Context, ids: Hashes, described: Sequence[Vector]
+        self, x: Context, ids: Hashes, described: Vector, arms: Counted
     ) -> tuple[Floats, Floats]:
         """Return what each expert expects of each action: shares of the range, (ALL, actions).
 
         And the variance of what is expected of each by its features, in logits.
         """
-        out = np.zeros((ALL, len(ids)))
-        for head, vector in ((_OWN, x.plain), (_OWN_KNOTS, x.knots)):
-            out[head] = _logistic(self._table.outputs(*self._places(head, vector, ids)))
-        for head, vector, alone in (
-            (_RIVAL, x.plain, _OWN), (_RIVAL_KNOTS, x.knots, _OWN_KNOTS),
-        ):  # fmt: skip
-            if len(ids) == 1:  # asked of one alone, it would always say 1
-                out[head] = out[alone]
-            else:
-                out[head] = _softmax(self._table.outputs(*self._places(head, vector, ids)))
-        met = np.full(len(ids), np.inf)
-        if any(len(a.numbers) > 1 for a in described):
-            places, numbers = self._products(x, ids, described)
-            out[_SHARED] = _logistic(self._table.outputs(places, numbers))
+        n = len(ids)
+        out, met = np.zeros((ALL, n)), np.full(n, np.inf)
+        for own, rival, vector in _PAIRS:
+            if n == 1:  # asked of one alone, a rival would always say 1
+                outputs = self._table.outputs(*self._mixed(x[vector], ids ^ _salt(own)))
+                out[own] = out[rival] = _logistic(outputs)
+                continue
+            both = np.concatenate([ids ^ _salt(own), ids ^ _salt(rival)])
+            outputs = self._table.outputs(*self._mixed(x[vector], both))
+            out[own], out[rival] = _logistic(outputs[:, :n]), _softmax(outputs[:, n:])
+        if described.numbers.shape[1] > 1:
+            places = self._crossed(x, described)
+            shared = self._table.crossed(places, described.numbers, x.plain.numbers)
+            out[_SHARED] = _logistic(shared + self._table.outputs(*self._offset(x, ids)))
             # the context's bias comes first: these are the actions' features by themselves
-            step = len(x.plain.numbers)
-            met = self._table.met(places[:, :-1:step], numbers[:, :-1:step])
+            met = self._table.met(places[:, :, 0], described.numbers)
         else:
             out[_SHARED] = out[_OWN]
-        out[_ARMS] = self._arms.means(ids.tolist())
+        out[_ARMS] = arms.means()
         return out, met
 
-    def _places(self, head: slice, x: Vector, ids: Hashes) -> tuple[Places, Floats]:
-        salted = ids ^ _SALTS[head.start // EXPERTS]
+    def _mixed(self, x: Vector, salted: Hashes) -> tuple[Places, Floats]:
         places = mix(x.hashes[None, :], salted[:, None], self._recipe.bits)
-        return places, np.broadcast_to(x.numbers, places.shape)
+        return places, x.numbers[None, :]
 
-    def _products(
-        self, x: Context, ids: Hashes, described: Sequence[Vector]
-    ) -> tuple[Places, Floats]:
-        """Places and numbers of each action's features by the context's; the id's offset last."""
-        bits, plain = self._recipe.bits, x.plain
-        widest = max(len(a.numbers) for a in described)
-        hashes = np.zeros((len(ids), widest), dtype=np.uint64)
-        by = np.zeros((len(ids), widest))
-        for i, a in enumerate(described):
-            hashes[i, : len(a.numbers)], by[i, : len(a.numbers)] = a
-        hashes ^= _SALTS[_SHARED.start // EXPERTS]
-        places = mix(plain.hashes[None, None, :], hashes[:, :, None], bits)
-        offset, one = self._places(_SHARED, Vector(plain.hashes[:1], plain.numbers[:1]), ids)
-        numbers = (by[:, :, None] * plain.numbers).reshape(len(ids), -1)
+    def _crossed(self, x: Context, described: Vector) -> Places:
+        """Places of the actions' features by the context's."""
+        salted = described.hashes[:, :, None] ^ _salt(_SHARED)
+        return mix(x.plain.hashes[None, None, :], salted, self._recipe.bits)
+
+    def _offset(self, x: Context, ids: Hashes) -> tuple[Places, Floats]:
+        """Place and number of what is shared by all choices of an id."""
+        return self._mixed(Vector(x.plain.hashes[:1], x.plain.numbers[:1]), ids ^ _salt(_SHARED))
+
+    def _products(self, x: Context, ids: Hashes, one: Vector) -> tuple[Places, Floats]:
+        """Places and numbers of an action's features by the context's; the id's offset last."""
+        offset, number = self._offset(x, ids)
+        numbers = (one.numbers[:, :, None] * x.plain.numbers).reshape(1, -1)
         return (
-            np.concatenate([places.reshape(len(ids), -1), offset], axis=1),
-            np.concatenate([numbers, one], axis=1),
+            np.concatenate([self._crossed(x, one).reshape(1, -1), offset], axis=1),
+            np.concatenate([numbers, number], axis=1),
         )
 
     def predict(self, features: Features) -> Prediction:
@@ -235,44 +252,50 @@ class RewardModel:
         y = min(1.0, max(0.0, (float(label) - self._low) / self._range))
         x = self._crossing.context(context, learns=True)
         a = self._crossing.action(action, learns=True)
+        a = Vector(a.hashes[None, :], a.numbers[None, :])
         own = hash_of(name)
-        ids = np.array([own], dtype=np.uint64)
-        now = self._answers(x, ids, [a])[0][:, 0]
-        rivals = None if served is None else served.rivals(own)
-        total = 0.0
-        if rivals is not None:
-            total += self._teach_rivals(x, rivals, own, y, weight, now)
+        rivals = (None if served is None else served.rivals(own)) or []
+        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
+        now, parts = self._taught(x, a, own, rivals if len(rivals) > 1 else [], y, weighs)
         judged = now if served is None else served.judged(ALL, now)
         if served is not None:
             expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
             for key, change in served.credits(y, expected).items():
                 self._tried.add(key, change * weight)
         self._mixture.judge(judged, y, weight)
-        weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
-        slopes = (now - y) * (weight * weighs)
-        for head, vector in ((_OWN, x.plain), (_OWN_KNOTS, x.knots)):
-            total += self._table.step(*self._places(head, vector, ids), slopes[head, None])
-        if len(a.numbers) > 1:
-            total += self._table.step(*self._products(x, ids, [a]), slopes[_SHARED, None])
+        total = self._table.step([part._replace(slopes=part.slopes * weight) for part in parts])
         self._arms.learn(own, y, weight)
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
-    def _teach_rivals(
-        self, x: Context, allowed: Sequence[int], own: int, y: float, weight: float, now: Floats
-    ) -> float:
-        """Let the rivals learn; what they expected of the chosen action goes into ``now``."""
-        ids, chosen, total = np.array(allowed, dtype=np.uint64), allowed.index(own), 0.0
-        if len(ids) == 1:
-            return total
-        for head, vector in ((_RIVAL, x.plain), (_RIVAL_KNOTS, x.knots)):
-            places, numbers = self._places(head, vector, ids)
-            shares = _softmax(self._table.outputs(places, numbers))
-            p = now[head] = shares[:, chosen].copy()
-            wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, None]
-            wanted[:, chosen] = y
-            total += self._table.step(places, numbers, (shares - wanted) * weight)
-        return total
+    def _taught(
+        self, x: Context, a: Vector, own: int, rivals: Sequence[int], y: float, weighs: float
+    ) -> tuple[Floats, list[Part]]:
+        """Return what each expert expects of the action, and what the table is to learn of it."""
+        now, parts = np.zeros(ALL), []
+        ids = np.array([own, *rivals], dtype=np.uint64)
+        chosen = rivals.index(own) if rivals else 0
+        for head, rival, vector in _PAIRS:
+            salted = np.concatenate([ids[:1] ^ _salt(head), ids[1:] ^ _salt(rival)])
+            places, numbers = self._mixed(x[vector], salted)
+            outputs = self._table.outputs(places, numbers)
+            now[head] = now[rival] = _logistic(outputs[:, 0])
+            slopes = np.empty(outputs.shape)
+            slopes[:, 0] = (now[head] - y) * weighs
+            if rivals:
+                shares = _softmax(outputs[:, 1:])
+                p = now[rival] = shares[:, chosen].copy()
+                wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, None]
+                wanted[:, chosen] = y
+                slopes[:, 1:] = shares - wanted
+            parts.append(Part(places, numbers, slopes))
+        now[_SHARED] = now[_OWN]
+        if a.numbers.shape[1] > 1:
+            places, numbers = self._products(x, ids[:1], a)
+            now[_SHARED] = _logistic(self._table.outputs(places, numbers)[:, 0])
+            parts.append(Part(places, numbers, ((now[_SHARED] - y) * weighs)[:, None]))
+        now[_ARMS] = self._arms.of([own]).means()[:, 0]
+        return now, parts
 
     # -- blocks ----------------------------------------------------------------------------------
 
@@ -289,6 +312,10 @@ class RewardModel:
         """Become exactly ``values``, with an empty open delta."""
         for part in self._parts:
             part.reset(values)
+
+
+def _salt(head: slice) -> np.uint64:
+    return _SALTS[int(head.start) // EXPERTS]
 
 
 def _logistic(x: Floats) -> Floats:

@@ -40,7 +40,7 @@ import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Prediction, by_probability
+from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
 from online.models.experts import (
     EXPERTS,
@@ -49,16 +49,15 @@ from online.models.experts import (
     Floats,
     OneOutput,
     OutputPerClass,
+    Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing, counted
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from online.models.votes import Mixture, logistic, softmax
+from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
-
-FADE: Final = 0.995
-"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
 
 RESIDUAL_MAX: Final = 3.0
 ERROR_MAX: Final = 4.0
@@ -66,7 +65,6 @@ ERROR_MAX: Final = 4.0
 _HALF: Final = np.dtype("<f2")
 
 _NUMERIC: Final = frozenset({float, int})
-_LOSSES: Final = "losses"
 _TARGET: Final = "target"
 
 
@@ -143,11 +141,32 @@ class SelfRateModel(Hashing):
         """One step of all experts, which are judged by what they answered; raises as ``learn``."""
         self._learn(example.features, example.label, weight, example)
 
+    @property
+    def why_not_revised(self) -> str | None:
+        """Nothing keeps a lesson from being taken back."""
+        return None
+
+    def learn_provisional(self, example: Example, weight: float) -> None:
+        """One step of all experts, which are judged by the final label."""
+        self._learn(example.features, example.label, weight, example)
+
+    def revise(self, example: Example, weight: float, before: Before) -> None:
+        """One step of all experts by the difference of both gradients; now they are judged."""
+        self._learn(example.features, example.label, weight, example, before)
+
     def _learn(
-        self, features: Features, label: Label, weight: float, served: Example | None
+        self,
+        features: Features,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None = None,
     ) -> None:
         self._meet(label)
-        self._check(self._step(self._read(features, learns=True), label, weight, served))
+        if before is not None:
+            self._meet(before[0])
+        row = self._read(features, learns=before is None)
+        self._check(self._step(row, label, weight, served, before))
 
     def _check(self, total: float) -> None:
         if not math.isfinite(total + sum(self._mixture.losses)):
@@ -200,6 +219,12 @@ class SelfRateModel(Hashing):
     def _unjudged(self) -> Mixture:
         return Mixture(EXPERTS)
 
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
+    ) -> tuple[Any, list[Owned | None]]:
+        """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
+        return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
+
     # -- by task -----------------------------------------------------------------------------
 
     def _untrained(self) -> OneOutput | OutputPerClass:
@@ -221,8 +246,13 @@ class SelfRateModel(Hashing):
     def _answer(self, row: Any) -> Prediction:
         raise NotImplementedError
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
-        """Judge the experts and let them learn; finite only if all numbers touched are."""
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
+        """Judge the experts, unless by a provisional label, and let them learn.
+
+        ``before``: what is taken back.  Finite only if all numbers touched are.
+        """
         raise NotImplementedError
 
 
@@ -231,19 +261,13 @@ class Binary(SelfRateModel):
 
     _experts: OneOutput
 
-    def predict_shifted(self, features: Features, by: float) -> Prediction:
-        """Answer with ``by`` added to the log odds of each expert."""
-        return self._answer(self._read(features, learns=False), by)
-
-    def learn_shifted(self, example: Example, weight: float, by: float) -> None:
-        """Learn a row that is answered so; raises as ``learn``."""
-        row = self._read(example.features, learns=True)
-        self._check(self._step(row, example.label, weight, example, by))
-
     def _answer(self, row: Any, by: float = 0.0) -> Prediction:
         shares = self._shares(row, by)
-        answer = by_probability(self._mixture.of(shares))
-        return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
+        return self._said(shares, self._mixture.of(shares))
+
+    def _said(self, shares: Sequence[float], p: float) -> Prediction:
+        """Return the answer of this probability of True, the experts' own being its notes."""
+        return Prediction(p > 0.5, {False: 1.0 - p, True: p}, pack(self._shares_form, *shares))
 
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row."""
@@ -258,11 +282,22 @@ class Binary(SelfRateModel):
         return [logistic(z + by) for z in self._outputs(row)]
 
     def _step(
-        self, row: Any, label: Label, weight: float, served: Example | None, by: float = 0.0
+        self,
+        row: Any,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None,
+        by: float = 0.0,
     ) -> float:
         shares, y = self._shares(row, by), float(label)
-        self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
-        return self._teach(row, [(p - y) * weight for p in shares])
+        if _is_final(served):
+            self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
+        slopes = [(p - y) * weight for p in shares]
+        if before is not None:
+            y, weight = float(before[0]), before[1]
+            slopes = [slope - (p - y) * weight for slope, p in zip(slopes, shares, strict=True)]
+        return self._teach(row, slopes)
 
     @staticmethod
     def _judge(mixture: Mixture, judged: Sequence[float], y: float, weight: float) -> None:
@@ -338,20 +373,25 @@ class Multiclass(SelfRateModel):
         if not (labels := self._experts.labels):
             return Prediction(None, {})
         taken = self._take(row, learns=False)
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
         taken, column = self._take(row, learns=True), self._experts.labels[label]
-        shares = _softmax(taken.outputs())
-        judged, own = self._served(served) or (shares, column)
-        p = 0.0 if own is None else judged[:, own]
-        brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
-        losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
-        self._mixture.judge(losses.tolist(), weight)
-        shares[:, column] -= 1.0
-        return self._teach(taken, shares * weight)
+        shares = softmax(taken.outputs())
+        if _is_final(served):
+            judged, own = self._served(served) or (shares, column)
+            p = 0.0 if own is None else judged[:, own]
+            brier = (judged * judged).sum(axis=1) + 1.0 - 2.0 * p
+            losses = (2.0 * (p < judged.max(axis=1)) + brier) / 3.0
+            self._mixture.judge(losses.tolist(), weight)
+        slopes = _towards(shares, column) * weight
+        if before is not None:
+            slopes -= _towards(shares, self._experts.labels[before[0]]) * before[1]
+        return self._teach(taken, slopes)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
         """Return what the experts answered, and the label's place in it.
@@ -413,63 +453,42 @@ class Regression(SelfRateModel):
     def _spread(self) -> float:
         return math.sqrt(self._targets.vars.get("", 0.0))
 
-    def _step(self, row: Any, label: Label, weight: float, served: Example | None) -> float:
+    def _step(
+        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+    ) -> float:
         y = float(label)
-        self._target.learn({"": y})
+        if before is None:  # the first label of a row stays in the moments of the target
+            self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
-        judged = _unpack(self._numbers_form, served) or numbers
-        errors = [abs(number - y) / spread for number in judged]
-        half, ordered = len(errors) // 2, sorted(errors)
-        typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
-        losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
-        self._mixture.judge(losses, weight)
-        residuals = [(number - y) / spread for number in numbers]
-        cut = [max(-RESIDUAL_MAX, min(RESIDUAL_MAX, x)) * weight for x in residuals]
-        return self._teach(row, cut)
+        if _is_final(served):
+            judged = _unpack(self._numbers_form, served) or numbers
+            errors = [abs(number - y) / spread for number in judged]
+            half, ordered = len(errors) // 2, sorted(errors)
+            typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
+            losses = [min(error / typical, ERROR_MAX) / ERROR_MAX for error in errors]
+            self._mixture.judge(losses, weight)
+        slopes = [_cut((number - y) / spread) * weight for number in numbers]
+        if before is not None:
+            y, weight = float(before[0]), before[1]
+            taken = [_cut((number - y) / spread) * weight for number in numbers]
+            slopes = [slope - back for slope, back in zip(slopes, taken, strict=True)]
+        return self._teach(row, slopes)
 
 
-class Mixture:
-    """How the experts did of late, and what follows for their answers.
+def _is_final(served: Example | None) -> bool:
+    """Whether experts are judged by the label of the row, and not by a later one."""
+    return served is None or not served.provisional
 
-    ``sharp``: how much a difference of their losses counts.
-    """
 
-    def __init__(self, experts: int, sharp: float = 1.0) -> None:
-        self.losses = [0.0] * experts
-        self._sharp = sharp
-        self._judged = False  # since the cut
+def _towards(shares: Floats, column: int) -> Floats:
+    """Return the slope at each output of each expert if the column's class is the true one."""
+    slopes = shares.copy()
+    slopes[:, column] -= 1.0
+    return slopes
 
-    def votes(self) -> list[float]:
-        """Each expert's share in the answer."""
-        least, sharp = min(self.losses), self._sharp
-        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
-        total = sum(votes)
-        return [vote / total for vote in votes]
 
-    def of(self, answers: Sequence[float]) -> float:
-        """The experts' answers mixed."""
-        return sum([v * a for v, a in zip(self.votes(), answers, strict=True)])
-
-    def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came.  One of weight w counts as w labels of weight 1."""
-        fade = FADE if weight == 1.0 else FADE**weight
-        part = 1.0 if weight == 1.0 else (1.0 - fade) / (1.0 - FADE)
-        self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
-        self._judged = True
-
-    def take(self, losses: list[float]) -> None:
-        """Labels came after which the experts' losses are these."""
-        self.losses, self._judged = losses, True
-
-    def cut(self) -> Blocks:
-        if not self._judged:
-            return {}
-        self._judged = False
-        return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
-
-    def rebase(self, values: Blocks) -> None:
-        if not self._judged and (block := values.get(_LOSSES)) is not None:
-            self.losses = array_of(block.data).tolist()
+def _cut(residual: float) -> float:
+    return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))
 
 
 def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
@@ -477,18 +496,3 @@ def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
     if served is None or served.notes is None or len(served.notes) != calcsize(form):
         return None
     return unpack(form, served.notes)
-
-
-def logistic(x: float) -> float:
-    """Return the probability of True for its log odds."""
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)
-
-
-def _softmax(outputs: Floats) -> Floats:
-    """Return the probability that each expert gives each class: shape (EXPERTS, classes)."""
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares

@@ -81,10 +81,13 @@ class _Experts:
         self._model = model
 
     def answer(self, features: Features, by: float) -> Prediction:
-        return self._model.predict_shifted(features, by)
+        model = self._model
+        return model._answer(model._read(features, learns=False), by)
 
     def learn(self, example: Example, weight: float, by: float) -> None:
-        self._model.learn_shifted(example, weight, by)
+        model = self._model
+        row = model._read(example.features, learns=True)
+        model._check(model._step(row, example.label, weight, example, None, by))
 
 
 class _Logistic:

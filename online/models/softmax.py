@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -13,12 +13,11 @@ from river import optim
 from online.models.base import Prediction
 from online.models.curvature import Curvature
 from online.models.errors import WeightUnsupported
-from online.models.moved import by_output
 from online.models.scalers import Columns
 from online.models.weights import changes, drop, move, put_back
 from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
 from paramserver.wire import Curved
-from replay.example import Label, Moved, label_of
+from replay.example import Label, label_of
 
 _CLASS: Final = "weights/"
 
@@ -56,13 +55,13 @@ class Softmax:
     def outputs(self) -> Collection[str]:
         return {json.dumps(label) for label in self._estimator.weights}
 
-    def move(self, moved: Moved, weight: float) -> None:
-        x = dict.fromkeys(moved.columns)
-        for output, moves in by_output(moved).items():
+    def add(self, moves: Mapping[str, Mapping[str, float]], bias: float, weight: float) -> None:
+        """Add changes by output and name; there is no bias to be moved."""
+        for output, changes_ in moves.items():
             label = label_of(output)
-            self._touch(x, label)
+            self._touch(dict.fromkeys(changes_), label)
             held = self._estimator.weights[label]
-            for name, change in moves.items():
+            for name, change in changes_.items():
                 held[name] = held.get(name, 0.0) + weight * change
 
     def check(self, weight: float) -> None:

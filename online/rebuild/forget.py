@@ -20,6 +20,7 @@ from typing import Final
 
 from online.errors import StartRefused
 from online.rebuild.rebuild import Progress, Wanted
+from online.rows.finals import corrected
 from online.rows.history import Decisions
 from paramserver import bases, rewrites
 from paramserver.shortfall import Acceptance
@@ -45,11 +46,14 @@ class Influence:
         nothing was removed.
     loss
         What the journal has lost, that the model has learned; None: nothing.
+    corrected
+        Offsets of rows that have taken one of them back: without it they teach otherwise.
     """
 
     rows: dict[int, list[int]] = field(default_factory=dict)
     reach: float | None = None
     loss: Acceptance | None = None
+    corrected: dict[int, list[int]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -73,11 +77,15 @@ def influence(
         Retention removes nothing that was taken since (POSIX seconds).
     """
     found, first = Influence(loss=decisions.loss), dict[int, float]()
+    taught: set[tuple[int, int]] = set()
     for row in _rows(journal, model, progress):
         first.setdefault(row.partition, row.at)
         began = row.offset > decisions.without.get(row.partition, 0)
         if began and wanted.meant(row) and decisions.learned(row):
             found.rows.setdefault(row.partition, []).append(row.offset)
+            taught.add((row.partition, row.offset))
+        elif corrected(row) in taught:
+            found.corrected.setdefault(row.partition, []).append(row.offset)
     removed = [p for p in journal.partitions(model) if p.trimmed]
     if removed:
         found.reach = max(first.get(p.id, dedupe_from) for p in removed)
@@ -170,7 +178,8 @@ class Bases:
         kept = [Base(name, c) for name, version, c in line if version[0] >= begun]
         for base in [*kept, self._nothing]:
             clock = self.clock(base.contained)
-            clean = all(rows[0] > clock.get(p, 0) for p, rows in found.rows.items() if rows)
+            changed = [*found.rows.items(), *found.corrected.items()]
+            clean = all(rows[0] > clock.get(p, 0) for p, rows in changed if rows)
             if clean and self.why_not(base) is None:
                 return base
         raise StartRefused(

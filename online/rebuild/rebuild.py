@@ -147,10 +147,12 @@ class Rebuild:
         self._learner.tally.views = method.views()
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
+        self._learner.untaught = self._lacks
         self.review = None if review is None else review(self._learner)
         ends = {p.id: p.end for p in journal.partitions(base.model)}
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
+        self._left_out: set[tuple[int, int]] = set()
         self._standing = digest_of(base.values)
         self._after = base.position
         self.learned = self.unlearned = 0
@@ -221,7 +223,13 @@ class Rebuild:
     def _learn(self, row: Row) -> Failed | None:
         return self._learner.learn(row, self._decisions.failure(row))
 
+    def _lacks(self, partition: int, offset: int, key: bytes) -> bool:
+        """Whether the row has taught nothing here, so that a final label has nothing to correct."""
+        out = (partition, offset) in self._left_out
+        return out or self._decisions.lacks(partition, offset, key)
+
     def _leave_out(self, row: Row) -> None:
+        self._left_out.add((row.partition, row.offset))
         self._out.setdefault(row.partition, []).append(row.offset)
 
     @property

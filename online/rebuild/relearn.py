@@ -199,13 +199,18 @@ class Relearning(Rebuild):
         self._after, self._page_rows = window.after, max(window.rows, self._page_rows)
         self._asks: list[tuple[float, int, Example]] = []
 
+    def _lacks(self, partition: int, offset: int, key: bytes) -> bool:
+        """Whether the row is left out, or older than the window."""
+        older = offset <= self._window.clock.get(partition, 0)
+        return older or super()._lacks(partition, offset, key)
+
     def _read(self, rows: Sequence[Row]) -> None:
         """Rows that come next: when those that are judged were asked."""
         for row in rows:
             if not self._window.judges(row.seq) or row.partition not in self._own:
                 continue
             example = codec.decode(row.payload)
-            if example.score:
+            if example.score and not example.provisional:
                 asked_at = row.at if example.predicted_at is None else example.predicted_at
                 heapq.heappush(self._asks, (min(asked_at, row.at), row.seq, example))
 

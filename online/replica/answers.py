@@ -13,6 +13,7 @@ from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of
 from online.replica.shared import Shared
 from online.rows import history
+from online.rows.finals import may_change
 from online.tracing.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
 from replay.journal.base import Outcome, Row
@@ -40,11 +41,14 @@ class Answers:
         How many are not answered yet.
     incident
         Why the last ones could not be answered; None if they could.
+    changing
+        Events that were there before, with a label that may change.
     """
 
     def __init__(self, shared: Shared, partition: Partition) -> None:
         self.requests = 0
         self.incident: str | None = None
+        self.changing: list[tuple[Waiter, Outcome]] = []
         self._model, self._learner = shared.settings.name, shared.learner
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         self._fates = Fates(shared.control.decisions, shared.followed)
@@ -78,8 +82,17 @@ class Answers:
     def note_written(self, event: Waiter, outcome: Outcome) -> Row | None:
         """Answer for a row when it is learned: it is returned if it is new and learned here.
 
-        For any other row the answer is given by :meth:`after_commit`.
+        For any other row the answer is given by :meth:`after_commit`; ``changing`` has what is to
+        be looked at first.
         """
+        asked = event.waiting.rows[event.i]
+        if not event.waiting.decided and may_change(asked, outcome):
+            self.changing.append((event, outcome))
+            return None
+        return self.note_settled(event, outcome)
+
+    def note_settled(self, event: Waiter, outcome: Outcome) -> Row | None:
+        """Do what :meth:`note_written` does for a row whatever its label was before."""
         row = outcome.row
         if outcome.new and row is not None and self.add(row.offset, event):
             return row
@@ -98,6 +111,13 @@ class Answers:
     def take(self, offset: int) -> Sequence[Waiter]:
         """Those who wait for a row, which is learned now."""
         return _several(self._waiters.pop(offset, None))
+
+    def passed(self, first: int) -> list[Waiter]:
+        """Those who wait for rows before ``first``, which nobody here will learn any more."""
+        waiters, behind = self._waiters, list[Waiter]()
+        while waiters and (offset := next(iter(waiters))) < first:  # they are in order
+            behind += self.take(offset)
+        return behind
 
     def leave(self) -> list[Waiter]:
         """All who wait; no row of this partition is expected any more."""
@@ -168,9 +188,10 @@ class Answers:
             row.offset, Waiter(waiting, i, True)
         ):
             return  # it is learned together with the first
-        decisions = self._control.decisions
+        decisions, track = self._control.decisions, self._learner.tracks.get(row.partition)
+        counted = track is not None and track.next > row.offset
         # what failed was written before it counted
-        if not outcome.new or self._fates.is_there(row):
+        if not outcome.new or counted or self._fates.is_there(row):
             decisions = await self._control.current()
         reason, again = decisions.failure(row), None
         status = self._fates.status(row, reason)
@@ -179,6 +200,18 @@ class Answers:
             again = await self._store.surely(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self.give(waiting, i, found)
+
+    async def stand_for(self, waiters: Sequence[Waiter]) -> None:
+        """Answer for rows that came with the server's values: whoever rewrote them had them."""
+        find, model = self._store.journal.find, self._model
+        for waiter in waiters:
+            waiting, i = waiter.waiting, waiter.i
+            try:
+                row = await self._store.surely(find, model, waiting.keys[i])
+                if row is not None:
+                    await self._stand(waiting, i, Outcome(not waiter.repeat, row))
+            except JournalDamaged as error:
+                self._spoil(waiting, i, error)
 
     async def leave_to_adopter(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows of a partition that was sealed: whoever sealed it learns them."""

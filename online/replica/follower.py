@@ -63,6 +63,7 @@ class Follower:
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
+        self._still = shared.still
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
         self._claims = Claims(
@@ -74,6 +75,7 @@ class Follower:
         now = asyncio.get_running_loop().time
         turn_s = now()
         while True:
+            await self._answer_passed()
             try:
                 rows = await self._rows()
                 self._damaged.pop(0, None)
@@ -93,6 +95,8 @@ class Follower:
             at = 0
             while at < len(rows):
                 row = rows[at]
+                if self._still.held:
+                    await self._still.moves()
                 n = self._learn_alike(rows, at)
                 if n == 0:
                     if not await self._learn(row):
@@ -124,6 +128,17 @@ class Follower:
     def updates_behind(self, versions: int | None) -> int | None:
         """Updates that may be missing here; ``versions``: those that the server is ahead."""
         return versions
+
+    async def _answer_passed(self) -> None:
+        """Answer those whose rows the server's values had before they were learned here.
+
+        A forget, a relearning or a promotion counts what is in the journal; the pointer goes on
+        behind that.
+        """
+        writer, answers = self._writer, self._writer.answers
+        track = self._learner.tracks.get(writer.partition)
+        if track is not None and (behind := answers.passed(track.next)):
+            await answers.stand_for(behind)
 
     async def _wait(self) -> None:
         """Until there may be rows to learn."""
@@ -235,6 +250,8 @@ class Follower:
     async def _learn(self, row: Row) -> bool:
         """Learn one row; False if a merge has moved the pointer meanwhile."""
         given_up = await self._given_up(row)
+        if self._still.held:
+            await self._still.moves()
         if self._moved() or not self._learner.wants(row):
             await self._claims.end()
             return False
@@ -270,7 +287,7 @@ class Follower:
         if is_again(row):
             return
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
-        if example is None or example.moved is not None:
+        if example is None or example.moved is not None or example.provisional:
             return
         if track is not None and track.end is None:
             judge.learned(row.partition, row.offset, example, row.at)

@@ -103,7 +103,7 @@ def fill(memory: Memory, journal: Journal, model: str, rows: int, decisions: Dec
         for row in filter(decisions.learned, page.rows):
             if row.offset > decisions.without.get(row.partition, 0):
                 example = codec.decode(row.payload)
-                if example.moved is None:
+                if example.moved is None and not example.provisional:
                     memory.keep(row, example, example.score)
                     offered += 1
         after = page.upto

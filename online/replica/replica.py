@@ -100,10 +100,12 @@ class ModelReplica:
         self.store = JournalThreads(outside.journal)
         self._pace = Pace(settings.sync.interval_ms / 1e3)
         self.control = ControlLog(settings.name, who.spec, self.store)
+        learner.untaught = self.control.decisions.lacks
         self._shared = Shared(
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
+        self.still = self._shared.still
         self.writer = Writer(self._shared, filters)
         if filters is not None:
             learner.evidence.heard = filters

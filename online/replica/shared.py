@@ -10,6 +10,7 @@ from online.learning.base import BaseLearner
 from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
+from online.replica.standstill import Standstill
 from online.replica.surroundings import Clocks, Who
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -36,6 +37,8 @@ class Shared:
         Follows rows of traced requests to other replicas; None: none are.
     wake
         Set when there may be rows to learn.
+    still
+        Held while the model is not to be changed.
     """
 
     settings: ModelSettings
@@ -49,6 +52,7 @@ class Shared:
     clocks: Clocks
     crossing: Crossing | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
+    still: Standstill = field(default_factory=Standstill)
 
     @property
     def followed(self) -> BaseLearner | None:

@@ -21,6 +21,7 @@ from itertools import accumulate, islice
 import msgspec
 
 from online.replica.answers import Answers, Waiter
+from online.replica.corrections import Corrections
 from online.replica.filtered import filtered
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
@@ -73,6 +74,7 @@ class Writer:
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
         self._at = Partition(shared, self._move_on)
         self.answers = Answers(shared, self._at)
+        self._corrections = Corrections(shared, self.answers, self._write)
         self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._wake = asyncio.Event()
         self._traces: list[Trace] = []
@@ -163,15 +165,13 @@ class Writer:
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
     def keep(self, half: NewRow) -> bool:
-        """Write one side of a stored join behind.  Never waits; beyond the bound it is dropped.
+        """Write one side of a stored join behind, without waiting; whether there was room for it.
 
-        Whether there was room for it.  The bound is ``joins_queue_max`` halves, and so many times
-        ``token_bytes_max`` bytes.
+        The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
         """
         if kept := self._halves.put(half):
             self._wake.set()
-        else:
-            self._counts["joins_dropped"] += 1
+        self._counts["joins_dropped"] += not kept
         return kept
 
     async def run(self) -> None:
@@ -194,6 +194,7 @@ class Writer:
                 await self._write_joins(halves, batch)
             else:
                 await self._write_whole(batch)
+            await self._corrections.give()
         finally:
             self.writing = self.committing = False
             self._queue.written(batch)

@@ -27,8 +27,9 @@ from typing import Any, Final, Literal, NamedTuple
 import msgspec
 
 from online.errors import invalid
+from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites, shortfall
+from paramserver import answering, rewrites, shortfall
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Row, Verdict
 
@@ -132,6 +133,7 @@ class Decisions:
         self.sources: dict[str, tuple[int, bool]] = {}  # by which decision, and is it banned
         self.freezes: list[tuple[int, rewrites.Freeze]] = []
         self.loss: shortfall.Acceptance | None = None  # that the lineage goes on without
+        self.answers = False  # whether the model does, where it learned from others' choices
         self.undone = rewrites.undone(())
         self.answers_after = 0  # newest epoch of what served before: such answers are another's
 
@@ -160,6 +162,8 @@ class Decisions:
         elif control.kind == rewrites.PROMOTE:
             note = msgspec.json.decode(control.payload, type=rewrites.Promote)
             self.answers_after = max(self.answers_after, note.epoch)
+        elif control.kind == answering.ANSWERS:
+            self.answers = msgspec.json.decode(control.payload, type=answering.Answers).itself
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)
@@ -221,6 +225,10 @@ class Decisions:
         """Whether the row is in the model, once its partition's clock has reached it."""
         taken = row.verdict in LEARNED and row.key.hex() not in self.failed
         return taken and not self.undone.has(row.partition, row.offset)
+
+    def lacks(self, partition: int, offset: int, key: bytes) -> bool:
+        """Whether the row failed, or the lineage has begun without it."""
+        return key.hex() in self.failed or offset <= self.without.get(partition, 0)
 
     def failure(self, row: Row) -> str | None:
         """Why the row could not be learned; None if that is not said."""
@@ -415,7 +423,14 @@ def _listed(
     choice = decisions.choice(event) if status == QUARANTINED else None
     if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
         following = None  # it teaches nothing any more; or not with all the others
+    elif following is not None and _has_final(journal, model, event, row):
+        following = None  # that teaches the event
     return Listed(row, event, standing, following, choice)
+
+
+def _has_final(journal: Journal, model: str, event: Origin, row: Row) -> bool:
+    """Whether the row's label could change, and has."""
+    return is_provisional(row) and journal.find(model, final_key(event.key)) is not None
 
 
 def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:

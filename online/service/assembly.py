@@ -25,6 +25,7 @@ from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
+from online.service.report_task import Reporting
 from online.serving.choosing import Choosing
 from online.serving.default_rewards import DefaultRewards, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
@@ -224,7 +225,8 @@ class Assembly:
         )
         app: Application = App(
             self._servings, self._cluster, settings.limits, access,
-            Some(self._readers(), self._pushes, self._choosing), settings.state_dir, browsers,
+            Some(self._readers(), self._pushes, self._choosing, Reporting(settings)),
+            settings.state_dir, browsers,
         )  # fmt: skip
         if self._tracing is not None:
             from online.http.traced import Traced

@@ -5,7 +5,6 @@ Who starts replicas imports this module, too, and none of what they are made of.
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import time
@@ -29,6 +28,7 @@ class Replica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, data: dict[str, Any], origin: Origin
     ) -> None:
+        from online.service.garbage import collect_seldom
         from online.service.replica_parts import assemble
         from online.service.scaling import Busy
         from online.settings.config import Settings
@@ -39,8 +39,7 @@ class Replica:
         self._assembly = await assemble(data, given, origin)
         await self._assembly.start()
         self._busy = Busy(time.process_time, time.monotonic)
-        gc.collect()
-        gc.freeze()
+        collect_seldom()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Awaitable[None]]:
         from online.service.replica_parts import application

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -24,6 +23,7 @@ from online.models.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
 from online.service.composition import model_replica
+from online.service.garbage import collect_seldom
 from online.service.relearn_task import fresh_of
 from online.service.trigger_task import Looked, looking
 from online.settings.access_tokens import WITH_SECRETS
@@ -85,7 +85,7 @@ class Learning:
         """Learn what is written there from now on."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._replica.start())
-            gc.freeze()
+            collect_seldom()
         await asyncio.shield(self._starting)
         self._replica.follow(partition)
 

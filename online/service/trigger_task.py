@@ -83,7 +83,7 @@ def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -
                 continue
             with contextlib.suppress(PayloadFormat, PayloadInvalid):
                 example = codec.decode(row.payload)
-                if example.moved is None:
+                if example.moved is None and not example.provisional:
                     yield Told(row.source, example.features, example.label)
         if len(page.rows) < _PAGE_ROWS:
             return

@@ -10,6 +10,7 @@ asks again under that id is answered from what stands there.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import uuid
 from collections.abc import Mapping
@@ -26,15 +27,17 @@ from online.errors import RequestError, damaged, invalid
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.models.base import Prediction as Answer
+from online.models.crossed import Alike, alike
 from online.replica.pending import Recorded
-from online.rows.door import Door, not_plain
+from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
+from online.serving.apprentice import CALLER, answering
 from online.serving.default_rewards import DefaultRewards
 from online.serving.events import is_join_id
 from online.serving.serving import Serving, check_own_id
+from online.settings.choose import Choose
 from online.settings.config import Limits
-from online.settings.model import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Features, PredictionHalf, Value
@@ -77,9 +80,14 @@ class Choosing:
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
     @property
+    def watches(self) -> bool:
+        """Whether it learns from the caller's own choices, or has."""
+        return self._settings.apprentice
+
+    @property
     def apprentice(self) -> bool:
         """Whether the caller's own choice is answered."""
-        return self._settings.apprentice
+        return answering(self._replica) == CALLER
 
     # -- choosing ----------------------------------------------------------------------------
 
@@ -88,7 +96,8 @@ class Choosing:
         self.serving.check_age(request.max_age_ms)
         if request.id is not None:
             check_own_id(request.id, one=True)
-        context, actions = self._context(request.context), self._actions(request.actions)
+        context, table = self._context(request.context), self._table(request.actions)
+        actions = self._actions(request.actions, table)
         places = {action: i for i, (action, _) in enumerate(actions)}
         excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
         if len(excluded) == len(actions):
@@ -97,17 +106,17 @@ class Choosing:
         baseline = None
         if request.baseline is not None:
             baseline = _place(places, request.baseline, "baseline")
-        elif self._settings.apprentice:
-            hint = "Send the action that you take, or switch choose.apprentice off"
+        elif self.apprentice:
+            hint = "Send the action that you take, or let the model answer: `online promote`"
             raise invalid("baseline", "no baseline, and the model is an apprentice", hint)
-        if self._settings.apprentice and baseline in excluded:
+        if self.apprentice and baseline in excluded:
             hint = "Take another one, or do not exclude it"
             raise invalid("baseline", "it is excluded", hint)
         asked = Choice(
             context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
         )
         nonce = self._issued.tokens.nonce()
-        choice, answer = self._chosen(asked, nonce)
+        choice, answer = self._chosen(asked, nonce, table)
         features = row(context, *actions[choice.chosen])
         if request.id is None and not request.defer:
             token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
@@ -147,35 +156,51 @@ class Choosing:
         self._replica.counts["choices_repeated"] += repeated
         return self._answer(own, standing, version, repeated=repeated)
 
-    def _chosen(self, asked: Choice, nonce: bytes) -> tuple[Choice, Answer]:
+    def _chosen(self, asked: Choice, nonce: bytes, table: Alike | None) -> tuple[Choice, Answer]:
         """Draw one of the actions; the choice, and the model's answer about it."""
         learner = self._replica.learner
-        context, actions = self._bounded(asked)
-        scores = score(learner.serving, context, actions, *self._settings.reward_range)
+        if table is not None and not self._inside(table):
+            table = None
+        context, actions = self._bounded(asked, table)
+        scores = score(learner.serving, context, actions, *self._settings.reward_range, table=table)
         allowed = None
         if asked.excluded:
             allowed = [i not in asked.excluded for i in range(len(actions))]
         decision = self._policy.decide(scores, allowed)
         chosen = draw(decision.probabilities, uniform(self._issued.tokens.drawing_key, nonce, 0))
-        estimates = tuple(map(float, scores.means))
+        estimates = tuple(scores.means.tolist())
         drawn = None
-        if self._settings.apprentice:  # what is answered was certain, whatever would be drawn
+        if self.apprentice:  # what is answered was certain, whatever would be drawn
             assert asked.baseline is not None
             drawn, chosen = chosen, asked.baseline
             alone = np.zeros(len(actions))
             alone[chosen] = 1.0
             decision = replace(decision, probabilities=alone)
-        probabilities = tuple(map(float, decision.probabilities))
+        probabilities = tuple(decision.probabilities.tolist())
         choice = msgspec.structs.replace(
             asked, chosen=chosen, probabilities=probabilities, estimates=estimates, drawn=drawn
         )
         return choice, Answer(estimates[chosen], None, decision.notes(scores, chosen))
 
-    def _bounded(self, asked: Choice) -> tuple[Features, tuple[tuple[str, Features], ...]]:
+    def _inside(self, table: Alike) -> bool:
+        """Whether all numbers of the actions are taken as they are."""
+        ends = self._replica.learner.bounds.ends([_RESERVED + name for name in table.names])
+        if not ends:
+            return True
+        free = (-math.inf, math.inf)
+        each = [ends.get(_RESERVED + name, free)[:2] for name in table.names]
+        low, high = np.array(each).T
+        return bool(((table.numbers >= low) & (table.numbers <= high)).all())
+
+    def _bounded(
+        self, asked: Choice, inside: Alike | None
+    ) -> tuple[Features, tuple[tuple[str, Features], ...]]:
         """The question as the model is asked it: numbers far beyond all before are bounded."""
         bounds = self._replica.learner.bounds
         context = bounds.answered(asked.context)
-        if all(bounds.answered(ends) is ends for ends in _ends(asked.actions)):
+        if inside is not None or all(
+            bounds.answered(ends) is ends for ends in _ends(asked.actions)
+        ):
             return context, asked.actions
         actions = []
         for action, features in asked.actions:
@@ -239,7 +264,16 @@ class Choosing:
                 raise invalid(f"context.{name[:80]}", f"a name with {_RESERVED!r}", hint)
         return self._door.features(context, "context") if context else {}
 
-    def _actions(self, actions: list[Action]) -> tuple[tuple[str, Features], ...]:
+    def _table(self, actions: list[Action]) -> Alike | None:
+        """The features of actions that are alike, if all of them are taken as they are."""
+        found = alike([action.features for action in actions]) if actions else None
+        if found is None or not self._door.takes(found.names):
+            return None
+        return found if (np.abs(found.numbers) <= NUMBER_MAX).all() else None
+
+    def _actions(
+        self, actions: list[Action], table: Alike | None
+    ) -> tuple[tuple[str, Features], ...]:
         most = self._limits.actions_max
         if not 1 <= len(actions) <= most:
             hint = f"Send 1 to {most}, or raise limits.actions_max"
@@ -256,7 +290,7 @@ class Choosing:
                 hint = "Send each action once"
                 raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
             features = action.features
-            if features:
+            if features and table is None:
                 features = self._door.features(features, f"actions[{i}].features")
             found[action.id] = features
         return tuple(found.items())

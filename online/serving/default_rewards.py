@@ -16,11 +16,13 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from online.decide.record import RecordInvalid, unpack
+import msgspec
+
+from online.decide.record import RecordInvalid, pack, unpack
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.rows.joins import joined
-from online.settings.model import Choose
+from online.settings.choose import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
 from replay.example import WaitingLabel
@@ -81,10 +83,12 @@ def _defaulted(key: bytes, half: Stored, reward: float, at: float) -> NewRow | N
     """The row of a choice without a reward; None: it is none, or may never have been used."""
     try:
         made = codec.decode_prediction(half.payload)
-        if made.choice is None or unpack(made.choice).deferred:
+        if made.choice is None or (choice := unpack(made.choice)).deferred:
             return None
     except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
         return None
+    told = pack(msgspec.structs.replace(choice, defaulted=True))
+    made = msgspec.structs.replace(made, choice=told)
     source = half.source or SOURCE
     label = WaitingLabel(reward, 1.0, None, source, half.event_id, at, ())
     return joined(key, made, label, at, half.payload)

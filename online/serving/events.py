@@ -13,6 +13,7 @@ from online.errors import RequestError, damaged, invalid
 from online.learning.vocabulary import Classes
 from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
+from online.models.base import why_not_revised
 from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
@@ -72,10 +73,12 @@ class Events:
         ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
         """
         event = _of_sender(event, field)
-        if event.label is msgspec.UNSET:
+        if event.label is msgspec.UNSET and self._replica.settings.anomaly is None:
             raise invalid(f"{field}label", "no label", "Send the true label")
         label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")
+        if event.provisional:
+            self._check_provisional(event, field)
         if event.id is None:
             return await self._with_features(event, label, weight, field)
         if event.features is not None or event.event_id is not None:
@@ -84,6 +87,20 @@ class Events:
         if is_join_id(event.id):
             return await self._with_own_id(event, event.id, label, weight, field)
         return await self._with_token(event, event.id, label, weight, field)
+
+    def _check_provisional(self, event: Event, field: str) -> None:
+        """Raises RequestError 422: no later label could take this one back."""
+        if (why := why_not_revised(self._replica.learner.serving)) is not None:
+            message = f"this model takes no lesson back: {why}"
+            hint = "Send the label when it is final, without provisional"
+            raise RequestError(422, "not_revised", message, f"{field}provisional", hint)
+        if event.id is not None and is_join_id(event.id):
+            hint = "Predict without an id and label the token, or send features and an event_id"
+            message = "a provisional label for an id of your own"
+            raise invalid(f"{field}provisional", message, hint)
+        if event.id is None and event.event_id is None:
+            hint = "Send an event_id, and the same one with the final label"
+            raise invalid(f"{field}event_id", "a provisional label without an id", hint)
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of the predictions of an own id that events of the source may be about."""
@@ -130,6 +147,7 @@ class Events:
             notes_of(answer, score),
             known=known,
             sure=self.issued.stamp(),
+            provisional=event.provisional,
         )
         idempotent = event.event_id is not None
         made = self._whole(key, event_id, event.source, example, field, idempotent=idempotent)
@@ -168,6 +186,7 @@ class Events:
             known=predicted.known,
             sure=predicted.sure,
             choice=predicted.choice,
+            provisional=event.provisional,
         )
         return await self._whole(key, event_id, event.source, example, field)
 

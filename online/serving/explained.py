@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from time import perf_counter
 from typing import Final
 
 from online.errors import RequestError
@@ -10,38 +13,121 @@ from online.messages.structs import Explanation
 from online.models.base import Prediction
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
-from online.sure.contributions import NotExplained, added_up, contributions
-from replay.example import Features
+from online.sure.contributions import Contributions, NotExplained, added_up, explaining
+from replay.example import Features, Label
 
 _MORE_S: Final = 0.002
-"""Further orders of the features are looked at for so long: other answers wait meanwhile."""
+"""Further orders of the features are looked at while less time than this has been worked."""
+
+_TURN_S: Final = 0.0005
+"""The model is asked about so many parts of a row in one turn of the loop as take so long."""
 
 
-def why(replica: ModelReplica, door: Door, features: Features, answer: Prediction) -> Explanation:
-    """Say what the features have added to the answer, which the model has just given.
+class Explained:
+    """Explanations of one model's answers.
 
-    Raises RequestError: the row has too many features, or the model can't be asked about less.
+    Parameters
+    ----------
+    clock_s
+        Tells how long the model takes.
     """
-    most = replica.limits.explain_max // 2
-    if len(features) > most:
-        message = f"a row of {len(features)} features, at most {most} are explained"
-        hint = "Send fewer, or raise limits.explain_max to twice as many"
-        raise RequestError(422, "too_many_to_explain", message, "features", hint)
-    begun_s = time.perf_counter()
-    label = None if replica.settings.task == "regression" else answer.label
-    try:
-        if label is None and replica.settings.task != "regression":
-            raise NotExplained("it knows no label yet")
-        learner = replica.learner
-        bounded = learner.bounds.answered(features)
-        found = added_up(learner.serving, bounded, label) or contributions(
-            learner.predict_many, features, label,
-            asks_max=replica.limits.explain_max,
-            in_time=lambda: time.perf_counter() - begun_s < _MORE_S,
+
+    def __init__(
+        self, replica: ModelReplica, door: Door, clock_s: Callable[[], float] = perf_counter
+    ) -> None:
+        self._replica, self._door, self._clock_s = replica, door, clock_s
+        self._size = 1  # rows of one turn, by what the last ones took
+
+    def check(self, features: Features) -> None:
+        """Raises RequestError: the row has too many features."""
+        most = self._replica.limits.explain_max // 2
+        if len(features) > most:
+            message = f"a row of {len(features)} features, at most {most} are explained"
+            hint = "Send fewer, or raise limits.explain_max to twice as many"
+            raise RequestError(422, "too_many_to_explain", message, "features", hint)
+
+    def at_once(self, features: Features) -> tuple[Prediction, Explanation] | None:
+        """Answer, and explain it by the weights; None: the model is to be asked about parts.
+
+        Raises RequestError: it can't be explained.
+        """
+        learner = self._replica.learner
+        try:
+            found = added_up(learner.serving, learner.bounds.answered(features))
+        except NotExplained as error:
+            raise _refused(error) from None
+        if found is None:
+            return None
+        answer, contributions = found
+        return answer, self._told(contributions, self._label(answer))
+
+    @asynccontextmanager
+    async def in_turns(self, features: Features) -> AsyncIterator[tuple[Prediction, Explanation]]:
+        """Answer, and explain the answer in many turns of the loop; inside nothing is learned.
+
+        Raises RequestError: it can't be explained, or not within ``limits.explain_s``.
+        """
+        limit_s = self._replica.limits.explain_s
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(limit_s):
+                    await stack.enter_async_context(self._replica.still.hold())
+                    while (found := await self._found(features)) is None:
+                        pass  # an operator, or a sealed partition, has changed the model
+            except TimeoutError:
+                message = f"it was not explained within {limit_s:g} s"
+                hint = "Send fewer features, ask without explain, or raise limits.explain_s"
+                raise RequestError(503, "explain_too_slow", message, "explain", hint, 1) from None
+            yield found
+
+    async def _found(self, features: Features) -> tuple[Prediction, Explanation] | None:
+        """Return the answer and its explanation; None: another model answers by now."""
+        learner, clock_s = self._replica.learner, self._clock_s
+        model, stamp = learner.serving, learner.stamp
+        answer = learner.predict(features)
+        label, asked, worked_s = self._label(answer), 0, 0.0
+
+        def ask(rows: Sequence[Features]) -> list[Prediction]:
+            nonlocal asked
+            asked = len(rows)
+            return learner.predict_many(rows)
+
+        steps = explaining(
+            ask, features, label,
+            asks_max=self._replica.limits.explain_max, in_time=lambda: worked_s < _MORE_S,
         )  # fmt: skip
-    except NotExplained as error:
-        hint = "Ask without explain, or serve a model that answers rows with features left out"
-        raise RequestError(422, "not_explainable", str(error), "explain", hint) from None
-    added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
-    of = None if label is None else door.show(label)
-    return Explanation(of, found.base, found.output, dict(added), found.exact)
+        next(steps)
+        while True:
+            begun_s = clock_s()
+            try:
+                steps.send(self._size)
+            except StopIteration as done:
+                return answer, self._told(done.value, label)
+            except NotExplained as error:
+                raise _refused(error) from None
+            took_s = clock_s() - begun_s
+            worked_s += took_s
+            fitting = int(asked * _TURN_S / max(took_s, 1e-9))
+            self._size = max(min(fitting, 2 * self._size), 1)
+            await asyncio.sleep(0)
+            if learner.serving is not model or learner.stamp != stamp:
+                return None
+
+    def _label(self, answer: Prediction) -> Label | None:
+        """Return the label that is explained; None: the number is.  Raises RequestError."""
+        if self._replica.settings.task == "regression":
+            return None
+        if answer.label is None:
+            raise _refused(NotExplained("it knows no label yet"))
+        return answer.label
+
+    def _told(self, found: Contributions, label: Label | None) -> Explanation:
+        """Return it as it is sent, what has added most first."""
+        added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
+        of = None if label is None else self._door.show(label)
+        return Explanation(of, found.base, found.output, dict(added), found.exact)
+
+
+def _refused(error: NotExplained) -> RequestError:
+    hint = "Ask without explain, or serve a model that answers rows with features left out"
+    return RequestError(422, "not_explainable", str(error), "explain", hint)

@@ -128,7 +128,9 @@ class Ordinary:
         places: list[int] = []
         for i, event in enumerate(events):
             features = event.features
-            if features and event.id is None and (own is None or event.source == own):
+            if not features or event.id is not None or event.provisional:
+                continue
+            if own is None or event.source == own:
                 names = tuple(features)
                 if names != last:
                     last, places = names, groups.setdefault(names, [])

@@ -146,7 +146,7 @@ class Personalizer:
         there = {action.id for action in actions}
         asked = ChooseRequest(
             named, context, [x for x in dict.fromkeys(exclude) if x in there],
-            baseline if self._choosing.apprentice else None, own, defer,
+            baseline if self._choosing.watches else None, own, defer,
         )  # fmt: skip
         return await self._choosing.choose(asked)
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
-from online.errors import RequestError, damaged, invalid
-from online.learning.bounds import clipped_reason
-from online.learning.vocabulary import full_reason, left_out
+from online.errors import RequestError, invalid
 from online.messages.structs import (
     Event,
+    Explanation,
     FeedbackRequest,
     Prediction,
     Predictions,
@@ -26,21 +23,21 @@ from online.messages.structs import (
 )
 from online.messages.structs import Row as AnswerRow
 from online.models.base import Prediction as Answer
-from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.serving import anomalies
 from online.serving.events import Events, is_join_id
-from online.serving.explained import why
+from online.serving.explained import Explained
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
+from online.serving.receipts import Receipting
 from online.serving.together import Together
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
-from replay import codec
-from replay.example import Example, Features, label_of
+from replay.example import Features, label_of
 
 HTTP = {
     "learned": 200,
@@ -62,7 +59,8 @@ _RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
-_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
+_Shares = dict[str, float] | msgspec.UnsetType
+_Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, bool]
 
 
 class Serving:
@@ -83,6 +81,8 @@ class Serving:
         self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
+        self._explained = Explained(replica, door)
+        self._receipts = Receipting(replica, door)
 
     @property
     def issued(self) -> Issued:
@@ -101,7 +101,41 @@ class Serving:
     # -- predict -----------------------------------------------------------------------------
 
     def predict(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row or many, all by the same model.  No I/O."""
+        """Answer one row or many, all by the same model.  No I/O, and no explanation."""
+        facts = self._facts(request)
+        if request.features is not None:
+            features = self._door.features(request.features, "features")
+            return self._one(request, features, facts, *self._answer(features))
+        if request.explain:
+            hint = "Ask one row at a time: explain with features"
+            raise invalid("explain", "many rows are not explained together", hint)
+        rows = self._many(request.instances or [], give_ids=request.ids)
+        if request.details:
+            for row, sent in zip(rows, request.instances or [], strict=True):
+                row.missing, row.unknown = self._named(sent)
+        self.replica.counts["predictions"] += len(rows)
+        return Predictions(rows, self.name, *facts)
+
+    async def explained(self, request: PredictRequest) -> Prediction | Predictions:
+        """Answer one row as :meth:`predict` does, and say what each feature has added.
+
+        Where that takes long, other requests have their turns meanwhile, and the model is the same
+        from the first one to the answer.
+        """
+        facts = self._facts(request)
+        if request.features is None:
+            return self.predict(request)
+        features = self._door.features(request.features, "features")
+        self._explained.check(features)
+        if (found := self._explained.at_once(features)) is not None:
+            answer, said = found
+            return self._one(request, features, facts, answer, self._shown(answer), said)
+        async with self._explained.in_turns(features) as (answer, said):
+            facts, shown = self._facts(request), self._shown(answer)
+            return self._one(request, features, facts, answer, shown, said)
+
+    def _facts(self, request: PredictRequest) -> _Facts:
+        """Return what the model is that answers now.  Raises RequestError: it is not asked so."""
         replica = self.replica
         self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
@@ -115,38 +149,40 @@ class Serving:
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
             check_own_id(request.id, one=request.features is not None)
-        if request.features is not None:
-            features = self._door.features(request.features, "features")
-            answer, shown = self._answer(features)
-            said = why(replica, self._door, features, answer) if request.explain else msgspec.UNSET
-            if replica.judge is not None:
-                replica.judge.asked(answer)
-            replica.counts["predictions"] += 1
-            named = self._named(request.features) if request.details else _UNNAMED
-            return Prediction(
-                self._reader.issued.prediction_id(features, answer, request.id),
-                self._door.show(answer.label),
-                self.name,
-                version,
-                own,
-                age,
-                behind,
-                shown,
-                includes,
-                from_peer,
-                *named,
-                *self._around(answer),
-                said,
-            )
-        if request.explain:
-            hint = "Ask one row at a time: explain with features"
-            raise invalid("explain", "many rows are not explained together", hint)
-        rows = self._many(request.instances or [], give_ids=request.ids)
-        if request.details:
-            for row, sent in zip(rows, request.instances or [], strict=True):
-                row.missing, row.unknown = self._named(sent)
-        replica.counts["predictions"] += len(rows)
-        return Predictions(rows, self.name, version, own, age, behind, includes, from_peer)
+        return version, own, age, behind, includes, from_peer
+
+    def _one(
+        self,
+        request: PredictRequest,
+        features: Features,
+        facts: _Facts,
+        answer: Answer,
+        shown: _Shares,
+        said: Explanation | msgspec.UnsetType = msgspec.UNSET,
+    ) -> Prediction:
+        """Return the answer to one row as it is sent, and count it."""
+        replica = self.replica
+        if replica.judge is not None:
+            replica.judge.asked(answer)
+        replica.counts["predictions"] += 1
+        named = self._named(request.features or {}) if request.details else _UNNAMED
+        version, own, age, behind, includes, from_peer = facts
+        return Prediction(
+            self._reader.issued.prediction_id(features, answer, request.id),
+            self._door.show(answer.label),
+            self.name,
+            version,
+            own,
+            age,
+            behind,
+            shown,
+            includes,
+            from_peer,
+            *named,
+            *self._around(answer),
+            said,
+            anomalies.score_of(replica, answer),
+        )
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
         if not 1 <= len(instances) <= self._limits.rows_max:
@@ -162,7 +198,9 @@ class Serving:
                 _check_finite(answer.label)
             else:
                 _check_finite(sum(answer.probabilities.values()))
-                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+                row.score = anomalies.score_of(self.replica, answer)
+                if row.score is msgspec.UNSET:
+                    row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
@@ -204,13 +242,19 @@ class Serving:
             hint = "Allow more, or ask another replica"
             raise RequestError(503, "too_old", message, "max_age_ms", hint, 1)
 
-    def _answer(self, features: Features) -> tuple[Answer, dict[str, float] | msgspec.UnsetType]:
+    def _answer(self, features: Features) -> tuple[Answer, _Shares]:
         answer = self.replica.learner.predict(features)
+        return answer, self._shown(answer)
+
+    def _shown(self, answer: Answer) -> _Shares:
+        """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
         if answer.probabilities is None:
             _check_finite(answer.label)
-            return answer, msgspec.UNSET
+            return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
-        return answer, {self._door.text(k): p for k, p in answer.probabilities.items()}
+        if self.replica.settings.anomaly is not None:  # its score is no probability
+            return msgspec.UNSET
+        return {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
         """Prediction (None in regression), score and version of one row, as re-scoring has them."""
@@ -223,7 +267,9 @@ class Serving:
             return None, number, version
         text = self._door.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
-            return text, float(answer.label is not False), version
+            score = anomalies.score_of(replica, answer)
+            certain = float(answer.label is not False)
+            return text, certain if isinstance(score, msgspec.UnsetType) else score, version
         wanted = self._door.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
@@ -245,7 +291,10 @@ class Serving:
                 return HTTP[read.status], read
             asked = read
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
-        receipt = self._receipt(asked, recorded, "")
+        receipt = self._receipts.receipt(asked, recorded, "")
+        late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
+        for _, asked, recorded in late:
+            receipt = self._receipts.receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
@@ -285,9 +334,11 @@ class Serving:
                 if n % _RECEIPTS == 0:
                     await asyncio.sleep(0)
                 try:
-                    receipts[i] = self._receipt(asked, result, f"events[{i}].")
+                    receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
+            for i, asked, result in await anomalies.late(self.replica, receipts, rows, recorded):
+                receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
         out = [receipt for receipt in receipts if receipt is not None]
         for status, n in Counter([receipt.status for receipt in out]).items():
             self.replica.counts[f"feedback_{status}"] += n
@@ -301,89 +352,6 @@ class Serving:
             return await self._reader.read(event, f"events[{i}].")
         except RequestError as error:
             return error
-
-    def _receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
-        """Return the receipt that the caller is sent.
-
-        Raises RequestError for a label that is not kept, or not any more.
-        """
-        if _is_plain(asked, recorded):
-            row = recorded.row
-            assert row is not None
-            return Receipt(
-                "learned", asked.row.event_id, recorded.version_before, recorded.version,
-                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
-            )  # fmt: skip
-        receipt = Receipt(
-            recorded.status,
-            asked.row.event_id,
-            recorded.version_before,
-            recorded.version,
-            idempotent=asked.idempotent,
-            unknown=list(asked.unknown) if asked.unknown else msgspec.UNSET,
-        )
-        standing = recorded.row
-        if recorded.status == "damaged":
-            raise damaged(recorded.reason or "", f"{field}id")
-        if standing is None:
-            receipt.reason = self._waiting(recorded.since, field)
-            return receipt
-        if asked.row.half is not None and recorded.status == "learned":
-            sent = codec.decode(standing.payload).raw  # bounded as it was asked
-            recorded = recorded if sent is None else replace(recorded, status="clipped")
-            receipt.status = recorded.status
-        if recorded.status not in _NEVER:
-            receipt.seen = f"{standing.partition}:{standing.offset}"
-        if recorded.reason:
-            receipt.reason = recorded.reason
-        elif recorded.status in ("clipped", "quarantined"):
-            receipt.reason = _why(codec.decode(standing.payload))
-        if recorded.repeat:
-            first = codec.decode(standing.payload).label
-            erased = codec.is_erased(standing.payload)
-            receipt.duplicate = True
-            receipt.first_outcome = recorded.status
-            if (again := recorded.learned_as) is not None:
-                receipt.learned_as = f"{again.partition}:{again.offset}"
-            receipt.status = "duplicate" if erased or asked.label == first else "conflict"
-            if receipt.status == "conflict":
-                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
-        return receipt
-
-    def _waiting(self, since: float | None, field: str) -> str:
-        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
-        if since is None:
-            self.replica.counts["joins_refused"] += 1
-            message = "no room for another label that comes before its prediction"
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
-        wait_s = self.replica.settings.label_wait
-        if self._now_s() - since > wait_s:
-            message = f"no prediction with this id has been recorded for {wait_s:g} s"
-            hint = "Send the id of a prediction by this model, or the features with the label"
-            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
-        return "the prediction with this id has not been recorded yet; the label is kept for it"
-
-
-def _is_plain(asked: Asked, recorded: Recorded) -> bool:
-    """Whether there is nothing to say of the event but that it was learned."""
-    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    return learned and asked.row.half is None and not asked.unknown
-
-
-def _why(example: Example) -> str:
-    """Why a row was clipped, or set aside."""
-    judged, sent = example.judged, example.raw
-    if sent is None:
-        return "the source is quarantined" if judged is None else judged.reason
-    left = left_out(example)
-    far = {name: value for name, value in sent.items() if name not in left}
-    reasons = [
-        full_reason(left) if left else "",
-        clipped_reason(far) if far else "",
-        "" if judged is None else judged.reason,
-    ]
-    return "; ".join(filter(None, reasons))
 
 
 def _check_finite(value: Any) -> None:

@@ -21,9 +21,10 @@ from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
 from online.rows.schema import schema_of
-from online.serving import journal_room
+from online.serving import anomalies, journal_room
+from online.serving.apprentice import answering, letting
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import confidence_in, slices_in
+from online.sure.views import choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -117,7 +118,7 @@ class Cluster(Kept):
         journal = await self._room(name)
         return {
             "model": name,
-            "task": replica.settings.task,
+            "task": replica.settings.purpose,
             **self._facts(name),
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
@@ -129,6 +130,8 @@ class Cluster(Kept):
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
             "slices": _slices(replica),
+            "anomaly": anomalies.found(replica),
+            "choices": _choices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "influence": _influence(replica),
@@ -158,6 +161,8 @@ class Cluster(Kept):
         """Prequential metrics of all learned events beside their baselines."""
         counters = self._replicas[name].learner.tally.counters
         found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
+        if (choices := choices_in(self._replicas[name].learner.tally.views)) is not None:
+            found |= choices.rules()
         return found
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
@@ -172,12 +177,16 @@ class Cluster(Kept):
         except ParamServerError as error:
             return {**shown, "state": "not there", "incident": str(error)}
 
-    async def promote(self, name: str, *, back: bool) -> dict[str, Any]:
+    async def promote(self, name: str, *, back: bool, force: bool = False) -> dict[str, Any]:
         """Decide that the challenger serves; ``back``: only if it is what served before.
 
-        The decision is durable when this returns; the service then replaces its replicas.
+        Or that an apprentice answers; ``force``: also if it is not ready.  The decision is durable
+        when this returns; the service then replaces its replicas, if it was about a challenger.
         """
         replica = self._replicas[name]
+        if (note := letting(replica, back=back, force=force)) is not None:
+            answer = dict(await self._command(name, "answers", note))
+            return {**await self._acted(name, answer["control"], None), **answer}
         found = await self.challenger(name)
         if found is None:
             message = f"model {name} has no challenger"
@@ -424,6 +433,12 @@ def _slices(replica: ModelReplica) -> dict[str, Any] | None:
     return None if found is None else found.shown()
 
 
+def _choices(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return what came of the choices; None: the model makes none."""
+    found = choices_in(replica.learner.tally.views)
+    return None if found is None else {"answers": answering(replica), **found.shown()}
+
+
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica's filters know; None if nothing is judged."""
     return None if replica.filters is None else replica.filters.shown()
@@ -453,7 +468,7 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
     for row in rows:
         if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
             return None
-        added.append(terms[1])
+        added.append(terms.added)
     found: dict[str, float] = {}
     for name in {name for one in added for name in one}:
         values = [one.get(name, 0.0) for one in added]

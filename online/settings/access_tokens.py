@@ -15,8 +15,8 @@ from pydantic import (
     field_serializer,
 )
 
-from online.settings.model import Tree
 from online.settings.tokens import ROLES, Grant, Role, digest, entry_of, text_of
+from online.settings.tree import Tree
 
 WITH_SECRETS: Mapping[str, bool] = {"secrets": True}
 """Context of ``Settings.model_dump`` for our own processes: it keeps passwords, and the digests of

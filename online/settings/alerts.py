@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, SecretStr, field_serializer, model_validator
 
-from online.settings.model import Seconds, Tree
+from online.settings.tree import Seconds, Tree
 
 Kind = Literal["alarm", "incident", "promotion", "quarantine", "decision", "disk", "stale"]
 KINDS: Final[tuple[Kind, ...]] = (

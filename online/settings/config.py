@@ -33,11 +33,12 @@ from online.settings.alerts import Alerts
 from online.settings.file_modes import StateMode, umask_of
 from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
-from online.settings.model import ModelSettings, Tree
+from online.settings.model import ModelSettings
 from online.settings.origins import check_host, check_origin
 from online.settings.replicas import TAGS, Replicas
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
+from online.settings.tree import Tree
 
 log = logging.getLogger("online.config")
 
@@ -62,6 +63,9 @@ class Limits(Tree):
     explain_max: int = Field(
         512, ge=8, description="answers that a model is asked for to explain one, two a feature"
     )
+    explain_s: float = Field(
+        1, gt=0, description="how long that may take; nothing is learned meanwhile, others ask on"
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )
@@ -81,6 +85,9 @@ class Limits(Tree):
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     listeners_max: int = Field(
         64, ge=0, description="open pages that a replica tells of changes; others ask by themselves"
+    )
+    report_wait_s: float = Field(
+        60, gt=0, description="how long a report that is asked for by HTTP may take"
     )
     body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
     upload_idle_s: float = Field(

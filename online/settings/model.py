@@ -2,45 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from online.settings.anomaly import Anomaly
+from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
+from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-
-
-def _seconds(value: object) -> object:
-    """Seconds from ``"7d"``, ``"90s"`` or a number.  ValueError that says how it is written."""
-    if not isinstance(value, str):
-        return value
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value):
-        return float(match[1]) * _UNITS[match[2]]
-    try:
-        return float(value)
-    except ValueError:
-        words = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])[a-z]+", value.strip().lower())
-        meant = f"write {words[1]}{words[2]}" if words else "as 90s, 5m, 12h, 7d or 2w"
-        raise ValueError(f"a length of time is a number and one letter: {meant}") from None
-
-
-Seconds = Annotated[
-    float,
-    BeforeValidator(_seconds),
-    Field(gt=0, json_schema_extra={"unit": "seconds, or `90s`, `15m`, `12h`, `7d`, `2w`"}),
-]
-
-
-class Tree(BaseModel):
-    """A part of the settings: an unknown key is refused, and nothing changes it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
 
 Merge = Literal["auto", "sum", "average", "compensated", "ordered", "overlay", "lagging"]
 
@@ -73,7 +45,6 @@ class Snapshots(Tree):
 
 StateOf = Literal["code", "structure"]
 
-_REWARD_MAX: Final = 1e9
 
 Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
@@ -233,60 +204,6 @@ class Challenge(Tree):
     )
 
 
-class Choose(Tree):
-    """How a model of `task: choose` chooses among actions, and what it takes for a reward."""
-
-    policy: Literal[
-        "auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"
-    ] = Field("auto", description="how it explores; greedy: never")
-    epsilon: float = Field(
-        0.05, ge=0, le=1, description="policy: epsilon; share of choices that are drawn evenly"
-    )
-    floor: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="least probability of each action that may be chosen, at most an even share",
-    )
-    budget: float = Field(
-        1.0, ge=0, le=1, description="most probability of all actions but the best one together"
-    )
-    reward_range: tuple[float, float] = Field(
-        (0.0, 1.0), description="the least and the greatest reward that is taken"
-    )
-    default_reward: float | None = Field(
-        None,
-        description="what a choice is worth whose reward has not come within `reward_wait`; none: "
-        "it teaches nothing",
-    )
-    reward_wait: Seconds = Field(600, description="how long a choice waits for its reward then")
-    apprentice: bool = Field(
-        False,
-        description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
-        "count how often the model would have taken it, too",
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> Choose:
-        least, most = self.reward_range
-        if not least < most or not abs(least) <= _REWARD_MAX or not abs(most) <= _REWARD_MAX:
-            raise ValueError(
-                f"reward_range: [{least:g}, {most:g}] is no range: the least first, within "
-                f"±{_REWARD_MAX:g}"
-            )
-        if self.default_reward is not None and not least <= self.default_reward <= most:
-            raise ValueError(
-                f"default_reward: {self.default_reward:g} is not in reward_range, "
-                f"[{least:g}, {most:g}]"
-            )
-        return self
-
-    def policy_parts(self) -> dict[str, Any]:
-        """Return what decides how likely each action is."""
-        parts = self.model_dump(include={"epsilon", "floor", "budget"})
-        return {"kind": self.policy, **parts}
-
-
 FeatureType = Literal["number", "category", "text", "bool"]
 
 
@@ -332,7 +249,8 @@ class ModelSettings(Tree):
     )
     task: Literal["binary", "multiclass", "regression"] = Field(
         description="two labels, several, or a number; `choose`: among actions, by the reward that "
-        "is expected of each (read as `regression` with `choose`)"
+        "is expected of each (read as `regression` with `choose`); `anomaly`: is a row unlike the "
+        "others, with labels or without (read as `binary` with `anomaly`)"
     )
     learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
@@ -373,7 +291,11 @@ class ModelSettings(Tree):
         description="features by whose values scores and coverage are counted, too",
     )
     slice_values: int = Field(
-        32, ge=1, le=1_000, description="values of such a feature; rows of others count together"
+        32,
+        ge=1,
+        le=1_000,
+        description="values of such a feature, and actions of `task: choose`, "
+        "that are counted; others count together",
     )
     sync: Sync = Sync()
     snapshots: Snapshots = Snapshots()
@@ -410,11 +332,20 @@ class ModelSettings(Tree):
     choose: Choose | None = Field(
         None, description="of `task: choose`: how it chooses; None: it does not"
     )
+    anomaly: Anomaly | None = Field(
+        None, description="of `task: anomaly`: when a row is one; None: it is another task"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _choices_are_rewards(cls, value: object) -> object:
-        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by."""
+        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by.
+
+        And `task: anomaly` as two labels, of which one is seldom sent.
+        """
+        if isinstance(value, dict) and value.get("task") == "anomaly":
+            given = {} if value.get("anomaly") is None else value["anomaly"]
+            return {"learner": "anomaly", **value, "task": "binary", "anomaly": given}
         if not isinstance(value, dict) or value.get("task") != "choose":
             return value
         chooses = {} if value.get("choose") is None else value["choose"]
@@ -461,9 +392,28 @@ class ModelSettings(Tree):
             )
         return self
 
+    @model_validator(mode="after")
+    def _anomalies_are_found_alone(self) -> ModelSettings:
+        """Refuse what needs a label with each row."""
+        if self.anomaly is None:
+            return self
+        if self.task != "binary":
+            raise ValueError(f"anomaly: it is for `task: anomaly`, not {self.task}")
+        asked = {
+            "replay": self.replay.on, "confidence": self.confidence is not None,
+            "slices": self.slices, "challenger": self.challenger is not None,
+            "triggers": self.triggers.every, "devices": self.devices is not None,
+            "root_set": self.root_set is not None,
+        }  # fmt: skip
+        if named := next((name for name, on in asked.items() if on), None):
+            raise ValueError(f"{named}: it needs a label with each row, and anomalies have few")
+        return self
+
     @property
     def purpose(self) -> str:
         """The task as a settings file has it."""
+        if self.anomaly is not None:
+            return "anomaly"
         return self.task if self.choose is None else "choose"
 
     @model_validator(mode="after")

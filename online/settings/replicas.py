@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from online.settings.model import Tree
+from online.settings.tree import Tree
 
 
 class ReplicaRange(Tree):

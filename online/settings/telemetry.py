@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from online.settings.model import Tree
+from online.settings.tree import Tree
 
 ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
 """Names the endpoint in the environment, as for every program that speaks OTLP."""

@@ -4,7 +4,9 @@ A *path* begins with the answer to no feature at all and adds the row's features
 other.  What the answer gains at a feature is its contribution on that path; so on each path the
 contributions and the beginning add up to the answer, whatever model it is.  A model that adds up
 features in log odds (logistic regression, softmax, FTRL; a linear model in regression) gains the
-same on every path, and one path and its reverse tell that it does.  For any other model
+same on every path, and one path and its reverse tell that it does.  Where the weights are known to
+say it, nobody asks (:mod:`online.models.terms`), and a mixture of such models is shared out by its
+experts' weights (:mod:`online.models.worths`).  For any other model
 contributions are means over several paths, with their reverses: an estimate of Shapley values
 (Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on sampling*).
 For a tree a feature that is absent is what the tree does without it; in a network it counts as its
@@ -18,21 +20,23 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Generator, Sequence
+from typing import Final, TypeVar
 
 import msgspec
 
 from evaluation.metrics import LOG_CLIP
 from online.errors import OnlineError
 from online.models.base import Model, Prediction
-from online.models.terms import terms_of
+from online.models.terms import explained
 from replay.example import Features, Label
 
 EXACT: Final = 1e-9
 """Contributions of two paths that differ by no more than this, relative to the answer, are one."""
 
 Ask = Callable[[Sequence[Features]], Sequence[Prediction]]
+_T = TypeVar("_T")
+Steps = Generator[None, int, _T]
 
 
 class NotExplained(OnlineError):
@@ -54,7 +58,7 @@ class Contributions(msgspec.Struct, frozen=True):
     added
         By feature; with ``base`` they add up to ``output``.
     exact
-        Whether every order of the features says the same.
+        Whether weights say it, or every order of the features says the same.
     paths
         Orders that were looked at.
     """
@@ -66,12 +70,19 @@ class Contributions(msgspec.Struct, frozen=True):
     paths: int
 
 
-def added_up(model: Model, features: Features, label: Label | None) -> Contributions | None:
-    """Contributions by the weights of a model that adds up features; None: ask it about parts."""
-    if (terms := terms_of(model, features, label)) is None:
+def added_up(model: Model, features: Features) -> tuple[Prediction, Contributions] | None:
+    """Answer, with contributions by the model's weights; None: ask it about parts of the row.
+
+    Raises NotExplained.
+    """
+    if (found := explained(model, features)) is None:
         return None
-    base, added = terms
-    return Contributions(base, base + sum(added.values()), added, True, 0)
+    answer, terms = found
+    if terms is None:
+        raise NotExplained("it knows no label yet")
+    if not math.isfinite(sum(terms.added.values(), terms.base)):
+        raise NotExplained("what it adds up is no number")
+    return answer, Contributions(*terms, True, 0)
 
 
 def contributions(
@@ -82,7 +93,28 @@ def contributions(
     asks_max: int,
     in_time: Callable[[], bool] = lambda: True,
 ) -> Contributions:
-    """Return what each feature has added to the answer for ``label``; None: to the number.
+    """Do all steps of :func:`explaining` at once."""
+    steps = explaining(ask, features, label, asks_max=asks_max, in_time=in_time)
+    next(steps)
+    while True:
+        try:
+            steps.send(asks_max)
+        except StopIteration as done:
+            found: Contributions = done.value
+            return found
+
+
+def explaining(
+    ask: Ask,
+    features: Features,
+    label: Label | None,
+    *,
+    asks_max: int,
+    in_time: Callable[[], bool],
+) -> Steps[Contributions]:
+    """Find out what each feature has added to the answer for ``label``; None: to the number.
+
+    In steps: what is sent in says about how many rows the model is asked in the next one.
 
     Parameters
     ----------
@@ -98,10 +130,12 @@ def contributions(
     names = list(features)
     draw = random.Random(len(names))
     orders, sums, exact = [names, names[::-1]], dict.fromkeys(names, 0.0), False
-    base, output = _outputs(ask, [{}, features], label)
+    base, output = yield from _outputs(ask, [{}, features], label)
     asked = paths = 0
     while True:
-        pair = [_path(ask, features, order, (base, output), label) for order in orders]
+        pair: list[dict[str, float]] = []
+        for order in orders:
+            pair.append((yield from _path(ask, features, order, (base, output), label)))
         asked += len(orders) * (len(names) - 1)
         for gains in pair:
             paths += 1
@@ -124,25 +158,28 @@ def _path(
     order: Sequence[str],
     ends: tuple[float, float],
     label: Label | None,
-) -> dict[str, float]:
+) -> Steps[dict[str, float]]:
     """Return what the answer gains at each feature, in this order."""
     part: Features = {}
     parts: list[Features] = []
     for name in order[:-1]:
         part = {**part, name: features[name]}
         parts.append(part)
-    outputs = [ends[0], *(_outputs(ask, parts, label) if parts else ()), ends[1]]
+    outputs = [ends[0], *(yield from _outputs(ask, parts, label)), ends[1]]
     steps = zip(order, outputs, outputs[1:], strict=False)
     return {name: after - before for name, before, after in steps}
 
 
-def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> list[float]:
-    try:
-        answers = ask(rows)
-    except Exception as error:  # whatever the model raises: it is a stranger's code
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise NotExplained(f"it raises on a part of the row: {reason}") from error
-    outputs = [_output(answer, label) for answer in answers]
+def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> Steps[list[float]]:
+    outputs: list[float] = []
+    while len(outputs) < len(rows):
+        n = yield
+        try:
+            answers = ask(rows[len(outputs) : len(outputs) + n])
+        except Exception as error:  # whatever the model raises: it is a stranger's code
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise NotExplained(f"it raises on a part of the row: {reason}") from error
+        outputs += [_output(answer, label) for answer in answers]
     if not all(map(math.isfinite, outputs)):
         raise NotExplained("its answer to a part of the row is no number")
     return outputs

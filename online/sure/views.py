@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from online.decide.counted import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
 from online.sure.slices import Slices
@@ -17,6 +18,8 @@ def views_of(model: ModelSettings) -> list[View]:
         views.append(Confidence(model.task, model.confidence))
     if model.slices:
         views.append(Slices(model.task, model.slices, model.slice_values))
+    if model.choose is not None:
+        views.append(Choices(*model.choose.reward_range, model.slice_values))
     return views
 
 
@@ -28,3 +31,8 @@ def slices_in(views: Sequence[View]) -> Slices | None:
 def confidence_in(views: Sequence[View]) -> Confidence | None:
     """The one among them that answers are sure by; None: there is none."""
     return next((view for view in views if isinstance(view, Confidence)), None)
+
+
+def choices_in(views: Sequence[View]) -> Choices | None:
+    """The one among them that says what came of choices; None: the model does not choose."""
+    return next((view for view in views if isinstance(view, Choices)), None)

@@ -7,7 +7,7 @@ written event, in the order of the rows, with the verdict that was written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import exp, inf
 from typing import Final
 
@@ -29,6 +29,7 @@ from paramserver.filters.base import (
     keyed,
 )
 from paramserver.filters.direction import Direction
+from paramserver.filters.favours import Favours
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
@@ -58,7 +59,7 @@ _WHOLE: Final = 0.95
 """Weights from here on are 1: what is learned of a source in good standing is learned whole."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A verdict is what is written beside an event.
 
     Attributes
@@ -218,6 +219,13 @@ class Chain:
         if self._arrivals % self._every == 0:
             self.refresh(event.key, event.version)
 
+    def take_back(self, source: str, evidence: Mapping[str, float]) -> None:
+        """Take back what an event said of its source: a later one has corrected it."""
+        if evidence and not self.drift:
+            known = self.sources.get(source)
+            for test, nats in evidence.items():
+                self.sources.add(known, test, -nats, self._arrivals)
+
     def catch_up(self, key: bytes, version: int) -> None:
         """Hear what other replicas have taken, before an event with this key is decided.
 
@@ -325,6 +333,7 @@ def by_name(
     reference: Reference | None,
     *,
     answers: Sequence[str] = (),
+    rewards: bool = False,
     sources_max: int = SOURCES_MAX,
 ) -> Chain:
     """The tests of these names over single rows; those that lack what they need are left out.
@@ -335,6 +344,7 @@ def by_name(
     believed at first.
 
     ``answers``: labels that are looked at on their own for how often they surprise, a few.
+    ``rewards``: events are rewards of choices, and looked at by action, too.
     """
     filters: list[Filter] = [Schema(size)]
     for name in NAMES:
@@ -355,6 +365,8 @@ def by_name(
                 for answer in answers
             ]
             filters.append(Unlikely(of_all))
+            if rewards:
+                filters.append(Favours())
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference, alone=False))
     return Chain(

@@ -25,18 +25,36 @@ await page.waitForFunction(() => document.getElementById("clicks").textContent =
 await page.click("#robot");
 await page.waitForFunction((n) => Number(document.getElementById("clicks").textContent) >= n, Number(clicks));
 await page.click("#robot");
-for (const width of [1200, 390])
-  for (const colorScheme of ["light", "dark"]) {
-    await page.emulateMedia({ colorScheme });
-    await page.setViewportSize({ width, height: 900 });
-    await page.evaluate(axe);
-    const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
-    for (const v of found.violations)
-      if (["serious", "critical"].includes(v.impact)) findings.push(`${width} ${colorScheme}: ${v.id}: ${v.nodes[0].html.slice(0, 160)}`);
-    const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
-    if (over > 0) errors.push(`at ${width} px it is ${over} px too wide`);
-    if (folder) await page.screenshot({ path: `${folder}/choose-${width}-${colorScheme}.png`, fullPage: true });
-  }
+
+async function everywhere(name) {
+  for (const width of [1200, 390])
+    for (const colorScheme of ["light", "dark"]) await look(name, width, colorScheme);
+}
+
+async function look(name, width, colorScheme) {
+  await page.emulateMedia({ colorScheme });
+  await page.setViewportSize({ width, height: 900 });
+  await page.evaluate(axe);
+  const found = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"] }));
+  for (const v of found.violations)
+    if (["serious", "critical"].includes(v.impact)) findings.push(`${name} ${width} ${colorScheme}: ${v.id}: ${v.nodes[0].html.slice(0, 160)}`);
+  const over = await page.evaluate(() => document.documentElement.scrollWidth - window.innerWidth);
+  if (over > 0) errors.push(`${name} at ${width} px is ${over} px too wide`);
+  if (folder) await page.screenshot({ path: `${folder}/${name}-${width}-${colorScheme}.png`, fullPage: true });
+}
+
+await everywhere("choose");
 const best = await page.evaluate(() => ["morning", "evening"].map((id) => document.querySelector(`#${id} .first`).textContent));
-console.log(JSON.stringify({ errors, findings, best, share: await page.textContent("#share") }));
+const share = await page.textContent("#share");
+await page.goto(url);
+await page.locator("#access:not([hidden]), section.card").first().waitFor();
+if (await page.locator("#access:not([hidden])").count()) {
+  await page.fill("#token", token);
+  await page.click("#access button");
+}
+await page.locator(".classes tbody tr").first().waitFor();
+const actions = await page.locator(".classes tbody td:first-child").allTextContents();
+const told = await page.locator("section.card:visible").textContent();
+await everywhere("status");
+console.log(JSON.stringify({ errors, findings, best, share, actions, told }));
 await browser.close();

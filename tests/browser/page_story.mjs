@@ -67,7 +67,40 @@ const moved = await texts(card.locator(".features tbody tr").first().locator("td
 const labels = await texts(card.locator(".classes tbody td:first-child"));
 const influence = await texts(card.locator(".closer .of"));
 const calibration = await card.locator("svg.calibration").getAttribute("aria-label");
+const releases = await card.locator(".released tbody tr").evaluateAll((rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
+const devices = await card.locator(".releases").textContent();
 await everywhere("closer");
+
+// The report on what the chart shows: it asks for a token, and opens as a page of its own.
+const span = async () => (await card.locator(".report .row").textContent()).replace("Make a report", "");
+const report = { of: await span() };
+const chart = card.locator(".u-over").first(), box = await chart.boundingBox();
+await page.mouse.move(box.x + box.width * 0.3, box.y + 40);
+await page.mouse.down();
+await page.mouse.move(box.x + box.width * 0.7, box.y + 60, { steps: 5 });
+await page.mouse.up();
+await card.getByText("as selected in the chart").waitFor();
+report.selected = await span();
+if (folder) await page.screenshot({ path: `${folder}/selected.png`, fullPage: true });
+await page.emulateMedia({ colorScheme: "dark" });  // the chart is drawn anew, and stays where it is
+await page.waitForTimeout(100);
+report.redrawn = await span();
+await page.emulateMedia({ colorScheme: "light" });
+await chart.dblclick();
+await card.getByText("drag over a part").waitFor();
+report.all = await span();
+await press("Make a report of model-1");
+await card.getByLabel("Token for admin").fill(admin);
+await card.getByRole("button", { name: "Use it" }).click();
+await card.getByRole("link", { name: "Open the report" }).waitFor({ timeout: 120000 });
+await look("report-made");
+const [opened] = await Promise.all([context.waitForEvent("page"), card.getByRole("link", { name: "Open the report" }).click()]);
+opened.on("console", (message) => { if (message.type() === "error") errors.push("report: " + message.text()); });
+await opened.getByText("One page, nothing loaded from elsewhere").waitFor();
+Object.assign(report, { title: await opened.title(), text: await opened.locator("main").textContent() });
+if (folder) await opened.screenshot({ path: `${folder}/report.png`, fullPage: true });
+await opened.close();
+await page.reload();  // the token for admin goes with the page
 await page.getByRole("button", { name: "All models" }).click();
 
 await page.getByRole("button", { name: "model-0", exact: true }).click();
@@ -104,6 +137,21 @@ for (let i = 0; i < 60 && !(await card.locator(".requests tbody tr").count()); i
 const live = await texts(card.locator(".requests tbody tr").first().locator("td"));
 await everywhere("after");
 
+// Choices as they come.
+await page.getByRole("button", { name: "All models" }).click();
+await page.getByRole("button", { name: "shop", exact: true }).click();
+await card.locator("details.operate summary").click();
+await press("Watch for a minute what comes in to shop");
+const shop = (path, body) => fetch(`${url}/v1/models/shop/${path}`, { method: "POST", headers: { authorization: `Bearer ${admin}` }, body: JSON.stringify(body) }).then((answer) => answer.json());
+for (let i = 0; i < 120 && (await card.locator(".requests tbody tr").count()) < 2; i++) {
+  const { id } = await shop("choose", { context: { hour: i }, actions: [{ id: "news" }, { id: "sport" }] });
+  await shop("reward", { id, reward: 1 });
+  await page.waitForTimeout(250);
+}
+const came = await card.locator(".requests tbody tr").evaluateAll((rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
+const choices = ["reward", "choice"].map((what) => came.find((row) => row[1] === what));
+await everywhere("choices");
+
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live, releases, devices, report, choices }));
 await browser.close();

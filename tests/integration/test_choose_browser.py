@@ -48,12 +48,15 @@ def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
             ["node", BROWSER / "choose_story.mjs", *words],
             capture_output=True, text=True, timeout=240,
         )  # fmt: skip
-        learned = service.model.status()["learned"]
+        status = service.model.status()
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert (seen["errors"], seen["findings"]) == ([], [])
-    assert learned >= 50
+    assert status["learned"] >= 50
     assert seen["best"] == ["coffee", "beer"], seen["share"]
+    assert set(seen["actions"]) == set(status["choices"]["actions"])
+    for words in ("choose, rewards", "mean reward over", "best single", "tried, not the best"):
+        assert words in seen["told"]
 
 
 def test_without_a_model_that_chooses_there_is_no_such_page(tmp_path: Path) -> None:

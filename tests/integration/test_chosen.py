@@ -2,54 +2,37 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import io
 import json
 import os
 import random
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from chosen import choices_of, quiet, served, settings
+from rich.console import Console
 from typer.testing import CliRunner
 
 import online
 from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
-from online.decide.record import Choice, unpack
+from online.commands import status as command
 from online.models.errors import LearnerUnusable
 from online.models.model_file import settings_of
 from online.service.embedded import Embedded
 from online.settings.config import load
-from online.settings.places import open_journal
-from replay import codec
 
 HERE = Path(__file__).parent
 ACTIONS: dict[str, dict[str, Any]] = {"news": {}, "sport": {"length": 4.5}, "film": {}}
-PATH = "/v1/models/shop"
-
-
-def quiet(_: str) -> None:
-    """Say nothing."""
-
-
-def settings(**more: Any) -> dict[str, Any]:
-    model = {"name": "shop", "task": "choose", **more}
-    return {"cluster": "embedded", "port": 0, "models": [model]}
-
-
-@contextlib.contextmanager
-def served(folder: Path, **more: Any) -> Iterator[Embedded]:
-    data = {**settings(**more), "state_dir": str(folder / "state")}
-    with Embedded(load(None, data, {}), quiet) as service:
-        service.start()
-        yield service
 
 
 @pytest.fixture(scope="module")
@@ -59,25 +42,12 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, action: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}{PATH}/{action}", json=body, timeout=20)
+    return httpx.post(f"{service.url}/v1/models/shop/{action}", json=body, timeout=20)
 
 
 def asked(**more: Any) -> dict[str, Any]:
     actions = [{"id": action, "features": x} for action, x in ACTIONS.items()]
     return {"context": {"hour": 20, "evening": True}, "actions": actions, **more}
-
-
-def choices_of(state: Path) -> dict[str, tuple[Choice, float]]:
-    """Choice and reward of each row of the journal, by event id."""
-    given = load(None, {**settings(), "state_dir": str(state)}, {})
-    found: dict[str, tuple[Choice, float]] = {}
-    with contextlib.closing(open_journal(given)) as journal:
-        for row in journal.follow("shop", 0, 10_000).rows:
-            example = codec.decode(row.payload)
-            if example.choice is not None:
-                assert isinstance(example.label, float)
-                found[row.event_id] = unpack(example.choice), example.label
-    return found
 
 
 def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_path: Path) -> None:
@@ -117,6 +87,48 @@ def test_what_is_rewarded_is_chosen_more_and_each_reward_is_learned_once(tmp_pat
         assert sum(choice.probabilities) == pytest.approx(1.0)
 
 
+def test_the_status_says_what_came_of_the_choices(tmp_path: Path) -> None:
+    """From two lives of the service: the figures are sums over the journal's rows."""
+    choose = {"policy": "epsilon", "epsilon": 0.5, "default_reward": 0.0, "reward_wait": 1.0}
+    taken, right, rng = Counter[str](), 0, random.Random(4)
+    for life in range(2):
+        with served(tmp_path, choose=choose) as service:
+            shop = service.model
+            for _ in range(60):
+                answer = shop.choose(["left", "right"], baseline="left")
+                reward = rng.random() < (0.9 if answer.action == "right" else 0.2)
+                shop.reward(answer.id, float(reward))
+                taken[answer.action] += 1
+                right += reward
+            if life == 1:
+                taken[shop.choose(["left", "right"]).action] += 1  # gets the default
+                while shop.status()["learned"] < 121:
+                    pass
+                status = shop.status()
+                text = httpx.get(f"{service.url}/metrics").text
+                shown = [name for name, _ in status.lines()]
+    assert status["task"] == "choose"
+    found = status["choices"]
+    assert (found["n"], found["defaulted"]) == (121, 1)
+    assert found["reward"] == pytest.approx(right / 121)
+    assert {name: x["n"] for name, x in found["actions"].items()} == taken
+    assert found["constant"]["action"] == "right"
+    assert found["constant"]["reward"] > found["evenly"] > found["baseline"]["reward"]
+    assert 0.05 < found["explored"] < 0.6
+    assert found["baseline"]["n"] == 120
+    assert found["apprentice"] is None
+    quality = status["quality"]
+    assert (quality["reward"], quality["evenly"]) == (found["reward"], found["evenly"])
+    assert 'online_prequential{metric="constant",model="shop"}' in text
+    assert {"reward", "best single action", "actions evenly"} <= set(shown)
+    file = Console(file=io.StringIO(), width=200)
+    command._show_model(file, status)
+    assert isinstance(file.file, io.StringIO)
+    lines = file.file.getvalue()
+    for part in ("shop  choose, rewards", "over 121 choices, always right", "1 by default"):
+        assert part in lines
+
+
 def test_an_answer_says_what_it_is(shop: Embedded) -> None:
     answer = post(shop, "choose", **asked(exclude=["film"])).json()
     assert answer["action"] == answer["ranking"][0]["id"] != "film"
@@ -141,6 +153,17 @@ def test_an_answer_says_what_it_is(shop: Embedded) -> None:
         ({"actions": [{"id": "a"}], "context": {"@x": 1}}, 422, "context.@x"),
         ({"actions": [{"id": "a"}], "context": {"x": [1]}}, 422, "context.x"),
         ({"actions": [{"id": "a", "features": {"x": {}}}]}, 422, "actions[0].features.x"),
+        (
+            {"actions": [{"id": x, "features": {"x": 1e101 if x == "b" else 0.0}} for x in "ab"]},
+            422,
+            "actions[1].features.x",
+        ),
+        (
+            {"actions": [{"id": x, "features": {"x": 2**60, "y": 0.5}} for x in "ab"]},
+            422,
+            "actions[0].features.x",
+        ),
+        ({"actions": [{"id": "a", "features": {"x\n": 1.0}}]}, 422, "actions[0].features"),
         ({"actions": [{"id": "a\n"}]}, 422, "actions[0].id"),
         ({"actions": [{"id": "a" * 2000}]}, 422, "actions[0].id"),
         ({"actions": [{"id": str(i)} for i in range(257)]}, 422, "actions"),
@@ -299,22 +322,6 @@ def test_a_model_that_does_not_choose_says_so(tmp_path: Path) -> None:
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_choices")
         with pytest.raises(ServiceRefused, match="does not choose"):
             x.model.choose(["a", "b"])
-
-
-def test_an_apprentice_takes_the_baseline_and_says_when_it_agrees(tmp_path: Path) -> None:
-    with served(tmp_path, choose={"apprentice": True}) as service:
-        shop = service.model
-        with pytest.raises(ServiceRefused, match="baseline"):
-            shop.choose(["a", "b"])
-        agreed = []
-        for i in range(60):
-            answer = shop.choose(["a", "b"], baseline="a" if i % 3 else "b")
-            assert answer.action == ("a" if i % 3 else "b")
-            assert answer.probability == 1.0
-            assert shop.reward(answer.id, float(answer.action == "a")).status == "learned"
-            agreed.append(answer.agreed)
-        assert set(agreed) == {True, False}
-    assert all(choice.propensity == 1.0 for choice, _ in choices_of(tmp_path / "state").values())
 
 
 def test_sources_that_reward_one_action_only_are_taken_like_others(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Built-ins and examples over HTTP: they learn, survive a kill, and restore.
 
-One of each kind is among the usual tests: torch, scikit-learn, hashed text, and one that is
-learned whole.  The long form has every built-in and example, in one replica and in three.
+One of each kind is among the usual tests: torch, scikit-learn, hashed text, a table, and one that
+is learned whole.  The long form has every built-in and example, in one replica and in three.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ MERGEABLE = [
     {"name": "ftrl", "task": "multiclass", "learner": "ftrl"},
     {"name": "linear", "task": "multiclass", "learner": "linear"},
     {"name": "fm", "task": "regression", "learner": "fm"},
+    {"name": "fm-table", "task": "regression", "learner": "fm", "params": {"table": True}},
     {"name": "auto", "task": "multiclass", "learner": "auto"},
     {
         "name": "mlp",
@@ -66,7 +67,8 @@ WHOLE = [
 ]
 
 EVERY = [*MERGEABLE, *WHOLE]
-A_KIND = [model for model in EVERY if model["name"] in ("mlp", "sgd", "ftrl", "forest")]
+KINDS = ("mlp", "sgd", "ftrl", "forest", "fm-table")
+A_KIND = [model for model in EVERY if model["name"] in KINDS]
 
 
 def rows(task: str, first: int, n: int) -> list[Row]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +18,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from edge_world import World
 
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
+from online.history.series import FOLDER, Series
 from online.service.embedded import Embedded
 from online.settings.config import load
 from online.settings.places import open_journal
@@ -48,15 +52,30 @@ pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
-    """Six models, of which the first has snapshots, and events that were set aside."""
+    """Six models and one that chooses; the first has snapshots, and events that were set aside.
+
+    The second has releases for devices.
+    """
     models: list[dict[str, Any]] = [
         {"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)
     ]
     models[1]["drift"] = {"reference_rows": 200, "window_rows": 200}
+    state = tmp_path_factory.mktemp("page") / "state"
     data: dict[str, Any] = {
-        "models": models, "tokens": TOKENS, "cluster": "embedded", "port": 0,
-        "state_dir": str(tmp_path_factory.mktemp("page") / "state"),
+        "models": [*models, {"name": "shop", "task": "choose"}], "tokens": TOKENS,
+        "cluster": "embedded", "port": 0, "state_dir": str(state),
     }  # fmt: skip
+    with contextlib.closing(Series(state / FOLDER, "model-1")) as series:  # before a restart
+        for minute in range(50):
+            quality = {"n": 20 * minute, "accuracy": 0.8, "no_change": 0.5, "majority": 0.6}
+            series.add(
+                {"model": "model-1", "quality": quality, "replicas": {}, "learned": 20 * minute},
+                time.time() - 60.0 * (52 - minute),
+            )
+    releases = World(state / "edge", "model-1")
+    releases.publish(1, time.time() - 3600)
+    releases.publish(2, time.time() - 60, percent=10)
+    releases.folder.report(2, "phone", "used")
     with Embedded(load(None, data, {}), lambda _: None) as running:
         running.start()
         headers = {"authorization": f"Bearer {TOKENS['admin']}"}
@@ -104,7 +123,22 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     seen = json.loads(done.stdout)
     assert seen["errors"] == []
     assert seen["findings"] == [], "serious findings of axe-core"
-    assert (seen["rows"], seen["focus"]) == (6, "act-cancel")
+    assert (seen["rows"], seen["focus"]) == (7, "act-cancel")
+    assert [row[:2] for row in seen["releases"]] == [
+        ["2", "10 % of devices"], ["1", "the other devices"],
+    ]  # fmt: skip
+    assert (
+        "Release 2 is reported to be used by 1 device, and to have failed on 0." in seen["devices"]
+    )
+    assert seen["report"]["of"].startswith("on the last hour; drag over")
+    assert re.fullmatch(r"on .* to .*, as selected in the chart", seen["report"]["selected"])
+    assert seen["report"]["redrawn"] == seen["report"]["selected"], "the chart is drawn anew"
+    assert seen["report"]["all"] == seen["report"]["of"]
+    assert seen["report"]["title"].endswith("model-1")
+    assert "rows" in seen["report"]["text"]
+    assert [row[1] for row in seen["choices"]] == ["reward", "choice"]
+    assert seen["choices"][0][3:] == ["1", "learned"]
+    assert re.fullmatch(r"(news|sport) \(\d+ % of 2 actions\)", seen["choices"][1][3])
     assert seen["moved"][0] in ("x", "y")
     assert seen["moved"][-1] == "act"
     assert seen["labels"] == ["true", "false"]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramserver.blocks import Block, Blocks, combine, copy, from_wire, merge, to_wire
+from paramserver.rows import Rows
 from paramserver.snapshots.format import decode, encode, equal
 from paramserver.state import SnapshotState
 from paramserver.wire import WireBlock
@@ -33,7 +34,14 @@ def exact_deltas(draw: st.DrawFn) -> Blocks:
             {"count": draw(st.integers(0, 2**40)), "sum": draw(st.integers(0, 2**64 - 1))},
         ),
         "t": Block("dense", np.array([draw(DYADIC), draw(DYADIC)]).tobytes()),
+        "r": Block("rows", rows(draw(st.dictionaries(st.integers(0, 5), DYADIC)))),
     }
+
+
+def rows(numbers: dict[int, float]) -> Rows:
+    """Rows of one number each."""
+    ids = np.array(list(numbers), dtype=np.uint64)
+    return Rows(ids, np.array(list(numbers.values()), dtype=np.float32).reshape(-1, 1))
 
 
 def merged(*deltas: Blocks, scale: float = 1.0) -> Blocks:
@@ -62,7 +70,7 @@ def test_merge_leaves_the_delta_alone(a: Blocks, b: Blocks) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(exact_deltas(), exact_deltas())
-def test_only_additive_and_dense_blocks_are_scaled(a: Blocks, b: Blocks) -> None:
+def test_only_additive_and_dense_blocks_and_rows_are_scaled(a: Blocks, b: Blocks) -> None:
     whole, half = merged(a, b), copy(a)
     merge(half, b, 0.5)
     for name in ("m", "n", "d"):
@@ -71,6 +79,10 @@ def test_only_additive_and_dense_blocks_are_scaled(a: Blocks, b: Blocks) -> None
         assert half["w"].data[key] == a["w"].data.get(key, 0.0) + 0.5 * x
     expected = np.frombuffer(a["t"].data) + 0.5 * np.frombuffer(b["t"].data)
     assert half["t"].data == expected.tobytes()
+    for i, x in zip(b["r"].data.ids.tolist(), b["r"].data.numbers.ravel().tolist(), strict=True):
+        before, _ = a["r"].data.get(np.array([i], dtype=np.uint64))
+        after, _ = half["r"].data.get(np.array([i], dtype=np.uint64))
+        assert after.item() == np.float32(before.item() + 0.5 * x)
 
 
 def moments_of(rows: list[float]) -> tuple[float, float, float]:

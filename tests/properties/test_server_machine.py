@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ from hypothesis.stateful import (
 
 from paramserver import wire
 from paramserver.blocks import Block, Blocks, copy, from_wire
+from paramserver.rows import Rows
 from paramserver.server import Lookup, Server
 from paramserver.state import Contained, SnapshotState
 
@@ -56,10 +58,17 @@ def sums(rows: Iterable[tuple[int, int]]) -> dict[str, float]:
     return dict(out)
 
 
+def table(data: Mapping[str, float]) -> Rows:
+    """The same as rows of one number each: all of these are exact in float32."""
+    ids = np.array([int(key[1:]) for key in data], dtype=np.uint64)
+    return Rows(ids, np.array(list(data.values()), dtype=np.float32).reshape(-1, 1))
+
+
 def delta(partition: int, first: int, last: int) -> dict[str, wire.WireBlock]:
     rows = [(partition, offset) for offset in range(first, last + 1)]
     return {
         "w": wire.WireBlock("additive", sums(rows)),
+        "t": wire.WireBlock("rows", table(sums(rows)).told()),
         "d": wire.WireBlock("digest", {"count": len(rows), "sum": 0}),
     }
 
@@ -92,6 +101,7 @@ class Machine(RuleBasedStateMachine):
         expected = self.expected(clock, closed)
         held = values["w"].data if "w" in values else {}
         assert held == expected
+        assert (values["t"].data if "t" in values else table({})) == table(expected)
         rows = sum(clock.values()) + sum(self.ends[p] for p in closed)
         assert (values["d"].data["count"] if "d" in values else 0) == rows
 
@@ -168,7 +178,7 @@ class Machine(RuleBasedStateMachine):
             assert self.reader is not None
             values = self.reader[1]
         for name, block in from_wire(reply.blocks).items():
-            if name in values and block.kind == "additive":
+            if name in values and block.kind in ("additive", "rows"):
                 values[name].data.update(block.data)
             else:
                 values[name] = block

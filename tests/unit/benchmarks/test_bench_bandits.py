@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from benchmarks import bandits, bandits_worlds
+from benchmarks import bandits, bandits_worlds, poisoned_rewards, propensities
 from benchmarks.bandits_streams import chances
 from benchmarks.studies import offpolicy
 from online.decide import Policy
@@ -22,6 +22,30 @@ def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
     there = importlib.util.find_spec("vowpalwabbit") is not None
     skipped = [name for name in lines if "skipped" in name]
     assert there != bool(skipped)
+
+
+def test_actions_are_chosen_as_often_as_the_log_says_and_sharper_draws_are_noticed() -> None:
+    """The short form of `python -m benchmarks propensities`."""
+    for cells in propensities.run(4_000, ["auto", "softmax"]):
+        assert cells.p >= 0.001
+        assert cells.sharper < 0.001
+        assert cells.cells > 10
+
+
+def test_a_quarter_of_liars_is_heard_beside_the_others() -> None:
+    """The short form of `python -m benchmarks poisoned-rewards`; without filters they are heard."""
+    (clean, one, _) = poisoned_rewards.run([1], 120, names=["arms"])
+    assert clean.regret > 0.0
+    assert one.lie == "one action"
+    assert clean.honest_aside < 0.1  # rewards of an action that come again are no copies
+
+
+def test_the_peer_is_told_late_as_we_are() -> None:
+    peer = pytest.importorskip("benchmarks.bandits_peer")
+    pytest.importorskip("vowpalwabbit")
+    told = chances("phishing", None, 1, 150)
+    at_once, never = (peer.run(told, "greedy", 0.5, 0.0, 1, late) for late in (0, 150))
+    assert at_once > never
 
 
 def test_rewards_that_are_told_late_are_learned_too() -> None:

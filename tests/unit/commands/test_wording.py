@@ -16,7 +16,8 @@ from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from online.commands import base, snapshot
 from online.errors import ConfigError, RequestError
-from online.http.app import _answer_errors, _unknown
+from online.http.app import _unknown
+from online.http.refusing import answer_errors
 from online.messages.bodies import JSON, MSGPACK, decode, decode_events
 from online.settings.config import load
 
@@ -132,7 +133,7 @@ class Body(BaseModel):
 
 def test_fields_of_operators_requests_too() -> None:
     app = FastAPI()
-    _answer_errors(app)
+    answer_errors(app)
 
     @app.post("/x")
     async def x(body: Body) -> dict[str, bool]:

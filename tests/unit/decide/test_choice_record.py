@@ -29,8 +29,18 @@ rows = st.dictionaries(names, values, max_size=5)
 
 
 @st.composite
+def alike(draw_: Any) -> dict[str, Any]:
+    """Actions with the same names, and only floats."""
+    told = draw_(st.lists(names, min_size=1, max_size=4, unique=True))
+    row = st.tuples(*[st.floats(allow_nan=False) for _ in told])
+    found = draw_(st.dictionaries(names, row, min_size=1, max_size=6))
+    return {name: dict(zip(told, values, strict=True)) for name, values in found.items()}
+
+
+@st.composite
 def choices(draw_: Any) -> Choice:
-    actions = tuple(draw_(st.dictionaries(names, rows, min_size=1, max_size=6)).items())
+    unlike = st.dictionaries(names, rows, min_size=1, max_size=6)
+    actions = tuple(draw_(unlike | alike()).items())
     n = len(actions)
     places = st.integers(0, n - 1)
     shares = st.floats(0.0, 1.0)
@@ -84,6 +94,22 @@ def test_what_is_damaged_is_refused_and_nothing_else_is_raised(choice: Choice, d
         except RecordInvalid:
             continue
         assert damaged[:1] == b"\1"  # a flag of the packing that says nothing of what is in it
+
+
+def test_actions_with_the_same_numbers_take_eight_bytes_a_number() -> None:
+    numbers = {f"price {i}": 0.1 * i for i in range(10)}
+    actions = tuple((f"item {i}", {k: v + i for k, v in numbers.items()}) for i in range(20))
+    shares = (0.05,) * 20
+    alike = Choice({}, actions, (), 1, shares, shares, "greedy:0")
+    unlike = msgspec.structs.replace(alike, actions=(*actions[1:], ("item 0", {"other": 1.0})))
+    assert len(pack(alike)) < 8 * 200 + 700
+    assert (pack(alike)[:1], pack(unlike)[:1]) == (b"\2", b"\1")
+    flipped = bytearray(pack(alike))
+    flipped[-40] ^= 1
+    with pytest.raises(RecordInvalid):
+        unpack(bytes(flipped))
+    with pytest.raises(RecordInvalid, match="checksum"):
+        unpack(pack(alike)[:-100])
 
 
 def test_a_record_whose_parts_do_not_fit_is_refused() -> None:

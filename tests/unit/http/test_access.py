@@ -47,7 +47,13 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v1/models/{model}/scores/{key}"): PREDICT,
     **{
         ("GET", f"/v1/models/{{model}}/edge/{name}"): PREDICT
-        for name in ("manifest.json", "manifest.sig", "roots.json", "files/{sha256}")
+        for name in (
+            "manifest.json",
+            "manifest.sig",
+            "roots.json",
+            "files/{sha256}",
+            "releases",
+        )
     },
     ("POST", "/v1/models/{model}/edge/reports"): PREDICT,
     ("POST", "/v1/models/{model}/edge/deltas"): FEEDBACK,
@@ -63,6 +69,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/reward"): FEEDBACK,
     ("GET", "/v1/models/{model}/snapshots"): ADMIN,
     ("GET", "/v1/models/{model}/live"): ADMIN,
+    ("GET", "/v1/models/{model}/report"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots/withdraw"): ADMIN,
     ("POST", "/v1/models/{model}/snapshots/{name}/pin"): ADMIN,

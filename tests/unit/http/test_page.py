@@ -16,6 +16,7 @@ from typing import Final
 import pytest
 
 from evaluation.summary import Summary
+from online.decide.counted import Choices
 from online.http.app import _page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
@@ -121,7 +122,7 @@ def test_the_checks_find(check: Callable[[str], None], old: str, new: str) -> No
 
 def test_every_metric_that_it_shows_exists() -> None:
     script = _parsed(PAGE).scripts
-    known = {field.name for field in fields(Summary)}
+    known = {field.name for field in fields(Summary)} | set(Choices(0.0, 1.0, 1).rules())
     shown = set(re.findall(r"\bq(?:uality)?\.(\w+)", script))
     shown |= set(re.findall(r'score: "(\w+)"', script)) | set(re.findall(r'\[\["(\w+)"', script))
     assert {"accuracy", "mae", "kappa_m", "kappa_t", "majority", "mean_mae"} <= shown

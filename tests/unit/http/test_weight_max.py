@@ -34,7 +34,7 @@ from replay.example import Example
 from replay.journal.base import NewRow, Verdict
 
 MOST = 10.0
-LIMITS = Limits(feedback_wait_s=5, weight_max=MOST)
+LIMITS = Limits(feedback_wait_s=60, weight_max=MOST)
 OVER = MOST + 0.5
 
 
@@ -154,7 +154,7 @@ def test_a_repeat_of_a_heavier_row_of_before_is_answered(tmp_path: Path, way: st
     """The bound was lowered since; the row keeps the weight that it was learned with."""
 
     async def scene(world: World) -> None:
-        before = await world.replica("before", limits=Limits(feedback_wait_s=5, weight_max=50))
+        before = await world.replica("before", limits=Limits(feedback_wait_s=60, weight_max=50))
         assert await WAYS[way](world.serving(before), 50.0, 1) == "learned"
         await before.stop(2)
         replica = await world.replica("after", limits=LIMITS)

@@ -53,7 +53,7 @@ def test_without_own_rows_they_are_queued_until_they_come_back(tmp_path: Path) -
         assert names(front) == []
         assert front.backlog.rows == 2
         writer = await _writer(world)
-        await until(lambda: names(front) == ["a", "b"], 10)
+        await until(lambda: names(front) == ["a", "b"], 60)
         again = await front.writer.record([row("a")])
         assert statuses(again) == [("learned", True)]
         assert front.backlog.rows == 0

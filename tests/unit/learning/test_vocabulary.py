@@ -182,7 +182,7 @@ def test_a_row_that_could_not_be_learned_has_brought_nothing() -> None:
 # -- in a replica ----------------------------------------------------------------------------
 
 
-LIMITS: Final = Limits(feedback_wait_s=5, names_max=6, names_share=1.0, classes_max=3)
+LIMITS: Final = Limits(feedback_wait_s=60, names_max=6, names_share=1.0, classes_max=3)
 
 
 def plain() -> Linear:

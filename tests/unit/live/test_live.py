@@ -12,6 +12,7 @@ from online.client.asking import Answer, NoAnswer
 from online.commands import events, top
 from online.live import ring as module
 from online.live.ring import Ring
+from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, Reward, RewardRequest
 from online.messages.structs import (
     Event,
     FeedbackRequest,
@@ -138,6 +139,27 @@ def test_requests_of_many_rows_show_some_and_count_the_rest(ring: Ring) -> None:
     assert [e["kind"] for e in found] == ["answer"] * 5 + ["more"] + ["label"] * 2
     assert found[5]["rows"] == 3
     assert [(e["id"], e["status"]) for e in found[6:]] == [("own", "learned"), ("own", "duplicate")]
+
+
+def test_choices_and_rewards_are_shown_with_what_was_likely(ring: Ring) -> None:
+    ring.look(None)
+    asked = ChooseRequest([Action("news"), Action("sport")], {"hour": 9.0})
+    ranking = [Ranked("sport", 0.75, 0.4), Ranked("news", 0.25, 0.1)]
+    ring.take(asked, Chosen("t" * 99, "sport", 0.75, ranking, "m", "1.2", 3, 5.0, 0), 10)
+    ring.take(RewardRequest("own-1", 1.0, "shop"), Receipt("learned", "own-1"), 10)
+    several = RewardRequest(rewards=[Reward(f"own-{i}", 0.0) for i in range(8)])
+    ring.take(several, Receipts([Receipt("learned")] * 8, "m"), 10)
+    choice, reward, *rest = ring.look(0)["events"]
+    assert choice == {
+        "at": 100.0, "kind": "choice", "id": "t" * 16, "features": {"hour": 9.0},
+        "action": "sport", "probability": 0.75, "of": 2, "version": "1.2+3",
+    }  # fmt: skip
+    assert reward == {
+        "at": 100.0, "kind": "reward", "id": "own-1", "source": "shop", "label": 1.0,
+        "status": "learned",
+    }  # fmt: skip
+    assert [e["kind"] for e in rest] == ["reward"] * 5 + ["more"]
+    assert rest[5]["rows"] == 3
 
 
 # -- the command -----------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from benchmarks import factors
 from evaluation.errors import StreamUnusable
 from online.models import fm
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.fm import Fm, FmModel, Machine, first_vector
+from online.models.fm import Fm, FmModel, Machine
+from online.models.lines import first_vector
 from online.models.load import load
 from online.models.scalers import Standard
 from online.settings.config import data_dir
@@ -180,10 +181,10 @@ def test_ids_are_the_same_however_they_are_written() -> None:
 
 def test_a_row_that_leaves_the_finite_numbers_changes_no_sum() -> None:
     machine = trained()
-    before = machine.cut()
+    before = machine.lines.cut()
     with pytest.raises(StateNotFinite):
         machine.step(machine.read(ROW), math.inf)
-    assert machine.cut() == {}
+    assert machine.lines.cut() == {}
     assert all(math.isfinite(x) for block in before.values() for x in block.data.values())
 
 
@@ -224,9 +225,12 @@ def test_several_classes_are_refused() -> None:
         load("fm", {}, task="multiclass", classes=None, key=bytes(32), base_dir=Path())
 
 
-def test_two_replicas_answer_alike_once_each_has_what_the_other_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", [False, True])
+def test_two_replicas_answer_alike_once_each_has_what_the_other_learned(
+    tmp_path: Path, table: bool
+) -> None:
     def build() -> FmModel:
-        return Fm(3, ["film"]).model_for("regression")
+        return Fm(3, ["film"], table=table).model_for("regression")
 
     async def scene(world: World) -> None:
         a = await world.replica("a", build=build)

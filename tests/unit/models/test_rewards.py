@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from online.decide import Policy, draw, row, uniform
+from online.models.crossed import alike
 from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, RewardModel, Rewards
 from online.models.scored import Scores, Served, served_of
@@ -91,6 +92,36 @@ def test_scoring_all_at_once_is_scoring_one_by_one_where_actions_do_not_compete(
         alone = model.score(context_of(0), [action])
         for experts in (slice(0, 4), slice(8, 12), slice(16, 20)):
             assert together.answers[experts, i] == pytest.approx(alone.answers[experts, 0])
+
+
+def test_actions_that_are_alike_are_scored_in_one_array_as_each_by_itself() -> None:
+    model = model_of()
+    told: list[Action] = [
+        (f"a{i}", {"price": float(i), "size": i % 3, "old": -0.5 * i}) for i in range(5)
+    ]
+    for t in range(60):
+        name, features = told[t % 5]
+        model.learn(row(context_of(t), name, features), float(t % 5 == t % 3), 1.0)
+    turned = [(name, dict(reversed(features.items()))) for name, features in told[:1]]
+    asked = [*told, ("new", {"price": 1e9, "size": 2**53, "old": 0.0})]
+    assert alike([features for _, features in asked]) is not None
+    assert alike([features for _, features in (*turned, *asked[1:])]) is None
+    together, apart = (
+        model.score(context_of(1), asked),
+        model.score(context_of(1), turned + asked[1:]),
+    )
+    assert together.shares.tolist() == pytest.approx(apart.shares.tolist(), abs=1e-12)
+    assert together.met.tolist() == pytest.approx(apart.met.tolist(), rel=1e-12)
+    assert together.means[0] != pytest.approx(together.means[4], abs=1e-3)
+
+
+@pytest.mark.parametrize("odd", [True, "text", None, 2**53 + 1, 10**400])
+def test_what_is_no_plain_number_is_not_in_the_array(odd: object) -> None:
+    rows: list[Features] = [{"x": 1.0, "y": 2}, {"x": 3.0, "y": odd}]  # type: ignore[dict-item]
+    assert alike(rows) is None
+    assert alike(rows[:1]) is not None
+    assert alike([{}, {}]) is None
+    assert alike([*rows[:1], {"x": 1.0}]) is None
 
 
 def test_an_action_that_was_never_seen_is_known_by_its_features() -> None:

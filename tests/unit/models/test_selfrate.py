@@ -22,7 +22,8 @@ from online.models.base import Prediction, learn_example
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.experts import CLASSES_MAX
 from online.models.limited import Limited
-from online.models.selfrate import FADE, SelfRate
+from online.models.selfrate import SelfRate
+from online.models.votes import FADE
 from paramserver import wire
 from paramserver.blocks import Blocks, copy, merge, select
 from paramserver.server import MergeRule, Server

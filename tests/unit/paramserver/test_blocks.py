@@ -15,6 +15,7 @@ from paramserver.blocks import (
     Block,
     Blocks,
     Limits,
+    Touched,
     add_counts,
     add_touched,
     combine,
@@ -147,8 +148,8 @@ def test_select_gives_the_touched_part() -> None:
 
 
 def test_add_touched_is_a_union_where_whole_blocks_win() -> None:
-    into: dict[str, set[str] | None] = {"a": {"x"}, "b": {"x"}, "c": None}
-    more: dict[str, set[str] | None] = {"a": {"y"}, "b": None, "c": {"y"}, "d": {"z"}}
+    into: Touched = {"a": {"x"}, "b": {"x"}, "c": None}
+    more: Touched = {"a": {"y"}, "b": None, "c": {"y"}, "d": {"z"}}
     add_touched(into, more)
     assert into == {"a": {"x", "y"}, "b": None, "c": None, "d": {"z"}}
     assert into["d"] is not more["d"]

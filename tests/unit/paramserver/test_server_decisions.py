@@ -12,6 +12,7 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 
 from paramserver import errors, wire
 from paramserver.actor import ServerSettings
+from paramserver.answering import Answers, newest
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
 from replay.journal.base import NewRow, Verdict
@@ -21,6 +22,28 @@ from replay.journal.sqlite import SqliteJournal
 @pytest.fixture
 def world(tmp_path: Path) -> Any:
     return World(tmp_path / "snapshots")
+
+
+# -- who answers -----------------------------------------------------------------------------------
+
+
+def test_who_answers_is_decided_once_whoever_repeats_it(world: Any) -> None:
+    server = learned(world, 4)
+
+    def answers(itself: bool) -> tuple[str, int]:
+        said = server.answers(msgspec.json.encode(Answers(itself, {"n": 3})))
+        return said["answers"], said["control"]
+
+    assert answers(False) == ("caller", 0)  # nothing was decided
+    assert [answers(True), answers(True)] == [("model", 1)] * 2
+    assert [answers(False), answers(False), answers(True)] == [
+        ("caller", 2), ("caller", 2), ("model", 3),
+    ]  # fmt: skip
+    assert [c.key for c in world.store.control] == ["answers:0", "answers:1", "answers:2"]
+    found = newest(world.store.control)
+    assert found == (3, Answers(True, {"n": 3}))
+    assert sync(server).control == sync(world.serving()).control == 3
+    assert value(server) == 4.0
 
 
 # -- rollback --------------------------------------------------------------------------------------

@@ -26,8 +26,13 @@ TABLES: Final = {
     "buffers",
     "challenger",
     "checksums",
+    "choice-cost",
+    "choices-killed",
+    "poisoned-rewards",
+    "propensities",
     "comparison",
     "confidence",
+    "conversions",
     "contention",
     "defaults",
     "detectors",
@@ -68,6 +73,7 @@ TABLES: Final = {
     "settled",
     "soak",
     "start",
+    "tables",
     "trees",
 }
 

@@ -258,6 +258,7 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
     found = [one for one in requests(README + REQUESTS) if "/prices/" not in one[0]]
     assert [action for _, action, _ in found] == [
         "predict", "feedback", "feedback", "predict", "feedback", "predict", "feedback", "infer",
+        "feedback", "feedback",
     ]  # fmt: skip
     settings = config.load(None, {}, {})
     door = Door(settings.models[0], settings.limits, numeric_only=True)

@@ -17,12 +17,21 @@ from online.learning.counters import event_hash
 from online.messages.structs import FeedbackRequest
 from online.rebuild.forget import Bases
 from online.rebuild.rebuild import Wanted
+from online.replica.follower import Follower
+from online.replica.ordered_follower import OrderedFollower
 from online.rows.history import Decisions
 from online.settings.model import Snapshots
 from paramserver import errors, lineage, rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
 from paramserver.snapshots.places import lineage_place, open_snapshots
+
+WANTED = [1, 1, 0]
+
+
+async def nothing_yet(self: Follower) -> list[Any]:
+    """A follower that has been given no turn yet."""
+    return []
 
 
 def event(name: str, source: str) -> FeedbackRequest:
@@ -124,6 +133,38 @@ async def forgotten(world: Any, ordered: bool = False) -> None:
 
 def hashed(row: Any) -> int:
     return event_hash(row.key)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_who_waits_for_a_row_that_came_with_the_values_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ordered: bool
+) -> None:
+    """The row was committed, and the forget counted it before this replica learned it."""
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica("r", ordered=ordered)
+        one, serving = quarantine.cluster(world, replica), world.serving(replica)
+        assert await send(serving, "bot", "x") == ["learned"]
+        await send(serving, "good", "a")
+        assert (await one.ban("m", "bot", banned=True))["complete"]
+        with monkeypatch.context() as held:
+            for follower in (Follower, OrderedFollower):
+                held.setattr(follower, "_rows", nothing_yet)
+            late = asyncio.create_task(send(serving, "good", "late"))
+            await worlds.until(lambda: replica.writer.known == 3)
+            made, base = await asyncio.to_thread(
+                built, world.journal(), world.folder / "snapshots", Wanted("bot"),
+                worlds.counting, ordered=ordered,
+            )  # fmt: skip
+            done = await one.forget("m", "aside-1", "bot", None, base, made.undone)
+            assert done["undone"] == 1
+            await worlds.until(lambda: replica.learner.rewrite > 0)
+        assert await late == ["learned"]
+        assert replica.writer.waiting == 0, "its slot is free again"
+        await worlds.until(lambda: [world.weight(replica, n) for n in ("late", "a", "x")] == WANTED)
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
 
 
 @pytest.mark.parametrize("ordered", [False, True])

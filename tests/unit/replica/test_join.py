@@ -102,7 +102,7 @@ def test_notes_that_are_too_long_are_left_out(tmp_path: Path) -> None:
 
 def test_a_label_right_behind_its_prediction_finds_it(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        replica = await world.replica(limits=Limits(ongoing_max=700, feedback_wait_s=5))
+        replica = await world.replica(limits=Limits(ongoing_max=700, feedback_wait_s=60))
         serving = world.serving(replica)
         sent = []
         for i in range(300):  # more than one commit takes
@@ -241,7 +241,7 @@ def test_predictions_do_not_wait_and_are_dropped_beyond_the_bound(tmp_path: Path
 
     async def scene(world: Any) -> None:
         journal = Held(world.folder / "journal.db", disk_low_mb=0)
-        limits = Limits(joins_queue_max=5, feedback_wait_s=5)
+        limits = Limits(joins_queue_max=5, feedback_wait_s=60)
         replica = await world.replica(journal=journal, limits=limits)
         serving = world.serving(replica)
         predict(serving, "taken")
@@ -271,7 +271,7 @@ def test_large_predictions_are_bounded_by_their_bytes(tmp_path: Path) -> None:
 
     async def scene(world: Any) -> None:
         journal = Held(world.folder / "journal.db", disk_low_mb=0)
-        limits = Limits(joins_queue_max=8, token_bytes_max=256, feedback_wait_s=5)
+        limits = Limits(joins_queue_max=8, token_bytes_max=256, feedback_wait_s=60)
         replica = await world.replica(journal=journal, limits=limits)
         serving = world.serving(replica)
         predict(serving, "taken")

@@ -65,7 +65,7 @@ def test_a_token_is_longer_than_every_short_id() -> None:
 
 def test_a_prediction_whose_token_is_too_long_gets_a_short_id(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        replica = await world.replica(limits=Limits(token_bytes_max=256, feedback_wait_s=5))
+        replica = await world.replica(limits=Limits(token_bytes_max=256, feedback_wait_s=60))
         serving = world.serving(replica)
         wide = {f"f{i}": 1.0 for i in range(100)}
         given = serving.predict(PredictRequest(features=wide)).id

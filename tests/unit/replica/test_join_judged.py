@@ -311,7 +311,7 @@ def test_labels_of_several_sources_wait_side_by_side_up_to_a_bound(tmp_path: Pat
         from online.errors import RequestError
         from online.settings.config import Limits
 
-        replica = await world.replica(limits=Limits(feedback_wait_s=5, waiting_labels_max=3))
+        replica = await world.replica(limits=Limits(feedback_wait_s=60, waiting_labels_max=3))
         serving = world.serving(replica)
 
         def said(source: str, label: float = 1e9) -> Any:
@@ -341,7 +341,7 @@ def test_a_label_whose_time_is_over_makes_room(tmp_path: Path) -> None:
         from online.settings.config import Limits
 
         replica = await world.replica(
-            limits=Limits(feedback_wait_s=5, waiting_labels_max=1), now_s=lambda: now[0],
+            limits=Limits(feedback_wait_s=60, waiting_labels_max=1), now_s=lambda: now[0],
             token_lifetime=100, dedupe_window=200,
         )  # fmt: skip
         serving = world.serving(replica)

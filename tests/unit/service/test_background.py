@@ -91,7 +91,7 @@ def test_two_followers_teach_each_row_once(tmp_path: Path) -> None:
 
 def test_the_queue_is_bounded_at_exactly_its_setting(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        limits = Limits(queue_max=5, feedback_wait_s=5)
+        limits = Limits(queue_max=5, feedback_wait_s=60)
         front = await world.replica("front", learns=False, limits=limits)
         await front.writer.record([worlds.row(f"e{i}") for i in range(3)])
         sent = [asyncio.create_task(front.writer.record([worlds.row(f"f{i}")])) for i in range(4)]

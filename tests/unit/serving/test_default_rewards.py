@@ -195,7 +195,7 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
 
 def test_at_the_bound_a_choice_that_may_need_a_default_is_refused(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        one = await shop(world, limits=Limits(feedback_wait_s=5, joins_queue_max=2))
+        one = await shop(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
         before = [one.choosing.choose(ChooseRequest(ACTIONS)) for _ in range(3)]
         await before[0]
         await before[1]

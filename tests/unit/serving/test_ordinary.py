@@ -131,7 +131,7 @@ def test_the_sender_decides_for_all(tmp_path: Path) -> None:
 
 def test_a_body_of_all_kinds_is_answered_in_its_order(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
-        serving, rng = await taught(world, limits=Limits(feedback_wait_s=5)), random.Random(4)
+        serving, rng = await taught(world, limits=Limits(feedback_wait_s=60)), random.Random(4)
         odd = event(rng, 9, features=None)
         events = [event(rng, 10_000 + i) for i in range(300)]
         events[7], events[150] = odd, event(rng, 10_000)

@@ -121,7 +121,7 @@ class World:
         task: Task = "regression",
         **settings: Any,
     ) -> ModelReplica:
-        limits = limits or Limits(feedback_wait_s=5)
+        limits = limits or Limits(feedback_wait_s=60)
         model = ModelSettings(
             name="m", task=task, learner="linreg", sync=Sync(interval_ms=5), **settings
         )
@@ -166,7 +166,7 @@ class World:
         return (values - base) * 2**10
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)

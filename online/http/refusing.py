@@ -1,0 +1,81 @@
+"""Every error of what FastAPI routes gets the error body, whoever raised it."""
+
+from __future__ import annotations
+
+import logging
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from online.errors import RequestError, failed, invalid
+from online.messages.bodies import Scope, error_body, meant
+
+log = logging.getLogger("online.app")
+
+
+def _methods(app: FastAPI, scope: Scope) -> str:
+    """Return the methods that the path takes, by all of its routes.
+
+    The framework names those of the first one.
+    """
+    taken = (
+        method
+        for method in ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+        for route in app.routes
+        if route.matches({**scope, "method": method})[0] is Match.FULL
+    )
+    return ", ".join(dict.fromkeys(taken))
+
+
+def answer_errors(app: FastAPI) -> None:
+    """Every error has the error body, whoever raised it."""
+
+    @app.exception_handler(RequestError)
+    async def on_error(request: Request, error: RequestError) -> JSONResponse:
+        if error.status >= 500:
+            name = request.headers.get("x-request-id")
+            log.warning("%s %s, request %s: %s", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(error), error.status, error.headers)
+
+    @app.exception_handler(Exception)
+    async def on_failure(request: Request, error: Exception) -> JSONResponse:
+        name = request.headers.get("x-request-id")
+        log.error("%s %s, request %s: %r", request.method, request.url.path, name, error)
+        return JSONResponse(error_body(failed()), 500)
+
+    @app.exception_handler(HTTPException)
+    async def on_route(request: Request, error: HTTPException) -> JSONResponse:
+        status, path, headers = error.status_code, request.url.path, dict(error.headers or {})
+        if status == 404:
+            body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
+        elif status == 405:
+            message = f"{request.method}: {error.detail}"
+            body = RequestError(405, "method", message, None, "See /docs")
+            headers["Allow"] = _methods(app, dict(request.scope))
+        else:
+            body = RequestError(400, "malformed", str(error.detail), None, "See /docs")
+        return JSONResponse(error_body(body), body.status, headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        if isinstance(first.get("input"), bytes):  # nobody has read it
+            kind = request.headers.get("content-type", "")[:80]
+            hint = "Send it as Content-Type: application/json"
+            unread = RequestError(415, "media_type", f"content type {kind}", None, hint)
+            return JSONResponse(error_body(unread), unread.status)
+        field, hint = str(first["loc"][-1]), "See /docs"
+        got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
+        if first["type"] == "extra_forbidden" and (known := _known_fields(request)):
+            got, hint = f"unknown field `{field[:80]}`", meant(field, known)
+        return JSONResponse(error_body(invalid(field, got, hint)), 422)
+
+
+def _known_fields(request: Request) -> list[str]:
+    """Names of the fields that the body of this route may have; empty if it takes none."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    kind = getattr(getattr(body, "field_info", None), "annotation", None)
+    return list(getattr(kind, "model_fields", ()))

@@ -1,0 +1,253 @@
+"""Lines of numbers by hashed feature, which factorization machines keep their sums in.
+
+A line is what is learned of a feature, and after it the start of its vector, which is not learned:
+it follows from seed and key.  There are two places for them, with the same verbs.
+:class:`NamedLines` has a dict, and a block for each number of a line; :class:`TableLines` has a
+table of float32, one block of kind ``rows``, and in a dict only what is in use.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from online.models.errors import StateNotFinite
+from paramserver.blocks import ADDITIVE, ROWS, Block, Blocks
+from paramserver.rows import Rows
+
+Floats = npt.NDArray[np.float64]
+_Flags = npt.NDArray[np.bool_]
+
+BIAS: Final = "bias"
+"""The key of every row's own weight, which has no vector."""
+
+TABLE: Final = "table"
+"""The block of a table."""
+
+_BIAS_ID: Final = 2**64 - 1  # places are below 2^31
+_HOT_MAX: Final = 16_384  # lines that are kept at hand after a cut
+
+
+class Starts:
+    """Numbers that vectors start from: uniform, the same in each process; 0 for the bias."""
+
+    def __init__(self, seed: int, k: int, deviation: float) -> None:
+        self._seed, self.k, self._deviation = seed, k, deviation
+
+    def of(self, key: str) -> Floats:
+        """The start of one feature's vector."""
+        if key == BIAS:
+            return np.zeros(self.k)
+        return first_vector(self._seed, key, self.k, self._deviation)
+
+
+def first_vector(seed: int, key: str, k: int, deviation: float) -> Floats:
+    """Numbers that a feature's vector starts from: uniform, the same in each process."""
+    drawn = hashlib.shake_128(f"{seed}\0{key}".encode()).digest(4 * k)
+    shares = np.frombuffer(drawn, dtype="<u4").astype(np.float64) / 2.0**32
+    return np.asarray((shares - 0.5) * (math.sqrt(12.0) * deviation))
+
+
+class NamedLines:
+    """Lines by key, and what they were at their first touch since the cut.
+
+    Parameters
+    ----------
+    names
+        Of the numbers that are learned: each is a block.
+    starts
+        What follows them in a line.
+    """
+
+    def __init__(self, names: Sequence[str], starts: Starts) -> None:
+        self._names, self._starts, self._learned = names, starts, len(names)
+        self._columns = {name: i for i, name in enumerate(names)}
+        self._now: dict[str, Floats] = {}
+        self._start: dict[str, Floats] = {}
+
+    def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
+        """A line for each key, a new one as it starts, and which were learned.  Changes nothing."""
+        known = np.array([key in self._now for key in keys])
+        return np.array([self._line(key) for key in keys]), known
+
+    def put(self, keys: Sequence[str], lines: Floats, before: Floats) -> None:
+        """Take the lines that a step has made of those before."""
+        for key, line, old in zip(keys, lines, before, strict=True):
+            if (line != old).any():
+                if key not in self._start:
+                    self._start[key] = old[: self._learned].copy()
+                self._now[key] = line.copy()
+
+    def _line(self, key: str) -> Floats:
+        found = self._now.get(key)
+        if found is not None:
+            return found
+        return np.concatenate((np.zeros(self._learned), self._starts.of(key)))
+
+    def cut(self) -> Blocks:
+        """Return what has changed since the last cut, and begin anew."""
+        out: dict[str, dict[str, float]] = {}
+        for key, start in self._start.items():
+            delta = (self._now[key][: self._learned] - start).tolist()
+            for name, change in zip(self._names, delta, strict=True):
+                if change != 0.0:
+                    out.setdefault(name, {})[key] = change
+        self._start = {}
+        return {name: Block(ADDITIVE, data) for name, data in out.items()}
+
+    def rebase(self, values: Blocks) -> None:
+        """New numbers under what has changed; blocks of others are ignored."""
+        for name, block in values.items():
+            if (column := self._columns.get(name)) is not None:
+                self._take(column, block.data.items())
+
+    def _take(self, column: int, values: Iterable[tuple[str, float]]) -> None:
+        for key, value in values:
+            line = self._now.get(key)
+            if line is None:
+                line = self._now[key] = self._line(key)
+            start = self._start.get(key)
+            if start is None:
+                line[column] = value
+            elif value != start[column]:
+                line[column] = value + (line[column] - start[column])
+                start[column] = value
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with nothing changed since."""
+        self._now, self._start = {}, {}
+        self.rebase(values)
+
+
+class TableLines:
+    """Lines as rows of a table by place, and in a dict those that were learned lately.
+
+    The table is as it was at the last cut.  What was learned since stands apart, in float32, and a
+    line is the sum of both: so what is sent is, to the last bit, what was learned.  A line whose
+    sums are all 0 was not learned.
+
+    Parameters
+    ----------
+    learned
+        How many numbers of a line are learned, and stand in the table.
+    starts
+        What follows them in a line.
+    """
+
+    def __init__(self, learned: int, starts: Starts) -> None:
+        self._learned, self._starts = learned, starts
+        self._table = Rows.empty(learned)
+        self._forget_hot()
+
+    def _forget_hot(self) -> None:
+        self._hot: dict[int, int] = {}  # by id: at which place of the arrays below
+        self._ids = np.zeros(0, dtype=np.uint64)
+        self._base = np.zeros((0, self._learned), dtype=np.float32)
+        self._moved = np.zeros((0, self._learned), dtype=np.float32)
+        self._first = np.zeros((0, self._starts.k))
+        self._open: dict[int, None] = {}
+
+    def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
+        """A line for each key, a new one as it starts, and which were learned.  Changes nothing."""
+        n, get = self._learned, self._hot.get
+        ids = [_id(key) for key in keys]
+        hot = np.array([get(i, -1) for i in ids], dtype=np.int64)
+        out = np.empty((len(keys), n + self._starts.k))
+        cold = np.flatnonzero(hot < 0).tolist()
+        if not cold:
+            out[:, :n], out[:, n:] = self._base[hot] + self._moved[hot], self._first[hot]
+            return out, _learned(out[:, :n])
+        if len(cold) < len(keys):
+            at = np.flatnonzero(hot >= 0)
+            there = hot[at]
+            out[at, :n], out[at, n:] = self._base[there] + self._moved[there], self._first[there]
+        out[cold, :n], _ = self._table.get(np.array([ids[i] for i in cold], dtype=np.uint64))
+        out[cold, n:] = [self._starts.of(keys[i]) for i in cold]
+        return out, _learned(out[:, :n])
+
+    def put(self, keys: Sequence[str], lines: Floats, before: Floats) -> None:
+        """Take the lines that a step has made of those before.
+
+        Raises StateNotFinite if a float32 does not hold them, and has changed nothing.
+        """
+        n, hot = self._learned, self._hot
+        changed = np.flatnonzero((lines != before).any(axis=1)).tolist()
+        ids = [_id(keys[i]) for i in changed]
+        if fresh := [(i, at) for i, at in zip(ids, changed, strict=True) if i not in hot]:
+            self._warm([i for i, _ in fresh], before[[at for _, at in fresh]])
+        at = np.array([hot[i] for i in ids], dtype=np.int64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = self._moved[at] + (lines[changed, :n] - before[changed, :n]).astype(np.float32)
+            total = float((self._base[at] + moved).sum(dtype=np.float64))
+        if not math.isfinite(total):
+            raise StateNotFinite(total)
+        self._moved[at] = moved
+        self._open.update(dict.fromkeys(at.tolist()))
+
+    def _warm(self, ids: Sequence[int], lines: Floats) -> None:
+        """Have these lines at hand, which nothing was learned of since the cut."""
+        begin, end = len(self._hot), len(self._hot) + len(ids)
+        if end > len(self._base):
+            self._widen(2 * end)
+        self._hot.update(zip(ids, range(begin, end), strict=True))
+        self._ids[begin:end] = ids
+        self._base[begin:end] = lines[:, : self._learned]
+        self._moved[begin:end] = 0.0
+        self._first[begin:end] = lines[:, self._learned :]
+
+    def _widen(self, n: int) -> None:
+        for name in ("_ids", "_base", "_moved", "_first"):
+            held = getattr(self, name)
+            wider = np.zeros((n, *held.shape[1:]), dtype=held.dtype)
+            wider[: len(held)] = held
+            setattr(self, name, wider)
+
+    def cut(self) -> Blocks:
+        """Return what has changed since the last cut, and begin anew."""
+        at = np.fromiter(self._open, dtype=np.int64, count=len(self._open))
+        at = at[self._moved[at].any(axis=1)]
+        self._open = {}
+        if not len(at):
+            return {}
+        ids, delta = self._ids[at], self._moved[at]
+        self._base[at] += delta
+        self._moved[at] = 0.0
+        self._table.put(ids, self._base[at])
+        if len(self._hot) > _HOT_MAX:
+            self._forget_hot()
+        return {TABLE: Block(ROWS, Rows(ids, delta))}
+
+    def rebase(self, values: Blocks) -> None:
+        """New numbers under what has changed; blocks of others are ignored."""
+        block = values.get(TABLE)
+        if block is None:
+            return
+        ids, numbers = block.data.ids, block.data.numbers
+        self._table.put(ids, numbers)
+        if self._hot:
+            at = np.array([self._hot.get(i, -1) for i in ids.tolist()], dtype=np.int64)
+            self._base[at[at >= 0]] = numbers[at >= 0]
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with nothing changed since."""
+        block = values.get(TABLE)
+        self._table = Rows.empty(self._learned) if block is None else block.data.copy()
+        self._forget_hot()
+
+    def revert(self) -> None:
+        """Be as at the last cut, with the values that came since."""
+        self._forget_hot()
+
+
+def _learned(sums: Floats) -> _Flags:
+    return np.asarray(sums.any(axis=1))
+
+
+def _id(key: str) -> int:
+    """The id of a place, which is a whole number as text, or of the bias."""
+    return _BIAS_ID if key == BIAS else int(key)

@@ -1,0 +1,97 @@
+"""Experts vote by how each one did of late.
+
+The exponential weights of Littlestone and Warmuth 1994, see :mod:`online.models.selfrate`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from online.models.experts import Floats
+from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+
+FADE: Final = 0.995
+"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
+
+_LOSSES: Final = "losses"
+
+
+class Mixture:
+    """How the experts did of late, and what follows for their answers.
+
+    ``sharp``: how much a difference of their losses counts.
+    """
+
+    def __init__(self, experts: int, sharp: float = 1.0) -> None:
+        self.losses = [0.0] * experts
+        self._sharp = sharp
+        self._judged = False  # since the cut
+
+    def votes(self) -> list[float]:
+        """Each expert's share in the answer."""
+        least, sharp = min(self.losses), self._sharp
+        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
+        total = sum(votes)
+        return [vote / total for vote in votes]
+
+    def of(self, answers: Sequence[float]) -> float:
+        """The experts' answers mixed."""
+        return mixed(self.votes(), answers)
+
+    def judge(self, losses: Sequence[float], weight: float) -> None:
+        """A label came.  One of weight w counts as w labels of weight 1."""
+        fade = FADE if weight == 1.0 else FADE**weight
+        part = 1.0 if weight == 1.0 else (1.0 - fade) / (1.0 - FADE)
+        self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
+        self._judged = True
+
+    def take(self, losses: list[float]) -> None:
+        """Labels came after which the experts' losses are these."""
+        self.losses, self._judged = losses, True
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        if not self._judged:
+            return {}
+        self._judged = False
+        return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values, unless labels were judged since the cut."""
+        if not self._judged and (block := values.get(_LOSSES)) is not None:
+            self.losses = array_of(block.data).tolist()
+
+
+def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
+    """The experts' answers mixed."""
+    return sum([v * a for v, a in zip(votes, answers, strict=True)])
+
+
+def logistic(x: float) -> float:
+    """Return the probability of True for its log odds."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def softmax(outputs: Floats) -> Floats:
+    """Return the probability that each expert gives each class: shape (experts, classes)."""
+    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+class Terms(NamedTuple):
+    """Terms are what an answer begins with and what each feature adds: together its output.
+
+    ``base`` and ``output`` are log odds of the answered label, or numbers in regression.
+    """
+
+    base: float
+    output: float
+    added: dict[str, float]

@@ -1,0 +1,92 @@
+"""Labels that change: a provisional one is learned, and its final one takes its place, once.
+
+A row never changes, so the final label is a row of its own.  Its key follows from the event alone,
+so one final label stands, whoever sends it and how often.  It is named after the row that it
+corrects, and says what that row has taught: whoever learns it takes that back.
+
+An event whose first label is a final one has no second row: it is an ordinary event.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from online.rows.prediction_ids import event_key
+from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Corrects, Example
+from replay.journal.base import NewRow, Outcome, Row, Verdict
+
+_FINAL = "final"
+
+
+def final_key(first: bytes) -> bytes:
+    """The key of the row that makes the label of an event final; ``first``: the event's key."""
+    return event_key(_FINAL, first.hex())
+
+
+def corrected(row: Row) -> tuple[int, int] | None:
+    """Place of the event's first row, if this one makes its label final; None: it does not.
+
+    What such a row says of itself counts only if its key agrees: names are the callers'.
+    """
+    if not row.event_id.startswith(_FINAL):
+        return None
+    parts = row.event_id.split(":", 4)
+    if len(parts) != 5 or row.key != event_key(_FINAL, parts[3]):
+        return None
+    return int(parts[1]), int(parts[2])
+
+
+def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> NewRow:
+    """The row that makes the label of an event final.
+
+    Parameters
+    ----------
+    asked, label
+        The row that was asked for, with the final label, and what it says.
+    first
+        The row with the provisional label: its features, and what was answered to them, count.
+    lesson
+        The row that has taught it: that one, or the copy that stands; None: none has.
+    """
+    said = codec.decode(first.payload)
+    asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)
+    evidence = {} if asleep or said.judged is None else dict(said.judged.evidence)
+    corrects = Corrects(0, 0, b"", said.label, said.weight, first.source, evidence)
+    if lesson is not None:
+        corrects = msgspec.structs.replace(
+            corrects,
+            partition=lesson.partition,
+            offset=lesson.offset,
+            key=lesson.key,
+            weight=said.weight * lesson.factor,
+        )
+    example = msgspec.structs.replace(
+        said,
+        label=label.label,
+        weight=label.weight,
+        event_time=label.event_time,
+        judged=None,
+        provisional=False,
+        corrects=corrects,
+    )
+    name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{asked.event_id}"
+    verdict = Verdict.ACCEPTED if said.raw is None else Verdict.CLIPPED  # its values were bounded
+    payload = codec.encode(example)
+    return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at)
+
+
+def is_provisional(row: Row) -> bool:
+    """Whether the row's label may change."""
+    return not codec.is_erased(row.payload) and codec.decode(row.payload).provisional
+
+
+def may_change(asked: NewRow, outcome: Outcome) -> bool:
+    """Whether the event was there before, with a label that may change."""
+    if outcome.new or outcome.row is None or asked.half is not None:
+        return False
+    try:
+        return is_provisional(outcome.row)
+    except (PayloadFormat, PayloadInvalid):  # whoever answers says so
+        return False

@@ -1,0 +1,53 @@
+"""An apprentice answers by itself once it is sure to keep enough of what the caller earns."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from online.decide.counted import KEPT
+from online.errors import RequestError
+from online.replica.replica import ModelReplica
+from online.sure.views import choices_in
+from paramserver.answering import Answers
+
+MODEL: Final = "model"
+CALLER: Final = "caller"
+
+
+def answering(replica: ModelReplica) -> str:
+    """Who answers a choice now: the model, or the caller whom it learns from."""
+    choose = replica.settings.choose
+    watches = choose is not None and choose.apprentice
+    return CALLER if watches and not replica.control.decisions.answers else MODEL
+
+
+def letting(replica: ModelReplica, *, back: bool, force: bool) -> bytes | None:
+    """Return the decision that the model answers, or (``back``) no longer, as the server takes it.
+
+    None: a promotion is not about this.  Raises RequestError: the apprentice is not ready.
+    """
+    choose, settings = replica.settings.choose, replica.settings
+    if choose is None or not choose.apprentice:
+        return None
+    if answering(replica) == MODEL and settings.challenger is not None:
+        return None
+    found = choices_in(replica.learner.tally.views)
+    standing = None if found is None else found.standing()
+    evidence: dict[str, Any] = {} if standing is None else msgspec.to_builtins(standing)
+    if not back and not force and answering(replica) == CALLER and not evidence.get("ready"):
+        raise _not_ready(settings.name, evidence)
+    return msgspec.json.encode(Answers(not back, evidence))
+
+
+def _not_ready(model: str, evidence: dict[str, Any]) -> RequestError:
+    seen = "none of the caller's choices was rewarded"
+    if evidence:
+        kept = "nothing was earned" if evidence["kept"] is None else f"{evidence['kept']:.1%}"
+        seen = (
+            f"it agrees with {evidence['agreed']:.1%} of {evidence['n']:,} choices and keeps "
+            f"{kept} of their reward, and is not sure of {KEPT:.0%}"
+        )
+    hint = "Let it learn on, or promote it all the same: force (`online promote --yes`)"
+    return RequestError(409, "not_ready", f"the apprentice of {model}: {seen}", None, hint)

@@ -1,0 +1,131 @@
+"""The sender of an event is told what became of it."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+from msgspec.structs import replace
+
+from online.errors import RequestError, damaged
+from online.learning.bounds import clipped_reason
+from online.learning.vocabulary import full_reason, left_out
+from online.messages.structs import Receipt
+from online.replica.pending import Recorded
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.serving.ordinary import Asked
+from replay import codec
+from replay.example import UNLABELLED, Example
+from replay.journal.base import Row
+
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
+
+
+class Receipting:
+    """Receipts of one model's events."""
+
+    def __init__(self, replica: ModelReplica, door: Door) -> None:
+        self._replica, self._door = replica, door
+
+    def receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
+        """Return the receipt that the caller is sent.
+
+        Raises RequestError for a label that is not kept, or not any more.
+        """
+        if _is_plain(asked, recorded):
+            row = recorded.row
+            assert row is not None
+            return Receipt(
+                "learned", asked.row.event_id, recorded.version_before, recorded.version,
+                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
+            )  # fmt: skip
+        receipt = Receipt(
+            recorded.status,
+            asked.row.event_id,
+            recorded.version_before,
+            recorded.version,
+            idempotent=asked.idempotent,
+            unknown=list(asked.unknown) if asked.unknown else msgspec.UNSET,
+        )
+        standing = recorded.row
+        if recorded.status == "damaged":
+            raise damaged(recorded.reason or "", f"{field}id")
+        if standing is None:
+            receipt.reason = self._waiting(recorded.since, field)
+            return receipt
+        if asked.row.half is not None and recorded.status == "learned":
+            sent = codec.decode(standing.payload).raw  # bounded as it was asked
+            recorded = recorded if sent is None else replace(recorded, status="clipped")
+            receipt.status = recorded.status
+        if recorded.status not in _NEVER:
+            receipt.seen = f"{standing.partition}:{standing.offset}"
+        receipt.corrects = _corrects(asked, standing)
+        if recorded.reason:
+            receipt.reason = recorded.reason
+        elif recorded.status in ("clipped", "quarantined"):
+            receipt.reason = _why(codec.decode(standing.payload))
+        if recorded.repeat:
+            stands = codec.decode(standing.payload)
+            first, late = stands.label, _is_provisional(asked) and not stands.provisional
+            erased = codec.is_erased(standing.payload)
+            receipt.duplicate = True
+            receipt.first_outcome = recorded.status
+            if (again := recorded.learned_as) is not None:
+                receipt.learned_as = f"{again.partition}:{again.offset}"
+            unlabelled = self._replica.settings.anomaly is not None and asked.label == UNLABELLED
+            alike = erased or late or unlabelled or asked.label == first
+            receipt.status = "duplicate" if alike else "conflict"
+            if receipt.status == "conflict":
+                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
+        return receipt
+
+    def _waiting(self, since: float | None, field: str) -> str:
+        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+        if since is None:
+            self._replica.counts["joins_refused"] += 1
+            message = "no room for another label that comes before its prediction"
+            hint = "Send it again after Retry-After; nothing was recorded"
+            raise RequestError(429, "joins_full", message, f"{field}id", hint, 1)
+        wait_s = self._replica.settings.label_wait
+        if self._replica.now_s() - since > wait_s:
+            message = f"no prediction with this id has been recorded for {wait_s:g} s"
+            hint = "Send the id of a prediction by this model, or the features with the label"
+            raise RequestError(404, "unknown_id", message, f"{field}id", hint)
+        return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def _is_plain(asked: Asked, recorded: Recorded) -> bool:
+    """Whether there is nothing to say of the event but that it was learned."""
+    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
+    corrects = recorded.row is not None and recorded.row.key != asked.row.key
+    return learned and asked.row.half is None and not asked.unknown and not corrects
+
+
+def _is_provisional(asked: Asked) -> bool:
+    return asked.example is not None and asked.example.provisional
+
+
+def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
+    """The row whose lesson the standing one has taken back."""
+    if standing.key == asked.row.key or asked.row.half is not None:
+        return msgspec.UNSET
+    first = codec.decode(standing.payload).corrects
+    if first is None or first.offset == 0:
+        return msgspec.UNSET
+    return f"{first.partition}:{first.offset}"
+
+
+def _why(example: Example) -> str:
+    """Why a row was clipped, or set aside."""
+    judged, sent = example.judged, example.raw
+    if sent is None:
+        return "the source is quarantined" if judged is None else judged.reason
+    left = left_out(example)
+    far = {name: value for name, value in sent.items() if name not in left}
+    reasons = [
+        full_reason(left) if left else "",
+        clipped_reason(far) if far else "",
+        "" if judged is None else judged.reason,
+    ]
+    return "; ".join(filter(None, reasons))

@@ -1,0 +1,37 @@
+"""The parts that settings are made of: a tree that refuses unknown keys, and lengths of time."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+
+
+def _seconds(value: object) -> object:
+    """Seconds from ``"7d"``, ``"90s"`` or a number.  ValueError that says how it is written."""
+    if not isinstance(value, str):
+        return value
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])", value):
+        return float(match[1]) * _UNITS[match[2]]
+    try:
+        return float(value)
+    except ValueError:
+        words = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhdw])[a-z]+", value.strip().lower())
+        meant = f"write {words[1]}{words[2]}" if words else "as 90s, 5m, 12h, 7d or 2w"
+        raise ValueError(f"a length of time is a number and one letter: {meant}") from None
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    Field(gt=0, json_schema_extra={"unit": "seconds, or `90s`, `15m`, `12h`, `7d`, `2w`"}),
+]
+
+
+class Tree(BaseModel):
+    """A part of the settings: an unknown key is refused, and nothing changes it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,0 +1,66 @@
+"""This module checks what a message has under a key, by the kind of its block."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any, Final
+
+from paramserver.errors import BlockError
+
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+DIGEST_MODULUS: Final = 2**64
+_EXACT_INT: Final = 2**53
+
+Moments = tuple[float, float, float]
+
+
+def check_float(name: str, key: str, x: Any) -> float:
+    """Return a finite number.  Raises BlockError."""
+    if type(x) is float:
+        if isfinite(x):
+            return x
+        raise BlockError(name, key, f"{x} is not a finite number")
+    if type(x) is int and -_EXACT_INT <= x <= _EXACT_INT:
+        return float(x)
+    raise BlockError(name, key, f"{x!r:.80} is not a finite float64")
+
+
+def check_count(name: str, key: str, x: Any) -> int | float:
+    """Return a whole number within int64, or a finite one.  Raises BlockError."""
+    if type(x) is int:
+        if INT64_MIN <= x <= INT64_MAX:
+            return x
+        raise BlockError(name, key, f"{x} is beyond int64")
+    return check_float(name, key, x)
+
+
+def check_moments(name: str, key: str, x: Any) -> Moments:
+    """Return n, mean and M2.  Raises BlockError."""
+    if not isinstance(x, list | tuple) or len(x) != 3:
+        raise BlockError(name, key, f"moments are (n, mean, M2), not {x!r:.80}")
+    n, mean, m2 = (check_float(name, key, part) for part in x)
+    if n < 0 or m2 < 0:
+        raise BlockError(name, key, f"n = {n} and M2 = {m2} must not be negative")
+    return (n, mean, m2)
+
+
+def check_extrema(name: str, key: str, x: Any) -> tuple[float, float]:
+    """Return least and greatest number.  Raises BlockError."""
+    if not isinstance(x, list | tuple) or len(x) != 2:
+        raise BlockError(name, key, f"extrema are (min, max), not {x!r:.80}")
+    low, high = (check_float(name, key, part) for part in x)
+    if low > high:
+        raise BlockError(name, key, f"min {low} is above max {high}")
+    return (low, high)
+
+
+def check_digest(name: str, data: dict[Any, Any]) -> dict[str, int]:
+    """Return count and sum of a digest.  Raises BlockError."""
+    if set(data) != {"count", "sum"}:
+        raise BlockError(name, None, "a digest has the keys 'count' and 'sum'")
+    for key, top in (("count", INT64_MAX), ("sum", DIGEST_MODULUS - 1)):
+        x = data[key]
+        if type(x) is not int or not 0 <= x <= top:
+            raise BlockError(name, key, f"{x!r:.80} is not an integer in 0 … {top}")
+    return {"count": data["count"], "sum": data["sum"]}

@@ -1,0 +1,183 @@
+"""Row numbers by 64-bit id: open addressing in arrays, many ids at once.
+
+Ids are numbered in the order in which they come, and never leave.  So whoever shares the numbers
+of another (a copy) sees only those below how many it has itself, and what is added later changes
+nothing for it.
+
+Slots are probed one after the other from a place that follows from the id by a multiplication; the
+factor is drawn once a process, as Python draws that of its texts, so that nobody can choose ids
+that fall together.  Nothing but the time it takes depends on it.
+
+When half of the slots are taken, twice as many are begun, which cost nothing before they are
+touched; each batch that is added afterwards moves what is in some of the old ones, in their order.
+Ids whose search begins before what was moved are in the new slots, the others in the old.  Nobody
+waits for all.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+IdArray = npt.NDArray[np.uint64]
+Numbers = npt.NDArray[np.int64]
+_Slots = npt.NDArray[np.int32]
+
+_FACTOR: Final = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
+_BITS_LEAST: Final = 6
+_MOVED_LEAST: Final = 256
+_MOVED: Final = 8  # slots that are moved for one id that is added
+_TAIL: Final = 1024  # slots after the last home: of runs that long there are none
+_RESERVED_LEAST: Final = 2**20
+_RESERVED: Final = 16  # times as many ids as there are: pages that nobody touches cost nothing
+
+_NUMBER_BITS: Final = 31
+
+ROWS_MAX: Final = 2**_NUMBER_BITS - 1
+"""Ids that can be numbered."""
+
+
+class Ids:
+    """Numbers of ids, from 0 on.
+
+    Parameters
+    ----------
+    ids
+        Those that are numbered first, each once.
+    """
+
+    def __init__(self, ids: IdArray) -> None:
+        self.count = len(ids)
+        self._ids = ids
+        self._slots: _Slots | None = None  # number + 1; 0: free.  None: nobody has asked yet
+        self._next: _Slots | None = None
+        self._moved = 0
+
+    def first(self, n: int) -> IdArray:
+        """Return the ids of the first ``n`` numbers, not to be changed."""
+        return self._ids[:n]
+
+    def find(self, ids: IdArray, below: int) -> Numbers:
+        """Return the number of each, -1 if it has none below that."""
+        slots = self._built()
+        if self._next is None:
+            return self._found(slots, ids, below)
+        moved = _home(slots, ids) < self._moved
+        numbers: Numbers = np.empty(len(ids), dtype=np.int64)
+        for mine, among in ((moved, self._next), (~moved, slots)):
+            numbers[mine] = self._found(among, ids[mine], below)
+        return numbers
+
+    def add(self, ids: IdArray) -> None:
+        """Number further ids, each once, none of which is known."""
+        n = len(ids)
+        if self.count + n >= ROWS_MAX:
+            raise MemoryError(f"{self.count + n} rows in one table, at most {ROWS_MAX}")
+        slots = self._built()
+        if self.count + n > len(self._ids):
+            reserved = np.empty(max(_RESERVED * (self.count + n), _RESERVED_LEAST), dtype=np.uint64)
+            reserved[: self.count] = self._ids[: self.count]
+            self._ids = reserved
+        self._ids[self.count : self.count + n] = ids
+        numbers = np.arange(self.count, self.count + n)
+        if 4 * (self.count + n) > 3 * _homes(slots):  # so many at once that steps would not do
+            self.count += n
+            self._slots, self._next, self._moved = _laid_out(self._ids[: self.count]), None, 0
+            return
+        if self._next is None and 2 * (self.count + n) > _homes(slots):
+            self._next = _free(2 * _homes(slots))
+        if self._next is not None:
+            moved = _home(slots, ids) < self._moved
+            _insert(self._next, ids[moved], numbers[moved])
+            ids, numbers = ids[~moved], numbers[~moved]
+        _insert(slots, ids, numbers)
+        self.count += n
+        if self._next is not None:
+            self._move(self._next, slots, max(_MOVED * n, _MOVED_LEAST))
+
+    def _move(self, into: _Slots, old: _Slots, n: int) -> None:
+        """Move what is in some of the slots, up to one that is free: no id lies across the end."""
+        end = min(self._moved + n, len(old))
+        while end < len(old) and old[end - 1]:
+            end += 1
+        numbers = old[self._moved : end].astype(np.int64) - 1
+        numbers = numbers[numbers >= 0]
+        _insert(into, self._ids[numbers], numbers)
+        self._moved = end
+        if end == len(old):
+            self._slots, self._next, self._moved = into, None, 0
+
+    def _built(self) -> _Slots:
+        if self._slots is None:
+            self._slots = _laid_out(self._ids[: self.count])
+        return self._slots
+
+    def _found(self, slots: _Slots, ids: IdArray, below: int) -> Numbers:
+        """All ids at once a slot further, those that are found or nowhere leave."""
+        known = self._ids
+        at = _home(slots, ids)
+        held = slots[at].astype(np.int64) - 1
+        if not len(known):
+            return held
+        same = known[held] == ids  # of a free slot: the last one's, which is not asked for
+        numbers: Numbers = np.where(same & (held < below), held, -1)
+        left = np.flatnonzero((held >= 0) & ~same)
+        at, ids = at[left], ids[left]
+        while len(left):
+            at += 1
+            held = slots[at].astype(np.int64) - 1
+            taken = held >= 0
+            same = taken & (known[held] == ids)
+            hit = same & (held < below)
+            numbers[left[hit]] = held[hit]
+            on = taken & ~same
+            left, at, ids = left[on], at[on], ids[on]
+        return numbers
+
+
+def _free(homes: int) -> _Slots:
+    """Slots for as many homes, a power of two, and those that the last ones' ids may need."""
+    return np.zeros(homes + _TAIL, dtype=np.int32)
+
+
+def _homes(slots: _Slots) -> int:
+    return len(slots) - _TAIL
+
+
+def _home(slots: _Slots, ids: IdArray) -> Numbers:
+    """Where the search for each id begins: twice as far, or next to it, in twice as many slots."""
+    home = ids * _FACTOR
+    home >>= np.uint64(64 - (_homes(slots).bit_length() - 1))
+    return home.view(np.int64)
+
+
+def _insert(slots: _Slots, ids: IdArray, numbers: Numbers) -> None:
+    """Give each its slot; of those that want the same one the last gets it, the others go on."""
+    at, marks = _home(slots, ids), (numbers + 1).astype(np.int32)
+    while len(at):
+        free = slots[at] == 0
+        slots[at[free]] = marks[free]
+        on = slots[at] != marks
+        at, marks = at[on] + 1, marks[on]
+
+
+def _laid_out(ids: IdArray) -> _Slots:
+    """Slots of all ids, as adding them one by one in the order of their homes would fill them."""
+    slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
+    if not len(ids):
+        return slots
+    order, steps = _home(slots, ids), np.arange(len(ids))
+    order <<= _NUMBER_BITS  # both in one number: a fifth of the time of sorting places
+    order |= steps
+    order.sort()
+    at = order >> _NUMBER_BITS
+    at -= steps
+    np.maximum.accumulate(at, out=at)
+    at += steps
+    order &= ROWS_MAX
+    order += 1
+    slots[at] = order
+    return slots

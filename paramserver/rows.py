@@ -1,0 +1,176 @@
+"""Rows of float32 by 64-bit id: what a table of ids holds, and what has been added to some of them.
+
+It is to a block of kind ``rows`` what a dict is to one of names: ``update``, ``copy`` and ``len``
+do the same.  Rows stand in the order in which their ids came, and ids only come: a part of a table
+that was read is as it was but for what was touched since.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Self
+
+import numpy as np
+
+from paramserver.errors import BlockError
+from paramserver.ids import IdArray, Ids, Numbers
+from paramserver.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
+
+WIDTH_MAX: Final = 1024
+"""Numbers of a row."""
+
+_PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
+_ID: Final = np.dtype("<u8")
+_NUMBER: Final = np.dtype("<f4")
+
+
+class Rows:
+    """A table, or a part of one.
+
+    Parameters
+    ----------
+    ids
+        Each once, in the order in which they stand from now on.  Not to be changed afterwards.
+    numbers
+        Their rows: [ids, width]; they are copied.
+
+    Attributes
+    ----------
+    width
+        Numbers of a row.
+    """
+
+    def __init__(self, ids: IdArray, numbers: Floats32) -> None:
+        self.width: int = numbers.shape[1]
+        held = np.empty((pages_for(len(ids)) * PAGE_ROWS, self.width), dtype=np.float32)
+        held[: len(ids)] = numbers
+        self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
+        self._pages: Pages = np.arange(pages_for(self._n))
+
+    @classmethod
+    def empty(cls, width: int) -> Self:
+        """A table without rows."""
+        return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows):
+            return NotImplemented
+        if self.width != other.width or self._n != other._n:
+            return False
+        numbers, known = other.get(self.ids)
+        return bool(known.all() and np.array_equal(numbers, self.numbers))
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __del__(self) -> None:
+        self._pool.release(self._pages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.ids.copy(), self.numbers)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the rows take in a message, without its frame."""
+        return self._n * (_ID.itemsize + _NUMBER.itemsize * self.width)
+
+    def told(self) -> dict[str, Any]:
+        """The rows as a message holds them."""
+        numbers = self.numbers.astype(_NUMBER, copy=False)
+        ids = self.ids.astype(_ID, copy=False)
+        return {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+
+    @property
+    def ids(self) -> IdArray:
+        """All ids in their order, not to be changed."""
+        return self._ids.first(self._n)
+
+    @property
+    def numbers(self) -> Floats32:
+        """All rows in their order, as an array of their own."""
+        return self._pool.read_pages(self._pages[: pages_for(self._n)])[: self._n]
+
+    def pieces(self) -> Iterator[Floats32]:
+        """All rows in their order, some thousands at a time."""
+        for begin in range(0, self._n, _PIECE_ROWS):
+            end = min(begin + _PIECE_ROWS, self._n)
+            pages = self._pages[pages_for(begin) : pages_for(end)]
+            yield self._pool.read_pages(pages)[: end - begin]
+
+    def get(self, ids: IdArray) -> tuple[Floats32, np.ndarray[Any, np.dtype[np.bool_]]]:
+        """Return the rows of these ids, 0 for those that there are none of, and which there are."""
+        at = self._ids.find(ids, self._n)
+        known = at >= 0
+        if known.all():
+            return self._read(at), known
+        out = np.zeros((len(ids), self.width), dtype=np.float32)
+        out[known] = self._read(at[known])
+        return out, known
+
+    def select(self, ids: Sequence[IdArray]) -> Rows:
+        """Those of the ids, which may stand there more than once, that there are rows of."""
+        some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
+        at = self._ids.find(some, self._n)
+        known = at >= 0
+        return Rows(some[known], self._read(at[known]))
+
+    def part(self, begin: int, end: int) -> Rows:
+        """Rows from one place of the order to before another."""
+        end = min(end, self._n)
+        return Rows(self.ids[begin:end].copy(), self._read(np.arange(begin, end)))
+
+    def update(self, new: Rows) -> None:
+        """Take these rows in place of those with their ids."""
+        self.put(new.ids, new.numbers)
+
+    def put(self, ids: IdArray, numbers: Floats32) -> None:
+        """Take the rows in place of those with these ids, which stand there once each."""
+        at = self._ids.find(ids, self._n)
+        new = at < 0
+        if fresh := int(new.sum()):
+            self._append(ids[new])
+            at[new] = np.arange(self._n - fresh, self._n)
+        self._pool.own(self._pages, np.unique(page_of(at)))
+        self._pool.write(located(self._pages, at), numbers)
+
+    def _append(self, ids: IdArray) -> None:
+        if self._ids.count != self._n:  # who shares the numbers has added others
+            self._ids = Ids(self.ids.copy())
+        self._ids.add(ids)
+        self._n += len(ids)
+        missing = pages_for(self._n) - len(self._pages)
+        if missing > 0:
+            self._pages = np.append(self._pages, self._pool.take(max(missing, self._n >> 12)))
+
+    def copy(self) -> Rows:
+        """The same rows; what is written to one is not in the other."""
+        made: Rows = object.__new__(type(self))
+        made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
+        made._pages = self._pages.copy()
+        self._pool.share(self._pages)
+        return made
+
+    def _read(self, at: Numbers) -> Floats32:
+        return self._pool.read(located(self._pages, at))
+
+
+def read_rows(name: str, data: dict[Any, Any]) -> Rows:
+    """The rows of a message, checked.  Raises BlockError, with the block's name."""
+    width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
+    if type(width) is not int or not 1 <= width <= WIDTH_MAX:
+        raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
+    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) != 3:
+        raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
+    n = len(ids) // _ID.itemsize
+    if len(ids) != n * _ID.itemsize or len(numbers) != n * width * _NUMBER.itemsize:
+        sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
+        raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
+    each = np.frombuffer(ids, dtype=_ID)
+    if len(np.unique(each)) != n:
+        raise BlockError(name, "ids", "an id stands there twice")
+    rows = np.frombuffer(numbers, dtype=_NUMBER).reshape(n, width)
+    if not np.isfinite(rows).all():
+        raise BlockError(name, "numbers", "a number is not finite")
+    return Rows(each.astype(np.uint64), rows)

@@ -1,0 +1,254 @@
+"""Tables of ids: they hold what a dict would hold, copies stay as they were, and nothing stops."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paramserver import ids as ids_module
+from paramserver.blocks import ROWS, Block, Blocks, add_touched, copy, from_wire, merge, put, select
+from paramserver.errors import BlockError
+from paramserver.ids import Ids
+from paramserver.pages import PAGE_ROWS, Pool
+from paramserver.parts import Parts
+from paramserver.rows import Rows
+from paramserver.wire import WireBlock, decode_piece
+
+Plain = dict[int, list[float]]
+
+
+def rows_of(plain: Plain, width: int = 2) -> Rows:
+    ids = np.array(list(plain), dtype=np.uint64)
+    numbers = np.array(list(plain.values()), dtype=np.float32).reshape(len(plain), width)
+    return Rows(ids, numbers)
+
+
+def plain_of(rows: Rows) -> Plain:
+    return dict(zip(rows.ids.tolist(), rows.numbers.tolist(), strict=True))
+
+
+def walk(seed: int, steps: int = 60) -> None:
+    """Tables and their copies beside dicts, whatever is written to which of them."""
+    draw = random.Random(seed)
+    held: list[tuple[Rows, Plain]] = [(Rows.empty(2), {})]
+    for _ in range(steps):
+        rows, plain = draw.choice(held)
+        many = draw.choice((0, 1, 30, 400))
+        some = {draw.randrange(2_000) << draw.choice((0, 40)): [draw.random(), 1.0]
+                for _ in range(many)}  # fmt: skip
+        part = rows_of(some)
+        match draw.randrange(4):
+            case 0 | 1:
+                rows.update(part)
+                plain.update(plain_of(part))
+            case 2:
+                held.append((rows.copy(), dict(plain)))
+                if len(held) > 4:
+                    held.pop(draw.randrange(4))
+            case _:
+                found, known = rows.get(part.ids)
+                expected = [plain.get(i, [0.0, 0.0]) for i in part.ids.tolist()]
+                assert found.tolist() == expected
+                assert known.tolist() == [i in plain for i in part.ids.tolist()]
+        for each, expected_rows in held:
+            assert plain_of(each) == expected_rows
+            assert len(each) == len(expected_rows)
+
+
+def walks() -> None:
+    for seed in range(12):
+        walk(seed)
+
+
+def test_tables_and_their_copies_hold_what_dicts_would() -> None:
+    walks()
+
+
+_find = Ids.find
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "mutant"),
+    [
+        (Pool, "own", lambda self, pages, places: None),
+        (Pool, "share", lambda self, pages: None),
+        (Ids, "find", lambda self, ids, below: _find(self, ids, self.count)),
+        (Ids, "_move", lambda self, into, old, n: _forgets(self, into)),
+    ],
+)
+def test_the_walk_notices_a_rule_that_is_gone(
+    owner: Any, name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(owner, name, mutant)
+    with pytest.raises((AssertionError, IndexError, ValueError)):
+        walks()
+
+
+def _forgets(self: Ids, into: Any) -> None:
+    """Goes over to the new slots without what is in the old ones."""
+    self._slots, self._next, self._moved = into, None, 0
+
+
+def test_a_table_grows_in_steps_and_finds_every_id_meanwhile() -> None:
+    ids, seen = Ids(np.empty(0, dtype=np.uint64)), 0
+    every = np.random.default_rng(1).permutation(40_000).astype(np.uint64)
+    most = 0
+    for begin in range(0, len(every), 50):
+        before = ids._moved
+        ids.add(every[begin : begin + 50])
+        most = max(most, ids._moved - before)
+        seen += ids._next is not None
+        if begin % 1_000 == 0:
+            numbers = ids.find(every[: begin + 150], ids.count)
+            assert numbers[: begin + 50].tolist() == list(range(begin + 50))
+            assert set(numbers[begin + 50 :].tolist()) <= {-1}
+    assert seen > 50, "it was growing at many of the steps"
+    assert most < 600, "slots that one batch moves, whatever the size of the table"
+
+
+def test_ids_that_follow_one_another_or_share_their_low_bits_are_spread() -> None:
+    for every in (np.arange(20_000), np.arange(20_000) << 32, np.arange(20_000) * 2**44):
+        ids = Ids(every.astype(np.uint64))
+        slots = ids._built()
+        taken = np.flatnonzero(slots)
+        runs = np.split(taken, np.flatnonzero(np.diff(taken) > 1) + 1)
+        assert max(map(len, runs)) < 1024, "no run reaches the end of the last slots"
+        assert ids.find(every.astype(np.uint64), len(every)).tolist() == list(range(len(every)))
+
+
+def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
+    ids = np.arange(400 * PAGE_ROWS, dtype=np.uint64)
+    rows = Rows(ids, np.ones((len(ids), 3), dtype=np.float32))
+    pool = rows._pool
+    assert pool._used == 400
+    for _ in range(3):
+        kept = rows.copy()
+        rows.put(ids[:2], np.zeros((2, 3), dtype=np.float32))
+        assert kept.numbers.min() == 1.0
+        assert rows.numbers[:2].max() == 0.0
+        del kept
+        rows.put(ids[:2], np.ones((2, 3), dtype=np.float32))
+    assert pool._used == 401, "one page more, taken again and again"
+    assert sorted([*pool._free, *rows._pages.tolist()]) == list(range(401))
+
+
+def test_a_table_that_is_collected_while_pages_are_taken_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of({1: [1.0, 2.0]})
+    pool, gone = rows._pool, [rows.copy()]
+    before = Pool._take_back
+
+    def collects(self: Pool) -> None:
+        gone.clear()  # as a collection of garbage would, in the thread that holds the lock
+        before(self)
+
+    monkeypatch.setattr(Pool, "_take_back", collects)
+    finished = threading.Thread(target=pool.take, args=(1,), daemon=True)
+    finished.start()
+    finished.join(30)
+    assert not finished.is_alive()
+    assert pool._held.tolist()[0] == 1
+
+
+def test_a_table_is_equal_to_itself_in_any_order_and_survives_a_pickle() -> None:
+    rows = rows_of({5: [1.0, 2.0], 2**64 - 1: [3.0, 4.0]})
+    assert (
+        rows == rows_of({2**64 - 1: [3.0, 4.0], 5: [1.0, 2.0]}) == pickle.loads(pickle.dumps(rows))
+    )
+    assert rows != rows_of({5: [1.0, 2.0]})
+    assert rows != rows_of({5: [1.0, 2.5], 2**64 - 1: [3.0, 4.0]})
+    assert rows != rows_of({5: [1.0], 2**64 - 1: [3.0]}, width=1)
+    assert rows != "rows"
+
+
+def test_blocks_of_rows_add_up_and_say_which_rows_were_touched() -> None:
+    values: Blocks = {"t": Block(ROWS, rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}))}
+    kept = copy(values)
+    delta = {"t": Block(ROWS, rows_of({2: [10.0, 0.0], 9: [8.0, 8.0]}))}
+    touched = merge(values, delta, 0.5)
+    assert plain_of(values["t"].data) == {1: [1.0, 2.0], 2: [8.0, 4.0], 9: [4.0, 4.0]}
+    assert plain_of(kept["t"].data) == {1: [1.0, 2.0], 2: [3.0, 4.0]}
+    assert plain_of(delta["t"].data) == {2: [10.0, 0.0], 9: [8.0, 8.0]}, "it is left alone"
+    assert plain_of(select(values, touched)["t"].data) == {2: [8.0, 4.0], 9: [4.0, 4.0]}
+    add_touched(touched, put(values, {"t": Block(ROWS, rows_of({1: [7.0, 7.0]}))}))
+    assert sorted(plain_of(select(values, touched)["t"].data)) == [1, 2, 9]
+    for _ in range(200):
+        add_touched(touched, {"t": [np.array([1, 2], dtype=np.uint64)]})
+    assert isinstance(arrays := touched["t"], list)
+    assert len(arrays) < 100, "what was touched again and again is held once"
+    add_touched(touched, {"t": None})
+    add_touched(touched, {"t": [np.array([1], dtype=np.uint64)]})
+    assert touched["t"] is None
+
+
+@pytest.mark.parametrize("plain", [{1: [1.0]}, {2: [3.4e38, 3.4e38]}])
+def test_a_merge_that_is_refused_changes_no_row(plain: Plain) -> None:
+    values: Blocks = {"t": Block(ROWS, rows_of({1: [1.0, 2.0], 2: [3e38, 0.0]}))}
+    before = copy(values)
+    delta = {"t": Block(ROWS, rows_of(plain, len(next(iter(plain.values())))))}
+    with pytest.raises(BlockError, match="block 't'"):
+        merge(values, delta)
+    assert values == before
+
+
+def told(**changes: Any) -> dict[str, Any]:
+    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).told() | changes
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        (told(width=0), "width"),
+        (told(width=True), "width"),
+        (told(width=1025), "width"),
+        (told(width=3), None),
+        (told(ids="text"), None),
+        (told(more=1), None),
+        (told(ids=bytes(15)), None),
+        (told(numbers=bytes(17)), None),
+        (told(ids=bytes(16)), "ids"),
+        (told(numbers=np.full(4, np.nan, dtype="<f4").tobytes()), "numbers"),
+        ({}, "width"),
+        (b"bytes", None),
+    ],
+)
+def test_malformed_rows_are_named(data: Any, key: str | None) -> None:
+    with pytest.raises(BlockError) as raised:
+        from_wire({"bad": WireBlock(ROWS, data)})
+    assert (raised.value.block, raised.value.key) == ("bad", key)
+
+
+def test_a_table_is_cut_into_parts_that_hold_each_row_once() -> None:
+    many = {i: [float(i)] * 12 for i in range(1_000)}
+    values: Blocks = {
+        "a": Block("additive", {"x": 1.0}),
+        "t": Block(ROWS, rows_of(many, 12)),
+        "z": Block("additive", {"y": 1.0}),
+    }
+    parts, place, found, sizes = Parts(960), None, Blocks(), []
+    while True:
+        pieces, place = parts.cut(values, place)
+        for piece in map(decode_piece, pieces):
+            blocks = from_wire(piece)
+            sizes.append(len(blocks["t"].data) if "t" in blocks else 0)
+            put(found, blocks)
+        if place is None:
+            break
+    assert found == values
+    assert sum(sizes) == len(many)
+    assert max(sizes) == 10, "a row of twelve numbers counts as three keys of thirty"
+
+
+def test_too_many_rows_are_refused_before_anything_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids_module, "ROWS_MAX", 4)
+    rows = rows_of({1: [1.0, 2.0]})
+    with pytest.raises(MemoryError, match="at most 4"):
+        rows.update(rows_of({i: [0.0, 0.0] for i in range(2, 6)}))
+    assert plain_of(rows) == {1: [1.0, 2.0]}

@@ -1,0 +1,34 @@
+"""How often a process of the service looks for circles of dead objects."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import pytest
+
+from online.messages.structs import Event, Receipt
+from online.service.garbage import collect_seldom
+
+
+@pytest.fixture
+def as_before() -> Iterator[None]:
+    """Whatever a test does to the collector is undone."""
+    threshold = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.usefixtures("as_before")
+def test_what_was_built_is_left_alone_and_young_objects_are_looked_at_seldom() -> None:
+    before, held = gc.get_threshold()[0], [[] for _ in range(1000)]
+    collect_seldom()
+    assert gc.get_freeze_count() > len(held)
+    assert gc.get_threshold()[0] > 10 * before
+
+
+def test_rows_and_receipts_are_no_work_for_the_collector() -> None:
+    assert not gc.is_tracked(Event(True, features={"a": 1.0}))
+    assert not gc.is_tracked(Receipt("learned", "one"))
+    assert gc.is_tracked([])
