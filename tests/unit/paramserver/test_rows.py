@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -135,6 +136,25 @@ def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
         rows.put(ids[:2], np.ones((2, 3), dtype=np.float32))
     assert pool._used == 401, "one page more, taken again and again"
     assert sorted([*pool._free, *rows._pages.tolist()]) == list(range(401))
+
+
+def test_a_table_that_is_collected_while_pages_are_taken_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of({1: [1.0, 2.0]})
+    pool, gone = rows._pool, [rows.copy()]
+    before = Pool._take_back
+
+    def collects(self: Pool) -> None:
+        gone.clear()  # as a collection of garbage would, in the thread that holds the lock
+        before(self)
+
+    monkeypatch.setattr(Pool, "_take_back", collects)
+    finished = threading.Thread(target=pool.take, args=(1,), daemon=True)
+    finished.start()
+    finished.join(30)
+    assert not finished.is_alive()
+    assert pool._held.tolist()[0] == 1
 
 
 def test_a_table_is_equal_to_itself_in_any_order_and_survives_a_pickle() -> None:
