@@ -41,6 +41,7 @@ def load_model(
         training=model.training,
         rehearses=model.replay.on,
         state_of=model.state_of,
+        threshold=None if model.anomaly is None else model.anomaly.threshold,
     )
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     return loaded

@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
 from online.rows.schema import schema_of
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX
-from replay.example import Features, Label, label_text
+from replay.example import UNLABELLED, Features, Label, label_text
 from replay.plain import is_plain, plain
 
 INTEGER_MAX: Final = 2**53
@@ -42,6 +44,7 @@ class Door:
         self._limits = limits
         self._numeric_only = numeric_only
         self._task = settings.task
+        self._unlabelled = settings.anomaly is not None
         self._rewards = None if settings.choose is None else settings.choose.reward_range
         self._bounded = settings.filters != "none"
         self.schema = schema_of(settings)
@@ -134,7 +137,12 @@ class Door:
             raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
 
     def label(self, value: Any, field: str, *, recorded: bool = False) -> Label:
-        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`."""
+        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`.
+
+        A row of ``task: anomaly`` may have none: null, or nothing at all.
+        """
+        if self._unlabelled and (value is None or value is msgspec.UNSET):
+            return UNLABELLED
         if self._task == "binary":
             return self._binary(value, field)
         if self._task == "regression":
@@ -191,6 +199,8 @@ class Door:
 
     def show(self, label: Label | None) -> Label | None:
         """Label as the caller knows it."""
+        if self._unlabelled and label == UNLABELLED:
+            return None
         if self._task == "binary" and isinstance(label, bool):
             return self._names[label]
         return label

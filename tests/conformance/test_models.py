@@ -115,7 +115,7 @@ def test_opaque_models_keep_the_promises(name: str) -> None:
     check_model(lambda: Opaque(build(), **opaque), rows()[:FEW])
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "sealed"])
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name not in ("sealed", "anomaly")])
 def test_built_in_models_keep_the_promises(name: str) -> None:
     task, rows = {
         "logreg": ("binary", lambda: rows_of("phishing")),
@@ -132,6 +132,16 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
     loaded = load(name, params, task=task, classes=None, key=KEY, base_dir=Path())  # type: ignore[arg-type]
     assert loaded.model.mergeable
     check_model(loaded.build, rows())
+
+
+@pytest.mark.parametrize("threshold", [None, 0.99], ids=["binary", "anomaly"])
+def test_the_built_in_detector_keeps_the_promises(threshold: float | None) -> None:
+    loaded = load(
+        "anomaly", {"window": 20, "trees": 5}, task="binary", classes=None, key=KEY,
+        base_dir=Path(), threshold=threshold,
+    )  # fmt: skip
+    assert not loaded.model.mergeable
+    check_model(loaded.build, rows_of("phishing")[:FEW])
 
 
 @pytest.mark.parametrize("name", MERGEABLE)

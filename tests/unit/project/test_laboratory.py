@@ -32,6 +32,7 @@ TABLES: Final = {
     "propensities",
     "comparison",
     "confidence",
+    "conversions",
     "contention",
     "defaults",
     "detectors",
