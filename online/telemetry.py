@@ -140,6 +140,7 @@ _COUNTERS: Final = {
     "replay_purged": "Held rows of quarantined sources that were dropped.",
     "tokens_too_long": "Predictions whose id would be too long for a token.",
     "joins_kept": "Predictions that were stored before their label.",
+    "corrected": "Final labels of events whose first label was provisional.",
     "joins_joined": "Predictions that met a label that was there.",
     "joins_reused": "Predictions with an id that had one already.",
     "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
