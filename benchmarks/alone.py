@@ -379,7 +379,9 @@ def tables(
 
     show(f"tables of {ids:,} ids", bench.run(ids, width), as_json=as_json)
     show("snapshots of the first", bench.run_snapshots(ids, width), as_json=as_json)
-    show("an event of 30 features, pushed", bench.pushed(), as_json=as_json)
+    found = [line for words in (500, 1_000_000) for line in bench.events(words, 50)]
+    show("events of 30 features, 64 a push", found, as_json=as_json)
+    show("one of them alone, pushed", bench.one_event(), as_json=as_json)
 
 
 @app.command()

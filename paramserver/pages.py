@@ -21,12 +21,12 @@ Pages = npt.NDArray[np.int64]
 _Pieces = list[tuple[int, Floats32]]
 """Where each begins, and its numbers."""
 
-PAGE_ROWS: Final = 128
+PAGE_ROWS: Final = 32
 """Rows of a page: a push touches rows all over a table, and each may cost a page."""
 
-_SHIFT: Final = 7
+_SHIFT: Final = 5
 _WITHIN: Final = PAGE_ROWS - 1
-_LEAST: Final = 32  # pages of a further piece
+_LEAST: Final = 128  # pages of a further piece
 _TIMES: Final = 3  # as many as there are
 
 

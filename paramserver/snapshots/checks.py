@@ -15,6 +15,7 @@ from typing import Final, Literal, Protocol, Self, TypeVar
 
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
 from paramserver.snapshots.format import equal
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import Disk
 from paramserver.state import SnapshotState
@@ -88,9 +89,9 @@ class ForgetfulDisk(Disk):
         content = self._names[path].content
         return content if limit < 0 else content[:limit]
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         self._step()
-        self._names[path] = _File(data)
+        self._names[path] = _File(bytes(data))
 
     def fsync(self, path: Path) -> None:
         self._step()

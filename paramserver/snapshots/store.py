@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName, StartRefused
+from paramserver.snapshots.pieces import Pieces, pieces_of
 
 SUFFIX: Final = ".snapshot"
 _TEMPORARY: Final = ".tmp"
@@ -58,9 +59,11 @@ class Disk:
         with path.open("rb") as file:
             return file.read(limit)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         """Create or replace a file; not durable before :meth:`fsync`."""
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            for piece in pieces_of(data):
+                file.write(piece)
 
     def fsync(self, path: Path) -> None:
         """Make the file's bytes durable (not its name)."""
@@ -133,11 +136,11 @@ class DirectorySnapshots:
                 "then no snapshot is pinned",
             ) from error
 
-    def publish(self, name: str, data: bytes) -> None:
+    def publish(self, name: str, data: bytes | Pieces) -> None:
         """Write a snapshot.  It is durable when this returns, and else whole or absent."""
         self._write_whole(self._file(name), data)
 
-    def _write_whole(self, target: Path, data: bytes) -> None:
+    def _write_whole(self, target: Path, data: bytes | Pieces) -> None:
         temporary = target.with_name(target.name + _TEMPORARY)
         try:
             try:

@@ -18,7 +18,7 @@ import object_store
 import pyarrow
 import pytest
 from pyarrow import fs
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
@@ -354,6 +354,16 @@ def test_checks_reject_a_format(
 ) -> None:
     with pytest.raises(AssertionError):
         checks.check_snapshot_format(encode, decode, STATE)
+
+
+def test_the_payload_is_a_safetensors_file_for_others() -> None:
+    data = snapshot_format.encode(STATE)
+    begin = snapshot_format.manifest_end(data)
+    arrays = load(data[begin:-32])
+    place = list(STATE.values).index("t")
+    assert arrays[f"{place}.ids"].tolist() == [7, 2**64 - 1]
+    assert arrays[f"{place}.rows"].tolist() == np.eye(2, 3).tolist()
+    assert all(array.ctypes.data % array.itemsize == 0 for array in arrays.values())
 
 
 def test_whole_frame_around_nonsense_is_corrupt() -> None:
