@@ -168,15 +168,21 @@ class ModelVerbs:
     def reward(
         self,
         id: str,
-        reward: float,
+        reward: float | Mapping[str, float],
         *,
         source: str = Event().source,
         event_time: float | None = None,
+        reward_id: str | None = None,
     ) -> Steps[Receipt]:
-        """Send what came of a choice, by its id; what became of it, as of :meth:`feedback`."""
+        """Send what came of a choice, by its id; what became of it, as of :meth:`feedback`.
+
+        A number, or numbers by name where the model has named rewards.  Where several are summed a
+        repeat is known by ``reward_id``; without one each call is another reward.
+        """
         body = _given(
-            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time
-        )
+            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time,
+            reward_id=self._calls.new_id() if reward_id is None else reward_id,
+        )  # fmt: skip
         request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
         reply = yield from self._calls.send(request, receipts=True)
         return msgspec.json.decode(reply.body, type=Receipt)
