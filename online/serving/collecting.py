@@ -28,11 +28,12 @@ from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, PredictionHalf
 from replay.journal.base import Half, NewRow, Stored, Verdict
 
-REFUSED: Final = {"another_source": 409, "rewards_full": 422}
-"""HTTP status of a reward that a choice does not take, by code."""
-
 _NO_HALF: Final = b"?"
 """The payload of no half: what is put over it is told what stands there, and changes nothing."""
+
+
+_Found = list[Receipt | RequestError | None]
+"""The answers to the rewards of a body, as far as they are known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,13 @@ class Collecting:
 
         Raises RequestError, unless there are ``many``: then the receipt says so.
         """
-        found: list[Receipt | None] = [None] * len(sent)
+        found: _Found = [None] * len(sent)
         open_: dict[str, _One] = {}
         for i, one in enumerate(sent):
             try:
                 asked = await self._read(one.event, f"rewards[{i}]." if many else "")
             except RequestError as error:
-                if not many:
-                    raise
-                found[i] = refused(error)
+                found[i] = error
                 continue
             if isinstance(asked, Receipt):
                 found[i] = asked
@@ -112,16 +111,22 @@ class Collecting:
             left = [
                 one
                 for (one, _), outcome in zip(made, written, strict=True)
-                if not self._took(one, outcome, found, many=many)
+                if not self._took(one, outcome, found)
             ]
         for crowded in left:
-            _fail(crowded, found, _crowded(), many=many)
-        receipts = [one for one in found if one is not None]
+            _fail(crowded, found, _crowded())
+        if not many and isinstance(found[0], RequestError):
+            raise found[0]
+        receipts = [
+            refused(one) if isinstance(one, RequestError) else one
+            for one in found
+            if one is not None
+        ]
         for receipt in receipts:
             self._replica.counts[f"rewards_{receipt.status}"] += 1
         return receipts
 
-    def _row(self, one: _One, found: list[Receipt | None]) -> NewRow | None:
+    def _row(self, one: _One, found: _Found) -> NewRow | None:
         """Return what is to be written next for a choice; None: nothing, all is answered."""
         key, now = one.keys[0], self._replica.now_s()
         if one.seen is None:
@@ -149,49 +154,41 @@ class Collecting:
             half=Half.PREDICTION, over=None if over.payload == _NO_HALF else over.payload,
         )  # fmt: skip
 
-    def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | None:
+    def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
         """The receipt of a reward that is not kept beside these; None: it is."""
         for other in kept:
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
         if kept and kept[0].source != sent.event.source:
-            error = {
-                "code": "another_source", "field": "source",
-                "message": "this choice has rewards of another source",
-                "hint": "Send all rewards of a choice as one source",
-            }  # fmt: skip
-            return Receipt("refused", one.event_id, error=error)
+            message = "this choice has rewards of another source"
+            hint = "Send all rewards of a choice as one source"
+            return RequestError(409, "another_source", message, "source", hint)
         if len(kept) >= self._settings.rewards_max:
-            error = {
-                "code": "rewards_full", "field": "id",
-                "message": f"this choice has {len(kept)} rewards",
-                "hint": "Send fewer, larger ones, or raise choose.rewards_max",
-            }  # fmt: skip
-            return Receipt("refused", one.event_id, error=error)
+            message = f"this choice has {len(kept)} rewards"
+            hint = "Send fewer, larger ones, or raise choose.rewards_max"
+            return RequestError(422, "rewards_full", message, "id", hint)
         return None
 
-    def _took(
-        self, one: _One, recorded: Recorded, found: list[Receipt | None], *, many: bool
-    ) -> bool:
+    def _took(self, one: _One, recorded: Recorded, found: _Found) -> bool:
         """Take what the store says; whether everything is answered."""
         if recorded.status == "damaged":
-            _fail(one, found, damaged(recorded.reason or "", "id"), many=many)
+            _fail(one, found, damaged(recorded.reason or "", "id"))
             return True
         if recorded.row is not None:
             self._settled(one, recorded, found)
             return True
         if recorded.met is not None:
             if recorded.met.half is not Half.PREDICTION:  # a label that came before its choice
-                _fail(one, found, _unknown(), many=many)
+                _fail(one, found, _unknown())
                 return True
             try:
                 made = codec.decode_prediction(recorded.met.payload)
                 _opened(made.choice)
             except (PayloadFormat, PayloadInvalid) as error:
-                _fail(one, found, damaged(str(error), "id"), many=many)
+                _fail(one, found, damaged(str(error), "id"))
                 return True
             except RequestError as error:
-                _fail(one, found, error, many=many)
+                _fail(one, found, error)
                 return True
             one.seen = made, recorded.met
             return False
@@ -204,11 +201,11 @@ class Collecting:
             return True
         if one.seen is not None and one.seen[1].payload == _NO_HALF:
             self._replica.counts["joins_refused"] += 1
-            _fail(one, found, _no_room(), many=many)
+            _fail(one, found, _no_room())
             return True
-        return self._elsewhere(one, found, many=many)
+        return self._elsewhere(one, found)
 
-    def _elsewhere(self, one: _One, found: list[Receipt | None], *, many: bool) -> bool:
+    def _elsewhere(self, one: _One, found: _Found) -> bool:
         """Nothing stands under the key: try the next, or make the half that was not written."""
         if one.made is not None:  # a kill has lost it, or it is on its way
             one.seen = one.made, _nothing(one.event_id, self._replica.now_s())
@@ -216,10 +213,10 @@ class Collecting:
         if len(one.keys) > 1:
             one.keys, one.seen = one.keys[1:], None
             return False
-        _fail(one, found, _unknown(), many=many)
+        _fail(one, found, _unknown())
         return True
 
-    def _settled(self, one: _One, recorded: Recorded, found: list[Receipt | None]) -> None:
+    def _settled(self, one: _One, recorded: Recorded, found: _Found) -> None:
         """The choice was learned: what was counted is known again, nothing more is."""
         assert recorded.row is not None
         try:
@@ -281,12 +278,11 @@ def _again(event_id: str, other: Given, sent: Sent, first: str) -> Receipt:
     return Receipt("conflict", event_id, duplicate=True, first_outcome=first, reason=reason)
 
 
-def _fail(one: _One, found: list[Receipt | None], error: RequestError, *, many: bool) -> None:
-    if not many:
-        raise error
+def _fail(one: _One, found: _Found, error: RequestError) -> None:
+    """Answer what has no answer yet with an error."""
     for i, _ in one.sent:
         if found[i] is None:
-            found[i] = refused(error)
+            found[i] = error
 
 
 def _unknown() -> RequestError:

@@ -12,11 +12,11 @@ from typing import Any, Final
 import msgspec
 
 from online.decide.collected import PLAIN, weighed
-from online.errors import RequestError, invalid
+from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.rows.door import Door
-from online.serving.collecting import REFUSED, Collecting, Sent
+from online.serving.collecting import Collecting, Sent
 from online.serving.serving import HTTP, Serving
 from online.settings.choose import Choose
 from online.settings.config import Limits
@@ -65,9 +65,6 @@ class Rewarding:
         if many:
             return 200, Receipts(receipts, self.serving.name)
         receipt = receipts[0]
-        if receipt.status == "refused":
-            assert isinstance(receipt.error, dict)
-            raise RequestError(REFUSED[receipt.error["code"]], **receipt.error)
         return HTTP[_first(receipt)], receipt
 
     def _sent(self, one: Reward, field: str, *, many: bool) -> Sent:
