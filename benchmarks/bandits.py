@@ -102,20 +102,23 @@ def run(
     yield _line(name, "full information", told, [full_information(told[s]) for s in seeds])
     yield _line(name, "best constant", told, [best_constant(told[s]) for s in seeds])
     try:
-        yield from _peer(name, chances(name, data, TUNED_ON, rows), told)
+        yield from _peer(name, chances(name, data, TUNED_ON, rows), told, late)
     except ImportError as missing:
         yield Line(name, f"VW skipped: {missing}", 0, 0, math.nan, math.nan)
 
 
-def _peer(name: str, tuning: list[Chance], told: dict[int, list[Chance]]) -> Iterator[Line]:
+def _peer(
+    name: str, tuning: list[Chance], told: dict[int, list[Chance]], late: int
+) -> Iterator[Line]:
     from benchmarks import bandits_peer as peer
 
     short = tuning[:TUNING_ROWS]
     for setting in peer.SETTINGS:
         best = max(
-            peer.TUNED, key=lambda given: peer.run(short, setting, given[0], given[1], TUNED_ON)
+            peer.TUNED,
+            key=lambda given: peer.run(short, setting, given[0], given[1], TUNED_ON, late),
         )
-        found = [peer.run(told[seed], setting, best[0], best[1], seed) for seed in told]
+        found = [peer.run(told[seed], setting, best[0], best[1], seed, late) for seed in told]
         yield _line(name, f"VW {setting}, rate {best[0]:g}, cost {best[1]:g} − r", told, found)
 
 

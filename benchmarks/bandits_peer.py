@@ -30,13 +30,19 @@ def _line(features: Features, scaler: Limited) -> str:
     return " ".join([*words, *(f"{n}:{v:.5g}" for n, v in scaler.learn(numbers).items())])
 
 
-def run(chances: list[Chance], setting: str, rate: float, shift: float, seed: int) -> float:
-    """Mean reward of the chosen action.  ImportError without the package."""
+def run(
+    chances: list[Chance], setting: str, rate: float, shift: float, seed: int, late: int = 0
+) -> float:
+    """Mean reward of the chosen action, learned ``late`` choices later.
+
+    ImportError without the package.
+    """
     import vowpalwabbit
 
     flags = f"--cb_explore_adf {SETTINGS[setting]} -q sa -l {rate} --random_seed {seed} --quiet"
     vw, rng, total = vowpalwabbit.Workspace(flags), np.random.default_rng(seed), 0.0
     contexts, of_actions = Limited("contexts"), Limited("actions")
+    waiting: list[list[str]] = []
     for chance in chances:
         shared = f"shared |s {_line(chance.context, contexts)}"
         lines = [f"|a id={name} {_line(of, of_actions)}" for name, of in chance.actions]
@@ -44,6 +50,8 @@ def run(chances: list[Chance], setting: str, rate: float, shift: float, seed: in
         i = int(rng.choice(len(p), p=p / p.sum()))
         total += chance.rewards[i]
         lines[i] = f"0:{shift - chance.rewards[i]}:{p[i]} {lines[i]}"
-        vw.learn([shared, *lines])
+        waiting.append([shared, *lines])
+        if len(waiting) > late:
+            vw.learn(waiting.pop(0))
     vw.finish()
     return total / len(chances)

@@ -16,6 +16,7 @@ from benchmarks.alone import (
     buffers,
     comparison,
     confidence,
+    conversions,
     detectors,
     edge,
     forgetting,
@@ -26,7 +27,15 @@ from benchmarks.alone import (
     report,
     tables,
 )
-from benchmarks.deciding import bandit_worlds, bandits, choice_cost, off_policy
+from benchmarks.deciding import (
+    bandit_worlds,
+    bandits,
+    choice_cost,
+    choices_killed,
+    off_policy,
+    poisoned_rewards,
+    propensities,
+)
 from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
@@ -357,8 +366,11 @@ def everything() -> None:
     bandit_worlds(rows=None)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
-    found.append(_passes(lambda: off_policy(rows=None)))
-    found.append(_passes(lambda: choice_cost()))
+    found.append(_passes(lambda: off_policy(rows=None, peer=None)))
+    found.append(_passes(lambda: conversions(share=0.05, seed=1, rows=None)))
+    found += [_passes(lambda: choice_cost()), _passes(lambda: propensities(1_000_000))]
+    found.append(_passes(lambda: choices_killed(200, 0)))
+    poisoned_rewards(16, 1, "default", None)
     learning_back(seeds=2)
     found += [check_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
     found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))

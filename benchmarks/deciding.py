@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,7 +27,7 @@ def bandits(
 ) -> None:
     """Mean reward of choices on labelled streams, beside VowpalWabbit, with full information.
 
-    VowpalWabbit (pip install vowpalwabbit==9.11.9) is left out where it is not installed.  Needs
+    VowpalWabbit, told as late, is left out where it is not installed.  Needs
     the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks bandits --stream digits
     """
     from benchmarks import bandits as bench
@@ -77,17 +79,73 @@ def bandit_worlds(
 def off_policy(
     logs: Annotated[int, typer.Option(help="logs with known truth", min=1)] = 200,
     rows: Rows = None,
+    peer: Annotated[Path | None, typer.Option(help="a folder with obp")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How often the interval of a policy's value ever misses, and how far each estimate is off.
 
-    Exit code 1 if more than one in twenty does.  Example: python -m benchmarks off-policy
+    With ``--peer`` beside those of obp (pip install --ignore-requires-python --no-deps -t FOLDER
+    obp==0.5.7).  Exit code 1 if more than one in twenty does.  Example: python -m benchmarks
+    off-policy
     """
     from benchmarks.studies import offpolicy as bench
 
-    found = bench.run(range(1, logs + 1), rows or 2000)
+    found = bench.run(range(1, logs + 1), rows or 2000, peer)
     show("off-policy", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def propensities(
+    choices: Annotated[int, typer.Option(help="of all policies together", min=1)] = 1_000_000,
+    as_json: AsJson = False,
+) -> None:
+    """Chi-square of what was chosen, beside what the logged probabilities say of it.
+
+    Exit code 1 if chance would do so once in a thousand times.  Example: python -m benchmarks
+    propensities --choices 100000
+    """
+    from benchmarks import propensities as bench
+
+    found = bench.run(choices)
+    show("chi-square of the draws", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command("poisoned-rewards")
+def poisoned_rewards(
+    worlds: Annotated[int, typer.Option(help="of each kind", min=1)] = 16,
+    first: Annotated[int, typer.Option(help="the first one's seed")] = 1,
+    filters: Annotated[str, typer.Option(help="as in the settings: none, default")] = "default",
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Regret where a quarter of the sources says 1 of one action, beside that without them.
+
+    In one process.  Example: python -m benchmarks poisoned-rewards --worlds 4
+    """
+    from benchmarks import poisoned_rewards as bench
+
+    seeds = range(first, first + worlds)
+    show("poisoned rewards", list(bench.run(seeds, rows or 1500, filters)), as_json=as_json)
+
+
+@app.command("choices-killed")
+def choices_killed(
+    kills: Annotated[int, typer.Option(help="of the whole service", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="of the pauses between them")] = 0,
+) -> None:
+    """Kill a service with choices and rewards in flight, and compare what callers know with it.
+
+    Exit code 1 if a reward is lost, counted twice or another one, or a choice was drawn again.
+    Example: python -m benchmarks choices-killed --kills 20
+    """
+    from benchmarks import choices_killed as bench
+
+    result = bench.run(kills, seed=seed)
+    for name, value in {**asdict(result), "good": result.good}.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
 
 
 @app.command("choice-cost")

@@ -19,14 +19,14 @@ from online.errors import RequestError
 from online.learning.merged import Learner
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models.load import load
+from online.models.from_settings import load_model
 from online.replica import surroundings
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Who
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.config import Limits, Settings
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.trust.filtering import filtering_for
@@ -60,14 +60,19 @@ class Inside:
     ----------
     senders
         What the token of each stands for.
+
+    Attributes
+    ----------
+    servings
+        One a replica.
     """
 
     def __init__(self, servings: Sequence[Serving], senders: Mapping[str, Grant]) -> None:
-        self._servings, self._senders = servings, senders
+        self.servings, self._senders = servings, senders
 
     async def predict(self, who: str, features: Features, own: str | None, at: int) -> Any:
         sender.set(self._senders[who])
-        serving = self._servings[at % len(self._servings)]
+        serving = self.servings[at % len(self.servings)]
         answer = serving.predict(PredictRequest(features=features, id=own))
         await asyncio.sleep(0)
         return msgspec.to_builtins(answer)["prediction"]
@@ -76,7 +81,7 @@ class Inside:
         sender.set(self._senders[who])
         try:
             request = FeedbackRequest(**event)
-            answer = await self._servings[at % len(self._servings)].feedback(request)
+            answer = await self.servings[at % len(self.servings)].feedback(request)
         except RequestError as error:
             return error.code
         return str(msgspec.to_builtins(answer[1])["status"])
@@ -86,7 +91,7 @@ class Inside:
         out: list[str] = []
         for start in range(0, len(events), _PAGE):
             some = [Event(**event) for event in events[start : start + _PAGE]]
-            answer = await self._servings[0].feedback(FeedbackRequest(events=some))
+            answer = await self.servings[0].feedback(FeedbackRequest(events=some))
             out += map(_outcome, msgspec.to_builtins(answer[1])["events"])
         return out
 
@@ -124,10 +129,7 @@ async def inside(
 async def _replica(
     name: str, settings: ModelSettings, journal: SqliteJournal, server: ParameterServer
 ) -> ModelReplica:
-    loaded = load(
-        settings.learner, settings.params, task=settings.task, classes=None, key=bytes(32),
-        base_dir=Path(),
-    )  # fmt: skip
+    loaded = load_model(settings, Settings(models=(settings,)), bytes(32))
     learner = Learner(
         loaded.build, task=settings.task, spec=_SPEC, retain_bytes=1 << 24, rows_max=1024,
         compensates=True,

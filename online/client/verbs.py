@@ -95,7 +95,7 @@ class ModelVerbs:
     @verb
     def feedback(
         self,
-        label: Label,
+        label: Label | msgspec.UnsetType = msgspec.UNSET,
         *,
         id: str | None = None,
         features: Any = None,
@@ -107,6 +107,7 @@ class ModelVerbs:
     ) -> Steps[Receipt]:
         """Send the label of a prediction (``id``) or of features; what became of it.
 
+        Rows of ``task: anomaly`` may come without a label; it may be sent later, with the same id.
         Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
         is in POSIX seconds.  A ``provisional`` label may change: sent again under the same id,
         without the word, it is final, and what the first one taught is taken back.  A
@@ -335,7 +336,9 @@ def _plain(event: Event, field: str) -> Event:
     features = event.features
     return msgspec.structs.replace(
         event,
-        label=plain_value(f"{field}label", event.label),
+        label=msgspec.UNSET
+        if event.label is msgspec.UNSET
+        else plain_value(f"{field}label", event.label),
         features=None if features is None else plain_value(f"{field}features", features),
         weight=plain_value(f"{field}weight", event.weight),
         event_time=plain_value(f"{field}event_time", event.event_time),

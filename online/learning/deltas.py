@@ -133,6 +133,9 @@ def stays(delta: Delta | Opened, tracks: Tracks) -> bool:
 class Deltas:
     """Cut deltas in the order of their cuts, kept until a published snapshot has them.
 
+    Between two snapshots there are thousands, and each exchange asks: whatever it asks for is found
+    from the newest ones on.  Of one partition each ends behind the one before it.
+
     Parameters
     ----------
     retain_bytes
@@ -141,15 +144,38 @@ class Deltas:
 
     def __init__(self, retain_bytes: int) -> None:
         self._retain_bytes = retain_bytes
-        self._kept: list[Delta] = []
+        self._keep([])
+
+    def _keep(self, kept: list[Delta]) -> None:
+        """Have these, and nothing is known of what server and snapshot have of them."""
+        self._kept = kept
+        self._ends = {(d.partition, d.last) for d in kept}
+        self._partitions = {d.partition for d in kept}
+        self._size = sum(d.size_bytes for d in kept)
+        self._had: dict[int, int] | None = None  # what they had when it was looked at last
 
     def add(self, delta: Delta) -> None:
         """Keep the delta just cut."""
         self._kept.append(delta)
+        self._ends.add((delta.partition, delta.last))
+        self._partitions.add(delta.partition)
+        self._size += delta.size_bytes
+        if self._had is not None and delta.last <= self._had.get(delta.partition, delta.last):
+            self._had = None
 
     def pending(self, clock: Mapping[int, int]) -> list[Delta]:
         """Deltas that values of this clock do not contain, oldest first."""
-        return [d for d in self._kept if d.last > clock.get(d.partition, 0)]
+        out: list[Delta] = []
+        contained: set[int] = set()
+        for d in reversed(self._kept):
+            if d.last > clock.get(d.partition, 0):
+                out.append(d)
+                continue
+            contained.add(d.partition)
+            if len(contained) == len(self._partitions):
+                break
+        out.reverse()
+        return out
 
     def due(self, clock: Mapping[int, int], tracks: Tracks, *, frozen: bool) -> list[Delta]:
         """Those to be pushed, in order.  A frozen model keeps what no learned row comes after."""
@@ -163,28 +189,31 @@ class Deltas:
         self, before: Mapping[int, int], clock: Mapping[int, int], tracks: Collection[int]
     ) -> bool:
         """Whether own deltas alone have moved the clock from ``before`` to ``clock``."""
-        ends = {(d.partition, d.last) for d in self._kept}
         moved = [(p, last) for p, last in clock.items() if last != before.get(p, 0)]
         lost = [p for p in tracks if clock.get(p, 0) < before.get(p, 0)]
-        return ends.issuperset(moved) and not lost
+        return self._ends.issuperset(moved) and not lost
 
     def drop(self, partitions: Collection[int]) -> None:
         """Forget the deltas of these partitions."""
-        self._kept = [d for d in self._kept if d.partition not in partitions]
+        if not self._partitions.isdisjoint(partitions):
+            self._keep([d for d in self._kept if d.partition not in partitions])
 
     def settle(
         self, tracks: Collection[int], clock: Mapping[int, int], durable: Mapping[int, int]
     ) -> None:
         """Forget what server and snapshot have, what is nobody's, and the oldest if too many."""
-        kept = []
-        for d in self._kept:
-            have = min(clock.get(d.partition, 0), durable.get(d.partition, 0))
-            if d.partition in tracks and d.last > have:
-                kept.append(d)
-        size = sum(d.size_bytes for d in kept)
-        while kept and size > self._retain_bytes:
-            size -= kept.pop(0).size_bytes
-        self._kept = kept
+        have = {p: min(clock.get(p, 0), durable.get(p, 0)) for p in self._partitions if p in tracks}
+        if have != self._had or len(have) < len(self._partitions):
+            self._keep(
+                [d for d in self._kept if d.partition in have and d.last > have[d.partition]]
+            )
+            self._had = {p: have[p] for p in self._partitions}
+        if self._size > self._retain_bytes:
+            size, n = self._size, 0
+            while n < len(self._kept) and size > self._retain_bytes:
+                size -= self._kept[n].size_bytes
+                n += 1
+            self._keep(self._kept[n:])
 
     def unbroken(
         self, partition: int, next_offset: int, clock: Mapping[int, int], opened: Opened | None

@@ -103,6 +103,12 @@ def judged_of(effects: Blocks, source: str, score: float, reason: str) -> Judged
     evidence: dict[str, float] = {}
     more: dict[str, dict[str, float]] = {}
     for name, block in effects.items():
+        if len(block.data) == 1 and source in block.data:  # as nearly all are
+            if name.startswith(EVIDENCE):
+                evidence[name[len(EVIDENCE) :]] = block.data[source]
+                continue
+            if name == TAKEN:
+                continue
         for who, x in block.data.items():
             if name == TAKEN and who == source:
                 continue

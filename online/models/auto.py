@@ -45,8 +45,16 @@ import numpy as np
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
-from online.models.experts import ADAGRAD, EXPERTS, Floats, OneOutput, OutputPerClass, Taken
-from online.models.hashed import check_hashing
+from online.models.experts import (
+    ADAGRAD,
+    EXPERTS,
+    Floats,
+    OneOutput,
+    OutputPerClass,
+    Owned,
+    Taken,
+)
+from online.models.hashed import check_hashing, counted
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
@@ -54,9 +62,8 @@ from online.models.selfrate import (
     Regression,
     SelfRate,
     SelfRateModel,
-    logistic,
 )
-from online.models.votes import Mixture
+from online.models.votes import Mixture, logistic
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
@@ -275,6 +282,45 @@ def crossed(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int
     return row
 
 
+def bent_owned(
+    words: Sequence[tuple[str, str]], numbers: Mapping[str, float], seed: int, mask: int
+) -> Owned:
+    """Whose the numbers of :func:`bent` are."""
+    owned = _shared_owned("b", words)
+    for name, z in numbers.items():
+        keys = tent_keys(name, seed, mask)
+        for i, high in tents(z, GRAIN):
+            _own(owned, name, keys[i], high)
+    return owned
+
+
+def crossed_owned(
+    words: Sequence[tuple[str, str]], numbers: Mapping[str, float], seed: int, mask: int
+) -> Owned:
+    """Whose the numbers of :func:`crossed` are: half of a product is each one's."""
+    owned = _shared_owned("c", words)
+    under = [(name, tents(numbers[name], CROSSED_GRAIN)) for name in sorted(numbers)]
+    for at, (first, one) in enumerate(under):
+        for second, other in under[at + 1 :]:
+            keys = _pair_keys(first, second, seed, mask)
+            for i, high in one:
+                for j, tall in other:
+                    _own(owned, first, keys[i][j], high * tall / 2.0)
+                    _own(owned, second, keys[i][j], high * tall / 2.0)
+    return owned
+
+
+def _shared_owned(view: str, words: Sequence[tuple[str, str]]) -> Owned:
+    names, keys = [name for name, _ in words], [f"{view}{key}" for _, key in words]
+    return Owned(names, keys, [1.0] * len(words))
+
+
+def _own(owned: Owned, name: str, key: str, number: float) -> None:
+    owned.names.append(name)
+    owned.keys.append(key)
+    owned.numbers.append(number)
+
+
 class SeveralViews(SelfRateModel):
     """Rows in three views; what differs by task is in the subclasses."""
 
@@ -291,7 +337,10 @@ class SeveralViews(SelfRateModel):
         """A row in each view that has something to say."""
         if self._mixture.asleep:
             return Views(self._rows.row(features, learns=learns), None, None)
-        shared, numbers = self._rows.parts(features, learns=learns)
+        return self._seen(*self._rows.parts(features, learns=learns))
+
+    def _seen(self, shared: Row, numbers: Row) -> Views:
+        """The row in each view that has something to say, by what is no number and the numbers."""
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
         tented, paired = self._mixture.speaking()
         return Views(
@@ -299,6 +348,16 @@ class SeveralViews(SelfRateModel):
             bent(shared, numbers, seed, mask) if tented else None,
             crossed(shared, numbers, seed, mask) if paired else None,
         )
+
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: Row
+    ) -> tuple[Views, list[Owned | None]]:
+        seen = self._seen(counted(words), numbers)
+        seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
+        straight = self._rows.owned(words, numbers)
+        tented = None if seen.bent is None else bent_owned(words, numbers, seed, mask)
+        paired = None if seen.crossed is None else crossed_owned(words, numbers, seed, mask)
+        return seen, [straight, tented, paired]
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
         """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise."""
@@ -340,11 +399,11 @@ class _Listed(SeveralViews):
 
 
 class _Binary(_Listed, Binary):
-    def _shares(self, row: Views) -> list[float]:
+    def _shares(self, row: Views, by: float = 0.0) -> list[float]:
         if row.bent is None and row.crossed is None:
             straight = self._experts.outputs(row.straight)
-            return [logistic(z) for z in straight] * len(VIEWS)
-        return super()._shares(row)
+            return [logistic(z + by) for z in straight] * len(VIEWS)
+        return super()._shares(row, by)
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""

@@ -40,7 +40,7 @@ import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Before, Prediction, by_probability
+from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
 from online.models.experts import (
     EXPERTS,
@@ -49,12 +49,13 @@ from online.models.experts import (
     Floats,
     OneOutput,
     OutputPerClass,
+    Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing, counted
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from online.models.votes import Mixture
+from online.models.votes import Mixture, logistic, softmax
 from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
@@ -165,7 +166,9 @@ class SelfRateModel(Hashing):
         if before is not None:
             self._meet(before[0])
         row = self._read(features, learns=before is None)
-        total = self._step(row, label, weight, served, before)
+        self._check(self._step(row, label, weight, served, before))
+
+    def _check(self, total: float) -> None:
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -216,6 +219,12 @@ class SelfRateModel(Hashing):
     def _unjudged(self) -> Mixture:
         return Mixture(EXPERTS)
 
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
+    ) -> tuple[Any, list[Owned | None]]:
+        """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
+        return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
+
     # -- by task -----------------------------------------------------------------------------
 
     def _untrained(self) -> OneOutput | OutputPerClass:
@@ -252,10 +261,13 @@ class Binary(SelfRateModel):
 
     _experts: OneOutput
 
-    def _answer(self, row: Any) -> Prediction:
-        shares = self._shares(row)
-        answer = by_probability(self._mixture.of(shares))
-        return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
+    def _answer(self, row: Any, by: float = 0.0) -> Prediction:
+        shares = self._shares(row, by)
+        return self._said(shares, self._mixture.of(shares))
+
+    def _said(self, shares: Sequence[float], p: float) -> Prediction:
+        """Return the answer of this probability of True, the experts' own being its notes."""
+        return Prediction(p > 0.5, {False: 1.0 - p, True: p}, pack(self._shares_form, *shares))
 
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row."""
@@ -265,14 +277,20 @@ class Binary(SelfRateModel):
         """Let each expert learn the row by the slope at its output; finite if all of it is."""
         return self._experts.step(row, slopes)
 
-    def _shares(self, row: Any) -> list[float]:
+    def _shares(self, row: Any, by: float = 0.0) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [logistic(z) for z in self._outputs(row)]
+        return [logistic(z + by) for z in self._outputs(row)]
 
     def _step(
-        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+        self,
+        row: Any,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None,
+        by: float = 0.0,
     ) -> float:
-        shares, y = self._shares(row), float(label)
+        shares, y = self._shares(row, by), float(label)
         if _is_final(served):
             self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
         slopes = [(p - y) * weight for p in shares]
@@ -355,7 +373,7 @@ class Multiclass(SelfRateModel):
         if not (labels := self._experts.labels):
             return Prediction(None, {})
         taken = self._take(row, learns=False)
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
@@ -363,7 +381,7 @@ class Multiclass(SelfRateModel):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         taken, column = self._take(row, learns=True), self._experts.labels[label]
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         if _is_final(served):
             judged, own = self._served(served) or (shares, column)
             p = 0.0 if own is None else judged[:, own]
@@ -478,18 +496,3 @@ def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
     if served is None or served.notes is None or len(served.notes) != calcsize(form):
         return None
     return unpack(form, served.notes)
-
-
-def logistic(x: float) -> float:
-    """Return the probability of True for its log odds."""
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)
-
-
-def _softmax(outputs: Floats) -> Floats:
-    """Return the probability that each expert gives each class: shape (EXPERTS, classes)."""
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares

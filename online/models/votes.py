@@ -1,16 +1,17 @@
-"""Votes of experts of one model, by how each one did on the labels that came of late.
+"""Experts vote by how each one did of late.
 
-See :mod:`online.models.selfrate`.
+The exponential weights of Littlestone and Warmuth 1994, see :mod:`online.models.selfrate`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from online.models.experts import Floats
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.995
@@ -39,7 +40,7 @@ class Mixture:
 
     def of(self, answers: Sequence[float]) -> float:
         """The experts' answers mixed."""
-        return sum([v * a for v, a in zip(self.votes(), answers, strict=True)])
+        return mixed(self.votes(), answers)
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came.  One of weight w counts as w labels of weight 1."""
@@ -53,11 +54,44 @@ class Mixture:
         self.losses, self._judged = losses, True
 
     def cut(self) -> Blocks:
+        """The open delta, and reset it."""
         if not self._judged:
             return {}
         self._judged = False
         return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
 
     def rebase(self, values: Blocks) -> None:
+        """Take new values, unless labels were judged since the cut."""
         if not self._judged and (block := values.get(_LOSSES)) is not None:
             self.losses = array_of(block.data).tolist()
+
+
+def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
+    """The experts' answers mixed."""
+    return sum([v * a for v, a in zip(votes, answers, strict=True)])
+
+
+def logistic(x: float) -> float:
+    """Return the probability of True for its log odds."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def softmax(outputs: Floats) -> Floats:
+    """Return the probability that each expert gives each class: shape (experts, classes)."""
+    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+class Terms(NamedTuple):
+    """Terms are what an answer begins with and what each feature adds: together its output.
+
+    ``base`` and ``output`` are log odds of the answered label, or numbers in regression.
+    """
+
+    base: float
+    output: float
+    added: dict[str, float]

@@ -65,7 +65,7 @@ class Null(NamedTuple):
 
 def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
     """The counts without the generations that are too old; None: there are none of those."""
-    generations = {_generation(key) for key in data}
+    generations = set(map(int, {key[: key.index("\n")] for key in data}))
     oldest = max(generations, default=0) - _GENERATIONS
     if min(generations, default=0) > oldest:
         return None
@@ -85,6 +85,7 @@ class Losses:
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
+        self._all: dict[str, Bins] = {}  # and of all labels together
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
         self._of: dict[str, int] = {}  # all that is counted of each source
@@ -149,6 +150,7 @@ class Losses:
     def reset(self) -> None:
         """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
+        self._all = {}
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard = {}, []
 
@@ -201,6 +203,13 @@ class Losses:
         total = self._of.pop(source, 0) + more
         if total:
             self._of[source] = total
+        of_all = self._all.get(source)
+        if of_all is None:
+            of_all = self._all[source] = {}
+        if n := of_all.pop(bin_, 0) + more:
+            of_all[bin_] = n
+        elif not of_all:
+            del self._all[source]
 
     def nulls(self) -> dict[str | None, Null]:
         """By label, what nine of ten losses of honest sources are not above, and what is far off.
@@ -215,13 +224,7 @@ class Losses:
 
     def _drawn(self) -> dict[str | None, Null]:
         known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
-        of_all: dict[str, Bins] = {}
-        for of_source in self._bins.values():
-            for source in known & of_source.keys():
-                total = of_all.setdefault(source, {})
-                for bin_, n in of_source[source].items():
-                    total[bin_] = total.get(bin_, 0) + n
-        least = _null(of_all, OF_A_SOURCE)
+        least = _null({source: self._all[source] for source in known}, OF_A_SOURCE)
         if least is None:
             return {}
         high, mild = least
@@ -265,16 +268,16 @@ def _share_above(of_source: Mapping[str, Bins], loss: float) -> float:
 
 def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
     """Return what nine and four of five of ``n`` losses are not above: ends of bins."""
-    nine, mild = round(LEVEL * (n - 1)), round(MILD * (n - 1))
-    at, passed = iter(sorted(bins)), 0
+    above_nine, above_mild = n - 1 - round(LEVEL * (n - 1)), n - 1 - round(MILD * (n - 1))
+    at, passed = iter(sorted(bins, reverse=True)), 0  # the fifth that is above is found first
     bin_ = next(at)
-    while mild >= (passed := passed + bins[bin_]):
+    while above_nine >= (passed := passed + bins[bin_]):
         bin_ = next(at)
-    low = bin_
-    while nine >= passed:
+    high = bin_
+    while above_mild >= passed:
         bin_ = next(at)
         passed += bins[bin_]
-    return _end(bin_), _end(low)
+    return _end(high), _end(bin_)
 
 
 def _end(bin_: int) -> float:

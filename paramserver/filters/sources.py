@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
@@ -91,6 +92,12 @@ def condemned_by(source: Source, test: str) -> bool:
     return against == {test}
 
 
+@cache
+def _block_of(test: str) -> str:
+    """The block of a test's evidence: its name is made once, and has its hash then."""
+    return EVIDENCE + test
+
+
 class Sources:
     """The table of sources.
 
@@ -154,7 +161,7 @@ class Sources:
         new = min(max(old + clipped_step(evidence), -EVIDENCE_MAX), EVIDENCE_MAX)
         self._write(source, test, new, arrival)
         if new != old:
-            self._increase(EVIDENCE + test, source.name, new - old)
+            self._increase(_block_of(test), source.name, new - old)
 
     def _write(self, source: Source, test: str, evidence: float, arrival: int) -> None:
         source.evidence[test] = evidence

@@ -115,22 +115,24 @@ class Surprise:
         bounds = self.bounds.get(event.label)
         if event.loss is None or bounds is None:
             return PASS
-        rates = self.voices.rates(event.source)
-        if rates is None or rates[0] >= _RATE_MAX:
+        rate = self.voices.rate(event.source)
+        if rate is None or rate >= _RATE_MAX:
             return PASS
-        rate, far_rate, rush = rates
         hostile = max(_HOSTILE, rate + _APART)
         # what one sends between two events of the others is about the same moment of the world
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
         hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
-        allowed = 1.0 if new else self.voices.weight(event.source, source.taken)
-        if event.source in self.voices.flooding and self.arrivals.budget is not None:
-            allowed = min(allowed, self.arrivals.budget / self.arrivals.count(event.source))
-        weight, reason = (1.0, "") if self._answer is not None else (allowed, _OFTEN_REASON)
-        if new and hit and self._answer is None:
-            weight, reason = self._new.weight(rate), _NEW_REASON
+        flooding = event.source in self.voices.flooding
+        allowed, weight, reason = 1.0, 1.0, ""
+        if self._answer is None or flooding:
+            allowed = self._allowed(source, new=new, flooding=flooding)
+        if self._answer is None:
+            weight, reason = allowed, _OFTEN_REASON
+            if new and hit:
+                weight, reason = self._new.weight(rate), _NEW_REASON
         if far:
+            far_rate, rush = self.voices.far(event.source)
             least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about and weight > _HEARD:
@@ -139,9 +141,16 @@ class Surprise:
             evidence = fresh * math.log(rate / hostile)
         else:
             evidence = fresh * math.log((1.0 - rate) / (1.0 - hostile))
-            if event.source in self.voices.flooding:
+            if flooding:
                 evidence *= allowed  # nobody buys itself free with what it sends too much of
         return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
+
+    def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
+        """Weight of the source's events, by how often it has surprised, and how much it sends."""
+        allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
+        if flooding and self.arrivals.budget is not None:
+            allowed = min(allowed, self.arrivals.budget / self.arrivals.count(source.name))
+        return allowed
 
     def _concerns(self, answer: str | None, label: str | None) -> bool:
         if self._answer is None or answer == self._answer:
@@ -271,9 +280,10 @@ class _Lately:
         of = bound[self._label[lately]]
         known = ~np.isnan(of)
         hit = (self._loss[lately][known] > of[known]).astype(np.float64)
-        mean = float(hit.mean()) if len(hit) else 0.0
+        mean = float(np.add.reduce(hit) / len(hit)) if len(hit) else 0.0
         source, off = self._source[lately][known], hit - mean
         pairs = (off[1:] * off[:-1])[source[1:] != source[:-1]]
         if not len(pairs) or not 0.0 < mean < 1.0:
             return 0.0
-        return min(max(float(pairs.mean()) / (mean * (1.0 - mean)), 0.0), _RHO_MAX)
+        of_pairs = float(np.add.reduce(pairs) / len(pairs))
+        return min(max(of_pairs / (mean * (1.0 - mean)), 0.0), _RHO_MAX)

@@ -37,9 +37,6 @@ has sent once what is no surprise, at least: more than honest ones use."""
 
 _FEW: Final = 4  # that are put in their places one by one
 
-_Rates = tuple[float, float, bool]
-"""Twice the median rate of surprises and of those far off; whether all are far off more often."""
-
 
 class _Voice:
     """Moving means of a source, over about nine events and over about three; and its allowance."""
@@ -165,16 +162,20 @@ class Voices:
             self._rush = sum(just) / max(len(just), 1)
         return self._rush
 
-    def rates(self, source: str) -> _Rates | None:
-        """Return the rates of the others, as their medians; None: there are too few of them."""
+    def rate(self, source: str) -> float | None:
+        """Twice the median rate of the others' surprises; None: there are too few of them."""
+        middle = self.middle(source)
+        return None if middle is None else max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
+
+    def far(self, source: str) -> tuple[float, bool]:
+        """Twice the median rate of what is far off, and whether all are far off more often.
+
+        Only whoever judges what is far off asks, where :meth:`rate` has an answer.
+        """
         now = self._look()
         own = now.get(source)
-        if len(now) - (own is not None) < SOURCES_MIN:
-            return None
-        middle = _median(self._rates, None if own is None else own.rate)
-        rate = max(middle + min(middle, _TWICE_MAX), _RATE_MIN)
         far = max(2.0 * _median(self._fars, None if own is None else own.far), _FAR_RATE_MIN)
-        return rate, far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
+        return far, self._rushing(now) > max(_RUSH * far, _RUSH_MIN)
 
     def middle(self, source: str) -> float | None:
         """Median rate of the others' surprises; None: there are too few of them."""

@@ -22,7 +22,6 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import online
-from benchmarks import choice_cost
 from benchmarks.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
@@ -405,14 +404,6 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
     assert {name: logged[name][1] for name in names} == {
         name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)
     }
-
-
-def test_what_choices_cost_is_measured_beside_predictions_and_feedback() -> None:
-    costs = choice_cost.run(turns=1, requests=32, callers=2)
-    assert [(cost.what, cost.requests) for cost in costs] == [
-        (what, 32) for what, _, _ in choice_cost.ASKED
-    ]
-    assert all(cost.us > 0.0 and cost.ratio > 0.0 for cost in costs)
 
 
 def test_the_example_learns_what_its_visitors_like(tmp_path: Path) -> None:

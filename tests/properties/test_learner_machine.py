@@ -185,7 +185,7 @@ def _rewrites(old: str, new: str) -> Change:
 
 _NO_OVERLAP = "if push.first != clock + 1:"
 _OLD = "if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):"
-_SOMEBODYS = _deltas("if d.partition in tracks and d.last > have:", "if d.last > have:")
+_SOMEBODYS = _deltas(" for p in self._partitions if p in tracks}", " for p in self._partitions}")
 
 MUTANTS = {
     "deltas over a broken chain are kept": Mutant(
@@ -200,7 +200,7 @@ MUTANTS = {
     ),
     "an acknowledged delta stays on top": Mutant(
         (
-            _deltas("if d.last > clock.get(d.partition, 0)]", "]"),
+            _deltas("if d.last > clock.get(d.partition, 0):", "if True:"),
             _learner("lost = self._broken()\n", "lost: Collection[int] = []\n"),
         ),
         (0, 1, 2),
@@ -485,7 +485,7 @@ DIRECTED = [
     ),
     (
         check_an_unexplained_clock,
-        _deltas("return ends.issuperset(moved) and not lost", "return True"),
+        _deltas("return self._ends.issuperset(moved) and not lost", "return True"),
     ),
 ]
 

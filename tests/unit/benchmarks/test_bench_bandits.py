@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
-from benchmarks import bandits, bandits_worlds
+from benchmarks import bandits, bandits_worlds, poisoned_rewards, propensities
 from benchmarks.bandits_streams import chances
 from benchmarks.studies import offpolicy
 from online.decide import Policy
@@ -22,6 +23,30 @@ def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
     there = importlib.util.find_spec("vowpalwabbit") is not None
     skipped = [name for name in lines if "skipped" in name]
     assert there != bool(skipped)
+
+
+def test_actions_are_chosen_as_often_as_the_log_says_and_sharper_draws_are_noticed() -> None:
+    """The short form of `python -m benchmarks propensities`."""
+    for cells in propensities.run(4_000, ["auto", "softmax"]):
+        assert cells.p >= 0.001
+        assert cells.sharper < 0.001
+        assert cells.cells > 10
+
+
+def test_a_quarter_of_liars_is_heard_beside_the_others() -> None:
+    """The short form of `python -m benchmarks poisoned-rewards`; without filters they are heard."""
+    (clean, one, _) = poisoned_rewards.run([1], 120, names=["arms"])
+    assert clean.regret > 0.0
+    assert one.lie == "one action"
+    assert clean.honest_aside < 0.1  # rewards of an action that come again are no copies
+
+
+def test_the_peer_is_told_late_as_we_are() -> None:
+    peer = pytest.importorskip("benchmarks.bandits_peer")
+    pytest.importorskip("vowpalwabbit")
+    told = chances("phishing", None, 1, 150)
+    at_once, never = (peer.run(told, "greedy", 0.5, 0.0, 1, late) for late in (0, 150))
+    assert at_once > never
 
 
 def test_rewards_that_are_told_late_are_learned_too() -> None:
@@ -51,6 +76,11 @@ def test_intervals_cover_in_small_and_the_simple_one_does_not() -> None:
     lines = offpolicy.run(range(1, 11), 150)
     assert all(line.good for line in lines)
     assert sum(line.missed_simple for line in lines) >= 10
+
+
+def test_a_peer_that_is_not_there_is_missed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no obp in"):
+        offpolicy.run([1], 10, tmp_path)
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

@@ -160,12 +160,12 @@ def test_an_allowance_comes_back_when_all_have_used_theirs_up() -> None:
     for _ in range(4):
         for name in names:
             voices.hear(name, 50, hit=True, far=False)
-    assert voices.rates("s0") is not None
+    assert voices.rate("s0") is not None
     assert voices.weight("s0", 50) == 0.0
     for _ in range(20):
         for name in names:
             voices.hear(name, 50, hit=False, far=False)
-            voices.rates(name)
+            voices.rate(name)
     assert voices.weight("s0", 50) == 1.0
 
 
@@ -178,7 +178,7 @@ def test_a_flood_does_not_buy_its_allowance_back() -> None:
     for _ in range(30):
         for name in ("x1", "x2"):
             voices.hear(name, 50, hit=True, far=False)
-        voices.rates("x1")
+        voices.rate("x1")
         for name in ("x1", "x2"):
             voices.hear(name, 50, hit=False, far=False)
     assert voices.weight("x1", 50) < 0.1
