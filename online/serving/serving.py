@@ -27,6 +27,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.serving import anomalies
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
@@ -87,6 +88,11 @@ class Serving:
     def issued(self) -> Issued:
         """The maker of the ids of answers."""
         return self._reader.issued
+
+    @property
+    def reader(self) -> Events:
+        """Reads events as rows to append."""
+        return self._reader
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of the predictions of an own id that events of the source may be about."""
@@ -180,6 +186,7 @@ class Serving:
             *named,
             *self._around(answer),
             said,
+            anomalies.score_of(replica, answer),
         )
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
@@ -196,7 +203,9 @@ class Serving:
                 _check_finite(answer.label)
             else:
                 _check_finite(sum(answer.probabilities.values()))
-                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+                row.score = anomalies.score_of(self.replica, answer)
+                if row.score is msgspec.UNSET:
+                    row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
@@ -251,6 +260,8 @@ class Serving:
             _check_finite(answer.label)
             return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
+        if self.replica.settings.anomaly is not None:  # its score is no probability
+            return msgspec.UNSET
         return {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
@@ -264,7 +275,9 @@ class Serving:
             return None, number, version
         text = self._door.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
-            return text, float(answer.label is not False), version
+            score = anomalies.score_of(replica, answer)
+            certain = float(answer.label is not False)
+            return text, certain if isinstance(score, msgspec.UnsetType) else score, version
         wanted = self._door.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
@@ -287,6 +300,9 @@ class Serving:
             asked = read
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipts.receipt(asked, recorded, "")
+        late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
+        for _, asked, recorded in late:
+            receipt = self._receipts.receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
@@ -329,6 +345,8 @@ class Serving:
                     receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
+            for i, asked, result in await anomalies.late(self.replica, receipts, rows, recorded):
+                receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
         out = [receipt for receipt in receipts if receipt is not None]
         for status, n in Counter([receipt.status for receipt in out]).items():
             self.replica.counts[f"feedback_{status}"] += n

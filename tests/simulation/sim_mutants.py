@@ -148,6 +148,7 @@ MUTANTS: dict[str, Mutant] = {
                 "        for row in rows:\n            own += 1\n",
                 "        for row in rows[:1]:\n            own += 1\n",
             ),
+            (_FOLLOWER, "answers.passed(track.next)", "answers.passed(0)"),  # it would answer
         ),
         climate=only("bad weather", events=80, spread_s=0.5),
         within=20,
