@@ -366,6 +366,35 @@ def factors(
 
 
 @app.command()
+def offsets(
+    part: Annotated[
+        list[str] | None, typer.Option(help="films, others or costs; may be given again")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Offsets by key beside the model that all share, keys as categories, `fm` and river's.
+
+    Films and questions need ONLINE_DATA_DIR.  Example: python -m benchmarks offsets --part costs
+    """
+    from benchmarks import offsets as bench
+    from online.settings.config import data_dir
+
+    data, told = data_dir(), partial(print, file=sys.stderr)
+    for name in part or ["films", "others", "costs"]:
+        if name == "costs":
+            show("what many keys cost", bench.costs(), as_json=as_json)
+        elif name == "others":
+            show("offsets by key", bench.others(data, rows, told), as_json=as_json)
+        elif name != "films":
+            raise typer.BadParameter(f"{name}: known are films, others, costs")
+        elif data is None:
+            raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
+        else:
+            show("stars of films", bench.films(data, rows, told), as_json=as_json)
+
+
+@app.command()
 def tables(
     ids: Annotated[int, typer.Option(help="ids of the table", min=1_000)] = 10_000_000,
     width: Annotated[int, typer.Option(help="numbers of a row", min=1)] = 16,

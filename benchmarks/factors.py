@@ -236,11 +236,12 @@ def run(
     rows: Sequence[Rating],
     names: Sequence[str] = tuple(LEARNERS),
     progress: Callable[[str], None] = lambda text: None,
+    learners: Mapping[str, Mapping[str, Make]] = LEARNERS,
 ) -> list[Line]:
     """Each learner in both tasks, with each of its settings."""
     lines = []
     for name in names:
-        for setting, make in LEARNERS[name].items():
+        for setting, make in learners[name].items():
             progress(f"{name} {setting}")
             stars = np.array([rating.stars for rating in rows])
             liked = (stars >= LIKED).astype(np.float64)

@@ -247,7 +247,7 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
         Disk().write(file, encoded(state))
 
     def restore() -> None:
-        decode(file.read_bytes()).values["table"].data.get(every[:BATCH])
+        decode(Disk().take(file)).values["table"].data.get(every[:BATCH])
 
     def share() -> None:
         kept.append(rows.copy())

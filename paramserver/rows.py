@@ -52,6 +52,19 @@ class Rows:
         """A table without rows."""
         return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
 
+    @classmethod
+    def in_place(cls, ids: IdArray, numbers: Floats32) -> Self:
+        """A table of arrays that nobody else changes, and that it keeps if it can write there."""
+        n, whole = len(ids), len(ids) // PAGE_ROWS
+        if not (numbers.flags.writeable and numbers.flags.aligned and ids.flags.aligned):
+            return cls(ids.astype(np.uint64), numbers)
+        made = cls(ids[:0], numbers[:0])
+        made._ids, made._n, made._pool = Ids(ids), n, Pool(numbers[: whole * PAGE_ROWS])
+        rest = np.arange(whole * PAGE_ROWS, n)
+        made._pages = np.append(np.arange(whole), made._pool.take(pages_for(n) - whole))
+        made._pool.write(located(made._pages, rest), numbers[rest])
+        return made
+
     def __len__(self) -> int:
         return self._n
 

@@ -29,6 +29,7 @@ from online.models.hashed import Hashed
 from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
+from online.models.personal import Personal
 from online.models.scalers import Standard
 from online.models.selfrate import Regression, SelfRateModel
 from online.models.structure import steps
@@ -61,6 +62,10 @@ def lower(model: Model, task: Task) -> EdgeModel:
         return _views(model, task)
     if isinstance(model, SelfRateModel):
         return _experts(model, task)
+    if isinstance(model, Personal):
+        names = ", ".join(sorted(model.ids))
+        problem = f"each {names} has numbers of its own, which a file would carry to everybody"
+        raise ExportRefused(f"entity: {names}", problem)
     network = sys.modules.get("online.models.network")
     if network is not None and isinstance(model, network.NetworkModel):
         from online.edge.networks import lower_network

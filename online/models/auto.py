@@ -399,11 +399,11 @@ class _Listed(SeveralViews):
 
 
 class _Binary(_Listed, Binary):
-    def _shares(self, row: Views) -> list[float]:
+    def _shares(self, row: Views, by: float = 0.0) -> list[float]:
         if row.bent is None and row.crossed is None:
             straight = self._experts.outputs(row.straight)
-            return [logistic(z) for z in straight] * len(VIEWS)
-        return super()._shares(row)
+            return [logistic(z + by) for z in straight] * len(VIEWS)
+        return super()._shares(row, by)
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""

@@ -45,7 +45,14 @@ class Words:
 
     Numbers stay under the names of their features, which the scaler keeps.  ``text``, ``bits`` and
     ``seed`` are those of :class:`Hashed`.
+
+    Attributes
+    ----------
+    ids
+        Features whose numbers stand for something: each is a name, as a text is.
     """
+
+    ids: frozenset[str] = frozenset()
 
     def __init__(self, text: Collection[str], bits: int, seed: int) -> None:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed

@@ -166,7 +166,9 @@ class SelfRateModel(Hashing):
         if before is not None:
             self._meet(before[0])
         row = self._read(features, learns=before is None)
-        total = self._step(row, label, weight, served, before)
+        self._check(self._step(row, label, weight, served, before))
+
+    def _check(self, total: float) -> None:
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -259,8 +261,8 @@ class Binary(SelfRateModel):
 
     _experts: OneOutput
 
-    def _answer(self, row: Any) -> Prediction:
-        shares = self._shares(row)
+    def _answer(self, row: Any, by: float = 0.0) -> Prediction:
+        shares = self._shares(row, by)
         return self._said(shares, self._mixture.of(shares))
 
     def _said(self, shares: Sequence[float], p: float) -> Prediction:
@@ -275,14 +277,20 @@ class Binary(SelfRateModel):
         """Let each expert learn the row by the slope at its output; finite if all of it is."""
         return self._experts.step(row, slopes)
 
-    def _shares(self, row: Any) -> list[float]:
+    def _shares(self, row: Any, by: float = 0.0) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [logistic(z) for z in self._outputs(row)]
+        return [logistic(z + by) for z in self._outputs(row)]
 
     def _step(
-        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+        self,
+        row: Any,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None,
+        by: float = 0.0,
     ) -> float:
-        shares, y = self._shares(row), float(label)
+        shares, y = self._shares(row, by), float(label)
         if _is_final(served):
             self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
         slopes = [(p - y) * weight for p in shares]

@@ -43,6 +43,7 @@ class Door:
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
         self._limits = limits
         self._numeric_only = numeric_only
+        self._keys = frozenset(settings.entity or ())
         self._task = settings.task
         self._unlabelled = settings.anomaly is not None
         self._rewards = None if settings.choose is None else settings.choose.reward_range
@@ -86,7 +87,7 @@ class Door:
                         "Scale it, or leave it out",
                     )
             else:
-                self._check_other(item, f"{field}.{name}")
+                self._check_other(item, f"{field}.{name}", key=name in self._keys)
             if len(name) > self._limits.text_bytes_max:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         if not recorded and (odd := self.odd_name(value)) is not None:
@@ -118,12 +119,12 @@ class Door:
         """Checked features of many rows."""
         return [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
 
-    def _check_other(self, item: Any, field: str) -> None:
+    def _check_other(self, item: Any, field: str, *, key: bool) -> None:
         if isinstance(item, int):  # bool too: river computes with it as 0 or 1
             if abs(item) > INTEGER_MAX:
                 raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
             return
-        if self._numeric_only:
+        if self._numeric_only and not key:
             hint = "Leave a missing value out" if item is None else "This model takes numbers only"
             raise invalid(field, f"a number is needed, got {_kind(item)}", hint)
         if isinstance(item, str):

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from online.settings.anomaly import Anomaly
 from online.settings.choose import Choose
+from online.settings.entity import Keys, check_entity
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
 
@@ -272,6 +273,11 @@ class ModelSettings(Tree):
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
     )
+    entity: Keys | None = Field(
+        None,
+        description="features that are keys, a user, say: each has an intercept of its own on top "
+        "of what all share (`user`, `[user, film]`), and weights on numbers (`{user: [price]}`)",
+    )
     confidence: float | None = Field(
         None,
         ge=0.5,
@@ -412,6 +418,9 @@ class ModelSettings(Tree):
 
     @model_validator(mode="after")
     def _slices_are_names(self) -> ModelSettings:
+        if self.entity is not None:
+            types = {n: x.type for n, x in (self.features or {}).items()}
+            check_entity(self.entity, self.purpose, types or None)
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")

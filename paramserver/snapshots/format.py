@@ -101,7 +101,7 @@ def encoded(state: SnapshotState) -> Pieces:
             log=state.log,
         )
     )
-    size, payload = write_arrays(arrays)
+    size, payload = write_arrays(arrays, FRAME_BYTES + len(manifest))
     return Pieces(_begin(SCHEMA, manifest, size), size, payload)
 
 
@@ -115,8 +115,10 @@ def _begin(schema: int, manifest: bytes, size: int) -> bytes:
     return _FRAME.pack(MAGIC, schema, len(manifest), size, sha256(manifest).digest()) + manifest
 
 
-def decode(data: bytes) -> SnapshotState:
+def decode(data: bytes | memoryview) -> SnapshotState:
     """The state in a file.
+
+    Of memory that can be written a large table's rows stay where they are: decode it once.
 
     Raises
     ------
@@ -163,18 +165,18 @@ def decode(data: bytes) -> SnapshotState:
     )
 
 
-def manifest_end(head: bytes) -> int:
+def manifest_end(head: bytes | memoryview) -> int:
     """How many bytes of the file hold frame and manifest, from its first ``FRAME_BYTES``."""
     return FRAME_BYTES + _read_frame(head)[1]
 
 
-def whole_size(head: bytes) -> int:
+def whole_size(head: bytes | memoryview) -> int:
     """Bytes of the whole file, from its first ``FRAME_BYTES``."""
     _, manifest_bytes, payload_bytes, _ = _read_frame(head)
     return FRAME_BYTES + manifest_bytes + payload_bytes + _DIGEST_BYTES
 
 
-def read_manifest(data: bytes) -> Manifest:
+def read_manifest(data: bytes | memoryview) -> Manifest:
     """The manifest, from (at least) the first :func:`manifest_end` bytes of a file."""
     schema, manifest_bytes, _, digest = _read_frame(data)
     raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
@@ -188,7 +190,7 @@ def read_manifest(data: bytes) -> Manifest:
         raise SnapshotCorrupt(f"its manifest can't be read: {error}") from error
 
 
-def _read_frame(data: bytes) -> tuple[int, int, int, bytes]:
+def _read_frame(data: bytes | memoryview) -> tuple[int, int, int, bytes]:
     if len(data) < FRAME_BYTES:
         raise SnapshotCorrupt(f"it ends after {len(data)} bytes, within its head")
     magic, schema, manifest_bytes, payload_bytes, digest = _FRAME.unpack_from(data)
@@ -260,7 +262,7 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
     if kind in algebra.ARRAYS:
         return _finite(arrays[prefix + "numbers"]).tobytes()
     if kind == algebra.ROWS:
-        return Rows(arrays[prefix + "ids"].astype(np.uint64), _finite(arrays[prefix + "rows"]))
+        return Rows.in_place(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
     keys = _keys_from_arrays(arrays, prefix)
     if kind == algebra.COUNT:
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))

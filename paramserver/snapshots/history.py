@@ -153,7 +153,7 @@ class SnapshotHistory:
         unread: OSError | None = None
         for name in ancestors(head, self._snapshots.names()):
             try:
-                data = self._snapshots.load(name)
+                data = self._snapshots.take(name)
                 state = snapshot_format.decode(data)
             except PlaceUnreachable:  # no reason to go back to an older one: ask again
                 raise
@@ -178,7 +178,7 @@ class SnapshotHistory:
 
     def load(self, name: str) -> SnapshotState:
         """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
-        return snapshot_format.decode(self._snapshots.load(name))
+        return snapshot_format.decode(self._snapshots.take(name))
 
     def index(self) -> None:
         """Read the manifests of the snapshots that are there (without their payloads).
@@ -254,7 +254,7 @@ class SnapshotHistory:
         self._snapshots.publish(name, data)
         self._note(name, data.begin, len(data))
 
-    def _note(self, name: str, begin: bytes, size: int) -> None:
+    def _note(self, name: str, begin: bytes | memoryview, size: int) -> None:
         self._manifests[name] = snapshot_format.read_manifest(begin)
         self._sizes[name] = size
         self.refused.pop(name, None)

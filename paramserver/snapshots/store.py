@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName, StartRefused
 from paramserver.snapshots.pieces import Pieces, pieces_of
@@ -58,6 +59,12 @@ class Disk:
         """The file's first ``limit`` bytes, or all; FileNotFoundError."""
         with path.open("rb") as file:
             return file.read(limit)
+
+    def take(self, path: Path) -> bytes | memoryview:
+        """The whole file, in memory that is the caller's to change; FileNotFoundError."""
+        with path.open("rb") as file:
+            held = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
+            return held[: file.readinto(held)]
 
     def write(self, path: Path, data: bytes | Pieces) -> None:
         """Create or replace a file; not durable before :meth:`fsync`."""
@@ -160,6 +167,13 @@ class DirectorySnapshots:
         """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing."""
         try:
             return self._disk.read(self._file(name), limit)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+
+    def take(self, name: str) -> bytes | memoryview:
+        """The whole snapshot, in memory that is the caller's to change; SnapshotMissing."""
+        try:
+            return self._disk.take(self._file(name))
         except FileNotFoundError as error:
             raise SnapshotMissing(name) from error
 

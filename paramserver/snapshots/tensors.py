@@ -58,16 +58,21 @@ class Stored:
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
-def write_arrays(arrays: Mapping[str, Stored]) -> tuple[int, Callable[[], Iterator[Piece]]]:
-    """How many bytes the file has, and what makes them.  The widest numbers come first."""
+def write_arrays(
+    arrays: Mapping[str, Stored], begin: int
+) -> tuple[int, Callable[[], Iterator[Piece]]]:
+    """How many bytes the file has, and what makes them, if they come after ``begin`` others.
+
+    The widest numbers come first, and all stand where a processor wants them.
+    """
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     described, end = {}, 0
     for name in names:
-        one, begin = arrays[name], end
+        one, start = arrays[name], end
         end += one.size
-        described[name] = _Tensor(_NAMES[one.dtype], list(one.shape), (begin, end))
+        described[name] = _Tensor(_NAMES[one.dtype], list(one.shape), (start, end))
     head = msgspec.json.encode(described)
-    head += b" " * (-len(head) % _ALIGNED)
+    head += b" " * (-(begin + _LENGTH.size + len(head)) % _ALIGNED)
     size = _LENGTH.size + len(head) + end
     return size, partial(_pieces, head, [arrays[name] for name in names])
 

@@ -314,13 +314,13 @@ def test_format_keeps_its_promises() -> None:
     )
 
 
-def _decode_unchecked(data: bytes) -> SnapshotState:
+def _decode_unchecked(data: bytes | memoryview) -> SnapshotState:
     """Mutant: believes any checksum of the whole (the head's is still compared)."""
-    body = data[:-32]
+    body = bytes(data[:-32])
     return snapshot_format.decode(body + sha256(body).digest())
 
 
-def _decode_any_length(data: bytes) -> SnapshotState:
+def _decode_any_length(data: bytes | memoryview) -> SnapshotState:
     """Mutant: reads as far as the head says, whatever follows."""
     return snapshot_format.decode(data[: snapshot_format.whole_size(data)])
 
@@ -350,7 +350,8 @@ def _encode_single(state: SnapshotState) -> bytes:
     ],
 )
 def test_checks_reject_a_format(
-    encode: Callable[[SnapshotState], bytes], decode: Callable[[bytes], SnapshotState]
+    encode: Callable[[SnapshotState], bytes],
+    decode: Callable[[bytes | memoryview], SnapshotState],
 ) -> None:
     with pytest.raises(AssertionError):
         checks.check_snapshot_format(encode, decode, STATE)

@@ -408,7 +408,9 @@ class _UsesDamaged(SnapshotHistory):
         with pytest.MonkeyPatch.context() as patch:
             decode = snapshot_format.decode
             patch.setattr(
-                snapshot_format, "decode", lambda d: decode(d[:-32] + sha256(d[:-32]).digest())
+                snapshot_format,
+                "decode",
+                lambda d: decode(bytes(d[:-32]) + sha256(d[:-32]).digest()),
             )
             return super().restore(head, model, spec)
 

@@ -207,6 +207,9 @@ class SnapshotDisk(Disk):
             raise FileNotFoundError(path)
         return self._disk.read(inode, 0, len(inode.content) if limit < 0 else limit)
 
+    def take(self, path: Path) -> memoryview:
+        return memoryview(bytearray(self.read(path)))
+
     def write(self, path: Path, data: bytes | Pieces) -> None:
         self._disk.between()
         inode = self._disk.create(str(path))

@@ -138,6 +138,26 @@ def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
     assert sorted([*pool._free, *rows._pages.tolist()]) == list(range(401))
 
 
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 100])
+def test_a_table_stays_where_it_was_read_if_it_can_be_written_there(n: int) -> None:
+    ids, numbers = np.arange(n, dtype=np.uint64), np.ones((n, 2), dtype=np.float32)
+    for given in (numbers.copy(), numbers.copy()[:, :]):
+        given.flags.writeable = given.base is None
+        rows = Rows.in_place(ids, given)
+        kept = rows.copy()
+        some = np.arange(0, n + 40, 3, dtype=np.uint64)
+        rows.put(some, np.zeros((len(some), 2), dtype=np.float32))
+        assert plain_of(kept) == {i: [1.0, 1.0] for i in range(n)}
+        assert plain_of(rows) == plain_of(kept) | {i: [0.0, 0.0] for i in some.tolist()}
+        assert not n or given.min() == 1.0, "a copy has the pages: they are left"
+    mine = numbers.copy()
+    rows = Rows.in_place(ids, mine)
+    rows.put(ids, np.zeros((n, 2), dtype=np.float32))
+    whole = n // PAGE_ROWS * PAGE_ROWS
+    assert not mine[:whole].any()
+    assert mine[whole:].all(), "the last ones, which are no page, have one of their own"
+
+
 def test_a_table_that_is_collected_while_pages_are_taken_stops_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -57,6 +57,7 @@ TABLES: Final = {
     "newcomer",
     "observed",
     "off-policy",
+    "offsets",
     "outliers",
     "prequential",
     "push",

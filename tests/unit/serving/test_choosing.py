@@ -15,6 +15,7 @@ from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import Rewards
 from online.rows.door import Door
 from online.serving.choosing import Choosing
+from replay import codec
 
 
 async def chooser(world: Any, name: str = "r", **choose: Any) -> Choosing:
@@ -65,11 +66,15 @@ def test_each_action_is_chosen_as_often_as_its_logged_probability_says(
 def test_another_replica_learns_what_was_chosen_and_chooses_nothing_again(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one, two = await chooser(world, "one"), await chooser(world, "two")
-        asked = ChooseRequest([Action("a"), Action("b")], {"x": 1.0})
+        asked, told = ChooseRequest([Action("a"), Action("b")], {"x": 1.0}), {}
         for i in range(30):
             answer = await one.choose(asked)
             _, receipt = await two.reward(RewardRequest(answer.id, float(i % 2)))
             assert receipt.status == "learned"  # type: ignore[union-attr]
+            told[receipt.event_id] = answer.action, answer.probability  # type: ignore[union-attr]
+        rows = two.serving.replica.store.journal.follow("m", 0, 100).rows
+        logged = {row.event_id: unpack(codec.decode(row.payload).choice or b"") for row in rows}
+        assert {k: (x.action, x.propensity) for k, x in logged.items()} == told
         replicas = one.serving.replica, two.serving.replica
         await worlds.until(lambda: all(r.learner.tally.digest[0] == 30 for r in replicas))
         assert [r.counts["choices"] for r in replicas] == [30, 0]
