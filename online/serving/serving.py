@@ -89,6 +89,11 @@ class Serving:
         """The maker of the ids of answers."""
         return self._reader.issued
 
+    @property
+    def reader(self) -> Events:
+        """Reads events as rows to append."""
+        return self._reader
+
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of the predictions of an own id that events of the source may be about."""
         return self._reader.keys_of(own, source)
