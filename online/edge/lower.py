@@ -21,7 +21,7 @@ from online.edge.errors import ExportRefused
 from online.edge.fronts import Front, front_of
 from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.trees import lower_forest
-from online.models.auto import SeveralViews, tent_keys
+from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.experts import EXPERTS
 from online.models.ftrl import FtrlModel
@@ -34,6 +34,7 @@ from online.models.rewards import RewardModel
 from online.models.scalers import Standard
 from online.models.selfrate import Regression, SelfRateModel
 from online.models.structure import steps
+from online.models.tents import tent_keys
 from replay.example import Label
 
 _BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
