@@ -48,7 +48,7 @@ def test_each_action_is_chosen_as_often_as_its_logged_probability_says(
             answer = await choosing.choose(asked)
             if i < 60:  # some are learned, so that not all are worth the same
                 reward = float(answer.action == "b")
-                await choosing.reward(RewardRequest(answer.id, reward))
+                await choosing.rewards.take(RewardRequest(answer.id, reward))
             choice = logged(choosing, answer.id)
             assert choice.propensity == answer.probability
             shares = dict(zip("abcd", choice.probabilities, strict=True))
@@ -69,7 +69,7 @@ def test_another_replica_learns_what_was_chosen_and_chooses_nothing_again(tmp_pa
         asked, told = ChooseRequest([Action("a"), Action("b")], {"x": 1.0}), {}
         for i in range(30):
             answer = await one.choose(asked)
-            _, receipt = await two.reward(RewardRequest(answer.id, float(i % 2)))
+            _, receipt = await two.rewards.take(RewardRequest(answer.id, float(i % 2)))
             assert receipt.status == "learned"  # type: ignore[union-attr]
             told[receipt.event_id] = answer.action, answer.probability  # type: ignore[union-attr]
         rows = two.serving.replica.store.journal.follow("m", 0, 100).rows
@@ -90,7 +90,7 @@ def test_numbers_far_beyond_all_before_are_bounded_in_questions_too(tmp_path: Pa
         for i in range(120):
             x = float(i % 5)
             answer = await choosing.choose(ChooseRequest([Action("a", {"y": x})], {"x": x}))
-            await choosing.reward(RewardRequest(answer.id, 0.5))
+            await choosing.rewards.take(RewardRequest(answer.id, 0.5))
         near = await choosing.choose(ChooseRequest([Action("a", {"y": 4.0})], {"x": 4.0}))
         far = await choosing.choose(ChooseRequest([Action("a", {"y": 1e90})], {"x": -1e90}))
         assert 0.0 <= far.ranking[0].expected <= 1.0
