@@ -243,6 +243,28 @@ def defaults(
 
 
 @app.command()
+def asleep(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of `defaults`; may be given again")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="of each stream", min=10)] = 4_000,
+    pairs: Annotated[int, typer.Option(help="of turns, one of each model", min=1)] = 11,
+    as_json: AsJson = False,
+) -> None:
+    """Rows a second of `auto` beside `linear` while its views sleep, by processor time.
+
+    Exits 1 if it is less than .95 of them.  Example: python -m benchmarks asleep --stream elec2
+    """
+    from benchmarks import asleep as bench
+    from online.settings.config import data_dir
+
+    names = stream or ["elec2", "insects", "acs", "demand"]
+    found = bench.run(data_dir() or Path(), streams=names, rows=rows, pairs=pairs)
+    show("auto asleep beside linear", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
 def comparison(
     pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
     rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,

@@ -235,7 +235,8 @@ STATUSES: Final[Mapping[str, str]] = {
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",
-    "waiting": "the label is kept until its prediction has been recorded",
+    "waiting": "the label is kept until its prediction has been recorded, a reward until its "
+    "choice's wait ends",
     "duplicate": "recorded before with the same label: see first_outcome",
     "conflict": "recorded before with another label, which stands",
     "expired": "older than its id is known for",

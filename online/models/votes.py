@@ -20,6 +20,18 @@ FADE: Final = 0.995
 _LOSSES: Final = "losses"
 
 
+class Noted:
+    """Notes have what so many experts answered: here is their form by its size in bytes.
+
+    Half floats are exact enough to judge probabilities by.
+    """
+
+    def __init__(self, *experts: int) -> None:
+        self.experts = experts
+        self.halves = {2 * n: f"<{n}e" for n in experts}
+        self.doubles = {8 * n: f"<{n}d" for n in experts}
+
+
 class Mixture:
     """How the experts did of late, and what follows for their answers.
 
@@ -33,10 +45,7 @@ class Mixture:
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer."""
-        least, sharp = min(self.losses), self._sharp
-        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
-        total = sum(votes)
-        return [vote / total for vote in votes]
+        return shares_of(self.losses, self._sharp)
 
     def of(self, answers: Sequence[float]) -> float:
         """The experts' answers mixed."""
@@ -49,9 +58,19 @@ class Mixture:
         self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
         self._judged = True
 
-    def take(self, losses: list[float]) -> None:
-        """Labels came after which the experts' losses are these."""
-        self.losses, self._judged = losses, True
+    def apart(self) -> Mixture:
+        """A copy, to be judged by labels that may not count."""
+        made = Mixture(0, self._sharp)
+        made.losses = self.losses
+        return made
+
+    def heard_as(self, other: Mixture) -> bool:
+        """Whether the same experts have votes there."""
+        return True
+
+    def take(self, other: Mixture) -> None:
+        """Labels came after which all is as in the other one."""
+        self.losses, self._judged = other.losses, True
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -64,6 +83,14 @@ class Mixture:
         """Take new values, unless labels were judged since the cut."""
         if not self._judged and (block := values.get(_LOSSES)) is not None:
             self.losses = array_of(block.data).tolist()
+
+
+def shares_of(losses: Sequence[float], sharp: float) -> list[float]:
+    """Return votes of experts with these losses; they sum to 1."""
+    least = min(losses)
+    votes = [math.exp(sharp * (least - loss)) for loss in losses]
+    total = sum(votes)
+    return [vote / total for vote in votes]
 
 
 def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:

@@ -37,7 +37,7 @@ from online.serving.together import Together
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
-from replay.example import Features, label_of
+from replay.example import Features
 
 HTTP = {
     "learned": 200,
@@ -88,6 +88,11 @@ class Serving:
     def issued(self) -> Issued:
         """The maker of the ids of answers."""
         return self._reader.issued
+
+    @property
+    def reader(self) -> Events:
+        """Reads events as rows to append."""
+        return self._reader
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of the predictions of an own id that events of the source may be about."""
@@ -218,9 +223,12 @@ class Serving:
         if isinstance(answer.label, float) and answer.probabilities is None:
             ends = sure.interval(stamp, answer.label)
             return msgspec.UNSET, None if ends is None else list(ends)
-        texts = sure.labels(stamp, self.replica.learner.score(answer))
-        labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
-        return labels, msgspec.UNSET
+        shares = answer.probabilities
+        if shares is None and answer.label is not None:
+            shares = {answer.label: 1.0}
+        labels = sure.labels(stamp, shares)
+        show = self._door.show
+        return None if labels is None else [show(label) for label in labels], msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
         """Declared names that a row does not have, and its names of which nothing is known here.

@@ -22,6 +22,7 @@ ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
     "bandit-worlds",
+    "asleep",
     "bandits",
     "buffers",
     "challenger",

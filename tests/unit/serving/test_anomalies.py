@@ -66,6 +66,17 @@ def test_an_answer_has_a_score_and_says_whether_it_is_above(service: Embedded) -
     assert 0.0 <= usual["score"] < 0.5 < odd["score"] <= 1.0
     assert (usual["prediction"], odd["prediction"]) == (False, True)
     assert "probabilities" not in odd, "a score is none"
+    inputs = [{"name": x, "shape": [1], "datatype": "FP64", "data": [9.0]} for x in "abc"]
+    answer = httpx.post(
+        f"{service.url}/v2/models/pumps/infer", json={"inputs": inputs}, timeout=60
+    ).json()
+    outputs = {one["name"]: one["data"] for one in answer["outputs"]}
+    assert (outputs["prediction"], outputs["score"]) == ([True], [odd["score"]])
+    known = {
+        one["name"]
+        for one in httpx.get(f"{service.url}/v2/models/pumps", timeout=60).json()["outputs"]
+    }
+    assert set(outputs) <= known
     many = post(service, "predict", {"instances": rows}).json()["predictions"]
     assert [row["score"] for row in many] == [usual["score"], odd["score"]]
 
