@@ -22,7 +22,6 @@ from typing import Any
 from sim_mutant import Mutant
 from sim_world import Faulty
 
-_JOURNAL = "replay.journal.sqlite"
 _APPEND = "replay.journal.sqliteappend"
 _SCHEMA = "replay.journal.sqliteschema"
 _WRITER = "online.replica.writer"
@@ -47,6 +46,7 @@ _RELEARNING = "online.rebuild.relearn"
 _SHORTFALL = "paramserver.shortfall"
 _ACCEPTANCE = "online.rebuild.acceptance"
 
+_BY_TURNS = ("online.replica.queue", "in range(_TURNS)", "in range(0)")
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
 _LOST = ("lost = self._broken()\n", "lost: Collection[int] = []\n")
@@ -292,7 +292,7 @@ MUTANTS: dict[str, Mutant] = {
             rows_max=6,
             updates=3,
         ),
-        within=60,
+        within=73,
     ),
     "the server takes a gap from another epoch": Mutant(
         (
@@ -359,7 +359,7 @@ MUTANTS: dict[str, Mutant] = {
     "the head is moved by whoever wants to": Mutant(
         (
             (
-                _JOURNAL,
+                "replay.journal.sqlite",
                 "change = _check_epoch(db, model, spec, epoch)[spec][1]",
                 "head, change = _heads(db, model)[spec]; epoch = head.epoch",
             ),
@@ -459,7 +459,7 @@ MUTANTS: dict[str, Mutant] = {
         begin=19,
     ),
     "what a peer does not tell of begins at its first row": Mutant(
-        ((_DELTAS, "(partition in clock or not from_peer)", "True"),),
+        ((_DELTAS, "(partition in clock or not from_peer)", "True"), _BY_TURNS),
         climate={"peers": True},
         within=326,
         begin=325,
