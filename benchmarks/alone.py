@@ -243,6 +243,28 @@ def defaults(
 
 
 @app.command()
+def asleep(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of `defaults`; may be given again")
+    ] = None,
+    rows: Annotated[int, typer.Option(help="of each stream", min=10)] = 4_000,
+    pairs: Annotated[int, typer.Option(help="of turns, one of each model", min=1)] = 11,
+    as_json: AsJson = False,
+) -> None:
+    """Rows a second of `auto` beside `linear` while its views sleep, by processor time.
+
+    Exits 1 if it is less than .95 of them.  Example: python -m benchmarks asleep --stream elec2
+    """
+    from benchmarks import asleep as bench
+    from online.settings.config import data_dir
+
+    names = stream or ["elec2", "insects", "acs", "demand"]
+    found = bench.run(data_dir() or Path(), streams=names, rows=rows, pairs=pairs)
+    show("auto asleep beside linear", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
 def comparison(
     pairs: Annotated[int, typer.Option(help="of models, of each kind", min=1)] = 200,
     rows: Annotated[int, typer.Option(help="that each pair is compared on", min=100)] = 5_000,
@@ -366,6 +388,35 @@ def factors(
 
 
 @app.command()
+def offsets(
+    part: Annotated[
+        list[str] | None, typer.Option(help="films, others or costs; may be given again")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Offsets by key beside the model that all share, keys as categories, `fm` and river's.
+
+    Films and questions need ONLINE_DATA_DIR.  Example: python -m benchmarks offsets --part costs
+    """
+    from benchmarks import offsets as bench
+    from online.settings.config import data_dir
+
+    data, told = data_dir(), partial(print, file=sys.stderr)
+    for name in part or ["films", "others", "costs"]:
+        if name == "costs":
+            show("what many keys cost", bench.costs(), as_json=as_json)
+        elif name == "others":
+            show("offsets by key", bench.others(data, rows, told), as_json=as_json)
+        elif name != "films":
+            raise typer.BadParameter(f"{name}: known are films, others, costs")
+        elif data is None:
+            raise typer.BadParameter("set ONLINE_DATA_DIR: the ratings are read from there")
+        else:
+            show("stars of films", bench.films(data, rows, told), as_json=as_json)
+
+
+@app.command()
 def tables(
     ids: Annotated[int, typer.Option(help="ids of the table", min=1_000)] = 10_000_000,
     width: Annotated[int, typer.Option(help="numbers of a row", min=1)] = 16,
@@ -379,7 +430,9 @@ def tables(
 
     show(f"tables of {ids:,} ids", bench.run(ids, width), as_json=as_json)
     show("snapshots of the first", bench.run_snapshots(ids, width), as_json=as_json)
-    show("an event of 30 features, pushed", bench.pushed(), as_json=as_json)
+    found = [line for words in (500, 1_000_000) for line in bench.events(words, 50)]
+    show("events of 30 features, 64 a push", found, as_json=as_json)
+    show("one of them alone, pushed", bench.one_event(), as_json=as_json)
 
 
 @app.command()
@@ -402,3 +455,40 @@ def edge(as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps(tables))
     raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def conversions(
+    stream: Annotated[list[str] | None, typer.Option(help="a stream; may be given again")] = None,
+    learner: Annotated[
+        list[str] | None, typer.Option(help="a built-in; may be given again")
+    ] = None,
+    share: Annotated[float, typer.Option(help="of positives; 0: as the stream has them")] = 0.05,
+    seed: Annotated[int, typer.Option(help="of the delays, and of which positives stay")] = 1,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Labels that come late and only if they are positive, beside fake negatives weighted.
+
+    Exits 1 if `logreg` closes less than half of the gap to an oracle.  Needs the data sets in
+    ONLINE_DATA_DIR.  Example: python -m benchmarks conversions --stream elec2 --learner logreg
+    """
+    from benchmarks import conversions as bench
+    from online.settings.config import data_dir
+
+    found = [
+        line
+        for name in stream or bench.STREAMS
+        for law in bench.LAWS
+        for line in bench.run(
+            name,
+            data_dir(),
+            law,
+            learner or bench.LEARNERS,
+            rows_max=rows or bench.ROWS,
+            share=share or None,
+            seed=seed,
+        )
+    ]
+    show("log loss while positive labels come late", found, as_json=as_json)
+    raise typer.Exit(0 if bench.kept(found) else 1)

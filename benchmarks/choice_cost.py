@@ -47,8 +47,9 @@ class Cost:
     good: bool
 
 
-ASKED: Final = (
+ASKED: Final = (  # "predict" is of `linear`, "predict one action" of the model that chooses
     ("choose", "predict", 0.25),
+    ("choose", "predict one action", 0.0),
     ("reward", "feedback", 1.0),
     ("committed choose", "feedback", 0.8),
 )
@@ -65,6 +66,7 @@ class Caller:
         self.kinds: dict[str, Callable[[], None]] = {
             "predict": self._predict,
             "choose": self._choose,
+            "predict one action": self._predict_one,
             "committed choose": self._commit,
             "feedback": self._feedback,
             "reward": self._reward,
@@ -91,6 +93,10 @@ class Caller:
         self._predicted.append(
             self._post("number", "predict", {"features": self._numbers(FEATURES)})
         )
+
+    def _predict_one(self) -> None:
+        row = self._numbers(_CONTEXT) | {f"@{k}": v for k, v in self._numbers(FEATURES).items()}
+        self._post("shop", "predict", {"features": {**row, "@": "a1"}})
 
     def _choose(self) -> None:
         self._chosen.append(self._post("shop", "choose", self._question()))
@@ -134,7 +140,7 @@ def run(turns: int = 9, requests: int = 640, callers: int = 16) -> list[Cost]:
 
 def _later(kinds: list[str]) -> list[str]:
     """Return them in the other order; ids are there before they are rewarded."""
-    return [kinds[i] for i in (2, 1, 0, 4, 3)]
+    return [kinds[i] for i in (3, 2, 1, 0, 5, 4)]
 
 
 def _costs(spent: dict[str, list[float]], requests: int) -> Iterator[Cost]:

@@ -16,6 +16,7 @@ from benchmarks.alone import (
     buffers,
     comparison,
     confidence,
+    conversions,
     detectors,
     edge,
     forgetting,
@@ -365,7 +366,8 @@ def everything() -> None:
     bandit_worlds(rows=None)
     found = [_passes(command) for command in (*services, *others)]
     found.append(_passes(lambda: hostile_http(rows=None, seeds=5, first=0, kind=None, replicas=2)))
-    found.append(_passes(lambda: off_policy(rows=None)))
+    found.append(_passes(lambda: off_policy(rows=None, peer=None)))
+    found.append(_passes(lambda: conversions(share=0.05, seed=1, rows=None)))
     found += [_passes(lambda: choice_cost()), _passes(lambda: propensities(1_000_000))]
     found.append(_passes(lambda: choices_killed(200, 0)))
     poisoned_rewards(16, 1, "default", None)

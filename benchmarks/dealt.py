@@ -8,6 +8,8 @@ own: far more in a turn than a service that exchanges every 20 ms has.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,11 +33,17 @@ _ROWS_MAX: Final = 1024
 
 class _Replica:
     def __init__(
-        self, settings: ModelSettings, partition: int, server: Server, *, vouched: bool
+        self,
+        settings: ModelSettings,
+        partition: int,
+        server: Server,
+        build: Callable[[], Any],
+        *,
+        vouched: bool,
     ) -> None:
         self._task, self._partition, self._server = settings.task, partition, server
         self.learner = Learner(
-            lambda: _model(settings), task=settings.task, spec=_SPEC,
+            build, task=settings.task, spec=_SPEC,
             retain_bytes=1 << 30, rows_max=_ROWS_MAX, compensates=True,
         )  # fmt: skip
         self.filters = filtering_for(
@@ -78,16 +86,29 @@ class _Replica:
 class Dealt:
     """Replicas that take turns.
 
+    Parameters
+    ----------
+    build
+        Makes the model; None: the learner of the settings alone.
+
     Attributes
     ----------
     counts
         Rows by verdict.
     """
 
-    def __init__(self, settings: ModelSettings, replicas: int = 2, *, vouched: bool = True) -> None:
+    def __init__(
+        self,
+        settings: ModelSettings,
+        replicas: int = 2,
+        *,
+        vouched: bool = True,
+        build: Callable[[], Any] | None = None,
+    ) -> None:
+        make = build or partial(_model, settings)
         server = Server(settings.name, _SPEC, "", "compensated", 1)
         self.replicas = [
-            _Replica(settings, i + 1, server, vouched=vouched) for i in range(replicas)
+            _Replica(settings, i + 1, server, make, vouched=vouched) for i in range(replicas)
         ]
         self.counts = Counter[str]()
         self.n = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,15 +79,18 @@ def bandit_worlds(
 def off_policy(
     logs: Annotated[int, typer.Option(help="logs with known truth", min=1)] = 200,
     rows: Rows = None,
+    peer: Annotated[Path | None, typer.Option(help="a folder with obp")] = None,
     as_json: AsJson = False,
 ) -> None:
     """How often the interval of a policy's value ever misses, and how far each estimate is off.
 
-    Exit code 1 if more than one in twenty does.  Example: python -m benchmarks off-policy
+    With ``--peer`` beside those of obp (pip install --ignore-requires-python --no-deps -t FOLDER
+    obp==0.5.7).  Exit code 1 if more than one in twenty does.  Example: python -m benchmarks
+    off-policy
     """
     from benchmarks.studies import offpolicy as bench
 
-    found = bench.run(range(1, logs + 1), rows or 2000)
+    found = bench.run(range(1, logs + 1), rows or 2000, peer)
     show("off-policy", found, as_json=as_json)
     raise typer.Exit(0 if all(line.good for line in found) else 1)
 

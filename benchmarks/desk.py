@@ -19,14 +19,14 @@ from online.errors import RequestError
 from online.learning.merged import Learner
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models.load import load
+from online.models.from_settings import load_model
 from online.replica import surroundings
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Who
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.serving.serving import Serving
-from online.settings.config import Limits
+from online.settings.config import Limits, Settings
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.trust.filtering import filtering_for
@@ -129,10 +129,7 @@ async def inside(
 async def _replica(
     name: str, settings: ModelSettings, journal: SqliteJournal, server: ParameterServer
 ) -> ModelReplica:
-    loaded = load(
-        settings.learner, settings.params, task=settings.task, classes=None, key=bytes(32),
-        base_dir=Path(),
-    )  # fmt: skip
+    loaded = load_model(settings, Settings(models=(settings,)), bytes(32))
     learner = Learner(
         loaded.build, task=settings.task, spec=_SPEC, retain_bytes=1 << 24, rows_max=1024,
         compensates=True,

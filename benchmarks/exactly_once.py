@@ -86,6 +86,8 @@ CLOSED: Final = "(closed)"
 class Client(threading.Thread):
     """Sends events one after the other until told to stop; repeats until each is answered."""
 
+    _gives_up = 0.2  # of those that are not answered when it is told to stop
+
     def __init__(
         self,
         number: int,
@@ -132,6 +134,10 @@ class Client(threading.Thread):
         }
         with self._sent.lock:
             self._sent.unanswered.add(event)
+        self._post(event, body)
+
+    def _post(self, event: str, body: Mapping[str, Any], *, last: bool = True) -> None:
+        """Send a body until it is answered; the ``last`` one of an event acknowledges it."""
         give_up = time.monotonic() + 120
         while time.monotonic() < give_up:
             client = Connection(self._url(), self._timeout_s, self._token)
@@ -146,8 +152,9 @@ class Client(threading.Thread):
                 client.close()
             if code == 200:
                 with self._sent.lock:
-                    self._sent.acknowledged.add(event)
-                    self._sent.unanswered.discard(event)
+                    if last:
+                        self._sent.acknowledged.add(event)
+                        self._sent.unanswered.discard(event)
                     self._sent.statuses[answer["status"]] += 1
                 return
             self.failed += 1
@@ -157,15 +164,59 @@ class Client(threading.Thread):
                 if why == "journal_held":
                     print(error["message"], flush=True)
                 self._sent.statuses[f"retried after {code or 'no answer'} {why}".strip()] += 1
-            if self._stop_event.is_set() and self._rng.random() < 0.2:
+            if last and self._stop_event.is_set() and self._rng.random() < self._gives_up:
                 return  # this one stays unanswered
             time.sleep(0.05)
 
 
-def settings_of(port: int, journal: str = "sqlite", *, embedded: bool = False) -> dict[str, Any]:
+class ChangingClient(Client):
+    """Sends a provisional label of each event, and the final one some events, and kills, later.
+
+    A weight counts 1 if the final lesson alone is in it, whatever the order: of a model that goes
+    half of the way to a label, 5 if the provisional one stays, 3.5 if the final one is learned
+    beside it or the first one twice, and less than 1 if it is taken back twice.
+    """
+
+    _gives_up = 0.0
+    _behind: Final = 8
+
+    def run(self) -> None:
+        """Send events until told to stop; then the final labels that are left."""
+        i, open_ = 0, list[str]()
+        while open_ or not self._stop_event.is_set():
+            if not self._stop_event.is_set():
+                event = f"c{self._number}-{i}"
+                i += 1
+                self._label(event, 5.0, provisional=True)
+                open_.append(event)
+                if len(open_) <= self._behind:
+                    continue
+            event = open_.pop(0)
+            self._label(event, 1.0)
+            if self._rng.random() < 0.2:  # clients that do not trust the answer
+                self._label(event, self._rng.choice((1.0, 5.0)), provisional=True)
+                self._label(event, 1.0)
+
+    def _label(self, event: str, times: float, *, provisional: bool = False) -> None:
+        body = {
+            "features": {event: 1.0},
+            "label": 2.0 * STEP * times,
+            "event_id": event,
+            "source": "bench",
+            **({"provisional": True} if provisional else {}),
+        }
+        with self._sent.lock:
+            if event not in self._sent.acknowledged:
+                self._sent.unanswered.add(event)
+        self._post(event, body, last=not provisional)
+
+
+def settings_of(
+    port: int, journal: str = "sqlite", *, embedded: bool = False, changing: bool = False
+) -> dict[str, Any]:
     """Two replicas of the counting model, exact sums, frequent snapshots.
 
-    ``embedded``: one in the process of everything.
+    ``embedded``: one in the process of everything.  ``changing``: of a model that takes back.
     """
     return {
         "port": port,
@@ -176,7 +227,7 @@ def settings_of(port: int, journal: str = "sqlite", *, embedded: bool = False) -
             {
                 "name": "counting",
                 "task": "regression",
-                "learner": "benchmarks.learners:counting",
+                "learner": f"benchmarks.learners:{'halving' if changing else 'counting'}",
                 "sync": {"merge": "sum"},
                 "snapshots": {"interval_s": 1, "keep": 4},
             }
@@ -250,11 +301,13 @@ def run(
     clients: int = 12,
     environment: Mapping[str, str] | None = None,
     embedded: bool = False,
+    changing: bool = False,
     progress: Callable[[str], None] = print,
 ) -> Result:
     """A campaign of ``rounds`` kills, every fourth of every process at once.
 
-    ``embedded``: of a service that is one process, so each kill is of all.
+    ``embedded``: of a service that is one process, so each kill is of all.  ``changing``: with a
+    provisional label of each event first.
     """
     rng = random.Random(seed)
     begun = time.monotonic()
@@ -264,11 +317,13 @@ def run(
     ):
         folder = Path(name)
         place = store.url if store else journal
-        path = write_settings(folder, settings_of(free_port(), place, embedded=embedded))
+        given = settings_of(free_port(), place, embedded=embedded, changing=changing)
+        path = write_settings(folder, given)
         site = Site(folder, store, environment)
         sent, stop = Sent(), threading.Event()
+        kind = ChangingClient if changing else Client
         threads = [
-            Client(i, lambda: site.running.url, sent, stop, seed * 1000 + i) for i in range(clients)
+            kind(i, lambda: site.running.url, sent, stop, seed * 1000 + i) for i in range(clients)
         ]
         for thread in threads:
             thread.start()

@@ -37,6 +37,7 @@ SEEDS: Final = (0, 1, 2)
 LIKED: Final = 4.0
 _SHARE_MIN: Final = 1e-6
 _FACTORS: Final = 8
+_CUT_ROWS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,26 @@ class Ours:
         self._model.learn(row_of(rating, genres=self._genres), bool(y) if self._binary else y, 1.0)
 
 
+class Sent(Ours):
+    """A model whose changes are cut off as often as a service would, at most."""
+
+    _n = 0
+
+    def learn(self, rating: Rating, y: float) -> None:
+        """Learn the row at hand."""
+        super().learn(rating, y)
+        self._n += 1
+        if self._n % _CUT_ROWS == 0:
+            self._model.cut()
+
+
 class Several:
     """Four replicas of a built-in, each answering every fourth row before it exchanges."""
 
-    def __init__(self, name: str, task: Task) -> None:
+    def __init__(self, name: str, task: Task, **more: Any) -> None:
+        params = {"text": ["genres"], **more}
         settings = ModelSettings(
-            name="stars", task=task, learner=name, params={"text": ["genres"]}, filters="none"
+            name="stars", task=task, learner=name, params=params, filters="none"
         )
         self._dealt, self._binary = Dealt(settings, 4), task == "binary"
 
@@ -201,6 +216,10 @@ def _fm(seed: int, task: Task, *, genres: bool = True, **changes: Any) -> Ours:
     return Ours(recipe.model_for(task), task, genres=genres)
 
 
+def _table(task: Task) -> Sent:
+    return Sent(Fm(text=("genres",), table=True).model_for(task), task)
+
+
 def _river(kind: str, rate: float, task: Task) -> Machine:
     name = f"{kind}Classifier" if task == "binary" else f"{kind}Regressor"
     sgd = {"weight_optimizer": optim.SGD(rate), "latent_optimizer": optim.SGD(rate)}
@@ -222,6 +241,8 @@ LEARNERS: Final[Mapping[str, Mapping[str, Make]]] = {
     "ftrl": {"": partial(_built_in, "ftrl")},
     "fm": _each(SEEDS, _fm),
     "fm, 4 replicas": {"": partial(Several, "fm")},
+    "fm, a table": {"0": _table},
+    "fm, a table, 4 replicas": {"": partial(Several, "fm", table=True)},
     "fm without pairs": {"": partial(_fm, 0, start=0.0)},
     "fm, user and film only": _each(SEEDS, partial(_fm, genres=False)),
     "fm, k = 4": _each(SEEDS[:1], partial(_fm, k=4)),
@@ -236,11 +257,12 @@ def run(
     rows: Sequence[Rating],
     names: Sequence[str] = tuple(LEARNERS),
     progress: Callable[[str], None] = lambda text: None,
+    learners: Mapping[str, Mapping[str, Make]] = LEARNERS,
 ) -> list[Line]:
     """Each learner in both tasks, with each of its settings."""
     lines = []
     for name in names:
-        for setting, make in LEARNERS[name].items():
+        for setting, make in learners[name].items():
             progress(f"{name} {setting}")
             stars = np.array([rating.stars for rating in rows])
             liked = (stars >= LIKED).astype(np.float64)

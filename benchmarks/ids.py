@@ -11,11 +11,13 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -26,7 +28,8 @@ import numpy.typing as npt
 from online.models.fm import Fm
 from paramserver.blocks import ROWS, Block, to_wire
 from paramserver.rows import Rows
-from paramserver.snapshots.format import decode, encode
+from paramserver.snapshots.format import decode, encoded
+from paramserver.snapshots.store import Disk
 from paramserver.state import SnapshotState
 
 IDS: Final = 10_000_000
@@ -69,8 +72,20 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Event:
+    """An event of thirty features in ``fm``: microseconds of the processor, bytes of its push."""
+
+    what: str
+    words: int
+    learned_us: float
+    predicted_us: float
+    cut_us: float
+    bytes: float
+
+
+@dataclass(frozen=True, slots=True)
 class Pushed:
-    """Bytes that an event of thirty features is, as it is pushed."""
+    """Bytes of the push of one event alone."""
 
     what: str
     bytes: int
@@ -229,10 +244,10 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
 
     def save() -> None:
         state = SnapshotState("m", "s", "", (1, 1), {"table": Block(ROWS, rows)}, {1: 1})
-        file.write_bytes(encode(state))
+        Disk().write(file, encoded(state))
 
     def restore() -> None:
-        decode(file.read_bytes()).values["table"].data.get(every[:BATCH])
+        decode(Disk().take(file)).values["table"].data.get(every[:BATCH])
 
     def share() -> None:
         kept.append(rows.copy())
@@ -257,9 +272,38 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
     return lines
 
 
-def pushed(features: int = EVENT, k: int = 8) -> list[Pushed]:
-    """One event of so many features, as ``fm`` pushes it with a table and with names."""
-    text, out = " ".join(f"word{i}" for i in range(features - 1)), []
+def events(words: int, n: int, k: int = 8) -> list[Event]:
+    """Rows of so many different words, learned with a table and with names, turn by turn."""
+    draw, models = random.Random(1), {"a table": True, "names": False}
+    made = {w: Fm(k, text=("text",), table=t).model_for("binary") for w, t in models.items()}
+    spent = {what: [0.0, 0.0, 0.0] for what in made}
+    sizes = dict.fromkeys(made, 0)
+    for _ in range(n):
+        some = [" ".join(f"w{draw.randrange(words)}" for _ in range(EVENT - 1)) for _ in range(64)]
+        for what, model in made.items():
+            marks = [time.process_time()]
+            for text in some:
+                model.learn({"text": text}, len(text) % 2 == 0, 1.0)
+            marks.append(time.process_time())
+            for text in some:
+                model.predict({"text": text})
+            marks.append(time.process_time())
+            delta = model.cut()
+            marks.append(time.process_time())
+            spent[what] = [
+                x + b - a for x, (a, b) in zip(spent[what], pairwise(marks), strict=True)
+            ]
+            sizes[what] += len(msgspec.msgpack.encode(to_wire(delta)))
+    each, out = 64 * n / 1e6, []
+    for what, (learned, predicted, cut) in spent.items():
+        size = sizes[what] / n / 64
+        out.append(Event(what, words, learned / each, predicted / each, cut / each, size))
+    return out
+
+
+def one_event(k: int = 8) -> list[Pushed]:
+    """One event pushed alone, with a table and with names."""
+    text, out = " ".join(f"word{i}" for i in range(EVENT - 1)), []
     for what, table in (("a table", True), ("names", False)):
         model = Fm(k, text=("text",), table=table).model_for("binary")
         model.learn({"text": text}, True, 1.0)

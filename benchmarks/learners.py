@@ -21,6 +21,13 @@ COUNT_LABEL = 1e9
 """The label of every event of :func:`counting`: no prediction ever reaches it."""
 
 
+def halving() -> Any:
+    """A linear model that goes half of the way to a label: exactly, of one row a feature."""
+    return linear_model.LinearRegression(
+        optimizer=optim.SGD(0.25), intercept_lr=0.0, loss=optim.losses.Squared()
+    )
+
+
 def counting() -> Any:
     """A linear model whose weights count events exactly.
 

@@ -1,4 +1,4 @@
-"""A service that is looked at uses more CPU time a request: measured with it and without, in pairs.
+"""A service that is looked at, or asked for more, uses more CPU time a request: measured in pairs.
 
 Two services of one process each run side by side, one as it comes, one that is traced, and are
 asked in turn; pages are opened and closed on one service, which is left alone meanwhile.  What the
@@ -19,7 +19,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from random import Random
@@ -33,6 +34,7 @@ from online.client.connection import Connection
 from online.load.own_service import start, stop, write_settings
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
+_LINEAR: Final = {"learner": "linear"}
 _FEATURES: Final = 20
 _LOOK_S: Final = 0.05
 _HALF_S: Final = 4.0
@@ -55,6 +57,10 @@ class Subject:
         The relative cost that was asked for.
     pages
         Open pages of the service, each told of changes by a stream.
+    model
+        Settings of the model of both.
+    more, asked
+        Further ones, and fields of each request, of the one that does more.
     """
 
     what: str
@@ -62,6 +68,9 @@ class Subject:
     action: str
     most: float
     pages: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +99,8 @@ SUBJECTS: Final = (
     Subject("traces, 1 % sampled", {"endpoint": "{collector}", "sample": 0.01}, "feedback", 0.03),
     Subject("nothing: the control", {}, "feedback", math.inf),
     Subject("20 open pages", {}, "a busy second", 0.02, pages=20),
+    Subject("explain, linear", {}, "predict", 1 / 0.7 - 1, model=_LINEAR, asked={"explain": True}),
+    Subject("confidence, linear", {}, "predict", 0.05, model=_LINEAR, more={"confidence": 0.9}),
 )
 
 
@@ -159,8 +170,8 @@ class Pages:
 class Side:
     """One service, asked over one connection."""
 
-    def __init__(self, url: str, pid: int, seed: int) -> None:
-        self.url = url
+    def __init__(self, url: str, pid: int, seed: int, asked: dict[str, Any]) -> None:
+        self.url, self._asked = url, asked
         self._pid, self._random = pid, Random(seed)
         self._connection, self._sent = Connection(url), 0
 
@@ -169,6 +180,8 @@ class Side:
         body: dict[str, Any] = {
             "features": {f"f{i}": self._random.gauss(0.0, 1.0) for i in range(_FEATURES)}
         }
+        if action == "predict":
+            body |= self._asked
         if action == "feedback":
             body |= {"label": self._random.random() < 0.5, "event_id": f"e{self._sent}"}
         return body
@@ -186,15 +199,21 @@ class Side:
 
 
 @contextlib.contextmanager
-def side(telemetry: dict[str, Any], seed: int) -> Iterator[Side]:
-    """A service of one process, in a folder of its own."""
+def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) -> Iterator[Side]:
+    """A service of one process, in a folder of its own; ``on``: the one that does more."""
+    model = {**_MODEL, **subject.model, **(subject.more if on else {})}
     with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
         write_settings(
-            Path(name), {"cluster": "embedded", "models": [_MODEL], "telemetry": telemetry}
+            Path(name),
+            {
+                "cluster": "embedded",
+                "models": [model],
+                "telemetry": telemetry if on else {},
+            },
         )
         process, _, url = start(Path(name))
         try:
-            yield Side(url, process.pid, seed)
+            yield Side(url, process.pid, seed, subject.asked if on else {})
         finally:
             stop(process)
 
@@ -209,21 +228,25 @@ def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
         if subject.pages:
             found = _with_pages(subject, pairs)
         else:
-            found = [_beside(subject.action, given, i, requests) for i in range(pairs)]
+            found = [_beside(subject, given, i, requests) for i in range(pairs)]
     return cost_of(subject, requests, found)
 
 
 def _beside(
-    action: str, telemetry: dict[str, Any], turn: int, requests: int
+    subject: Subject, telemetry: dict[str, Any], turn: int, requests: int
 ) -> tuple[float, float]:
     """CPU time a request of two services that are asked in turn, four times each.
 
     Each pair is of processes of its own: two of the same program differ by some per cent, as long
     as they live.
     """
-    given: tuple[dict[str, Any], ...] = ({}, telemetry) if turn % 2 else (telemetry, {})
-    with side(given[0], turn) as first, side(given[1], turn) as second:
+    is_on, action = turn % 2 == 0, subject.action
+    with (
+        side(subject, telemetry, turn, on=is_on) as first,
+        side(subject, telemetry, turn, on=not is_on) as second,
+    ):
         for one in (first, second):
+            one.turn("feedback", _WARM)
             one.turn(action, _WARM)
         before = first.used_ns(), second.used_ns()
         for i in range(2 * _TURNS):
@@ -240,7 +263,7 @@ def _with_pages(subject: Subject, pairs: int) -> list[tuple[float, float]]:
     service, whose pages are closed and opened.
     """
     found: list[tuple[float, float]] = []
-    with side({}, 1) as one:
+    with side(subject, {}, 1, on=False) as one:
         one.turn("feedback", _WARM)
         for pair in range(pairs):
             used = {}
@@ -281,11 +304,17 @@ def _left_out(n: int) -> int | None:
 
 
 def run(
-    *, pairs: int = 12, requests: int = 2_000, progress: Callable[[str], None] = print
+    *,
+    pairs: int = 12,
+    requests: int = 2_000,
+    only: str = "",
+    progress: Callable[[str], None] = print,
 ) -> list[Cost]:
-    """Every subject, one after the other."""
+    """Every subject whose name begins so, one after the other."""
     found = []
     for subject in SUBJECTS:
+        if not subject.what.startswith(only):
+            continue
         progress(f"{subject.what}: {subject.action}")
         found.append(measure(subject, pairs=pairs, requests=requests))
     return found
@@ -295,16 +324,18 @@ def run(
 def observed(
     pairs: Annotated[int, typer.Option(help="of turns, one of each service", min=6)] = 12,
     requests: Annotated[int, typer.Option(help="of a turn", min=4)] = 2_000,
+    only: Annotated[str, typer.Option(help="subjects that begin so")] = "",
     as_json: AsJson = False,
 ) -> None:
-    """CPU time a request of a service that is traced, or on twenty screens, beside one that is not.
+    """CPU time a request of a service that does more (traces, explains), beside one that does not.
 
     Exits 1 if the upper end of a 95 % interval is above what was asked for.
 
-    Example: python -m benchmarks observed --pairs 10
+    Example: python -m benchmarks observed --pairs 10 --only explain
     """
     import sys
 
-    found = run(pairs=pairs, requests=requests, progress=lambda x: print(x, file=sys.stderr))
+    said = partial(print, file=sys.stderr)
+    found = run(pairs=pairs, requests=requests, only=only, progress=said)
     show("what being looked at costs", found, as_json=as_json)
     raise typer.Exit(0 if all(cost.good for cost in found) else 1)

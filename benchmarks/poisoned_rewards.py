@@ -101,7 +101,7 @@ async def _played(
             elif lies and lie == LIES[2]:
                 reward = 0.0
             said = RewardRequest(answer.id, reward, source=f"s{source}")
-            _, receipt = await choosing.reward(said)
+            _, receipt = await choosing.rewards.take(said)
             assert isinstance(receipt, Receipt)
             sent[lies] += 1
             aside[lies] += receipt.status != "learned"

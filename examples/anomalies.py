@@ -1,31 +1,36 @@
-"""A detector of anomalies: river's half-space trees as a binary model.
+"""A detector of anomalies of your own: how far a row is from what is usual, in spreads.
 
-Its score is the probability of True, an anomaly.  Send each row with the label false, and those of
-which somebody has found out that they are one with true: they are judged, and not learned.
+It needs two methods.  A score may be on any scale, larger is more unusual; `task: anomaly` answers
+its rank among the rows learned lately, and learns rows with a label or without:
 
-    models: [{name: payments, task: binary, learner: examples/anomalies.py:Anomalies}]
+    models: [{name: payments, task: anomaly, learner: examples/anomalies.py:Distance}]
 """
 
 from __future__ import annotations
 
-from river import anomaly, preprocessing
 
+class Distance:
+    """Mean and spread of each number, of which the old count less and less."""
 
-class Anomalies:
-    """Half-space trees on numbers between the least and the greatest seen."""
+    numeric_only = True
 
-    def __init__(self, trees: int = 25, height: int = 8, window: int = 250, seed: int = 1) -> None:
-        self.scaler = preprocessing.MinMaxScaler()
-        self.trees = anomaly.HalfSpaceTrees(trees, height, window, seed=seed)
+    def __init__(self, memory: float = 500.0) -> None:
+        self.memory, self.rows = memory, 0
+        self.mean: dict[str, float] = {}
+        self.spread: dict[str, float] = {}
 
-    def predict_proba_one(self, features: dict[str, float]) -> dict[bool, float]:
-        """The score; names that were never learned are left out, so that nothing changes."""
-        known = {name: value for name, value in features.items() if name in self.scaler.min}
-        score = float(self.trees.score_one(self.scaler.transform_one(known)))
-        return {False: 1.0 - score, True: score}
+    def score_one(self, features: dict[str, float]) -> float:
+        """The farthest number of the row; names that were never learned have been left out."""
+        return max(abs(x - self.mean[name]) / self._spread(name) for name, x in features.items())
 
-    def learn_one(self, features: dict[str, float], label: bool) -> None:
-        """Learn what is usual: a row that is known as an anomaly is not."""
-        if not label:
-            self.scaler.learn_one(features)
-            self.trees.learn_one(self.scaler.transform_one(features))
+    def learn_one(self, features: dict[str, float]) -> None:
+        """Learn what is usual; rows that are known as anomalies do not come here."""
+        self.rows += 1
+        share = max(1.0 / self.memory, 1.0 / self.rows)
+        for name, x in features.items():
+            away = x - self.mean.setdefault(name, x)
+            self.mean[name] += share * away
+            self.spread[name] = (1.0 - share) * (self.spread.get(name, 0.0) + share * away**2)
+
+    def _spread(self, name: str) -> float:
+        return max(self.spread[name], 1e-12) ** 0.5

@@ -140,6 +140,7 @@ _COUNTERS: Final = {
     "replay_purged": "Held rows of quarantined sources that were dropped.",
     "tokens_too_long": "Predictions whose id would be too long for a token.",
     "joins_kept": "Predictions that were stored before their label.",
+    "corrected": "Final labels of events whose first label was provisional.",
     "joins_joined": "Predictions that met a label that was there.",
     "joins_reused": "Predictions with an id that had one already.",
     "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
@@ -349,6 +350,10 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "confidence_level", "Share that is asked for.", sure.get("level")
     yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
     yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
+    odd = model.get("anomaly") or {}
+    yield "anomaly_share", "Share of the learned rows answered as anomalies.", odd.get("share")
+    yield "anomaly_threshold", "Rank above which a row is one.", odd.get("threshold")
+    yield "anomaly_unlabelled_rows", "Rows learned without a label.", odd.get("unlabelled")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."
     yield "journal_rows_per_day", text, journal.get("rows_per_day")

@@ -149,8 +149,9 @@ def _homes(slots: _Slots) -> int:
 
 def _home(slots: _Slots, ids: IdArray) -> Numbers:
     """Where the search for each id begins: twice as far, or next to it, in twice as many slots."""
-    shift = np.uint64(64 - (_homes(slots).bit_length() - 1))
-    return ((ids * _FACTOR) >> shift).astype(np.int64)
+    home = ids * _FACTOR
+    home >>= np.uint64(64 - (_homes(slots).bit_length() - 1))
+    return home.view(np.int64)
 
 
 def _insert(slots: _Slots, ids: IdArray, numbers: Numbers) -> None:
@@ -166,10 +167,17 @@ def _insert(slots: _Slots, ids: IdArray, numbers: Numbers) -> None:
 def _laid_out(ids: IdArray) -> _Slots:
     """Slots of all ids, as adding them one by one in the order of their homes would fill them."""
     slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
-    steps = np.arange(len(ids))
-    if len(ids):
-        order = (_home(slots, ids) << _NUMBER_BITS) | steps
-        order.sort()  # both in one number: a fifth of the time of sorting places
-        at = steps + np.maximum.accumulate((order >> _NUMBER_BITS) - steps)
-        slots[at] = ((order & ROWS_MAX) + 1).astype(np.int32)
+    if not len(ids):
+        return slots
+    order, steps = _home(slots, ids), np.arange(len(ids))
+    order <<= _NUMBER_BITS  # both in one number: a fifth of the time of sorting places
+    order |= steps
+    order.sort()
+    at = order >> _NUMBER_BITS
+    at -= steps
+    np.maximum.accumulate(at, out=at)
+    at += steps
+    order &= ROWS_MAX
+    order += 1
+    slots[at] = order
     return slots

@@ -10,6 +10,7 @@ taken again.
 
 from __future__ import annotations
 
+from collections import deque
 from threading import Lock
 from typing import Final
 
@@ -21,12 +22,12 @@ Pages = npt.NDArray[np.int64]
 _Pieces = list[tuple[int, Floats32]]
 """Where each begins, and its numbers."""
 
-PAGE_ROWS: Final = 128
+PAGE_ROWS: Final = 32
 """Rows of a page: a push touches rows all over a table, and each may cost a page."""
 
-_SHIFT: Final = 7
+_SHIFT: Final = 5
 _WITHIN: Final = PAGE_ROWS - 1
-_LEAST: Final = 32  # pages of a further piece
+_LEAST: Final = 128  # pages of a further piece
 _TIMES: Final = 3  # as many as there are
 
 
@@ -48,7 +49,8 @@ class Pool:
         self._held = np.ones(pages, dtype=np.int32)  # how many tables have each page
         self._free: list[int] = []
         self._used = pages  # pages that somebody had once
-        self._lock = Lock()  # a snapshot is let go of by another thread than the one that pushes
+        self._returned: deque[Pages] = deque()
+        self._lock = Lock()
 
     def share(self, pages: Pages) -> None:
         """One more table has these pages."""
@@ -56,14 +58,22 @@ class Pool:
             self._held[pages] += 1
 
     def release(self, pages: Pages) -> None:
-        """A table that had these pages is gone."""
-        with self._lock:
+        """A table that had these pages is gone.
+
+        It is told by whatever thread and wherever garbage is collected, so here nothing is locked.
+        """
+        self._returned.append(pages)
+
+    def _take_back(self) -> None:
+        while self._returned:
+            pages = self._returned.popleft()
             self._held[pages] -= 1
             self._free += pages[self._held[pages] == 0].tolist()
 
     def take(self, n: int) -> Pages:
         """Return pages for one table, of whatever content."""
         with self._lock:
+            self._take_back()
             again = min(n, len(self._free))
             pages = self._free[len(self._free) - again :]
             del self._free[len(self._free) - again :]
@@ -85,6 +95,8 @@ class Pool:
 
     def own(self, pages: Pages, places: Pages) -> None:
         """Make a table the only one that has the pages at these places of its list."""
+        with self._lock:
+            self._take_back()
         shared = places[self._held[pages[places]] > 1]
         if not len(shared):
             return

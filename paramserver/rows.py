@@ -7,7 +7,7 @@ that was read is as it was but for what was touched since.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -19,6 +19,7 @@ from paramserver.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of
 WIDTH_MAX: Final = 1024
 """Numbers of a row."""
 
+_PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
 
@@ -50,6 +51,19 @@ class Rows:
     def empty(cls, width: int) -> Self:
         """A table without rows."""
         return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
+
+    @classmethod
+    def in_place(cls, ids: IdArray, numbers: Floats32) -> Self:
+        """A table of arrays that nobody else changes, and that it keeps if it can write there."""
+        n, whole = len(ids), len(ids) // PAGE_ROWS
+        if not (numbers.flags.writeable and numbers.flags.aligned and ids.flags.aligned):
+            return cls(ids.astype(np.uint64), numbers)
+        made = cls(ids[:0], numbers[:0])
+        made._ids, made._n, made._pool = Ids(ids), n, Pool(numbers[: whole * PAGE_ROWS])
+        rest = np.arange(whole * PAGE_ROWS, n)
+        made._pages = np.append(np.arange(whole), made._pool.take(pages_for(n) - whole))
+        made._pool.write(located(made._pages, rest), numbers[rest])
+        return made
 
     def __len__(self) -> int:
         return self._n
@@ -90,6 +104,13 @@ class Rows:
     def numbers(self) -> Floats32:
         """All rows in their order, as an array of their own."""
         return self._pool.read_pages(self._pages[: pages_for(self._n)])[: self._n]
+
+    def pieces(self) -> Iterator[Floats32]:
+        """All rows in their order, some thousands at a time."""
+        for begin in range(0, self._n, _PIECE_ROWS):
+            end = min(begin + _PIECE_ROWS, self._n)
+            pages = self._pages[pages_for(begin) : pages_for(end)]
+            yield self._pool.read_pages(pages)[: end - begin]
 
     def get(self, ids: IdArray) -> tuple[Floats32, np.ndarray[Any, np.dtype[np.bool_]]]:
         """Return the rows of these ids, 0 for those that there are none of, and which there are."""

@@ -16,6 +16,9 @@ Label = bool | int | float | str
 """A label in its canonical form, as the model's task declares it."""
 
 
+UNLABELLED: Label = ""
+"""The label of a row that came without one, of a binary task: no label of such a task is a text."""
+
 NOTES_BYTES_MAX = 4096
 """Longer notes are left out of rows."""
 
@@ -32,6 +35,11 @@ def label_of(text: str) -> Label:
     """The label with this JSON text."""
     label: Label = _loads(text)
     return label
+
+
+def is_unlabelled(task: str, label: Label) -> bool:
+    """Whether a row of the task came without a label, and is learned all the same."""
+    return task == "binary" and type(label) is str
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -159,6 +167,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         score.
     corrects
         Of a final label that comes after a provisional one: what it takes back.
+    taught
+        Another row has taught the features before: this one brings the label, to judge the answer.
     """
 
     features: Features
@@ -178,11 +188,13 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sure: bytes | None = None
     provisional: bool = False
     corrects: Corrects | None = None
+    taught: bool = False
 
     @property
     def ordinary(self) -> bool:
         """Whether the row is a lesson of its own, for good, and no delta."""
-        return self.moved is None and not self.provisional and self.corrects is None
+        alone = self.corrects is None and not self.taught
+        return self.moved is None and not self.provisional and alone
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):

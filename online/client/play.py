@@ -135,7 +135,7 @@ def _told(model: str) -> Iterator[None]:
 def label_names(client: Client, model: str, stream: Stream) -> list[Label] | None:
     """Return what the service calls the two labels of a binary model; None for other tasks."""
     status = client.status(model)
-    if status["task"] != stream.task:
+    if status["task"] != stream.task and (status["task"], stream.task) != ("anomaly", "binary"):
         raise PlayFailed(
             f"{stream.name} is a {stream.task} stream, model {model} is {status['task']}",
             "Serve a model of that task",

@@ -95,7 +95,7 @@ class ModelVerbs:
     @verb
     def feedback(
         self,
-        label: Label,
+        label: Label | msgspec.UnsetType = msgspec.UNSET,
         *,
         id: str | None = None,
         features: Any = None,
@@ -107,6 +107,7 @@ class ModelVerbs:
     ) -> Steps[Receipt]:
         """Send the label of a prediction (``id``) or of features; what became of it.
 
+        Rows of ``task: anomaly`` may come without a label; it may be sent later, with the same id.
         Without an id of either kind one is made up, so that a repeat counts once.  ``event_time``
         is in POSIX seconds.  A ``provisional`` label may change: sent again under the same id,
         without the word, it is final, and what the first one taught is taken back.  A
@@ -144,15 +145,10 @@ class ModelVerbs:
         one a repeat is another choice.  With ``defer`` it gets no default reward before it is
         activated.  Raises ClientError.
         """
-        named = actions if isinstance(actions, Mapping) else {action: {} for action in actions}
-        asked = [
-            {"id": action, "features": plain_value(f"actions[{i}].features", dict(features))}
-            for i, (action, features) in enumerate(named.items())
-        ]
         body = _given(
-            context=None if context is None else plain_value("context", context), actions=asked,
-            exclude=list(exclude) or None, baseline=baseline, id=id, max_age_ms=max_age_ms,
-            defer=defer or None,
+            context=None if context is None else plain_value("context", context),
+            actions=_actions(actions), exclude=list(exclude) or None, baseline=baseline, id=id,
+            max_age_ms=max_age_ms, defer=defer or None,
         )  # fmt: skip
         request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
         reply = yield from self._calls.send(request)
@@ -168,15 +164,20 @@ class ModelVerbs:
     def reward(
         self,
         id: str,
-        reward: float,
+        reward: float | Mapping[str, float],
         *,
         source: str = Event().source,
         event_time: float | None = None,
+        reward_id: str | None = None,
     ) -> Steps[Receipt]:
-        """Send what came of a choice, by its id; what became of it, as of :meth:`feedback`."""
+        """Send what came of a choice: a number, or numbers by name; answers as :meth:`feedback`.
+
+        Where several are summed a repeat is known by ``reward_id``; without one it is another.
+        """
         body = _given(
-            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time
-        )
+            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time,
+            reward_id=self._calls.new_id() if reward_id is None else reward_id,
+        )  # fmt: skip
         request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
         reply = yield from self._calls.send(request, receipts=True)
         return msgspec.json.decode(reply.body, type=Receipt)
@@ -221,9 +222,9 @@ class ModelVerbs:
 
     @verb
     def promote(self, *, back: bool = False, force: bool = False) -> Steps[Data]:
-        """Have the challenger serve; ``back``: only if it is what served before.
+        """Have the challenger serve, or an apprentice answer, ready or (``force``) not.
 
-        Or have an apprentice answer; ``force``: also if it is not sure to keep enough.
+        ``back``: only if it is what served before; an apprentice answers no more.
         """
         body = {"back": back, "force": True} if force else {"back": back}
         return (yield from self._post("/promote", body))
@@ -324,12 +325,23 @@ class ModelVerbs:
         return f"/v1/models/{quote(self.name, '')}{path}"
 
 
+def _actions(given: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
+    """Actions as the body has them."""
+    named = given if isinstance(given, Mapping) else {action: {} for action in given}
+    return [
+        {"id": action, "features": plain_value(f"actions[{i}].features", dict(features))}
+        for i, (action, features) in enumerate(named.items())
+    ]
+
+
 def _plain(event: Event, field: str) -> Event:
     """The event with plain values; the client's own stays as it is."""
     features = event.features
     return msgspec.structs.replace(
         event,
-        label=plain_value(f"{field}label", event.label),
+        label=msgspec.UNSET
+        if event.label is msgspec.UNSET
+        else plain_value(f"{field}label", event.label),
         features=None if features is None else plain_value(f"{field}features", features),
         weight=plain_value(f"{field}weight", event.weight),
         event_time=plain_value(f"{field}event_time", event.event_time),

@@ -16,6 +16,7 @@ from evaluation.metrics import Task
 from online.commands.base import AsJson, load_settings
 from online.errors import ConfigError
 from online.models.base import Model
+from online.settings.anomaly import Anomaly
 from online.settings.config import data_dir
 from replay.example import Features, Label
 
@@ -100,7 +101,7 @@ def check(
         str,
         typer.Argument(help="file.py:factory, module:factory or a built-in; file.py: its build"),
     ],
-    task: Annotated[str, typer.Option(help="binary, multiclass or regression")] = "binary",
+    task: Annotated[str, typer.Option(help="binary, multiclass, regression or anomaly")] = "binary",
     params: Annotated[str, typer.Option(help="params of the factory, as JSON")] = "{}",
     stream: Annotated[
         str | None, typer.Option(help="rows of a stream or CSV file; none: rows are made up")
@@ -121,8 +122,9 @@ def check(
 
     place = learner if not learner.endswith(".py") else f"{learner}:build"
     loaded = load(
-        place, _params(params), task=_task(task), classes=None, key=b"\0" * 32, base_dir=Path()
-    )
+        place, _params(params), task=_task(task), classes=None, key=b"\0" * 32, base_dir=Path(),
+        threshold=Anomaly().threshold if task == "anomaly" else None,
+    )  # fmt: skip
     rows = _rows(loaded.model, _task(task), stream)
     found = []
     for one in yield_checks():
@@ -228,8 +230,12 @@ def _conclude(model: Model, *, good: bool) -> None:
 
 
 def _task(text: str) -> Task:
+    if text == "anomaly":  # as the settings read it
+        return "binary"
     if text not in ("binary", "multiclass", "regression"):
-        raise ConfigError("--task", f"{text!r} is no task", "binary, multiclass or regression")
+        raise ConfigError(
+            "--task", f"{text!r} is no task", "binary, multiclass, regression, anomaly"
+        )
     return text  # type: ignore[return-value]
 
 

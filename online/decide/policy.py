@@ -33,7 +33,7 @@ FIRST: Final = 50.0
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
-CHANGED: Final = 2.5
+CHANGED: Final = 2.0
 """Standard deviations that an action's rewards of late are off before they alone are believed."""
 
 

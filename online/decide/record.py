@@ -31,6 +31,30 @@ class RecordInvalid(OnlineError):
     text = "a choice can't be read: {reason}"
 
 
+class Given(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """One reward of a choice that takes several.
+
+    Attributes
+    ----------
+    named
+        Its own id, by which a repeat is known; None: it has none.
+    source
+        Who sent it.
+    values
+        By name; a plain number has an empty one.
+    event_time
+        POSIX seconds; None if unknown.
+    nonce
+        Tells two that are alike in all else from one that was written twice.
+    """
+
+    named: str | None
+    source: str
+    values: dict[str, float]
+    event_time: float | None = None
+    nonce: str = ""
+
+
 class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One choice, as it was made.
 
@@ -59,6 +83,8 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
         Nobody has said yet that the answer was used: without a reward it is worth nothing.
     defaulted
         The row's reward is the default: none came in time.
+    rewards
+        What came so far, where several are learned as one.
     """
 
     context: Features
@@ -72,6 +98,7 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     drawn: int | None = None
     deferred: bool = False
     defaulted: bool = False
+    rewards: tuple[Given, ...] = ()
 
     @property
     def action(self) -> str:

@@ -21,7 +21,7 @@ from online.edge.errors import ExportRefused
 from online.edge.fronts import Front, front_of
 from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.trees import lower_forest
-from online.models.auto import SeveralViews, tent_keys
+from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.experts import EXPERTS
 from online.models.ftrl import FtrlModel
@@ -29,9 +29,11 @@ from online.models.hashed import Hashed
 from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
+from online.models.personal import Personal
 from online.models.scalers import Standard
 from online.models.selfrate import Regression, SelfRateModel
 from online.models.structure import steps
+from online.models.tents import tent_keys
 from replay.example import Label
 
 _BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
@@ -61,6 +63,10 @@ def lower(model: Model, task: Task) -> EdgeModel:
         return _views(model, task)
     if isinstance(model, SelfRateModel):
         return _experts(model, task)
+    if isinstance(model, Personal):
+        names = ", ".join(sorted(model.ids))
+        problem = f"each {names} has numbers of its own, which a file would carry to everybody"
+        raise ExportRefused(f"entity: {names}", problem)
     network = sys.modules.get("online.models.network")
     if network is not None and isinstance(model, network.NetworkModel):
         from online.edge.networks import lower_network

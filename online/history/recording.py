@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+
+import psutil
 
 from online.client.connection import Connection
 from online.edge.folder import releases_in
@@ -58,6 +62,21 @@ class _NotAllowed(OnlineError):
 
     status: int
     text = "the service answers {status}: it has tokens, and none is known"
+
+
+def memory_of(replicas: Iterable[str]) -> float | None:
+    """Bytes that the processes of these replicas hold, of those on this machine; None: of none.
+
+    The name of a replica begins with its host and process.
+    """
+    here, found = socket.gethostname(), 0.0
+    for name in replicas:
+        host, _, rest = name.partition(":")
+        pid = rest.partition(":")[0]
+        if host == here and pid.isdecimal():
+            with contextlib.suppress(psutil.Error):
+                found += psutil.Process(int(pid)).memory_info().rss
+    return found or None
 
 
 class Recording:
@@ -149,7 +168,8 @@ class Recording:
             try:
                 if name not in self._series:
                     self._series[name] = Series(self._folder, name)
-                told = {**status, "edge": self._releases(name)}
+                memory = memory_of(status["replicas"])
+                told = {**status, "edge": self._releases(name), "memory_bytes": memory}
                 marks[name] = self._series[name].add(told, self._now_s())
             except Exception as error:  # a full disk: the look is worth all the more
                 log.info("the history has a gap: %r", error)

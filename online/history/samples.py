@@ -6,7 +6,7 @@ is the difference.  Counters of replicas begin at 0 with each process; here they
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -25,6 +25,11 @@ _PREFIXES: Final = (
 _GAUGES: Final = ("age_ms", "behind_rows", "drift_state", "filter_quarantined_sources", "names")
 """The worst of all replicas."""
 _MOST: Final = 200  # characters of a mark's text
+_FEATURES: Final = 8
+"""Features whose drift is kept: those that moved most."""
+_NAME: Final = 64  # characters of a feature's name
+TENTHS: Final = 10
+"""Bins of the calibration."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -76,7 +81,16 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
         totals.pop(f"sum_{name}", None)  # the model may have begun anew since
         if (mean := quality.get(name)) is not None:
             totals[f"sum_{name}"] = mean * n
+    for name in [name for name in totals if name[:1] == "c" and name[1:2].isdigit()]:
+        del totals[name]
+    totals |= _calibration(quality.get("reliability") or ())
     gauges = {"learned": float(status["learned"])}
+    for name in ("updates_behind", "memory_bytes"):
+        if (now := status.get(name)) is not None:
+            gauges[name] = float(now)
+    for shift in ((status.get("drift") or {}).get("shifts") or ())[:_FEATURES]:
+        if shift.get("psi") is not None:
+            gauges[f"psi/{shift['name'][:_NAME]}"] = float(shift["psi"])
     for name in _GAUGES:
         values = [report[name] for report in status["replicas"].values() if name in report]
         if values:
@@ -84,6 +98,16 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
     if (journal := status.get("journal")) and journal.get("size") is not None:
         gauges["journal_bytes"] = float(journal["size"])
     return Sample(at, n, totals, gauges, _seen(status), raw)
+
+
+def _calibration(tenths: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """By tenth of the probability: rows, the sum of what was said, and how many came true."""
+    found: dict[str, float] = {}
+    for i, tenth in enumerate(tenths[:TENTHS]):
+        if n := tenth["n"]:
+            found[f"c{i}n"], found[f"c{i}said"] = float(n), tenth["score"] * n
+            found[f"c{i}true"] = tenth["share"] * n
+    return found
 
 
 def _counters(report: Mapping[str, float]) -> dict[str, float]:

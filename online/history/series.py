@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.history.samples import SCORES, Mark, Sample, happened, percentile, sample
+from online.history.samples import SCORES, TENTHS, Mark, Sample, happened, percentile, sample
 
 log = logging.getLogger("online.history")
 
@@ -33,6 +34,9 @@ FOLDER: Final = "history"
 
 POINTS_MAX: Final = 2_000
 RATES: Final = ("predictions", "learned", "feedback_learned", "feedback_quarantined")
+
+_DEFLATED: Final = b"x"  # how what zlib has written begins
+_decode: Final = msgspec.msgpack.Decoder(Sample).decode
 
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS samples (at REAL PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
@@ -55,7 +59,7 @@ class Series:
         os.close(os.open(file, os.O_CREAT | os.O_WRONLY, 0o600))  # whatever the umask
         try:
             self._db, self._last = _open(file)
-        except (sqlite3.DatabaseError, msgspec.MsgspecError) as error:
+        except (sqlite3.DatabaseError, msgspec.MsgspecError, zlib.error) as error:
             log.warning("%s is damaged (%s), and begins anew", file, error)
             for left in (file, file.with_name(f"{file.name}-journal")):
                 left.unlink(missing_ok=True)
@@ -128,14 +132,20 @@ def _open(file: Path) -> tuple[sqlite3.Connection, Sample | None]:
         db.execute("PRAGMA synchronous = OFF")  # a chart is worth no wait for the disk
         db.executescript(_TABLES)
         found = db.execute("SELECT body FROM samples ORDER BY at DESC LIMIT 1").fetchone()
-        return db, None if found is None else msgspec.msgpack.decode(found[0], type=Sample)
+        return db, None if found is None else _sample_of(found[0])
     except BaseException:
         db.close()
         raise
 
 
 def _row(taken: Sample) -> tuple[float, bytes]:
-    return taken.at, msgspec.msgpack.encode(taken)
+    return taken.at, zlib.compress(msgspec.msgpack.encode(taken), 1)
+
+
+def _sample_of(body: bytes) -> Sample:
+    """A sample as it was written; those of before are not compressed."""
+    plain = zlib.decompress(body) if body[:1] == _DEFLATED else body
+    return _decode(plain)
 
 
 def file_of(folder: Path, model: str) -> Path:
@@ -183,8 +193,7 @@ def read(
         marks = db.execute(
             "SELECT at, kind, text FROM marks WHERE at > ? AND at <= ? ORDER BY at", (since, until)
         ).fetchall()
-    decode = msgspec.msgpack.Decoder(Sample).decode
-    taken = [decode(body) for _, body in ([before] if before else []) + rows]
+    taken = [_sample_of(body) for _, body in ([before] if before else []) + rows]
     return {
         "model": model,
         "recorded": True,
@@ -209,6 +218,10 @@ def _step(was: Sample, now: Sample) -> dict[str, float | None]:
         if f"sum_{name}" in now.totals:
             # Fewer rows than before: a rollback took some out, and the difference says nothing.
             out[name] = counts[f"sum_{name}"] / rows if rows > 0 else None
+    if tenths := [i for i in range(TENTHS) if f"c{i}n" in now.totals]:
+        off = [abs(counts[f"c{i}said"] - counts[f"c{i}true"]) for i in tenths]
+        judged = sum(counts[f"c{i}n"] for i in tenths)
+        out["calibration_error"] = sum(off) / judged if rows > 0 and judged > 0 else None
     for name in RATES:
         if name in counts:
             out[f"{name}_per_s"] = counts[name] / seconds

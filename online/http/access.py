@@ -38,7 +38,7 @@ _OPEN: Final = re.compile(
     r"|/static-offline-docs/.*|/edge/[^/]+|/demo/choose"
 )
 _ANSWER: Final = re.compile(
-    r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/models/[^/]+(/versions/[^/]+)?/infer"
+    r"/v1/models/[^/]+/(predict|choose|scores|edge/reports)|/v2/repository/index|/v2/models/[^/]+(/versions/[^/]+)?/infer"
     r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?rank"
 )
 _LEARN: Final = re.compile(
@@ -46,7 +46,7 @@ _LEARN: Final = re.compile(
     r"|/v1/models/[^/]+/personalizer(/v1\.[01])?/(multislot/)?events/[^/]+/(reward|activate)"
 )
 _SHOW: Final = re.compile(
-    r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/ready)?"
+    r"/metrics|/v1/live|/v1/models(/[^/]+(/history)?)?|/v1/models/[^/]+/scores/.+|/v2|/v2/models/[^/]+(/versions/[^/]+)?(/(ready|config|stats))?"
     r"|/v1/models/[^/]+/edge/(files/)?[^/]+"
 )
 

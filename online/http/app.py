@@ -283,7 +283,7 @@ class App:
             asked: ChooseRequest = decode(form.choose, body)
             return 200, await choosing.choose(asked), asked
         given: RewardRequest = decode(form.reward, body)
-        return *(await choosing.reward(given)), given
+        return *(await choosing.rewards.take(given)), given
 
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send

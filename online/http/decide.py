@@ -25,6 +25,7 @@ from online.serving.personalizer import (
     Value,
 )
 
+_REQUEST_ID_MAX = 128
 _RANK = msgspec.json.Decoder(RankRequest, strict=False).decode
 _SLOTS = msgspec.json.Decoder(SlotsRequest, strict=False).decode
 _VALUE = msgspec.json.Decoder(Value).decode
@@ -82,13 +83,13 @@ def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str
     @made.post(f"{at}/events/{{event}}/reward")
     async def reward(model: str, event: str, request: Request) -> Response:
         asked: Value = decode(_VALUE, await request.body())
-        await of(model).reward(event, asked.value)
+        await of(model).reward(event, asked.value, _request_id(request))
         return Response(status_code=204)
 
     @made.post(f"{at}/multislot/events/{{event}}/reward")
     async def reward_slots(model: str, event: str, request: Request) -> Response:
         asked: SlotRewards = decode(_VALUES, await request.body())
-        await of(model).reward_slots(event, asked)
+        await of(model).reward_slots(event, asked, _request_id(request))
         return Response(status_code=204)
 
     @made.post(f"{at}/events/{{event}}/activate")
@@ -99,6 +100,12 @@ def _add_personalizer(made: APIRouter, choosing: Mapping[str, Choosing], at: str
 
 def _created(answer: dict[str, Any]) -> Response:
     return Response(JSON.encode(answer), 201, media_type="application/json")
+
+
+def _request_id(request: Request) -> str | None:
+    """The id that these clients give a request: one that they repeat has the same."""
+    given = request.headers.get("x-ms-client-request-id", "")
+    return given[:_REQUEST_ID_MAX] or None
 
 
 def _of(choosing: Mapping[str, Choosing], model: str) -> Choosing:

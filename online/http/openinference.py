@@ -21,6 +21,8 @@ import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
+from time import perf_counter
 from typing import Any, Final
 
 import msgspec
@@ -31,6 +33,7 @@ from starlette.exceptions import HTTPException
 
 from online import __version__
 from online.errors import RequestError, failed, invalid
+from online.http import repository
 from online.http.ingress import V2
 from online.messages.bodies import Arriving, Receive, Scope, Send
 from online.messages.structs import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
@@ -51,7 +54,7 @@ from online.serving.serving import Serving
 
 log = logging.getLogger("online.app")
 
-EXTENSIONS: Final = ("online_feedback", "binary_tensor_data")
+EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *repository.EXTENSIONS)
 Refused = RequestError | None
 _LENGTH: Final = b"inference-header-content-length"
 _EVENT: Final = ("id", "label", "event_id", "source", "weight", "event_time")
@@ -107,6 +110,8 @@ def _outputs(serving: Serving, answer: Predictions) -> list[Tensor]:
         named = TensorParameters(labels=json.dumps(labels, ensure_ascii=False))
         shape = [len(given), len(labels)]
         outputs.append(Tensor("probabilities", shape, "FP64", named, flat))
+    if scores := [row.score for row in given if row.score is not msgspec.UNSET]:
+        outputs.append(column("score", scores))
     if ids := [row.id for row in given if row.id is not msgspec.UNSET]:
         outputs.append(column("id", ids))
     for name in ("missing", "unknown"):
@@ -227,9 +232,11 @@ def metadata(serving: Serving) -> dict[str, Any]:
     elif settings.task == "multiclass":
         label = serving.replica.newest_label
     outputs = [{"name": "prediction", "datatype": column("", [label]).datatype, "shape": [-1]}]
-    if settings.task == "binary":
+    if settings.anomaly is not None:
+        outputs.append({"name": "score", "datatype": "FP64", "shape": [-1]})
+    elif settings.task == "binary":
         outputs.append({"name": "probability", "datatype": "FP64", "shape": [-1]})
-    if settings.task != "regression":
+    if settings.task != "regression" and settings.anomaly is None:
         outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, -1]})
     return {
         "name": serving.name,
@@ -304,6 +311,7 @@ class Actions:
         assert match is not None
         model, version, action = match.groups()
         counted, answer = ("predict", infer) if action == "infer" else ("feedback", feedback)
+        begun_s = perf_counter()
         try:
             if refused is not None:
                 raise refused
@@ -322,6 +330,9 @@ class Actions:
         except Exception:
             log.exception("%s %s, request %s", action, model, request_id.decode())
             raise failed() from None
+        finally:
+            if model in self._servings:
+                self._servings[model].replica.answered(counted, perf_counter() - begun_s)
 
 
 def _json_bytes(scope: Scope) -> int | None:
@@ -380,6 +391,8 @@ def add_routes(app: FastAPI, servings: Mapping[str, Serving]) -> None:
     async def model_metadata(model: str, version: str | None = None) -> dict[str, Any]:
         return metadata(_find(servings, model, version))
 
+    find = partial(_find, servings)
+    repository.add_routes(app, servings, find, metadata, tags)
     _errors_as_text(app)
     _document(app, servings, tags)
 

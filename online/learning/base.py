@@ -33,7 +33,7 @@ from paramserver.blocks import Blocks, Touched
 from paramserver.rewrites import Undone
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
-from replay.example import Example, Features, label_text
+from replay.example import Example, Features, is_unlabelled, label_text
 from replay.journal.base import Row, Verdict
 from replay.memory import Lesson, Memory
 
@@ -226,10 +226,11 @@ class BaseLearner(ABC):
 
     def _learn(self, row: Row, example: Example, lesson: Lesson = ()) -> None:
         """Teach the copy that learns one row, and count it; what is provisional counts nowhere."""
-        before = self._before(example)
-        learn_example(self._training, example, row.factor, lesson, self._spec, before)
-        self.bounds.add(example)
-        self.vocabulary.add(example, row.source)
+        if not example.taught:
+            before = self._before(example)
+            learn_example(self._training, example, row.factor, lesson, self._spec, before)
+            self.bounds.add(example)
+            self.vocabulary.add(example, row.source)
         if example.moved is not None or example.provisional:
             self.tally.add(row.key, {}, None, row.at)
             if example.provisional and self._task != "regression":
@@ -250,7 +251,8 @@ class BaseLearner(ABC):
         return first.label, first.weight
 
     def _count(self, row: Row, example: Example) -> None:
-        label = None if self._task == "regression" else label_text(example.label)
+        nothing = self._task == "regression" or is_unlabelled(self._task, example.label)
+        label = None if nothing else label_text(example.label)
         self.tally.add(row.key, self._counted(row, example), label, row.at)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from evaluation.metrics import Task, details, increments, majority
 from online.learning.counters import ANOTHERS, COSTS, Tally
 from online.models.base import Prediction
-from replay.example import Example, Label, label_of, label_text
+from replay.example import Example, Label, is_unlabelled, label_of, label_text
 
 
 def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
@@ -19,9 +21,19 @@ def score_of(task: Task, prediction: Prediction) -> dict[str, float] | None:
     return {label_text(prediction.label): 1.0}
 
 
+UNLABELLED_ROWS: Final = "unlabelled"
+"""Counter of rows that were learned without a label."""
+
+UNLABELLED_ABOVE: Final = "unlabelled_above"
+"""Counter of those of them that were answered as anomalies."""
+
+
 def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float]:
     """Return what the row adds to the prequential counters."""
     score, shares = example.score, None
+    above = 0.0 if score is None else float(score.get("true", 0.0) > 0.5)
+    if is_unlabelled(task, example.label):
+        return {UNLABELLED_ROWS: 1, UNLABELLED_ABOVE: above}
     predicted: Label | None = None
     if task == "regression":
         mean = majority(task, tally.counters)
@@ -39,6 +51,8 @@ def increments_of(task: Task, example: Example, tally: Tally) -> dict[str, float
     )
     if score is not None:
         counted |= details(task, label=example.label, predicted=predicted, probabilities=shares)
+    if example.taught:  # it is counted there
+        counted |= {UNLABELLED_ROWS: -1, UNLABELLED_ABOVE: -above}
     if example.version is not None and example.version[0] <= tally.answers_after:
         counted |= {ANOTHERS + name: value for name, value in counted.items() if name in COSTS}
     return counted

@@ -103,8 +103,9 @@ class Vocabulary:
         if (words := self._words) is None:
             return features.keys()
         keys: list[str] = []
+        ids = words.ids
         for name, value in features.items():
-            if type(value) is float or type(value) is int:
+            if (type(value) is float or type(value) is int) and name not in ids:
                 keys.append(name)
             else:
                 keys.extend(words.keys(name, value))
@@ -170,6 +171,13 @@ class Vocabulary:
         if self._words is None:
             return self._known.issuperset(rows[0])
         return all(self._known.issuperset(self._keys(x)) for x in rows)
+
+    def knows_numbers(self, names: Sequence[str]) -> bool:
+        """Whether rows of any numbers under these names bring nothing new."""
+        words, known = self._words, self._known
+        if words is None or words.ids.isdisjoint(names):
+            return known.issuperset(names)
+        return all(not words.keys(n, 0.0) if n in words.ids else n in known for n in names)
 
     def fresh(self, features: Features) -> list[str]:
         """Names of the row under which nothing was learned of what it holds, in its order."""

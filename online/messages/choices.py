@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta
 
 from online.messages.structs import FromPeer
+
+_REWARD: Final = (
+    "a number within the model's `reward_range`, or numbers by name where `choose.rewards` has them"
+)
+_ITS_ID: Final = (
+    "its own id, by which a repeat is known where several rewards of a choice are summed, or the "
+    "last is taken"
+)
 
 
 class Action(msgspec.Struct, forbid_unknown_fields=True):
@@ -85,7 +93,8 @@ class Reward(msgspec.Struct, forbid_unknown_fields=True):
     """The reward that came of a choice."""
 
     id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
-    reward: Annotated[Any, Meta(description="a number within the model's `reward_range`")]
+    reward: Annotated[Any, Meta(description=_REWARD)]
+    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None
     source: Annotated[str, Meta(max_length=256)] = "default"
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
 
@@ -96,7 +105,8 @@ class RewardRequest(msgspec.Struct, forbid_unknown_fields=True):
     id: Annotated[str | None, Meta(description="the id of the choice: its token, or your own")] = (
         None
     )
-    reward: Annotated[Any, Meta(description="a number within the model's `reward_range`")] = None
+    reward: Annotated[Any, Meta(description=_REWARD)] = None
+    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None
     source: Annotated[str, Meta(max_length=256)] = "default"
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
     rewards: list[Reward] | None = None

@@ -47,6 +47,15 @@ Interval = Annotated[
 ]
 
 
+Score = Annotated[
+    float | msgspec.UnsetType,
+    Meta(
+        description="of `task: anomaly`: how unusual the row is, from 0 to 1; above 0.5 it is an "
+        "anomaly, and 0.5 is the rank of `anomaly.threshold` among the rows learned lately"
+    ),
+]
+
+
 class Explanation(msgspec.Struct):
     """An explanation has what each feature has added: `base` and all of them are `output`."""
 
@@ -61,8 +70,8 @@ class Explanation(msgspec.Struct):
     exact: Annotated[
         bool,
         Meta(
-            description="each order of the features says the same; false: means over some orders, "
-            "which estimate Shapley values"
+            description="read from the weights, or each order of the features says the same; "
+            "false: means over some orders, which estimate Shapley values"
         ),
     ]
 
@@ -101,7 +110,9 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """The label of a prediction (`id`), or of features that are sent along."""
 
-    label: Any = msgspec.UNSET
+    label: Annotated[
+        Any, Meta(description="the true one; rows of `task: anomaly` may come without")
+    ] = msgspec.UNSET
     id: Annotated[
         str | None, Meta(description="the id of the prediction: its token, or your own")
     ] = None
@@ -147,6 +158,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     explanation: Annotated[
         Explanation | msgspec.UnsetType, Meta(description="there if `explain` asks for it")
     ] = msgspec.UNSET
+    score: Score = msgspec.UNSET
 
     def __repr__(self) -> str:
         sure = _sure(self.prediction, self.probabilities)
@@ -174,6 +186,7 @@ class Row(msgspec.Struct, omit_defaults=True):
     unknown: Unknown = msgspec.UNSET
     label_set: LabelSet = msgspec.UNSET
     interval: Interval = msgspec.UNSET
+    score: Score = msgspec.UNSET
 
 
 class Predictions(msgspec.Struct, omit_defaults=True):
@@ -203,6 +216,8 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         for row in self.predictions:
             given = {} if isinstance(row.id, msgspec.UnsetType) else {"id": row.id}
             shown = row.probabilities if isinstance(row.probabilities, dict) else {}
+            if not isinstance(row.score, msgspec.UnsetType):
+                shown = {**shown, "score": row.score}
             rows.append({"prediction": row.prediction, **shown, **given})
         return pd.DataFrame(rows, index=getattr(index, "index", index))
 
@@ -220,7 +235,8 @@ STATUSES: Final[Mapping[str, str]] = {
     "failed": "durable, and the model could not learn it",
     "queued": "durable, and not in the model yet",
     "frozen": "kept, not learned: the model is frozen",
-    "waiting": "the label is kept until its prediction has been recorded",
+    "waiting": "the label is kept until its prediction has been recorded, a reward until its "
+    "choice's wait ends",
     "duplicate": "recorded before with the same label: see first_outcome",
     "conflict": "recorded before with another label, which stands",
     "expired": "older than its id is known for",

@@ -34,19 +34,24 @@ are, and travels with them.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
-import mmh3
 import numpy as np
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
-from online.models.experts import ADAGRAD, EXPERTS, Floats, OneOutput, OutputPerClass, Taken
-from online.models.hashed import check_hashing
+from online.models.experts import (
+    ADAGRAD,
+    EXPERTS,
+    Floats,
+    OneOutput,
+    OutputPerClass,
+    Owned,
+    Taken,
+)
+from online.models.hashed import check_hashing, counted
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
@@ -54,19 +59,14 @@ from online.models.selfrate import (
     Regression,
     SelfRate,
     SelfRateModel,
-    logistic,
 )
-from online.models.votes import Mixture
+from online.models.tents import Row, bent, bent_owned, crossed, crossed_owned
+from online.models.votes import FADE, Mixture, Noted, logistic, shares_of
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
-GRAIN: Final = 12
-CROSSED_GRAIN: Final = 6
 CROSSED_MAX: Final = 4
 """Names of numbers whose pairs are crossed: six pairs of four tents each."""
-
-SQUASH: Final = 1.702
-"""The logistic function of 1.702 z is within .01 of the normal distribution's (Camilli 1994)."""
 
 VIEWS: Final = ("straight", "bent", "crossed")
 
@@ -91,9 +91,6 @@ _SILENT: Final = (0.0,) * EXPERTS
 _NUMBER: Final = (float, int)
 _TAME: Final = 1e100
 """Numbers and targets whose squares, and their sums over all rows that there can be, are finite."""
-
-Row = dict[str, float]
-Tent = tuple[int, float]
 
 
 class Views(NamedTuple):
@@ -138,16 +135,25 @@ class Naps(Mixture):
 
     ``scaler``: knows the names of numbers.
     ``slept``: of each view but the first, the spells that it has slept; 0 and less: it is awake,
-    and has not paid for so many spells on end.  ``rested``: the best expert's least loss since a
-    view fell asleep.
+    and has not paid for so many spells on end.  ``asleep``: no view but the first is awake.
+    ``rested``: the best expert's least loss since a view fell asleep.
     """
 
     def __init__(self, scaler: Limited) -> None:
         super().__init__(EXPERTS * len(VIEWS), SHARP)
         self._scaler = scaler
         self.labels = 0
+        self.asleep = self._napping = False
         self.slept = [0] * (len(VIEWS) - 1)
         self.rested = 0.0
+
+    @property
+    def slept(self) -> list[int]:
+        return self._slept
+
+    @slept.setter
+    def slept(self, spells: list[int]) -> None:
+        self._slept, self.asleep, self._napping = spells, min(spells) > 0, max(spells) > 0
 
     def speaking(self) -> tuple[bool, bool]:
         """Whether the bent view and the crossed one have something of their own to say.
@@ -158,35 +164,61 @@ class Naps(Mixture):
         names, (bent_slept, crossed_slept) = len(self._scaler.known), self.slept
         return names > 0 and bent_slept <= 0, 1 < names <= CROSSED_MAX and crossed_slept <= 0
 
-    @property
-    def asleep(self) -> bool:
-        """Whether no view but the first is awake."""
-        return min(self.slept) > 0
+    def apart(self) -> Naps:
+        made = Naps(self._scaler)
+        made.take(self)
+        return made
+
+    def heard_as(self, other: Mixture) -> bool:
+        return isinstance(other, Naps) and other.slept == self.slept
+
+    def take(self, other: Mixture) -> None:
+        assert isinstance(other, Naps)
+        super().take(other)
+        self.labels, self.slept, self.rested = other.labels, other.slept, other.rested
 
     def votes(self) -> list[float]:
-        """Each expert's share in the answer; none of those of a view that is silent."""
+        """Each expert's share in the answer; none of those of a view that is silent.
+
+        Of the first view's alone while no other one is awake.
+        """
         losses, sharp = self.losses, self._sharp
+        if self.asleep:
+            return shares_of(losses[:EXPERTS], sharp)
         tented, paired = self.speaking()
         if paired:
             heard = losses if tented else losses[:EXPERTS] + losses[2 * EXPERTS :]
         else:
             heard = losses[: EXPERTS * (1 + tented)]
-        least = min(heard)
-        votes = [math.exp(sharp * (least - loss)) for loss in heard]
-        total = sum(votes)
-        votes = [vote / total for vote in votes]
+        votes = shares_of(heard, sharp)
         if paired and not tented:
             votes[EXPERTS:EXPERTS] = _SILENT
         return votes + [0.0] * (len(losses) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came; at the end of a spell views fall asleep or wake up, and all at a drift."""
-        super().judge(losses, weight)
+        """A label came; at the end of a spell views fall asleep or wake up, and all at a drift.
+
+        Losses of the first view's experts alone are all views': no other one was awake.
+        """
+        if len(losses) > EXPERTS:
+            super().judge(losses, weight)
+        elif weight == 1.0:
+            (a, b, c, d), z = losses, FADE
+            e, f, g, h, i, j, k, m, n, o, p, q = self.losses
+            self.losses = [
+                z * e + a, z * f + b, z * g + c, z * h + d,
+                z * i + a, z * j + b, z * k + c, z * m + d,
+                z * n + a, z * o + b, z * p + c, z * q + d,
+            ]  # fmt: skip
+            self._judged = True
+        else:
+            super().judge([*losses] * len(VIEWS), weight)
         self.labels += 1
-        if max(self.slept) > 0:
+        if self._napping:
             least = min(self.losses)
-            self.rested = min(self.rested, least)
-            if least > self.rested + RISE:
+            if least < self.rested:
+                self.rested = least
+            elif least > self.rested + RISE:
                 self.labels, self.slept = 0, [0] * len(self.slept)
         if self.labels >= SPELL:
             self.labels = 0
@@ -224,61 +256,11 @@ class Naps(Mixture):
         super().rebase(values)
 
 
-# -- views -----------------------------------------------------------------------------------
-
-
-def _key(view: str, spelled: str, seed: int, mask: int) -> str:
-    return f"{view}{mmh3.hash(spelled, seed, signed=False) & mask}"
-
-
-@lru_cache(maxsize=4096)  # the same names come with nearly all rows
-def tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
-    """The keys of a number's tents in the bent view."""
-    return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
-
-
-@lru_cache(maxsize=4096)
-def _pair_keys(first: str, second: str, seed: int, mask: int) -> tuple[tuple[str, ...], ...]:
-    """The key of each tent of the first number with each of the second."""
-    grain, between = range(CROSSED_GRAIN), f"\3{second}\2"
-    spelled = [[f"{first}\2{i}{between}{j}" for j in grain] for i in grain]
-    return tuple(tuple(_key("c", one, seed, mask) for one in row) for row in spelled)
-
-
-def tents(z: float, grain: int) -> tuple[Tent, Tent]:
-    """The two tents that a number is under, and how high they are there."""
-    p = (grain - 1) / (1.0 + math.exp(-SQUASH * z))
-    i = min(int(p), grain - 2)
-    return (i, 1.0 - (p - i)), (i + 1, p - i)
-
-
-def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
-    """The row of what the views share, with each number as two tents."""
-    row = {f"b{key}": value for key, value in shared.items()}
-    for name, z in numbers.items():
-        keys = tent_keys(name, seed, mask)
-        for i, high in tents(z, GRAIN):
-            row[keys[i]] = row.get(keys[i], 0.0) + high
-    return row
-
-
-def crossed(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
-    """The row with each pair of numbers as four products of tents."""
-    row = {f"c{key}": value for key, value in shared.items()}
-    under = [(name, tents(numbers[name], CROSSED_GRAIN)) for name in sorted(numbers)]
-    for at, (first, one) in enumerate(under):
-        for second, other in under[at + 1 :]:
-            keys = _pair_keys(first, second, seed, mask)
-            for i, high in one:
-                for j, tall in other:
-                    row[keys[i][j]] = row.get(keys[i][j], 0.0) + high * tall
-    return row
-
-
 class SeveralViews(SelfRateModel):
     """Rows in three views; what differs by task is in the subclasses."""
 
     kind = "auto 1"
+    noted = Noted(EXPERTS, EXPERTS * len(VIEWS))
     _mixture: Naps
     _experts: Any
 
@@ -287,11 +269,14 @@ class SeveralViews(SelfRateModel):
         assert isinstance(scaler, Limited)
         return Naps(scaler)
 
-    def _read(self, features: Features, *, learns: bool) -> Views:
-        """A row in each view that has something to say."""
+    def _read(self, features: Features, *, learns: bool) -> Views | Row:
+        """A row in each view that has something to say; in the first one if no other is awake."""
         if self._mixture.asleep:
-            return Views(self._rows.row(features, learns=learns), None, None)
-        shared, numbers = self._rows.parts(features, learns=learns)
+            return self._rows.row(features, learns=learns)
+        return self._seen(*self._rows.parts(features, learns=learns))
+
+    def _seen(self, shared: Row, numbers: Row) -> Views:
+        """The row in each view that has something to say, by what is no number and the numbers."""
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
         tented, paired = self._mixture.speaking()
         return Views(
@@ -300,8 +285,26 @@ class SeveralViews(SelfRateModel):
             crossed(shared, numbers, seed, mask) if paired else None,
         )
 
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: Row
+    ) -> tuple[Views | Row, list[Owned | None]]:
+        if self._mixture.asleep:
+            straight_row: tuple[Row, list[Owned | None]] = super()._views(words, numbers)
+            return straight_row
+        seen = self._seen(counted(words), numbers)
+        seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
+        straight = self._rows.owned(words, numbers)
+        tented = None if seen.bent is None else bent_owned(words, numbers, seed, mask)
+        paired = None if seen.crossed is None else crossed_owned(words, numbers, seed, mask)
+        return seen, [straight, tented, paired]
+
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise."""
+        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise.
+
+        While no view but the first is awake, in one pass.
+        """
+        if self._mixture.asleep and super().learn_alike(examples, weights):
+            return True
         if not all(self._is_tame(example) for example in examples):
             return False
         for example, weight in zip(examples, weights, strict=True):
@@ -321,7 +324,9 @@ class _Listed(SeveralViews):
 
     _experts: OneOutput
 
-    def _outputs(self, row: Views) -> Sequence[float]:
+    def _outputs(self, row: Views | Row) -> Sequence[float]:
+        if isinstance(row, dict):
+            return self._experts.outputs(row)
         straight = self._experts.outputs(row.straight)
         if row.bent is None and row.crossed is None:
             return straight * len(VIEWS)
@@ -330,7 +335,9 @@ class _Listed(SeveralViews):
             out += straight if view is None else self._experts.outputs(view)
         return out
 
-    def _teach(self, row: Views, slopes: Sequence[float]) -> float:
+    def _teach(self, row: Views | Row, slopes: Sequence[float]) -> float:
+        if isinstance(row, dict):
+            return self._experts.step(row, slopes)
         total = 0.0
         for i, view in enumerate(row):
             if view is not None:
@@ -340,14 +347,18 @@ class _Listed(SeveralViews):
 
 
 class _Binary(_Listed, Binary):
-    def _shares(self, row: Views) -> list[float]:
+    def _shares(self, row: Views | Row, by: float = 0.0) -> list[float]:
+        if isinstance(row, dict):
+            return super()._shares(row, by)
         if row.bent is None and row.crossed is None:
             straight = self._experts.outputs(row.straight)
-            return [logistic(z) for z in straight] * len(VIEWS)
-        return super()._shares(row)
+            return [logistic(z + by) for z in straight] * len(VIEWS)
+        return super()._shares(row, by)
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
         """Answers of :meth:`predict` to rows of one number a name."""
+        if self._mixture.asleep:
+            return super().predict_columns(names, x)
         return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
 
 
@@ -376,13 +387,17 @@ class _Multiclass(SeveralViews, Multiclass):
     def _is_tame(self, example: Example) -> bool:
         return example.label in self._experts.labels and super()._is_tame(example)
 
-    def _take(self, row: Views, *, learns: bool) -> _TakenViews:
+    def _take(self, row: Views | Row, *, learns: bool) -> _TakenViews | Taken:
         take = self._experts.take
+        if isinstance(row, dict):
+            return take(row, learns=learns)
         return _TakenViews(
             tuple(None if view is None else take(view, learns=learns) for view in row)
         )
 
-    def _teach(self, taken: _TakenViews, slopes: Floats) -> float:
+    def _teach(self, taken: _TakenViews | Taken, slopes: Floats) -> float:
+        if isinstance(taken, Taken):
+            return self._experts.step(taken, slopes)
         total = 0.0
         for i, view in enumerate(taken.views):
             if view is not None:

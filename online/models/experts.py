@@ -44,6 +44,14 @@ _PREFIX: Final = f"{_BLOCK}/"
 Floats = npt.NDArray[np.float64]
 
 
+class Owned(NamedTuple):
+    """The places and numbers that a row has in one view, and the feature that each is of."""
+
+    names: list[str]
+    keys: list[str]
+    numbers: list[float]
+
+
 class OneOutput:
     """Experts of one output, in dicts: for some dozen features that is faster than numpy.
 
@@ -66,6 +74,13 @@ class OneOutput:
                 c += held[2] * x
                 d += held[3] * x
         return a, b, c, d
+
+    def share_out(self, row: Owned, worths: Sequence[float], added: dict[str, float]) -> None:
+        """Add to each feature what it adds to the experts' outputs, a unit worth ``worths``."""
+        now, (a, b, c, d) = self._now, worths
+        for name, key, x in zip(*row, strict=True):
+            if (held := now.get(key)) is not None:
+                added[name] += (a * held[0] + b * held[1] + c * held[2] + d * held[3]) * x
 
     def step(
         self,
@@ -196,6 +211,13 @@ class OutputPerClass:
             places.append(place or (self._place(key) if learns else 0))
         at = np.array(places)
         return Taken(at, np.fromiter(row.values(), np.float64, len(row)), self._now[at])
+
+    def share_out(self, row: Owned, worths: Floats, added: dict[str, float]) -> None:
+        """Add to each feature what it adds to the experts' outputs, a unit worth ``worths``."""
+        held = self._now[[self._at.get(key, 0) for key in row.keys], :EXPERTS]
+        each = held.reshape(len(held), -1) @ worths.ravel()
+        for name, worth, x in zip(row.names, each.tolist(), row.numbers, strict=True):
+            added[name] += worth * x
 
     def step(self, taken: Taken, slopes: Floats, adagrad: tuple[float, float] = ADAGRAD) -> float:
         """Learn a row; the sum of what it has touched is finite only if each of it is."""

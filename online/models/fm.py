@@ -164,7 +164,7 @@ class FmModel(Hashing):
 
     def __init__(self, recipe: Fm, task: Task) -> None:
         self._recipe, self._regression = recipe, task == "regression"
-        self._ids = frozenset(recipe.ids)
+        self.ids: Collection[str] = frozenset(recipe.ids)
         self.words = _Words(recipe)
         self._scaler = Limited("scaler")
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, self._scaler)
@@ -190,9 +190,9 @@ class FmModel(Hashing):
 
     def _spelled(self, features: Features) -> Features:
         """The row with its ids as texts."""
-        if not self._ids:
+        if not self.ids:
             return features
-        return {n: spelled(x) if n in self._ids else x for n, x in features.items()}
+        return {n: spelled(x) if n in self.ids else x for n, x in features.items()}
 
     def _number(self, raw: float) -> float:
         return float(self._targets.means.get("", 0.0)) + self._spread() * raw
@@ -377,11 +377,11 @@ class _Words(Words):
 
     def __init__(self, recipe: Fm) -> None:
         super().__init__(recipe.text, recipe.bits, recipe.seed)
-        self._ids: Collection[str] = frozenset(recipe.ids)
+        self.ids = frozenset(recipe.ids)
         self._table = recipe.table
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
         """The names in one value; a place of a table is none: there are 2^bits, and no more."""
-        if self._table and (name in self._ids or type(value) not in (int, float)):
+        if self._table and (name in self.ids or type(value) not in (int, float)):
             return ()
-        return super().keys(name, spelled(value) if name in self._ids else value)
+        return super().keys(name, spelled(value) if name in self.ids else value)

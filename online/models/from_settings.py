@@ -41,7 +41,12 @@ def load_model(
         training=model.training,
         rehearses=model.replay.on,
         state_of=model.state_of,
+        threshold=None if model.anomaly is None else model.anomaly.threshold,
     )
+    if model.entity is not None:
+        from online.models.personal import with_offsets
+
+        loaded = with_offsets(loaded, model.task, model.entity, model.learner)
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     return loaded
 
@@ -53,7 +58,12 @@ def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
 
         problem = "actions are named by texts, and it takes numbers only"
         raise LearnerUnusable(model.learner, problem, "Take one that reads texts: rewards, linear")
-    texts = (n for n, one in (model.features or {}).items() if one.type in ("category", "text"))
+    keys = model.entity or {}
+    texts = (
+        name
+        for name, one in (model.features or {}).items()
+        if one.type in ("category", "text") and name not in keys
+    )
     if numeric_only and (name := next(texts, None)) is not None:
         from online.models.errors import LearnerUnusable
 

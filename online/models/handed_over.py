@@ -8,11 +8,12 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from river import base
 
 from evaluation.metrics import Task
+from online.models.detector import is_detector
 from online.models.errors import LearnerUnusable
 from online.models.structure import steps
 
@@ -20,7 +21,11 @@ PLACE: Final = "object"
 _MANY: Final = ("SoftmaxRegression", "OneVsRestClassifier", "OneVsOneClassifier")
 
 _given: dict[str, Callable[[], Any]] = {}
-_TASKS: Final[dict[str, Task]] = {
+Purpose = Task | Literal["choose", "anomaly"]
+"""A task as a settings file has it."""
+
+_TASKS: Final[dict[str, Purpose]] = {
+    "anomaly": "anomaly",
     "logreg": "binary",
     "softmax": "multiclass",
     "linreg": "regression",
@@ -53,7 +58,7 @@ def factory(name: str) -> Callable[[], Any]:
     return _given[name]
 
 
-def task_of(model: Any) -> Task | None:
+def task_of(model: Any) -> Purpose | None:
     """The task that the model is surely for; None: it may be for several."""
     if isinstance(model, str):
         return _TASKS.get(model)
@@ -65,7 +70,7 @@ def task_of(model: Any) -> Task | None:
         if type(final).__name__ in _MANY:
             return "multiclass"
         return None if final._multiclass else "binary"
-    return None
+    return "anomaly" if is_detector(made) else None
 
 
 def recipe_of(made: Any) -> tuple[str, str] | None:

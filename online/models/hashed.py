@@ -22,6 +22,7 @@ from typing import Any, Final
 import mmh3
 
 from online.models.errors import LearnerUnusable
+from online.models.experts import Owned
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from paramserver.blocks import Blocks
@@ -44,7 +45,14 @@ class Words:
 
     Numbers stay under the names of their features, which the scaler keeps.  ``text``, ``bits`` and
     ``seed`` are those of :class:`Hashed`.
+
+    Attributes
+    ----------
+    ids
+        Features whose numbers stand for something: each is a name, as a text is.
     """
+
+    ids: frozenset[str] = frozenset()
 
     def __init__(self, text: Collection[str], bits: int, seed: int) -> None:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
@@ -131,6 +139,15 @@ class Hashed:
             numbers = scaler.learn(numbers) if learns else scaler.transform(numbers)
         return row, numbers
 
+    def owned(self, words: Sequence[tuple[str, str]], numbers: dict[str, float]) -> Owned:
+        """The places of such parts of a row, which :meth:`joined` makes one of."""
+        seed, mask = self._seed, self._mask
+        return Owned(
+            [name for name, _ in words] + list(numbers),
+            [key for _, key in words] + [_name_place(name, seed, mask) for name in numbers],
+            [1.0] * len(words) + list(numbers.values()),
+        )
+
     def keys(self, names: Sequence[str]) -> list[str] | None:
         """Return the places of a row of numbers, the bias's first; None if two are one."""
         found = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
@@ -153,6 +170,14 @@ class Hashed:
         """Reset the moments to exactly those of ``values``."""
         if self._scaler is not None:
             self._scaler.reset(values)
+
+
+def counted(words: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """The row of the bias and of what is no number, by feature and place."""
+    row = {_BIAS: 1.0}
+    for _, key in words:
+        row[key] = row.get(key, 0.0) + 1.0
+    return row
 
 
 def _place(feature: str, seed: int, mask: int) -> str:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from online.models.errors import StateNotFinite
 from paramserver.blocks import ADDITIVE, ROWS, Block, Blocks
-from paramserver.ids import IdArray, Ids
 from paramserver.rows import Rows
 
 Floats = npt.NDArray[np.float64]
@@ -129,7 +128,8 @@ class TableLines:
     """Lines as rows of a table by place, and in a dict those that were learned lately.
 
     The table is as it was at the last cut.  What was learned since stands apart, in float32, and a
-    line is the sum of both: so what is sent is, to the last bit, what was learned.
+    line is the sum of both: so what is sent is, to the last bit, what was learned.  A line whose
+    sums are all 0 was not learned.
 
     Parameters
     ----------
@@ -145,32 +145,30 @@ class TableLines:
         self._forget_hot()
 
     def _forget_hot(self) -> None:
-        self._hot: dict[str, int] = {}  # at which place of the arrays below
-        self._ids = Ids(np.empty(0, dtype=np.uint64))
+        self._hot: dict[int, int] = {}  # by id: at which place of the arrays below
+        self._ids = np.zeros(0, dtype=np.uint64)
         self._base = np.zeros((0, self._learned), dtype=np.float32)
         self._moved = np.zeros((0, self._learned), dtype=np.float32)
         self._first = np.zeros((0, self._starts.k))
-        self._known = np.zeros(0, dtype=np.bool_)
         self._open: dict[int, None] = {}
 
     def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
         """A line for each key, a new one as it starts, and which were learned.  Changes nothing."""
-        get = self._hot.get
-        hot = np.array([get(key, -1) for key in keys])
-        cold = np.flatnonzero(hot < 0)
-        out = np.empty((len(keys), self._learned + self._starts.k))
-        known = np.empty(len(keys), dtype=np.bool_)
+        n, get = self._learned, self._hot.get
+        ids = [_id(key) for key in keys]
+        hot = np.array([get(i, -1) for i in ids], dtype=np.int64)
+        out = np.empty((len(keys), n + self._starts.k))
+        cold = np.flatnonzero(hot < 0).tolist()
+        if not cold:
+            out[:, :n], out[:, n:] = self._base[hot] + self._moved[hot], self._first[hot]
+            return out, _learned(out[:, :n])
         if len(cold) < len(keys):
-            there = hot if not len(cold) else hot[hot >= 0]
-            at = slice(None) if not len(cold) else np.flatnonzero(hot >= 0)
-            out[at, : self._learned] = self._base[there] + self._moved[there]
-            out[at, self._learned :] = self._first[there]
-            known[at] = self._known[there]
-        if len(cold):
-            some = [keys[i] for i in cold.tolist()]
-            out[cold, : self._learned], known[cold] = self._table.get(_ids(some))
-            out[cold, self._learned :] = [self._starts.of(key) for key in some]
-        return out, known
+            at = np.flatnonzero(hot >= 0)
+            there = hot[at]
+            out[at, :n], out[at, n:] = self._base[there] + self._moved[there], self._first[there]
+        out[cold, :n], _ = self._table.get(np.array([ids[i] for i in cold], dtype=np.uint64))
+        out[cold, n:] = [self._starts.of(keys[i]) for i in cold]
+        return out, _learned(out[:, :n])
 
     def put(self, keys: Sequence[str], lines: Floats, before: Floats) -> None:
         """Take the lines that a step has made of those before.
@@ -179,36 +177,31 @@ class TableLines:
         """
         n, hot = self._learned, self._hot
         changed = np.flatnonzero((lines != before).any(axis=1)).tolist()
-        fresh = [i for i in changed if keys[i] not in hot]
-        with np.errstate(over="ignore"):
-            change = (lines[changed, :n] - before[changed, :n]).astype(np.float32)
-            if fresh:
-                self._warm([keys[i] for i in fresh], before[fresh])
-            at = np.array([hot[keys[i]] for i in changed], dtype=np.int64)
-            moved = self._moved[at] + change
+        ids = [_id(keys[i]) for i in changed]
+        if fresh := [(i, at) for i, at in zip(ids, changed, strict=True) if i not in hot]:
+            self._warm([i for i, _ in fresh], before[[at for _, at in fresh]])
+        at = np.array([hot[i] for i in ids], dtype=np.int64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            moved = self._moved[at] + (lines[changed, :n] - before[changed, :n]).astype(np.float32)
             total = float((self._base[at] + moved).sum(dtype=np.float64))
         if not math.isfinite(total):
             raise StateNotFinite(total)
         self._moved[at] = moved
-        self._known[at] |= moved.any(axis=1)
         self._open.update(dict.fromkeys(at.tolist()))
 
-    def _warm(self, keys: Sequence[str], lines: Floats) -> None:
+    def _warm(self, ids: Sequence[int], lines: Floats) -> None:
         """Have these lines at hand, which nothing was learned of since the cut."""
-        ids = _ids(keys)
-        begin, end = self._ids.count, self._ids.count + len(keys)
+        begin, end = len(self._hot), len(self._hot) + len(ids)
         if end > len(self._base):
             self._widen(2 * end)
-        _, known = self._table.get(ids)
-        self._ids.add(ids)
-        self._hot.update(zip(keys, range(begin, end), strict=True))
+        self._hot.update(zip(ids, range(begin, end), strict=True))
+        self._ids[begin:end] = ids
         self._base[begin:end] = lines[:, : self._learned]
         self._moved[begin:end] = 0.0
         self._first[begin:end] = lines[:, self._learned :]
-        self._known[begin:end] = known
 
     def _widen(self, n: int) -> None:
-        for name in ("_base", "_moved", "_first", "_known"):
+        for name in ("_ids", "_base", "_moved", "_first"):
             held = getattr(self, name)
             wider = np.zeros((n, *held.shape[1:]), dtype=held.dtype)
             wider[: len(held)] = held
@@ -221,11 +214,11 @@ class TableLines:
         self._open = {}
         if not len(at):
             return {}
-        ids, delta = self._ids.first(self._ids.count)[at], self._moved[at]
+        ids, delta = self._ids[at], self._moved[at]
         self._base[at] += delta
         self._moved[at] = 0.0
         self._table.put(ids, self._base[at])
-        if self._ids.count > _HOT_MAX:
+        if len(self._hot) > _HOT_MAX:
             self._forget_hot()
         return {TABLE: Block(ROWS, Rows(ids, delta))}
 
@@ -236,10 +229,9 @@ class TableLines:
             return
         ids, numbers = block.data.ids, block.data.numbers
         self._table.put(ids, numbers)
-        at = self._ids.find(ids, self._ids.count)
-        hot = at >= 0
-        self._base[at[hot]] = numbers[hot]
-        self._known[at[hot]] = True
+        if self._hot:
+            at = np.array([self._hot.get(i, -1) for i in ids.tolist()], dtype=np.int64)
+            self._base[at[at >= 0]] = numbers[at >= 0]
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with nothing changed since."""
@@ -252,6 +244,10 @@ class TableLines:
         self._forget_hot()
 
 
-def _ids(keys: Sequence[str]) -> IdArray:
-    """The ids of places, which are texts of whole numbers, and of the bias."""
-    return np.array([_BIAS_ID if key == BIAS else int(key) for key in keys], dtype=np.uint64)
+def _learned(sums: Floats) -> _Flags:
+    return np.asarray(sums.any(axis=1))
+
+
+def _id(key: str) -> int:
+    """The id of a place, which is a whole number as text, or of the bias."""
+    return _BIAS_ID if key == BIAS else int(key)

@@ -33,7 +33,7 @@ from evaluation.metrics import Task
 from online.models import handed_over, mlflow_model, onnx_model
 from online.models.auto import Auto
 from online.models.base import Model, Trainable
-from online.models.detector import Detector, is_detector
+from online.models.detector import detecting, trees
 from online.models.errors import LearnerUnusable
 from online.models.fm import fm
 from online.models.from_settings import SCALED
@@ -164,6 +164,10 @@ def mlp(
 
 
 PLAIN: Final = Training()
+_UNSTEADY: Final = (
+    "its factory builds something else each time",
+    "Draw numbers from a seed, and leave the artifact alone while it is served",
+)
 
 BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "logreg": logreg,
@@ -175,6 +179,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
     "rewards": Rewards,
     "auto": auto,
     "mlp": mlp,
+    "anomaly": trees,
     "sealed": sealed,
 }
 
@@ -210,6 +215,7 @@ def load(
     training: Training = PLAIN,
     rehearses: bool = False,
     state_of: StateOf = "code",
+    threshold: float | None = None,
 ) -> Loaded:
     """The model that ``learner`` names.
 
@@ -220,8 +226,7 @@ def load(
         ``mlflow:folder`` or a built-in name.  The factory is called with ``params`` and returns a
         river estimator, an object with ``predict`` or ``predict_one`` (and ``learn_one``), a
         :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
-        or a :class:`~online.models.base.Model`.  Instead of a factory it may be such an object
-        itself, which is copied.
+        or a :class:`~online.models.base.Model`; or it is such an object, which is copied.
     classes
         What the two labels of a binary task are called; part of the spec.
     artifact
@@ -230,9 +235,11 @@ def load(
     key, old_keys
         Seals pickled state; open what was sealed before the key was changed.
     training
-        How a torch network learns; part of the spec.  Other models have their own parameters.
+        How a torch network learns; part of the spec.
     rehearses
         Whether rows are learned again beside fresh ones: the defaults of ``training`` differ.
+    threshold
+        The rank above which a row is an anomaly; None: none is looked for.
     state_of
         Whether the spec has the factory's code and parameters, or only what they build.
 
@@ -244,11 +251,10 @@ def load(
         given["artifact"] = str(base_dir / artifact)
         origin["artifact"] = _hash(learner, base_dir / artifact)
     if factory is sealed or origin["kind"] in _FROZEN:
-        named = {} if factory is sealed else {"classes": classes}
-        given |= {"keys": (key, *old_keys), **named}
+        given |= {"keys": (key, *old_keys)} | ({} if factory is sealed else {"classes": classes})
 
     def make() -> Model:
-        made = _wrap(learner, _make(learner, factory, given), task, key, old_keys)
+        made = _wrap(learner, _make(learner, factory, given), task, key, old_keys, threshold)
         _train(learner, made, training, rehearses=rehearses)
         return made
 
@@ -257,8 +263,7 @@ def load(
     def build() -> Model:
         again = make()
         if again.structure != model.structure:
-            remedy = "Draw numbers from a seed, and leave the artifact alone while it is served"
-            raise LearnerUnusable(learner, "its factory builds something else each time", remedy)
+            raise LearnerUnusable(learner, *_UNSTEADY)
         return again
 
     told = {"task": task, "classes": None if classes is None else dict(classes)}
@@ -427,7 +432,10 @@ def _raised(what: str, error: Exception) -> str:
 # -- from the object to the model ------------------------------------------------------------
 
 
-def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[bytes]) -> Model:
+def _wrap(
+    learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[bytes],
+    threshold: float | None = None,
+) -> Model:  # fmt: skip
     if isinstance(made, type) or made is None:
         got = "None" if made is None else f"the class {made.__name__}"
         raise LearnerUnusable(learner, f"its factory returned {got}", "Return an object")
@@ -441,6 +449,9 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
             raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
     if (recipe := handed_over.recipe_of(made)) is not None:
         raise LearnerUnusable(learner, *recipe)
+    found = detecting(learner, made, task, threshold, key=key, old_keys=old_keys)
+    if found is not None:
+        return found
     if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
         model: Model = made
         return model
@@ -448,10 +459,6 @@ def _wrap(learner: str, made: Any, task: Task, key: bytes, old_keys: Sequence[by
     if not isinstance(made, base.Base):
         why = getattr(made, "why_not_mergeable", None)
         return opaque(why_not_mergeable=why or "it is a class of your own")
-    if task == "binary" and is_detector(made):
-        found = Detector(made)
-        why = "it is a detector of anomalies"
-        return Opaque(found, task=task, key=key, old_keys=old_keys, why_not_mergeable=why)
     _check_task(learner, made, task)
     if (why := why_not_mergeable(made)) is None:
         return Linear(made)

@@ -31,16 +31,16 @@ is in :mod:`online.models.hashed`.  The blocks:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from struct import calcsize, pack, unpack
+from struct import pack, unpack
 from typing import Any, Final, cast
 
 import numpy as np
 from river import preprocessing
 
 from evaluation.metrics import Task
-from online.models.base import Before, Prediction, by_probability
+from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
 from online.models.experts import (
     EXPERTS,
@@ -49,12 +49,13 @@ from online.models.experts import (
     Floats,
     OneOutput,
     OutputPerClass,
+    Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.hashed import Hashed, Words, check_hashing, counted
 from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from online.models.votes import Mixture
+from online.models.votes import Mixture, Noted, logistic, softmax
 from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
@@ -62,6 +63,7 @@ RESIDUAL_MAX: Final = 3.0
 ERROR_MAX: Final = 4.0
 
 _HALF: Final = np.dtype("<f2")
+_DOUBLE: Final = 8
 
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
@@ -104,6 +106,7 @@ class SelfRateModel(Hashing):
     numeric_only = False
     why_not_mergeable: str | None = None
     kind = "linear 1"
+    noted = Noted(EXPERTS)
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
         self._recipe = recipe
@@ -111,9 +114,6 @@ class SelfRateModel(Hashing):
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, Limited("scaler"))
         self._mixture = self._unjudged()
         self._experts = self._untrained()
-        # notes: half floats are exact enough to judge by
-        self._shares_form = f"<{len(self._mixture.losses)}e"
-        self._numbers_form = f"<{len(self._mixture.losses)}d"
         self.structure = f"{self.kind}, {task}, {recipe!r}"
 
     def numbers(self, features: Features) -> dict[str, float]:
@@ -165,7 +165,9 @@ class SelfRateModel(Hashing):
         if before is not None:
             self._meet(before[0])
         row = self._read(features, learns=before is None)
-        total = self._step(row, label, weight, served, before)
+        self._check(self._step(row, label, weight, served, before))
+
+    def _check(self, total: float) -> None:
         if not math.isfinite(total + sum(self._mixture.losses)):
             raise StateNotFinite(total)
 
@@ -216,6 +218,12 @@ class SelfRateModel(Hashing):
     def _unjudged(self) -> Mixture:
         return Mixture(EXPERTS)
 
+    def _views(
+        self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
+    ) -> tuple[Any, list[Owned | None]]:
+        """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
+        return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
+
     # -- by task -----------------------------------------------------------------------------
 
     def _untrained(self) -> OneOutput | OutputPerClass:
@@ -252,10 +260,14 @@ class Binary(SelfRateModel):
 
     _experts: OneOutput
 
-    def _answer(self, row: Any) -> Prediction:
-        shares = self._shares(row)
-        answer = by_probability(self._mixture.of(shares))
-        return Prediction(answer.label, answer.probabilities, pack(self._shares_form, *shares))
+    def _answer(self, row: Any, by: float = 0.0) -> Prediction:
+        shares = self._shares(row, by)
+        return self._said(shares, self._mixture.of(shares))
+
+    def _said(self, shares: Sequence[float], p: float) -> Prediction:
+        """Return the answer of this probability of True, the experts' own being its notes."""
+        notes = pack(self.noted.halves[_HALF.itemsize * len(shares)], *shares)
+        return Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes)
 
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row."""
@@ -265,16 +277,23 @@ class Binary(SelfRateModel):
         """Let each expert learn the row by the slope at its output; finite if all of it is."""
         return self._experts.step(row, slopes)
 
-    def _shares(self, row: Any) -> list[float]:
+    def _shares(self, row: Any, by: float = 0.0) -> list[float]:
         """Return the probability of True that each expert gives."""
-        return [logistic(z) for z in self._outputs(row)]
+        return [logistic(z + by) for z in self._outputs(row)]
 
     def _step(
-        self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
+        self,
+        row: Any,
+        label: Label,
+        weight: float,
+        served: Example | None,
+        before: Before | None,
+        by: float = 0.0,
     ) -> float:
-        shares, y = self._shares(row), float(label)
+        shares, y = self._shares(row, by), float(label)
         if _is_final(served):
-            self._judge(self._mixture, _unpack(self._shares_form, served) or shares, y, weight)
+            judged = _unpack(self.noted.halves, served) or shares
+            self._judge(self._mixture, judged, y, weight)
         slopes = [(p - y) * weight for p in shares]
         if before is not None:
             y, weight = float(before[0]), before[1]
@@ -293,8 +312,7 @@ class Binary(SelfRateModel):
         examples: Sequence[Example],
         weights: Sequence[float],
     ) -> bool:
-        experts, mixture = self._experts, self._unjudged()
-        mixture.losses = self._mixture.losses
+        experts, mixture = self._experts, self._mixture.apart()
         held = experts.held(keys)
         rows = zip([1.0] * len(examples), *columns, strict=True)
         for x, example, weight in zip(rows, examples, weights, strict=True):
@@ -306,12 +324,13 @@ class Binary(SelfRateModel):
                 d += h3 * v
             shares = [logistic(a), logistic(b), logistic(c), logistic(d)]
             y = float(example.label)
-            self._judge(mixture, _unpack(self._shares_form, example) or shares, y, weight)
+            self._judge(mixture, _unpack(self.noted.halves, example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
-        if not math.isfinite(sum(map(sum, held), sum(mixture.losses))):
+        finite = math.isfinite(sum(map(sum, held), sum(mixture.losses)))
+        if not (finite and self._mixture.heard_as(mixture)):
             return False
         experts.put(keys, held)
-        self._mixture.take(mixture.losses)
+        self._mixture.take(mixture)
         return True
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
@@ -325,7 +344,7 @@ class Binary(SelfRateModel):
             shares = 1.0 / (1.0 + np.exp(-(held[0] + x @ held[1:])))
         mixed = (shares @ np.array(self._mixture.votes())).tolist()
         notes = shares.astype(_HALF).tobytes()
-        size = calcsize(self._shares_form)
+        size = shares.shape[1] * _HALF.itemsize
         return [
             Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes[i * size : i * size + size])
             for i, p in enumerate(mixed)
@@ -355,7 +374,7 @@ class Multiclass(SelfRateModel):
         if not (labels := self._experts.labels):
             return Prediction(None, {})
         taken = self._take(row, learns=False)
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         mixed = dict(zip(labels, (self._mixture.votes() @ shares).tolist(), strict=True))
         return Prediction(max(mixed, key=mixed.__getitem__), mixed, shares.astype(_HALF).tobytes())
 
@@ -363,7 +382,7 @@ class Multiclass(SelfRateModel):
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
         taken, column = self._take(row, learns=True), self._experts.labels[label]
-        shares = _softmax(taken.outputs())
+        shares = softmax(taken.outputs())
         if _is_final(served):
             judged, own = self._served(served) or (shares, column)
             p = 0.0 if own is None else judged[:, own]
@@ -384,8 +403,8 @@ class Multiclass(SelfRateModel):
         if served is None or not served.score or served.notes is None:
             return None
         labels, text = list(served.score), label_text(served.label)
-        experts = len(self._mixture.losses)
-        if len(served.notes) != experts * len(labels) * _HALF.itemsize:
+        experts, left = divmod(len(served.notes), len(labels) * _HALF.itemsize)
+        if left or experts not in self.noted.experts:
             return None
         shares = np.frombuffer(served.notes, _HALF).reshape(experts, -1).astype(np.float64)
         return shares, labels.index(text) if text in served.score else None
@@ -417,7 +436,8 @@ class Regression(SelfRateModel):
 
     def _answer(self, row: Any) -> Prediction:
         numbers = self._numbers(row)
-        return Prediction(self._mixture.of(numbers), None, pack(self._numbers_form, *numbers))
+        notes = pack(self.noted.doubles[_DOUBLE * len(numbers)], *numbers)
+        return Prediction(self._mixture.of(numbers), None, notes)
 
     def _outputs(self, row: Any) -> Sequence[float]:
         """Return what each expert makes of the row, in standard deviations of the target."""
@@ -443,7 +463,7 @@ class Regression(SelfRateModel):
             self._target.learn({"": y})
         numbers, spread = self._numbers(row), self._spread() or 1.0
         if _is_final(served):
-            judged = _unpack(self._numbers_form, served) or numbers
+            judged = _unpack(self.noted.doubles, served) or numbers
             errors = [abs(number - y) / spread for number in judged]
             half, ordered = len(errors) // 2, sorted(errors)
             typical = (ordered[half - 1] + ordered[half]) / 2.0 + 1e-9
@@ -473,23 +493,8 @@ def _cut(residual: float) -> float:
     return max(-RESIDUAL_MAX, min(RESIDUAL_MAX, residual))
 
 
-def _unpack(form: str, served: Example | None) -> Sequence[float] | None:
+def _unpack(forms: Mapping[int, str], served: Example | None) -> Sequence[float] | None:
     """Return what the experts answered; None if the row does not say it."""
-    if served is None or served.notes is None or len(served.notes) != calcsize(form):
+    if served is None or (notes := served.notes) is None or len(notes) not in forms:
         return None
-    return unpack(form, served.notes)
-
-
-def logistic(x: float) -> float:
-    """Return the probability of True for its log odds."""
-    if x >= 0:
-        return 1.0 / (1.0 + math.exp(-x))
-    power = math.exp(x)  # NaN too
-    return power / (1.0 + power)
-
-
-def _softmax(outputs: Floats) -> Floats:
-    """Return the probability that each expert gives each class: shape (EXPERTS, classes)."""
-    powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=1, keepdims=True)
-    return shares
+    return unpack(forms[len(notes)], notes)

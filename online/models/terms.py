@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from river import linear_model, optim
 
-from online.models.base import Model
+from online.models import reasons
+from online.models.base import Model, Prediction
 from online.models.linear import Linear
+from online.models.selfrate import SelfRateModel
 from online.models.structure import steps
+from online.models.votes import Terms
 from replay.example import Features, Label
 
 
-def terms_of(
-    model: Model, features: Features, label: Label | None
-) -> tuple[float, dict[str, float]] | None:
-    """Return what an answer begins with, and each feature adds; None: no weights say it.
+def explained(model: Model, features: Features) -> tuple[Prediction, Terms | None] | None:
+    """Answer, and what each feature has added to the answer; None: no weights say it.
 
-    ``label`` is that whose log odds are meant, None of a number.
+    The terms are None of a model that knows no label yet.
+    """
+    if isinstance(model, SelfRateModel):
+        return reasons.explained(model, features)
+    if type(model) is not Linear:
+        return None
+    answer = model.predict(features)
+    terms = terms_of(model, features, None if answer.probabilities is None else answer.label)
+    return None if terms is None else (answer, terms)
+
+
+def terms_of(model: Model, features: Features, label: Label | None) -> Terms | None:
+    """Return what is added up to the log odds of the label (None: the number), whatever the row.
+
+    None: the model is none that adds up.
     """
     if type(model) is not Linear:
         return None
@@ -29,4 +44,5 @@ def terms_of(
     weights, row = final.weights, model.numbers(features)
     added = dict.fromkeys(features, 0.0)
     added.update({name: sign * weights.get(name, 0.0) * x for name, x in row.items()})
-    return sign * float(final.intercept), added
+    base = float(final.intercept)
+    return Terms(base, base + sum(added.values()), added)

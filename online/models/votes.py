@@ -1,22 +1,35 @@
-"""Votes of experts of one model, by how each one did on the labels that came of late.
+"""Experts vote by how each one did of late.
 
-See :mod:`online.models.selfrate`.
+The exponential weights of Littlestone and Warmuth 1994, see :mod:`online.models.selfrate`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from online.models.experts import Floats
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.995
 """Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
 
 _LOSSES: Final = "losses"
+
+
+class Noted:
+    """Notes have what so many experts answered: here is their form by its size in bytes.
+
+    Half floats are exact enough to judge probabilities by.
+    """
+
+    def __init__(self, *experts: int) -> None:
+        self.experts = experts
+        self.halves = {2 * n: f"<{n}e" for n in experts}
+        self.doubles = {8 * n: f"<{n}d" for n in experts}
 
 
 class Mixture:
@@ -32,14 +45,11 @@ class Mixture:
 
     def votes(self) -> list[float]:
         """Each expert's share in the answer."""
-        least, sharp = min(self.losses), self._sharp
-        votes = [math.exp(sharp * (least - loss)) for loss in self.losses]
-        total = sum(votes)
-        return [vote / total for vote in votes]
+        return shares_of(self.losses, self._sharp)
 
     def of(self, answers: Sequence[float]) -> float:
         """The experts' answers mixed."""
-        return sum([v * a for v, a in zip(self.votes(), answers, strict=True)])
+        return mixed(self.votes(), answers)
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came.  One of weight w counts as w labels of weight 1."""
@@ -48,16 +58,67 @@ class Mixture:
         self.losses = [fade * s + part * x for s, x in zip(self.losses, losses, strict=True)]
         self._judged = True
 
-    def take(self, losses: list[float]) -> None:
-        """Labels came after which the experts' losses are these."""
-        self.losses, self._judged = losses, True
+    def apart(self) -> Mixture:
+        """A copy, to be judged by labels that may not count."""
+        made = Mixture(0, self._sharp)
+        made.losses = self.losses
+        return made
+
+    def heard_as(self, other: Mixture) -> bool:
+        """Whether the same experts have votes there."""
+        return True
+
+    def take(self, other: Mixture) -> None:
+        """Labels came after which all is as in the other one."""
+        self.losses, self._judged = other.losses, True
 
     def cut(self) -> Blocks:
+        """The open delta, and reset it."""
         if not self._judged:
             return {}
         self._judged = False
         return {_LOSSES: Block(LOCAL, array_bytes(np.array(self.losses)))}
 
     def rebase(self, values: Blocks) -> None:
+        """Take new values, unless labels were judged since the cut."""
         if not self._judged and (block := values.get(_LOSSES)) is not None:
             self.losses = array_of(block.data).tolist()
+
+
+def shares_of(losses: Sequence[float], sharp: float) -> list[float]:
+    """Return votes of experts with these losses; they sum to 1."""
+    least = min(losses)
+    votes = [math.exp(sharp * (least - loss)) for loss in losses]
+    total = sum(votes)
+    return [vote / total for vote in votes]
+
+
+def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
+    """The experts' answers mixed."""
+    return sum([v * a for v, a in zip(votes, answers, strict=True)])
+
+
+def logistic(x: float) -> float:
+    """Return the probability of True for its log odds."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def softmax(outputs: Floats) -> Floats:
+    """Return the probability that each expert gives each class: shape (experts, classes)."""
+    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+class Terms(NamedTuple):
+    """Terms are what an answer begins with and what each feature adds: together its output.
+
+    ``base`` and ``output`` are log odds of the answered label, or numbers in regression.
+    """
+
+    base: float
+    output: float
+    added: dict[str, float]

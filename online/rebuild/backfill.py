@@ -135,6 +135,7 @@ def look(tables: Tables, model: Model) -> Cut:
         known=() if isinstance(model, Linear) else known_names(model),
         numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
         text_bytes_max=tables.text_bytes_max, label=tables.label, declared=tables.declared,
+        texts=getattr(model, "entities", ()),
     )  # fmt: skip
     features = len(layout.features) - 1
     if not features or features > tables.features_max:

@@ -208,10 +208,15 @@ def prepare(
     files = inputs.found(request.files)
     model = scored.make()
     known = known_names(model)
+    entities: Collection[str] = getattr(model, "entities", ())
+    if request.key in entities:
+        problem = "scores are stored by it, and the model has offsets by it, which read a feature"
+        raise InputRefused(f"column {request.key}", problem, "Name a copy of the column as the key")
     layout = inputs.layout(
         files, key=request.key, time=request.time, ignored=request.ignored, known=known,
         numeric_only=model.numeric_only, missing_ok=request.missing_ok,
         text_bytes_max=request.text_bytes_max, declared=request.declared,
+        texts=entities,
     )  # fmt: skip
     asked = plan.asked(scored.name, scored.spec, scored.snapshot, layout, tuple(files))
     name = request.run or asked[:16]

@@ -10,13 +10,15 @@ import json
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
+
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
 from online.rows.schema import schema_of
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.settings.tokens import WEIGHT_MAX
-from replay.example import Features, Label, label_text
+from replay.example import UNLABELLED, Features, Label, label_text
 from replay.plain import is_plain, plain
 
 INTEGER_MAX: Final = 2**53
@@ -41,7 +43,9 @@ class Door:
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
         self._limits = limits
         self._numeric_only = numeric_only
+        self._keys = frozenset(settings.entity or ())
         self._task = settings.task
+        self._unlabelled = settings.anomaly is not None
         self._rewards = None if settings.choose is None else settings.choose.reward_range
         self._bounded = settings.filters != "none"
         self.schema = schema_of(settings)
@@ -83,7 +87,7 @@ class Door:
                         "Scale it, or leave it out",
                     )
             else:
-                self._check_other(item, f"{field}.{name}")
+                self._check_other(item, f"{field}.{name}", key=name in self._keys)
             if len(name) > self._limits.text_bytes_max:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         if not recorded and (odd := self.odd_name(value)) is not None:
@@ -115,12 +119,12 @@ class Door:
         """Checked features of many rows."""
         return [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
 
-    def _check_other(self, item: Any, field: str) -> None:
+    def _check_other(self, item: Any, field: str, *, key: bool) -> None:
         if isinstance(item, int):  # bool too: river computes with it as 0 or 1
             if abs(item) > INTEGER_MAX:
                 raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
             return
-        if self._numeric_only:
+        if self._numeric_only and not key:
             hint = "Leave a missing value out" if item is None else "This model takes numbers only"
             raise invalid(field, f"a number is needed, got {_kind(item)}", hint)
         if isinstance(item, str):
@@ -134,7 +138,12 @@ class Door:
             raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
 
     def label(self, value: Any, field: str, *, recorded: bool = False) -> Label:
-        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`."""
+        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`.
+
+        A row of ``task: anomaly`` may have none: null, or nothing at all.
+        """
+        if self._unlabelled and (value is None or value is msgspec.UNSET):
+            return UNLABELLED
         if self._task == "binary":
             return self._binary(value, field)
         if self._task == "regression":
@@ -191,6 +200,8 @@ class Door:
 
     def show(self, label: Label | None) -> Label | None:
         """Label as the caller knows it."""
+        if self._unlabelled and label == UNLABELLED:
+            return None
         if self._task == "binary" and isinstance(label, bool):
             return self._names[label]
         return label

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from evaluation.metrics import Task
 from evaluation.report.rows import Column, Origin, Rows
 from online.errors import StartRefused
 from online.rows.history import origin as origin_of
@@ -16,7 +17,7 @@ from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from replay.codec import decode, is_erased
 from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import Example, Label, Value, label_of
+from replay.example import Example, Label, Value, is_unlabelled, label_of
 from replay.journal.base import Journal, Row, Verdict
 
 PAGE_ROWS: Final = 2048
@@ -110,7 +111,7 @@ class JournalRows:
                 break
         return Rows(
             label=[
-                None if row.verdict is Verdict.QUARANTINED else _label(example, regression)
+                None if row.verdict is Verdict.QUARANTINED else _label(example, self._model.task)
                 for row, example in zip(rows, examples, strict=True)
             ],
             predicted=[_predicted(example.score, regression=regression) for example in examples],
@@ -148,8 +149,10 @@ class JournalRows:
         return out
 
 
-def _label(example: Example, regression: bool) -> Label:
-    return float(example.label) if regression else example.label
+def _label(example: Example, task: Task) -> Label | None:
+    if is_unlabelled(task, example.label):
+        return None
+    return float(example.label) if task == "regression" else example.label
 
 
 def _predicted(score: Mapping[str, float] | None, *, regression: bool) -> Label | None:

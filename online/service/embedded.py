@@ -8,15 +8,15 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import uvicorn
 
-from evaluation.metrics import Task
 from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
+from online.models.handed_over import Purpose
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -202,7 +202,7 @@ _served: dict[str, Embedded] = {}
 def serve(
     model: Any,
     *,
-    task: Task | Literal["choose"] | None = None,
+    task: Purpose | None = None,
     name: str = "model",
     state_dir: str | Path | None = None,
     host: str = "127.0.0.1",
@@ -224,8 +224,8 @@ def serve(
         :class:`~online.models.estimator.Estimator` or an object of your own class, which is
         copied; a function or class that makes one; or a ``learner`` as in a settings file.
     task
-        ``binary``, ``multiclass``, ``regression`` or ``choose``; None: as the model says, if it
-        does.
+        ``binary``, ``multiclass``, ``regression``, ``choose`` or ``anomaly``; None: as the model
+        says, if it does.
     name
         By which it is asked.
     state_dir

@@ -14,7 +14,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from evaluation.metrics import Task
+import msgspec
+
 from online.errors import RequestError
 from online.messages.shown import Status
 from online.messages.structs import (
@@ -26,6 +27,7 @@ from online.messages.structs import (
     Receipts,
 )
 from online.messages.values import plain_value
+from online.models.handed_over import Purpose
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -86,7 +88,8 @@ class Learner:
         Folder of what is learned.  What is stored there wins over what the object had learned, if
         it is built alike; else it is refused.
     task
-        ``binary``, ``multiclass`` or ``regression``; None: as the model says, if it does.
+        ``binary``, ``multiclass``, ``regression`` or ``anomaly``; None: as the model says, if it
+        does.
     name
         By which a service that takes the folder over asks it.
     settings
@@ -109,7 +112,7 @@ class Learner:
         model: Any,
         state_dir: str | Path,
         *,
-        task: Task | None = None,
+        task: Purpose | None = None,
         name: str = "model",
         settings: Mapping[str, Any] | None = None,
         fresh: bool = False,
@@ -152,10 +155,17 @@ class Learner:
         shown = self._predict(x).probabilities
         return shown if isinstance(shown, dict) else {}
 
+    def score_one(self, x: Mapping[str, Any]) -> float:
+        """How unusual a row is to a model of ``task: anomaly``: above 0.5, an anomaly."""
+        score = self._predict(x).score
+        if isinstance(score, msgspec.UnsetType):
+            raise TypeError(f"{self._name} is no model of task: anomaly")
+        return score
+
     def learn_one(
         self,
         x: Mapping[str, Any],
-        y: Label,
+        y: Label | None = None,
         *,
         event_id: str | None = None,
         source: str = Event().source,
@@ -167,6 +177,8 @@ class Learner:
 
         Parameters
         ----------
+        y
+            The label; it may be left out of rows of ``task: anomaly``.
         event_id
             Your own, unique in ``source``: a repeat is known by it, after a crash too, and
             ``duplicate`` then.  None: a repeat would be another event.
@@ -202,7 +214,7 @@ class Learner:
 
     def learn_many(
         self,
-        rows: Iterable[tuple[Mapping[str, Any], Label]],
+        rows: Iterable[tuple[Mapping[str, Any], Label | None]],
         *,
         event_ids: Iterable[str] | None = None,
         source: str = Event().source,

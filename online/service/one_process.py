@@ -21,9 +21,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooLate
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
-from evaluation.metrics import Task
 from online import processes
 from online.challenger import promotion
 from online.errors import ConfigError, StartRefused
@@ -347,7 +346,7 @@ starting = threading.Lock()
 
 def settings_for(
     model: Any,
-    task: Task | Literal["choose"] | None,
+    task: handed_over.Purpose | None,
     name: str,
     state_dir: str | Path | None,
     of_service: Mapping[str, Any],
@@ -374,7 +373,7 @@ def settings_for(
         raise ConfigError(
             "task",
             f"{what} may be for several",
-            "Give task: binary, multiclass or regression (or choose)",
+            "Give task: binary, multiclass or regression (or choose, or anomaly)",
         )
     learner = model if isinstance(model, str) else handed_over.hand_over(name, model)
     given: dict[str, Any] = {

@@ -24,8 +24,13 @@ from online.decide import Policy, draw, row, uniform
 from online.decide.record import Choice, RecordInvalid, pack, unpack
 from online.decide.scoring import score
 from online.errors import RequestError, damaged, invalid
-from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, RewardRequest
-from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
+from online.messages.choices import (
+    Action,
+    ChooseRequest,
+    Chosen,
+    Ranked,
+)
+from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.models.crossed import Alike, alike
 from online.replica.pending import Recorded
@@ -35,6 +40,7 @@ from online.rows.prediction_ids import event_key
 from online.serving.apprentice import CALLER, answering
 from online.serving.default_rewards import DefaultRewards
 from online.serving.events import is_join_id
+from online.serving.rewarding import Rewarding
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.config import Limits
@@ -65,6 +71,8 @@ class Choosing:
 
     Attributes
     ----------
+    rewards
+        Takes what came of the choices.
     defaults
         Gives choices their rewards that get none.
     """
@@ -75,6 +83,7 @@ class Choosing:
         self._door, self._limits, self._settings = door, limits, settings
         replica = serving.replica
         self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
+        self.rewards = Rewarding(serving, door, limits, settings)
         self._policy = Policy(**settings.policy_parts())
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
@@ -121,7 +130,7 @@ class Choosing:
         if request.id is None and not request.defer:
             token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
             if token is not None:
-                if self._settings.default_reward is not None:
+                if self._settings.waits:
                     self._keep(nonce.hex(), features, answer, choice)
                 return self._answer(token, choice, self._issued.version())
         own = f"choice-{uuid.uuid4().hex}" if request.id is None else request.id
@@ -328,24 +337,6 @@ class Choosing:
         hint = "Send the id of a choice that was deferred"
         raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)
 
-    async def reward(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
-        """HTTP status and what became of the reward or rewards."""
-        if request.rewards is not None:
-            if request != RewardRequest(rewards=request.rewards):
-                raise invalid("rewards", "one reward and many in one body", "Put all into rewards")
-            events = [
-                Event(_number(x.reward), x.id, source=x.source, event_time=x.event_time)
-                for x in request.rewards
-            ]
-            return await self.serving.feedback(FeedbackRequest(events=events))
-        if request.id is None:
-            raise invalid("id", "no id", "Send the id that the choice was answered with")
-        event = FeedbackRequest(
-            label=self._door.label(_number(request.reward), "reward"), id=request.id,
-            source=request.source, event_time=request.event_time,
-        )  # fmt: skip
-        return await self.serving.feedback(event)
-
 
 def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:
     """The least and the greatest number of each feature of the actions, as rows name them."""
@@ -365,11 +356,6 @@ def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features
         {_RESERVED + name: value for name, value in least.items()},
         {_RESERVED + name: value for name, value in most.items()},
     )
-
-
-def _number(reward: Any) -> Any:
-    """A reward of yes or no as the number that it is."""
-    return float(reward) if isinstance(reward, bool) else reward
 
 
 def _place(places: Mapping[str, int], action: str, field: str) -> int:

@@ -1,7 +1,8 @@
-"""Choices whose reward has not come: each is worth the default, once, whoever says so.
+"""Choices whose wait has ended: each is worth its rewards, or the default, once, whoever says so.
 
 A choice is one half of a row in the journal until its reward takes its place.  Every replica looks
-for those that have waited for ``choose.reward_wait``, and writes the default over exactly the half
+for those that have waited for ``choose.reward_wait``, and writes what its rewards come to
+(:mod:`online.serving.collecting`), or the default, over exactly the half
 that it has seen: if a reward, or the default of another replica, was faster, nothing is written.  A
 reward that comes later is answered as another one for the same choice is.
 
@@ -18,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from online.decide.collected import total
 from online.decide.record import RecordInvalid, pack, unpack
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
@@ -59,9 +61,8 @@ class DefaultRewards:
 
         Raises RequestError and ReplayError: the journal takes none now.
         """
-        reward, wait_s = self._settings.default_reward, self._settings.reward_wait
-        passed_s = self._monotonic_s() - self._began_s
-        if reward is None or passed_s < wait_s:
+        wait_s, passed_s = self._settings.reward_wait, self._monotonic_s() - self._began_s
+        if not self._settings.waits or passed_s < wait_s:
             return 0
         at = self._began_at + passed_s
         given, after, store = 0, float("-inf"), self._replica.store
@@ -69,7 +70,7 @@ class DefaultRewards:
             page = await store.read(
                 store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
             )
-            rows = [row for key, half in page if (row := _defaulted(key, half, reward, at))]
+            rows = [row for key, half in page if (row := self._settled(key, half, at))]
             if rows:
                 recorded = await self._replica.writer.record(rows)
                 given += sum(one.row is not None and not one.repeat for one in recorded)
@@ -78,20 +79,27 @@ class DefaultRewards:
                 return given
             after = page[-1][1].at
 
-
-def _defaulted(key: bytes, half: Stored, reward: float, at: float) -> NewRow | None:
-    """The row of a choice without a reward; None: it is none, or may never have been used."""
-    try:
-        made = codec.decode_prediction(half.payload)
-        if made.choice is None or (choice := unpack(made.choice)).deferred:
+    def _settled(self, key: bytes, half: Stored, at: float) -> NewRow | None:
+        """The row of a choice whose wait has ended; None: nothing becomes of it."""
+        try:
+            made = codec.decode_prediction(half.payload)
+            if made.choice is None:
+                return None
+            choice = unpack(made.choice)
+        except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
             return None
-    except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
-        return None
-    told = pack(msgspec.structs.replace(choice, defaulted=True))
-    made = msgspec.structs.replace(made, choice=told)
-    source = half.source or SOURCE
-    label = WaitingLabel(reward, 1.0, None, source, half.event_id, at, ())
-    return joined(key, made, label, at, half.payload)
+        settings = self._settings
+        if given := choice.rewards:
+            reward = total(given, settings.aggregate, settings.rewards, settings.reward_range)
+            source, event_time = given[0].source, given[-1].event_time
+        elif choice.deferred or settings.default_reward is None:
+            return None  # it may never have been used, or teaches nothing
+        else:
+            reward, source, event_time = settings.default_reward, half.source or SOURCE, None
+            told = pack(msgspec.structs.replace(choice, defaulted=True))
+            made = msgspec.structs.replace(made, choice=told)
+        label = WaitingLabel(reward, 1.0, event_time, source, half.event_id, at, ())
+        return joined(key, made, label, at, half.payload)
 
 
 async def give_for_ever(models: Mapping[str, DefaultRewards]) -> None:

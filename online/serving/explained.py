@@ -46,14 +46,20 @@ class Explained:
             hint = "Send fewer, or raise limits.explain_max to twice as many"
             raise RequestError(422, "too_many_to_explain", message, "features", hint)
 
-    def at_once(self, features: Features, answer: Prediction) -> Explanation | None:
-        """Explain an answer by the weights; None: the model has to be asked about parts of the row.
+    def at_once(self, features: Features) -> tuple[Prediction, Explanation] | None:
+        """Answer, and explain it by the weights; None: the model is to be asked about parts.
 
-        Raises RequestError: it can't be.
+        Raises RequestError: it can't be explained.
         """
-        label, learner = self._label(answer), self._replica.learner
-        found = added_up(learner.serving, learner.bounds.answered(features), label)
-        return None if found is None else self._told(found, label)
+        learner = self._replica.learner
+        try:
+            found = added_up(learner.serving, learner.bounds.answered(features))
+        except NotExplained as error:
+            raise _refused(error) from None
+        if found is None:
+            return None
+        answer, contributions = found
+        return answer, self._told(contributions, self._label(answer))
 
     @asynccontextmanager
     async def in_turns(self, features: Features) -> AsyncIterator[tuple[Prediction, Explanation]]:

@@ -147,7 +147,7 @@ class Ordinary:
             good = self._names[names] = self._door.takes(names)
             if len(self._names) > _KNOWN:
                 self._names.popitem(last=False)
-        return good and self._replica.learner.vocabulary.knows([dict.fromkeys(names, 0.0)])
+        return good and self._replica.learner.vocabulary.knows_numbers(names)
 
     def _read_alike(
         self,

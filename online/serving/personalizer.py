@@ -119,14 +119,16 @@ class Personalizer:
             slots.append({"id": slot.id, "rewardActionId": answer.action})
         return {"slots": slots, "eventId": event}
 
-    async def reward(self, event: str, value: float) -> None:
-        """Take the reward of an event: the first one stands, and others are passed over."""
-        await self._reward(own_id(event), value)
+    async def reward(self, event: str, value: float, reward_id: str | None = None) -> None:
+        """Take the reward of an event; by its id a repeat is known where rewards are summed."""
+        await self._reward(own_id(event), value, reward_id)
 
-    async def reward_slots(self, event: str, rewards: SlotRewards) -> None:
+    async def reward_slots(
+        self, event: str, rewards: SlotRewards, reward_id: str | None = None
+    ) -> None:
         """Take rewards of slots."""
         for one in rewards.reward:
-            await self._reward(own_id(event, one.slot_id), one.value)
+            await self._reward(own_id(event, one.slot_id), one.value, reward_id)
 
     async def activate(self, event: str) -> None:
         """Say that the deferred answer to an event was shown."""
@@ -150,8 +152,8 @@ class Personalizer:
         )  # fmt: skip
         return await self._choosing.choose(asked)
 
-    async def _reward(self, own: str, value: float) -> None:
-        status, receipt = await self._choosing.reward(RewardRequest(own, value))
+    async def _reward(self, own: str, value: float, reward_id: str | None) -> None:
+        status, receipt = await self._choosing.rewards.take(RewardRequest(own, value, reward_id))
         assert isinstance(receipt, Receipt)
         if status >= 410:
             message = f"the reward was not taken: {receipt.reason or receipt.status}"

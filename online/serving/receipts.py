@@ -16,7 +16,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.serving.ordinary import Asked
 from replay import codec
-from replay.example import Example
+from replay.example import UNLABELLED, Example
 from replay.journal.base import Row
 
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
@@ -73,7 +73,8 @@ class Receipting:
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            alike = erased or late or asked.label == first
+            unlabelled = self._replica.settings.anomaly is not None and asked.label == UNLABELLED
+            alike = erased or late or unlabelled or asked.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"

@@ -27,6 +27,7 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.serving import anomalies
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
@@ -36,7 +37,7 @@ from online.serving.together import Together
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
-from replay.example import Features, label_of
+from replay.example import Features
 
 HTTP = {
     "learned": 200,
@@ -88,6 +89,11 @@ class Serving:
         """The maker of the ids of answers."""
         return self._reader.issued
 
+    @property
+    def reader(self) -> Events:
+        """Reads events as rows to append."""
+        return self._reader
+
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
         """Keys of the predictions of an own id that events of the source may be about."""
         return self._reader.keys_of(own, source)
@@ -126,9 +132,9 @@ class Serving:
             return self.predict(request)
         features = self._door.features(request.features, "features")
         self._explained.check(features)
-        answer, shown = self._answer(features)
-        if (said := self._explained.at_once(features, answer)) is not None:
-            return self._one(request, features, facts, answer, shown, said)
+        if (found := self._explained.at_once(features)) is not None:
+            answer, said = found
+            return self._one(request, features, facts, answer, self._shown(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
             facts, shown = self._facts(request), self._shown(answer)
             return self._one(request, features, facts, answer, shown, said)
@@ -180,6 +186,7 @@ class Serving:
             *named,
             *self._around(answer),
             said,
+            anomalies.score_of(replica, answer),
         )
 
     def _many(self, instances: list[dict[str, Any]], *, give_ids: bool) -> list[AnswerRow]:
@@ -196,7 +203,9 @@ class Serving:
                 _check_finite(answer.label)
             else:
                 _check_finite(sum(answer.probabilities.values()))
-                row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
+                row.score = anomalies.score_of(self.replica, answer)
+                if row.score is msgspec.UNSET:
+                    row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if give_ids:
@@ -214,9 +223,12 @@ class Serving:
         if isinstance(answer.label, float) and answer.probabilities is None:
             ends = sure.interval(stamp, answer.label)
             return msgspec.UNSET, None if ends is None else list(ends)
-        texts = sure.labels(stamp, self.replica.learner.score(answer))
-        labels = None if texts is None else [self._door.show(label_of(text)) for text in texts]
-        return labels, msgspec.UNSET
+        shares = answer.probabilities
+        if shares is None and answer.label is not None:
+            shares = {answer.label: 1.0}
+        labels = sure.labels(stamp, shares)
+        show = self._door.show
+        return None if labels is None else [show(label) for label in labels], msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
         """Declared names that a row does not have, and its names of which nothing is known here.
@@ -248,6 +260,8 @@ class Serving:
             _check_finite(answer.label)
             return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
+        if self.replica.settings.anomaly is not None:  # its score is no probability
+            return msgspec.UNSET
         return {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
@@ -261,7 +275,9 @@ class Serving:
             return None, number, version
         text = self._door.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
-            return text, float(answer.label is not False), version
+            score = anomalies.score_of(replica, answer)
+            certain = float(answer.label is not False)
+            return text, certain if isinstance(score, msgspec.UnsetType) else score, version
         wanted = self._door.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
@@ -284,6 +300,9 @@ class Serving:
             asked = read
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipts.receipt(asked, recorded, "")
+        late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
+        for _, asked, recorded in late:
+            receipt = self._receipts.receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
         decided = recorded.status if receipt.status == "duplicate" else receipt.status
@@ -326,6 +345,8 @@ class Serving:
                     receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
                 except RequestError as error:
                     receipts[i] = refused(error)
+            for i, asked, result in await anomalies.late(self.replica, receipts, rows, recorded):
+                receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
         out = [receipt for receipt in receipts if receipt is not None]
         for status, n in Counter([receipt.status for receipt in out]).items():
             self.replica.counts[f"feedback_{status}"] += n

@@ -21,7 +21,7 @@ from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.promoted import decision
 from online.rows.schema import schema_of
-from online.serving import journal_room
+from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
 from online.sure.views import choices_in, confidence_in, slices_in
@@ -130,6 +130,7 @@ class Cluster(Kept):
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
             "slices": _slices(replica),
+            "anomaly": anomalies.found(replica),
             "choices": _choices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
@@ -467,7 +468,7 @@ def _influence(replica: ModelReplica) -> dict[str, float] | None:
     for row in rows:
         if len(row) > _INFLUENCE_NAMES or (terms := terms_of(model, row, label)) is None:
             return None
-        added.append(terms[1])
+        added.append(terms.added)
     found: dict[str, float] = {}
     for name in {name for one in added for name in one}:
         values = [one.get(name, 0.0) for one in added]

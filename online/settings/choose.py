@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 from pydantic import Field, model_validator
 
 from online.settings.tree import Seconds, Tree
+from replay.plain import is_plain, plain
 
 _REWARD_MAX: Final = 1e9
 
@@ -37,7 +38,26 @@ class Choose(Tree):
         description="what a choice is worth whose reward has not come within `reward_wait`; none: "
         "it teaches nothing",
     )
-    reward_wait: Seconds = Field(600, description="how long a choice waits for its reward then")
+    reward_wait: Seconds = Field(
+        600, description="how long a choice waits for the default, or for all of its rewards"
+    )
+    aggregate: Literal["earliest", "sum", "last"] = Field(
+        "earliest",
+        description="what is learned of several rewards of a choice: the first, at once; or, once, "
+        "when `reward_wait` has passed: their sum, cut to `reward_range`, or the last",
+    )
+    rewards: dict[str, float] = Field(
+        default_factory=dict,
+        max_length=32,
+        description="weights of named rewards, as `{click: 0.1, purchase: 1}`: what is learned is "
+        "their weighted sum, cut to `reward_range`",
+    )
+    rewards_max: int = Field(
+        64,
+        ge=1,
+        le=10_000,
+        description="rewards of one choice that are kept until it is learned",
+    )
     apprentice: bool = Field(
         False,
         description="answer the caller's own choice (`baseline`), learn from what comes of it, and "
@@ -57,7 +77,18 @@ class Choose(Tree):
                 f"default_reward: {self.default_reward:g} is not in reward_range, "
                 f"[{least:g}, {most:g}]"
             )
+        for name, weight in self.rewards.items():
+            if not name or not is_plain(name) or not abs(weight) <= _REWARD_MAX:
+                raise ValueError(
+                    f"rewards: {plain(name)!r}: {weight:g} is no name with a weight within "
+                    f"±{_REWARD_MAX:g}"
+                )
         return self
+
+    @property
+    def waits(self) -> bool:
+        """Whether each choice is written down, and something becomes of it when its wait ends."""
+        return self.default_reward is not None or self.aggregate != "earliest"
 
     def policy_parts(self) -> dict[str, Any]:
         """Return what decides how likely each action is."""

@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from online.settings.anomaly import Anomaly
 from online.settings.choose import Choose
+from online.settings.entity import Keys, check_entity
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
 
@@ -247,7 +249,8 @@ class ModelSettings(Tree):
     )
     task: Literal["binary", "multiclass", "regression"] = Field(
         description="two labels, several, or a number; `choose`: among actions, by the reward that "
-        "is expected of each (read as `regression` with `choose`)"
+        "is expected of each (read as `regression` with `choose`); `anomaly`: is a row unlike the "
+        "others, with labels or without (read as `binary` with `anomaly`)"
     )
     learner: str = Field(description="file.py:factory, module:factory, or a built-in name")
     params: dict[str, Any] = Field(default_factory=dict, description="handed to the factory")
@@ -269,6 +272,11 @@ class ModelSettings(Tree):
     )
     strict: bool = Field(
         False, description="with `features`: a row with a name that is not declared is refused"
+    )
+    entity: Keys | None = Field(
+        None,
+        description="features that are keys, a user, say: each has an intercept of its own on top "
+        "of what all share (`user`, `[user, film]`), and weights on numbers (`{user: [price]}`)",
     )
     confidence: float | None = Field(
         None,
@@ -324,11 +332,20 @@ class ModelSettings(Tree):
     choose: Choose | None = Field(
         None, description="of `task: choose`: how it chooses; None: it does not"
     )
+    anomaly: Anomaly | None = Field(
+        None, description="of `task: anomaly`: when a row is one; None: it is another task"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _choices_are_rewards(cls, value: object) -> object:
-        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by."""
+        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by.
+
+        And `task: anomaly` as two labels, of which one is seldom sent.
+        """
+        if isinstance(value, dict) and value.get("task") == "anomaly":
+            given = {} if value.get("anomaly") is None else value["anomaly"]
+            return {"learner": "anomaly", **value, "task": "binary", "anomaly": given}
         if not isinstance(value, dict) or value.get("task") != "choose":
             return value
         chooses = {} if value.get("choose") is None else value["choose"]
@@ -375,13 +392,35 @@ class ModelSettings(Tree):
             )
         return self
 
+    @model_validator(mode="after")
+    def _anomalies_are_found_alone(self) -> ModelSettings:
+        """Refuse what needs a label with each row."""
+        if self.anomaly is None:
+            return self
+        if self.task != "binary":
+            raise ValueError(f"anomaly: it is for `task: anomaly`, not {self.task}")
+        asked = {
+            "replay": self.replay.on, "confidence": self.confidence is not None,
+            "slices": self.slices, "challenger": self.challenger is not None,
+            "triggers": self.triggers.every, "devices": self.devices is not None,
+            "root_set": self.root_set is not None,
+        }  # fmt: skip
+        if named := next((name for name, on in asked.items() if on), None):
+            raise ValueError(f"{named}: it needs a label with each row, and anomalies have few")
+        return self
+
     @property
     def purpose(self) -> str:
         """The task as a settings file has it."""
+        if self.anomaly is not None:
+            return "anomaly"
         return self.task if self.choose is None else "choose"
 
     @model_validator(mode="after")
     def _slices_are_names(self) -> ModelSettings:
+        if self.entity is not None:
+            types = {n: x.type for n, x in (self.features or {}).items()}
+            check_entity(self.entity, self.purpose, types or None)
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")

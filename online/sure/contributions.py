@@ -4,7 +4,9 @@ A *path* begins with the answer to no feature at all and adds the row's features
 other.  What the answer gains at a feature is its contribution on that path; so on each path the
 contributions and the beginning add up to the answer, whatever model it is.  A model that adds up
 features in log odds (logistic regression, softmax, FTRL; a linear model in regression) gains the
-same on every path, and one path and its reverse tell that it does.  For any other model
+same on every path, and one path and its reverse tell that it does.  Where the weights are known to
+say it, nobody asks (:mod:`online.models.terms`), and a mixture of such models is shared out by its
+experts' weights (:mod:`online.models.worths`).  For any other model
 contributions are means over several paths, with their reverses: an estimate of Shapley values
 (Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on sampling*).
 For a tree a feature that is absent is what the tree does without it; in a network it counts as its
@@ -26,7 +28,7 @@ import msgspec
 from evaluation.metrics import LOG_CLIP
 from online.errors import OnlineError
 from online.models.base import Model, Prediction
-from online.models.terms import terms_of
+from online.models.terms import explained
 from replay.example import Features, Label
 
 EXACT: Final = 1e-9
@@ -56,7 +58,7 @@ class Contributions(msgspec.Struct, frozen=True):
     added
         By feature; with ``base`` they add up to ``output``.
     exact
-        Whether every order of the features says the same.
+        Whether weights say it, or every order of the features says the same.
     paths
         Orders that were looked at.
     """
@@ -68,12 +70,19 @@ class Contributions(msgspec.Struct, frozen=True):
     paths: int
 
 
-def added_up(model: Model, features: Features, label: Label | None) -> Contributions | None:
-    """Contributions by the weights of a model that adds up features; None: ask it about parts."""
-    if (terms := terms_of(model, features, label)) is None:
+def added_up(model: Model, features: Features) -> tuple[Prediction, Contributions] | None:
+    """Answer, with contributions by the model's weights; None: ask it about parts of the row.
+
+    Raises NotExplained.
+    """
+    if (found := explained(model, features)) is None:
         return None
-    base, added = terms
-    return Contributions(base, base + sum(added.values()), added, True, 0)
+    answer, terms = found
+    if terms is None:
+        raise NotExplained("it knows no label yet")
+    if not math.isfinite(sum(terms.added.values(), terms.base)):
+        raise NotExplained("what it adds up is no number")
+    return answer, Contributions(*terms, True, 0)
 
 
 def contributions(

@@ -29,11 +29,13 @@ import math
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from evaluation.metrics import Task
 from paramserver.blocks import COUNT, Block, Blocks, Touched
 from replay.example import Example, label_text
+
+_Label = TypeVar("_Label")
 
 CONFIDENCE: Final = "confidence"
 """The block: sums over the learned rows."""
@@ -86,13 +88,17 @@ class Confidence:
         self._sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
         self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
+        self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
 
     # -- asking ------------------------------------------------------------------------------
 
     def stamp(self) -> bytes:
         """The threshold of now, as ids and rows keep it."""
-        sums = self._sums
-        return STAMP.pack(self._now(), int(sums.get(_N, 0)) & 0xFFFFFFFF)
+        if not self._stamp:
+            sums = self._sums
+            self._stamp = STAMP.pack(self._now(), int(sums.get(_N, 0)) & 0xFFFFFFFF)
+            self._least = _least(STAMP.unpack(self._stamp)[0])
+        return self._stamp
 
     def _now(self) -> float:
         steps = self._steps
@@ -102,16 +108,18 @@ class Confidence:
         logs = self._sums.get(_LOGS, 0.0)
         return moved + self._sums[_ERRORS] / logs if logs else math.inf
 
-    def labels(self, stamp: bytes, score: Mapping[str, float] | None) -> list[str] | None:
-        """JSON texts of the labels in the set, the most probable first; None without an answer.
+    def labels(self, stamp: bytes, score: Mapping[_Label, float] | None) -> list[_Label] | None:
+        """The labels in the set, the most probable first; None without an answer.
 
-        ``score`` is the answer as rows keep it.
+        ``score`` has the probability of each, as the model or rows name them.
         """
         if not score:
             return None
-        least = _least(STAMP.unpack(stamp)[0])
-        texts = sorted(score, key=score.__getitem__, reverse=True)
-        return [text for i, text in enumerate(texts) if i == 0 or score[text] >= least]
+        least = self._least if stamp is self._stamp else _least(STAMP.unpack(stamp)[0])
+        found = [label for label, p in score.items() if p >= least]
+        if len(found) > 1:
+            found.sort(key=score.__getitem__, reverse=True)
+        return found or [max(score, key=score.__getitem__)]
 
     def interval(self, stamp: bytes, answer: float) -> tuple[float, float] | None:
         """The lowest and the highest target; None before the first label."""
@@ -178,6 +186,7 @@ class Confidence:
         self._sum(_N, 1)
 
     def _sum(self, name: str, value: float) -> None:
+        self._stamp = b""
         self._sums[name] = self._sums.get(name, 0) + value
         self._open[name] = self._open.get(name, 0) + value
 
@@ -196,6 +205,7 @@ class Confidence:
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
         if (block := values.get(CONFIDENCE)) is not None:
+            self._stamp = b""
             self._note_others(block.data.get(_N, 0.0))
             for name, value in block.data.items():
                 self._sums[name] = value + self._open.get(name, 0)
@@ -210,7 +220,7 @@ class Confidence:
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open = {}, {}
+        self._sums, self._open, self._stamp = {}, {}, b""
         self.rebase(values)
 
     # -- what is told ------------------------------------------------------------------------

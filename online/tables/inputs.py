@@ -209,6 +209,7 @@ def layout(
     text_bytes_max: int,
     label: str | None = None,
     declared: Mapping[str, Column] | None = None,
+    texts: Collection[str] = (),
 ) -> Layout:
     """The columns of all files, which have to agree with each other and with the model.
 
@@ -220,6 +221,8 @@ def layout(
         A column of labels, which is read beside the features, as one of them.
     declared
         What the model's settings declare of its features: other columns are left out.
+    texts
+        Names that may be texts where all else has to be numbers.
 
     Raises InputRefused, naming file and column.
     """
@@ -233,7 +236,7 @@ def layout(
         if declared is not None:
             taken = _as_declared(one, taken, declared, label)
         features = {n: k for n, k in taken.items() if n != label}
-        _check_types(one, features, numeric_only=numeric_only)
+        _check_types(one, features, numeric_only=numeric_only, texts=texts)
         if first is None:
             first = taken
             asked = known
@@ -257,13 +260,15 @@ def _column(one: Input, name: str, problem: str, remedy: str) -> InputRefused:
     return InputRefused(f"{one.path}, column {name}", problem, remedy)
 
 
-def _check_types(one: Input, taken: dict[str, Kind | str], *, numeric_only: bool) -> None:
+def _check_types(
+    one: Input, taken: dict[str, Kind | str], *, numeric_only: bool, texts: Collection[str]
+) -> None:
     if not taken:
         raise InputRefused(one.path, "no column is left to score by", "Ignore fewer")
     for name, kind in taken.items():
         if kind not in ("number", "integer", "bool", "text"):
             raise _column(one, name, f"it is of type {kind}", f"Leave it out: --ignore {name}")
-        if kind == "text" and numeric_only:
+        if kind == "text" and numeric_only and name not in texts:
             remedy = f"This model takes numbers only: write numbers, or --ignore {name}"
             raise _column(one, name, "it holds text", remedy)
 

@@ -34,7 +34,7 @@ from online.settings.model import ModelSettings
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
 from paramserver.blocks import Blocks
-from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
+from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event, Favour
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
@@ -97,6 +97,8 @@ class Filtering:
     weighs
         Whether rows may weigh other than 1; else what would weigh less is taken whole, and what
         would weigh less than a quarter is set aside.
+    rewards
+        Least and greatest.
 
     Attributes
     ----------
@@ -119,11 +121,12 @@ class Filtering:
         count: Callable[[], int],
         root: RootSet | None = None,
         weighs: bool = True,
+        rewards: tuple[float, float] | None = None,
     ) -> None:
         self.chain, self.root = chain, root
         self.counts: Counter[str] = Counter()
         self._model, self._count = model, count
-        self._weighs = weighs
+        self._weighs, self._rewards = weighs, rewards
         self._seen: OrderedDict[str, float] = OrderedDict()
         self.elsewhere: dict[str, None] = {}
         self._recent = _Recent()
@@ -235,8 +238,7 @@ class Filtering:
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
             return row, example
-        if event is None:
-            event = self._event(row, example)
+        event = event or self._event(row, example)
         self.chain.catch_up(event.key, event.version)
         verdict = self.chain.decide(event)
         if verdict.verdict == CLIPPED and not self._weighs:
@@ -290,6 +292,7 @@ class Filtering:
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
+            favour=favour_of(example, self._rewards),
         )
 
     # -- after it ----------------------------------------------------------------------------
@@ -311,9 +314,8 @@ class Filtering:
             self._recent.add({row.key: row.at})
             if row.key in self._batch:
                 self._batch.discard(row.key)  # the same key again in the batch is a repeat of it
-                if outcome.new and outcome.row is not None:
-                    place = (outcome.row.partition, outcome.row.offset)
-                    self.reputations.stands(row.key, place)
+                if outcome.new and (written := outcome.row) is not None:
+                    self.reputations.stands(row.key, (written.partition, written.offset))
                 else:
                     self.reputations.take_back(row.key)
 
@@ -413,6 +415,7 @@ def filtering_for(
         serving.slope_size if scored and isinstance(serving, Sloped) else None,
         root.reference if root is not None and scored else None,
         answers=("true", "false") if model.task == "binary" else (),
+        rewards=model.choose is not None,
         sources_max=sources_max,
     )
     return Filtering(
@@ -422,6 +425,7 @@ def filtering_for(
         count=lambda: learner.version[1],
         root=root,
         weighs=getattr(serving, "takes_weight", True),
+        rewards=None if model.choose is None else model.choose.reward_range,
     )
 
 
@@ -435,6 +439,16 @@ def _digests(example: Example) -> tuple[int | None, int | None]:
         return None, None
     features = zlib.crc32(codec.encode(Example(example.features, "")))
     return zlib.crc32(label_text(example.label).encode(), features), features
+
+
+def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
+    """Return what a reward says of its action; None if it is none, or of no choice."""
+    if rewards is None or example.choice is None or not example.score or "" not in example.score:
+        return None
+    low, high = rewards
+    told = (float(example.label), example.score[""])
+    reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in told)
+    return Favour(zlib.crc32(str(example.features.get("@")).encode()), reward, expected)
 
 
 def _unweighed(verdict: Verdict) -> Verdict:

@@ -22,7 +22,7 @@ from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.settings.model import Drift
 from online.watch.canary import Canary
-from replay.example import Example, Features, label_text
+from replay.example import Example, Features, is_unlabelled, label_text
 from replay.journal.base import Row
 
 log = logging.getLogger("online.judging")
@@ -172,7 +172,10 @@ class Judge:
         said = max(score, key=score.__getitem__)
         share, right = score[said], said == label_text(example.label)
         watched = score.get("true", share) if self._task == "binary" else share
-        alarms = self._watch.served(example.features, watched, at=at)
+        if is_unlabelled(self._task, example.label):  # a rank: it moves with what is usual
+            return self._watch.served(example.features, at=at)
+        seen = example.taught  # when it came without its label
+        alarms = [] if seen else self._watch.served(example.features, watched, at=at)
         same = example.no_change
         rule = None if same is None else float(same != example.label)
         alarms += self._watch.judged(float(not right), rule=rule, at=at)

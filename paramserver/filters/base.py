@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import msgspec
 import numpy as np
@@ -36,6 +36,17 @@ _DOUBTED: Final = -1.0
 
 
 _LINE: Final = 16
+
+
+class Favour(NamedTuple):
+    """A reward of a choice, and what was expected of the action; both as shares of the range.
+
+    ``action`` is a hash of its id.
+    """
+
+    action: int
+    reward: float
+    expected: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +77,8 @@ class Event:
         JSON text of the label that the model gave; None if nothing was predicted.
     weight
         Of the event, > 0: ``gradient`` has it already, budgets count it.
+    favour
+        Of a reward; None: the event is none.
     """
 
     source: str
@@ -79,6 +92,7 @@ class Event:
     features_digest: int | None = None
     answer: str | None = None
     weight: float = 1.0
+    favour: Favour | None = None
     _squares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property

@@ -29,6 +29,7 @@ from paramserver.filters.base import (
     keyed,
 )
 from paramserver.filters.direction import Direction
+from paramserver.filters.favours import Favours
 from paramserver.filters.losses import LOSSES, Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
@@ -332,6 +333,7 @@ def by_name(
     reference: Reference | None,
     *,
     answers: Sequence[str] = (),
+    rewards: bool = False,
     sources_max: int = SOURCES_MAX,
 ) -> Chain:
     """The tests of these names over single rows; those that lack what they need are left out.
@@ -342,6 +344,7 @@ def by_name(
     believed at first.
 
     ``answers``: labels that are looked at on their own for how often they surprise, a few.
+    ``rewards``: events are rewards of choices, and looked at by action, too.
     """
     filters: list[Filter] = [Schema(size)]
     for name in NAMES:
@@ -362,6 +365,8 @@ def by_name(
                 for answer in answers
             ]
             filters.append(Unlikely(of_all))
+            if rewards:
+                filters.append(Favours())
         elif reference is not None and reference.problem is None:
             filters.append(Direction(reference, alone=False))
     return Chain(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.filters.base import Event, Filter, Gradient, Source
+from paramserver.filters.base import Event, Favour, Filter, Gradient, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.checks import (
     HONEST,
@@ -124,6 +124,25 @@ def repeats_weigh_less(make: Make) -> None:
     assert factors[-1] <= 0.2, factors
     other = replace(event, source="h2", key=b"other")
     assert chain.decide(other).opinions[1].factor == 1.0, "another source's same row"
+
+
+def favoured_actions_weigh_less(make: Make) -> None:
+    """One of ten always rewards an action that brings little; another one brings much to all."""
+    stream = Stream(1)
+    chain = chain_of(make, stream)
+    rng = np.random.default_rng(1)
+    factors: dict[tuple[str, int], list[float]] = {}
+    for i in range(600):
+        name, action = f"h{i // 2 % 10}", i % 2
+        reward = float(rng.random() < 0.2) if action == 0 and name != "h0" else 1.0
+        event = replace(stream.event(name), favour=Favour(action, reward, 0.3))
+        verdict = chain.decide(event)
+        chain.observe(event, verdict)
+        factors.setdefault((name, action), []).append(verdict.opinions[1].factor)
+    late = {at: sum(each[12:]) / len(each[12:]) for at, each in factors.items()}
+    assert late[("h0", 0)] <= 0.2, "who sells an action is heard"
+    honest = [share for at, share in late.items() if at != ("h0", 0)]
+    assert min(honest) >= 0.8, f"honest rewards have a factor of {min(honest):.2f}"
 
 
 def copies_weigh_less(make: Make) -> None:

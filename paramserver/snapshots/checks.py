@@ -15,6 +15,7 @@ from typing import Final, Literal, Protocol, Self, TypeVar
 
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
 from paramserver.snapshots.format import equal
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import Disk
 from paramserver.state import SnapshotState
@@ -88,9 +89,12 @@ class ForgetfulDisk(Disk):
         content = self._names[path].content
         return content if limit < 0 else content[:limit]
 
-    def write(self, path: Path, data: bytes) -> None:
+    def take(self, path: Path) -> memoryview:
+        return memoryview(bytearray(self.read(path)))
+
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         self._step()
-        self._names[path] = _File(data)
+        self._names[path] = _File(bytes(data))
 
     def fsync(self, path: Path) -> None:
         self._step()
@@ -290,12 +294,13 @@ def _content(store: Snapshots, name: str) -> bytes | None:
 
 def check_snapshot_format(
     encode: Callable[[SnapshotState], bytes],
-    decode: Callable[[bytes], SnapshotState],
+    decode: Callable[[bytes | memoryview], SnapshotState],
     state: SnapshotState,
 ) -> None:
     """A state comes back bit for bit; every flipped byte and every cut is found."""
     data = encode(state)
-    back = decode(data)
+    back = decode(memoryview(bytearray(data)))
+    assert equal(back.values, decode(data).values), "written memory is another state"
     assert equal(state.values, back.values), "the values came back changed"
     for field in ("model", "spec", "spec_text", "version", "clock", "closed", "control"):
         assert getattr(back, field) == getattr(state, field), f"{field} came back changed"

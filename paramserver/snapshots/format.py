@@ -22,39 +22,22 @@ from typing import Any, Final
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
-from safetensors.numpy import save as save_arrays
 
 from paramserver import blocks as algebra
 from paramserver.blocks import Block, Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.rows import Rows
+from paramserver.snapshots.pieces import Pieces
+from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
 from paramserver.state import SnapshotState
 
 SCHEMA: Final = 1
 MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
+_CHECKED: Final = 65_536  # numbers, or rows of them, at once
 FRAME_BYTES: Final = _FRAME.size
 _CUT_KEYS: Final = 8192  # at once: what fits into a processor's cache takes two thirds of the time
-_LENGTH: Final = struct.Struct("<Q")
-_DTYPES: Final = {
-    "U8": np.uint8,
-    "I64": np.int64,
-    "U64": np.uint64,
-    "F64": np.float64,
-    "F32": np.float32,
-}
-
-Array = npt.NDArray[Any]
-
-
-class _Tensor(msgspec.Struct, frozen=True):
-    """An array of the payload, as the head of a safetensors file describes it."""
-
-    dtype: str
-    shape: list[int]
-    data_offsets: tuple[int, int]
 
 
 class Manifest(msgspec.Struct, frozen=True):
@@ -89,9 +72,14 @@ class Manifest(msgspec.Struct, frozen=True):
 
 def encode(state: SnapshotState) -> bytes:
     """The whole file.  Deterministic: the same state gives the same bytes."""
-    arrays: dict[str, Array] = {}
+    return bytes(encoded(state))
+
+
+def encoded(state: SnapshotState) -> Pieces:
+    """The file, whose payload is made while it is written; the state must stay as it is."""
+    arrays: dict[str, Stored] = {}
     for i, block in enumerate(state.values.values()):
-        arrays.update((f"{i}.{part}", array) for part, array in _to_arrays(block).items())
+        arrays.update((f"{i}.{part}", stored) for part, stored in _stored(block).items())
     manifest = msgspec.msgpack.encode(
         Manifest(
             schema=SCHEMA,
@@ -113,18 +101,24 @@ def encode(state: SnapshotState) -> bytes:
             log=state.log,
         )
     )
-    return frame(SCHEMA, manifest, save_arrays(arrays))
+    size, payload = write_arrays(arrays, FRAME_BYTES + len(manifest))
+    return Pieces(_begin(SCHEMA, manifest, size), size, payload)
 
 
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
     """Manifest and payload between the fixed head and the checksum."""
-    head = _FRAME.pack(MAGIC, schema, len(manifest), len(payload), sha256(manifest).digest())
-    body = b"".join((head, manifest, payload))
-    return body + sha256(body).digest()
+    begin = _begin(schema, manifest, len(payload))
+    return bytes(Pieces(begin, len(payload), lambda: (payload,)))
 
 
-def decode(data: bytes) -> SnapshotState:
+def _begin(schema: int, manifest: bytes, size: int) -> bytes:
+    return _FRAME.pack(MAGIC, schema, len(manifest), size, sha256(manifest).digest()) + manifest
+
+
+def decode(data: bytes | memoryview) -> SnapshotState:
     """The state in a file.
+
+    Of memory that can be written a large table's rows stay where they are: decode it once.
 
     Raises
     ------
@@ -144,7 +138,7 @@ def decode(data: bytes) -> SnapshotState:
         raise SnapshotFormat(schema, SCHEMA)
     manifest = read_manifest(data)
     try:
-        arrays = _read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
+        arrays = read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
         values = {
             name: Block(kind, _from_arrays(kind, arrays, f"{i}."))
             for i, (name, kind) in enumerate(manifest.blocks)
@@ -171,18 +165,18 @@ def decode(data: bytes) -> SnapshotState:
     )
 
 
-def manifest_end(head: bytes) -> int:
+def manifest_end(head: bytes | memoryview) -> int:
     """How many bytes of the file hold frame and manifest, from its first ``FRAME_BYTES``."""
     return FRAME_BYTES + _read_frame(head)[1]
 
 
-def whole_size(head: bytes) -> int:
+def whole_size(head: bytes | memoryview) -> int:
     """Bytes of the whole file, from its first ``FRAME_BYTES``."""
     _, manifest_bytes, payload_bytes, _ = _read_frame(head)
     return FRAME_BYTES + manifest_bytes + payload_bytes + _DIGEST_BYTES
 
 
-def read_manifest(data: bytes) -> Manifest:
+def read_manifest(data: bytes | memoryview) -> Manifest:
     """The manifest, from (at least) the first :func:`manifest_end` bytes of a file."""
     schema, manifest_bytes, _, digest = _read_frame(data)
     raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
@@ -196,7 +190,7 @@ def read_manifest(data: bytes) -> Manifest:
         raise SnapshotCorrupt(f"its manifest can't be read: {error}") from error
 
 
-def _read_frame(data: bytes) -> tuple[int, int, int, bytes]:
+def _read_frame(data: bytes | memoryview) -> tuple[int, int, int, bytes]:
     if len(data) < FRAME_BYTES:
         raise SnapshotCorrupt(f"it ends after {len(data)} bytes, within its head")
     magic, schema, manifest_bytes, payload_bytes, digest = _FRAME.unpack_from(data)
@@ -216,6 +210,14 @@ def _runs(partitions: frozenset[int]) -> list[tuple[int, int]]:
     return runs
 
 
+def _stored(block: Block) -> dict[str, Stored]:
+    if block.kind == algebra.ROWS:
+        rows: Rows = block.data
+        numbers = Stored(np.dtype(np.float32), (len(rows), rows.width), rows.pieces)
+        return {"ids": Stored.of(rows.ids), "rows": numbers}
+    return {part: Stored.of(array) for part, array in _to_arrays(block).items()}
+
+
 def _to_arrays(block: Block) -> dict[str, Array]:
     data = block.data
     if block.kind == algebra.OPAQUE:
@@ -224,8 +226,6 @@ def _to_arrays(block: Block) -> dict[str, Array]:
         return {"numbers": algebra.array_of(data)}
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
-    if block.kind == algebra.ROWS:
-        return {"ids": data.ids, "rows": data.numbers}
     arrays = _keys_to_arrays(data)
     if block.kind == algebra.COUNT:  # an integer above 2**53 is no float, and 1 is not 1.0
         real = [type(x) is float for x in data.values()]
@@ -251,20 +251,6 @@ def _keys_to_arrays(data: Mapping[str, object]) -> dict[str, Array]:
     }
 
 
-def _read_arrays(payload: memoryview) -> dict[str, Array]:
-    """The arrays of a safetensors file, in place: its own reader copies everything twice."""
-    (length,) = _LENGTH.unpack_from(payload)
-    begin = _LENGTH.size + length
-    head = msgspec.json.decode(payload[_LENGTH.size : begin], type=dict[str, _Tensor])
-    return {
-        name: np.frombuffer(
-            payload[begin + tensor.data_offsets[0] : begin + tensor.data_offsets[1]],
-            dtype=_DTYPES[tensor.dtype],
-        ).reshape(tensor.shape)
-        for name, tensor in head.items()
-    }
-
-
 def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
     if kind == algebra.OPAQUE:
         return arrays[prefix + "bytes"].tobytes()
@@ -276,7 +262,7 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
     if kind in algebra.ARRAYS:
         return _finite(arrays[prefix + "numbers"]).tobytes()
     if kind == algebra.ROWS:
-        return Rows(arrays[prefix + "ids"].astype(np.uint64), _finite(arrays[prefix + "rows"]))
+        return Rows.in_place(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
     keys = _keys_from_arrays(arrays, prefix)
     if kind == algebra.COUNT:
         real, floats, ints = (arrays[prefix + part] for part in ("real", "floats", "ints"))
@@ -290,8 +276,9 @@ def _from_arrays(kind: str, arrays: dict[str, Array], prefix: str) -> Any:
 
 
 def _finite(numbers: Array) -> Array:
-    if not np.isfinite(numbers).all():
-        raise ValueError("a value is not finite")
+    for i in range(0, len(numbers), _CHECKED):
+        if not np.isfinite(numbers[i : i + _CHECKED]).all():
+            raise ValueError("a value is not finite")
     return numbers
 
 

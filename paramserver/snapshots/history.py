@@ -153,7 +153,7 @@ class SnapshotHistory:
         unread: OSError | None = None
         for name in ancestors(head, self._snapshots.names()):
             try:
-                data = self._snapshots.load(name)
+                data = self._snapshots.take(name)
                 state = snapshot_format.decode(data)
             except PlaceUnreachable:  # no reason to go back to an older one: ask again
                 raise
@@ -162,7 +162,9 @@ class SnapshotHistory:
                 unread = error if isinstance(error, OSError) else unread
                 continue
             if (state.model, state.spec) == (model, spec):
-                self._note(name, data)  # it is good, whatever a second reading may come to
+                self._note(
+                    name, data, len(data)
+                )  # it is good, whatever a second reading may come to
                 return name, state
             self.refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
         if unread is not None:  # a disk that fails now may do better
@@ -176,7 +178,7 @@ class SnapshotHistory:
 
     def load(self, name: str) -> SnapshotState:
         """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
-        return snapshot_format.decode(self._snapshots.load(name))
+        return snapshot_format.decode(self._snapshots.take(name))
 
     def index(self) -> None:
         """Read the manifests of the snapshots that are there (without their payloads).
@@ -248,13 +250,13 @@ class SnapshotHistory:
 
     def publish(self, name: str, state: SnapshotState) -> None:
         """Make a durable file of a state.  The head does not point to it yet."""
-        data = snapshot_format.encode(state)
+        data = snapshot_format.encoded(state)
         self._snapshots.publish(name, data)
-        self._note(name, data)
+        self._note(name, data.begin, len(data))
 
-    def _note(self, name: str, data: bytes) -> None:
-        self._manifests[name] = snapshot_format.read_manifest(data)
-        self._sizes[name] = len(data)
+    def _note(self, name: str, begin: bytes | memoryview, size: int) -> None:
+        self._manifests[name] = snapshot_format.read_manifest(begin)
+        self._sizes[name] = size
         self.refused.pop(name, None)
 
     def drop_asides(self, held: Collection[str]) -> set[str]:

@@ -24,6 +24,7 @@ import pyarrow
 from pyarrow import fs
 
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
+from paramserver.snapshots.pieces import Pieces, pieces_of
 from paramserver.snapshots.store import SUFFIX, PlaceUnreachable, check_name
 
 _DATA: Final = ".data"
@@ -111,12 +112,19 @@ class ObjectSnapshots:
         for file in torn:
             self._remove(file)
 
-    def publish(self, name: str, data: bytes) -> None:
+    def publish(self, name: str, data: bytes | Pieces) -> None:
         """Write a snapshot.  It is durable when this returns, and else whole or absent."""
         check_name(name)
-        digest = sha256(data).hexdigest()
+        whole = sha256()
+        for piece in pieces_of(data):
+            whole.update(piece)
+        digest = whole.hexdigest()
         self._write(_data_file(name, digest), data)
         self._write(name + SUFFIX, f"{digest} {len(data):020d}\n".encode())
+
+    def take(self, name: str) -> bytes:
+        """The whole snapshot, as :meth:`load` has it: the filesystem gives its own memory."""
+        return self.load(name)
 
     def load(self, name: str, limit: int = -1) -> bytes:
         """The snapshot's first ``limit`` bytes, or all of it (and only then its checksum).
@@ -202,13 +210,14 @@ class ObjectSnapshots:
             data: bytes = stream.read(size if limit < 0 else min(limit, size))
         return size, data
 
-    def _write(self, file: str, data: bytes) -> None:
+    def _write(self, file: str, data: bytes | Pieces) -> None:
         path = self._path(file)
         with (
             _failures(path),
             self._filesystem.open_output_stream(path, compression=None) as stream,
         ):
-            stream.write(data)
+            for piece in pieces_of(data):
+                stream.write(piece)
 
     def _remove(self, file: str) -> None:
         path = self._path(file)

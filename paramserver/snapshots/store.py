@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName, StartRefused
+from paramserver.snapshots.pieces import Pieces, pieces_of
 
 SUFFIX: Final = ".snapshot"
 _TEMPORARY: Final = ".tmp"
@@ -58,9 +60,17 @@ class Disk:
         with path.open("rb") as file:
             return file.read(limit)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def take(self, path: Path) -> bytes | memoryview:
+        """The whole file, in memory that is the caller's to change; FileNotFoundError."""
+        with path.open("rb") as file:
+            held = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
+            return held[: file.readinto(held)]
+
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         """Create or replace a file; not durable before :meth:`fsync`."""
-        path.write_bytes(data)
+        with path.open("wb") as file:
+            for piece in pieces_of(data):
+                file.write(piece)
 
     def fsync(self, path: Path) -> None:
         """Make the file's bytes durable (not its name)."""
@@ -133,11 +143,11 @@ class DirectorySnapshots:
                 "then no snapshot is pinned",
             ) from error
 
-    def publish(self, name: str, data: bytes) -> None:
+    def publish(self, name: str, data: bytes | Pieces) -> None:
         """Write a snapshot.  It is durable when this returns, and else whole or absent."""
         self._write_whole(self._file(name), data)
 
-    def _write_whole(self, target: Path, data: bytes) -> None:
+    def _write_whole(self, target: Path, data: bytes | Pieces) -> None:
         temporary = target.with_name(target.name + _TEMPORARY)
         try:
             try:
@@ -157,6 +167,13 @@ class DirectorySnapshots:
         """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing."""
         try:
             return self._disk.read(self._file(name), limit)
+        except FileNotFoundError as error:
+            raise SnapshotMissing(name) from error
+
+    def take(self, name: str) -> bytes | memoryview:
+        """The whole snapshot, in memory that is the caller's to change; SnapshotMissing."""
+        try:
+            return self._disk.take(self._file(name))
         except FileNotFoundError as error:
             raise SnapshotMissing(name) from error
 

@@ -89,6 +89,15 @@ def choices() -> Rows:
     ]
 
 
+def keyed(rows: Rows) -> Rows:
+    """The rows with two keys each, as numbers, texts, null and not at all."""
+    out: Rows = []
+    for i, (x, y) in enumerate(rows):
+        who = {} if i % 7 == 0 else {"who": float(i * i % 5) if i % 2 else str(i * i % 5)}
+        out.append(({**x, **who, "where": ("north", "South", None)[i % 3]}, y))
+    return out
+
+
 def scaled(final: Any, *scalers: Any) -> Any:
     return compose.Pipeline(*scalers, final)
 

@@ -70,6 +70,10 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
             lambda reference: of("surprise").Surprise(),
             (laws.wrong_labels_are_set_aside, laws.a_turned_world_is_followed),
         ),
+        "favours": (
+            lambda reference: of("favours").Favours(),
+            (laws.favoured_actions_weigh_less,),
+        ),
         "unlikely": (
             # Whether the world has turned is for the chain to say, which asks the test on surprise.
             lambda reference: with_surprise(of("unlikely").Unlikely),
@@ -180,6 +184,9 @@ MUTANTS = [
     ("unlikely", "evidence = fresh * _says(hit, rate)", "evidence = 0.0", "never condemned"),
     ("unlikely", "hit = event.loss > bounds.unlikely", "hit = event.loss < bounds.unlikely",
      "turned round"),
+    ("favours", "Opinion(_WEIGHT, 0.0,", "Opinion(1.0, 0.0,", "who sells an action is heard"),
+    ("favours", "favour.expected + max(off)", "favour.expected", "what all say is a lie"),
+    ("favours", "reward * log(rate / _ALWAYS)", "0.0", "no reward speaks against anybody"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",
      "all labels are kept"),
 ]  # fmt: skip

@@ -13,22 +13,27 @@ from model_recipes import (
     OPAQUE,
     Rows,
     choices,
+    keyed,
     mixed,
     rows_of,
     targets,
     words_rows,
 )
 
+from online.models import personal
 from online.models.auto import Auto
 from online.models.base import Model
-from online.models.checks import check_model
+from online.models.checks import CheckFailed, check_model
 from online.models.errors import LabelUnknown, LearnerUnusable
 from online.models.fm import Fm
 from online.models.ftrl import CLASSES_MAX, Ftrl
 from online.models.linear import Linear, why_not_mergeable
 from online.models.load import BUILT_IN, load
 from online.models.opaque import Opaque
+from online.models.personal import Personal
 from online.models.selfrate import SelfRate
+from paramserver.blocks import Blocks
+from replay.example import Features
 
 KEY = b"k" * 32
 FEW = 42
@@ -115,7 +120,7 @@ def test_opaque_models_keep_the_promises(name: str) -> None:
     check_model(lambda: Opaque(build(), **opaque), rows()[:FEW])
 
 
-@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "sealed"])
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name not in ("sealed", "anomaly")])
 def test_built_in_models_keep_the_promises(name: str) -> None:
     task, rows = {
         "logreg": ("binary", lambda: rows_of("phishing")),
@@ -134,6 +139,16 @@ def test_built_in_models_keep_the_promises(name: str) -> None:
     check_model(loaded.build, rows())
 
 
+@pytest.mark.parametrize("threshold", [None, 0.99], ids=["binary", "anomaly"])
+def test_the_built_in_detector_keeps_the_promises(threshold: float | None) -> None:
+    loaded = load(
+        "anomaly", {"window": 20, "trees": 5}, task="binary", classes=None, key=KEY,
+        base_dir=Path(), threshold=threshold,
+    )  # fmt: skip
+    assert not loaded.model.mergeable
+    check_model(loaded.build, rows_of("phishing")[:FEW])
+
+
 @pytest.mark.parametrize("name", MERGEABLE)
 def test_a_model_trained_before_is_the_base_of_its_values(name: str) -> None:
     build, rows = MERGEABLE[name]
@@ -147,3 +162,102 @@ def test_a_model_trained_before_is_the_base_of_its_values(name: str) -> None:
 
     assert trained().structure != Linear(build()).structure
     check_model(trained, given[30:])
+
+
+PERSONAL: list[tuple[str, Any, Callable[[], Rows]]] = [
+    ("linear", "binary", words_rows),
+    ("linear", "regression", targets),
+    ("auto", "binary", words_rows),
+    ("auto", "regression", targets),
+    ("logreg", "binary", lambda: rows_of("phishing")),
+    ("linreg", "regression", targets),
+]
+
+
+def shared_by(keys: type[Personal], learner: str, task: Any) -> Callable[[], Model]:
+    """Offsets by two keys on top of a built-in, with weights of one key's own."""
+    build = load(learner, {}, task=task, classes=None, key=KEY, base_dir=Path()).build
+    entity = {"who": ["1", "size", "url_length"], "where": []}
+    return lambda: keys(build(), task, entity, learner)
+
+
+@pytest.mark.parametrize(("learner", "task", "rows"), PERSONAL)
+def test_offsets_by_key_keep_the_promises(
+    learner: str, task: Any, rows: Callable[[], Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(personal, "ALONE", 10.0)
+    make = shared_by(Personal, learner, task)
+    check_model(make, keyed(rows()))
+    trained = make()
+    for features, label in keyed(rows()):
+        trained.learn(features, label, 1.0)
+    assert sum(name.startswith("entity/") for name in trained.cut()) >= 2, "offsets were learned"
+
+
+class _AskedIsKnown(Personal):
+    def predict(self, features: Features) -> Any:
+        for offsets in self._offsets:
+            offsets._now.setdefault(str(features.get("who")), (0.0, 0.0, 0.0))
+        return super().predict(features)
+
+
+class _BeliefStays(Personal):
+    def rebase(self, values: Blocks) -> None:
+        believed = list(self._believed)
+        super().rebase(values)
+        self._believed = believed
+
+
+class _KeysStay(Personal):
+    def reset(self, values: Blocks) -> None:
+        held = [dict(offsets._now) for offsets in self._offsets]
+        super().reset(values)
+        for offsets, now in zip(self._offsets, held, strict=True):
+            offsets._now = {**now, **offsets._now}
+
+
+class _OpenIsLost(Personal):
+    def rebase(self, values: Blocks) -> None:
+        for offsets in self._offsets:
+            if offsets.block in values:
+                offsets._open = {}
+        super().rebase(values)
+
+
+class _CutAgain(Personal):
+    def cut(self) -> Blocks:
+        opened = [dict(offsets._open) for offsets in self._offsets]
+        out = super().cut()
+        for offsets, again in zip(self._offsets, opened, strict=True):
+            offsets._open = again
+        return out
+
+
+class _NothingProved(Personal):
+    def cut(self) -> Blocks:
+        return {name: block for name, block in super().cut().items() if name != "entity.proved"}
+
+
+class _ManyAsOne(Personal):
+    def predict_many(self, rows: Any) -> list[Any]:
+        return [self._shared.predict(self._without_keys(x)) for x in rows]
+
+
+MUTANTS = {
+    _AskedIsKnown: "predict changes nothing",
+    _BeliefStays: "delta composes|replicas agree|rebase",
+    _KeysStay: "reset",
+    _OpenIsLost: "rebase keeps the open delta|replicas agree",
+    _CutAgain: "delta composes|cut empties",
+    _NothingProved: "delta composes",
+    _ManyAsOne: "many is one by one",
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_offsets_that_break_a_promise_are_found(
+    mutant: type[Personal], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(personal, "ALONE", 10.0)
+    with pytest.raises(CheckFailed, match=MUTANTS[mutant]):
+        check_model(shared_by(mutant, "linear", "regression"), keyed(targets()))

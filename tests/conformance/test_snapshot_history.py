@@ -27,6 +27,7 @@ from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import (
     DAY_S,
@@ -192,7 +193,7 @@ def test_the_check_of_damage_rejects_a_format_without_checksum(
 ) -> None:
     decode = snapshot_format.decode
     monkeypatch.setattr(
-        snapshot_format, "decode", lambda d: decode(d[:-32] + sha256(d[:-32]).digest())
+        snapshot_format, "decode", lambda d: decode(bytes(d[:-32]) + sha256(d[:-32]).digest())
     )
     with pytest.raises(AssertionError, match=r"not refused|has changed"):
         _check_damage(kind)
@@ -269,11 +270,11 @@ class _FullDisk(_RawDisk):
         if self.full_at is not None and self.steps > self.full_at:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    def write(self, path: Path, data: bytes) -> None:
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         try:
             super().write(path, data)
         except OSError:
-            self._names[path] = _file_of(data[: len(data) // 2])  # what still had room
+            self._names[path] = _file_of(bytes(data)[: len(data) // 2])  # what still had room
             raise
 
     def remove(self, path: Path) -> None:

@@ -18,7 +18,7 @@ import object_store
 import pyarrow
 import pytest
 from pyarrow import fs
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
@@ -314,13 +314,13 @@ def test_format_keeps_its_promises() -> None:
     )
 
 
-def _decode_unchecked(data: bytes) -> SnapshotState:
+def _decode_unchecked(data: bytes | memoryview) -> SnapshotState:
     """Mutant: believes any checksum of the whole (the head's is still compared)."""
-    body = data[:-32]
+    body = bytes(data[:-32])
     return snapshot_format.decode(body + sha256(body).digest())
 
 
-def _decode_any_length(data: bytes) -> SnapshotState:
+def _decode_any_length(data: bytes | memoryview) -> SnapshotState:
     """Mutant: reads as far as the head says, whatever follows."""
     return snapshot_format.decode(data[: snapshot_format.whole_size(data)])
 
@@ -350,10 +350,21 @@ def _encode_single(state: SnapshotState) -> bytes:
     ],
 )
 def test_checks_reject_a_format(
-    encode: Callable[[SnapshotState], bytes], decode: Callable[[bytes], SnapshotState]
+    encode: Callable[[SnapshotState], bytes],
+    decode: Callable[[bytes | memoryview], SnapshotState],
 ) -> None:
     with pytest.raises(AssertionError):
         checks.check_snapshot_format(encode, decode, STATE)
+
+
+def test_the_payload_is_a_safetensors_file_for_others() -> None:
+    data = snapshot_format.encode(STATE)
+    begin = snapshot_format.manifest_end(data)
+    arrays = load(data[begin:-32])
+    place = list(STATE.values).index("t")
+    assert arrays[f"{place}.ids"].tolist() == [7, 2**64 - 1]
+    assert arrays[f"{place}.rows"].tolist() == np.eye(2, 3).tolist()
+    assert all(array.ctypes.data % array.itemsize == 0 for array in arrays.values())
 
 
 def test_whole_frame_around_nonsense_is_corrupt() -> None:

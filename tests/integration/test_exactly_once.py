@@ -16,6 +16,11 @@ import online.rows.prediction_ids
 online.rows.prediction_ids.event_key = lambda kind, *parts: os.urandom(16)
 """
 
+NOTHING_BEFORE = """
+import online.learning.base
+online.learning.base.BaseLearner._before = lambda self, example: None
+"""
+
 
 @pytest.mark.ray
 @pytest.mark.parametrize("journal", ["sqlite", "redis"])
@@ -44,6 +49,32 @@ def test_so_it_is_in_one_process_without_ray(rounds: int) -> None:
     assert result.rounds == {"all": rounds}
     assert result.in_flight_min >= 8
     assert result.acknowledged > 20 * rounds
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.long)])
+def test_no_provisional_lesson_stays_or_counts_twice(rounds: int) -> None:
+    result = exactly_once.run(rounds, seed=8, embedded=True, changing=True, progress=print)
+    assert result.good, result
+    assert result.rounds == {"all": rounds}
+    assert result.acknowledged > 20 * rounds
+    assert result.statuses["duplicate"] > 0
+
+
+@pytest.mark.ray
+def test_nor_does_one_in_two_replicas_and_a_server() -> None:
+    result = exactly_once.run(4, seed=8, changing=True, progress=print)
+    assert result.good, result
+    assert result.acknowledged > 80
+    assert len(result.rounds) >= 3, "kinds of kills"
+
+
+@pytest.mark.ray
+def test_the_harness_fails_if_nothing_is_taken_back(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOTHING_BEFORE)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    result = exactly_once.run(1, seed=1, changing=True, embedded=True, environment=environment)
+    assert result.twice
+    assert not result.good
 
 
 @pytest.mark.ray

@@ -27,6 +27,7 @@ from paramserver.snapshots import history as snapshot_history
 from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention, kept
 from paramserver.state import Contained, SnapshotState
 
@@ -368,8 +369,8 @@ class _NameNotSynced(DirectorySnapshots):
 
 
 class _ManifestFirst(ObjectSnapshots):
-    def publish(self, name: str, data: bytes) -> None:
-        digest = sha256(data).hexdigest()
+    def publish(self, name: str, data: bytes | Pieces) -> None:
+        digest = sha256(bytes(data)).hexdigest()
         self._write(name + ".snapshot", f"{digest} {len(data):020d}\n".encode())
         super().publish(name, data)
 
@@ -407,7 +408,9 @@ class _UsesDamaged(SnapshotHistory):
         with pytest.MonkeyPatch.context() as patch:
             decode = snapshot_format.decode
             patch.setattr(
-                snapshot_format, "decode", lambda d: decode(d[:-32] + sha256(d[:-32]).digest())
+                snapshot_format,
+                "decode",
+                lambda d: decode(bytes(d[:-32]) + sha256(d[:-32]).digest()),
             )
             return super().restore(head, model, spec)
 

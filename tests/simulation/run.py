@@ -39,6 +39,7 @@ import online.replica.follower
 import online.replica.journal_threads
 import paramserver.actor
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.pieces import Pieces
 from paramserver.state import SnapshotState
 
 CHUNK = 50
@@ -71,14 +72,14 @@ def machine() -> Vfs:
     paramserver.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
     online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
-    encode = snapshot_format.encode
+    encoded = snapshot_format.encoded
 
-    def meanwhile(state: SnapshotState) -> bytes:
+    def meanwhile(state: SnapshotState) -> Pieces:
         vfs.disk.encoding(state)
         vfs.disk.between()  # a server does not stop while a snapshot is encoded
-        return encode(state)
+        return encoded(state)
 
-    snapshot_format.encode = meanwhile
+    snapshot_format.encoded = meanwhile
     gc.collect()
     gc.freeze()
     return vfs

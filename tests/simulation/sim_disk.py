@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.store import Disk
 
 SECTOR = 512
@@ -206,10 +207,13 @@ class SnapshotDisk(Disk):
             raise FileNotFoundError(path)
         return self._disk.read(inode, 0, len(inode.content) if limit < 0 else limit)
 
-    def write(self, path: Path, data: bytes) -> None:
+    def take(self, path: Path) -> memoryview:
+        return memoryview(bytearray(self.read(path)))
+
+    def write(self, path: Path, data: bytes | Pieces) -> None:
         self._disk.between()
         inode = self._disk.create(str(path))
-        self._disk.write(inode, 0, data)
+        self._disk.write(inode, 0, bytes(data))
 
     def fsync(self, path: Path) -> None:
         self._disk.between()

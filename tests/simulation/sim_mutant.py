@@ -21,6 +21,16 @@ Change = tuple[str, str, str]
 """Module, a text that stands in it once, and what stands there instead."""
 
 
+def only(*faults: str, **more: Any) -> Mapping[str, Any]:
+    """A climate with these faults alone, at a pace that brings something out."""
+    return {"faults": frozenset(faults), "fault_s": 0.1, "deadly": 0.0, **more}
+
+
+SYNC_OFTEN: Mapping[str, Any] = {"sync_ms": 20.0, "confirm_s": 0.05, "tend_s": 0.4}
+OLDER: Mapping[str, Any] = only("kill server", "kill all", older=True, snapshot_s=0.1)
+STEADY: Mapping[str, Any] = {"chaos_s": 6.0, "spread_s": 6.0, "events": 100}
+
+
 @dataclass(frozen=True)
 class Mutant:
     """What is changed, and how it is noticed.

@@ -16,10 +16,8 @@ Of these rules no mutant is here, as others cover for each in the whole system:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from sim_mutant import Mutant
+from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
+from sim_server_mutants import SERVER_MUTANTS
 from sim_world import Faulty
 
 _APPEND = "replay.journal.sqliteappend"
@@ -33,20 +31,7 @@ _LEARNER = "online.learning.merged"
 _DELTAS = "online.learning.deltas"
 _SERVER = "paramserver.server"
 _ACTOR = "paramserver.actor"
-_PUBLISHING = "paramserver.publishing"
-_STORE = "paramserver.snapshots.store"
-_LINEAGE = "paramserver.lineage"
-_REWRITES = "paramserver.rewrites"
-_TRIMMING = "paramserver.trimming"
-_ASIDE = "paramserver.aside"
-_HISTORY = "paramserver.snapshots.history"
-_REBUILD = "online.rebuild.rebuild"
-_PEERS = "online.replica.peers"
-_RELEARNING = "online.rebuild.relearn"
-_SHORTFALL = "paramserver.shortfall"
-_ACCEPTANCE = "online.rebuild.acceptance"
 
-_BY_TURNS = ("online.replica.queue", "in range(_TURNS)", "in range(0)")
 _OWN = "if stored.partition != self._partition or stored.offset <= self._known:"
 _NO_OVERLAP = "if push.first != clock + 1:"
 _LOST = ("lost = self._broken()\n", "lost: Collection[int] = []\n")
@@ -90,19 +75,8 @@ _PASS_OVER = (
     "                    offset += 1\n"
     "                    self._learner.tracks[partition].next = offset\n"
 )
-_NOTED = "                with running.lock:\n                    server.note_durable(state)\n"
-_FSYNC = "            self._disk.fsync(temporary)\n"
 _RECORD = "        waiting = waiting_for(rows, examples, done, decided=decided)\n"
 
-
-def _only(*faults: str, **more: Any) -> Mapping[str, Any]:
-    """A climate with these faults alone, at a pace that brings something out."""
-    return {"faults": frozenset(faults), "fault_s": 0.1, "deadly": 0.0, **more}
-
-
-_SYNC_OFTEN: Mapping[str, Any] = {"sync_ms": 20.0, "confirm_s": 0.05, "tend_s": 0.4}
-_OLDER: Mapping[str, Any] = _only("kill server", "kill all", older=True, snapshot_s=0.1)
-_STEADY: Mapping[str, Any] = {"chaos_s": 6.0, "spread_s": 6.0, "events": 100}
 
 MUTANTS: dict[str, Mutant] = {
     "a commit is answered before it is synced": Mutant(faulty=Faulty(synchronous="OFF"), within=20),
@@ -130,7 +104,7 @@ MUTANTS: dict[str, Mutant] = {
             ),
             (_WRITER, "    def _take(self", _DECIDE + "    def _take(self"),
         ),
-        climate=_only("kill replica", "slow disk", events=60, spread_s=3.0),
+        climate=only("kill replica", "slow disk", events=60, spread_s=3.0),
         within=40,
     ),
     "a duplicate is answered before the first is committed": Mutant(
@@ -153,7 +127,7 @@ MUTANTS: dict[str, Mutant] = {
                 "if row.partition == -1 and self.add(",
             ),
         ),
-        climate=_only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
+        climate=only("bad weather", "lost answers", "clock", events=60, feedback_wait_s=0.5),
         within=80,
     ),
     "a pass over several rows moves on by one": Mutant(
@@ -164,7 +138,7 @@ MUTANTS: dict[str, Mutant] = {
                 "        self.tracks[opened.partition].next += 1\n",
             ),
         ),
-        climate=_only("bad weather", events=80, spread_s=0.5),
+        climate=only("bad weather", events=80, spread_s=0.5),
         within=20,
     ),
     "only the first row of a pass is answered": Mutant(
@@ -174,8 +148,9 @@ MUTANTS: dict[str, Mutant] = {
                 "        for row in rows:\n            own += 1\n",
                 "        for row in rows[:1]:\n            own += 1\n",
             ),
+            (_FOLLOWER, "answers.passed(track.next)", "answers.passed(0)"),  # it would answer
         ),
-        climate=_only("bad weather", events=80, spread_s=0.5),
+        climate=only("bad weather", events=80, spread_s=0.5),
         within=20,
     ),
     "no duplicates are known": Mutant(
@@ -217,7 +192,7 @@ MUTANTS: dict[str, Mutant] = {
         within=10,
     ),
     "an own row is called a duplicate": Mutant(
-        ((_APPEND, _OWN, "if True:"),), climate=_only("lost answers"), within=10
+        ((_APPEND, _OWN, "if True:"),), climate=only("lost answers"), within=10
     ),
     "a cancelled handler's row is not learned": Mutant(
         (
@@ -229,7 +204,7 @@ MUTANTS: dict[str, Mutant] = {
                 _PASS_OVER + "                while committed and committed[0].offset < offset:\n",
             ),
         ),
-        climate=_only("cancel"),
+        climate=only("cancel"),
         within=10,
         begin=3,
     ),
@@ -265,7 +240,7 @@ MUTANTS: dict[str, Mutant] = {
                 "if reply.epoch == self.version[0] and reply.count < self.version[1]:",
             ),
         ),
-        climate=_only("second server", **_STEADY, sync_ms=20.0, confirm_s=1.0),
+        climate=only("second server", **STEADY, sync_ms=20.0, confirm_s=1.0),
         within=10,
     ),
     "the new copy answers at once": Mutant(
@@ -278,16 +253,16 @@ MUTANTS: dict[str, Mutant] = {
             (_SERVER, "if since is None or since[0] != self.epoch:", "if since is None:"),
             (_LEARNER, "self.want_all or reply.epoch != self.version[0]", "self.want_all"),
         ),
-        climate=_only("kill server", "cut", **_STEADY, snapshot_s=0.5, history=40),
+        climate=only("kill server", "cut", **STEADY, snapshot_s=0.5, history=40),
         within=10,
     ),
     "the server takes an overlap": Mutant(
         ((_SERVER, _NO_OVERLAP, "if push.first > clock + 1:"),),
-        climate=_only(
+        climate=only(
             "stall",
             "slow disk",
             "pause replica",
-            **{**_SYNC_OFTEN, **_STEADY, "sync_ms": 40.0, "spread_s": 1.0},
+            **{**SYNC_OFTEN, **STEADY, "sync_ms": 40.0, "spread_s": 1.0},
             hasty=0.2,
             rows_max=6,
             updates=3,
@@ -299,7 +274,7 @@ MUTANTS: dict[str, Mutant] = {
             (_SERVER, _NO_OVERLAP, "if push.first < clock + 1:"),
             (_SERVER, "if push.epoch != self.epoch:", "if False:"),
         ),
-        climate=_only("kill server", "clock", **_STEADY, snapshot_s=0.5, sync_ms=20.0),
+        climate=only("kill server", "clock", **STEADY, snapshot_s=0.5, sync_ms=20.0),
         within=10,
     ),
     "the server takes a repeat": Mutant(
@@ -337,164 +312,5 @@ MUTANTS: dict[str, Mutant] = {
         ),
         within=10,
     ),
-    "a snapshot shares what is pushed later": Mutant(
-        ((_SERVER, "        self._unshare(delta)\n", ""),),
-        climate=_only(
-            "kill server",
-            "kill head",
-            "cancel",
-            "clock",
-            **_SYNC_OFTEN,
-            **_STEADY,
-            snapshot_s=0.1,
-            busy=1.0,
-            busy_s=0.3,
-            updates=1,
-            rows_max=1,
-            ongoing_max=256,
-        ),
-        within=40,
-        begin=19,
-    ),
-    "the head is moved by whoever wants to": Mutant(
-        (
-            (
-                "replay.journal.sqlite",
-                "change = _check_epoch(db, model, spec, epoch)[spec][1]",
-                "head, change = _heads(db, model)[spec]; epoch = head.epoch",
-            ),
-        ),
-        climate=_only(
-            "second server", "slow disk", **_SYNC_OFTEN, **_STEADY, snapshot_s=0.1, keep=4
-        ),
-        within=60,
-    ),
-    "durable is told before the head is moved": Mutant(
-        (
-            (_PUBLISHING, _NOTED, ""),
-            (
-                _PUBLISHING,
-                "            if state is not None:\n                try:\n",
-                "            if state is not None:\n                server.note_durable(state)\n"
-                "                try:\n",
-            ),
-        ),
-        climate=_only("kill server", "bad disk", "kill in a step", sync_ms=20.0, snapshot_s=0.1),
-        within=40,
-    ),
-    "a snapshot's bytes are not synced": Mutant(((_STORE, _FSYNC, ""),), within=40),
-    "a snapshot's name is not synced": Mutant(
-        (
-            (
-                _STORE,
-                "            raise\n        self._disk.fsync_directory(self._path)\n",
-                "            raise\n",
-            ),
-        ),
-        within=40,
-    ),
-    "a closed partition begins again": Mutant(
-        ((_SERVER, "            if partition in self.closed:\n", "            if False:\n"),),
-        within=30,
-    ),
-    "control rows are not replayed": Mutant(
-        (
-            (
-                _LINEAGE,
-                "after = [control for control in controls if control.seq > base.control]",
-                "after: list[ControlInfo] = []",
-            ),
-        ),
-        climate=_only("rollback", "freeze", "kill server", snapshot_s=0.5),
-        within=50,
-    ),
-    "a rollback takes the clock back": Mutant(
-        (
-            (
-                _REWRITES,
-                "max(now.clock.get(p, 0), target.clock.get(p, 0))",
-                "target.clock.get(p, 0)",
-            ),
-        ),
-        climate=_only("rollback", "kill server", snapshot_s=0.1),
-        within=10,
-    ),
-    "what is forgotten is learned all the same": Mutant(
-        ((_REBUILD, "if counts and self._wanted.meant(row):", "if False:"),),
-        climate=_only(forgets=True),
-        within=20,
-    ),
-    "a forget takes the clock of the values": Mutant(
-        (
-            (
-                _ASIDE,
-                "sorted(built.clock.items()) if p not in closed",
-                "sorted(now.clock.items()) if p not in closed",
-            ),
-        ),
-        climate=_only(**_STEADY, forgets=True, sync_ms=20.0),
-        within=20,
-    ),
-    "a peer gives its local model": Mutant(
-        (
-            (
-                _PEERS,
-                "values, learner.version",
-                "learner._cut() or learner._pulled.with_deltas("
-                "learner._deltas.pending(learner.clock)), learner.version",
-            ),
-        ),
-        climate=_only(
-            "kill replica",
-            **_STEADY,
-            peers=True,
-            sync_ms=300.0,
-            updates=64,
-            fault_s=1.5,
-            hasty=0.2,
-            lease_s=0.5,
-            feedback_wait_s=10.0,
-        ),
-        within=150,
-        begin=19,
-    ),
-    "what a peer does not tell of begins at its first row": Mutant(
-        ((_DELTAS, "(partition in clock or not from_peer)", "True"), _BY_TURNS),
-        climate={"peers": True},
-        within=326,
-        begin=325,
-    ),
-    "a relearn learns what it leaves behind": Mutant(
-        (
-            (_RELEARNING, "sources, dict(window.clock)", "sources, {}"),
-            (_RELEARNING, "window.after, max(window.rows", "0, max(window.rows"),
-        ),
-        climate=_only(forgets=True, relearns=1.0),
-        within=20,
-    ),
-    "rows go by the wall clock alone": Mutant(
-        ((_TRIMMING, '"ran": self._ran_ms - 1000 * least_s', '"ran": float("inf")'),),
-        climate=_only("kill replica", "lost answers", ahead=True, twice=False, snapshot_s=0.1),
-        within=60,
-    ),
-    "a start removes the state that a forget names": Mutant(
-        ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
-        climate=_only("kill server", forgets=True),
-        within=60,
-    ),
-    "a journal that is older than snapshots starts": Mutant(
-        ((_SHORTFALL, "    if missing:\n", "    if False:\n"),),
-        climate=_OLDER,
-        within=60,
-    ),
-    "an acceptance that was interrupted starts": Mutant(
-        ((_SHORTFALL, "    if unfinished(controls, state.spec):\n", "    if False:\n"),),
-        climate=_OLDER,
-        within=400,
-    ),
-    "epochs go on where the older journal's end": Mutant(
-        ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),),
-        climate=_OLDER,
-        within=60,
-    ),
+    **SERVER_MUTANTS,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
 
 def test_actions_are_chosen_as_often_as_the_log_says_and_sharper_draws_are_noticed() -> None:
     """The short form of `python -m benchmarks propensities`."""
-    for cells in propensities.run(4_000, ["auto", "softmax"]):
+    for cells in propensities.run(20_000, ["auto", "softmax"]):
         assert cells.p >= 0.001
         assert cells.sharper < 0.001
         assert cells.cells > 10
@@ -75,6 +76,11 @@ def test_intervals_cover_in_small_and_the_simple_one_does_not() -> None:
     lines = offpolicy.run(range(1, 11), 150)
     assert all(line.good for line in lines)
     assert sum(line.missed_simple for line in lines) >= 10
+
+
+def test_a_peer_that_is_not_there_is_missed_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no obp in"):
+        offpolicy.run([1], 10, tmp_path)
 
 
 def test_a_policy_that_is_none_is_refused() -> None:

@@ -39,5 +39,9 @@ def test_a_snapshot_is_saved_restored_and_shared(tmp_path: Path) -> None:
 
 
 def test_an_event_is_smaller_with_a_table() -> None:
-    table, names = tables.pushed()
-    assert table.bytes < 2_000 < 4_000 < names.bytes
+    one, other = tables.one_event()
+    assert one.bytes < 2_000 < 4_000 < other.bytes
+    table, names = tables.events(50, 1)
+    assert (table.what, names.what) == ("a table", "names")
+    assert 0 < table.bytes < names.bytes
+    assert min(table.learned_us, names.predicted_us, table.cut_us) > 0

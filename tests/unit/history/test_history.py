@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
+import socket
 import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -162,6 +165,41 @@ def test_thinned_totals_are_those_of_all_samples(
     assert columns["n"] == [truth[t] for t in columns["at"]]
 
 
+def test_calibration_drift_and_memory_have_a_course(series: Series, tmp_path: Path) -> None:
+    def told(n: int, said: float, share: float) -> dict[str, Any]:
+        tenths = [{"n": 0, "score": None, "share": None}] * 7
+        tenths += [{"n": n, "score": said, "share": share}]
+        found = status(n, n, {"one": {}}, memory_bytes=5e6, updates_behind=3)
+        found["quality"]["reliability"] = tenths
+        found["drift"]["shifts"] = [{"name": f"x{i}" * 50, "psi": 0.5 - i / 20} for i in range(9)]
+        return found
+
+    for at, n, said, share in ((0, 100, 0.75, 0.75), (10, 300, 0.75, 0.65), (20, 300, 0.75, 0.65)):
+        series.add(told(n, said, share), BEGIN + at)
+    columns = course(tmp_path)["columns"]
+    assert columns["calibration_error"] == [pytest.approx(0.15), None]
+    assert (columns["memory_bytes"], columns["updates_behind"]) == ([5e6, 5e6], [3, 3])
+    drifts = [name for name in columns if name.startswith("psi/")]
+    assert (len(drifts), max(map(len, drifts))) == (8, 68)
+    assert columns[drifts[0]] == [0.5, 0.5]
+
+
+def test_samples_of_before_are_read(tmp_path: Path) -> None:
+    with contextlib.closing(Series(tmp_path, "m")) as made:
+        made.add(status(10, 9, {}), BEGIN)
+        old = sample(status(20, 19, {}), BEGIN + 10, None)
+        made._db.execute("INSERT INTO samples VALUES (?, ?)", (old.at, msgspec.msgpack.encode(old)))
+    with contextlib.closing(Series(tmp_path, "m")) as again:
+        again.add(status(30, 29, {}), BEGIN + 20)
+    assert course(tmp_path)["columns"]["n"] == [20, 30]
+
+
+def test_the_memory_is_that_of_processes_of_this_machine() -> None:
+    mine = f"{socket.gethostname()}:{os.getpid()}"
+    assert (recording.memory_of([f"{mine}:1", "elsewhere:1:2", "odd"]) or 0.0) > 1e6
+    assert recording.memory_of(["elsewhere:1:2", "odd"]) is None
+
+
 def test_a_year_takes_some_megabytes(tmp_path: Path) -> None:
     """400 days, sampled as the service does at the end of each span that stays."""
     report = {f"feedback_{name}": 1.0 for name in ("learned", "clipped", "duplicate")}
@@ -173,7 +211,10 @@ def test_a_year_takes_some_megabytes(tmp_path: Path) -> None:
         for rest, step in spans:
             while at < end - rest:
                 at, n = at + step, n + 7
-                made.add(status(n, n, {"one": {k: v * n for k, v in report.items()}}), at)
+                taken = status(n, n, {"one": {k: v * n for k, v in report.items()}})
+                taken["quality"]["reliability"] = [{"n": n, "score": 0.41, "share": 0.42}] * 10
+                taken["drift"]["shifts"] = [{"name": f"feature {i}", "psi": 0.1} for i in range(8)]
+                made.add(taken, at)
         rows = made._db.execute("SELECT count(*) FROM samples").fetchone()[0]
         made._db.execute("VACUUM")
     assert 12_000 < rows < 14_500

@@ -41,6 +41,12 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("GET", "/v2/models/{model}/ready"): PREDICT,
     ("GET", "/v2/models/{model}/versions/{version}"): PREDICT,
     ("GET", "/v2/models/{model}/versions/{version}/ready"): PREDICT,
+    **{
+        ("GET", f"/v2/models/{{model}}{version}/{what}"): PREDICT
+        for version in ("", "/versions/{version}")
+        for what in ("config", "stats")
+    },
+    ("POST", "/v2/repository/index"): PREDICT,
     ("POST", "/v1/models/{model}/predict"): PREDICT,
     ("POST", "/v1/models/{model}/choose"): PREDICT,
     ("POST", "/v1/models/{model}/scores"): PREDICT,

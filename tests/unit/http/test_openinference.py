@@ -193,6 +193,35 @@ def test_metadata(call: Caller, servings: dict[str, Serving]) -> None:
     assert call("GET", "/v2/models/regression")[1]["inputs"] == [general], "too many to name"
 
 
+def test_the_repository_has_an_index_and_models_a_configuration_and_statistics(
+    call: Caller, servings: dict[str, Serving]
+) -> None:
+    assert call("POST", "/v2/repository/index") == (
+        200,
+        [
+            {"name": name, "version": "0.0", "state": "READY", "reason": ""}
+            for name in ("binary", "multiclass", "regression")
+        ],
+    )
+    found = call("GET", "/v2/models/binary/config")[1]
+    assert (found["name"], found["max_batch_size"]) == ("binary", 0)
+    assert found["input"] == [{"name": "features", "data_type": "TYPE_FP64", "dims": [-1, -1]}]
+    assert found["output"][0]["data_type"] == "TYPE_STRING"
+    assert call("GET", "/v2/models/binary/versions/0.0/config")[1] == found
+    assert call("GET", "/v2/models/binary/versions/9.9/config")[0] == 404
+    replica = servings["binary"].replica
+    replica.answered("predict", 0.25)
+    replica.answered("predict", 0.25)
+    replica.counts["predictions"] += 1
+    replica.counts["predict_refused_invalid_value"] += 1
+    (told,) = call("GET", "/v2/models/binary/stats")[1]["model_stats"]
+    assert told["inference_count"] == 1
+    assert told["inference_stats"] == {
+        "success": {"count": 1, "ns": 500_000_000}, "fail": {"count": 1, "ns": 0},
+    }  # fmt: skip
+    assert call("GET", "/v2/models/nobody/stats")[0] == 404
+
+
 def test_there_is_one_version(call: Caller) -> None:
     for path in ("", "/ready"):
         assert call("GET", f"/v2/models/binary/versions/0.0{path}")[0] == 200
@@ -453,6 +482,9 @@ def test_the_document_knows_every_path(servings: dict[str, Serving]) -> None:
         "/v2", "/v2/health/live", "/v2/health/ready",
         "/v2/models/{model}", "/v2/models/{model}/versions/{version}",
         "/v2/models/{model}/ready", "/v2/models/{model}/versions/{version}/ready",
+        "/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config",
+        "/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats",
+        "/v2/repository/index",
         "/v2/models/{model}/infer", "/v2/models/{model}/versions/{version}/infer",
         "/v2/models/{model}/feedback",
     }  # fmt: skip

@@ -14,23 +14,14 @@ from online.edge import ir
 from online.edge.errors import ExportRefused
 from online.edge.evaluate import evaluate
 from online.edge.lower import lower
-from online.models.auto import (
-    CROSSED_GRAIN,
-    CROSSED_MAX,
-    GRAIN,
-    NAP,
-    QUIET,
-    SPELL,
-    SQUASH,
-    Auto,
-    Naps,
-    tents,
-)
+from online.models import auto
+from online.models.auto import CROSSED_MAX, NAP, QUIET, SPELL, Auto, Naps
 from online.models.errors import LearnerUnusable
 from online.models.experts import EXPERTS
 from online.models.limited import Limited
 from online.models.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
+from online.models.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from paramserver.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
 
@@ -233,3 +224,80 @@ def test_settings_are_checked() -> None:
     for wrong in ({"text": "message"}, {"bits": 40}):
         with pytest.raises(LearnerUnusable, match="auto"):
             Auto(**wrong)  # type: ignore[arg-type]
+
+
+def sleeping(task: Any) -> Any:
+    """A model whose views have learned something, and sleep."""
+    model, rng = Auto().model_for(task), random.Random(8)
+    for _ in range(200):
+        x = {"a": rng.gauss(0.0, 1.0), "b": rng.gauss(0.0, 1.0)}
+        model.learn({**x}, told(task, x), 1.0)
+    naps: Any = model._mixture
+    naps.slept, naps.labels, naps.rested = [1, 1], 0, min(naps.losses)
+    return model
+
+
+def told(task: str, x: dict[str, float]) -> Label:
+    total = x["a"] + 2.0 * x["b"]
+    if task == "regression":
+        return total
+    return total > 0.0 if task == "binary" else ("a", "b", "c")[int(total > -1) + int(total > 1)]
+
+
+def played(model: Any, task: str, *, turn: int = 400, passes: bool = True) -> dict[str, Any]:
+    """What it answers to, and learns of, rows in eights that mean the contrary from ``turn`` on."""
+    rng, answers, some, woke = random.Random(9), list[Any](), list[Example](), -1
+    for i in range(400):
+        x = {"a": rng.gauss(0.0, 1.0), "b": rng.gauss(0.0, 1.0)}
+        answer = model.predict(x)
+        answers.append((answer.label, answer.probabilities))
+        y = told(task, x if i < turn else {name: -v for name, v in x.items()})
+        shares = answer.probabilities
+        score = {label_text(k): p for k, p in shares.items()} if shares else {"": answer.label}
+        some.append(Example({**x}, y, score=score, notes=answer.notes))
+        if len(some) == 8:
+            if not (passes and model.learn_alike(some, [1.0] * 8)):
+                for n, example in enumerate(some):
+                    model.learn_noted(example, 1.0)
+                    if woke < 0 and max(model._mixture.slept) == 0:
+                        woke = n
+            some = []
+    naps = model._mixture
+    return {
+        "answers": answers, "learned": model.cut(), "losses": naps.losses,
+        "naps": (naps.slept, naps.labels, naps.rested), "woke": woke,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
+def test_asleep_it_is_bit_for_bit_what_twelve_experts_would_be(
+    monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setattr(auto, "RISE", math.inf)  # none wakes
+    short, long = sleeping(task), sleeping(task)
+    long._mixture.asleep = False  # all twelve are asked: those that sleep, as the straight ones
+    x = {"a": 1.0, "b": 0.0}
+    assert len(long.predict(x).notes) == 3 * len(short.predict(x).notes)
+    first, second = played(short, task), played(long, task)
+    assert short._mixture.asleep
+    assert first == second
+
+
+def test_a_view_that_wakes_within_a_pass_learns_from_there_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    turn = next(
+        turn
+        for turn in range(200, 216)
+        if 0 <= played(sleeping("binary"), "binary", turn=turn, passes=False)["woke"] < 7
+    )
+
+    def both() -> bool:
+        one_by_one = played(sleeping("binary"), "binary", turn=turn, passes=False)
+        in_passes = played(sleeping("binary"), "binary", turn=turn)
+        del one_by_one["woke"], in_passes["woke"]
+        return one_by_one == in_passes
+
+    assert both()
+    monkeypatch.setattr(Naps, "heard_as", lambda *_: True)  # the control
+    assert not both()

@@ -225,9 +225,12 @@ def test_several_classes_are_refused() -> None:
         load("fm", {}, task="multiclass", classes=None, key=bytes(32), base_dir=Path())
 
 
-def test_two_replicas_answer_alike_once_each_has_what_the_other_learned(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", [False, True])
+def test_two_replicas_answer_alike_once_each_has_what_the_other_learned(
+    tmp_path: Path, table: bool
+) -> None:
     def build() -> FmModel:
-        return Fm(3, ["film"]).model_for("regression")
+        return Fm(3, ["film"], table=table).model_for("regression")
 
     async def scene(world: World) -> None:
         a = await world.replica("a", build=build)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -122,10 +123,10 @@ def test_ids_that_follow_one_another_or_share_their_low_bits_are_spread() -> Non
 
 
 def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
-    ids = np.arange(100 * PAGE_ROWS, dtype=np.uint64)
+    ids = np.arange(400 * PAGE_ROWS, dtype=np.uint64)
     rows = Rows(ids, np.ones((len(ids), 3), dtype=np.float32))
     pool = rows._pool
-    assert pool._used == 100
+    assert pool._used == 400
     for _ in range(3):
         kept = rows.copy()
         rows.put(ids[:2], np.zeros((2, 3), dtype=np.float32))
@@ -133,8 +134,47 @@ def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
         assert rows.numbers[:2].max() == 0.0
         del kept
         rows.put(ids[:2], np.ones((2, 3), dtype=np.float32))
-    assert pool._used == 101, "one page more, taken again and again"
-    assert sorted([*pool._free, *rows._pages.tolist()]) == list(range(101))
+    assert pool._used == 401, "one page more, taken again and again"
+    assert sorted([*pool._free, *rows._pages.tolist()]) == list(range(401))
+
+
+@pytest.mark.parametrize("n", [0, 1, 31, 32, 100])
+def test_a_table_stays_where_it_was_read_if_it_can_be_written_there(n: int) -> None:
+    ids, numbers = np.arange(n, dtype=np.uint64), np.ones((n, 2), dtype=np.float32)
+    for given in (numbers.copy(), numbers.copy()[:, :]):
+        given.flags.writeable = given.base is None
+        rows = Rows.in_place(ids, given)
+        kept = rows.copy()
+        some = np.arange(0, n + 40, 3, dtype=np.uint64)
+        rows.put(some, np.zeros((len(some), 2), dtype=np.float32))
+        assert plain_of(kept) == {i: [1.0, 1.0] for i in range(n)}
+        assert plain_of(rows) == plain_of(kept) | {i: [0.0, 0.0] for i in some.tolist()}
+        assert not n or given.min() == 1.0, "a copy has the pages: they are left"
+    mine = numbers.copy()
+    rows = Rows.in_place(ids, mine)
+    rows.put(ids, np.zeros((n, 2), dtype=np.float32))
+    whole = n // PAGE_ROWS * PAGE_ROWS
+    assert not mine[:whole].any()
+    assert mine[whole:].all(), "the last ones, which are no page, have one of their own"
+
+
+def test_a_table_that_is_collected_while_pages_are_taken_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = rows_of({1: [1.0, 2.0]})
+    pool, gone = rows._pool, [rows.copy()]
+    before = Pool._take_back
+
+    def collects(self: Pool) -> None:
+        gone.clear()  # as a collection of garbage would, in the thread that holds the lock
+        before(self)
+
+    monkeypatch.setattr(Pool, "_take_back", collects)
+    finished = threading.Thread(target=pool.take, args=(1,), daemon=True)
+    finished.start()
+    finished.join(30)
+    assert not finished.is_alive()
+    assert pool._held.tolist()[0] == 1
 
 
 def test_a_table_is_equal_to_itself_in_any_order_and_survives_a_pickle() -> None:

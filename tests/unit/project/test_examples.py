@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from types import NoneType
@@ -24,7 +25,8 @@ TASKS = {
     "forest.py:build": ("binary", "learns all rows"),
     "own_class.py:MeanByShop": ("regression", "learns all rows"),
     "network.py:build": ("binary", "is merged"),
-    "anomalies.py:Anomalies": ("binary", "learns all rows"),
+    "forecast.py:Seasonal": ("regression", "learns all rows"),
+    "anomalies.py:Distance": ("anomaly", "learns all rows"),
     "sgd.py:build": ("multiclass", "is merged"),
 }
 
@@ -65,8 +67,8 @@ def test_a_model_that_travels_whole_is_asked_its_own_inputs(tmp_path: Path) -> N
 def test_the_detector_sorts_anomalies_from_the_rest() -> None:
     """Asked before it learns, as the service does it; known anomalies are not learned."""
     made = load(
-        f"{EXAMPLES}/anomalies.py:Anomalies", {}, task="binary", classes=None, key=bytes(32),
-        base_dir=Path(),
+        f"{EXAMPLES}/anomalies.py:Distance", {}, task="binary", classes=None, key=bytes(32),
+        base_dir=Path(), threshold=0.99,
     )  # fmt: skip
     assert isinstance(made.model, Opaque)
     draw, rows = random.Random(1), list[tuple[Features, bool]]()
@@ -78,6 +80,26 @@ def test_the_detector_sorts_anomalies_from_the_rest() -> None:
     aucs = [window.summary.auc or 0.0 for window in judged.windows]
     print(aucs)
     assert min(aucs[1:]) > 0.95
+
+
+def test_the_forecast_is_better_than_the_last_value_and_that_of_a_season_ago() -> None:
+    made = load(
+        f"{EXAMPLES}/forecast.py:Seasonal", {}, task="regression", classes=None, key=bytes(32),
+        base_dir=Path(),
+    )  # fmt: skip
+    draw = random.Random(3)
+    values = [8.0 * math.sin(math.tau * t / 24) + draw.gauss(0.0, 1.0) for t in range(600)]
+    off = {"forecast": 0.0, "last": 0.0, "season ago": 0.0}
+    for t, value in enumerate(values[:-6]):
+        said, comes = made.model.predict({"ahead": 6.0}).label, values[t + 5]
+        assert isinstance(said, float)
+        if t > 100:
+            off["forecast"] += abs(said - comes)
+            off["last"] += abs(values[t - 1] - comes)
+            off["season ago"] += abs(values[t - 19] - comes)
+        made.model.learn({"ahead": 1.0}, value, 1.0)
+        made.model.learn({"ahead": 6.0}, comes, 1.0)  # judged by the service, and not learned
+    assert off["forecast"] < 0.98 * off["season ago"] < 0.5 * off["last"]
 
 
 BROKEN = """

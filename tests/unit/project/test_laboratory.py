@@ -22,6 +22,7 @@ ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
     "bandit-worlds",
+    "asleep",
     "bandits",
     "buffers",
     "challenger",
@@ -32,6 +33,7 @@ TABLES: Final = {
     "propensities",
     "comparison",
     "confidence",
+    "conversions",
     "contention",
     "defaults",
     "detectors",
@@ -56,6 +58,7 @@ TABLES: Final = {
     "newcomer",
     "observed",
     "off-policy",
+    "offsets",
     "outliers",
     "prequential",
     "push",

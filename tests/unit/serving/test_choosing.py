@@ -15,6 +15,7 @@ from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import Rewards
 from online.rows.door import Door
 from online.serving.choosing import Choosing
+from replay import codec
 
 
 async def chooser(world: Any, name: str = "r", **choose: Any) -> Choosing:
@@ -47,7 +48,7 @@ def test_each_action_is_chosen_as_often_as_its_logged_probability_says(
             answer = await choosing.choose(asked)
             if i < 60:  # some are learned, so that not all are worth the same
                 reward = float(answer.action == "b")
-                await choosing.reward(RewardRequest(answer.id, reward))
+                await choosing.rewards.take(RewardRequest(answer.id, reward))
             choice = logged(choosing, answer.id)
             assert choice.propensity == answer.probability
             shares = dict(zip("abcd", choice.probabilities, strict=True))
@@ -65,11 +66,15 @@ def test_each_action_is_chosen_as_often_as_its_logged_probability_says(
 def test_another_replica_learns_what_was_chosen_and_chooses_nothing_again(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one, two = await chooser(world, "one"), await chooser(world, "two")
-        asked = ChooseRequest([Action("a"), Action("b")], {"x": 1.0})
+        asked, told = ChooseRequest([Action("a"), Action("b")], {"x": 1.0}), {}
         for i in range(30):
             answer = await one.choose(asked)
-            _, receipt = await two.reward(RewardRequest(answer.id, float(i % 2)))
+            _, receipt = await two.rewards.take(RewardRequest(answer.id, float(i % 2)))
             assert receipt.status == "learned"  # type: ignore[union-attr]
+            told[receipt.event_id] = answer.action, answer.probability  # type: ignore[union-attr]
+        rows = two.serving.replica.store.journal.follow("m", 0, 100).rows
+        logged = {row.event_id: unpack(codec.decode(row.payload).choice or b"") for row in rows}
+        assert {k: (x.action, x.propensity) for k, x in logged.items()} == told
         replicas = one.serving.replica, two.serving.replica
         await worlds.until(lambda: all(r.learner.tally.digest[0] == 30 for r in replicas))
         assert [r.counts["choices"] for r in replicas] == [30, 0]
@@ -85,7 +90,7 @@ def test_numbers_far_beyond_all_before_are_bounded_in_questions_too(tmp_path: Pa
         for i in range(120):
             x = float(i % 5)
             answer = await choosing.choose(ChooseRequest([Action("a", {"y": x})], {"x": x}))
-            await choosing.reward(RewardRequest(answer.id, 0.5))
+            await choosing.rewards.take(RewardRequest(answer.id, 0.5))
         near = await choosing.choose(ChooseRequest([Action("a", {"y": 4.0})], {"x": 4.0}))
         far = await choosing.choose(ChooseRequest([Action("a", {"y": 1e90})], {"x": -1e90}))
         assert 0.0 <= far.ranking[0].expected <= 1.0

@@ -61,7 +61,7 @@ class Shop:
         return answer.id
 
     async def reward(self, id_: str, reward: float) -> str:
-        _, receipt = await self.choosing.reward(RewardRequest(id=id_, reward=reward))
+        _, receipt = await self.choosing.rewards.take(RewardRequest(id=id_, reward=reward))
         status: str = receipt.status  # type: ignore[union-attr]
         return status
 

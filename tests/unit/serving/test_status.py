@@ -63,7 +63,9 @@ class World:
         writer = SimpleNamespace(partition=1)
         self.replica: Any = SimpleNamespace(
             replica="r1", version="1.2", age_ms=4.0,
-            settings=SimpleNamespace(task="binary", purpose="binary", features=None, choose=None),
+            settings=SimpleNamespace(
+                task="binary", purpose="binary", features=None, choose=None, anomaly=None
+            ),
             updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
             writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),

@@ -21,7 +21,7 @@ from online.models.linear import Linear
 from online.models.opaque import Opaque
 from online.models.selfrate import SelfRate
 from online.settings.config import Limits
-from online.sure.contributions import NotExplained, added_up, contributions
+from online.sure.contributions import Contributions, NotExplained, added_up, contributions
 from replay.example import Features, Label
 
 NAMES = "abcdef"
@@ -113,6 +113,13 @@ def log_odds_of(model: Model, x: Features, label: Label | None) -> float:
     return math.log(max(shares[label], 1e-15)) - math.log(max(rest, 1e-15))
 
 
+def told(model: Model, x: Features) -> tuple[Answer, Contributions]:
+    """The answer, and what the weights say of it."""
+    found = added_up(model, x)
+    assert found is not None
+    return found
+
+
 def test_those_of_a_logistic_regression_are_weight_times_scaled_number() -> None:
     model, x = ADDITIVE["logistic"](), row(random.Random(2))
     assert isinstance(model, Linear)
@@ -120,12 +127,12 @@ def test_those_of_a_logistic_regression_are_weight_times_scaled_number() -> None
     label, _ = log_odds(model, x)
     found = contributions(model.predict_many, x, label, asks_max=100)
     sign = 1.0 if label else -1.0
-    direct = added_up(model, x, label)
-    assert direct is not None
+    answer, direct = told(model, x)
+    assert answer == model.predict(x)
     assert direct.exact
     assert direct.added == pytest.approx(found.added, abs=1e-9)
     assert (direct.base, direct.output) == pytest.approx((found.base, found.output), abs=1e-9)
-    assert added_up(model, {**x, "new": 1.0}, label).added["new"] == 0.0  # type: ignore[union-attr]
+    assert told(model, {**x, "new": 1.0})[1].added["new"] == 0.0
     for name, number in scaler.transform_one(x).items():
         assert found.added[name] == pytest.approx(sign * number * final.weights[name], abs=1e-9)
     assert found.base == pytest.approx(sign * final.intercept, abs=1e-9)
@@ -134,12 +141,11 @@ def test_those_of_a_logistic_regression_are_weight_times_scaled_number() -> None
 
 def test_only_what_is_known_to_add_up_is_read_from_weights() -> None:
     x, line = row(random.Random(4)), ADDITIVE["a line"]()
-    direct = added_up(line, x, None)
-    assert direct is not None
+    _, direct = told(line, x)
     assert direct.output == pytest.approx(line.predict(x).label, abs=1e-9)
     hinge = linear_model.LogisticRegression(optim.SGD(0.05), loss=optim.losses.Hinge())
-    for other in (scaled(hinge), scaled(linear_model.Perceptron()), OTHERS["linear"]()):
-        assert added_up(other, x, True) is None
+    for other in (scaled(hinge), scaled(linear_model.Perceptron()), OTHERS["a tree"]()):
+        assert added_up(other, x) is None
 
 
 def test_a_model_that_does_not_add_up_is_not_called_exact() -> None:

@@ -429,3 +429,39 @@ def test_losses() -> None:
     assert loss_of(Example({}, True, score={"true": 1.0})) == 0.0
     assert loss_of(Example({}, True, score={"true": 0.0})) == pytest.approx(34.5, abs=0.1)
     assert loss_of(Example({}, 1e300, score={"": -1e300})) == pytest.approx(691, abs=1)
+
+
+# -- labels that change --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_said_of_a_source_for_a_provisional_label_is_taken_back_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    if kept:  # the mutant
+        monkeypatch.setattr(Chain, "take_back", lambda *args: None)
+
+    async def scene(world: World) -> None:
+        replica = await world.replica(filters=told)
+        await opened(replica)
+
+        async def label(source: str, *, provisional: bool, event: str = "e") -> Recorded:
+            example = Example({"a": 1.0}, 1e9, provisional=provisional)
+            key = event_key("event", "web", event)
+            row = NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
+            (found,) = await replica.writer.record([row], [example])
+            return found
+
+        before = nats(replica, "h0")
+        assert not (await label("x", provisional=True)).repeat
+        assert nats(replica) == -1.0
+        last = await label("h0", provisional=False)
+        assert last.row is not None
+        assert not last.repeat
+        assert (nats(replica), nats(replica, "h0")) == (-1.0 if kept else 0.0, before + 1.0)
+        await label("x", provisional=True, event="f")
+        await label("x", provisional=False, event="f")
+        assert nats(replica) == (-3.0 if kept else -1.0), "of the final label alone"
+        await replica.stop(2)
+
+    play(tmp_path, scene)

@@ -1,0 +1,35 @@
+"""Several rewards of one choice, and the one number that is learned of them when the wait ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+from online.decide.record import Given
+
+PLAIN: Final = ""
+"""The name of a reward that is sent as a number."""
+
+Aggregate = Literal["earliest", "sum", "last"]
+
+
+def weighed(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """One reward of several named ones; a plain number weighs 1."""
+    return sum(weights.get(name, 1.0) * value for name, value in values.items())
+
+
+def total(
+    given: Sequence[Given],
+    aggregate: Aggregate,
+    weights: Mapping[str, float],
+    within: tuple[float, float],
+) -> float:
+    """Sum of all rewards, or of the last one of each name, cut to the range."""
+    if aggregate == "sum":
+        found = sum(weighed(one.values, weights) for one in given)
+    else:
+        newest: dict[str, float] = {}
+        for one in given:
+            newest |= one.values
+        found = weighed(newest, weights)
+    return min(max(found, within[0]), within[1])

@@ -1,0 +1,85 @@
+"""Models of ``task: anomaly``: scores, labels that come late, and what was found.
+
+A row is learned when it comes, with a label or without.  A label that comes later, under the same
+id, is a row of its own: it judges the answer that was given then, and teaches nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from evaluation.summary import summary
+from online.learning.scores import UNLABELLED_ABOVE, UNLABELLED_ROWS
+from online.messages.structs import Receipt
+from online.models.base import Prediction
+from online.replica.pending import Recorded
+from online.replica.replica import ModelReplica
+from online.rows.prediction_ids import event_key
+from online.serving.ordinary import Asked
+from replay import codec
+from replay.example import UNLABELLED
+from replay.journal.base import NewRow, Verdict
+
+
+def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.UnsetType:
+    """How unusual the row is to which this is the answer; UNSET: the model is of another task."""
+    if replica.settings.anomaly is None or answer.probabilities is None:
+        return msgspec.UNSET
+    return answer.probabilities[True]
+
+
+def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
+    """The row of a label that came after its event was learned without one; None: it is none."""
+    standing = recorded.row
+    if standing is None or replica.settings.anomaly is None:
+        return None
+    first = codec.decode(standing.payload)
+    if codec.is_erased(standing.payload) or first.label != UNLABELLED or asked.label == UNLABELLED:
+        return None
+    example = msgspec.structs.replace(first, label=asked.label, taught=True, judged=None)
+    row = NewRow(
+        event_key("label", standing.key.hex()), asked.row.event_id, asked.row.source,
+        Verdict.ACCEPTED, codec.encode(example), replica.now_s(),
+    )  # fmt: skip
+    return Asked(row, asked.label, asked.idempotent, example)
+
+
+async def late(
+    replica: ModelReplica,
+    receipts: Sequence[Receipt | None],
+    rows: Sequence[tuple[int, Asked]],
+    recorded: Sequence[Recorded],
+) -> list[tuple[int, Asked, Recorded]]:
+    """Record the labels, among these, of rows that came without one, in one commit.
+
+    ``rows``: their places among the receipts, which are those of the rows as they stood.
+    """
+    some: list[tuple[int, Asked]] = []
+    for (i, asked), result in zip(rows, recorded, strict=True):
+        receipt = receipts[i]
+        if receipt is not None and receipt.status == "conflict":
+            one = _late(replica, asked, result)
+            some += [] if one is None else [(i, one)]
+    if not some:
+        return []
+    given = [one.row for _, one in some], [one.example for _, one in some]
+    taken = await replica.writer.record(*given)
+    return [(i, one, result) for (i, one), result in zip(some, taken, strict=True)]
+
+
+def found(replica: ModelReplica) -> dict[str, Any] | None:
+    """How many of the learned rows were answered as anomalies; None: it is another task."""
+    if (asked := replica.settings.anomaly) is None:
+        return None
+    counters = replica.learner.tally.counters
+    labelled = summary("binary", counters)
+    said = sum(one.said for one in labelled.classes if one.label is True)
+    unlabelled = counters.get(UNLABELLED_ROWS, 0)
+    rows, above = labelled.n + unlabelled, said + counters.get(UNLABELLED_ABOVE, 0)
+    return {
+        "threshold": asked.threshold, "rows": int(rows), "unlabelled": int(unlabelled),
+        "above": int(above), "share": above / rows if rows else None,
+    }  # fmt: skip

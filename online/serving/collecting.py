@@ -1,0 +1,302 @@
+"""Rewards of choices that are learned once, when their wait ends: kept in the choice's own half.
+
+A choice is one half of a row until then.  A reward that comes is put into it by one step of the
+store: over exactly the half that was seen, or not at all, then what stands by then is looked at.
+So whichever replica takes it, each reward is counted once; one that names itself (``reward_id``) is
+known again.  What becomes of the rewards is one row like any other
+(:mod:`online.serving.default_rewards`), of one source: a choice takes the rewards of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import msgspec
+
+from online.decide.record import Choice, Given, RecordInvalid, pack, unpack
+from online.errors import RequestError, damaged
+from online.messages.structs import Event, Receipt
+from online.replica.pending import Recorded
+from online.rows.joins import ROUNDS_MAX
+from online.serving.ordinary import Asked
+from online.serving.serving import Serving, refused
+from online.settings.choose import Choose
+from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.example import Example, PredictionHalf
+from replay.journal.base import Half, NewRow, Stored, Verdict
+
+_NO_HALF: Final = b"?"
+"""The payload of no half: what is put over it is told what stands there, and changes nothing."""
+
+
+_Found = list[Receipt | RequestError | None]
+"""The answers to the rewards of a body, as far as they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """One reward as it was sent: its values by name, and the label event that it would be.
+
+    Attributes
+    ----------
+    named
+        Its own id, if it has one.
+    nonce
+        Another one each time that it is sent.
+    """
+
+    event: Event
+    values: dict[str, float]
+    named: str | None
+    nonce: str
+
+
+@dataclass(slots=True)
+class _One:
+    """The rewards of one body for one choice, on their way into its half.
+
+    Attributes
+    ----------
+    keys
+        Under which the choice may stand; the first is tried first.
+    made
+        The half as the token has it; None: the choice is under an id of the caller's own.
+    seen
+        The half that is to be written over, and what it says.
+    """
+
+    event_id: str
+    keys: list[bytes]
+    sent: list[tuple[int, Sent]]
+    made: PredictionHalf | None
+    seen: tuple[PredictionHalf, Stored] | None = None
+    new: list[tuple[int, Sent]] = field(default_factory=list)
+
+
+class Collecting:
+    """Takes the rewards of one model that sums them, or keeps the last."""
+
+    def __init__(self, serving: Serving, settings: Choose) -> None:
+        self._replica, self._read = serving.replica, serving.reader.read
+        self._settings = settings
+
+    async def take(self, sent: Sequence[Sent], *, many: bool) -> list[Receipt]:
+        """Keep the rewards of choices; what became of each.
+
+        Raises RequestError, unless there are ``many``: then the receipt says so.
+        """
+        found: _Found = [None] * len(sent)
+        open_: dict[str, _One] = {}
+        for i, one in enumerate(sent):
+            try:
+                asked = await self._read(one.event, f"rewards[{i}]." if many else "")
+            except RequestError as error:
+                found[i] = error
+                continue
+            if isinstance(asked, Receipt):
+                found[i] = asked
+            else:
+                name = asked.row.key.hex()
+                open_.setdefault(name, _one(asked)).sent.append((i, one))
+        left = list(open_.values())
+        for _ in range(ROUNDS_MAX):
+            made = [(one, row) for one in left if (row := self._row(one, found)) is not None]
+            if not made:
+                left = []
+                break
+            written = await self._replica.writer.record([row for _, row in made])
+            left = [
+                one
+                for (one, _), outcome in zip(made, written, strict=True)
+                if not self._took(one, outcome, found)
+            ]
+        for crowded in left:
+            _fail(crowded, found, _crowded())
+        if not many and isinstance(found[0], RequestError):
+            raise found[0]
+        receipts = [
+            refused(one) if isinstance(one, RequestError) else one
+            for one in found
+            if one is not None
+        ]
+        for receipt in receipts:
+            self._replica.counts[f"rewards_{receipt.status}"] += 1
+        return receipts
+
+    def _row(self, one: _One, found: _Found) -> NewRow | None:
+        """Return what is to be written next for a choice; None: nothing, all is answered."""
+        key, now = one.keys[0], self._replica.now_s()
+        if one.seen is None:
+            empty = codec.encode_prediction(PredictionHalf({}))
+            return NewRow(
+                key, one.event_id, "", Verdict.ACCEPTED, empty, now, half=Half.PREDICTION,
+                over=_NO_HALF,
+            )  # fmt: skip
+        made, over = one.seen
+        choice = _opened(made.choice)
+        kept = list(choice.rewards)
+        one.new = []
+        for i, sent in one.sent:
+            if (receipt := self._known(one, kept, sent)) is not None:
+                found[i] = receipt
+                continue
+            one.new.append((i, sent))
+            kept.append(_given(sent))
+        if not one.new:
+            return None
+        packed = pack(msgspec.structs.replace(choice, rewards=tuple(kept)))
+        payload = codec.encode_prediction(msgspec.structs.replace(made, choice=packed))
+        return NewRow(
+            key, one.event_id, over.source, Verdict.ACCEPTED, payload, over.at,
+            half=Half.PREDICTION, over=None if over.payload == _NO_HALF else over.payload,
+        )  # fmt: skip
+
+    def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
+        """The receipt of a reward that is not kept beside these; None: it is."""
+        for other in kept:
+            if sent.named is not None and other.named == sent.named:
+                return _again(one.event_id, other, sent, "waiting")
+        if kept and kept[0].source != sent.event.source:
+            message = "this choice has rewards of another source"
+            hint = "Send all rewards of a choice as one source"
+            return RequestError(409, "another_source", message, "source", hint)
+        if len(kept) >= self._settings.rewards_max:
+            message = f"this choice has {len(kept)} rewards"
+            hint = "Send fewer, larger ones, or raise choose.rewards_max"
+            return RequestError(422, "rewards_full", message, "id", hint)
+        return None
+
+    def _took(self, one: _One, recorded: Recorded, found: _Found) -> bool:
+        """Take what the store says; whether everything is answered."""
+        if recorded.status == "damaged":
+            _fail(one, found, damaged(recorded.reason or "", "id"))
+            return True
+        if recorded.row is not None:
+            self._settled(one, recorded, found)
+            return True
+        if recorded.met is not None:
+            if recorded.met.half is not Half.PREDICTION:  # a label that came before its choice
+                _fail(one, found, _unknown())
+                return True
+            try:
+                made = codec.decode_prediction(recorded.met.payload)
+                _opened(made.choice)
+            except (PayloadFormat, PayloadInvalid) as error:
+                _fail(one, found, damaged(str(error), "id"))
+                return True
+            except RequestError as error:
+                _fail(one, found, error)
+                return True
+            one.seen = made, recorded.met
+            return False
+        if one.seen is not None and recorded.since is not None:
+            for i, sent in one.new:
+                found[i] = Receipt(
+                    "waiting", one.event_id, idempotent=sent.named is not None,
+                    reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
+                )  # fmt: skip
+            return True
+        if one.seen is not None and one.seen[1].payload == _NO_HALF:
+            self._replica.counts["joins_refused"] += 1
+            _fail(one, found, _no_room())
+            return True
+        return self._elsewhere(one, found)
+
+    def _elsewhere(self, one: _One, found: _Found) -> bool:
+        """Nothing stands under the key: try the next, or make the half that was not written."""
+        if one.made is not None:  # a kill has lost it, or it is on its way
+            one.seen = one.made, _nothing(one.event_id, self._replica.now_s())
+            return False
+        if len(one.keys) > 1:
+            one.keys, one.seen = one.keys[1:], None
+            return False
+        _fail(one, found, _unknown())
+        return True
+
+    def _settled(self, one: _One, recorded: Recorded, found: _Found) -> None:
+        """The choice was learned: what was counted is known again, nothing more is."""
+        assert recorded.row is not None
+        try:
+            packed = codec.decode(recorded.row.payload).choice
+            kept = () if packed is None else unpack(packed).rewards
+        except (PayloadFormat, PayloadInvalid, RecordInvalid):
+            kept = ()
+        for i, sent in one.sent:
+            known = (x for x in kept if sent.named is not None and x.named == sent.named)
+            if (other := next(known, None)) is not None:
+                found[i] = _again(one.event_id, other, sent, recorded.status)
+            else:
+                reason = f"the choice was learned {self._settings.reward_wait:g} s after it"
+                found[i] = Receipt(
+                    "expired", one.event_id, reason=f"{reason}, or with a label of its own"
+                )
+
+
+def _one(asked: Asked) -> _One:
+    row, example = asked.row, asked.example
+    if row.half is Half.LABEL:
+        (label,) = codec.decode_labels(row.payload)
+        return _One(row.event_id, list(label.keys), [], None)
+    assert example is not None
+    return _One(row.event_id, [row.key], [], _half_of(example))
+
+
+def _nothing(event_id: str, at: float) -> Stored:
+    return Stored(Half.PREDICTION, event_id, "", _NO_HALF, at)
+
+
+def _half_of(example: Example) -> PredictionHalf:
+    return PredictionHalf(
+        example.features, example.score, example.version, example.predicted_at, example.no_change,
+        example.notes, example.raw, example.known, example.choice, example.sure,
+    )  # fmt: skip
+
+
+def _opened(packed: bytes | None) -> Choice:
+    if packed is None:
+        raise RequestError(
+            404, "unknown_id", "no choice has this id", "id", "Send the id of a choice"
+        )
+    try:
+        return unpack(packed)
+    except RecordInvalid as error:
+        raise damaged(str(error), "id") from None
+
+
+def _given(sent: Sent) -> Given:
+    return Given(sent.named, sent.event.source, sent.values, sent.event.event_time, sent.nonce)
+
+
+def _again(event_id: str, other: Given, sent: Sent, first: str) -> Receipt:
+    """The receipt of a reward that is known by its own id."""
+    if other.values == sent.values:
+        return Receipt("duplicate", event_id, duplicate=True, first_outcome=first)
+    reason = "under this reward_id another reward came first"
+    return Receipt("conflict", event_id, duplicate=True, first_outcome=first, reason=reason)
+
+
+def _fail(one: _One, found: _Found, error: RequestError) -> None:
+    """Answer what has no answer yet with an error."""
+    for i, _ in one.sent:
+        if found[i] is None:
+            found[i] = error
+
+
+def _unknown() -> RequestError:
+    hint = "Send rewards after their choice, with the id that it was answered with"
+    return RequestError(404, "unknown_id", "no choice has this id", "id", hint)
+
+
+def _no_room() -> RequestError:
+    message = "no room for another choice that waits for its rewards"
+    hint = "Send it again after Retry-After; nothing was recorded"
+    return RequestError(429, "joins_full", message, "id", hint, 1)
+
+
+def _crowded() -> RequestError:
+    message = f"others were faster {ROUNDS_MAX} times"
+    hint = "Send it again; with a reward_id it counts once"
+    return RequestError(503, "journal_unavailable", message, "id", hint, 1)

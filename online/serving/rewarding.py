@@ -1,0 +1,119 @@
+"""Rewards of one model's choices: bodies in, answers out.
+
+A reward is a label.  Where several rewards of a choice are learned as one they are kept until the
+choice's wait ends (:mod:`online.serving.collecting`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Final
+
+import msgspec
+
+from online.decide.collected import PLAIN, weighed
+from online.errors import invalid
+from online.messages.choices import Reward, RewardRequest
+from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
+from online.rows.door import Door
+from online.serving.collecting import Collecting, Sent
+from online.serving.serving import HTTP, Serving
+from online.settings.choose import Choose
+from online.settings.config import Limits
+
+_REWARD_MAX: Final = 1e9
+"""The most that a named reward may be, before its weight."""
+
+
+class Rewarding:
+    """Takes the rewards of one model."""
+
+    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
+        self.serving, self._door, self._limits, self._settings = serving, door, limits, settings
+        self._collecting: Collecting | None = None
+        if settings.aggregate != "earliest":
+            self._collecting = Collecting(serving, settings)
+
+    async def take(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
+        """HTTP status and what became of the reward or rewards."""
+        many = request.rewards is not None
+        if request.rewards is not None:
+            if request != RewardRequest(rewards=request.rewards):
+                raise invalid("rewards", "one reward and many in one body", "Put all into rewards")
+            if not 1 <= len(request.rewards) <= self._limits.rows_max:
+                hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
+                raise invalid("rewards", f"{len(request.rewards)} rewards", hint)
+            given = request.rewards
+        elif request.id is None:
+            raise invalid("id", "no id", "Send the id that the choice was answered with")
+        else:
+            one = Reward(
+                request.id, request.reward, request.reward_id, request.source, request.event_time
+            )
+            given = [one]
+        sent = [
+            self._sent(x, f"rewards[{i}].reward" if many else "reward", many=many)
+            for i, x in enumerate(given)
+        ]
+        if self._collecting is None:
+            if many:
+                events = FeedbackRequest(events=[x.event for x in sent])
+                return await self.serving.feedback(events)
+            event = sent[0].event
+            return await self.serving.feedback(FeedbackRequest(**msgspec.structs.asdict(event)))
+        receipts = await self._collecting.take(sent, many=many)
+        if many:
+            return 200, Receipts(receipts, self.serving.name)
+        receipt = receipts[0]
+        return HTTP[_first(receipt)], receipt
+
+    def _sent(self, one: Reward, field: str, *, many: bool) -> Sent:
+        """A reward as the label that it is, and by name.  Raises RequestError.
+
+        Of ``many``, a number out of the range is refused when it is read, with its receipt.
+        """
+        values = self._values(one.reward, field)
+        label = one.reward
+        if values is not None:
+            low, high = self._settings.reward_range
+            label = min(max(weighed(values, self._settings.rewards), low), high)
+        label = _number(label)
+        if not many:
+            label = self._door.label(label, field)
+        event = Event(label, one.id, source=one.source, event_time=one.event_time)
+        nonce = uuid.uuid4().hex[:12]
+        return Sent(event, {PLAIN: label} if values is None else values, one.reward_id, nonce)
+
+    def _values(self, reward: Any, field: str) -> dict[str, float] | None:
+        """Named rewards, checked; None: it is a plain number, or what is refused as one."""
+        known = self._settings.rewards
+        if not isinstance(reward, dict):
+            if known:
+                hint = f"Send numbers by name: {', '.join(known)}"
+                raise invalid(field, "a reward without a name", hint)
+            return None
+        values: dict[str, float] = {}
+        for name, value in reward.items():
+            if name not in known:
+                hint = f"Known here: {', '.join(known) or 'none'} (choose.rewards)"
+                raise invalid(f"{field}.{name[:80]}", "no reward of this name", hint)
+            number = _number(value)
+            if not isinstance(number, (int, float)) or not abs(number) <= _REWARD_MAX:
+                hint = f"Send a number in ±{_REWARD_MAX:g}"
+                raise invalid(f"{field}.{name}", "a number is needed", hint)
+            values[name] = float(number)
+        if not values:
+            raise invalid(field, "no reward in it", f"Send some of: {', '.join(known) or 'none'}")
+        return values
+
+
+def _first(receipt: Receipt) -> str:
+    """The status that decides about the code: of a repeat that of its first sending."""
+    first = receipt.first_outcome
+    repeats = receipt.status == "duplicate" and isinstance(first, str)
+    return str(first) if repeats else receipt.status
+
+
+def _number(reward: Any) -> Any:
+    """A reward of yes or no as the number that it is."""
+    return float(reward) if isinstance(reward, bool) else reward

@@ -1,0 +1,99 @@
+"""Arrays as one safetensors file, written piece by piece and read in place.
+
+Its own writer and reader hold everything two and three times, which is gigabytes of a large table.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Self
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from paramserver.snapshots.pieces import Piece
+
+Array = npt.NDArray[Any]
+
+_LENGTH: Final = struct.Struct("<Q")
+_DTYPES: Final[dict[str, np.dtype[Any]]] = {
+    "U8": np.dtype(np.uint8),
+    "I64": np.dtype(np.int64),
+    "U64": np.dtype(np.uint64),
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+}
+_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
+_ALIGNED: Final = 8
+
+
+class _Tensor(msgspec.Struct, frozen=True):
+    """An array of the file, as its head describes it."""
+
+    dtype: str
+    shape: list[int]
+    data_offsets: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An array as it is written: its type, its shape, and its numbers in order."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    pieces: Callable[[], Iterable[Array]]
+
+    @classmethod
+    def of(cls, array: Array) -> Self:
+        """An array that is there as a whole."""
+        return cls(array.dtype, array.shape, lambda: (array,))
+
+    @property
+    def size(self) -> int:
+        """Bytes of its numbers."""
+        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
+
+
+def write_arrays(
+    arrays: Mapping[str, Stored], begin: int
+) -> tuple[int, Callable[[], Iterator[Piece]]]:
+    """How many bytes the file has, and what makes them, if they come after ``begin`` others.
+
+    The widest numbers come first, and all stand where a processor wants them.
+    """
+    names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    described, end = {}, 0
+    for name in names:
+        one, start = arrays[name], end
+        end += one.size
+        described[name] = _Tensor(_NAMES[one.dtype], list(one.shape), (start, end))
+    head = msgspec.json.encode(described)
+    head += b" " * (-(begin + _LENGTH.size + len(head)) % _ALIGNED)
+    size = _LENGTH.size + len(head) + end
+    return size, partial(_pieces, head, [arrays[name] for name in names])
+
+
+def _pieces(head: bytes, arrays: Iterable[Stored]) -> Iterator[Piece]:
+    yield _LENGTH.pack(len(head))
+    yield head
+    for one in arrays:
+        for piece in one.pieces():
+            yield np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+
+
+def read_arrays(payload: memoryview) -> dict[str, Array]:
+    """The arrays of a file, which are not copied.  Raises what damaged bytes bring about."""
+    (length,) = _LENGTH.unpack_from(payload)
+    begin = _LENGTH.size + length
+    head = msgspec.json.decode(payload[_LENGTH.size : begin], type=dict[str, _Tensor])
+    return {
+        name: np.frombuffer(
+            payload[begin + tensor.data_offsets[0] : begin + tensor.data_offsets[1]],
+            dtype=_DTYPES[tensor.dtype],
+        ).reshape(tensor.shape)
+        for name, tensor in head.items()
+    }

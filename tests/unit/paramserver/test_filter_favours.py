@@ -1,0 +1,108 @@
+"""Who rewards one action whatever it brings is heard a tenth of it, and nobody is condemned."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from online.trust.filtering import favour_of
+from paramserver.filters.base import Event, Favour, Opinion, Source
+from paramserver.filters.chain import by_name
+from paramserver.filters.favours import SOURCES_MAX, Favours
+from replay.example import Example
+
+Say = Callable[[str, int, float], float]
+"""What a source says of an action, and of what that really brought."""
+
+
+def played(
+    say: Say, n: int = 1200, chances: tuple[float, ...] = (0.2, 0.5, 0.7)
+) -> tuple[Favours, dict[str, list[float]]]:
+    """Sixteen sources that take actions in turns; the factor of each reward, by source."""
+    test, rng = Favours(), random.Random(4)
+    sources = [Source(f"s{i}") for i in range(16)]
+    factors: dict[str, list[float]] = {s.name: [] for s in sources}
+    expected = list(chances)
+    for t in range(n):
+        source, action = sources[rng.randrange(16)], t % len(chances)
+        told = say(source.name, action, float(rng.random() < chances[action]))
+        event = Event(source.name, b"%d" % t, favour=Favour(action, told, expected[action]))
+        opinion = test.judge(event, source)
+        assert opinion.evidence == 0.0
+        test.learn(event, opinion, source, taken=True)
+        factors[source.name].append(opinion.factor if action == 0 else 1.0)
+        expected[action] += opinion.factor * (told - expected[action]) / 50.0
+        if t % 50 == 49:
+            test.refresh(None, sources)  # type: ignore[arg-type]
+    return test, factors
+
+
+def late(factors: list[float]) -> float:
+    return sum(factors[30:]) / len(factors[30:])
+
+
+def test_who_always_rewards_one_action_is_heard_a_tenth_of_it() -> None:
+    def say(source: str, action: int, reward: float) -> float:
+        return 1.0 if source in ("s0", "s4", "s8", "s12") and action == 0 else reward
+
+    _, factors = played(say)
+    for name, each in factors.items():
+        if name in ("s0", "s4", "s8", "s12"):
+            assert late(each) < 0.78  # a third of its rewards are of that action
+        else:
+            assert late(each) > 0.9
+
+
+def test_who_never_rewards_an_action_is_heard_a_tenth_of_it() -> None:
+    def say(source: str, action: int, reward: float) -> float:
+        return 0.0 if source in ("s0", "s4") and action == 0 else reward
+
+    _, factors = played(say, chances=(0.7, 0.5, 0.2))
+    assert max(late(factors[name]) for name in ("s0", "s4")) < 0.8
+    assert min(late(factors[name]) for name in ("s1", "s2", "s3")) > 0.9
+
+
+def test_an_action_that_all_find_better_than_expected_is_heard() -> None:
+    """A new one brings much: nobody is a liar for saying so."""
+    _, factors = played(lambda source, action, reward: 1.0 if action == 0 else reward, 400)
+    assert sum(map(sum, factors.values())) > 0.95 * 400
+    test, source = Favours(), Source("s0")
+    event = Event("s0", b"k", favour=Favour(0, 1.0, 0.05))
+    for _ in range(20):  # alone it is compared with nobody
+        test.learn(event, Opinion(), source, taken=True)
+        test.refresh(None, [source])  # type: ignore[arg-type]
+    assert test.judge(event, source).factor == 1.0
+
+
+def test_it_says_something_of_rewards_of_choices_only() -> None:
+    test = Favours()
+    plain = Event("s0", b"k", loss=9.0, label="1.0")
+    assert test.judge(plain, Source("s0")) == Opinion()
+    test.learn(plain, Opinion(), Source("s0"), taken=True)
+    names = [f.name for f in by_name(("surprise",), None, None, rewards=True).filters]
+    assert "favours" in names
+    assert "favours" not in [f.name for f in by_name(("surprise",), None, None).filters]
+
+
+def test_what_is_kept_is_bounded() -> None:
+    test = Favours()
+    for i in range(SOURCES_MAX + 10):
+        event = Event(f"s{i}", b"k", favour=Favour(i, 1.0, 0.5))
+        test.learn(event, Opinion(), Source(f"s{i}"), taken=True)
+    for i in range(300):
+        event = Event("one", b"k", favour=Favour(i, 1.0, 0.5))
+        test.learn(event, Opinion(), Source("one"), taken=True)
+    assert (len(test._said), len(test._said["one"]), len(test._lately)) == (SOURCES_MAX, 256, 256)
+
+
+def test_a_reward_is_a_share_of_its_range() -> None:
+    example = Example({"@": "a"}, 5.0, score={"": 0.0}, choice=b"x")
+    favour = favour_of(example, (-5.0, 5.0))
+    assert favour is not None
+    assert (favour.reward, favour.expected) == (1.0, 0.5)
+    assert favour_of(replace_choice(example), (-5.0, 5.0)) is None
+    assert favour_of(example, None) is None
+
+
+def replace_choice(example: Example) -> Example:
+    return Example(example.features, example.label, score=example.score)

@@ -1,0 +1,245 @@
+"""Several rewards of a choice are learned once, as their sum or the last, when its wait ends."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import replica_world as worlds
+from test_default_rewards import WAIT_S, Shop, rewards, shop
+
+from online.decide.record import unpack
+from online.errors import RequestError
+from online.messages.choices import Reward, RewardRequest
+from online.messages.structs import Receipt, Receipts
+from online.rows.joins import ROUNDS_MAX
+from online.serving import collecting
+from online.settings.choose import Choose
+from replay import codec
+
+SUM = {"aggregate": "sum", "default_reward": None, "reward_range": [0, 10]}
+
+
+async def give(one: Shop, id_: str, reward: Any, named: str | None = None, **more: Any) -> Receipt:
+    _, receipt = await one.choosing.rewards.take(RewardRequest(id_, reward, named, **more))
+    assert isinstance(receipt, Receipt)
+    return receipt
+
+
+async def refused(one: Shop, *args: Any, **more: Any) -> tuple[int, str]:
+    with pytest.raises(RequestError) as caught:
+        await give(one, *args, **more)
+    return caught.value.status, caught.value.code
+
+
+@pytest.mark.parametrize(("aggregate", "worth"), [("sum", 6.0), ("last", 4.0)])
+def test_rewards_are_learned_once_when_the_wait_ends(
+    tmp_path: Path, aggregate: str, worth: float
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={**SUM, "aggregate": aggregate})
+        token, own, silent = [await one.choose(name) for name in (None, "order-1", None)]
+        for id_ in (token, own):
+            first = await give(one, id_, 2.0)
+            assert (first.status, first.idempotent, first.duplicate) == ("waiting", False, False)
+            assert (await give(one, id_, 4.0, "r-2")).idempotent
+        assert one.replica.learner.tally.digest[0] == 0
+        assert await one.give(WAIT_S - 1) == 0
+        assert await one.give(60.0) == 2
+        assert await one.give(WAIT_S) == 0
+        assert sorted(rewards(world).values()) == [worth, worth]
+        assert one.replica.learner.tally.digest[0] == 2
+        late = await give(one, token, 1.0, "r-3")
+        assert late.status == "expired"
+        assert (await give(one, own, 4.0, "r-2")).first_outcome == "learned"
+        assert (await give(one, silent, 1.0)).status == "waiting"  # nobody had sent one
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_repeat_is_known_by_its_own_id_and_without_one_is_another_reward(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        id_ = await one.choose()
+        assert (await give(one, id_, 1.0, "r")).status == "waiting"
+        again = await give(one, id_, 1.0, "r")
+        assert (again.status, again.duplicate, again.first_outcome) == (
+            "duplicate", True, "waiting",
+        )  # fmt: skip
+        other = await give(one, id_, 3.0, "r")
+        assert (other.status, other.duplicate) == ("conflict", True)
+        both = await asyncio.gather(*(give(one, id_, 1.0) for _ in range(2)))
+        assert [(x.status, x.idempotent) for x in both] == [("waiting", False)] * 2
+        await one.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [3.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_sums_are_cut_to_the_range_and_single_rewards_are_within_it(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        id_ = await one.choose()
+        assert await refused(one, id_, 11.0) == (422, "invalid_value")
+        for _ in range(3):
+            await give(one, id_, 9.0)
+        await one.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [10.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_named_rewards_are_weighed(tmp_path: Path) -> None:
+    named = {"click": 1.0, "seconds": 0.1}
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={**SUM, "aggregate": "last", "rewards": named})
+        id_, few = await one.choose(), await one.choose()
+        assert (await give(one, id_, {"click": True, "seconds": 5})).status == "waiting"
+        await give(one, id_, {"seconds": 30})
+        await give(one, few, {"seconds": -50})
+        assert await refused(one, id_, 1.0) == (422, "invalid_value")
+        assert await refused(one, id_, {"buy": 1}) == (422, "invalid_value")
+        assert await refused(one, id_, {"click": "x"}) == (422, "invalid_value")
+        assert await refused(one, id_, {}) == (422, "invalid_value")
+        await one.give(WAIT_S + 60)
+        assert sorted(rewards(world).values()) == [0.0, 4.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_named_rewards_of_one_body_are_learned_at_once_where_the_first_counts(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: Any) -> None:
+        choose = {"default_reward": None, "rewards": {"click": 0.25, "buy": 1.0}}
+        one = await shop(world, choose=choose)
+        id_ = await one.choose()
+        assert (await give(one, id_, {"click": 1})).status == "learned"
+        assert (await give(one, id_, {"click": 1})).status == "duplicate"
+        assert (await give(one, id_, {"buy": 1})).status == "conflict"
+        assert list(rewards(world).values()) == [0.25]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_choice_has_rewards_of_one_source_and_so_many(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={**SUM, "rewards_max": 2})
+        id_ = await one.choose()
+        await give(one, id_, 1.0, source="till")
+        assert await refused(one, id_, 1.0, source="shop") == (409, "another_source")
+        await give(one, id_, 1.0, source="till")
+        assert await refused(one, id_, 1.0, source="till") == (422, "rewards_full")
+        assert await refused(one, "nobody", 1.0) == (404, "unknown_id")
+        await one.give(WAIT_S + 60)
+        (row,) = world.journal().follow("m", 0, 10).rows
+        assert row.source == "till"
+        choice = codec.decode(row.payload).choice
+        assert choice is not None
+        assert [x.values for x in unpack(choice).rewards] == [{"": 1.0}, {"": 1.0}]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_many_rewards_are_written_together_and_each_is_told_what_became_of_it(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        ids = [await one.choose() for _ in range(3)]
+        sent = [Reward(ids[i % 3], 1.0, f"r-{i}") for i in range(6)]
+        sent += [Reward(ids[0], 1.0, "r-0"), Reward("nobody", 1.0), Reward(ids[1], 99.0)]
+        status, told = await one.choosing.rewards.take(RewardRequest(rewards=sent))
+        assert isinstance(told, Receipts)
+        assert status == 200
+        assert [x.status for x in told.events] == (
+            ["waiting"] * 6 + ["duplicate", "refused", "refused"]
+        )
+        await one.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [2.0] * 3
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_two_replicas_at_once_count_each_reward_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one, two = await shop(world, "one", choose=SUM), await shop(world, "two", choose=SUM)
+        ids, rng = [await one.choose() for _ in range(4)], random.Random(5)
+        asked = [(id_, f"r-{i}") for id_ in ids for i in range(5)] * 2
+        rng.shuffle(asked)
+        receipts = await asyncio.gather(
+            *(give(rng.choice((one, two)), id_, 1.0, named) for id_, named in asked)
+        )
+        assert sorted(x.status for x in receipts) == ["duplicate"] * 20 + ["waiting"] * 20
+        for each in (one, two):
+            each.clock.s += WAIT_S + 60
+        await asyncio.gather(one.choosing.defaults.give(), two.choosing.defaults.give())
+        assert list(rewards(world).values()) == [5.0] * 4
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_half_that_a_kill_has_lost_is_made_again_of_the_token(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        one.replica.writer.keep, keep = lambda half: True, one.replica.writer.keep
+        id_ = await one.choose()
+        one.replica.writer.keep = keep
+        assert (await give(one, id_, 3.0, "r")).status == "waiting"
+        assert (await give(one, id_, 3.0, "r")).status == "duplicate"
+        await one.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [3.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_whoever_is_always_slower_is_told_to_send_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        id_ = await one.choose()
+        monkeypatch.setattr(collecting, "ROUNDS_MAX", 1)
+        assert await refused(one, id_, 1.0) == (503, "journal_unavailable")
+        monkeypatch.setattr(collecting, "ROUNDS_MAX", ROUNDS_MAX)
+        assert (await give(one, id_, 1.0)).status == "waiting"
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_label_settles_a_choice_at_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        id_ = await one.choose()
+        await give(one, id_, 3.0)
+        from online.messages.structs import FeedbackRequest
+
+        _, receipt = await one.choosing.serving.feedback(FeedbackRequest(7.0, id_))
+        assert receipt.status == "learned"  # type: ignore[union-attr]
+        assert (await give(one, id_, 1.0)).status == "expired"
+        assert await one.give(WAIT_S + 60) == 0
+        assert list(rewards(world).values()) == [7.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("rewards_", [{"": 1.0}, {"a\n": 1.0}, {"a": 1e10}, {"a": float("nan")}])
+def test_weights_are_numbers_by_name(rewards_: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="no name with a weight"):
+        Choose(rewards=rewards_)
