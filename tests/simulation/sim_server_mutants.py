@@ -151,7 +151,10 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         begin=325,
     ),
     "who waits for a row that came with the values waits on": Mutant(
-        ((_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),),
+        (
+            (_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),
+            _BY_TURNS,
+        ),
         climate=only(
             "freeze",
             "lost answers",
