@@ -24,7 +24,7 @@ from typing import Any, Final, Literal
 
 import psutil
 
-from benchmarks.learners import COUNT_LABEL
+from benchmarks.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.redis_server import Server, need_binary
 from benchmarks.service import Running, launch, status, write_settings
 from online.client.connection import Connection
@@ -172,9 +172,8 @@ class Client(threading.Thread):
 class ChangingClient(Client):
     """Sends a provisional label of each event, and the final one some events, and kills, later.
 
-    A weight counts 1 if the final lesson alone is in it, whatever the order: of a model that goes
-    half of the way to a label, 5 if the provisional one stays, 3.5 if the final one is learned
-    beside it or the first one twice, and less than 1 if it is taken back twice.
+    A weight counts 1 if the final lesson alone is in it: 5 if the provisional one stays, 6 if the
+    final one is learned beside it or the first one twice, less than 1 if it is taken back twice.
     """
 
     _gives_up = 0.0
@@ -200,7 +199,7 @@ class ChangingClient(Client):
     def _label(self, event: str, times: float, *, provisional: bool = False) -> None:
         body = {
             "features": {event: 1.0},
-            "label": 2.0 * STEP * times,
+            "label": times * STEP / (2.0 * ADDING_STEP),
             "event_id": event,
             "source": "bench",
             **({"provisional": True} if provisional else {}),
@@ -227,7 +226,7 @@ def settings_of(
             {
                 "name": "counting",
                 "task": "regression",
-                "learner": f"benchmarks.learners:{'halving' if changing else 'counting'}",
+                "learner": f"benchmarks.learners:{'adding' if changing else 'counting'}",
                 "sync": {"merge": "sum"},
                 "snapshots": {"interval_s": 1, "keep": 4},
             }
@@ -391,7 +390,8 @@ def learned(
     spec = str(now["server"]["spec"])
     stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
     weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
-    return {name: weight / STEP for name, weight in weights.items()}, findings, now
+    times = {name: round(weight / STEP, 6) for name, weight in weights.items()}
+    return times, findings, now
 
 
 def judge(running: Running, settings: Settings, sent: Sent) -> Reckoning:

@@ -21,25 +21,33 @@ def exactly_once(
     ] = "sqlite",
     rounds: Annotated[int, typer.Option(help="kills")] = 20,
     seed: Annotated[int, typer.Option(help="of the instants and targets")] = 0,
+    changing: Annotated[
+        bool, typer.Option("--changing", help="a provisional label of each event first")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Kill processes at random instants under load; nothing is lost or learned twice.
 
     Example: python -m benchmarks exactly-once --journal redis --rounds 20
     """
-    good = check_once(journal, rounds, seed, as_json=as_json)
+    good = check_once(journal, rounds, seed, changing=changing, as_json=as_json)
     raise typer.Exit(0 if good else 1)
 
 
 def check_once(
-    journal: Literal["sqlite", "redis"], rounds: int, seed: int, *, as_json: bool
+    journal: Literal["sqlite", "redis"],
+    rounds: int,
+    seed: int,
+    *,
+    changing: bool = False,
+    as_json: bool,
 ) -> bool:
     from benchmarks import exactly_once as bench
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    result = bench.run(rounds, journal=journal, seed=seed, progress=progress)
+    result = bench.run(rounds, journal=journal, seed=seed, changing=changing, progress=progress)
     data = {**asdict(result), "good": result.good}
     if as_json:
         print(json.dumps(data))

@@ -21,10 +21,17 @@ COUNT_LABEL = 1e9
 """The label of every event of :func:`counting`: no prediction ever reaches it."""
 
 
-def halving() -> Any:
-    """A linear model that goes half of the way to a label: exactly, of one row a feature."""
+ADDING_STEP = 2.0**-31
+
+
+def adding() -> Any:
+    """A linear model to whose weights each row adds a 2^30th of its label.
+
+    It is so small a step of the squared loss that what a weight is already hardly counts: sums
+    are right to eight digits in any order.
+    """
     return linear_model.LinearRegression(
-        optimizer=optim.SGD(0.25), intercept_lr=0.0, loss=optim.losses.Squared()
+        optimizer=optim.SGD(ADDING_STEP), intercept_lr=0.0, loss=optim.losses.Squared()
     )
 
 

@@ -1,7 +1,7 @@
 """Are actions chosen as often as the logged probabilities say?  Chi-square over many choices.
 
-A model of rewards learns while it chooses, so probabilities of all sizes come; each choice is
-packed as its token has it, and what is compared is what comes out again.  Cells are sizes of
+A model of rewards learns while it chooses, so probabilities of all sizes come; they are packed as
+a token has them, and what is compared is what comes out again.  Cells are sizes of
 probability, and places of actions: Σ (chosen − p) of a cell, squared, over Σ p (1 − p).
 """
 
@@ -27,8 +27,8 @@ _EDGES: Final = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 0.97, 0.
 _LEAST: Final = 10.0
 """Expected choices of a cell, and of all others, that count: of fewer no square is normal."""
 
-_LEARNED: Final = 2_000
-_EVERY: Final = 50
+_EACH: Final = 50
+"""Draws from one distribution, each by a nonce of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Cells:
 def run(
     choices: int, policies: Sequence[Kind] = POLICIES, floor: float = 0.005, seed: int = 0
 ) -> list[Cells]:
-    """Divide the choices among the policies; after 2,000 one in fifty is rewarded and learned."""
+    """Divide the choices among the policies; one in fifty is rewarded and learned."""
     return [_policy(kind, choices // len(policies), floor, seed) for kind in policies]
 
 
@@ -55,21 +55,23 @@ def _policy(kind: Kind, n: int, floor: float, seed: int) -> Cells:
     rng, key = np.random.default_rng(seed), b"%s %d" % (kind.encode(), seed)
     model, policy = Rewards(bits=14).model_for("regression"), Policy(kind=kind, floor=floor)
     actions: list[Action] = [(str(i), {}) for i in range(ACTIONS)]
-    logged, chosen = np.zeros((n, ACTIONS)), np.zeros(n, np.int64)
-    wrong = np.zeros(n, np.int64)
+    logged = np.zeros((n, ACTIONS))
+    chosen, wrong = np.zeros(n, np.int64), np.zeros(n, np.int64)
     for t in range(n):
-        place = int(rng.integers(3))
-        context: Features = {"x": float(rng.normal()), "place": "abc"[place]}
-        scores = model.score(context, actions)
-        decision = policy.decide(scores)
+        if t % _EACH == 0:
+            place = int(rng.integers(3))
+            context: Features = {"x": float(rng.normal()), "place": "abc"[place]}
+            scores = model.score(context, actions)
+            decision = policy.decide(scores)
+            shares, means = decision.probabilities.tolist(), scores.means.tolist()
+            told = Choice(context, tuple(actions), (), 0, tuple(shares), tuple(means), kind)
+            kept = np.array(unpack(pack(told)).probabilities)
+            squares = decision.probabilities**2
         nonce = b"%d" % t
         i = draw(decision.probabilities, uniform(key, nonce))
-        shares = tuple(decision.probabilities.tolist())
-        told = Choice(context, tuple(actions), (), i, shares, tuple(scores.means.tolist()), kind)
-        found = unpack(pack(told))
-        logged[t], chosen[t] = found.probabilities, found.chosen
-        wrong[t] = draw(decision.probabilities**2, uniform(key, nonce, 1))
-        if t < _LEARNED or t % _EVERY == 0:
+        logged[t], chosen[t] = kept, i
+        wrong[t] = draw(squares, uniform(key, nonce, 1))
+        if t % _EACH == 0:
             reward = float(rng.random() < (0.3 if i != 2 * place else 0.6))
             notes = decision.notes(scores, i)
             model.learn_noted(Example(row(context, *actions[i]), reward, notes=notes), 1.0)

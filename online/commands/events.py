@@ -21,7 +21,7 @@ _WIDE: Final = 110  # characters of a row's features on a line
 @app.command("tail")
 def events_tail(
     only: Annotated[
-        Literal["answer", "label"] | None, typer.Option(help="answers only, or labels only")
+        Literal["answer", "label", "choice", "reward"] | None, typer.Option(help="only these")
     ] = None,
     source: Annotated[str | None, typer.Option(help="labels of this source only")] = None,
     every: Annotated[float, typer.Option(min=0.05, help="seconds between two looks")] = 0.5,
@@ -78,7 +78,7 @@ def _look(client: Asking, model: str, cursors: dict[str, int]) -> list[dict[str,
 def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_json: bool) -> None:
     kind = event["kind"]
     others = only not in (None, kind) or (source is not None and event.get("source") != source)
-    if kind in ("answer", "label") and others:
+    if kind not in ("more", "missed") and others:
         return
     if as_json:
         print(json.dumps(event))

@@ -30,6 +30,7 @@ from online.models.limited import LIMIT, Limited
 from online.models.linear import Linear as ServedLinear
 from online.models.opaque import Opaque
 from online.models.personal import Personal
+from online.models.rewards import RewardModel
 from online.models.scalers import Standard
 from online.models.selfrate import Regression, SelfRateModel
 from online.models.structure import steps
@@ -67,6 +68,12 @@ def lower(model: Model, task: Task) -> EdgeModel:
         names = ", ".join(sorted(model.ids))
         problem = f"each {names} has numbers of its own, which a file would carry to everybody"
         raise ExportRefused(f"entity: {names}", problem)
+    if isinstance(model, RewardModel):
+        problem = (
+            "it weighs all actions at once, which no format here does; `learner: linear` in its "
+            "place has a file that answers the reward of one action's row: take the largest"
+        )
+        raise ExportRefused("rewards", problem)
     network = sys.modules.get("online.models.network")
     if network is not None and isinstance(model, network.NetworkModel):
         from online.edge.networks import lower_network

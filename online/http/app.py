@@ -53,6 +53,7 @@ from online.serving import scores as batch
 from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
+from online.serving.slots import choose_slots
 from online.serving.status import Cluster
 from online.settings.config import Limits
 from paramserver.acting import acting
@@ -281,6 +282,8 @@ class App:
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
         if action == "choose":
             asked: ChooseRequest = decode(form.choose, body)
+            if asked.slots is not None:
+                return 200, await choose_slots(choosing, asked), asked
             return 200, await choosing.choose(asked), asked
         given: RewardRequest = decode(form.reward, body)
         return *(await choosing.rewards.take(given)), given

@@ -14,7 +14,7 @@ from fastapi import FastAPI
 
 from online.http.access import needed
 from online.http.openinference import example_label
-from online.messages.choices import ChooseRequest, Chosen, RewardRequest
+from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, RewardRequest
 from online.messages.structs import (
     ErrorAnswer,
     FeedbackRequest,
@@ -45,7 +45,7 @@ _GIVEN: Final[dict[str, dict[str, Any]]] = {
     "instances": {"type": "array", "minItems": 1},
     "events": {"type": "array", "minItems": 1},
     "rewards": {"type": "array", "minItems": 1},
-    "reward": {"type": ["boolean", "number"]},
+    "reward": {"type": ["boolean", "number", "object"]},
     "id": {"type": "string"},
     "label": {"type": ["boolean", "number", "string"]},
 }
@@ -89,6 +89,7 @@ def _add_hot(made: dict[str, Any]) -> None:
                 ErrorAnswer,
                 ChooseRequest,
                 Chosen,
+                ChosenSlots,
                 RewardRequest,
             ],
             ref_template=_REFS,
@@ -152,7 +153,10 @@ def _add_choices(
             "Choose one of some actions (`task: choose`)",
             _content("A moment, and the actions", ask, _BINARY, example=_CHOOSE),
             {
-                "200": _content("The action that was chosen, and the others behind it", chosen),
+                "200": _content(
+                    "The action that was chosen, and the others behind it; or that of each slot",
+                    {"anyOf": [chosen, {"$ref": _REFS.format(name="ChosenSlots")}]},
+                ),
                 "409": _content("Another question was asked under the id", {}),
             },
         )

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.messages.choices import ChooseRequest, Chosen, Reward, RewardRequest
+from online.messages.choices import ChooseRequest, Chosen, ChosenSlots, Reward, RewardRequest
 from online.messages.structs import (
     Event,
     FeedbackRequest,
@@ -154,12 +154,14 @@ def _labels(asked: FeedbackRequest, given: Any) -> Iterator[dict[str, Any]]:
 
 
 def _choices(asked: ChooseRequest, given: Any) -> Iterator[dict[str, Any]]:
-    yield {
-        "kind": "choice", "id": given.id[:_ID_SHOWN], "features": asked.context,
-        "action": given.action, "probability": given.probability, "of": len(asked.actions),
-        "version": f"{given.version}+{given.own}",
-        "status": "repeated" if given.repeated else None,
-    }  # fmt: skip
+    one: Chosen
+    for one in given.slots if isinstance(given, ChosenSlots) else (given,):
+        yield {
+            "kind": "choice", "id": one.id[:_ID_SHOWN], "features": asked.context,
+            "action": one.action, "probability": one.probability, "of": len(asked.actions),
+            "version": f"{one.version}+{one.own}",
+            "status": "repeated" if one.repeated else None,
+        }  # fmt: skip
 
 
 def _rewards(asked: RewardRequest, given: Any) -> Iterator[dict[str, Any]]:

@@ -27,6 +27,15 @@ class Action(msgspec.Struct, forbid_unknown_fields=True):
     ] = {}
 
 
+class Slot(msgspec.Struct, forbid_unknown_fields=True):
+    """One of several places for which an action is chosen, none of them twice."""
+
+    id: Annotated[str, Meta(min_length=1, max_length=64, description="a feature of the moment")]
+    features: Annotated[dict[str, Any], Meta(description="what is known of this place")] = {}
+    exclude: Annotated[list[str], Meta(description="ids that may not be chosen here")] = []
+    baseline: Annotated[str | None, Meta(description="the action that you would take here")] = None
+
+
 class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A moment (`context`), and the actions that there are."""
 
@@ -53,6 +62,10 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
     max_age_ms: Annotated[
         Annotated[float, Meta(ge=0)] | None,
         Meta(description="503 `too_old` if the model is older than this"),
+    ] = None
+    slots: Annotated[
+        list[Slot] | None,
+        Meta(description="several places, an action for each: the answer is that of each slot"),
     ] = None
 
 
@@ -84,9 +97,17 @@ class Chosen(msgspec.Struct, omit_defaults=True):
         bool | msgspec.UnsetType,
         Meta(description="apprentice: whether the model would have taken the baseline, too"),
     ] = msgspec.UNSET
+    slot: Annotated[str | msgspec.UnsetType, Meta(description="of several: which")] = msgspec.UNSET
 
     def __repr__(self) -> str:
         return f"<chosen {self.action!r} ({self.probability:.2f}) of {len(self.ranking)}>"
+
+
+class ChosenSlots(msgspec.Struct):
+    """An action for each slot, each with an id that takes its reward."""
+
+    slots: list[Chosen]
+    model: str
 
 
 class Reward(msgspec.Struct, forbid_unknown_fields=True):
@@ -94,9 +115,9 @@ class Reward(msgspec.Struct, forbid_unknown_fields=True):
 
     id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
     reward: Annotated[Any, Meta(description=_REWARD)]
-    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None
     source: Annotated[str, Meta(max_length=256)] = "default"
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
+    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None
 
 
 class RewardRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -106,7 +127,7 @@ class RewardRequest(msgspec.Struct, forbid_unknown_fields=True):
         None
     )
     reward: Annotated[Any, Meta(description=_REWARD)] = None
-    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None
     source: Annotated[str, Meta(max_length=256)] = "default"
     event_time: Annotated[float | None, Meta(description="POSIX seconds")] = None
     rewards: list[Reward] | None = None
+    reward_id: Annotated[str, Meta(min_length=1, max_length=128, description=_ITS_ID)] | None = None

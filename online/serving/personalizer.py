@@ -153,7 +153,9 @@ class Personalizer:
         return await self._choosing.choose(asked)
 
     async def _reward(self, own: str, value: float, reward_id: str | None) -> None:
-        status, receipt = await self._choosing.rewards.take(RewardRequest(own, value, reward_id))
+        status, receipt = await self._choosing.rewards.take(
+            RewardRequest(own, value, reward_id=reward_id)
+        )
         assert isinstance(receipt, Receipt)
         if status >= 410:
             message = f"the reward was not taken: {receipt.reason or receipt.status}"

@@ -48,7 +48,7 @@ class Rewarding:
             raise invalid("id", "no id", "Send the id that the choice was answered with")
         else:
             one = Reward(
-                request.id, request.reward, request.reward_id, request.source, request.event_time
+                request.id, request.reward, request.source, request.event_time, request.reward_id
             )
             given = [one]
         sent = [

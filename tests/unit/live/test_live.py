@@ -146,7 +146,7 @@ def test_choices_and_rewards_are_shown_with_what_was_likely(ring: Ring) -> None:
     asked = ChooseRequest([Action("news"), Action("sport")], {"hour": 9.0})
     ranking = [Ranked("sport", 0.75, 0.4), Ranked("news", 0.25, 0.1)]
     ring.take(asked, Chosen("t" * 99, "sport", 0.75, ranking, "m", "1.2", 3, 5.0, 0), 10)
-    ring.take(RewardRequest("own-1", 1.0, "shop"), Receipt("learned", "own-1"), 10)
+    ring.take(RewardRequest("own-1", 1.0, source="shop"), Receipt("learned", "own-1"), 10)
     several = RewardRequest(rewards=[Reward(f"own-{i}", 0.0) for i in range(8)])
     ring.take(several, Receipts([Receipt("learned")] * 8, "m"), 10)
     choice, reward, *rest = ring.look(0)["events"]
@@ -214,14 +214,17 @@ def test_lines_are_for_people_or_programs(capsys: pytest.CaptureFixture[str]) ->
         "features": {"x": 1},
     }  # fmt: skip
     label = {"kind": "label", "at": 0.0, "label": True, "status": "learned", "source": "shop"}
-    for event in (answer, label, {"kind": "more", "rows": 3}):
+    choice = {"kind": "choice", "at": 0.0, "action": "news", "probability": 0.75, "of": 2}
+    for event in (answer, label, {"kind": "more", "rows": 3}, choice):
         events._print(event, None, None, as_json=False)
     lines = capsys.readouterr().out.splitlines()
+    assert lines.pop().endswith(".000 -> news (0.75 of 2 actions)  {}")
     assert lines[0].endswith('.250 -> "yes\\u001b" (0.75)  {"x": 1}')
     assert lines[1].endswith(".000 <- true learned of shop  {}")
     assert lines[2].strip() == "… and 3 more rows"
     events._print(answer, "label", None, as_json=False)
     events._print(label, None, "other", as_json=False)
+    events._print(choice, "reward", None, as_json=False)
     assert capsys.readouterr().out == ""
     events._print(label, "label", "shop", as_json=True)
     assert json.loads(capsys.readouterr().out) == label

@@ -6,9 +6,12 @@ import itertools
 import math
 import random
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from replica_world import World, play, row, until
 
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
@@ -27,6 +30,7 @@ from online.replica.memory_settings import why_no_replay
 from online.rows.door import Door
 from online.settings.config import Limits, Settings, load
 from paramserver.blocks import Blocks, copy, from_wire, merge, to_wire
+from replay import codec
 from replay.example import Example, Features, Label
 
 Rows = Sequence[tuple[Features, Label]]
@@ -308,3 +312,32 @@ def test_the_door_takes_texts_under_keys_only() -> None:
     assert door.features({"who": "ada", "x": 1.0}, "f") == {"who": "ada", "x": 1.0}
     with pytest.raises(RequestError, match="a number is needed"):
         door.features({"who": "ada", "x": "much"}, "f")
+
+
+def test_two_replicas_have_the_same_offsets_once_each_has_what_the_other_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(personal, "ALONE", 0.0)
+
+    async def scene(world: World) -> None:
+        a, b = [await world.replica(name, build=model_of) for name in "ab"]
+        rows = visits(40, keys=4)
+        for i, (features, label) in enumerate(rows):
+            given = codec.encode(Example(features, label))
+            new = msgspec.structs.replace(row(f"e{i}"), payload=given)
+            await (a, b)[i % 2].writer.record([new])
+        await until(lambda: all(_rows(r) == 40 for r in (a, b)), 60.0)
+        for features, _ in rows:
+            first, second = (r.learner.serving.predict(features).label for r in (a, b))
+            assert first == pytest.approx(second, rel=1e-9)
+        nobody = a.learner.serving.predict({**rows[0][0], "who": None})
+        assert a.learner.serving.predict(rows[0][0]) != nobody, "the control"
+        await a.stop(1.0)
+        await b.stop(1.0)
+
+    play(tmp_path, scene)
+
+
+def _rows(replica: Any) -> float:
+    """Rows that the replica's offsets know of."""
+    return float(replica.learner.serving._proved.now.get("rows", 0.0))

@@ -24,7 +24,9 @@ SUM = {"aggregate": "sum", "default_reward": None, "reward_range": [0, 10]}
 
 
 async def give(one: Shop, id_: str, reward: Any, named: str | None = None, **more: Any) -> Receipt:
-    _, receipt = await one.choosing.rewards.take(RewardRequest(id_, reward, named, **more))
+    _, receipt = await one.choosing.rewards.take(
+        RewardRequest(id_, reward, reward_id=named, **more)
+    )
     assert isinstance(receipt, Receipt)
     return receipt
 
@@ -157,8 +159,8 @@ def test_many_rewards_are_written_together_and_each_is_told_what_became_of_it(
     async def scene(world: Any) -> None:
         one = await shop(world, choose=SUM)
         ids = [await one.choose() for _ in range(3)]
-        sent = [Reward(ids[i % 3], 1.0, f"r-{i}") for i in range(6)]
-        sent += [Reward(ids[0], 1.0, "r-0"), Reward("nobody", 1.0), Reward(ids[1], 99.0)]
+        sent = [Reward(ids[i % 3], 1.0, reward_id=f"r-{i}") for i in range(6)]
+        sent += [Reward(ids[0], 1.0, reward_id="r-0"), Reward("nobody", 1.0), Reward(ids[1], 99.0)]
         status, told = await one.choosing.rewards.take(RewardRequest(rewards=sent))
         assert isinstance(told, Receipts)
         assert status == 200

@@ -1,0 +1,65 @@
+"""Several places on one page: an action for each, none of them twice.
+
+Slots are chosen one after the other, each without the actions that those before it took; the slot's
+id and its features are features of the moment.  So each is a choice with an id and a reward of its
+own, and whatever holds for choices holds for it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from online.errors import invalid
+from online.messages.choices import ChooseRequest, ChosenSlots, Slot
+from online.serving.choosing import Choosing
+
+_SLOT = "slot"
+"""The feature that is the slot's id; its own features begin with it and a dot."""
+
+
+async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlots:
+    """Choose an action for each slot, in their order.
+
+    Raises RequestError; of slots before the one that it is about the choice may be written.
+    """
+    slots = request.slots or []
+    _check(request, slots)
+    taken: list[str] = []
+    chosen = []
+    for slot in slots:
+        own = {f"{_SLOT}.{name}": value for name, value in slot.features.items()}
+        asked = msgspec.structs.replace(
+            request,
+            slots=None,
+            context={**request.context, _SLOT: slot.id, **own},
+            exclude=list(dict.fromkeys([*request.exclude, *slot.exclude, *taken])),
+            baseline=slot.baseline,
+            id=None if request.id is None else f"{request.id}:{slot.id}",
+        )
+        answer = await choosing.choose(asked)
+        taken.append(answer.action)
+        chosen.append(msgspec.structs.replace(answer, slot=slot.id))
+    return ChosenSlots(chosen, choosing.serving.name)
+
+
+def _check(request: ChooseRequest, slots: list[Slot]) -> None:
+    """Raises RequestError: there are too many, or they can't be told apart."""
+    most = len(request.actions) - len(set(request.exclude))
+    if not 1 <= len(slots) <= most:
+        hint = "Send at least one slot, and as many actions that may be chosen as slots"
+        raise invalid("slots", f"{len(slots)} slots", hint)
+    if request.baseline is not None:
+        hint = "Send one with each slot"
+        raise invalid("baseline", "a baseline for several slots", hint)
+    for name in request.context:
+        if name == _SLOT or name.startswith(f"{_SLOT}."):
+            hint = "Such names are those of slots here: call it otherwise"
+            raise invalid(f"context.{name[:80]}", f"a name with {_SLOT!r}", hint)
+    seen: set[str] = set()
+    for i, slot in enumerate(slots):
+        if ":" in slot.id:
+            hint = "Leave the colon out: it parts your id and the slot's"
+            raise invalid(f"slots[{i}].id", f"{slot.id[:80]!r} has a colon", hint)
+        if slot.id in seen:
+            raise invalid(f"slots[{i}].id", f"{slot.id[:80]!r} is there twice", "Name each once")
+        seen.add(slot.id)
