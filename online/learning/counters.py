@@ -131,6 +131,7 @@ class Tally:
             return False
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
+        pairs = ([0, 0], [0, 0])
         right = by_majority = by_last = 0
         no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
         lost, own_lost = counters.get("log_loss", 0), opened.get("log_loss", 0)
@@ -144,9 +145,9 @@ class Tally:
                 no += 1
             right += said is label
             by_last += example.no_change == label
-            pair, (*outcomes, tenth) = _PAIRS[label][said], place_of_score(p)
-            counts[pair] = counts.get(pair, 0) + 1
-            outcome = outcomes[label]
+            pairs[label][said] += 1
+            negative, positive, tenth = place_of_score(p)
+            outcome = positive if label else negative
             counts[outcome] = counts.get(outcome, 0) + 1
             loss, square = -log(max(p if label else q, LOG_CLIP)), (p - label) ** 2
             lost += loss
@@ -157,6 +158,8 @@ class Tally:
             opened[tenth] = opened.get(tenth, 0) + p
         counters["log_loss"], opened["log_loss"] = lost, own_lost
         counters["brier"], opened["brier"] = squared, own_squared
+        for names, numbers in zip(_PAIRS, pairs, strict=True):
+            counts |= {name: more for name, more in zip(names, numbers, strict=True) if more}
         n = len(rows)
         counts |= {"n": n, "asked": n, "log_n": n, "correct": right}
         counts |= {"majority_correct": by_majority, "no_change_correct": by_last}

@@ -180,7 +180,7 @@ class Writer:
             await self._wake.wait()
             self._wake.clear()
             while self._queue or len(self._halves):
-                batch = self._queue.take()
+                batch = await self._queue.next_batch()
                 size = sum(len(waiting.rows) for waiting in batch)
                 room = max(self._store.journal.batch_rows_max - size, 0)
                 await self._commit(self._halves.take(room), batch)

@@ -267,7 +267,7 @@ MUTANTS: dict[str, Mutant] = {
             rows_max=6,
             updates=3,
         ),
-        within=60,
+        within=73,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sim_mutant import OLDER, STEADY, SYNC_OFTEN, Mutant, only
 
 _JOURNAL = "replay.journal.sqlite"
+_BY_TURNS = ("online.replica.queue", "in range(_TURNS)", "in range(0)")  # its dice fall so
 _DELTAS = "online.learning.deltas"
 _SERVER = "paramserver.server"
 _PUBLISHING = "paramserver.publishing"
@@ -144,13 +145,16 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         begin=19,
     ),
     "what a peer does not tell of begins at its first row": Mutant(
-        ((_DELTAS, "(partition in clock or not from_peer)", "True"),),
+        ((_DELTAS, "(partition in clock or not from_peer)", "True"), _BY_TURNS),
         climate={"peers": True},
         within=326,
         begin=325,
     ),
     "who waits for a row that came with the values waits on": Mutant(
-        ((_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),),
+        (
+            (_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),
+            _BY_TURNS,
+        ),
         climate=only(
             "freeze",
             "lost answers",
