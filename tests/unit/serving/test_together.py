@@ -205,7 +205,8 @@ def test_a_commit_that_stands_still_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: worlds.World) -> None:
-        serving, rng = await taught(world, limits=Limits(feedback_wait_s=0.05)), random.Random(6)
+        serving, rng = await taught(world, limits=Limits(feedback_wait_s=60)), random.Random(6)
+        serving.replica.writer._queue._wait_s = 0.5
         partition, let_go = serving.replica.writer._at, asyncio.Event()
         append = partition.append
 
