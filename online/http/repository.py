@@ -1,4 +1,4 @@
-"""What else clients of the Open Inference Protocol ask: which models there are, their statistics.
+"""Clients of the Open Inference Protocol ask this, too: which models there are, their statistics.
 
 These are Triton's extensions of the repository, the configuration and the statistics.  Models are
 not loaded and unloaded by requests here, so only the index of the repository is.
