@@ -70,14 +70,14 @@ class DefaultRewards:
             page = await store.read(
                 store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
             )
-            rows = [row for key, half in page if (row := self._settled(key, half, at))]
+            rows = [row for key, half in page.waiting if (row := self._settled(key, half, at))]
             if rows:
                 recorded = await self._replica.writer.record(rows)
                 given += sum(one.row is not None and not one.repeat for one in recorded)
-            if not page:
+            if page.upto is None:
                 self._replica.counts["rewards_defaulted"] += given
                 return given
-            after = page[-1][1].at
+            after = page.upto
 
     def _settled(self, key: bytes, half: Stored, at: float) -> NewRow | None:
         """The row of a choice whose wait has ended; None: nothing becomes of it."""
