@@ -229,7 +229,8 @@ DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learn
 """What is served when there is no settings file: enough for a first try."""
 
 _PATHS = ("state_dir", "base_dir")
-_ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
+ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
+"""Settings that `ONLINE_…` in the environment overrides."""
 
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -242,7 +243,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         data = _read(path)
         data.setdefault("base_dir", str(path.resolve().parent))
     data.setdefault("models", [dict(DEFAULT_MODEL)])
-    for name in _ENVIRONMENT:
+    for name in ENVIRONMENT:
         if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
             data[name] = value
     data.update({name: value for name, value in overrides.items() if value is not None})
