@@ -41,6 +41,8 @@ PAGE: Final = 128
 SOURCE: Final = "default"
 WHOLE_S: Final = 60.0
 """Seconds between looks at all that has waited: what comes late into an old half waits so long."""
+OVERLAP_S: Final = 10.0
+"""How far a look goes back behind the last one: halves are written after they are taken."""
 _LOOK_S: Final = 1.0
 
 
@@ -85,7 +87,7 @@ class DefaultRewards:
                 recorded = await self._replica.writer.record(rows)
                 given += sum(one.row is not None and not one.repeat for one in recorded)
             if page.upto is None:
-                self._seen = after
+                self._seen = min(after, at - wait_s - OVERLAP_S)
                 self._replica.counts["rewards_defaulted"] += given
                 return given
             after = page.upto

@@ -252,6 +252,20 @@ def test_what_stays_is_read_again_only_now_and_then(
     worlds.play(tmp_path, scene)
 
 
+def test_a_half_that_is_written_behind_a_look_is_found_by_the_next(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        one.wall.s += 58.0
+        await one.choose("before")
+        assert await one.give(WAIT_S + 60) == 0
+        one.wall.s -= 5.0
+        await give(one, await one.choose("behind"), 1.0)
+        assert await one.give(1.0) == 1
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_half_that_a_kill_has_lost_is_made_again_of_the_token(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, choose=SUM)
