@@ -21,7 +21,8 @@ from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import ROUNDS_MAX
 from online.serving.ordinary import Asked
-from online.serving.serving import Serving, refused
+from online.serving.receipts import refused
+from online.serving.serving import Serving
 from online.settings.choose import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
