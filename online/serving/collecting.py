@@ -158,6 +158,8 @@ class Collecting:
     def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
         """The receipt of a reward that is not kept beside these; None: it is."""
         for other in kept:
+            if other.nonce == sent.nonce:  # an answer was lost on its way, and others came since
+                return self._waiting(one, sent)
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
         if kept and kept[0].source != sent.event.source:
@@ -195,16 +197,19 @@ class Collecting:
             return False
         if one.seen is not None and recorded.since is not None:
             for i, sent in one.new:
-                found[i] = Receipt(
-                    "waiting", one.event_id, idempotent=sent.named is not None,
-                    reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
-                )  # fmt: skip
+                found[i] = self._waiting(one, sent)
             return True
         if one.seen is not None and one.seen[1].payload == _NO_HALF:
             self._replica.counts["joins_refused"] += 1
             _fail(one, found, _no_room())
             return True
         return self._elsewhere(one, found)
+
+    def _waiting(self, one: _One, sent: Sent) -> Receipt:
+        return Receipt(
+            "waiting", one.event_id, idempotent=sent.named is not None,
+            reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
+        )  # fmt: skip
 
     def _elsewhere(self, one: _One, found: _Found) -> bool:
         """Nothing stands under the key: try the next, or make the half that was not written."""
@@ -226,6 +231,9 @@ class Collecting:
         except (PayloadFormat, PayloadInvalid, RecordInvalid):
             kept = ()
         for i, sent in one.sent:
+            if any(x.nonce == sent.nonce for x in kept):
+                found[i] = self._waiting(one, sent)
+                continue
             known = (x for x in kept if sent.named is not None and x.named == sent.named)
             if (other := next(known, None)) is not None:
                 found[i] = _again(one.event_id, other, sent, recorded.status)

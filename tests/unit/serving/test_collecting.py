@@ -266,6 +266,41 @@ def test_a_half_that_is_written_behind_a_look_is_found_by_the_next(tmp_path: Pat
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("named", [None, "r"])
+@pytest.mark.parametrize("meanwhile", ["another reward", "the end of the wait"])
+def test_a_reward_whose_write_is_repeated_counts_once(
+    tmp_path: Path, named: str | None, meanwhile: str
+) -> None:
+    async def scene(world: Any) -> None:
+        one, two = await shop(world, "one", choose=SUM), await shop(world, "two", choose=SUM)
+        id_, record, worth = await one.choose(), one.replica.writer.record, 3.0
+
+        async def twice(rows: Any) -> Any:
+            """The store has written it, its answer is lost, and others are faster than the next."""
+            nonlocal worth
+            wrote = await record(rows)
+            if wrote[0].met is not None:
+                return wrote
+            one.replica.writer.record = record
+            if meanwhile == "another reward":
+                assert (await give(two, id_, 4.0)).status == "waiting"
+                worth = 7.0
+            else:
+                assert await two.give(WAIT_S + 60) == 1
+            return await record(rows)
+
+        one.replica.writer.record = twice
+        assert (await give(one, id_, 3.0, named)).status == "waiting"
+        assert one.replica.writer.record == record, "it was written twice"
+        for each in (one, two):
+            await each.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [worth]
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_half_that_a_kill_has_lost_is_made_again_of_the_token(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, choose=SUM)
