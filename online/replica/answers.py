@@ -243,7 +243,8 @@ class Answers:
                 refused.setdefault(event.waiting, []).append(event.i)
         for waiting, places in refused.items():
             self._counts["refused_journal"] += len(places)
-            self.requests -= len(places) if waiting.each else 1
+            self.requests -= len(places) if waiting.each else not waiting.refused
+            waiting.refused = True
             in_part = not waiting.each and len(places) < len(waiting.rows)
             waiting.fail(refusal_of(error, in_part=in_part), places)
 

@@ -59,7 +59,7 @@ class Waiting:
 
     ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
     ``each``: the rows are of as many requests, and these are who waits for each of them; nobody
-    waits for ``done`` then.
+    waits for ``done`` then.  ``refused``: rows of the request were not written, so it has ended.
     """
 
     rows: tuple[NewRow, ...]
@@ -73,6 +73,7 @@ class Waiting:
     trace: Trace | None = None
     each: Sequence[asyncio.Future[Recorded | None]] = ()
     late: asyncio.TimerHandle | None = None
+    refused: bool = False
 
     @property
     def requests(self) -> int:

@@ -24,7 +24,9 @@ from online.replica.corrections import Corrections
 from online.rows import history
 from online.rows.finals import corrected
 from online.serving.status import Cluster
+from replay.errors import JournalHeld
 from replay.journal.base import NewRow, Row, Verdict
+from replay.journal.sqlite import SqliteJournal
 
 Scene = Callable[[Any], Awaitable[None]]
 
@@ -49,6 +51,19 @@ async def sent(serving: Any, name: str, label: float, **more: Any) -> tuple[int,
 async def guess(serving: Any, name: str, label: float, **more: Any) -> tuple[int, Any]:
     """Send a provisional label."""
     return await sent(serving, name, label, provisional=True, **more)
+
+
+class FailingJournal(SqliteJournal):
+    """Appends as often as is left to it (None: always), then refuses definitely."""
+
+    appends_left: int | None = None
+
+    def append(self, *args: Any, **more: Any) -> Any:
+        if self.appends_left is not None:
+            if self.appends_left == 0:
+                raise JournalHeld("a test", 1.0)
+            self.appends_left -= 1
+        return super().append(*args, **more)
 
 
 def weight(replica: Any, name: str) -> float:
@@ -302,6 +317,29 @@ def test_forgetting_one_of_both_sources_leaves_the_lesson_of_the_other(
         weights = made.state.values["weights"].data
         assert weights["a"] == left
         assert made.undone, "a row is out"
+        await replica.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_request_that_is_refused_twice_is_counted_off_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0, batch_rows_max=1)
+        replica = await world.replica(build=half, journal=journal)
+        serving = world.serving(replica)
+        await guess(serving, "a", 8.0, source="default")
+        serving.predict(PredictRequest(features={"b": 1.0}, id="mine"))
+        await worlds.until(lambda: replica.writer.idle, 30.0)
+        journal.appends_left = 1  # one event is known, and nothing is written
+        both = [Event(2.0, features={"a": 1.0}, event_id="a"), Event(1.0, id="mine")]
+        error = await _refused(serving, FeedbackRequest(events=both))
+        await worlds.until(lambda: not replica.writer.writing, 30.0)
+        assert (error.status, replica.counts["refused_journal"]) == (503, 2)
+        assert replica.writer.waiting == 0
+        journal.appends_left = None
+        _, receipts = await serving.feedback(FeedbackRequest(events=both))
+        assert [receipt.status for receipt in receipts.events] == ["learned", "learned"]
+        assert replica.writer.waiting == 0
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)
