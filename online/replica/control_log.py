@@ -38,6 +38,11 @@ class ControlLog:
         await self._store.surely(self.decisions.read, self._store.journal, self._model)
         return self.decisions
 
+    async def read(self) -> Decisions:
+        """Return what is decided by now.  Raises ReplayError if the journal cannot be read."""
+        await self._store.read(self.decisions.read, self._store.journal, self._model)
+        return self.decisions
+
     async def upto(self, seq: int) -> Decisions:
         """Return what is decided up to that control row, at least."""
         return await self.current() if seq > self.decisions.seq else self.decisions

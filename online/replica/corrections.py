@@ -8,6 +8,7 @@ of the same commit.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from online.replica.answers import Answers, Waiter
 from online.replica.pending import Written
@@ -18,7 +19,7 @@ from online.rows.joins import Whole
 from replay import codec
 from replay.errors import ReplayError
 from replay.example import Example
-from replay.journal.base import NewRow, Outcome, Row, Verdict
+from replay.journal.base import Journal, NewRow, Outcome, Row, Verdict
 
 Write = Callable[
     [list[NewRow], list[Example | None]], Awaitable[tuple[list[NewRow], Sequence[Outcome]]]
@@ -27,6 +28,14 @@ Write = Callable[
 
 
 _Event = tuple[Waiter, Outcome]
+
+
+class _Final(NamedTuple):
+    """A final label that was asked for, what it says, and the row that was there before."""
+
+    event: Waiter
+    label: Example
+    first: Row
 
 
 def _asked(event: Waiter) -> NewRow:
@@ -71,54 +80,78 @@ class Corrections:
     async def _settled(self, events: Sequence[_Event]) -> list[_Event]:
         """Tell what became of each event: of a provisional label, its final one stands.
 
-        Raises ReplayError if nothing was written.  Does not pause after the append.
+        Raises ReplayError if nothing was written, or a read has failed.  Does not pause after the
+        append.
         """
-        out: list[_Event] = []
-        finals: list[Waiter] = []
-        rows: list[NewRow] = []
+        repeats: list[_Event] = []
+        finals: list[_Final] = []
         for event, outcome in events:
             first = outcome.row
             assert first is not None
             label = event.waiting.examples[event.i] or codec.decode(_asked(event).payload)
             if label.provisional:
-                find = (self._store.journal.find, self._model, final_key(first.key))
-                stands = await self._store.surely(*find)
-                out.append((event, outcome if stands is None else Outcome(False, stands)))
-                continue
-            row = final_row(_asked(event), label, first, await self._lesson(first))
-            rows.append(self._control.judged(row))
-            finals.append(event)
-        if rows:
+                repeats.append((event, outcome))
+            else:
+                finals.append(_Final(event, label, first))
+        keys = [outcome.row.key for _, outcome in repeats if outcome.row is not None]
+        firsts = [final.first for final in finals]
+        kept = [first.key for first in firsts if first.verdict is Verdict.QUARANTINED]
+        if kept:
+            await self._store.write(_discard, self._store.journal, self._model, kept)
+        decisions = await self._control.read() if finals else self._control.decisions
+        look = (_look_up, self._store.journal, self._model, decisions, keys, firsts)
+        standing, listed = await self._store.read(*look)
+        out: list[_Event] = [
+            (event, outcome if stands is None else Outcome(False, stands))
+            for (event, outcome), stands in zip(repeats, standing, strict=True)
+        ]
+        if finals:
+            lessons = await self._lessons(finals, listed)
+            rows = [
+                self._control.judged(final_row(_asked(f.event), f.label, f.first, lesson))
+                for f, lesson in zip(finals, lessons, strict=True)
+            ]
             _, outcomes = await self._write(rows, [None] * len(rows))
             self._counts["corrected"] += sum(outcome.new for outcome in outcomes)
-            out += zip(finals, outcomes, strict=True)
+            out += zip([final.event for final in finals], outcomes, strict=True)
         return out
 
-    async def _lesson(self, first: Row) -> Row | None:
-        """The row that has taught the provisional label; None: nothing has, and nothing will."""
-        store, journal = self._store, self._store.journal
-        decisions = await self._control.current()
-        if first.verdict is Verdict.QUARANTINED:
-            choice = (history.decide, journal, self._model, first.key, history.DISCARDED)
-            if (await store.write(*choice)).choice == history.DISCARDED:
-                return None  # the first decision stands: nobody releases it any more
-            decisions = await self._control.current()
-        elif decisions.failure(first) is not None:
-            return None
-        elif decisions.stands(first):
-            return first
-        look = (history.standing, journal, self._model, decisions, first)
-        standing: Row | None = await store.surely(*look)
-        if standing is None and first.verdict is Verdict.QUARANTINED:
-            standing = await self._released(first, decisions)
-        return standing
+    async def _lessons(
+        self, finals: Sequence[_Final], listed: Sequence[history.Listed | None]
+    ) -> list[Row | None]:
+        """The rows that have taught the provisional labels; None: nothing has, and nothing will.
 
-    async def _released(self, first: Row, decisions: history.Decisions) -> Row | None:
-        """A row that is released and not taught yet: it is, so that it can be taken back."""
-        look = (history.shown, self._store.journal, self._model, decisions, first)
-        listed: history.Listed | None = await self._store.surely(*look)
-        if listed is None or (again := listed.again(first.at)) is None:
-            return None
-        _, (outcome,) = await self._write([again], [None])
-        row = outcome.row
-        return row if row is not None and decisions.stands(row) else None
+        A label that is released, frozen or undone, and not taught again yet, is taught here, to be
+        taken back: whoever has it learned again meanwhile writes the same row.
+        """
+        lessons = [None if event is None else event.standing for event in listed]
+        again = [
+            (i, row)
+            for i, (final, event) in enumerate(zip(finals, listed, strict=True))
+            if event is not None and (row := event.again(_asked(final.event).at)) is not None
+        ]
+        if again:
+            _, outcomes = await self._write([row for _, row in again], [None] * len(again))
+            stands = self._control.decisions.stands
+            for (i, _), outcome in zip(again, outcomes, strict=True):
+                taught = outcome.row
+                lessons[i] = taught if taught is not None and stands(taught) else None
+        return lessons
+
+
+def _discard(journal: Journal, model: str, keys: Sequence[bytes]) -> None:
+    """Nobody releases these quarantined events any more, unless somebody has."""
+    for key in keys:
+        history.decide(journal, model, key, history.DISCARDED)
+
+
+def _look_up(
+    journal: Journal,
+    model: str,
+    decisions: history.Decisions,
+    keys: Sequence[bytes],
+    firsts: Sequence[Row],
+) -> tuple[list[Row | None], list[history.Listed | None]]:
+    """The final rows of events by their keys, and what teaches the first labels, in one step."""
+    finals = [journal.find(model, final_key(key)) for key in keys]
+    return finals, [history.lesson(journal, model, decisions, first) for first in firsts]

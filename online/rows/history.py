@@ -417,15 +417,24 @@ def _listed(
         where = row.partition, row.offset
         if next(seq for seq, taken in decisions.taken if taken.has(*where)) != span.decision:
             return None
-    standing, undone, following = _copies(journal, model, decisions, event, row)
+    found, undone = _found(journal, model, decisions, row)
     if status == UNDONE and undone is not None and undone.key != row.key:
         return None  # it is listed where its first copy that is undone stands
-    choice = decisions.choice(event) if status == QUARANTINED else None
+    return found
+
+
+def _found(
+    journal: Journal, model: str, decisions: Decisions, row: Row
+) -> tuple[Listed, Row | None]:
+    """The row as an event whatever its status is, and the event's first copy that is undone."""
+    event = origin(row)
+    standing, undone, following = _copies(journal, model, decisions, event, row)
+    choice = decisions.choice(event) if row.verdict is Verdict.QUARANTINED else None
     if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
         following = None  # it teaches nothing any more; or not with all the others
     elif following is not None and _has_final(journal, model, event, row):
         following = None  # that teaches the event
-    return Listed(row, event, standing, following, choice)
+    return Listed(row, event, standing, following, choice), undone
 
 
 def _has_final(journal: Journal, model: str, event: Origin, row: Row) -> bool:
@@ -437,6 +446,16 @@ def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Liste
     """A quarantined row as an event of the list; None if it is none."""
     span = Range(0, row.partition, 0, None)
     return _listed(journal, model, decisions, QUARANTINED, span, row)
+
+
+def lesson(journal: Journal, model: str, decisions: Decisions, first: Row) -> Listed | None:
+    """The event of a first row, with what teaches it or would; None: it is not to be learned."""
+    if first.verdict is not Verdict.QUARANTINED:
+        if first.verdict is Verdict.LOST or decisions.failure(first) is not None:
+            return None
+        if decisions.stands(first):
+            return Listed(first, origin(first), first, None)
+    return _found(journal, model, decisions, first)[0]
 
 
 def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Row | None:

@@ -11,66 +11,28 @@ import forgetting_world as forgetting
 import pytest
 import replica_world as worlds
 from msgspec.structs import replace
-from river import linear_model, optim
+from provisional_world import (
+    asked_of,
+    event,
+    guess,
+    half,
+    provisional_row,
+    refused,
+    sent,
+    weight,
+)
 
 import online.replica.answers
 import online.rows.history
-from online.errors import RequestError
 from online.learning.base import BaseLearner
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models.linear import Linear
 from online.rebuild.rebuild import Wanted
 from online.replica.corrections import Corrections
 from online.rows import history
 from online.rows.finals import corrected
-from online.serving.status import Cluster
-from replay.errors import JournalHeld
-from replay.journal.base import NewRow, Row, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Row, Verdict
 
 Scene = Callable[[Any], Awaitable[None]]
-
-
-def half() -> Linear:
-    """Each row goes half of the way to its label, and no feature has a share in another's."""
-    step = optim.SGD(0.25)
-    return Linear(
-        linear_model.LinearRegression(step, intercept_lr=0.0, loss=optim.losses.Squared())
-    )
-
-
-def event(name: str, label: float, source: str = "web", **more: Any) -> FeedbackRequest:
-    return FeedbackRequest(features={name: 1.0}, label=label, event_id=name, source=source, **more)
-
-
-async def sent(serving: Any, name: str, label: float, **more: Any) -> tuple[int, Any]:
-    found: tuple[int, Any] = await serving.feedback(event(name, label, **more))
-    return found
-
-
-async def guess(serving: Any, name: str, label: float, **more: Any) -> tuple[int, Any]:
-    """Send a provisional label."""
-    return await sent(serving, name, label, provisional=True, **more)
-
-
-class FailingJournal(SqliteJournal):
-    """Appends as often as is left to it (None: always), then refuses definitely."""
-
-    appends_left: int | None = None
-
-    def append(self, *args: Any, **more: Any) -> Any:
-        if self.appends_left is not None:
-            if self.appends_left == 0:
-                raise JournalHeld("a test", 1.0)
-            self.appends_left -= 1
-        return super().append(*args, **more)
-
-
-def weight(replica: Any, name: str) -> float:
-    """Half of the label that was learned, if it was learned once."""
-    found = replica.learner.serving.predict({name: 1.0}).label
-    assert isinstance(found, float)
-    return found
 
 
 async def final_takes_the_place(world: Any) -> None:
@@ -161,14 +123,6 @@ async def what_was_not_learned_is_not_taken_back(world: Any) -> None:
     await replica.stop(5)
 
 
-async def provisional_row(replica: Any, name: str, verdict: Verdict) -> None:
-    """A provisional label of 8 that was not learned."""
-    example = worlds.Example({name: 1.0}, 8.0, provisional=True)
-    key = worlds.event_key("event", "web", name)
-    row = NewRow(key, name, "web", verdict, worlds.codec.encode(example), 1.0)
-    await replica.writer.record([row], decided=True)
-
-
 async def what_is_kept_back_is_not_taught_after_its_final_label(world: Any) -> None:
     replica = await world.replica(build=half)
     serving = world.serving(replica)
@@ -189,14 +143,8 @@ async def what_is_kept_back_is_not_taught_after_its_final_label(world: Any) -> N
     await worlds.until(lambda: not replica.learner.frozen, 30.0)
     await sent(serving, "f", 2.0)
     done = await kept.relearn("m", "frozen", None, 10)
-    assert (done["learned"], done["duplicate"], weight(replica, "f")) == (0, 0, 1.0)
+    assert (done["learned"], done["duplicate"], weight(replica, "f")) == (0, 1, 1.0)
     await replica.stop(5)
-
-
-def asked_of(replica: Any) -> Cluster:
-    """What operators ask of one replica."""
-    control: Any = {"m": None}
-    return Cluster({"m": replica}, control, {"m": replica.store.journal}, lambda name: {})
 
 
 async def what_failed_is_not_taken_back(world: Any) -> None:
@@ -255,12 +203,8 @@ def _nothing_before(self: BaseLearner, example: Any) -> None:
     return None
 
 
-async def _first_is_always_taken_back(self: Any, first: Row) -> Row:
-    return first
-
-
-def _has_no_final(*_: Any) -> bool:
-    return False
+async def _first_is_always_taken_back(self: Any, finals: Any, listed: Any) -> list[Row]:
+    return [final.first for final in finals]
 
 
 @pytest.mark.parametrize(
@@ -270,18 +214,12 @@ def _has_no_final(*_: Any) -> bool:
         (BaseLearner, "_before", _nothing_before, final_takes_the_place),
         (
             Corrections,
-            "_lesson",
+            "_lessons",
             _first_is_always_taken_back,
             what_was_not_learned_is_not_taken_back,
         ),
-        (
-            online.rows.history,
-            "_has_final",
-            _has_no_final,
-            what_is_kept_back_is_not_taught_after_its_final_label,
-        ),
     ],
-    ids=["finals are duplicates", "nothing is taken back", "always taken back", "taught again"],
+    ids=["finals are duplicates", "nothing is taken back", "always taken back"],
 )
 def test_a_rule_that_is_left_out_is_noticed(
     tmp_path: Path,
@@ -322,48 +260,19 @@ def test_forgetting_one_of_both_sources_leaves_the_lesson_of_the_other(
     worlds.play(tmp_path, scene)
 
 
-def test_a_request_that_is_refused_twice_is_counted_off_once(tmp_path: Path) -> None:
-    async def scene(world: Any) -> None:
-        journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0, batch_rows_max=1)
-        replica = await world.replica(build=half, journal=journal)
-        serving = world.serving(replica)
-        await guess(serving, "a", 8.0, source="default")
-        serving.predict(PredictRequest(features={"b": 1.0}, id="mine"))
-        await worlds.until(lambda: replica.writer.idle, 30.0)
-        journal.appends_left = 1  # one event is known, and nothing is written
-        both = [Event(2.0, features={"a": 1.0}, event_id="a"), Event(1.0, id="mine")]
-        error = await _refused(serving, FeedbackRequest(events=both))
-        await worlds.until(lambda: not replica.writer.writing, 30.0)
-        assert (error.status, replica.counts["refused_journal"]) == (503, 2)
-        assert replica.writer.waiting == 0
-        journal.appends_left = None
-        _, receipts = await serving.feedback(FeedbackRequest(events=both))
-        assert [receipt.status for receipt in receipts.events] == ["learned", "learned"]
-        assert replica.writer.waiting == 0
-        await replica.stop(5)
-
-    worlds.play(tmp_path, scene)
-
-
-async def _refused(serving: Any, request: FeedbackRequest) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        await serving.feedback(request)
-    return caught.value
-
-
 def test_a_label_that_nobody_could_take_back_is_refused_with_the_remedy(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         replica = await world.replica(build=half)
         serving = world.serving(replica)
         nameless = replace(event("a", 1.0, provisional=True), event_id=None)
-        error = await _refused(serving, nameless)
+        error = await refused(serving, nameless)
         assert (error.status, error.field) == (422, "event_id")
         serving.predict(PredictRequest(features={"a": 1.0}, id="mine"))
-        error = await _refused(serving, FeedbackRequest(1.0, id="mine", provisional=True))
+        error = await refused(serving, FeedbackRequest(1.0, id="mine", provisional=True))
         assert (error.status, error.field) == (422, "provisional")
         await replica.stop(5)
         other = await world.replica("r2")  # learns by the sign of the error
-        error = await _refused(world.serving(other), event("a", 1.0, provisional=True))
+        error = await refused(world.serving(other), event("a", 1.0, provisional=True))
         assert (error.status, error.code) == (422, "not_revised")
         assert "Absolute" in error.message
         assert (await sent(world.serving(other), "a", 1.0))[1].status == "learned"
