@@ -94,11 +94,11 @@ class Collecting:
         """
         found: _Found = [None] * len(sent)
         open_: dict[str, _One] = {}
-        for i, one in enumerate(sent):
+        for i, reward in enumerate(sent):
             if i % _TURN == _TURN - 1:
                 await asyncio.sleep(0)
             try:
-                asked = await self._read(one.event, f"rewards[{i}]." if many else "")
+                asked = await self._read(reward.event, f"rewards[{i}]." if many else "")
             except RequestError as error:
                 found[i] = error
                 continue
@@ -106,7 +106,7 @@ class Collecting:
                 found[i] = asked
             else:
                 name = asked.row.key.hex()
-                open_.setdefault(name, _one(asked)).sent.append((i, one))
+                open_.setdefault(name, _one(asked)).sent.append((i, reward))
         left = list(open_.values())
         for _ in range(ROUNDS_MAX):
             made = []

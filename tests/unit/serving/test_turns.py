@@ -14,7 +14,7 @@ from test_default_rewards import WAIT_S, shop
 
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
-from online.serving import collecting
+from online.serving import collecting, personalizer
 from online.serving.slots import choose_slots
 from online.settings.config import Limits
 
@@ -63,6 +63,13 @@ def test_no_more_slots_are_taken_than_the_setting_says(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="3 slots") as caught:
             await choose_slots(one.choosing, asked)
         assert caught.value.status == 422
+        assert "limits.slots_max" in str(caught.value.hint)
+        theirs = personalizer.SlotsRequest(
+            [personalizer.RankableAction(x) for x in "abc"],
+            [personalizer.Slot(x) for x in "stu"],
+        )
+        with pytest.raises(RequestError, match="3 slots") as caught:
+            await personalizer.Personalizer(one.choosing).rank_slots(theirs)
         assert "limits.slots_max" in str(caught.value.hint)
         await one.replica.stop(1)
 
