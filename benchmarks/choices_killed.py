@@ -247,7 +247,7 @@ def _settled(running: Running, settings: Settings) -> tuple[int, fsck.Findings]:
     deadline = time.monotonic() + 120.0
     while True:
         with contextlib.closing(open_journal(settings)) as journal:
-            waiting = journal.predicted("shop", float("-inf"), time.time() + 1e6, 1)
+            waiting = journal.predicted("shop", float("-inf"), time.time() + 1e6, 1).waiting
         with contextlib.suppress(OSError, http.client.HTTPException):
             client = Connection(running.url)
             client.post(f"{_PATH}/snapshots", None)

@@ -19,7 +19,8 @@ import msgspec
 from online.errors import RequestError, failed
 from online.messages.bodies import NDJSON, Receive, Send, decode_events, error_body, read_lines
 from online.messages.structs import Event, Receipt
-from online.serving.serving import Serving, refused
+from online.serving.receipts import refused
+from online.serving.serving import Serving
 from online.settings.config import Limits
 
 log = logging.getLogger("online.app")

@@ -22,6 +22,7 @@ from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.service.command_settings import clear
 from online.service.composition import exchangeable, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
@@ -220,6 +221,7 @@ class Assembly:
         if settings.tokens:
             given = {role: settings.tokens.of(role) for role in ROLES}
             access = Access(given, settings.tokens.grants)
+        clear(settings.state_dir)
         browsers = Browsers(
             settings.origins, settings.hosts, guarded=access is not None, own=settings.host
         )

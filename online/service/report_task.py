@@ -6,19 +6,17 @@ Reading a journal takes seconds of a core; the process that answers predictions 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Final
 
 from online.errors import RequestError
-from online.settings.access_tokens import WITH_SECRETS
+from online.service.command_settings import told, without_settings
 from online.settings.config import Settings
+from online.settings.glimpse import environment
 
 _NICENESS: Final = 10
 _SAID: Final = 500  # characters of what the command says
@@ -53,11 +51,8 @@ class Reporting:
 
     def _page(self, model: str, since: float, until: float) -> bytes:
         wait_s = self._settings.limits.report_wait_s
-        with tempfile.TemporaryDirectory(dir=self._settings.state_dir, prefix="report-") as folder:
-            file, page = Path(folder) / "online.yaml", Path(folder) / "report.html"
-            file.touch(mode=0o600)
-            told = self._settings.model_dump(mode="json", context=WITH_SECRETS)
-            file.write_text(json.dumps(told))
+        with told(self._settings, "report-") as file:
+            page = file.with_name("report.html")
             span = (f"--since={since:.3f}", f"--until={until:.3f}")
             command = [sys.executable, "-m", "online", "report", f"--model={model}", *span]
             try:
@@ -77,7 +72,7 @@ class Reporting:
 def _run(command: Sequence[str], wait_s: float) -> str:
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        text=True,
+        text=True, env=without_settings(environment()),
     ) as process:  # fmt: skip
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +17,9 @@ import ray
 from online.models.from_settings import load_model
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
-from online.settings.access_tokens import WITH_SECRETS
+from online.service.command_settings import told, without_settings
 from online.settings.config import Settings
+from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from online.trust.triggers import Search, Told, Trigger
@@ -115,10 +114,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
     done: list[str] = []
     problem = None
     names = dict.fromkeys(source for trigger in looked.triggers for source in trigger.sources)
-    with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix="forget-") as folder:
-        file = Path(folder) / "online.yaml"
-        file.touch(mode=0o600)
-        file.write_text(json.dumps(settings.model_dump(mode="json", context=WITH_SECRETS)))
+    with told(settings, "forget-") as file:
         for source in names:
             problem = _forget(file, model, source)
             if problem is not None:
@@ -133,8 +129,9 @@ def _forget(file: Path, model: str, source: str) -> str | None:
     command += [f"--model={model}", f"--config={file}"]
     try:
         ended = subprocess.run(
-            command, capture_output=True, text=True, timeout=_FORGET_S, check=False
-        )
+            command, capture_output=True, text=True, timeout=_FORGET_S, check=False,
+            env=without_settings(environment()),
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"online forget --source {source} took more than {_FORGET_S:.0f} s"
     if ended.returncode:

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from evaluation.summary import summary
+from online.errors import RequestError
 from online.learning.scores import UNLABELLED_ABOVE, UNLABELLED_ROWS
 from online.messages.structs import Receipt
 from online.models.base import Prediction
@@ -32,9 +33,14 @@ def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.Unset
 
 
 def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
-    """The row of a label that came after its event was learned without one; None: it is none."""
+    """The row of a label that came after its event was learned without one; None: it is none.
+
+    A row that was not learned has counted nowhere, so its label has no answer to judge.
+    """
     standing = recorded.row
     if standing is None or replica.settings.anomaly is None:
+        return None
+    if not replica.control.decisions.learned(standing):
         return None
     first = codec.decode(standing.payload)
     if codec.is_erased(standing.payload) or first.label != UNLABELLED or asked.label == UNLABELLED:
@@ -52,10 +58,11 @@ async def late(
     receipts: Sequence[Receipt | None],
     rows: Sequence[tuple[int, Asked]],
     recorded: Sequence[Recorded],
-) -> list[tuple[int, Asked, Recorded]]:
+) -> list[tuple[int, Asked, Recorded | RequestError]]:
     """Record the labels, among these, of rows that came without one, in one commit.
 
-    ``rows``: their places among the receipts, which are those of the rows as they stood.
+    ``rows``: their places among the receipts, which are those of the rows as they stood.  An error
+    is about these labels only: the other rows are recorded already.
     """
     some: list[tuple[int, Asked]] = []
     for (i, asked), result in zip(rows, recorded, strict=True):
@@ -66,7 +73,11 @@ async def late(
     if not some:
         return []
     given = [one.row for _, one in some], [one.example for _, one in some]
-    taken = await replica.writer.record(*given)
+    taken: Sequence[Recorded | RequestError]
+    try:
+        taken = await replica.writer.record(*given)
+    except RequestError as error:
+        taken = [error] * len(some)
     return [(i, one, result) for (i, one), result in zip(some, taken, strict=True)]
 
 

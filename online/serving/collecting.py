@@ -9,6 +9,7 @@ known again.  What becomes of the rewards is one row like any other
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,7 +22,8 @@ from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import ROUNDS_MAX
 from online.serving.ordinary import Asked
-from online.serving.serving import Serving, refused
+from online.serving.receipts import refused
+from online.serving.serving import Serving
 from online.settings.choose import Choose
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
@@ -31,6 +33,8 @@ from replay.journal.base import Half, NewRow, Stored, Verdict
 _NO_HALF: Final = b"?"
 """The payload of no half: what is put over it is told what stands there, and changes nothing."""
 
+_TURN: Final = 16
+"""After so many rewards, or choices that have some, others have a turn of the event loop."""
 
 _Found = list[Receipt | RequestError | None]
 """The answers to the rewards of a body, as far as they are known."""
@@ -90,9 +94,11 @@ class Collecting:
         """
         found: _Found = [None] * len(sent)
         open_: dict[str, _One] = {}
-        for i, one in enumerate(sent):
+        for i, reward in enumerate(sent):
+            if i % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
             try:
-                asked = await self._read(one.event, f"rewards[{i}]." if many else "")
+                asked = await self._read(reward.event, f"rewards[{i}]." if many else "")
             except RequestError as error:
                 found[i] = error
                 continue
@@ -100,19 +106,25 @@ class Collecting:
                 found[i] = asked
             else:
                 name = asked.row.key.hex()
-                open_.setdefault(name, _one(asked)).sent.append((i, one))
+                open_.setdefault(name, _one(asked)).sent.append((i, reward))
         left = list(open_.values())
         for _ in range(ROUNDS_MAX):
-            made = [(one, row) for one in left if (row := self._row(one, found)) is not None]
+            made = []
+            for i, one in enumerate(left):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if (row := self._row(one, found)) is not None:
+                    made.append((one, row))
             if not made:
                 left = []
                 break
             written = await self._replica.writer.record([row for _, row in made])
-            left = [
-                one
-                for (one, _), outcome in zip(made, written, strict=True)
-                if not self._took(one, outcome, found)
-            ]
+            left = []
+            for i, ((one, _), outcome) in enumerate(zip(made, written, strict=True)):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if not self._took(one, outcome, found):
+                    left.append(one)
         for crowded in left:
             _fail(crowded, found, _crowded())
         if not many and isinstance(found[0], RequestError):
@@ -157,6 +169,8 @@ class Collecting:
     def _known(self, one: _One, kept: Sequence[Given], sent: Sent) -> Receipt | RequestError | None:
         """The receipt of a reward that is not kept beside these; None: it is."""
         for other in kept:
+            if other.nonce == sent.nonce:  # an answer was lost on its way, and others came since
+                return self._waiting(one, sent)
             if sent.named is not None and other.named == sent.named:
                 return _again(one.event_id, other, sent, "waiting")
         if kept and kept[0].source != sent.event.source:
@@ -194,16 +208,19 @@ class Collecting:
             return False
         if one.seen is not None and recorded.since is not None:
             for i, sent in one.new:
-                found[i] = Receipt(
-                    "waiting", one.event_id, idempotent=sent.named is not None,
-                    reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
-                )  # fmt: skip
+                found[i] = self._waiting(one, sent)
             return True
         if one.seen is not None and one.seen[1].payload == _NO_HALF:
             self._replica.counts["joins_refused"] += 1
             _fail(one, found, _no_room())
             return True
         return self._elsewhere(one, found)
+
+    def _waiting(self, one: _One, sent: Sent) -> Receipt:
+        return Receipt(
+            "waiting", one.event_id, idempotent=sent.named is not None,
+            reason=f"learned once, {self._settings.reward_wait:g} s after the choice",
+        )  # fmt: skip
 
     def _elsewhere(self, one: _One, found: _Found) -> bool:
         """Nothing stands under the key: try the next, or make the half that was not written."""
@@ -225,6 +242,9 @@ class Collecting:
         except (PayloadFormat, PayloadInvalid, RecordInvalid):
             kept = ()
         for i, sent in one.sent:
+            if any(x.nonce == sent.nonce for x in kept):
+                found[i] = self._waiting(one, sent)
+                continue
             known = (x for x in kept if sent.named is not None and x.named == sent.named)
             if (other := next(known, None)) is not None:
                 found[i] = _again(one.event_id, other, sent, recorded.status)

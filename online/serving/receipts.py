@@ -80,6 +80,15 @@ class Receipting:
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
 
+    def among(self, i: int, asked: Asked, recorded: Recorded | RequestError) -> Receipt:
+        """Receipt of the ``i``-th event of a body; an error is about this one alone."""
+        if isinstance(recorded, RequestError):
+            return refused(recorded)
+        try:
+            return self.receipt(asked, recorded, f"events[{i}].")
+        except RequestError as error:
+            return refused(error)
+
     def _waiting(self, since: float | None, field: str) -> str:
         """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
         if since is None:
@@ -93,6 +102,12 @@ class Receipting:
             hint = "Send the id of a prediction by this model, or the features with the label"
             raise RequestError(404, "unknown_id", message, f"{field}id", hint)
         return "the prediction with this id has not been recorded yet; the label is kept for it"
+
+
+def refused(error: RequestError) -> Receipt:
+    """Receipt of an event among many that is not taken."""
+    body = {"code": error.code, "message": error.message, "field": error.field}
+    return Receipt("refused", error={**body, "hint": error.hint})
 
 
 def _is_plain(asked: Asked, recorded: Recorded) -> bool:

@@ -32,7 +32,7 @@ from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
 from online.serving.ordinary import Asked
-from online.serving.receipts import Receipting
+from online.serving.receipts import Receipting, refused
 from online.serving.together import Together
 from online.settings.config import Limits
 from online.sure.views import confidence_in
@@ -301,7 +301,10 @@ class Serving:
             recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
         receipt = self._receipts.receipt(asked, recorded, "")
         late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
-        for _, asked, recorded in late:
+        for _, asked, result in late:
+            if isinstance(result, RequestError):
+                raise result
+            recorded = result
             receipt = self._receipts.receipt(asked, recorded, "")
         self.replica.counts[f"feedback_{receipt.status}"] += 1
         # A repeat gets the status of its first sending: a failed event stays failed.
@@ -341,12 +344,9 @@ class Serving:
             for n, ((i, asked), result) in enumerate(zip(rows, recorded, strict=True), 1):
                 if n % _RECEIPTS == 0:
                     await asyncio.sleep(0)
-                try:
-                    receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
-                except RequestError as error:
-                    receipts[i] = refused(error)
-            for i, asked, result in await anomalies.late(self.replica, receipts, rows, recorded):
-                receipts[i] = self._receipts.receipt(asked, result, f"events[{i}].")
+                receipts[i] = self._receipts.among(i, asked, result)
+            for i, asked, late in await anomalies.late(self.replica, receipts, rows, recorded):
+                receipts[i] = self._receipts.among(i, asked, late)
         out = [receipt for receipt in receipts if receipt is not None]
         for status, n in Counter([receipt.status for receipt in out]).items():
             self.replica.counts[f"feedback_{status}"] += n
@@ -365,12 +365,6 @@ class Serving:
 def _check_finite(value: Any) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise RequestError(503, "not_finite", "the model's answer is not finite")
-
-
-def refused(error: RequestError) -> Receipt:
-    """Receipt of an event among many that is not taken."""
-    body = {"code": error.code, "message": error.message, "field": error.field}
-    return Receipt("refused", error={**body, "hint": error.hint})
 
 
 def check_own_id(text: str, *, one: bool) -> None:

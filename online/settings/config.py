@@ -59,6 +59,7 @@ class Limits(Tree):
     body_bytes_max: int = Field(1_048_576, ge=1_024, description="bytes of one body")
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
+    slots_max: int = Field(64, ge=1, le=10_000, description="slots of one choice")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     explain_max: int = Field(
         512, ge=8, description="answers that a model is asked for to explain one, two a feature"
@@ -229,7 +230,8 @@ DEFAULT_MODEL: Mapping[str, Any] = {"name": "phishing", "task": "binary", "learn
 """What is served when there is no settings file: enough for a first try."""
 
 _PATHS = ("state_dir", "base_dir")
-_ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
+ENVIRONMENT = ("host", "port", "replicas", "state_dir", "journal")
+"""Settings that `ONLINE_…` in the environment overrides."""
 
 
 def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
@@ -242,7 +244,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         data = _read(path)
         data.setdefault("base_dir", str(path.resolve().parent))
     data.setdefault("models", [dict(DEFAULT_MODEL)])
-    for name in _ENVIRONMENT:
+    for name in ENVIRONMENT:
         if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
             data[name] = value
     data.update({name: value for name, value in overrides.items() if value is not None})

@@ -319,7 +319,6 @@ NAMES: Final = ("rate", "samples", "norm", "direction", "surprise")
 """Tests that can be asked for by name, in the order in which they are asked."""
 
 NEED_GRADIENT: Final = frozenset({"norm", "direction"})
-NEED_ROOT_SET: Final = frozenset({"direction"})
 
 _ROWS_REFRESH: Final = 50
 _ROWS_ENOUGH: Final = 32
@@ -367,8 +366,11 @@ def by_name(
             filters.append(Unlikely(of_all))
             if rewards:
                 filters.append(Favours())
-        elif reference is not None and reference.problem is None:
-            filters.append(Direction(reference, alone=False))
+        elif name == "direction":
+            if reference is not None and reference.problem is None:
+                filters.append(Direction(reference, alone=False))
+        else:
+            raise ValueError(f"nothing makes the test {name!r}: add it here as well as to NAMES")
     return Chain(
         filters,
         reference=reference,

@@ -39,6 +39,12 @@ _WEIGHT: Final = 0.1
 _SOURCES_MIN: Final = 4
 """Sources that have rewarded an action before anybody is compared with them."""
 
+TURN_MAX: Final = 16
+"""Actions that are compared anew at a refresh, those rewarded longest ago first."""
+
+USUAL_MAX: Final = 4096
+"""Actions of which it is known how far off the median source finds them, or that are to be."""
+
 _OWN: Final = 1.0 / 8.0
 _ALL: Final = 1.0 / 32.0
 """Shares by which moving means follow: of one source, and of all."""
@@ -62,7 +68,8 @@ class Favours:
 
     def __init__(self) -> None:
         self._said: OrderedDict[str, OrderedDict[int, _Said]] = OrderedDict()
-        self._usual: dict[int, float] = {}
+        self._usual: OrderedDict[int, float] = OrderedDict()
+        self._touched: OrderedDict[int, None] = OrderedDict()  # rewarded since they were compared
         self._lately: OrderedDict[int, float] = OrderedDict()
 
     def judge(self, event: Event, source: Source) -> Opinion:
@@ -92,13 +99,19 @@ class Favours:
         self._lately[favour.action] = before + (off - before) * _ALL
         if len(self._lately) > ACTIONS_MAX:
             self._lately.popitem(last=False)
+        if len(self._touched) < USUAL_MAX:
+            self._touched.setdefault(favour.action)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        each: dict[int, list[float]] = {}
-        for source in sources:
-            for action, said in (self._said.get(source.name) or {}).items():
-                each.setdefault(action, []).append(said.off)
-        self._usual = {a: median(off) for a, off in each.items() if len(off) >= _SOURCES_MIN}
+        known = [of for s in sources if (of := self._said.get(s.name)) is not None]
+        for _ in range(min(len(self._touched), TURN_MAX)):
+            action, _ = self._touched.popitem(last=False)
+            self._usual.pop(action, None)
+            off = [said.off for actions in known if (said := actions.get(action)) is not None]
+            if len(off) >= _SOURCES_MIN:
+                self._usual[action] = median(off)
+        while len(self._usual) > USUAL_MAX:
+            self._usual.popitem(last=False)
 
     def _of(self, source: str, favour: Favour) -> _Said:
         """Return what is kept of the source and the action; it is the newest from now on."""

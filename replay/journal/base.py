@@ -150,6 +150,18 @@ class Followed:
 
 
 @dataclass(frozen=True, slots=True)
+class Predicted:
+    """Predictions that wait for their label, with their keys, the oldest first.
+
+    ``upto`` is when the last half that was looked at was taken, whatever it is; None: there was
+    none, so this is the end.
+    """
+
+    waiting: tuple[tuple[bytes, Stored], ...]
+    upto: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Partition:
     """One writer: (model, replica, incarnation).
 
@@ -390,10 +402,8 @@ class Journal(Protocol):
     ) -> int:
         """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
 
-    def predicted(
-        self, model: str, after: float, before: float, n: int
-    ) -> tuple[tuple[bytes, Stored], ...]:
-        """Predictions that wait for their label, with their keys: at most ``n``, the oldest first.
+    def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
+        """Look at no more than ``n`` halves, the oldest first: which of them are predictions.
 
         They were taken after ``after`` and before ``before`` (POSIX seconds).  What is damaged is
         left out, and counts in ``n`` all the same, as do labels that wait.

@@ -12,7 +12,7 @@ from itertools import product
 from msgspec.structs import replace
 
 from replay.errors import PartitionSealed, RowInvalid
-from replay.journal.base import Half, Journal, NewRow, Outcome, Stored, Verdict
+from replay.journal.base import Half, Journal, NewRow, Outcome, Predicted, Stored, Verdict
 from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 OTHER = {Half.PREDICTION: Half.LABEL, Half.LABEL: Half.PREDICTION}
@@ -237,14 +237,15 @@ def predictions_that_wait_are_listed(open_: Open) -> None:
         def told(after: float, before: float, n: int = 9) -> list[tuple[bytes, bytes, float]]:
             return [
                 (key, half.payload, half.at)
-                for key, half in journal.predicted("m", after, before, n)
+                for key, half in journal.predicted("m", after, before, n).waiting
             ]
 
         c, a, b = ((row.key, row.payload, row.at) for row in rows)
         same(told(0.0, 9.0), [a, b, c], "all, the oldest first")
         same((told(1.0, 3.0), told(3.0, 9.0)), ([b], []), "between two times")
         same(told(0.0, 9.0, 1), [a], "at most n")
-        same(journal.predicted("nobody", 0.0, 9.0, 9), (), "predictions of an unknown model")
+        unknown = journal.predicted("nobody", 0.0, 9.0, 9)
+        same(unknown, Predicted((), None), "predictions of an unknown model")
         journal.append(p, 0, [_row("a", rows[1].payload)])
         same(told(0.0, 9.0), [b, c], "what has its label waits no longer")
         whole = _row("b", None)
@@ -252,6 +253,19 @@ def predictions_that_wait_are_listed(open_: Open) -> None:
         same(told(0.0, 9.0), [c], "what a row took the place of")
         late = _one(journal, p, 2, replace(_row("b", rows[2].payload), at=9.0))
         same((late.new, late.row is not None), (False, True), "a row over a half that has gone")
+
+
+def labels_that_wait_do_not_hide_the_predictions_behind_them(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        labels = [_half(f"label-{i}", Half.LABEL, 1.0 + i / 8) for i in range(4)]
+        behind = _half("a", Half.PREDICTION, 2.0)
+        journal.append(p, 0, [*labels, behind])
+        looks, after = [], 0.0
+        while (page := journal.predicted("m", after, 9.0, 2)).upto is not None:
+            after = page.upto
+            looks.append((after, [key for key, _ in page.waiting]))
+        same(looks, [(1.125, []), (1.375, []), (2.0, [behind.key])], "looks in steps of two")
 
 
 def a_trimmed_join_starts_anew(open_: Open) -> None:
@@ -280,5 +294,6 @@ CHECKS: tuple[Callable[[Open], None], ...] = (
     halves_belong_to_a_model,
     halves_expire,
     predictions_that_wait_are_listed,
+    labels_that_wait_do_not_hide_the_predictions_behind_them,
     a_trimmed_join_starts_anew,
 )

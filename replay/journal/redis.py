@@ -33,8 +33,8 @@ from replay.journal.base import (
     NewRow,
     Outcome,
     Partition,
+    Predicted,
     Row,
-    Stored,
     Usage,
 )
 from replay.journal.batch import check_batch
@@ -437,9 +437,7 @@ class RedisJournal:
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
 
-    def predicted(
-        self, model: str, after: float, before: float, n: int
-    ) -> tuple[tuple[bytes, Stored], ...]:
+    def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
         return predicted(self._run, model, after, before, n)
 

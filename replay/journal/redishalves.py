@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from replay.journal.base import Half, Stored
+from replay.journal.base import Half, Predicted, Stored
 from replay.journal.redisscripts import COMMON
 
-# ARGV: model, after, before, how many.  Keys and halves taken between the two, the oldest first.
+# ARGV: model, after, before, how many.  Keys and halves taken between the two, the oldest first,
+# and when the last that was looked at was taken.
 PREDICTED = (
     COMMON
     + """
 local found, halves = {}, P .. ':halves:' .. ARGV[1]
 local keys = redis.call('ZRANGEBYSCORE', P .. ':waiting:' .. ARGV[1], '(' .. ARGV[2],
-  '(' .. ARGV[3], 'LIMIT', 0, ARGV[4])
-for _, key in ipairs(keys) do
+  '(' .. ARGV[3], 'WITHSCORES', 'LIMIT', 0, ARGV[4])
+for i = 1, #keys, 2 do
+  local key = keys[i]
   local read, half = pcall(cmsgpack.unpack, redis.call('HGET', halves, key) or '')
   if read and type(half) == 'table' then
     local sum = table.remove(half, 7)
@@ -25,17 +27,18 @@ for _, key in ipairs(keys) do
     end
   end
 end
-return found
+return {found, keys[#keys] or ''}
 """
 )
 
 
 def predicted(
     run: Callable[..., Any], model: str, after: float, before: float, n: int
-) -> tuple[tuple[bytes, Stored], ...]:
+) -> Predicted:
     """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
-    found = run(PREDICTED, model, repr(float(after)), repr(float(before)), n)
-    return tuple(
+    found, upto = run(PREDICTED, model, repr(float(after)), repr(float(before)), n)
+    waiting = tuple(
         (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))
         for key, half, named, source, payload, at in found
     )
+    return Predicted(waiting, float(upto) if upto else None)

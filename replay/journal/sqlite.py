@@ -30,8 +30,8 @@ from replay.journal.base import (
     Line,
     NewRow,
     Partition,
+    Predicted,
     Row,
-    Stored,
     Usage,
 )
 from replay.journal.batch import check_batch
@@ -418,13 +418,12 @@ class SqliteJournal:
             db.execute(sql.PROVE_MODEL, (number,))
         return removed
 
-    def predicted(
-        self, model: str, after: float, before: float, n: int
-    ) -> tuple[tuple[bytes, Stored], ...]:
+    def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
         """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
         found = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
         halves = [(bytes(one[1]), stored_half(one)) for one in found if proof.good(one)]
-        return tuple(one for one in halves if one[1].half is Half.PREDICTION)
+        waiting = tuple(one for one in halves if one[1].half is Half.PREDICTION)
+        return Predicted(waiting, float(found[-1][sql.TAKEN_AT]) if found else None)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`."""

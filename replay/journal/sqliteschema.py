@@ -162,6 +162,7 @@ WRITE_HEAD = f"INSERT OR REPLACE INTO heads ({HEAD_COLUMNS}) VALUES (?, ?, ?, ?,
 
 SET_END = 'UPDATE partitions SET "end" = ?, checksum = ? WHERE id = ?'
 HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
+TAKEN_AT = HALF_COLUMNS.split(", ").index("at")
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
 ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
 ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"

@@ -14,7 +14,7 @@ from msgspec import structs
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
-from replay.journal.base import Appended, Control, Followed, Line, NewRow, Row
+from replay.journal.base import Appended, Control, Followed, Line, NewRow, Predicted, Row
 from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
 
@@ -53,6 +53,12 @@ class HeadWithoutEpoch(SqliteJournal):
 class EpochWithoutCompare(SqliteJournal):
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
         return super().begin_epoch(model, spec, self.head(model, spec).epoch)
+
+
+class LabelsAreTheEnd(SqliteJournal):
+    def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
+        found = super().predicted(model, after, before, n)
+        return found if found.waiting else Predicted((), None)
 
 
 class AnyControlWins(SqliteJournal):
@@ -184,6 +190,7 @@ class TrimsWithoutAnAnchor(SqliteJournal):
         OwnRowIsDuplicate,
         HeadWithoutEpoch,
         EpochWithoutCompare,
+        LabelsAreTheEnd,
         AnyControlWins,
         FenceIgnored,
         TrimWithoutEpoch,

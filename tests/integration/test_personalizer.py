@@ -105,7 +105,7 @@ def test_what_was_deferred_gets_no_default_before_it_is_activated(shop: Embedded
 
     def deferred() -> bool:
         with contextlib.closing(open_journal(shop._parts.settings)) as journal:
-            for _, half in journal.predicted("shop", 0.0, 1e12, 1000):
+            for _, half in journal.predicted("shop", 0.0, 1e12, 1000).waiting:
                 if half.event_id == "later":
                     kept = codec.decode_prediction(half.payload).choice
                     assert kept is not None

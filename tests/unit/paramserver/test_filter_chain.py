@@ -12,7 +12,7 @@ import pytest
 from benchmarks.studies.pushes import usual
 from paramserver.blocks import Blocks, combine, from_wire, merge, to_wire
 from paramserver.filters.base import Event, keyed
-from paramserver.filters.chain import Chain
+from paramserver.filters.chain import NAMES, Chain, by_name
 from paramserver.filters.checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
@@ -305,3 +305,10 @@ def test_models_without_a_gradient_are_judged_by_loss() -> None:
     assert {s.name for s in chain.sources if s.quarantined} == set(HOSTILE)
     late = [taken for name, taken in names[300:] if name in HONEST]
     assert sum(late) / len(late) >= 0.96
+
+
+def test_a_name_that_nobody_makes_a_test_of_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [type(one).__name__ for one in by_name(["direction"], 8, None).filters] == ["Schema"]
+    monkeypatch.setattr("paramserver.filters.chain.NAMES", (*NAMES, "new"))
+    with pytest.raises(ValueError, match="nothing makes the test 'new'"):
+        by_name(["new"], 8, None)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from statistics import median
+
+import pytest
 
 from online.trust.filtering import favour_of
+from paramserver.filters import favours
 from paramserver.filters.base import Event, Favour, Opinion, Source
 from paramserver.filters.chain import by_name
-from paramserver.filters.favours import SOURCES_MAX, Favours
+from paramserver.filters.favours import SOURCES_MAX, TURN_MAX, USUAL_MAX, Favours
 from replay.example import Example
 
 Say = Callable[[str, int, float], float]
@@ -86,13 +90,68 @@ def test_it_says_something_of_rewards_of_choices_only() -> None:
 
 def test_what_is_kept_is_bounded() -> None:
     test = Favours()
-    for i in range(SOURCES_MAX + 10):
+    for i in range(SOURCES_MAX + 10):  # actions, too: no fewer than USUAL_MAX
         event = Event(f"s{i}", b"k", favour=Favour(i, 1.0, 0.5))
         test.learn(event, Opinion(), Source(f"s{i}"), taken=True)
     for i in range(300):
         event = Event("one", b"k", favour=Favour(i, 1.0, 0.5))
         test.learn(event, Opinion(), Source("one"), taken=True)
     assert (len(test._said), len(test._said["one"]), len(test._lately)) == (SOURCES_MAX, 256, 256)
+    assert len(test._touched) == USUAL_MAX
+
+
+def told(test: Favours, names: Iterable[str], actions: Iterable[int]) -> None:
+    """Each source rewards each action by what the source is, and the action."""
+    for name in names:
+        for action in actions:
+            favour = Favour(action, (len(name) + action % 7) / 20.0, 0.3)
+            event = Event(name, b"k", favour=favour)
+            test.learn(event, Opinion(), Source(name), taken=True)
+
+
+def test_a_refresh_compares_a_few_actions_and_those_that_were_rewarded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+
+    def counting(off: list[float]) -> float:
+        counted.append(len(off))
+        return median(off)
+
+    monkeypatch.setattr(favours, "median", counting)
+    test, names = Favours(), ["a" * n for n in range(1, 7)]
+    sources = [Source(name) for name in names]
+    turns, seen = -(-40 // TURN_MAX), list[int]()
+    told(test, names, range(40))
+    for _ in range(turns + 2):
+        test.refresh(None, sources)  # type: ignore[arg-type]
+        seen.append(len(counted))
+        counted.clear()
+    assert seen == [TURN_MAX, TURN_MAX, 40 - 2 * TURN_MAX, 0, 0]
+    whole = {a: median(test._said[name][a].off for name in names) for a in range(40)}
+    assert test._usual == whole, "in turns all of them are compared"
+    told(test, names[:1], [7])
+    test.refresh(None, sources)  # type: ignore[arg-type]
+    assert counted == [6], "the only one of which anything has changed"
+
+
+def test_an_action_that_few_reward_lately_is_compared_with_nobody() -> None:
+    test, names = Favours(), ["a" * n for n in range(1, 7)]
+    told(test, names, [1])
+    test.refresh(None, [Source(name) for name in names])  # type: ignore[arg-type]
+    assert list(test._usual) == [1]
+    told(test, names, [1])
+    test.refresh(None, [Source(name) for name in names[:3]])  # type: ignore[arg-type]
+    assert not test._usual
+
+
+def test_actions_that_can_be_compared_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(favours, "USUAL_MAX", 10)
+    test, names = Favours(), ["a" * n for n in range(1, 5)]
+    for first in (0, 8):
+        told(test, names, range(first, first + 8))
+        test.refresh(None, [Source(name) for name in names])  # type: ignore[arg-type]
+    assert sorted(test._usual) == list(range(6, 16)), "those compared last"
 
 
 def test_a_reward_is_a_share_of_its_range() -> None:

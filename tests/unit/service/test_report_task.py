@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,16 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import online
 from online.errors import RequestError
 from online.http.refusing import answer_errors
 from online.http.report import routes
+from online.service.command_settings import clear, told
 from online.service.report_task import Reporting
+from online.service.trigger_task import Looked, forgotten
 from online.settings.config import Settings, load
+from online.settings.tokens import ROLES, digest
+from online.trust.triggers import Trigger
 
 
 @pytest.fixture
@@ -92,11 +97,74 @@ def test_why_there_is_none_comes_from_the_command(settings: Settings) -> None:
     assert "nothing of a model m" in str(error)
 
 
-def test_what_is_not_there_is_said_by_the_real_command(settings: Settings) -> None:
+def test_what_is_not_there_is_said_by_the_real_command(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ONLINE_PORT", "what the command does not read")
     error = refused(Reporting(settings.model_copy(update={"limits": settings.limits.model_copy(
         update={"report_wait_s": 300.0})})))  # fmt: skip
     assert error.code == "report_refused"
     assert "there is no journal" in str(error)
+
+
+def with_files_of_tokens(folder: Path) -> Settings:
+    files = {}
+    for role in ROLES:
+        files[f"{role}_file"] = str(folder / role)
+        (folder / role).touch(mode=0o600)
+        (folder / role).write_text(f"{role}-0123456789abcdefghijkl\n")
+    models = [{"name": "m", "task": "binary", "learner": "logreg"}]
+    return load(None, {"models": models, "state_dir": str(folder), "tokens": files}, {})
+
+
+def test_a_command_reads_the_settings_where_tokens_come_from_files(tmp_path: Path) -> None:
+    settings = with_files_of_tokens(tmp_path)
+    with told(settings, "report-") as file:
+        again = load(file, {}, {})
+    for role in ROLES:
+        assert list(map(digest, settings.tokens.of(role))) == list(again.tokens.of(role))
+        assert f"{role}-0123456789abcdefghijkl" in settings.tokens.of(role)
+
+
+def test_sources_are_forgotten_where_tokens_come_from_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def run(command: Sequence[str], *, env: Mapping[str, str], **_: Any) -> Any:
+        seen.append((load(Path(named(command, "config")), {}, {}).models[0].name, env))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setenv("ONLINE_STATE_DIR", "elsewhere")
+    monkeypatch.setattr(subprocess, "run", run)
+    trigger = Trigger({"a": 1.0}, True, ("liar",), 9, 1.0, 1.0, 0.0, 0.0)
+    looked = Looked(9, 2, (trigger,))
+    assert forgotten(with_files_of_tokens(tmp_path), "m", looked).forgotten == ("liar",)
+    ((model, env),) = seen
+    assert model == "m"
+    assert "PATH" in env
+    assert "ONLINE_STATE_DIR" not in env
+
+
+def test_settings_that_a_killed_process_left_are_removed_and_no_others(
+    settings: Settings, tmp_path: Path
+) -> None:
+    left = [tmp_path / f"{name}-left" for name in ("report", "forget", "kept")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "online.yaml").write_text("a password")
+    with told(settings, "report-") as file:
+        clear(tmp_path)
+        assert file.exists(), "another process of the folder is making a report"
+        assert [folder.exists() for folder in left] == [False, False, True]
+
+
+def test_a_service_that_starts_removes_them(tmp_path: Path) -> None:
+    left = tmp_path / "report-left"
+    left.mkdir()
+    (left / "online.yaml").write_text("a password")
+    with online.serve("logreg", state_dir=tmp_path, say=lambda _: None):
+        assert not left.exists()
 
 
 def ask(app: FastAPI, path: str) -> httpx.Response:

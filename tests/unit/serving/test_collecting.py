@@ -16,9 +16,10 @@ from online.errors import RequestError
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Receipt, Receipts
 from online.rows.joins import ROUNDS_MAX
-from online.serving import collecting
+from online.serving import collecting, default_rewards
 from online.settings.choose import Choose
 from replay import codec
+from replay.journal.base import Predicted
 
 SUM = {"aggregate": "sum", "default_reward": None, "reward_range": [0, 10]}
 
@@ -188,6 +189,112 @@ def test_two_replicas_at_once_count_each_reward_once(tmp_path: Path) -> None:
             each.clock.s += WAIT_S + 60
         await asyncio.gather(one.choosing.defaults.give(), two.choosing.defaults.give())
         assert list(rewards(world).values()) == [5.0] * 4
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_what_its_token_has_is_removed_if_nothing_becomes_of_it(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        silent, late = await one.choose(), await one.choose()
+        own, used = await one.choose("order-1"), await one.choose()
+        await one.choose("later", defer=True)
+        await give(one, used, 2.0)
+
+        def kept() -> int:
+            return one.replica.store.journal.usage("m").halves
+
+        assert kept() == 5
+        assert await one.give(WAIT_S - 1) == 0
+        assert kept() == 5
+        assert await one.give(60.0) == 1
+        assert kept() == 2, "those that only their halves have"
+        one.wall.s += WAIT_S + 60
+        for id_ in (late, own):
+            assert (await give(one, id_, 3.0, "r")).status == "waiting"
+            assert (await give(one, id_, 3.0, "r")).status == "duplicate"
+        assert await one.give(WAIT_S + 60) == 2
+        assert sorted(rewards(world).values()) == [2.0, 3.0, 3.0]
+        assert (await give(one, silent, 1.0)).status == "waiting"
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_what_stays_is_read_again_only_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: Any) -> None:
+        monkeypatch.setattr(default_rewards, "PAGE", 2)
+        one = await shop(world, choose=SUM)
+        for i in range(6):
+            await one.choose(f"order-{i}")
+        journal, looks = one.replica.store.journal, list[int]()
+        read = journal.predicted
+
+        def counted(*asked: Any) -> Predicted:
+            page: Predicted = read(*asked)
+            looks.append(len(page.waiting))
+            return page
+
+        monkeypatch.setattr(journal, "predicted", counted)
+        assert await one.give(WAIT_S + 60) == 0
+        assert looks == [2, 2, 2, 0]
+        assert await one.give(1.0) == 0
+        assert looks[4:] == [0], "the next look begins where that one ended"
+        await give(one, "order-3", 1.0)
+        assert await one.give(default_rewards.WHOLE_S) == 1
+        assert looks[5:] == [2, 2, 2, 0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_half_that_is_written_behind_a_look_is_found_by_the_next(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        one.wall.s += 58.0
+        await one.choose("before")
+        assert await one.give(WAIT_S + 60) == 0
+        one.wall.s -= 5.0
+        await give(one, await one.choose("behind"), 1.0)
+        assert await one.give(1.0) == 1
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("named", [None, "r"])
+@pytest.mark.parametrize("meanwhile", ["another reward", "the end of the wait"])
+def test_a_reward_whose_write_is_repeated_counts_once(
+    tmp_path: Path, named: str | None, meanwhile: str
+) -> None:
+    async def scene(world: Any) -> None:
+        one, two = await shop(world, "one", choose=SUM), await shop(world, "two", choose=SUM)
+        id_, record, worth = await one.choose(), one.replica.writer.record, 3.0
+
+        async def twice(rows: Any) -> Any:
+            """The store has written it, its answer is lost, and others are faster than the next."""
+            nonlocal worth
+            wrote = await record(rows)
+            if wrote[0].met is not None:
+                return wrote
+            one.replica.writer.record = record
+            if meanwhile == "another reward":
+                assert (await give(two, id_, 4.0)).status == "waiting"
+                worth = 7.0
+            else:
+                assert await two.give(WAIT_S + 60) == 1
+            return await record(rows)
+
+        one.replica.writer.record = twice
+        assert (await give(one, id_, 3.0, named)).status == "waiting"
+        assert one.replica.writer.record == record, "it was written twice"
+        for each in (one, two):
+            await each.give(WAIT_S + 60)
+        assert list(rewards(world).values()) == [worth]
         for each in (one, two):
             await each.replica.stop(1)
 

@@ -22,6 +22,7 @@ from online.serving.default_rewards import PAGE, DefaultRewards
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from replay import codec
+from replay.example import WaitingLabel
 from replay.journal.base import Half, NewRow, Verdict
 
 WAIT_S = 600.0
@@ -147,6 +148,23 @@ def test_a_half_that_nobody_can_read_keeps_no_other_from_its_default(tmp_path: P
         chosen = await one.choose("good")
         assert await one.give(WAIT_S + 60) == 1
         assert rewards(world) == {chosen: 0.25}
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_labels_that_wait_keep_no_choice_behind_them_from_its_default(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world)
+        for name in (f"label-{i}" for i in range(PAGE)):
+            one.wall.s += 0.001
+            key, at = event_key("join", name), one.wall.s
+            label = codec.encode_labels([WaitingLabel(1.0, 1.0, None, "", name, at, (key,))])
+            half = NewRow(key, name, "", Verdict.ACCEPTED, label, at, half=Half.LABEL)
+            assert one.replica.writer.keep(half)
+        await one.choose()
+        assert await one.give(WAIT_S + 60) == 1
+        assert list(rewards(world).values()) == [0.25]
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
