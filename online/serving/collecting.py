@@ -9,6 +9,7 @@ known again.  What becomes of the rewards is one row like any other
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -32,6 +33,8 @@ from replay.journal.base import Half, NewRow, Stored, Verdict
 _NO_HALF: Final = b"?"
 """The payload of no half: what is put over it is told what stands there, and changes nothing."""
 
+_TURN: Final = 16
+"""After so many rewards, or choices that have some, others have a turn of the event loop."""
 
 _Found = list[Receipt | RequestError | None]
 """The answers to the rewards of a body, as far as they are known."""
@@ -91,9 +94,11 @@ class Collecting:
         """
         found: _Found = [None] * len(sent)
         open_: dict[str, _One] = {}
-        for i, one in enumerate(sent):
+        for i, reward in enumerate(sent):
+            if i % _TURN == _TURN - 1:
+                await asyncio.sleep(0)
             try:
-                asked = await self._read(one.event, f"rewards[{i}]." if many else "")
+                asked = await self._read(reward.event, f"rewards[{i}]." if many else "")
             except RequestError as error:
                 found[i] = error
                 continue
@@ -101,19 +106,25 @@ class Collecting:
                 found[i] = asked
             else:
                 name = asked.row.key.hex()
-                open_.setdefault(name, _one(asked)).sent.append((i, one))
+                open_.setdefault(name, _one(asked)).sent.append((i, reward))
         left = list(open_.values())
         for _ in range(ROUNDS_MAX):
-            made = [(one, row) for one in left if (row := self._row(one, found)) is not None]
+            made = []
+            for i, one in enumerate(left):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if (row := self._row(one, found)) is not None:
+                    made.append((one, row))
             if not made:
                 left = []
                 break
             written = await self._replica.writer.record([row for _, row in made])
-            left = [
-                one
-                for (one, _), outcome in zip(made, written, strict=True)
-                if not self._took(one, outcome, found)
-            ]
+            left = []
+            for i, ((one, _), outcome) in enumerate(zip(made, written, strict=True)):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if not self._took(one, outcome, found):
+                    left.append(one)
         for crowded in left:
             _fail(crowded, found, _crowded())
         if not many and isinstance(found[0], RequestError):

@@ -44,6 +44,8 @@ WHOLE_S: Final = 60.0
 OVERLAP_S: Final = 10.0
 """How far a look goes back behind the last one: halves are written after they are taken."""
 _LOOK_S: Final = 1.0
+_TURN: Final = 16
+"""After so many choices others have a turn of the event loop."""
 
 
 class DefaultRewards:
@@ -82,7 +84,12 @@ class DefaultRewards:
             page = await store.read(
                 store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
             )
-            rows = [row for key, half in page.waiting if (row := self._settled(key, half, at))]
+            rows = []
+            for i, (key, half) in enumerate(page.waiting):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if row := self._settled(key, half, at):
+                    rows.append(row)
             if rows:
                 recorded = await self._replica.writer.record(rows)
                 given += sum(one.row is not None and not one.repeat for one in recorded)

@@ -105,6 +105,10 @@ class Personalizer:
         if not 1 <= len(request.slots) <= len(request.actions):
             hint = "Send at least one slot, and as many actions as slots"
             raise invalid("slots", f"{len(request.slots)} slots", hint)
+        most = self._choosing.serving.replica.limits.slots_max
+        if len(request.slots) > most:
+            hint = f"Send no more than {most}, or raise limits.slots_max"
+            raise invalid("slots", f"{len(request.slots)} slots", hint)
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         context, slots = features_of(request.context_features), list[dict[str, str]]()

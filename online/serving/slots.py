@@ -7,6 +7,8 @@ own, and whatever holds for choices holds for it.
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from online.errors import invalid
@@ -23,7 +25,7 @@ async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlot
     Raises RequestError; of slots before the one that it is about the choice may be written.
     """
     slots = request.slots or []
-    _check(request, slots)
+    _check(request, slots, choosing.serving.replica.limits.slots_max)
     taken: list[str] = []
     chosen = []
     for slot in slots:
@@ -39,14 +41,18 @@ async def choose_slots(choosing: Choosing, request: ChooseRequest) -> ChosenSlot
         answer = await choosing.choose(asked)
         taken.append(answer.action)
         chosen.append(msgspec.structs.replace(answer, slot=slot.id))
+        await asyncio.sleep(0)  # whoever waits for the loop has a turn between two slots
     return ChosenSlots(chosen, choosing.serving.name)
 
 
-def _check(request: ChooseRequest, slots: list[Slot]) -> None:
+def _check(request: ChooseRequest, slots: list[Slot], slots_max: int) -> None:
     """Raises RequestError: there are too many, or they can't be told apart."""
     most = len(request.actions) - len(set(request.exclude))
     if not 1 <= len(slots) <= most:
         hint = "Send at least one slot, and as many actions that may be chosen as slots"
+        raise invalid("slots", f"{len(slots)} slots", hint)
+    if len(slots) > slots_max:
+        hint = f"Send no more than {slots_max}, or raise limits.slots_max"
         raise invalid("slots", f"{len(slots)} slots", hint)
     if request.baseline is not None:
         hint = "Send one with each slot"
