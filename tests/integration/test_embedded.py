@@ -278,7 +278,7 @@ def test_films_are_rated_by_a_factorization_machine_over_http(state: Path) -> No
         found = [service.client.predict("stars", x).prediction for x in rows]
         assert min(found[:2]) > max(found[2:5])
         again = service.client.predict("stars", {**rows[0], "city": "new"})
-        assert again.prediction == found[0]
+        assert again.prediction == pytest.approx(found[0], rel=1e-9)
     with online.serve("fm", **given, say=quiet) as service:
         shown = [service.client.predict("stars", x).prediction for x in rows]
         assert shown == pytest.approx(found, rel=1e-9)
