@@ -22,7 +22,7 @@ class Looks:
         self._reason: str | None = None
 
     def __call__(self) -> Replicas:
-        """What it says now.  It takes some 20 ms.  Raises what Ray raises."""
+        """Ask it, which takes some 20 ms.  Raises what Ray raises."""
         from ray import serve
 
         from online.service import origin, rollout
