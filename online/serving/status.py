@@ -118,8 +118,8 @@ class Cluster(Kept):
         age = replica.age_ms
         journal = await self._room(name)
         elsewhere = (journal or {}).get("alarm"), (server or {}).get("incident")
-        incidents = [*replica.incidents, await self._missing(), *elsewhere]
-        incidents = list(dict.fromkeys(filter(None, incidents)))
+        known = [*replica.incidents, await self._missing(), *elsewhere]
+        incidents: list[str] = list(dict.fromkeys(filter(None, known)))
         return {
             "model": name,
             "task": replica.settings.purpose,
