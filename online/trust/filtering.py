@@ -276,7 +276,7 @@ class Filtering:
         model = self._model()
         gradient = None
         if self.chain.reference is not None and isinstance(model, Sloped):
-            gradient = model.slope(example.features, example.label, example.score)
+            gradient = model.slope(example.features, example.sent_label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
         count, (digest, of_features) = self._count(), _digests(example)
@@ -287,7 +287,7 @@ class Filtering:
             loss=loss_of(example),
             version=count,
             base=count,
-            label=label_text(example.label),
+            label=label_text(example.sent_label),
             digest=digest,
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
@@ -438,7 +438,7 @@ def _digests(example: Example) -> tuple[int | None, int | None]:
     if example.corrects is not None or example.choice is not None:
         return None, None
     features = zlib.crc32(codec.encode(Example(example.features, "")))
-    return zlib.crc32(label_text(example.label).encode(), features), features
+    return zlib.crc32(label_text(example.sent_label).encode(), features), features
 
 
 def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
@@ -468,6 +468,6 @@ def loss_of(example: Example) -> float | None:
     if not score:
         return None
     if "" in score:
-        return log1p(abs(score[""] - float(example.label)))
+        return log1p(abs(score[""] - float(example.sent_label)))
     share = score.get(label_text(example.label))
     return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0
