@@ -252,8 +252,10 @@ class Filtering:
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
-        example = msgspec.structs.replace(example, judged=judged)
         factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
+        if first is not None and factor != 1.0:  # what is half believed takes half of it back
+            first = msgspec.structs.replace(first, weight=first.weight * factor)
+        example = msgspec.structs.replace(example, judged=judged, corrects=first)
         payload = codec.encode(example)
         row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
         return row, example
