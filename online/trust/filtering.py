@@ -38,7 +38,7 @@ from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event, Favou
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
-from replay.example import Example, label_text
+from replay.example import Corrects, Example, label_text
 from replay.journal.base import NewRow, Outcome
 from replay.journal.base import Verdict as Written
 
@@ -253,9 +253,7 @@ class Filtering:
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
         factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
-        if first is not None and factor != 1.0:  # what is half believed takes half of it back
-            first = msgspec.structs.replace(first, weight=first.weight * factor)
-        example = msgspec.structs.replace(example, judged=judged, corrects=first)
+        example = msgspec.structs.replace(example, judged=judged, corrects=_in_part(first, factor))
         payload = codec.encode(example)
         row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
         return row, example
@@ -451,6 +449,13 @@ def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour |
     told = (float(example.label), example.score[""])
     reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in told)
     return Favour(zlib.crc32(str(example.features.get("@")).encode()), reward, expected)
+
+
+def _in_part(first: Corrects | None, factor: float) -> Corrects | None:
+    """Return what a final label takes back that is believed in part: that part of it."""
+    if first is None or factor == 1.0:
+        return first
+    return msgspec.structs.replace(first, weight=first.weight * factor)
 
 
 def _unweighed(verdict: Verdict) -> Verdict:
