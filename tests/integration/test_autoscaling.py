@@ -89,7 +89,7 @@ def test_load_brings_a_replica_and_takes_it_back() -> None:
             until(lambda: len(sent.acknowledged) > answered + 100, "feedback to one again")
             stop.set()
             for feeder in feeders:
-                feeder.join(60)
+                feeder.join(240)
             found = exactly_once.judge(running, load(path, {}, {}), sent)
             assert [found.lost, found.twice, found.strangers] == [[], [], []]
             assert found.fsck_good

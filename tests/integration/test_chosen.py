@@ -42,7 +42,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, action: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/models/shop/{action}", json=body, timeout=20)
+    return httpx.post(f"{service.url}/v1/models/shop/{action}", json=body, timeout=120)
 
 
 def asked(**more: Any) -> dict[str, Any]:
@@ -341,7 +341,7 @@ def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
     page = (HERE.parents[1] / "docs" / "decide.md").read_text(encoding="utf-8")
     (lines,) = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
     ended = subprocess.run(
-        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", lines], capture_output=True, text=True, timeout=240,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
     )  # fmt: skip
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -380,7 +380,7 @@ def test_a_killed_process_loses_no_reward_and_counts_none_twice(tmp_path: Path) 
                 while shop.status()["learned"] != len(rewards) + len(late):
                     assert running.process.poll() is None
         running.process.kill()
-        running.process.wait(30)
+        running.process.wait(240)
     logged = choices_of(tmp_path / "state")
     assert len(logged) == len(rewards) + len(late)
     assert sum(reward for _, reward in logged.values()) == sum(rewards.values()) + len(late)
@@ -399,7 +399,7 @@ def test_after_a_kill_each_choice_has_its_reward_or_the_default(tmp_path: Path) 
             while life and shop.status()["learned"] < len(names):
                 assert running.process.poll() is None
         running.process.kill()
-        running.process.wait(30)
+        running.process.wait(240)
     logged = choices_of(tmp_path / "state")
     assert {name: logged[name][1] for name in names} == {
         name: 1.0 if i % 3 == 0 else 0.25 for i, name in enumerate(names)

@@ -44,7 +44,7 @@ def endpoint(service: Embedded) -> str:
 def post(service: Embedded, path: str, body: Any = None, key: str = KEY) -> httpx.Response:
     headers = {"Ocp-Apim-Subscription-Key": key}
     return httpx.post(
-        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=20
+        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=120
     )
 
 

@@ -110,7 +110,7 @@ def submitted() -> Iterator[Submit]:
             job = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(folder)]
             done = subprocess.run(
                 [*job, "--", "online", *command], env=env, capture_output=True, text=True,
-                timeout=180,
+                timeout=240,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout

@@ -76,7 +76,7 @@ def test_the_command() -> None:
         [sys.executable, "-m", "benchmarks", "buffers", "--largest", "1000", "--rounds", "1"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
     )
     assert "by items offered to 1,000 slots" in done.stdout, done.stderr
     assert done.returncode == 0
