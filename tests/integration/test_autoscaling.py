@@ -25,7 +25,7 @@ from replay.journal.base import Partition
 pytestmark = pytest.mark.ray
 
 UP_S, DOWN_S = 1.0, 4.0
-BOUND_S = 150.0
+BOUND_S = 240.0
 PATH = "/v1/models/counting/predict"
 
 

@@ -129,4 +129,4 @@ def test_a_peer_that_does_not_start_is_said() -> None:
     begun = time.monotonic()
     with pytest.raises(bench.StartRefused):
         bench._await_answer(process, free_port())
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 120

@@ -106,7 +106,7 @@ TEACHES: Final = HEAD.replace("/predict", "/feedback").replace(
 def failures(running: Running, n: int) -> list[str]:
     """What went wrong with ``n`` predictions, half of them on connections of their own."""
     out = []
-    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=5) as kept:
+    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=60) as kept:
         for i in range(n):
             try:
                 answer = kept.post(PREDICT, json=ROW) if i % 2 else ask(
@@ -125,7 +125,7 @@ class Crowd:
     def __init__(self, running: Running, n: int) -> None:
         parts = urlsplit(running.url)
         self.sockets = [
-            socket.create_connection((parts.hostname or "", parts.port or 0), 20) for _ in range(n)
+            socket.create_connection((parts.hostname or "", parts.port or 0), 120) for _ in range(n)
         ]
 
     def __enter__(self) -> Crowd:
@@ -328,7 +328,8 @@ def test_beyond_its_bound_a_replica_says_when_to_come_again(running: Running) ->
             refused = ask(running, "POST", PREDICT, "predict", json=ROW)
         assert refused.json()["error"]["code"] == "busy"
         assert refused.headers["retry-after"] == "1"
-        late = time.monotonic() + int(refused.headers["retry-after"]) + 1
+        # After a second; those that nobody asks to give way are ended by their own bound, of five.
+        late = time.monotonic() + int(refused.headers["retry-after"]) + 3
         while ask(running, "POST", PREDICT, "predict", json=ROW).status_code != 200:
             assert time.monotonic() < late, "the slowest bodies do not give way"
     assert not failures(running, 20)
@@ -383,7 +384,7 @@ def test_more_connections_than_may_be_held_give_way(running: Running) -> None:
     assert "timeout client 60s" in settings.read_text()
     if int(found[1]) + 600 > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
         pytest.skip("this process may not open so many files")
-    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=5) as early:
+    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=60) as early:
         assert early.post(PREDICT, json=ROW).status_code == 200
         with Crowd(running, int(found[1]) + 50):  # they say nothing
             for _ in range(100):

@@ -35,7 +35,7 @@ from online.settings.places import open_journal
 pytestmark = pytest.mark.ray
 
 _SOURCE = Path(__file__).parents[2]
-_EXIT_S = 30.0
+_EXIT_S = 240.0
 QUEUED = "retried after 202"
 LOST = f"retried after no answer {CLOSED}"
 PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
@@ -262,7 +262,8 @@ def predict(url: str, event: str) -> dict[str, Any]:
 
 def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent, settings = Sent(), settings_of(0)
-    settings["limits"]["feedback_wait_s"] = 30  # starts take turns with feedback at the journal
+    # Starts take turns with feedback at the journal; whoever is slow is not adopted meanwhile.
+    settings["limits"] |= {"feedback_wait_s": 30, "adopt_s": 20}
     with service(settings, own_code=True) as running:
         first = status(running, "counting")
         with under_load(running, sent, first=0, stopped=6):
@@ -376,7 +377,7 @@ def only_closed(seen: Counter[str], callers: int, stopped: int) -> None:
 @contextlib.contextmanager
 def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> Iterator[None]:
     """Predictions and feedback meanwhile, of which none may fail."""
-    stop, lost = threading.Event(), sent.statuses[LOST]
+    stop, lost, queued = threading.Event(), sent.statuses[LOST], sent.statuses[QUEUED]
     predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
     clients = [
         Client(i, lambda: running.url, sent, stop, i, pause_s=PAUSE_S)
@@ -395,12 +396,13 @@ def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> It
     print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
     only_closed(seen, len(predictors), stopped)
     # 202 is an answer: the row is durable, and its partition was sealed before it was learned
-    # here.  Whoever asks again is told what became of it.
+    # here.  Whoever asks again is told what became of it.  A client has one row under way, and two
+    # replicas seal where none stops: they go over to another model.
     refused = {name for name in sent.statuses if name.startswith("retried")}
     assert not refused - {QUEUED, LOST}, sent.statuses
     lost = sent.statuses[LOST] - lost
     assert lost <= len(clients) * stopped, (lost, sent.statuses)  # as of predictions
-    assert sent.statuses[QUEUED] <= sent.statuses.total() / 100, sent.statuses
+    assert sent.statuses[QUEUED] - queued <= len(clients) * max(stopped, 2), sent.statuses
 
 
 def both_have(running: Running, n: int) -> None:

@@ -37,7 +37,7 @@ def build():
     return model
 '''
 _RULES = ("auto", "ordered")
-_BOUND_S = 120.0
+_BOUND_S = 240.0
 
 
 @pytest.fixture(scope="module")

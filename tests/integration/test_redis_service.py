@@ -68,6 +68,11 @@ def feed(running: Running, event: str, timeout_s: float = 240.0) -> dict[str, An
         time.sleep(0.05)
 
 
+def is_learned(receipt: dict[str, Any]) -> bool:
+    """Whether it is, when it was sent again, too: a busy machine may answer too late at first."""
+    return "learned" in (receipt["status"], receipt.get("first_outcome"))
+
+
 def test_the_service_on_redis() -> None:
     with tempfile.TemporaryDirectory(prefix="online-redis-") as name:
         folder = Path(name)
@@ -79,7 +84,7 @@ def test_the_service_on_redis() -> None:
             try:
                 assert not (running.state_dir / "journal.db").exists()
                 for i in range(10):
-                    assert feed(running, f"e{i}")["status"] == "learned"
+                    assert is_learned(feed(running, f"e{i}"))
                 assert feed(running, "e0")["status"] == "duplicate"
                 settle(running, "counting", 10)
                 shown = online("config", "show", str(path)).stdout
@@ -100,7 +105,7 @@ def test_the_service_on_redis() -> None:
                 assert refused.json()["error"]["code"] == "journal_unavailable"
                 assert _PASSWORD not in refused.text
                 server.start()
-                assert feed(running, "late")["status"] in ("learned", "duplicate")
+                assert is_learned(feed(running, "late"))
                 settle(running, "counting", 11)
 
                 # A killed server imports no settings and no model library on its way back.
@@ -111,11 +116,11 @@ def test_the_service_on_redis() -> None:
                     now = status(running, "counting")["server"]
                     if now and now["state"] == "serving" and now["pid"] != killed.pid:
                         break
-                    assert time.monotonic() - begun < 60
+                    assert time.monotonic() - begun < 240
                     time.sleep(0.02)
                 print(f"server back after {time.monotonic() - begun:.2f} s")
                 assert _PASSWORD not in json.dumps(status(running, "counting"))
-                assert feed(running, "after")["status"] == "learned"
+                assert is_learned(feed(running, "after"))
                 settle(running, "counting", 12)
             finally:
                 running.stop()

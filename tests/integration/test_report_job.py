@@ -29,7 +29,7 @@ from online.tables.places import Folder, Place
 
 pytestmark = pytest.mark.ray
 
-START_S = 90.0
+START_S = 240.0
 RAY = Path(sys.executable).with_name("ray")
 Submit = Callable[..., str]
 
