@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import pyarrow
 from pyarrow import fs
+from snapshot_checks import Crash
 
-from paramserver.snapshots.checks import Crash
 from paramserver.snapshots.objects import ObjectSnapshots
 
 NO_S3 = "no S3 server: pip install 'moto[s3]' flask flask-cors"

@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import filter_checks as checks
+import filter_laws as laws
 import numpy as np
 import pytest
 
 import paramserver.filters as package
 from paramserver.errors import ParamServerError
-from paramserver.filters import checks, laws
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.surprise import Surprise
 

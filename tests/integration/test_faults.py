@@ -81,11 +81,13 @@ def _learned(running: Running, event: str) -> bool:
     return send(running, event)[0] == 200
 
 
-def until(what: str, holds: Callable[[], Any], bound_s: float = 60.0) -> Any:
-    """Ask until it holds; what it gave."""
+def until(
+    what: str, holds: Callable[[], Any], bound_s: float = 240.0, saw: Callable[[], Any] = str
+) -> Any:
+    """Ask until it holds; what it gave.  ``saw`` tells what there is instead, if it never does."""
     deadline = time.monotonic() + bound_s
     while not (given := holds()):
-        assert time.monotonic() < deadline, f"{what}: not within {bound_s:g} s"
+        assert time.monotonic() < deadline, f"{what}: not within {bound_s:g} s; {saw()}"
         time.sleep(0.05)
     return given
 

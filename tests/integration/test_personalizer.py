@@ -195,9 +195,9 @@ def test_features_are_named_by_where_they_stand() -> None:
         {"a": {"b": 1, "c": {"d": "x"}}, "l": [0.5, 1.5], "n": None},
         {"@id": True, "w": ["p"]},
     ]
-    assert features_of(given) == {
+    assert features_of(given, 4_096, 1_024) == {
         "a.b": 1, "a.c.d": "x", "l.0": 0.5, "l.1": 1.5, "at_id": True, "w.p": True,
     }  # fmt: skip
-    assert features_of(None) == {}
+    assert features_of(None, 4_096, 1_024) == {}
     assert own_id("order-1") == "order-1"
     assert own_id("order 1") == own_id("order 1") != own_id("order", "1")

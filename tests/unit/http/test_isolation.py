@@ -108,7 +108,7 @@ def test_a_failing_a_diverging_and_a_flooded_model_leave_seventeen_alone(tmp_pat
             world, replica = served[name]
             assert [world.weight(replica, f"e{i}") for i in range(3)] == [1, 1, 1]
             assert replica.learner.tally.digest[0] == 3, "its own rows, and nobody else's"
-            assert not replica.incident
+            assert not replica.incidents
         assert served[FAILS][1].learner.tally.digest[0] == 0
         await asyncio.gather(*(replica.stop(5) for _, replica in served.values()))
 

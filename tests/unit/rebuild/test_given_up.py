@@ -163,7 +163,7 @@ def test_without_giving_up_what_is_behind_it_waits(world: LossWorld) -> None:
     world.begin()
 
     async def life(replicas: list[Any]) -> None:
-        await until(lambda: replicas[0].incident is not None, 60.0)
+        await until(lambda: replicas[0].incidents, 60.0)
         await until(lambda: world.weight(replicas[0], "b0") == 1.0, 60.0)
         assert world.weight(replicas[0], "b2") == 0.0
 
