@@ -142,7 +142,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     if (row := _newest(settings, served, state)) is not None:
         made["trained_through"] = {"event": f"{row.partition}:{row.offset}", "at": round(row.at, 3)}
     counters = values[METRICS].data if METRICS in values else {}
-    name = "mae" if served.task == "regression" else "accuracy"
+    name = served.purpose.metric
     if (score := summarise(served.task, counters)[name]) is not None:
         made["quality"] = {name: round(score, 4), "rows": int(counters["n"])}
     if (level := state.metrics.get(DRIFT)) is not None:

@@ -112,7 +112,7 @@ def test_unknown_fields_of_requests_name_the_one_that_is_meant(
         decode(decoder, body)
     assert (refused.value.status, refused.value.field) == (422, field)
     assert hint in (refused.value.hint or "")
-    (line,) = decode_events([b'{"lable":1}'])
+    (line,) = asyncio.run(decode_events([b'{"lable":1}']))
     assert isinstance(line, RequestError)
     assert "unknown field" in line.message
     assert line.hint == "Did you mean `label`?"
