@@ -120,7 +120,7 @@ def test_no_filter_is_left_out() -> None:
     names = [info.name for info in pkgutil.iter_modules(package.__path__, "paramserver.filters.")]
     for module in map(importlib.import_module, [*names, place_of("copies")]):
         found |= {
-            value.name
+            vars(value)["name"]
             for value in vars(module).values()
             if isinstance(value, type) and isinstance(vars(value).get("name"), str)
         }

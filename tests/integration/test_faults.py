@@ -56,7 +56,7 @@ def service(
         running.stop()
 
 
-def post(url: str, path: str, body: Any, timeout_s: float = 20.0) -> tuple[int, Any]:
+def post(url: str, path: str, body: Any, timeout_s: float = 60.0) -> tuple[int, Any]:
     """One request; status 0 if no answer came."""
     with contextlib.closing(Connection(url, timeout_s)) as client:
         try:

@@ -59,7 +59,7 @@ class World:
     def after(self, model: str, seq: int) -> list[Any]:
         if self.failing:
             self.failing -= 1
-            raise JournalUnavailable("read", "it is away")
+            raise JournalUnavailable("it is away")
         return [control for control in self.controls if control.seq > seq]
 
     def decide(self, learner: str) -> None:

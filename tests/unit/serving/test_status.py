@@ -168,7 +168,7 @@ def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
         {"name": "m", "task": "binary", "learner": "logreg", "challenger": {"learner": "linear"}}
     )
     world.replica.settings, world.replica.spec = model, A
-    controls: list[Control] = []
+    controls: Any = []
     world.cluster._journals["m"].controls = lambda name, after: controls  # type: ignore[index]
     for code, refusal in ((503, "not there"), (503, "it reads"), (409, "2,001 rows behind")):
         with pytest.raises(RequestError, match=refusal) as error:
