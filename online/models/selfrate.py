@@ -34,7 +34,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import pack, unpack
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 from river import preprocessing
@@ -86,9 +86,10 @@ class SelfRate:
     text: Sequence[str] = ()
     bits: int = 22
     seed: int = 0
+    name: ClassVar[str] = "linear"
 
     def __post_init__(self) -> None:
-        check_hashing("linear", self.text, self.bits)
+        check_hashing(self.name, self.text, self.bits)
 
     def model_for(self, task: Task) -> SelfRateModel:
         """The model behind the learner."""
