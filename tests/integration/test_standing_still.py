@@ -87,7 +87,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         environment |= {"LD_PRELOAD": str(library), "TEST_STALL": str(folder / "stall")}
     (folder / "learner.py").write_text(LEARNER)
     settings = {
-        "limits": {"standstill_s": STANDSTILL_S},
+        # A third of it is waited for a lock, so two thirds are left to answer why there was none.
+        "limits": {"standstill_s": STANDSTILL_S, "feedback_wait_s": 6.0},
         "models": [{**MODEL, "learner": "learner.py:counting"}],
     }
     with service(folder, environment, **settings) as made:

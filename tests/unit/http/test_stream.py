@@ -69,7 +69,7 @@ class Models:
 
 
 def play(scene: Callable[[Models], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(Models()), 30))
+    asyncio.run(asyncio.wait_for(scene(Models()), 240))
 
 
 def test_twenty_pages_are_one_look() -> None:

@@ -235,7 +235,7 @@ def test_what_could_not_be_sent_counts_as_lateness(
     monkeypatch.setattr(generator, "_ANSWER_S", 0.3)
 
     def hang(path: str, body: bytes) -> tuple[int, bytes]:
-        served.let_go.wait(30)
+        served.let_go.wait(240)
         return 200, b"{}"
 
     served.answer = hang

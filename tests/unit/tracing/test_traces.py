@@ -260,7 +260,7 @@ class Collector:
 
     def wait(self, there: Callable[[], bool]) -> None:
         with self.came:
-            assert self.came.wait_for(there, 30)
+            assert self.came.wait_for(there, 240)
 
 
 @pytest.fixture(scope="module")
