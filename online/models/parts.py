@@ -9,7 +9,7 @@ from paramserver.blocks import Blocks
 
 
 class Part(Protocol):
-    """What a model is made of: blocks of its own, which no other part has."""
+    """A part of a model has blocks of its own, which no other part has."""
 
     def cut(self) -> Any:
         """The open delta, and reset it."""

@@ -64,7 +64,6 @@ ERROR_MAX: Final = 4.0
 
 _HALF: Final = np.dtype("<f2")
 _DOUBLE: Final = 8
-
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
 
