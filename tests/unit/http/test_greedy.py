@@ -68,6 +68,7 @@ def test_whoever_takes_no_answer_gives_way_to_one_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async def scene(app: App, replica: Any) -> None:
+        monkeypatch.setattr(bodies, "_PATIENCE_S", 3000.0)
         callers = await crowd(app, path)
         assert await Caller(app).answered() == 429, "none of them is slow yet"
         monkeypatch.setattr(bodies, "_PATIENCE_S", 0.0)
