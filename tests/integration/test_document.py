@@ -111,7 +111,9 @@ def test_with_a_token(guarded: Running) -> None:
 @pytest.mark.parametrize("role", [None, "feedback"])
 def test_with_a_token_that_is_not_enough(guarded: Running, role: str | None) -> None:
     before = httpx.get(
-        f"{guarded.url}/v1/models/clicks", headers={"Authorization": f"Bearer {TOKENS['admin']}"}
+        f"{guarded.url}/v1/models/clicks",
+        headers={"Authorization": f"Bearer {TOKENS['admin']}"},
+        timeout=120,
     ).json()
     headers = {} if role is None else {"Authorization": f"Bearer {TOKENS[role]}"}
     output, statuses = attack(
@@ -122,6 +124,8 @@ def test_with_a_token_that_is_not_enough(guarded: Running, role: str | None) -> 
     assert statuses[401 if role is None else 403] > 100
     assert "Traceback" not in output
     after = httpx.get(
-        f"{guarded.url}/v1/models/clicks", headers={"Authorization": f"Bearer {TOKENS['admin']}"}
+        f"{guarded.url}/v1/models/clicks",
+        headers={"Authorization": f"Bearer {TOKENS['admin']}"},
+        timeout=120,
     ).json()
     assert after["rewrites"] == before["rewrites"]

@@ -89,7 +89,7 @@ def test_an_answer_that_nobody_takes_is_given_up(tmp_path: Path) -> None:
         assert await Caller(app).answered() == 200
         assert replica.counts["answers_not_taken"] == PLACES
 
-    play(tmp_path, scene, LIMITS.model_copy(update={"body_wait_s": 0.05}))
+    play(tmp_path, scene, LIMITS.model_copy(update={"body_wait_s": 0.5}))
 
 
 def test_without_a_clock_they_would_hold_all_places(

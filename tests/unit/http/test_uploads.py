@@ -123,7 +123,7 @@ def test_an_upload_that_says_nothing_ends_and_says_why(tmp_path: Path) -> None:
             assert "limits.upload_idle_s" in one.last["error"]["hint"]
         await trickling
 
-    scene(tmp_path, play, upload_idle_s=0.05)
+    scene(tmp_path, play, upload_idle_s=1.0)
 
 
 def test_one_that_goes_on_lasts_however_long(
