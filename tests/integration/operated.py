@@ -78,7 +78,7 @@ def everywhere(running: Running, learned: int) -> None:
     for url in running.replica_urls().values():
         while httpx.get(f"{url}/v1/models/clicks", timeout=120).json()["learned"] != learned:
             assert time.monotonic() < deadline, "a replica does not learn what others did"
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 def answers(running: Running) -> list[float]:

@@ -30,7 +30,7 @@ FLAGS: Final = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--no-first-run", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 240.0
 EVENT: Final = '{"features":{"a":1},"label":1,"event_id":"%s"}'
 ATTACK: Final = """<!doctype html><title>A page</title><form id=f method=post enctype=text/plain
  target=frame action="URL/v1/models/m/freeze"><input name=a></form><iframe name=frame></iframe>
