@@ -56,7 +56,12 @@ def _parts(old: str, new: str) -> Any:
 PARTS = {
     "what has changed since the first part is left out": Mutant(
         (_arrival("touched = self.pulled.take(changes, ())", "touched: Touched = {}"),),
-        (2, 3, 4),
+        (2, 5, 6),
+        parts=True,
+    ),
+    "what has changed of earlier parts is left out of a later one": Mutant(
+        (_arrival("            self.finish(part)\n", ""),),
+        (1, 5, 6),
         parts=True,
     ),
     "own deltas are not put on top of what came in parts": Mutant(
