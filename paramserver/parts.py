@@ -40,7 +40,7 @@ class Parts:
     def __init__(self, keys_max: int, behind_max: int = 0) -> None:
         self._keys_max, self._behind_max = keys_max, behind_max
         self._piece_keys = max(keys_max // _PIECES, 1)
-        self._listed: tuple[dict[str, Any], list[str]] | None = None  # a block, and its keys
+        self._listed: tuple[str, list[str]] | None = None  # a block, and its keys
 
     def told(
         self,
@@ -119,9 +119,11 @@ class Parts:
                 if end < block.data.end:
                     return piece, size, (name, end)
             else:
-                data, keys = block.data, self._list(block.data, begin)
+                data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                piece[name] = Block(block.kind, {key: data[key] for key in keys[begin:end]})
+                piece[name] = Block(
+                    block.kind, {key: data[key] for key in keys[begin:end] if key in data}
+                )
                 size += max(end - begin, 1)
                 if end < len(keys):
                     return piece, size, (name, end)
@@ -129,14 +131,14 @@ class Parts:
             begin = 0
         return piece, size, None
 
-    def _list(self, data: dict[str, Any], begin: int) -> list[str]:
+    def _list(self, name: str, data: dict[str, Any], begin: int) -> list[str]:
         """Keys of a block in their order, as they are now if it is begun with.
 
         Not listed for each part anew: a dict is read from its beginning.  Whoever goes on with it
         gets those that there were when it began with the block, or when somebody did later.
         """
-        if begin == 0 or self._listed is None or self._listed[0] is not data:
-            self._listed = (data, list(data))
+        if begin == 0 or self._listed is None or self._listed[0] != name:
+            self._listed = (name, list(data))
         return self._listed[1]
 
 

@@ -77,6 +77,33 @@ def test_parts_and_pieces_are_bounded_and_hold_everything_once() -> None:
     assert list(out) == list(values)
 
 
+def read_after_another() -> None:
+    """A reader that begins while another one is in the middle of a block, which has grown since."""
+    values = {"w": Block("additive", {f"k{i}": 1.0 for i in range(9)})}
+    parts = Parts(4)
+    parts.cut(values, None)
+    merge(values, {"w": Block("additive", {"k0": 1.0, "new": 1.0})})
+    found: dict[str, float] = {}
+    for piece in (piece for part in _walk(parts, values) for piece in part):
+        found |= piece["w"].data
+    assert found == values["w"].data
+
+
+def test_a_reader_gets_keys_that_came_after_another_one_had_begun() -> None:
+    read_after_another()
+
+
+def test_a_list_that_is_kept_for_the_first_reader_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anew = Parts._list
+    monkeypatch.setattr(Parts, "_list", lambda self, name, data, begin: anew(
+        self, name, data, begin or int(self._listed is not None)
+    ))  # fmt: skip
+    with pytest.raises(AssertionError):
+        read_after_another()
+
+
 def test_few_values_are_one_message() -> None:
     server = Server("m", SPEC, "", "sum", 1, part_keys=64)
     for n, kind in ((2, "all"), (3, "part")):
