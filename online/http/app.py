@@ -34,6 +34,7 @@ from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.upload import Uploads, upload
+from online.http.whole import in_one_piece
 from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
@@ -353,8 +354,8 @@ async def _send(
         (b"content-length", str(len(body)).encode()),
         *headers,
     ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    start = {"type": "http.response.start", "status": status, "headers": head}
+    await in_one_piece(send, start, {"type": "http.response.body", "body": body})
 
 
 def build_rest(
