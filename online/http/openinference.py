@@ -234,12 +234,9 @@ def metadata(serving: Serving) -> dict[str, Any]:
     elif settings.task == "multiclass":
         label = serving.replica.newest_label
     outputs = [{"name": "prediction", "datatype": column("", [label]).datatype, "shape": [-1]}]
-    if settings.anomaly is not None:
-        outputs.append({"name": "score", "datatype": "FP64", "shape": [-1]})
-    elif settings.task == "binary":
-        outputs.append({"name": "probability", "datatype": "FP64", "shape": [-1]})
-    if settings.task != "regression" and settings.anomaly is None:
-        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, -1]})
+    for name in settings.purpose.columns:
+        shape = [-1, -1] if name == "probabilities" else [-1]
+        outputs.append({"name": name, "datatype": "FP64", "shape": shape})
     return {
         "name": serving.name,
         "versions": [serving.replica.version],

@@ -16,7 +16,6 @@ from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
-from online.models.handed_over import Purpose
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -28,6 +27,7 @@ from online.service.one_process import (
 )
 from online.settings import config
 from online.settings.config import Settings
+from online.settings.purposes import TaskName
 
 if TYPE_CHECKING:
     from evaluation.report.values import Report
@@ -52,7 +52,8 @@ class _Http:
         """Take the port.  Raises StartRefused if it is taken."""
         host, port = self._host, self._port
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
+        # asyncio's own loop sends small answers at once only where it sees that this is TCP
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
@@ -202,7 +203,7 @@ _served: dict[str, Embedded] = {}
 def serve(
     model: Any,
     *,
-    task: Purpose | None = None,
+    task: TaskName | None = None,
     name: str = "model",
     state_dir: str | Path | None = None,
     host: str = "127.0.0.1",
@@ -258,5 +259,7 @@ def serve(
         service.start(fresh=fresh, relearn=relearn)
         _served[name] = service
     (one,) = resolved.models
-    print_it(f"{name} ({one.purpose}) is served at {service.url}, state in {service.state_dir}")
+    print_it(
+        f"{name} ({one.purpose.name}) is served at {service.url}, state in {service.state_dir}"
+    )
     return service

@@ -122,7 +122,7 @@ class Cluster(Kept):
         incidents: list[str] = list(dict.fromkeys(filter(None, known)))
         return {
             "model": name,
-            "task": replica.settings.purpose,
+            "task": replica.settings.purpose.name,
             **self._facts(name),
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),

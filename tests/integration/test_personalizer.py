@@ -44,7 +44,7 @@ def endpoint(service: Embedded) -> str:
 def post(service: Embedded, path: str, body: Any = None, key: str = KEY) -> httpx.Response:
     headers = {"Ocp-Apim-Subscription-Key": key}
     return httpx.post(
-        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=20
+        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=120
     )
 
 
@@ -151,11 +151,12 @@ def test_the_client_of_v1_ranks_and_rewards(shop: Embedded) -> None:
     from msrest.authentication import CognitiveServicesCredentials
 
     models = clients.models
+    given: Any = ACTIONS
     client = clients.PersonalizerClient(endpoint(shop), CognitiveServicesCredentials(KEY))
     for i in range(3):
         request = models.RankRequest(
             actions=[models.RankableAction(id=x["id"], features=x.get("features", []))
-                     for x in ACTIONS],
+                     for x in given],
             context_features=[{"time": "morning"}], excluded_actions=["news"],
             event_id=f"v1-{i}", defer_activation=i == 2,
         )  # fmt: skip

@@ -22,7 +22,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, path: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/models/shop/{path}", json=body, timeout=60)
+    return httpx.post(f"{service.url}/v1/models/shop/{path}", json=body, timeout=240)
 
 
 def test_each_slot_has_an_action_an_id_and_a_reward_of_its_own(shop: Embedded) -> None:
@@ -48,6 +48,25 @@ def test_under_an_own_id_slots_are_chosen_once(shop: Embedded) -> None:
     assert [x["action"] for x in first] == [x["action"] for x in again]
     assert all(x["repeated"] for x in again)
     assert post(shop, "reward", id="page-1:side", reward=1).json()["status"] == "learned"
+
+
+def test_the_client_asks_for_several_slots(shop: Embedded) -> None:
+    slots: dict[str, dict[str, Any]] = {"top": {}, "side": {"wide": True}}
+    found = shop.model.choose_slots(["a", "b", "c"], slots, {"hour": 20}, exclude=["c"])
+    assert list(found) == ["top", "side"]
+    assert {one.action for one in found.values()} == {"a", "b"}
+    receipts = [shop.model.reward(one.id, 1.0) for one in found.values()]
+    assert [x.status for x in receipts] == ["learned", "learned"]
+    logged = choices_of(shop.state_dir)
+    contexts = [logged[str(x.event_id)][0].context for x in receipts]
+    assert contexts[1] == {"hour": 20, "slot": "side", "slot.wide": True}
+    again = [
+        shop.model.choose_slots({"a": {}, "b": {}}, ["x", "y"], id="page-2", baselines={"y": "b"})
+        for _ in range(2)
+    ]
+    assert [one.id for one in again[0].values()] == ["page-2:x", "page-2:y"]
+    assert [one.action for one in again[0].values()] == [one.action for one in again[1].values()]
+    assert all(one.repeated for one in again[1].values())
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_snapshots_show_their_version_as_answers_do(
         return httpx.Response(200, json=data or {"snapshots": [found]})
 
     client = httpx.Client(base_url="http://s", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(snapshot, "connect", lambda *_: client)
+    monkeypatch.setattr(base.Context, "connect", lambda *_: client)
     snapshot.snapshot_list()
     said = capsys.readouterr().out
     assert "1.694" in said

@@ -255,7 +255,7 @@ def test_nothing_that_goes_wrong_ends_the_recording(
     made = Recording(tmp_path, now_s=lambda: BEGIN + asked[0])
     made.stop()  # before it has begun: nothing
     made.start(ask)
-    assert enough.wait(20)
+    assert enough.wait(240)
     made.stop()
     assert len(course(tmp_path / FOLDER)["columns"]["at"]) >= 2
     assert not [t for t in threading.enumerate() if t.name == "online-history"]

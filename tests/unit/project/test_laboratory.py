@@ -106,7 +106,7 @@ def test_one_measurement_stays_with_the_service() -> None:
 def test_a_table_is_asked_for_in_the_checkout() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "doors", "nothing"],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
+        capture_output=True, text=True, timeout=240, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "weight, joins or ids" in done.stderr
@@ -120,7 +120,7 @@ def test_what_is_started_finds_its_learners_elsewhere(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-S", "-c", "import benchmarks"], cwd=tmp_path, env=environment,
             capture_output=True,
-            text=True, timeout=60,
+            text=True, timeout=240,
         )  # fmt: skip
         assert (done.returncode == 0) is good, done.stderr
 

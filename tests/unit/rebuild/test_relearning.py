@@ -107,7 +107,7 @@ async def drifted(world: Any, ordered: bool, after: float) -> tuple[Aside, list[
     for replica in replicas:  # both have seen it, in their own rows
         replica._on_rise("alarm", before)
     await send(first, after, 3000, 200)
-    await asyncio.wait_for(aside.begun.wait(), 60)
+    await asyncio.wait_for(aside.begun.wait(), 240)
     return aside, replicas
 
 

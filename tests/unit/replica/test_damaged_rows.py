@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,10 @@ DAMAGE = [
     [(*one, False) for one in DAMAGE] + [(*one, True) for one in DAMAGE[:2]],
 )
 def test_a_damaged_row_is_not_learned(
-    tmp_path: Path, column: str, value: Any, ordered: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, value: Any, ordered: bool
 ) -> None:
+    monkeypatch.setattr("online.replica.replica._CATCH_UP_S", 0.1)
+
     async def scene(world: Any) -> None:
         journal = world.journal()
         dead = journal.register("m", "dead", worlds.SPEC, 1.0).id
@@ -93,11 +94,12 @@ def test_learning_goes_on_when_the_row_is_put_right(
         await replica.exchange._adopt(dead)
         await worlds.until(lambda: replica.incidents)
         damage(world, dead, 4, "factor", 1.0)
-        for _ in range(500):
-            replica._shared.wake.set()
-            await asyncio.sleep(0.01)
-            if not replica.incidents:
-                break
+
+        def mended() -> bool:
+            replica._shared.wake.set()  # the follower looks now
+            return not replica.incidents
+
+        await worlds.until(mended)
         await worlds.until(lambda: world.weight(replica, "e5") == 1)
         await replica.stop(0.1)
         journal.close()

@@ -230,7 +230,7 @@ class Held(SqliteJournal):
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
-        assert self.open.wait(10)
+        assert self.open.wait(240)
         self.batches.append([row.half for row in rows])
         return super().append(partition, known, rows, epoch)
 

@@ -19,6 +19,7 @@ from online.rows.promoted import decision
 from online.serving import journal_room, status
 from online.serving.status import Cluster
 from online.settings.model import Drift, ModelSettings
+from online.settings.purposes import PURPOSES
 from online.watch.drift import Judge
 from paramserver.errors import (
     DecisionUncertain,
@@ -64,7 +65,7 @@ class World:
         self.replica: Any = SimpleNamespace(
             replica="r1", version="1.2", age_ms=4.0,
             settings=SimpleNamespace(
-                task="binary", purpose="binary", features=None, choose=None, anomaly=None
+                task="binary", purpose=PURPOSES["binary"], features=None, choose=None, anomaly=None
             ),
             updates_behind=0, incidents=[], report=lambda: {"waiting": 0.0}, control=control,
             writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
@@ -167,7 +168,7 @@ def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
         {"name": "m", "task": "binary", "learner": "logreg", "challenger": {"learner": "linear"}}
     )
     world.replica.settings, world.replica.spec = model, A
-    controls: list[Control] = []
+    controls: Any = []
     world.cluster._journals["m"].controls = lambda name, after: controls  # type: ignore[index]
     for code, refusal in ((503, "not there"), (503, "it reads"), (409, "2,001 rows behind")):
         with pytest.raises(RequestError, match=refusal) as error:

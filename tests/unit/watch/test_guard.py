@@ -273,7 +273,7 @@ def test_a_replica_goes_back_learns_all_again_and_stays_finite(tmp_path: Path) -
             if replica._reactions.watch.incident:
                 await world.until(lambda: replica.learner.rewrite > 0)
         assert "it had diverged" in str(replica.incidents)
-        await world.until(lambda: replica.learner.includes(1, n), 60.0)
+        await world.until(lambda: replica.learner.includes(1, n), 240.0)
         assert replica.learner.tally.digest[0] == n  # each event once
         assert replica.learner.serving._rates[0][0].learning_rate == 0.15
         assert abs(replica.learner.predict({"x": 1.0}).label - 2.0) < 0.01
@@ -414,7 +414,7 @@ def test_rows_of_a_replica_that_has_left_are_learned_again_too(tmp_path: Path) -
                 w.weight(second, event) == 0.5 for event in events
             )
 
-        await world.until(again, 60.0)
+        await world.until(again, 240.0)
         assert second.learner.tally.digest[0] == len(events) + 1
         await second.stop(5)
 
