@@ -242,7 +242,7 @@ class Learner(Actor):
         is_newest = learner.rewrite == self.world.rewritten
         self.world.oracle.at_most_once(learner.serving.sums, self.name, local=is_newest)
         errors = self.model.counts["internal_errors"]
-        assert not errors, f"{self.name}: {self.model.incident}"
+        assert not errors, f"{self.name}: {self.model.incidents}"
 
 
 class Learning(Learner):
