@@ -395,7 +395,8 @@ class World:
         self.oracle.decided(self._observer.rollbacks)
         self.met["undone"] = len(self.oracle.undone)
         self.met["trimmed"] = self._observer.trimmed
-        if any(one.busy for one in (*self.live(Operator), *self.live(Clerk))):
+        busy = [one.busy for one in self.live(Operator)] + [one.busy for one in self.live(Clerk)]
+        if any(busy):
             return "an operator is at work"
         journal = self._observer.found
         if journal is not None and (lost := self.labels.lost(journal)) is not None:
