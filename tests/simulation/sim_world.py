@@ -124,6 +124,15 @@ def climate_of(
     return climate
 
 
+def events_of(climate: Climate, r: random.Random) -> Iterable[Event]:
+    """The events of a seed whose labels stay."""
+    for k in range(climate.events):
+        poison, deadly = r.random() < 0.08, r.random() < climate.deadly
+        weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
+        kept_s = climate.old_s if r.random() < climate.old else None
+        yield Event(f"event {k}", weight, factor, poison, deadly, kept_s)
+
+
 class World:
     """One seed.
 
@@ -164,11 +173,10 @@ class World:
         vfs.begin(self.disk, seed)
         self.network = Network(self.loop, self.r, self.counts)
         self.journal_path = folder / "journal.db"
-        self.events = {event.name: event for event in self._draw_events()}
+        self.events = {event.name: event for event in events_of(self.climate, self.r)}
         self.oracle = Oracle(self.events)
         self.labels = Labels(drawn(seed) if self.climate.labels else ())
-        if self.climate.labels:
-            self.oracle.labels = self.labels
+        self.oracle.labels = self.labels if self.climate.labels else None
         self.sealed: set[int] = set()
         self.actors: list[Actor] = []
         self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
@@ -184,14 +192,6 @@ class World:
         self.published: dict[str, set[str]] = {}  # what counts in each snapshot, by version
         self._trace = trace
         replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
-
-    def _draw_events(self) -> Iterable[Event]:
-        r = self.r
-        for k in range(self.climate.events):
-            poison, deadly = r.random() < 0.08, r.random() < self.climate.deadly
-            weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
-            kept_s = self.climate.old_s if r.random() < self.climate.old else None
-            yield Event(f"event {k}", weight, factor, poison, deadly, kept_s)
 
     # -- what everybody asks for ---------------------------------------------------------------
 
@@ -349,8 +349,7 @@ class World:
 
     async def _live(self) -> None:
         sim_chaos.start(self)
-        clients = Clients(self)
-        labels = LabelClients(self) if self.climate.labels else None
+        clients, labels = Clients(self), LabelClients(self)
         await sim_chaos.storm(self)
         if self.climate.twice:  # between the storms rows become old enough to be removed
             sim_chaos.heal(self)
@@ -362,8 +361,7 @@ class World:
         self.note("calm")
         sim_chaos.heal(self)
         clients.persist()
-        if labels is not None:
-            labels.persist()
+        labels.persist()
         self._observer = self.start(Observer)
         deadline = self.loop.time() + HEAL_S
         while (wrong := self._wrong(clients, labels)) is not None:
@@ -386,9 +384,9 @@ class World:
             if isinstance(actor, (Replica, Learning, Server)) and actor.alive:
                 actor.check()
 
-    def _wrong(self, clients: Clients, labels: LabelClients | None) -> str | None:
+    def _wrong(self, clients: Clients, labels: LabelClients) -> str | None:
         """What is not yet as it must be in the end."""
-        if (left := clients.open + (0 if labels is None else labels.open)) > 0:
+        if left := clients.open + labels.open:
             return f"{left} requests have no answer"
         if self._observer is None or self._observer.rollbacks is None:
             return "nobody has looked at the journal"
