@@ -247,7 +247,7 @@ class Server:
         keeper: bool = False,
     ) -> wire.SyncReply:
         """State after the pushes.  It shares blocks: encode it before the next push."""
-        named = {request.partition, *request.adopting, *orphans}
+        named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
         if request.role and request.values:  # what is hidden is in the values, too
             named |= self.clock.keys() | self.closed
