@@ -27,7 +27,6 @@ from online.models.base import Compensable, Model, Walking
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import OrderedState, Push, Version
-from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Memory
 

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sim_loop import Process
 from sim_labels import Journal as Found
+from sim_loop import Process
 from sim_model import KEEP_ROWS_S
 
 import replay.journal.sqlite

@@ -19,7 +19,7 @@ from replay.example import Example, Features
 from replay.journal.base import NewRow, Verdict
 
 if TYPE_CHECKING:
-    from sim_world import World
+    pass
 
 GUESSING, FINAL = ("t0", "t1"), ("u0", "u1")
 """Who sends provisional labels, and who final ones."""

@@ -120,7 +120,7 @@ def climate_of(
     if (older and not given) or climate.older:
         return sim_loss.alone(climate)
     if not given and not climate.twice:  # no label comes when its event is no more known
-        climate = replace(climate, labels=random.Random(f"label {seed}").random() < 0.25)
+        climate = replace(climate, labels=random.Random(f"provisional {seed}").random() < 0.25)
     return climate
 
 
