@@ -58,9 +58,8 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         (
             (
                 _HISTORY,
-                "    return is_provisional(row) and journal.find("
-                "model, final_key(event.key)) is not None\n",
-                "    return False\n",
+                "only = Only(absent=final_key(event.key)) if is_provisional(self.row) else None",
+                "only = None",
             ),
         ),
         climate=only("freeze", **_LABELS),
