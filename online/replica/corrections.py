@@ -122,7 +122,7 @@ class Corrections:
         self._answers.note_settled(event, outcome)
 
     async def _repeated(self, repeats: Sequence[_Event]) -> list[_Event]:
-        """Of provisional labels that come again: the final row, if there is one."""
+        """Find the final rows of provisional labels that come again, where there is one."""
         if not repeats:
             return []
         keys = [outcome.row.key for _, outcome in repeats if outcome.row is not None]
@@ -168,5 +168,5 @@ def _finals(journal: Journal, model: str, keys: Sequence[bytes]) -> list[Row | N
 def _lessons(
     journal: Journal, model: str, decisions: history.Decisions, firsts: Sequence[Row]
 ) -> list[Lesson]:
-    """What teaches the first labels, in one step."""
+    """Return what teaches the first labels, in one step."""
     return [lesson(journal, model, decisions, first) for first in firsts]

@@ -1,4 +1,4 @@
-"""What has taught an event: the lesson that its final label takes back."""
+"""This module finds the lesson that a final label takes back: what has taught its event."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from replay.journal.base import Journal, Row, Verdict
 
 
 class Lesson(NamedTuple):
-    """What teaches an event, or what would if it was not undone; None: nothing has.
+    """The row that teaches an event, or would if it was not undone; None: nothing has.
 
     ``next_key``: of the row that would teach it again, which does not stand; empty: of none.
     """
@@ -19,7 +19,7 @@ class Lesson(NamedTuple):
 
 
 def lesson(journal: Journal, model: str, decisions: Decisions, first: Row) -> Lesson:
-    """What has taught the event of a first row, or may come to, whoever is banned now."""
+    """Find what has taught the event of a first row, or may, whoever is banned now."""
     if first.verdict is not Verdict.QUARANTINED:
         if first.verdict is Verdict.LOST or decisions.failure(first) is not None:
             return Lesson(None, b"")
