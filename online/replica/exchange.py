@@ -293,8 +293,9 @@ class Exchange:
         A freeze: once all that was written before it is learned and pushed, too.
         """
         writer = self._writer
-        owes = pushes or self._learner.waits or self._follower.unsaid
-        if self._learner.frozen and (owes or writer.committing or self._backlog.learning):
+        due = [*pushes, *self._learner.waits]
+        owes = due or self._follower.unsaid or writer.committing or self._backlog.learning
+        if self._learner.frozen and owes:
             return
         if writer.committing and writer.judged_by < self._learner.control:
             return
