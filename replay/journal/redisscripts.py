@@ -117,9 +117,8 @@ return tonumber(ARGV[1])
 
 # ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
 # writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
-# ('' of a whole row), payload of the half that it takes the place of ('': of any, or of none), the
-# last control row that was known with the kinds that must not have come since, and a key of which
-# no row must stand ('': whatever has come, and stands).
+# ('' of a whole row), payload of the half that it takes the place of ('': of any, or of none), last
+# control row known and kinds that must not have come since, key that no row must have ('': any).
 APPEND = (
     COMMON
     + """
@@ -156,10 +155,8 @@ local function half_of(key)
   return kept[key]
 end
 local function holds(since, absent)
-  if absent ~= '' and (first[absent] or redis.call('HEXISTS', ids, absent) == 1) then
-    return false
-  end
-  if since == '' then return true end
+  local there = absent ~= '' and (first[absent] or redis.call('HEXISTS', ids, absent) == 1)
+  if there or since == '' then return not there end
   local from = int(tonumber(string.match(since, '^%d+')) + 1) .. '-0'
   for _, control in ipairs(redis.call('XRANGE', P .. ':controls:' .. of[1], from, '+')) do
     if string.find(since, ' ' .. field(control[2], 'kind') .. ' ', 1, true) then return false end

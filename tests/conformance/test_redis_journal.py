@@ -72,7 +72,7 @@ MUTANTS = [
     ("APPEND", "    redis.call('HDEL', halves, key)", "", "half stays after its join"),
     ("APPEND", "redis.call('ZADD', waiting, half[5], key)", "", "half never expires"),
     ("APPEND", "    kept[key] = false\n", "", "half of a row kept in its batch"),
-    ("APPEND", "if absent ~= '' and (", "if false and (", "a row beside one that is to be absent"),
+    ("APPEND", "absent ~= '' and (", "false and (", "a row beside one that is to be absent"),
     ("APPEND", "first[absent] or", "false or", "beside one of its batch"),
     ("APPEND", "' .. field(control[2], 'kind') .. '", " ", "after a control row of any kind"),
     ("APPEND", "if string.find(since,", "if false and string.find(since,", "whatever was decided"),
