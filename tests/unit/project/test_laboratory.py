@@ -21,6 +21,7 @@ from online import cli
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
+    "anomalies",
     "bandit-worlds",
     "asleep",
     "bandits",
