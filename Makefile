@@ -56,6 +56,7 @@ check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents
 	$(BIN)/ruff format --check benchmarks online pages paramserver replay evaluation refusals examples tests
 	$(BIN)/ruff check benchmarks online pages paramserver replay evaluation refusals examples tests
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
 	$(PYTEST) tests/unit/project/test_limits.py tests/unit/project/test_pages.py
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }

@@ -234,8 +234,8 @@ def run(
 
 
 def _wait_in_flight(threads: Sequence[Caller]) -> None:
-    """Until half of the callers wait for an answer, or for half a minute."""
-    deadline = time.monotonic() + 30.0
+    """Until half of the callers wait for an answer, or for some minutes."""
+    deadline = time.monotonic() + 240.0
     while sum(thread.in_flight for thread in threads) < len(threads) / 2:
         if time.monotonic() > deadline:
             return
@@ -244,7 +244,7 @@ def _wait_in_flight(threads: Sequence[Caller]) -> None:
 
 def _settled(running: Running, settings: Settings) -> tuple[int, fsck.Findings]:
     """Until no choice waits and a snapshot has all rows; how many are learned."""
-    deadline = time.monotonic() + 120.0
+    deadline = time.monotonic() + 240.0
     while True:
         with contextlib.closing(open_journal(settings)) as journal:
             waiting = journal.predicted("shop", float("-inf"), time.time() + 1e6, 1).waiting

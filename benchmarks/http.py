@@ -145,15 +145,15 @@ def peer() -> Iterator[int]:
             yield port
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(120)
 
 
 def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 240
     while process.poll() is None and time.monotonic() < deadline:
         with (
             contextlib.suppress(OSError),
-            contextlib.closing(Connection(f"http://127.0.0.1:{port}", 1)) as client,
+            contextlib.closing(Connection(f"http://127.0.0.1:{port}", 10)) as client,
         ):
             client.get("/openapi.json")
             return

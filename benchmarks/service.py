@@ -132,7 +132,7 @@ def status(running: Running, model: str, url: str | None = None) -> dict[str, An
     return data
 
 
-def settle(running: Running, model: str, learned: int, timeout_s: float = 60.0) -> dict[str, Any]:
+def settle(running: Running, model: str, learned: int, timeout_s: float = 240.0) -> dict[str, Any]:
     """Wait until every replica has learned so many events; the model's status.
 
     The replica that answers a status counts its own rows at once and the others' when it next

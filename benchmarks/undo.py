@@ -53,6 +53,7 @@ _ROOT_FROM: Final = 800
 _ROWS: Final = 2_400
 _ASKED: Final = 5
 _GIVES_UP_S: Final = 10.0
+_LEFT: Final = "its error has risen; left as it is"
 
 Post = tuple[str, Features, Label]
 
@@ -135,7 +136,7 @@ class _Drilled(Within):
         """Seconds until other values than those of ``rewrite`` answer; None: it was refused."""
         begun = time.perf_counter()
         while self.replica.learner.rewrite == rewrite:
-            if (self.replica.incident or "").startswith("its error has risen; left as it is"):
+            if any(said.startswith(_LEFT) for said in self.replica.incidents):
                 return None
             if time.perf_counter() - begun > _GIVES_UP_S:
                 return float("inf")

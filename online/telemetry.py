@@ -126,6 +126,7 @@ _COUNTERS: Final = {
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
     "failed": "Rows that the model raised on, or that killed two learners.",
+    "answers_not_taken": "Answers that were given up, as their callers took none for too long.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
     "refused_queue": "Events that got 429: background learning is too far behind.",
     "refused_journal": "Events that got 503: the journal's disk or server takes none.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pages import commands, python, settings
+from pages import commands, modules, python, settings
 
 
 def made() -> dict[str, str]:
@@ -10,5 +10,6 @@ def made() -> dict[str, str]:
     return {
         "settings.md": settings.page(),
         "commands.md": commands.page(),
+        "modules.md": modules.page(),
         "python.md": python.page(),
     }

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 import redis_server
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("repeated", derandomize=True)
-settings.load_profile("default" if os.environ.get("EXPLORE") else "repeated")
+# How long an example takes says how busy the machine is.
+any_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explored", any_machine)
+settings.register_profile("repeated", any_machine, derandomize=True)
+settings.load_profile("explored" if os.environ.get("EXPLORE") else "repeated")
 
 # What tests start finds the package `benchmarks`, which is in no wheel, wherever it is started.
 os.environ["PYTHONPATH"] = os.pathsep.join(

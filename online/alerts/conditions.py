@@ -98,8 +98,9 @@ def _conditions(look: Look, stale_s: float) -> Iterator[_Seen]:
         room = journal.get("alarm")
         if room is not None:
             yield _Seen("disk", model, str(room))
-        if (incident := status.get("incident")) is not None and incident != room:
-            yield _Seen("incident", model, str(incident))
+        for incident in status.get("incidents") or ():
+            if incident != room:
+                yield _Seen("incident", model, str(incident))
         yield from _stale(model, status, stale_s)
 
 

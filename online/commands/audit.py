@@ -13,15 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    StateDir,
-    console,
-    load_settings,
-    moment,
-    readable,
-)
+from online.commands.base import Context, common, console, moment, readable
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
@@ -44,15 +36,14 @@ _COLUMNS: Final = ("number", "at", "act", "model", "who", "origin", "about", "fa
 
 
 @app.command("list")
+@common(model=False)
 def audit_list(
+    context: Context,
     act: Act = None,
     who: Who = None,
     model: OfModel = None,
     since: Since = None,
     limit: Annotated[int, typer.Option(min=1, help="newest lines that are shown at most")] = 100,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """List decisions, the newest last: each verified as it is read.
 
@@ -61,9 +52,9 @@ def audit_list(
 
     Example: online audit list --since 7d --who alice
     """
-    settings = load_settings(path, state_dir=state_dir)
+    settings = context.settings()
     found = _chosen(settings, act, who, model, since)[-limit:]
-    if as_json:
+    if context.as_json:
         print(json.dumps(found))
     else:
         from rich.table import Table
@@ -84,14 +75,14 @@ def audit_list(
 
 
 @app.command("export")
+@common(model=False, as_json=False)
 def audit_export(
+    context: Context,
     out: Annotated[Path, typer.Argument(help="file that is written: .jsonl or .csv")],
     act: Act = None,
     who: Who = None,
     model: OfModel = None,
     since: Since = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Write decisions to a file, a line each: JSON lines, or CSV by the name of the file.
 
@@ -101,7 +92,7 @@ def audit_export(
     """
     if out.suffix not in (".jsonl", ".csv"):
         raise ConfigError("OUT", f"{out} is neither .jsonl nor .csv", "Name it so")
-    found = _chosen(load_settings(path, state_dir=state_dir), act, who, model, since)
+    found = _chosen(context.settings(), act, who, model, since)
     if out.suffix == ".csv":
         text = io.StringIO()
         writer = csv.DictWriter(text, _COLUMNS)

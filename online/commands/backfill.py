@@ -9,24 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
 
 from online.client.asking import Asking
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    checked,
-    connect,
-    in_private,
-    load_settings,
-    pick,
-)
+from online.commands.base import Context, checked, common, in_private, pick
 from online.commands.rescore import need_packages, pick_model, shown_progress
 from online.errors import StartRefused
 from online.settings.config import Settings
@@ -43,7 +32,9 @@ _HISTORY: Final = 1  # pushes: nobody pushes to it
 _ASIDE: Final = "aside-"
 
 
+@common()
 def backfill(
+    context: Context,
     files: Annotated[
         list[str],
         typer.Option("--input", help="Parquet, CSV or JSON lines; a folder; may be repeated"),
@@ -68,10 +59,6 @@ def backfill(
         bool,
         typer.Option("--relearn", help="begin anew: these tables first, then the journal again"),
     ] = False,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.
 
@@ -86,8 +73,8 @@ def backfill(
     """
     from online.challenger.promotion import as_stored
 
-    settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
-    chosen = pick_model(settings, model)
+    settings = as_stored(in_private(context.settings()))
+    chosen = pick_model(settings, context.model)
     need_packages()
     from online.processes import Owner
     from online.rebuild.backfill import Tables
@@ -100,15 +87,15 @@ def backfill(
         limits.text_bytes_max, limits.features_max, declared_columns(chosen),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
-        client = _running(path, state_dir, settings)
+        client = _running(context, settings)
         if client is None:
             owner = Owner(settings.state_dir)
             stack.callback(owner.release)
         journal = stack.enter_context(contextlib.closing(open_journal(settings)))
-        progress = stack.enter_context(shown_progress("learning", hidden=as_json))
+        progress = stack.enter_context(shown_progress("learning", hidden=context.as_json))
         work = _Work(settings, chosen, journal, tables, source, progress, again=again)
         facts = work.done(client, relearn=relearn)
-    print(json.dumps(facts)) if as_json else _tell(chosen.name, facts)
+    print(json.dumps(facts)) if context.as_json else _tell(chosen.name, facts)
 
 
 def _tell(model: str, facts: dict[str, Any]) -> None:
@@ -126,7 +113,7 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
         print(f"why rows were not learned: {facts['quarantine']}")
 
 
-def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> Asking | None:
+def _running(context: Context, settings: Settings) -> Asking | None:
     """The way to the service that runs on the state folder; None: there is none."""
     from online.service.run_file import running
 
@@ -134,7 +121,7 @@ def _running(path: Path | None, state_dir: Path | None, settings: Settings) -> A
         running(settings.state_dir)
     except StartRefused:  # of one that has died the lock is free
         return None
-    return connect(path, state_dir)
+    return context.connect()
 
 
 class _Work:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
+import inspect
 import os
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
 
 import typer
 
@@ -38,6 +42,64 @@ FileOption = Annotated[
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="state folder of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print data as JSON")]
 Model = Annotated[str | None, typer.Option("--model", help="which model, if several are served")]
+
+_Options = ParamSpec("_Options")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The options that most commands have: which service, which model, data or words."""
+
+    model: Model = None
+    path: FileOption = None
+    state_dir: StateDir = None
+    as_json: AsJson = False
+
+    def settings(self) -> Settings:
+        """The settings that are meant, see :func:`load_settings`."""
+        return load_settings(self.path, state_dir=self.state_dir)
+
+    def reached(self, url: str | None = None) -> Reached:
+        """Where the service is, see :func:`service`."""
+        return service(self.path, self.state_dir, url)
+
+    def connect(self, timeout_s: float = 60.0) -> Asking:
+        """The way to the running service.  Raises StartRefused if none runs."""
+        return client_of(self.reached(), timeout_s)
+
+    def asked(self) -> tuple[Asking, str]:
+        """The way to the running service, and the model that is meant there."""
+        client = self.connect()
+        return client, pick(client, self.model)
+
+
+def common(
+    *, model: bool = True, as_json: bool = True
+) -> Callable[[Callable[Concatenate[Context, _Options], None]], Callable[..., None]]:
+    """Give a command the common options behind its own: it takes them as one :class:`Context`.
+
+    ``model``, ``as_json``: False for a command without that option.
+    """
+    left_out = {name for name, on in (("model", model), ("as_json", as_json)) if not on}
+    names = [one.name for one in fields(Context) if one.name not in left_out]
+
+    def with_options(
+        command: Callable[Concatenate[Context, _Options], None],
+    ) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*args: Any, **given: Any) -> None:
+            context = Context(**{name: given.pop(name) for name in names if name in given})
+            command(context, *args, **given)
+
+        own = inspect.signature(command, eval_str=True)
+        options = inspect.signature(Context, eval_str=True).parameters
+        added = [options[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names]
+        told = [*list(own.parameters.values())[1:], *added]
+        run.__signature__ = own.replace(parameters=told)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in told}
+        return run
+
+    return with_options
 
 
 def load_settings(path: Path | None, **overrides: Any) -> Settings:
@@ -93,11 +155,6 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
     settings = load_settings(path, state_dir=state_dir)
     token = own_token(settings, environment())
     return Reached(running(settings.state_dir)["url"], token)
-
-
-def connect(path: Path | None, state_dir: Path | None, timeout_s: float = 60.0) -> Asking:
-    """The way to the running service.  Raises StartRefused if none runs."""
-    return client_of(service(path, state_dir), timeout_s)
 
 
 def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:

@@ -11,7 +11,7 @@ import typer
 
 from online.audit import certificates
 from online.audit.log import keys_of
-from online.commands.base import AsJson, FileOption, StateDir, console, load_settings, readable
+from online.commands.base import Context, common, console, readable
 from online.errors import StartRefused
 from online.rebuild import certify
 
@@ -20,9 +20,9 @@ app = typer.Typer(
 )
 
 
-def _public_keys(path: Path | None, state_dir: Path | None) -> list[str]:
+def _public_keys(context: Context) -> list[str]:
     """The public keys of the service's keys, the one that signs first."""
-    settings = load_settings(path, state_dir=state_dir)
+    settings = context.settings()
     if not (keys := keys_of(settings.key_path)):
         raise StartRefused(
             f"there is no key {settings.key_path}", "Name its folder with --state-dir"
@@ -31,30 +31,28 @@ def _public_keys(path: Path | None, state_dir: Path | None) -> list[str]:
 
 
 @app.command("key")
-def certificates_key(
-    path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False
-) -> None:
+@common(model=False)
+def certificates_key(context: Context) -> None:
     """Print the public keys that certificates are verified with, the one that signs first.
 
     Ed25519, 32 bytes as hexadecimal digits; one for each key of the service's key file.
 
     Example: online certificates key
     """
-    found = _public_keys(path, state_dir)
-    print(json.dumps({"keys": found}) if as_json else "\n".join(found))
+    found = _public_keys(context)
+    print(json.dumps({"keys": found}) if context.as_json else "\n".join(found))
 
 
 @app.command("list")
-def certificates_list(
-    path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False
-) -> None:
+@common(model=False)
+def certificates_list(context: Context) -> None:
     """List the certificates in the state folder, each verified.
 
     Exit code 1 if one is not good.
 
     Example: online certificates list
     """
-    settings, keys = load_settings(path, state_dir=state_dir), _public_keys(path, state_dir)
+    settings, keys = context.settings(), _public_keys(context)
     rows: list[dict[str, Any]] = []
     for file in sorted((settings.state_dir / certify.FOLDER).glob("*.json")):
         document = certify.read(file)
@@ -68,7 +66,7 @@ def certificates_list(
                 "faults": found,
             }
         )
-    if as_json:
+    if context.as_json:
         print(json.dumps(rows))
     else:
         from rich.table import Table
@@ -86,15 +84,14 @@ def certificates_list(
 
 
 @app.command("verify")
+@common(model=False)
 def certificates_verify(
+    context: Context,
     file: Annotated[Path, typer.Argument(help="the certificate's file")],
     key: Annotated[
         str | None,
         typer.Option("--key", help="public key, 64 hexadecimal digits; none: this service's"),
     ] = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Verify a certificate: its signature, and that its events are the digests' difference.
 
@@ -102,10 +99,10 @@ def certificates_verify(
 
     Example: online certificates verify forgotten.json
     """
-    keys = _public_keys(path, state_dir) if key is None else [key.lower()]
+    keys = _public_keys(context) if key is None else [key.lower()]
     document = certify.read(file)
     found = certificates.faults(document, keys)
-    if as_json:
+    if context.as_json:
         print(json.dumps({"good": not found, "faults": found}))
     elif found:
         print(f"{file}: NOT GOOD: {'; '.join(found)}", file=sys.stderr)

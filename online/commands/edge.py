@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    in_private,
-    load_settings,
-    span,
-)
+from online.commands.base import Context, common, in_private, span
 from online.commands.export import (
     ends_of,
     freshness,
@@ -62,7 +54,9 @@ ValidDays = Annotated[
 
 
 @app.command()
+@common(model=False)
 def keygen(
+    context: Context,
     rotate: Annotated[
         bool, typer.Option("--rotate", help="a new signing key, under the root key that is there")
     ] = False,
@@ -74,9 +68,6 @@ def keygen(
     ] = False,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Make the keys: root.pem signs the list of keys, signing.pem signs manifests.
 
@@ -91,7 +82,7 @@ def keygen(
 
     from online.edge import roots
 
-    settings = in_private(load_settings(path, state_dir=state_dir))
+    settings = in_private(context.settings())
     place = _keys_place(settings, keys)
     chain_path = place / "roots.json"
     if chain_path.exists() != rotate:
@@ -118,7 +109,7 @@ def keygen(
         "version": found.version, "root": found.root, "keys": list(found.keys),
         "place": str(place), "signed_again": [name for name in signed if name],
     }  # fmt: skip
-    if as_json:
+    if context.as_json:
         print(json.dumps(told))
         return
     print(f"keys in {place}; list {found.version} of them, root key for devices:")
@@ -129,7 +120,9 @@ def keygen(
 
 
 @app.command()
+@common()
 def publish(
+    context: Context,
     snapshot: Annotated[
         str | None, typer.Argument(help="its name, or its file; none: the newest")
     ] = None,
@@ -154,10 +147,6 @@ def publish(
     ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Publish a snapshot as the next release: proved, signed, and for few devices at first.
 
@@ -176,8 +165,8 @@ def publish(
         raise ConfigError("--every", "one snapshot is named", "Leave one of the two out")
     from online.challenger.promotion import as_stored
 
-    settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
-    served = picked(settings, model)
+    settings = as_stored(in_private(context.settings()))
+    served = picked(settings, context.model)
     place = _keys_place(settings, keys)
     signing_key(place / "signing.pem", "--keys")
     last: Any = None
@@ -191,13 +180,13 @@ def publish(
                 asked = _asked(_folder(settings, served), origin)
                 made = _exported(settings, served, state, built, rows, wanted, asked, steps=steps)
                 channel, whole = _publish(settings, served, place, made, percent, valid_days)
-                _say(channel, as_json, served.name)
-                if not as_json:
+                _say(channel, context.as_json, served.name)
+                if not context.as_json:
                     _say_left_out(made, whole)
             if every is None:
                 break
             time.sleep(every)
-            _halt_if_bad(settings, served, place, valid_days, as_json)
+            _halt_if_bad(settings, served, place, valid_days, context.as_json)
 
 
 def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
@@ -209,7 +198,9 @@ def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
 
 
 @app.command()
+@common()
 def promote(
+    context: Context,
     to: Annotated[
         int | None, typer.Option("--to", help="percent; none: the next of 1, 10, 50, 100")
     ] = None,
@@ -218,10 +209,6 @@ def promote(
     ] = False,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Give the newest release to more devices.
 
@@ -235,36 +222,32 @@ def promote(
     def more(channel: Channel, reports: Reports) -> Channel:
         return channel.promoted(to, Reports() if force else reports)
 
-    _move(more, keys, valid_days, model, path, state_dir, as_json)
+    _move(context, more, keys, valid_days)
 
 
 @app.command()
+@common()
 def halt(
+    context: Context,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Take the newest release back: devices use the one before.
 
     Example: online edge halt
     """
-    _move(lambda channel, _: channel.stopped(), keys, valid_days, model, path, state_dir, as_json)
+    _move(context, lambda channel, _: channel.stopped(), keys, valid_days)
 
 
 @app.command()
+@common()
 def rollback(
+    context: Context,
     to: Annotated[
         int | None, typer.Option("--to", help="sequence; none: what all devices had before")
     ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Publish the weights of an older release again, under a higher sequence, for all devices.
 
@@ -272,8 +255,8 @@ def rollback(
     """
     from online.edge.export import with_deltas
 
-    settings = in_private(load_settings(path, state_dir=state_dir))
-    served = picked(settings, model)
+    settings = in_private(context.settings())
+    served = picked(settings, context.model)
     place = _keys_place(settings, keys)
     key = signing_key(place / "signing.pem", "--keys")
     folder = _folder(settings, served)
@@ -284,29 +267,25 @@ def rollback(
         channel = channel.returned(about)
         _publish_roots(folder, place)
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key, differences)
-    _say(channel, as_json, served.name)
+    _say(channel, context.as_json, served.name)
 
 
 @app.command()
-def status(
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
-) -> None:
+@common()
+def status(context: Context) -> None:
     """Show what is published, for how many devices, and until when.
 
     Example: online edge status
     """
-    settings = in_private(load_settings(path, state_dir=state_dir))
-    served = picked(settings, model)
+    settings = in_private(context.settings())
+    served = picked(settings, context.model)
     folder = _folder(settings, served)
     channel = folder.channel()
     expires = lost = None
     if channel.releases:
         expires = json.loads(folder.head()[0])["expires"]
         lost = left_behind(settings, served, channel.newest.about)
-    _say(channel, as_json, served.name, expires, folder.reports(channel.sequence), lost)
+    _say(channel, context.as_json, served.name, expires, folder.reports(channel.sequence), lost)
 
 
 def _exported(
@@ -373,12 +352,14 @@ def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
 
 
 def _move(
-    change: Callable[[Channel, Reports], Channel], keys: Path | None, valid_days: float,
-    model: str | None, path: Path | None, state_dir: Path | None, as_json: bool,
-) -> None:  # fmt: skip
+    context: Context,
+    change: Callable[[Channel, Reports], Channel],
+    keys: Path | None,
+    valid_days: float,
+) -> None:
     """Sign the newest release for other devices."""
-    settings = in_private(load_settings(path, state_dir=state_dir))
-    served = picked(settings, model)
+    settings = in_private(context.settings())
+    served = picked(settings, context.model)
     key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
     folder = _folder(settings, served)
     with folder.locked():
@@ -386,7 +367,7 @@ def _move(
         channel = change(channel, folder.reports(channel.sequence))
         _publish_roots(folder, _keys_place(settings, keys))
         folder.publish(channel, channel.head(time.time(), valid_days * 86_400.0), key)
-    _say(channel, as_json, served.name)
+    _say(channel, context.as_json, served.name)
 
 
 def _halt_if_bad(

@@ -12,16 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    console,
-    load_settings,
-    moment,
-    readable,
-)
+from online.commands.base import Context, common, console, moment, readable
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
@@ -34,7 +25,9 @@ _PAGE: Final = 2048
 _USUAL: Final = ("greedy", "uniform")
 
 
+@common()
 def evaluate(
+    context: Context,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,10 +46,6 @@ def evaluate(
         Path | None,
         typer.Option("--dsjson", help="write the log to a file, as VowpalWabbit reads it"),
     ] = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Say what other policies would have earned, from the choices and rewards of the journal.
 
@@ -73,8 +62,8 @@ def evaluate(
     from online.decide.judging import SERVED, Judging
     from online.rows.journal_rows import open_for_report
 
-    settings = load_settings(path, state_dir=state_dir)
-    asked = _pick({m.name: m for m in settings.models if m.choose is not None}, model)
+    settings = context.settings()
+    asked = _pick({m.name: m for m in settings.models if m.choose is not None}, context.model)
     assert asked.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))
     judging = Judging([n for n in names if n != SERVED], alpha, *asked.choose.reward_range)
@@ -96,7 +85,7 @@ def evaluate(
             "Send rewards for choices first, or name another time",
         )
     found = judging.now()
-    if as_json:
+    if context.as_json:
         print(json.dumps(_data(found, judging.unanswered, beyond)))
     else:
         _print(found, judging.unanswered, beyond)

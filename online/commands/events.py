@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from online.client.asking import Asking, NoAnswer
-from online.commands.base import AsJson, FileOption, Model, StateDir, checked, connect, pick
+from online.commands.base import Context, checked, common, pick
 from replay.plain import plain
 
 app = typer.Typer(help="Answers and labels as they come.", no_args_is_help=True)
@@ -19,7 +19,9 @@ _WIDE: Final = 110  # characters of a row's features on a line
 
 
 @app.command("tail")
+@common()
 def events_tail(
+    context: Context,
     only: Annotated[
         Literal["answer", "label", "choice", "reward"] | None, typer.Option(help="only these")
     ] = None,
@@ -28,10 +30,6 @@ def events_tail(
     seconds: Annotated[
         float | None, typer.Option("--for", min=0, help="end after so long; else with Ctrl-C")
     ] = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show what is being answered and learned, a line each, until Ctrl-C (exit code 130).
 
@@ -41,14 +39,14 @@ def events_tail(
 
     Example: online events tail --model phishing --only label
     """
-    client = connect(path, state_dir, timeout_s=10.0)
-    name = pick(client, model)
+    client = context.connect(timeout_s=10.0)
+    name = pick(client, context.model)
     end = None if seconds is None else time.monotonic() + seconds
     cursors: dict[str, int] = {}
     try:
         while True:
             for answer in _look(client, name, cursors):
-                _print(answer, only, source, as_json=as_json)
+                _print(answer, only, source, as_json=context.as_json)
             sys.stdout.flush()
             if end is not None and time.monotonic() >= end:
                 return

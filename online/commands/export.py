@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, console, load_settings
+from online.commands.base import Context, common, console
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 _GOLDEN_ROWS = 128
 
 
+@common()
 def export(
+    context: Context,
     snapshot: Annotated[
         str | None,
         typer.Argument(help="its name, from `snapshot list`, or its file; none: the newest"),
@@ -57,10 +59,6 @@ def export(
     valid_days: Annotated[
         float, typer.Option(help="how long clients may follow the manifest", min=0.01)
     ] = 7.0,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Write a snapshot as edgepack (browser, Node), ONNX and C99, each proved to answer alike.
 
@@ -78,8 +76,8 @@ def export(
     wanted = list(EXACT) if targets == "all" else targets_of(targets)
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
-    settings = as_stored(load_settings(path, state_dir=state_dir))
-    served = picked(settings, model)
+    settings = as_stored(context.settings())
+    served = picked(settings, context.model)
     state, built = restored(settings, served, snapshot)
     now = time.time()
     made = make(
@@ -94,7 +92,7 @@ def export(
     if old is not None:
         made = with_delta(made, old)
     _write(out, made, key)
-    _print(out, made, as_json=as_json)
+    _print(out, made, as_json=context.as_json)
 
 
 def targets_of(text: str) -> list[str]:
@@ -142,7 +140,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     if (row := _newest(settings, served, state)) is not None:
         made["trained_through"] = {"event": f"{row.partition}:{row.offset}", "at": round(row.at, 3)}
     counters = values[METRICS].data if METRICS in values else {}
-    name = "mae" if served.task == "regression" else "accuracy"
+    name = served.purpose.metric
     if (score := summarise(served.task, counters)[name]) is not None:
         made["quality"] = {name: round(score, 4), "rows": int(counters["n"])}
     if (level := state.metrics.get(DRIFT)) is not None:

@@ -19,32 +19,23 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.client.asking import Asking
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    checked,
-    connect,
-    console,
-    in_private,
-    load_settings,
-    pick,
-    span,
-)
+from online.commands.base import Context, checked, common, console, in_private, span
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
     from online.rebuild.rebuild import Progress as Told
     from online.rebuild.verdicts_again import Review
+    from online.settings.config import Settings
     from paramserver.rewrites import Digest
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
 
 
+@common()
 def forget(
+    context: Context,
     source: Annotated[str, typer.Option("--source", help="whose events")],
     since: Annotated[
         str | None,
@@ -57,10 +48,6 @@ def forget(
         Path | None, typer.Option("--certificate", help="file for a signed certificate")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Go on as if a source had never sent anything; the service answers meanwhile.
 
@@ -73,8 +60,9 @@ def forget(
 
     Example: online forget --source bot-7
     """
-    wish = Wish(yes, as_json, erase, certificate)
-    forget_source(path, state_dir, model, source, _time(since), None, wish)
+    forget_source(
+        context, source, _time(since), None, Wish(yes, context.as_json, erase, certificate)
+    )
 
 
 def _time(text: str | None) -> float | None:
@@ -105,18 +93,12 @@ class Wish:
 
 
 def forget_source(
-    path: Path | None,
-    state_dir: Path | None,
-    model: str | None,
-    source: str,
-    since: float | None,
-    to: str | None,
-    wish: Wish,
+    context: Context, source: str, since: float | None, to: str | None, wish: Wish
 ) -> None:
     """Forget what a source has sent since a time, or (``to``) since a snapshot."""
     begun, as_json = time.monotonic(), wish.as_json
-    client = connect(path, state_dir)
-    work = _Work(path, state_dir, client, pick(client, model), source, since)
+    client, name = context.asked()
+    work = _Work(context.settings(), client, name, source, since)
     with work.prepared(to, wish):
         if not wish.yes:
             work.ask(wish)
@@ -190,13 +172,7 @@ class _Work:
     _digests: tuple[Digest, Digest] | None = None
 
     def __init__(
-        self,
-        path: Path | None,
-        state_dir: Path | None,
-        client: Asking,
-        name: str,
-        source: str,
-        since: float | None,
+        self, settings: Settings, client: Asking, name: str, source: str, since: float | None
     ) -> None:
         from online.challenger.promotion import as_stored
         from online.models.from_settings import load_model
@@ -210,7 +186,7 @@ class _Work:
         self.name, self._client = name, client
         self.events = self._again = 0
         self._wanted = Wanted(source, since)
-        self._settings = as_stored(in_private(load_settings(path, state_dir=state_dir)))
+        self._settings = as_stored(in_private(settings))
         status = self._status()
         chosen = next((m for m in self._settings.models if m.name == name), None)
         remedy = "Name the settings file that the service was started with: --config"

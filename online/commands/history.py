@@ -13,15 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    StateDir,
-    console,
-    load_settings,
-    moment,
-    readable,
-)
+from online.commands.base import Context, common, console, moment, readable
 from online.errors import ConfigError, StartRefused
 
 _SHOWN: Final = (
@@ -31,7 +23,9 @@ _SHOWN: Final = (
 _MARKS: Final = 20
 
 
+@common(model=False)
 def history(
+    context: Context,
     since: Annotated[
         str, typer.Option(help="from then on: 90m, 6h, 7d, 4w, or a time as 2026-01-31T14:00")
     ] = "1d",
@@ -44,9 +38,6 @@ def history(
     model: Annotated[
         str | None, typer.Option("--model", help="which model, if the settings have several")
     ] = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show how a model did, from what the service has recorded; it need not run.
 
@@ -59,7 +50,7 @@ def history(
     """
     from online.history import series
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = context.settings()
     name = _pick([one.name for one in settings.models], model)
     begin = moment("--since", since)
     end = time.time() if until is None else moment("--until", until)
@@ -79,7 +70,7 @@ def history(
     if out is not None:
         _write(out, name, found)
         print(f"{len(found['columns']['at']):,} steps are in {out}", file=sys.stderr)
-    elif as_json:
+    elif context.as_json:
         print(json.dumps(found))
     else:
         _print(found)

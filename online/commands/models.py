@@ -18,6 +18,7 @@ from online.errors import ConfigError
 from online.models.base import Model
 from online.settings.anomaly import Anomaly
 from online.settings.config import data_dir
+from online.settings.purposes import PURPOSES
 from replay.example import Features, Label
 
 app = typer.Typer(
@@ -230,13 +231,10 @@ def _conclude(model: Model, *, good: bool) -> None:
 
 
 def _task(text: str) -> Task:
-    if text == "anomaly":  # as the settings read it
-        return "binary"
-    if text not in ("binary", "multiclass", "regression"):
-        raise ConfigError(
-            "--task", f"{text!r} is no task", "binary, multiclass, regression, anomaly"
-        )
-    return text  # type: ignore[return-value]
+    known = [name for name in PURPOSES if name != "choose"]
+    if text not in known:
+        raise ConfigError("--task", f"{text!r} is no task", ", ".join(known))
+    return PURPOSES[text].labels
 
 
 def _params(text: str) -> dict[str, object]:

@@ -10,16 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from online.client.asking import Asking
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    checked,
-    connect,
-    load_settings,
-    pick,
-)
+from online.commands.base import Context, checked, common
 from online.errors import StartRefused
 from online.service.run_file import running
 from online.settings.config import Settings
@@ -28,13 +19,11 @@ _PATIENCE_S: Final = 120.0
 _LOOK_S: Final = 0.2
 
 
+@common()
 def promote(
+    context: Context,
     back: Annotated[bool, typer.Option("--back", help="let what served before serve")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Let the challenger serve, with what it has learned; the service answers meanwhile.
 
@@ -47,12 +36,11 @@ def promote(
 
     Example: online promote
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     status = checked(client.get(f"/v1/models/{name}"))
     choices = status.get("choices")
     if choices is not None and (status["challenger"] is None or choices["answers"] == "caller"):
-        _let_answer(client, name, choices, back=back, yes=yes, as_json=as_json)
+        _let_answer(client, name, choices, back=back, yes=yes, as_json=context.as_json)
         return
     if (found := status["challenger"]) is None:
         raise StartRefused(
@@ -61,9 +49,9 @@ def promote(
     if not (back or yes):
         _ask(name, status["learner"], found)
     done = checked(client.post(f"/v1/models/{name}/promote", json={"back": back}))
-    settings = load_settings(path, state_dir=state_dir)
+    settings = context.settings()
     served = _wait(client, settings, name, done["to"])
-    if as_json:
+    if context.as_json:
         print(json.dumps({**done, "version": served["version"]}))
     else:
         print(f"{name}: {served['learner']} serves, version {served['version']}")

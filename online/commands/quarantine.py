@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from online.client.asking import Asking
-from online.commands.base import AsJson, FileOption, Model, StateDir, bar, checked, connect, pick
+from online.commands.base import Context, bar, checked, common, pick
 from online.commands.rewrites import After, Limit, list_events, patiently
 from replay.plain import plain
 
@@ -23,43 +21,38 @@ Source = Annotated[str | None, typer.Option("--source", help="all events of this
 
 
 @app.command("list")
+@common()
 def list_(
+    context: Context,
     source: Source = None,
     after: After = None,
     limit: Limit = 100,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """List events that were set aside, with what was decided about them.
 
     Example: online quarantine list --source bot-7
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     query = {} if source is None else {"source": source}
-    list_events(client, name, "quarantined", after, limit, query, as_json=as_json)
+    list_events(client, name, "quarantined", after, limit, query, as_json=context.as_json)
 
 
 @app.command()
+@common()
 def show(
+    context: Context,
     event: Annotated[str, typer.Argument(help="its row, or its id")],
     source: Annotated[str | None, typer.Option("--source", help="who sent the id")] = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Show one event: what was sent, what the model had answered, why it was set aside.
 
     Example: online quarantine show 3:120
     """
-    client = connect(path, state_dir)
-    url = f"/v1/models/{pick(client, model)}/quarantine/events/{quote(event, safe='')}"
+    client = context.connect()
+    url = f"/v1/models/{pick(client, context.model)}/quarantine/events/{quote(event, safe='')}"
     query = {} if source is None else {"source": source}
     found = checked(client.get(url, params=query))
-    if as_json:
+    if context.as_json:
         print(json.dumps(found))
         return
     for key, value in found.items():
@@ -67,48 +60,40 @@ def show(
 
 
 @app.command()
+@common()
 def release(
+    context: Context,
     rows: Rows = None,
     source: Source = None,
     after: After = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Learn events after all, each once.  Whoever decides first is heard.
 
     Example: online quarantine release 3:120 3:121
     """
-    client = connect(path, state_dir)
-    _decide(client, pick(client, model), "release", rows, source, after, as_json=as_json)
+    _decide(context, "release", rows, source, after)
 
 
 @app.command()
+@common()
 def discard(
+    context: Context,
     rows: Rows = None,
     source: Source = None,
     after: After = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Never learn events.  Whoever decides first is heard.
 
     Example: online quarantine discard --source bot-7
     """
-    client = connect(path, state_dir)
-    _decide(client, pick(client, model), "discard", rows, source, after, as_json=as_json)
+    _decide(context, "discard", rows, source, after)
 
 
 @app.command()
+@common()
 def ban(
+    context: Context,
     source: Annotated[str, typer.Option("--source", help="who")],
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Set aside whatever a source sends from now on; what it has taught stays.
 
@@ -116,38 +101,27 @@ def ban(
 
     Example: online quarantine ban --source bot-7
     """
-    _ban(source, model, path, state_dir, banned=True, as_json=as_json)
+    _ban(context, source, banned=True)
 
 
 @app.command()
+@common()
 def unban(
+    context: Context,
     source: Annotated[str, typer.Option("--source", help="who")],
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Learn from a source again; what was set aside stays so, unless it is released.
 
     Example: online quarantine unban --source bot-7
     """
-    _ban(source, model, path, state_dir, banned=False, as_json=as_json)
+    _ban(context, source, banned=False)
 
 
-def _ban(
-    source: str,
-    model: str | None,
-    path: Path | None,
-    state_dir: Path | None,
-    *,
-    banned: bool,
-    as_json: bool,
-) -> None:
-    client = connect(path, state_dir)
-    name = pick(client, model)
+def _ban(context: Context, source: str, *, banned: bool) -> None:
+    client, name = context.asked()
     body = {"source": source, "banned": banned}
     done = checked(client.post(f"/v1/models/{name}/sources", json=body))
-    if as_json:
+    if context.as_json:
         print(json.dumps(done))
     else:
         print(f"{name}: {source} is {'banned' if banned else 'heard again'}")
@@ -157,24 +131,18 @@ def _ban(
 
 
 def _decide(
-    client: Asking,
-    model: str,
-    verb: str,
-    rows: list[str] | None,
-    source: str | None,
-    after: str | None,
-    *,
-    as_json: bool,
+    context: Context, verb: str, rows: list[str] | None, source: str | None, after: str | None
 ) -> None:
     """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
     if (not rows) == (source is None):
         raise typer.BadParameter("give rows, or --source NAME")
+    client, model = context.asked()
     url = f"/v1/models/{model}/quarantine/{verb}"
     total, cursor, code = dict[str, int](), after, 0
     pages: list[dict[str, Any]] = [
         {"rows": rows[i : i + _PAGE]} for i in range(0, len(rows or ()), _PAGE) if rows
     ]
-    shown = bar(verb, hidden=as_json)
+    shown = bar(verb, hidden=context.as_json)
     try:
         with shown:
             task, done = shown.add_task("", total=None), 0
@@ -194,7 +162,7 @@ def _decide(
                     break
     except KeyboardInterrupt:
         code = 130
-    if as_json:
+    if context.as_json:
         print(json.dumps({**total, "cursor": cursor, "interrupted": code != 0}))
     else:
         print(

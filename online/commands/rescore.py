@@ -18,15 +18,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evaluation.put_off import absent
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    console,
-    in_private,
-    load_settings,
-)
+from online.commands.base import Context, Model, common, console, in_private
 from online.commands.repeat import in_child, repeat, without
 from online.errors import ConfigError, OnlineError, StartRefused
 from online.settings.config import Settings, environment
@@ -66,7 +58,9 @@ Store = Annotated[
 ]
 
 
+@common(model=False)
 def rescore(
+    context: Context,
     files: Annotated[
         list[str],
         typer.Option(
@@ -94,9 +88,6 @@ def rescore(
     ray: Ray = None,
     ray_rows: RayRows = RAY_ROWS,
     every: Annotated[str | None, typer.Option(help="do it again and again, as 1h")] = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Score tables with a snapshot of a model; the service need not run.
 
@@ -110,7 +101,7 @@ def rescore(
     """
     from online.challenger.promotion import as_stored
 
-    settings = as_stored(load_settings(path, state_dir=state_dir))
+    settings = as_stored(context.settings())
     places = (Path(output), Path((store or "").removeprefix("sqlite:")))
     if any(place.resolve().is_relative_to(settings.state_dir) for place in places):
         in_private(settings)  # elsewhere it is not for us to say who may read
@@ -129,7 +120,7 @@ def rescore(
         ttl_s, settings.limits.text_bytes_max, declared_columns(chosen),
     )  # fmt: skip
     begin = partial(start, output, ray or environment().get("RAY_ADDRESS"), workers, ray_rows)
-    _once(request, settings, chosen, snapshot, store, begin, as_json=as_json)
+    _once(request, settings, chosen, snapshot, store, begin, as_json=context.as_json)
 
 
 def _once(

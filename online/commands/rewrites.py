@@ -6,26 +6,12 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from online.client.asking import Asking, NoAnswer
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    bar,
-    checked,
-    connect,
-    console,
-    load_settings,
-    pick,
-    readable,
-    span,
-)
+from online.commands.base import Context, bar, checked, common, console, readable, span
 from online.errors import StartRefused
 
 _PAGE = 200
@@ -35,7 +21,9 @@ After = Annotated[str | None, typer.Option("--after", help="go on behind this cu
 Limit = Annotated[int, typer.Option("--limit", min=1, help="list so many events at most")]
 
 
+@common()
 def rollback(
+    context: Context,
     to: Annotated[str | None, typer.Option("--to", help="snapshot to go back to")] = None,
     undone: Annotated[bool, typer.Option("--undone", help="list the events taken out")] = False,
     relearn: Annotated[bool, typer.Option("--relearn", help="learn them again")] = False,
@@ -46,10 +34,6 @@ def rollback(
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     after: After = None,
     limit: Limit = 100,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Go back to a snapshot; what was learned since is undone and kept.
 
@@ -66,21 +50,20 @@ def rollback(
             raise typer.BadParameter("--without-source goes with --to NAME")
         from online.commands.forget import Wish, forget_source  # which imports model libraries
 
-        forget_source(path, state_dir, model, without, None, to, Wish(yes, as_json))
+        forget_source(context, without, None, to, Wish(yes, context.as_json))
         return
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     if undone:
-        list_events(client, name, "undone", after, limit, as_json=as_json)
+        list_events(client, name, "undone", after, limit, as_json=context.as_json)
     elif relearn:
-        _relearn(client, name, "undone", after, as_json=as_json)
+        _relearn(client, name, "undone", after, as_json=context.as_json)
     else:
-        found = _what_goes(path, state_dir, client, name, str(to))
+        found = _what_goes(context, client, name, str(to))
         if not yes:
             _ask(found, name, str(to))
         url = f"/v1/models/{name}/rollback"
         done = checked(client.post(url, json={"to": to}))
-        if as_json:
+        if context.as_json:
             print(json.dumps(done))
         else:
             print(f"{name} is back at {to}: {done['undone']:,} rows undone")
@@ -89,14 +72,12 @@ def rollback(
             print("  list them: online rollback --undone   learn them: online rollback --relearn")
 
 
+@common()
 def freeze(
+    context: Context,
     listed: Annotated[bool, typer.Option("--list", help="list the events kept back")] = False,
     after: After = None,
     limit: Limit = 100,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Learn nothing more: the model goes on answering, and feedback is kept.
 
@@ -104,35 +85,31 @@ def freeze(
 
     Example: online freeze
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     if listed:
-        list_events(client, name, "frozen", after, limit, as_json=as_json)
+        list_events(client, name, "frozen", after, limit, as_json=context.as_json)
         return
-    _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), as_json)
+    _say_acted(name, "frozen", checked(client.post(f"/v1/models/{name}/freeze")), context.as_json)
 
 
+@common()
 def unfreeze(
+    context: Context,
     release: Annotated[
         bool, typer.Option("--release", help="learn the events that were kept back")
     ] = False,
     after: After = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Learn again.  Events that were kept back stay so, unless --release says otherwise.
 
     Example: online unfreeze --release
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     done = checked(client.post(f"/v1/models/{name}/unfreeze"))
     if release:
-        _relearn(client, name, "frozen", after, as_json=as_json)
+        _relearn(client, name, "frozen", after, as_json=context.as_json)
     else:
-        _say_acted(name, "learning", done, as_json)
+        _say_acted(name, "learning", done, context.as_json)
 
 
 def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> None:
@@ -149,15 +126,13 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 # -- going back ------------------------------------------------------------------------------
 
 
-def _what_goes(
-    path: Path | None, state_dir: Path | None, client: Asking, model: str, name: str
-) -> dict[str, Any]:
+def _what_goes(context: Context, client: Asking, model: str, name: str) -> dict[str, Any]:
     """Rows that a rollback would undo, and since when: from the snapshot's own manifest."""
     from online.settings.places import open_journal, snapshots_path
     from paramserver.snapshots.format import read_manifest
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
-    settings = load_settings(path, state_dir=state_dir)
+    settings = context.settings()
     status = checked(client.get(f"/v1/models/{model}"))
     if status["server"] is None:
         raise StartRefused("the parameter server does not answer", "See `online status`")

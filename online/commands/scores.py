@@ -10,16 +10,7 @@ import msgspec
 import typer
 from rich.table import Table
 
-from online.commands.base import (
-    AsJson,
-    FileOption,
-    Model,
-    StateDir,
-    console,
-    in_private,
-    load_settings,
-    span,
-)
+from online.commands.base import Context, common, console, in_private, span
 from online.commands.rescore import Store, pick_model
 from online.errors import ConfigError
 
@@ -33,21 +24,19 @@ Output = Annotated[str | None, typer.Option("--output", help="folder of the runs
 
 
 @app.command("list")
+@common()
 def scores_list(
+    context: Context,
     output: Output = None,
     store: Store = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Runs that were published, newest first; * is read now.
 
     Example: online scores list --output ./scores
     """
-    current = _current(output, _opened(store, model, path, state_dir))
+    current = _current(output, _opened(store, context))
     runs = list(reversed(current.history))
-    if as_json:
+    if context.as_json:
         here = None if current.run is None else current.run.name
         data: list[Any] = [msgspec.to_builtins(run) | {"current": run.name == here} for run in runs]
         print(json.dumps(data))
@@ -63,13 +52,12 @@ def scores_list(
 
 
 @app.command("rollback")
+@common(as_json=False)
 def scores_rollback(
+    context: Context,
     to: Annotated[str | None, typer.Option(help="a run; default: the one before")] = None,
     output: Output = None,
     store: Store = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Read an earlier run again, from now on.
 
@@ -79,7 +67,7 @@ def scores_rollback(
     from online.rescore.run import POINTER, pointer
     from online.tables.places import Folder, Place
 
-    opened = _opened(store, model, path, state_dir)
+    opened = _opened(store, context)
     _one_of(output, opened)
     if opened is not None:
         made = opened.point(lambda current: current.back(to))
@@ -92,22 +80,21 @@ def scores_rollback(
 
 
 @app.command("gc")
+@common(as_json=False)
 def scores_gc(
+    context: Context,
     keep: Annotated[int, typer.Option(help="newest runs that stay", min=1, max=10_000)] = 3,
     unfinished: Annotated[
         bool, typer.Option("--unfinished", help="also runs that were never published")
     ] = False,
     output: Output = None,
     store: Store = None,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Remove old runs; never the one that is read.
 
     Example: online scores gc --output ./scores --keep 3
     """
-    opened = _opened(store, model, path, state_dir)
+    opened = _opened(store, context)
     _one_of(output, opened)
     if opened is not None:
         names = opened.current().removable(keep)
@@ -136,13 +123,13 @@ def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
     return names
 
 
-def _opened(store: str | None, model: str | None, path: Any, state_dir: Any) -> Scores | None:
+def _opened(store: str | None, context: Context) -> Scores | None:
     if store is None:
         return None
     from online.rescore.stores import open_store
 
-    settings = in_private(load_settings(path, state_dir=state_dir))
-    return open_store(store, pick_model(settings, model).name)
+    settings = in_private(context.settings())
+    return open_store(store, pick_model(settings, context.model).name)
 
 
 def _current(output: str | None, opened: Scores | None) -> Current:

@@ -33,7 +33,7 @@ def config_check(path: File = None) -> None:
     settings = load_settings(path)
     for model in settings.models:
         rule = merge_rule(model, load_model(model, settings, b"\0" * 32).model)
-        print(f"{model.name}: {model.purpose}, {model.learner}, merge: {rule}")
+        print(f"{model.name}: {model.purpose.name}, {model.learner}, merge: {rule}")
         if (challenging := model.challenging) is not None:
             load_model(challenging, settings, b"\0" * 32)
             print(f"{model.name}: challenger {challenging.learner}")

@@ -11,11 +11,12 @@ import typer
 
 from online.commands.base import (
     AsJson,
+    Context,
     FileOption,
     Model,
     StateDir,
     checked,
-    connect,
+    common,
     console,
     load_settings,
     pick,
@@ -30,20 +31,15 @@ app = typer.Typer(help="List, create, show and pin snapshots.", no_args_is_help=
 
 
 @app.command("list")
-def snapshot_list(
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
-) -> None:
+@common()
+def snapshot_list(context: Context) -> None:
     """Snapshots kept, newest first.
 
     Example: online snapshot list
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     found = checked(client.get(f"/v1/models/{name}/snapshots"))["snapshots"]
-    if as_json:
+    if context.as_json:
         print(json.dumps(found))
         return
     from rich.table import Table
@@ -60,36 +56,34 @@ def snapshot_list(
 
 
 @app.command("create")
+@common(model=False, as_json=False)
 def snapshot_create(
+    context: Context,
     model: Model = None,
     pin: Annotated[bool, typer.Option("--pin", help="keep it beyond the retention")] = False,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Publish a snapshot now.
 
     Example: online snapshot create --pin
     """
-    client = connect(path, state_dir)
+    client = context.connect()
     name = pick(client, model)
     url = f"/v1/models/{name}/snapshots"
     print(json.dumps(checked(client.post(url, params={"pin": pin}))))
 
 
 @app.command("pin")
+@common(as_json=False)
 def snapshot_pin(
+    context: Context,
     snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`")],
     off: Annotated[bool, typer.Option("--off", help="no longer")] = False,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Keep a snapshot beyond the retention, or (--off) no longer.
 
     Example: online snapshot pin 3-120
     """
-    client = connect(path, state_dir)
-    name = pick(client, model)
+    client, name = context.asked()
     url = f"/v1/models/{name}/snapshots/{snapshot}/pin"
     print(json.dumps(checked(client.post(url, params={"on": not off}))))
 

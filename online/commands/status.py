@@ -12,17 +12,14 @@ import typer
 
 from online.client.shown import short
 from online.commands.base import (
-    AsJson,
-    FileOption,
-    StateDir,
+    Context,
     bar,
     checked,
     client_of,
+    common,
     console,
     in_private,
-    load_settings,
     readable,
-    service,
     span,
 )
 
@@ -31,15 +28,16 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-def status(path: FileOption = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
+@common(model=False)
+def status(context: Context) -> None:
     """Show what runs: version, freshness, quality and replicas of each model.
 
     Example: online status --json
     """
-    reached = service(path, state_dir)
+    reached = context.reached()
     client = client_of(reached, timeout_s=10.0)
     models = checked(client.get("/v1/models"))["models"]
-    if as_json:
+    if context.as_json:
         print(json.dumps({"url": reached.url, "models": models}))
         return
     shown = console()
@@ -239,16 +237,15 @@ def _show_room(console: Console, journal: dict[str, Any] | None) -> None:
     console.print(f"  growth: {grown} over the last {span(journal['measured_s'])}; {left}")
 
 
+@common(model=False)
 def fsck(
+    context: Context,
     given_up: Annotated[
         list[str] | None,
         typer.Option(
             "--give-up", help="PARTITION:OFFSET of a damaged row to go on without; service stopped"
         ),
     ] = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Verify all that the journal stores and its log of decisions, compare the events in the newest
     snapshot with it, and read every snapshot.
@@ -268,13 +265,13 @@ def fsck(
     from online.service.run_file import is_served
     from replay.errors import ReplayError
 
-    settings = in_private(load_settings(path, state_dir=state_dir))
+    settings = in_private(context.settings())
     if given_up:
         from online.service.giving_up import give_up, places_of
 
         for line in give_up(settings, places_of(given_up)):
-            print(line, file=sys.stderr if as_json else sys.stdout)
-    with bar("rows", hidden=as_json) as progress:
+            print(line, file=sys.stderr if context.as_json else sys.stdout)
+    with bar("rows", hidden=context.as_json) as progress:
         results: list[dict[str, Any]] = []
         texts: list[str] = []
 
@@ -297,7 +294,7 @@ def fsck(
             else:
                 results.append(found.as_dict())
                 texts.append(str(found))
-    if as_json:
+    if context.as_json:
         log = None if decided is None else decided.as_dict()
         whole = {"journal": journal.as_dict(), "log": log}
         print(json.dumps([{**result, **whole} for result in results]))

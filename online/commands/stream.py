@@ -11,12 +11,14 @@ from typing import Annotated
 
 import typer
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, client_of, pick, service
+from online.commands.base import Context, Model, client_of, common, pick
 from online.errors import ConfigError, StartRefused
 from online.settings import config
 
 
+@common(model=False)
 def stream(
+    context: Context,
     name: Annotated[str, typer.Argument(help="a stream's name, or a CSV file with a header")],
     model: Model = None,
     rate: Annotated[str, typer.Option(help="rows a second, or `max`")] = "100",
@@ -27,9 +29,6 @@ def stream(
     url: Annotated[
         str | None, typer.Option(help="service to play against; its token: ONLINE_TOKEN")
     ] = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Play a data set against the running service, test then learn.
 
@@ -40,7 +39,7 @@ def stream(
 
     per_s = None if rate == "max" else _rate(rate)
     played = open_stream(name, config.data_dir(), label=label)
-    reached = service(path, state_dir, url)
+    reached = context.reached(url)
     stopped = threading.Event()
     signal.signal(signal.SIGINT, lambda *_: stopped.set())
     client = client_of(reached)
@@ -48,12 +47,12 @@ def stream(
     n_rows = min(rows or played.n_rows, played.n_rows)
     begun = shown = time.monotonic()
     score = None
-    terminal = sys.stderr.isatty() and not as_json
+    terminal = sys.stderr.isatty() and not context.as_json
     for score in play(
         played, reached.url, served, rate=per_s, rows=rows, times=times, source=source,
         stopped=stopped.is_set, token=reached.token,
     ):  # fmt: skip
-        if not as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
+        if not context.as_json and time.monotonic() - shown >= (0.2 if terminal else 5.0):
             shown = time.monotonic()
             end = "\r" if terminal else "\n"
             print(f"{line(score, n_rows)}", end=end, file=sys.stderr, flush=True)
@@ -65,7 +64,7 @@ def stream(
         "rows_per_s": round(score.rows / elapsed, 1), **score.summary(),
         "rows_played_again": max(score.rows - n_rows, 0), "interrupted": stopped.is_set(),
     }  # fmt: skip
-    if as_json:
+    if context.as_json:
         print(json.dumps(result))
     else:
         print(f"{line(score, n_rows)}" + " " * 20)

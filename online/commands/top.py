@@ -11,7 +11,7 @@ import typer
 
 from online.client.asking import Asking, NoAnswer
 from online.client.shown import short
-from online.commands.base import FileOption, StateDir, checked, connect, console, readable, span
+from online.commands.base import Context, checked, common, console, readable, span
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,11 +25,11 @@ _STEPS: Final = "▁▂▃▄▅▆▇█"
 _DRIFT: Final = {"act": "[red]act[/red]", "watch": "[yellow]watch[/yellow]"}
 
 
+@common(model=False, as_json=False)
 def top(
+    context: Context,
     every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look twice, print, and end")] = False,
-    path: FileOption = None,
-    state_dir: StateDir = None,
 ) -> None:
     """Show every model live until Ctrl-C: score beside the rules, course, drift, age, traffic.
 
@@ -40,7 +40,7 @@ def top(
     """
     from rich.live import Live
 
-    client = connect(path, state_dir, timeout_s=10.0)
+    client = context.connect(timeout_s=10.0)
     screen = Screen(client)
     if once or not sys.stdout.isatty():
         screen.look(time.monotonic())

@@ -7,22 +7,20 @@ from typing import Annotated
 
 import typer
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, in_private, load_settings
+from online.commands.base import Context, common, in_private
 from online.errors import ConfigError
 from replay.plain import plain
 
 
+@common()
 def triggers(
+    context: Context,
     rows: Annotated[
         int | None, typer.Option(min=100, help="newest rows looked at; default: triggers.rows")
     ] = None,
     forget: Annotated[
         bool, typer.Option("--forget", help="forget the sources named (online forget)")
     ] = False,
-    model: Model = None,
-    path: FileOption = None,
-    state_dir: StateDir = None,
-    as_json: AsJson = False,
 ) -> None:
     """Search recent rows for triggers that work on the newest snapshot's model.
 
@@ -33,9 +31,9 @@ def triggers(
     """
     from online.service.trigger_task import forgotten, look, shown
 
-    settings = in_private(load_settings(path, state_dir=state_dir))
+    settings = in_private(context.settings())
     by_name = {one.name: one for one in settings.models}
-    name = settings.models[0].name if model is None and len(by_name) == 1 else model
+    name = settings.models[0].name if context.model is None and len(by_name) == 1 else context.model
     if name not in by_name:
         known = ", ".join(by_name)
         raise ConfigError("--model", f"{name!r} is not in the settings", f"Name one of: {known}")
@@ -43,7 +41,7 @@ def triggers(
     looked = look(settings, chosen, rows or chosen.triggers.rows)
     if forget and looked.triggers:
         looked = forgotten(settings, chosen.name, looked)
-    if as_json:
+    if context.as_json:
         found = {
             "rows": looked.rows, "sources": looked.sources, "triggers": shown(looked.triggers),
             "forgotten": list(looked.forgotten), "problem": looked.problem,

@@ -134,7 +134,7 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "banned": rewrites.get("banned"),
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
-        "incident": _headline(status.get("incident")),
+        "incident": _headlines(status.get("incidents") or ()),
         "edge": _release(status.get("edge") or {}),
     }
 
@@ -147,9 +147,9 @@ def _release(edge: Mapping[str, Any]) -> str | None:
     return f"{named} halted" if edge["halted"] else f"{named} to {edge['percent']} % of devices"
 
 
-def _headline(incident: str | None) -> str | None:
-    """The incident without the values of rows that it may name: they can be forgotten, too."""
-    return None if incident is None else str(incident).partition(": ")[0]
+def _headlines(incidents: Sequence[str]) -> str | None:
+    """The incidents without values of rows that they may name: these can be forgotten, too."""
+    return "; ".join(incident.partition(": ")[0] for incident in incidents) or None
 
 
 def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:

@@ -127,7 +127,7 @@ class App:
         )
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
         self._ids = RequestIds(secrets.token_hex(4))
-        self._actions = openinference.Actions(servings, self._arriving)
+        self._actions = openinference.Actions(servings, self._arriving, self._send)
         self._live = {name: Ring() for name in servings}
         self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
@@ -272,7 +272,7 @@ class App:
             status, answer = 500, form.encode(error_body(failed()))
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
-        await _send(send, status, form.content_type, answer, headers)
+        await self._send(send, status, form.content_type, answer, headers, model)
 
     async def _choice(
         self, model: str, action: str, form: Format, body: bytes
@@ -317,7 +317,23 @@ class App:
         except Exception:
             log.exception("scores %s, request %s", model, headers[0][1].decode())
             status, answer = 500, JSON.encode(error_body(failed()))
-        await _send(send, status, JSON.content_type, answer, headers)
+        await self._send(send, status, JSON.content_type, answer, headers, model)
+
+    async def _send(
+        self,
+        send: Send,
+        status: int,
+        kind: bytes,
+        body: bytes,
+        headers: list[tuple[bytes, bytes]],
+        model: str,
+    ) -> None:
+        """Send an answer; a caller that takes none has its place no longer than a slow body has."""
+        for message in _answer(status, kind, body, headers):
+            if not await self._arriving.give(send, message):
+                if (serving := self._servings.get(model)) is not None:
+                    serving.replica.counts["answers_not_taken"] += 1
+                return
 
 
 def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
@@ -340,7 +356,7 @@ def _busy(limit: int) -> RequestError:
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
-    near = difflib.get_close_matches(model, known, n=1)
+    near = difflib.get_close_matches(model[:80], known, n=1)
     hint = f"Did you mean `{near[0]}`? " if near else ""
     hint += f"Served here: {', '.join(sorted(known))}"
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
@@ -349,13 +365,23 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
+    for message in _answer(status, kind, body, headers):
+        await send(message)
+
+
+def _answer(
+    status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parts of an answer, as ASGI has them."""
     head = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
         *headers,
     ]
-    await send({"type": "http.response.start", "status": status, "headers": head})
-    await send({"type": "http.response.body", "body": body})
+    return (
+        {"type": "http.response.start", "status": status, "headers": head},
+        {"type": "http.response.body", "body": body},
+    )
 
 
 def build_rest(

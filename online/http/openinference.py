@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Final
@@ -56,6 +56,8 @@ log = logging.getLogger("online.app")
 
 EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *repository.EXTENSIONS)
 Refused = RequestError | None
+Give = Callable[[Send, int, bytes, bytes, list[tuple[bytes, bytes]], str], Awaitable[None]]
+"""Sends an answer: status, type, body, headers and the model that it is about."""
 _LENGTH: Final = b"inference-header-content-length"
 _EVENT: Final = ("id", "label", "event_id", "source", "weight", "event_time")
 _DATATYPES: Final = {"number": "FP64", "category": "BYTES", "text": "BYTES", "bool": "BOOL"}
@@ -232,12 +234,9 @@ def metadata(serving: Serving) -> dict[str, Any]:
     elif settings.task == "multiclass":
         label = serving.replica.newest_label
     outputs = [{"name": "prediction", "datatype": column("", [label]).datatype, "shape": [-1]}]
-    if settings.anomaly is not None:
-        outputs.append({"name": "score", "datatype": "FP64", "shape": [-1]})
-    elif settings.task == "binary":
-        outputs.append({"name": "probability", "datatype": "FP64", "shape": [-1]})
-    if settings.task != "regression" and settings.anomaly is None:
-        outputs.append({"name": "probabilities", "datatype": "FP64", "shape": [-1, -1]})
+    for name in settings.purpose.columns:
+        shape = [-1, -1] if name == "probabilities" else [-1]
+        outputs.append({"name": name, "datatype": "FP64", "shape": shape})
     return {
         "name": serving.name,
         "versions": [serving.replica.version],
@@ -283,8 +282,8 @@ def _find(servings: Mapping[str, Serving], model: str, version: str | None) -> S
 class Actions:
     """ASGI of infer and feedback: FastAPI's own way there would cost more than the answer."""
 
-    def __init__(self, servings: Mapping[str, Serving], arriving: Arriving) -> None:
-        self._servings, self._arriving = servings, arriving
+    def __init__(self, servings: Mapping[str, Serving], arriving: Arriving, give: Give) -> None:
+        self._servings, self._arriving, self._give = servings, arriving, give
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, request_id: bytes, refused: Refused
@@ -300,9 +299,9 @@ class Actions:
         except RequestError as error:
             status, kind, body = error.status, b"application/json", error_body(error)
             headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
-        headers += [(b"content-type", kind), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        match = V2.fullmatch(scope["path"])
+        assert match is not None
+        await self._give(send, status, kind, body, headers, match[1])
 
     async def _answer(
         self, scope: Scope, receive: Receive, request_id: bytes, refused: Refused

@@ -130,7 +130,7 @@ async def upload(
     last line, as an error body.
     """
     head = [(b"content-type", NDJSON), *headers]
-    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await place.within(send({"type": "http.response.start", "status": 200, "headers": head}))
     last = b""
     try:
         async for lines in place.timely(read_lines(receive, limits.body_bytes_max)):
@@ -150,7 +150,7 @@ async def upload(
 
 
 async def _record(serving: Serving, lines: list[bytes]) -> list[Receipt]:
-    events = decode_events([line.strip() for line in lines])
+    events = await decode_events([line.strip() for line in lines])
     good = [event for event in events if isinstance(event, Event)]
     receipts = iter(await serving.record(good) if good else [])
     return [refused(e) if isinstance(e, RequestError) else next(receipts) for e in events]

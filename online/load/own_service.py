@@ -19,7 +19,7 @@ from online.errors import StartRefused
 from online.settings import config
 
 _START_S = 180.0  # 10 to 15 on two idle cores
-_STOP_S = 30.0
+_STOP_S = 120.0
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> Path:

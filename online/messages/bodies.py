@@ -12,13 +12,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
-    Coroutine,
     Generator,
     Sequence,
 )
 from dataclasses import dataclass
 from types import coroutine
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -29,6 +28,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+T = TypeVar("T")
 
 # Only to say what was wrong in a body that the decoder has refused: the name before the value.
 _NO_NUMBER = re.compile(rb'"([^"]*)"\s*:\s*(-?(?:NaN|Infinity|inf|nan)\b)')
@@ -65,6 +65,9 @@ MSGPACK: Final = Format(
 )
 NDJSON: Final = b"application/x-ndjson"
 _PATIENCE_S: Final = 1.0  # a body that takes longer has to give way
+_SHOWN: Final = 80  # characters of what a caller has sent, in a refusal
+_LINES: Final = 64  # in one turn of the loop: reading one that is wrong takes 12 µs
+_SPLIT: Final = 4_096  # lines of a part of a body at once
 _LINE: Final = msgspec.json.Decoder(Event)
 
 
@@ -122,12 +125,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
 class Arriving:
     """Bodies on their way: each has so long, and the slowest makes room when it is needed.
 
+    Answers whose callers do not take them are on their way, too.
+
     Parameters
     ----------
     limit
         Bytes of a body.
     wait_s
-        How long a body may take from its head to its end, in seconds.
+        How long a body may take from its head to its end, in seconds; and a part of an answer.
     """
 
     def __init__(self, limit: int, wait_s: float) -> None:
@@ -136,24 +141,40 @@ class Arriving:
 
     async def read(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body.  RequestError: 408, 413, or 400 if the caller went away."""
-        reading = read_body(scope, receive, self._limit)
+        reading = read_body(scope, receive, self._limit).__await__()
         try:
-            waits_for = reading.send(None)
+            waits_for = next(reading)
         except StopIteration as end:  # it was here with its head, as most are: no clock is needed
             body: bytes = end.value
             return body
         try:
-            async with asyncio.timeout(self._wait_s) as clock:
-                self._clocks[clock] = None
-                try:
-                    return await _go_on(reading, waits_for)
-                finally:
-                    self._clocks.pop(clock, None)
+            return await self._within(reading, waits_for)
         except TimeoutError:
             hint = f"Send it within {self._wait_s:g} s, or raise limits.body_wait_s"
             raise RequestError(
                 408, "body_late", "the body did not arrive in time", None, hint
             ) from None
+
+    async def give(self, send: Send, message: dict[str, Any]) -> bool:
+        """Send a part of an answer; False: the caller does not take what it was sent before."""
+        sending = send(message).__await__()
+        try:
+            waits_for = next(sending)
+        except StopIteration:  # it went on its way at once, as nearly all do: no clock is needed
+            return True
+        try:
+            await self._within(sending, waits_for)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _within(self, begun: Generator[Any, Any, T], waits_for: Any) -> T:
+        async with asyncio.timeout(self._wait_s) as clock:
+            self._clocks[clock] = None
+            try:
+                return await _go_on(begun, waits_for)
+            finally:
+                self._clocks.pop(clock, None)
 
     def push_out(self) -> bool:
         """Give up the slowest body; False if none has taken longer than a good one may."""
@@ -167,7 +188,7 @@ class Arriving:
 
 
 @coroutine
-def _go_on(begun: Coroutine[Any, None, bytes], waits_for: Any) -> Generator[Any, None, bytes]:
+def _go_on(begun: Generator[Any, Any, T], waits_for: Any) -> Generator[Any, Any, T]:
     """Go on with a coroutine that was begun, and waits for something."""
     try:
         while True:
@@ -178,25 +199,31 @@ def _go_on(begun: Coroutine[Any, None, bytes], waits_for: Any) -> Generator[Any,
             else:
                 waits_for = begun.send(sent)
     except StopIteration as end:
-        body: bytes = end.value
-        return body
+        result: T = end.value
+        return result
 
 
 async def read_lines(receive: Receive, limit: int) -> AsyncIterator[list[bytes]]:
-    """Lines that are not empty, as many at once as have arrived; 413 for one above ``limit``."""
-    rest, more = b"", True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _gone()
-        more = bool(message.get("more_body"))
-        *lines, rest = (rest + message.get("body", b"")).split(b"\n")
-        if not more:
+    """Lines that are not empty, as many at once as have arrived; 413 for one above ``limit``.
+
+    At most some thousand at once: a line may be one letter, and a part of a body a million of them.
+    """
+    rest, more, whole = b"", True, True
+    while more or not whole:
+        if whole:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _gone()
+            more = bool(message.get("more_body"))
+            rest += message.get("body", b"")
+        *lines, rest = rest.split(b"\n", _SPLIT)
+        whole = len(lines) < _SPLIT
+        if whole and not more:
             lines.append(rest)
         for line in lines:
             if len(line) > limit:
                 raise _too_large(len(line), limit)
-        if len(rest) > limit:
+        if whole and len(rest) > limit:
             raise _too_large(len(rest), limit)
         if lines := [line for line in lines if line.strip()]:
             yield lines
@@ -213,8 +240,21 @@ def _too_large(size: int, limit: int) -> RequestError:
     )
 
 
-def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
+async def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
     """Read each line of an upload: its event, or a RequestError that names the field that is wrong.
+
+    Others have a turn of the loop after some lines, and at the end: of wrong ones nothing is
+    written that would be waited for, however many come.
+    """
+    events: list[Event | RequestError] = []
+    for i in range(0, len(lines), _LINES):
+        events += _some_events(lines[i : i + _LINES])
+        await asyncio.sleep(0)
+    return events
+
+
+def _some_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
+    """Read some lines.
 
     All of them are read together if they are objects.  The decoder would take two objects of one
     line as well, but none of two lines: so if there are as many as lines, each has one.
@@ -265,7 +305,7 @@ def _fields(decoder: Callable[[bytes], Any]) -> tuple[str, ...]:
 
 def meant(name: str, known: Collection[str]) -> str:
     """Which of the known names may be meant, for a hint: those of an unknown field or model."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name[:_SHOWN], known, n=1)
     return f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
 
 
@@ -275,7 +315,9 @@ def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError
     field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
     if match := re.search(r"unknown field `(.*)`", message):
         known = Event.__struct_fields__ if field.startswith("events") else known
-        field = f"{field}.{match[1]}".lstrip(".")
+        name = match[1][:_SHOWN]
+        message = f"Object contains unknown field `{name}`"
+        field = f"{field}.{name}".lstrip(".")
         hint = meant(match[1], known) if known else "Leave it out; see /docs for the fields"
     elif message == "Number out of range":
         huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]

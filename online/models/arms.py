@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from online.models.experts import Floats
+from online.models.parts import OfParts
 from paramserver.blocks import COUNT, Block, Blocks
 
 WINDOW: Final = 50.0
@@ -77,11 +78,12 @@ def _keys(action: int) -> tuple[str, ...]:
     return tuple(f"{part}:{action}" for part in "nrms")
 
 
-class Arms:
+class Arms(OfParts):
     """Rewards by action, and of all actions together."""
 
     def __init__(self) -> None:
         self._sums = Sums("arms")
+        self._parts = (self._sums,)
 
     def of(self, ids: Sequence[int]) -> Counted:
         """Return what is known of these actions."""
@@ -99,15 +101,3 @@ class Arms:
         for part, more in (("m", weight), ("s", weight * y)):
             name = f"{part}:{action}"
             add(name, more - fade * now.get(name, 0.0))
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        return self._sums.cut()
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        self._sums.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        self._sums.reset(values)

@@ -35,7 +35,6 @@ are, and travels with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 import numpy as np
@@ -51,7 +50,7 @@ from online.models.experts import (
     Owned,
     Taken,
 )
-from online.models.hashed import check_hashing, counted
+from online.models.hashed import counted
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
@@ -101,26 +100,11 @@ class Views(NamedTuple):
     crossed: Row | None
 
 
-@dataclass(frozen=True, slots=True)
-class Auto:
-    """A recipe that a factory returns to serve the linear model of several representations.
+class Auto(SelfRate):
+    """A recipe that a factory returns to serve the linear model of several representations."""
 
-    Attributes
-    ----------
-    text
-        Names of features that are taken as bags of words.
-    bits
-        Features are hashed to 2^bits places, by 32-bit murmur3.
-    seed
-        Of the hash: the same in all processes.
-    """
-
-    text: Sequence[str] = ()
-    bits: int = 22
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_hashing("auto", self.text, self.bits)
+    __slots__ = ()
+    name = "auto"
 
     def model_for(self, task: Task) -> SelfRateModel:
         """The model behind the learner."""

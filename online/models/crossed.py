@@ -18,7 +18,7 @@ import numpy.typing as npt
 from online.models.experts import Floats
 from online.models.hashed import Hashed
 from online.models.limited import Limited
-from paramserver.blocks import Blocks
+from online.models.parts import OfParts
 from replay.example import Features, Value
 
 ACTION: Final = "@"
@@ -114,13 +114,13 @@ def hash_of(action: str) -> int:
     return mmh3.hash(action, _SEED, signed=False)
 
 
-class Crossing:
+class Crossing(OfParts):
     """Takes contexts and actions, and keeps the moments that their numbers are standardised by."""
 
     def __init__(self, text: Sequence[str], seed: int) -> None:
         self._words = Hashed(text, _BITS, seed, None)
         self._seed = seed
-        self._parts = (Limited("scaler"), Limited("actions"))
+        self._parts: tuple[Limited, Limited] = (Limited("scaler"), Limited("actions"))
 
     def context(self, features: Features, *, learns: bool) -> Context:
         """Return a context in numbers; the moments learn it first if it ``learns``."""
@@ -175,20 +175,6 @@ class Crossing:
             [_place(name, self._seed) for name in z],
             list(z.values()),
         )
-
-    def cut(self) -> Blocks:
-        """The open delta of the moments, and reset it."""
-        return {name: block for part in self._parts for name, block in part.cut().items()}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        for part in self._parts:
-            part.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Reset the moments to exactly those of ``values``."""
-        for part in self._parts:
-            part.reset(values)
 
 
 @lru_cache(maxsize=65_536)

@@ -51,6 +51,7 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, Words, check_hashing
 from online.models.limited import Limited
 from online.models.lines import BIAS, NamedLines, Starts, TableLines
+from online.models.parts import OfParts
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
 from paramserver.blocks import Blocks, Touched
@@ -150,7 +151,7 @@ def fm(
     return Fm(k, ids, text, bits=bits, seed=seed, table=table)
 
 
-class FmModel(Hashing):
+class FmModel(OfParts, Hashing):
     """Adapter of an :class:`Fm`.
 
     The slope that filters compare is that of the weights: it tells the gradient of the vectors
@@ -171,6 +172,7 @@ class FmModel(Hashing):
         self._targets = preprocessing.StandardScaler()
         self._target = Standard(self._targets, _TARGET)
         self._machine = Machine(recipe, recipe.alpha or ALPHAS[task])
+        self._parts = (self._rows, self._target, self._machine.lines)
         self.structure = f"fm 1, {task}, {_told(recipe)}"
 
     # -- answering ---------------------------------------------------------------------------
@@ -221,20 +223,6 @@ class FmModel(Hashing):
             shares = by_logit(seen.output).probabilities or {}
             slope = shares[True] - float(label)
         self._machine.step(seen, slope * weight)
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        return {**self._rows.cut(), **self._target.cut(), **self._machine.lines.cut()}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        for part in (self._rows, self._target, self._machine.lines):
-            part.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        for part in (self._rows, self._target, self._machine.lines):
-            part.reset(values)
 
 
 class FmTable(FmModel):

@@ -8,23 +8,21 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from river import base
 
-from evaluation.metrics import Task
 from online.models.detector import is_detector
 from online.models.errors import LearnerUnusable
 from online.models.structure import steps
+from online.settings.purposes import TaskName
 
 PLACE: Final = "object"
 _MANY: Final = ("SoftmaxRegression", "OneVsRestClassifier", "OneVsOneClassifier")
 
 _given: dict[str, Callable[[], Any]] = {}
-Purpose = Task | Literal["choose", "anomaly"]
-"""A task as a settings file has it."""
 
-_TASKS: Final[dict[str, Purpose]] = {
+_TASKS: Final[dict[str, TaskName]] = {
     "anomaly": "anomaly",
     "logreg": "binary",
     "softmax": "multiclass",
@@ -58,7 +56,7 @@ def factory(name: str) -> Callable[[], Any]:
     return _given[name]
 
 
-def task_of(model: Any) -> Purpose | None:
+def task_of(model: Any) -> TaskName | None:
     """The task that the model is surely for; None: it may be for several."""
     if isinstance(model, str):
         return _TASKS.get(model)

@@ -24,8 +24,8 @@ import mmh3
 from online.models.errors import LearnerUnusable
 from online.models.experts import Owned
 from online.models.limited import Limited
+from online.models.parts import OfParts
 from online.models.scalers import Standard
-from paramserver.blocks import Blocks
 from replay.example import Features, Value
 
 _WORD: Final = re.compile(r"\w+")
@@ -79,7 +79,7 @@ class Words:
         return _place(feature, self._seed, self._mask)
 
 
-class Hashed:
+class Hashed(OfParts):
     """Takes rows, and keeps the moments that their numbers are standardised by.
 
     Parameters
@@ -99,6 +99,7 @@ class Hashed:
     ) -> None:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
         self.scaler = self._scaler = scaler
+        self._parts = () if scaler is None else (scaler,)
 
     def row(self, features: Features, *, learns: bool) -> dict[str, float]:
         """Hashed features with their numbers; the moments learn the row first if it ``learns``."""
@@ -156,20 +157,6 @@ class Hashed:
     def _add(self, row: dict[str, float], feature: str, number: float) -> None:
         key = _place(feature, self._seed, self._mask)
         row[key] = row.get(key, 0.0) + number
-
-    def cut(self) -> Blocks:
-        """The open delta of the moments, and reset it."""
-        return {} if self._scaler is None else self._scaler.cut()
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        if self._scaler is not None:
-            self._scaler.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Reset the moments to exactly those of ``values``."""
-        if self._scaler is not None:
-            self._scaler.reset(values)
 
 
 def counted(words: Sequence[tuple[str, str]]) -> dict[str, float]:

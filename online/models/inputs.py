@@ -12,12 +12,12 @@ import numpy as np
 from evaluation.metrics import Task
 from online.models.errors import LearnerUnusable
 from online.models.limited import Scale, scaler_of
+from online.models.parts import OfParts
 from online.models.scalers import Columns
-from paramserver.blocks import Blocks
 from replay.example import Features, Label
 
 
-class Inputs:
+class Inputs(OfParts):
     """The features that a model takes, in its order, and their standardisation.
 
     Parameters
@@ -57,6 +57,7 @@ class Inputs:
             )
         self.scaled = bool(scale)
         self._scaler = scaler_of(scale, "scaler")
+        self._parts = () if self._scaler is None else (self._scaler,)
 
     def row(self, features: Features) -> list[float]:
         """Numbers to answer by; nothing changes."""
@@ -112,20 +113,6 @@ class Inputs:
         for name, value in x.items():
             out[self._places[name]] = float(value)
         return out
-
-    def cut(self) -> Blocks:
-        """The open delta of the moments, and reset it."""
-        return {} if self._scaler is None else self._scaler.cut()
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        if self._scaler is not None:
-            self._scaler.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Reset the moments to exactly those of ``values``."""
-        if self._scaler is not None:
-            self._scaler.reset(values)
 
 
 def labels_for(model: str, task: Task, outputs: int, given: Sequence[Label] | None) -> list[Label]:

@@ -55,9 +55,9 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts import EXPERTS, Floats
 from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
+from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
 from online.models.tabled import Part, Table
-from paramserver.blocks import Blocks
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
@@ -118,7 +118,7 @@ class Rewards:
         return RewardModel(self, task)
 
 
-class RewardModel:
+class RewardModel(OfParts):
     """Adapter of a :class:`Rewards`."""
 
     mergeable = True
@@ -296,22 +296,6 @@ class RewardModel:
             parts.append(Part(places, numbers, ((now[_SHARED] - y) * weighs)[:, None]))
         now[_ARMS] = self._arms.of([own]).means()[:, 0]
         return now, parts
-
-    # -- blocks ----------------------------------------------------------------------------------
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        return {name: block for part in self._parts for name, block in part.cut().items()}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        for part in self._parts:
-            part.rebase(values)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        for part in self._parts:
-            part.reset(values)
 
 
 def _salt(head: slice) -> np.uint64:

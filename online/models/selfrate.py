@@ -34,7 +34,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from struct import pack, unpack
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 import numpy as np
 from river import preprocessing
@@ -64,7 +64,6 @@ ERROR_MAX: Final = 4.0
 
 _HALF: Final = np.dtype("<f2")
 _DOUBLE: Final = 8
-
 _NUMERIC: Final = frozenset({float, int})
 _TARGET: Final = "target"
 
@@ -86,9 +85,10 @@ class SelfRate:
     text: Sequence[str] = ()
     bits: int = 22
     seed: int = 0
+    name: ClassVar[str] = "linear"
 
     def __post_init__(self) -> None:
-        check_hashing("linear", self.text, self.bits)
+        check_hashing(self.name, self.text, self.bits)
 
     def model_for(self, task: Task) -> SelfRateModel:
         """The model behind the learner."""

@@ -146,8 +146,11 @@ class Follower:
 
     async def _rows(self) -> Sequence[Row]:
         """The next rows to learn: from memory if they are there, else from the journal."""
-        committed = self._writer.committed
-        for partition, offset in self._learner.wanted():
+        committed, wanted = self._writer.committed, self._learner.wanted()
+        if self._damaged and wanted:  # what was put right while it was read is learned by now
+            for learned in self._damaged.keys() - {0, *(partition for partition, _ in wanted)}:
+                del self._damaged[learned]
+        for partition, offset in wanted:
             n = _READ_ROWS
             if partition == self._writer.partition:
                 while committed and committed[0].offset < offset:
@@ -160,6 +163,7 @@ class Follower:
                 # not those whose answer is still to come: nobody waits for them yet
                 n = min(n, self._writer.known - offset + 1)
                 if n < 1:
+                    self._damaged.pop(partition, None)
                     continue
             try:
                 rows: Sequence[Row] = await self._store.read(

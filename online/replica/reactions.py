@@ -79,11 +79,11 @@ class Reactions:
         await self.rise.stop()
 
     @property
-    def incident(self) -> str | None:
-        """The newest action, for an operator; None: there was none."""
+    def incidents(self) -> list[str]:
+        """The newest action of each kind, for an operator."""
         watched = None if self.watch is None else self.watch.incident
         searched = None if self._triggers is None else self._triggers.incident
-        return watched or self.rise.incident or searched
+        return [said for said in (watched, self.rise.incident, searched) if said is not None]
 
     def report(self) -> dict[str, float]:
         """Gauges of the searches for triggers; none without them."""

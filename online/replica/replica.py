@@ -218,11 +218,11 @@ class ModelReplica:
         return f"{self.learner.version[0]}.{self.learner.version[1]}"
 
     @property
-    def incident(self) -> str | None:
-        """Return what an operator has to look at; None if there is nothing."""
-        acted = self._reactions.incident
+    def incidents(self) -> list[str]:
+        """Everything that an operator has to look at, each thing once."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
-        return self.exchange.refused or unwritten or damaged or self._unexpected or acted
+        found = [self.exchange.refused, unwritten, damaged, self._unexpected]
+        return list(dict.fromkeys(filter(None, [*found, *self._reactions.incidents])))
 
     @property
     def age_ms(self) -> float | None:

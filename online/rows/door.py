@@ -45,8 +45,8 @@ class Door:
         self._numeric_only = numeric_only
         self._keys = frozenset(settings.entity or ())
         self._task = settings.task
-        self._unlabelled = settings.anomaly is not None
-        self._rewards = None if settings.choose is None else settings.choose.reward_range
+        self._unlabelled = settings.purpose.unlabelled
+        self._rewards = settings.reward_range
         self._bounded = settings.filters != "none"
         self.schema = schema_of(settings)
         self.numbers: frozenset[type] = _NUMBERS if self.schema is None else _DECLARED_NUMBERS

@@ -110,7 +110,7 @@ class Models:
                 if relearn and not accept_loss:
                     self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
-                self._progress(f"model {model.name}: {model.purpose}, {model.learner}")
+                self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
             note_start(journal, [model.name for model in self._settings.models])
         return out
 

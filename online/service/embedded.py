@@ -16,7 +16,6 @@ from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
-from online.models.handed_over import Purpose
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -28,6 +27,7 @@ from online.service.one_process import (
 )
 from online.settings import config
 from online.settings.config import Settings
+from online.settings.purposes import TaskName
 
 if TYPE_CHECKING:
     from evaluation.report.values import Report
@@ -202,7 +202,7 @@ _served: dict[str, Embedded] = {}
 def serve(
     model: Any,
     *,
-    task: Purpose | None = None,
+    task: TaskName | None = None,
     name: str = "model",
     state_dir: str | Path | None = None,
     host: str = "127.0.0.1",
@@ -258,5 +258,7 @@ def serve(
         service.start(fresh=fresh, relearn=relearn)
         _served[name] = service
     (one,) = resolved.models
-    print_it(f"{name} ({one.purpose}) is served at {service.url}, state in {service.state_dir}")
+    print_it(
+        f"{name} ({one.purpose.name}) is served at {service.url}, state in {service.state_dir}"
+    )
     return service

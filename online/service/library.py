@@ -27,7 +27,6 @@ from online.messages.structs import (
     Receipts,
 )
 from online.messages.values import plain_value
-from online.models.handed_over import Purpose
 from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
@@ -36,6 +35,7 @@ from online.service.one_process import (
     settings_for,
     starting,
 )
+from online.settings.purposes import TaskName
 from replay.example import Label
 
 
@@ -112,7 +112,7 @@ class Learner:
         model: Any,
         state_dir: str | Path,
         *,
-        task: Purpose | None = None,
+        task: TaskName | None = None,
         name: str = "model",
         settings: Mapping[str, Any] | None = None,
         fresh: bool = False,

@@ -45,6 +45,7 @@ from online.settings.places import (
     server_name,
     snapshots_path,
 )
+from online.settings.purposes import TaskName
 from paramserver.errors import ParamServerError
 from paramserver.in_process import InProcess, InProcessClient
 from paramserver.lineage import Lineage
@@ -346,7 +347,7 @@ starting = threading.Lock()
 
 def settings_for(
     model: Any,
-    task: handed_over.Purpose | None,
+    task: TaskName | None,
     name: str,
     state_dir: str | Path | None,
     of_service: Mapping[str, Any],

@@ -21,7 +21,7 @@ from online.rows.prediction_ids import Keys
 from online.service.assembly import Around, Assembly
 from online.service.learner_process import Background, actor_of, relearning, searching
 from online.service.origin import Origin
-from online.service.serve_middleware import replicas
+from online.service.serve_middleware import Looks
 from online.service.serve_peers import Peers
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -41,13 +41,14 @@ class Absence:
 
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
         self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
+        self._look = Looks()
         self._reason: str | None = None
 
     def __call__(self) -> str | None:
         """The reason; None: nothing is wrong."""
         if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
             self._asked_s = self._monotonic_s()
-            self._reason = replicas().reason
+            self._reason = self._look().reason
         return self._reason
 
 

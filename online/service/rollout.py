@@ -187,6 +187,16 @@ def _open(journal: Journal, model: str, spec: str) -> set[str]:
     return {p.replica for p in journal.partitions(model) if p.spec == spec and not p.sealed}
 
 
+def absent(state: str, said: str, known: str | None) -> str | None:
+    """Why a replica does not start, by what Serve says of all of them; None: nothing is wrong.
+
+    ``known`` is what this gave before: it stands while Serve has something else to say.
+    """
+    if "failed to start" in said:
+        return reason(said)
+    return known if said and state != "HEALTHY" else None
+
+
 def reason(said: str) -> str:
     """The error that a replica's constructor raised, out of Serve's message with its traceback."""
     errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)

@@ -11,21 +11,27 @@ from online.http.absent import Replicas
 from online.http.ingress import Ingress
 
 
-def replicas() -> Replicas:
-    """Ask Ray Serve's controller how many replicas run, and why another one does not start.
+class Looks:
+    """Asks Ray Serve's controller how many replicas run, and why another one does not start.
 
-    It takes some 20 ms.  Raises what Ray raises.
+    Serve has one message, which the next event replaces: a failed health check, or a start that
+    takes long.  So the reason is remembered until Serve says that nothing is wrong.
     """
-    from ray import serve
 
-    from online.service import origin, rollout
+    def __init__(self) -> None:
+        self._reason: str | None = None
 
-    deployment = serve.status().applications[origin.APP].deployments["Replica"]
-    said = deployment.message
-    reason = rollout.reason(said) if "failed to start" in said else None
-    return Replicas(deployment.replica_states.get("RUNNING", 0), reason)
+    def __call__(self) -> Replicas:
+        """Ask it, which takes some 20 ms.  Raises what Ray raises."""
+        from ray import serve
+
+        from online.service import origin, rollout
+
+        found = serve.status().applications[origin.APP].deployments["Replica"]
+        self._reason = rollout.absent(found.status, found.message, self._reason)
+        return Replicas(found.replica_states.get("RUNNING", 0), self._reason)
 
 
 def middlewares() -> list[Middleware]:
     """Return the middlewares that Ray Serve asks for."""
-    return [Middleware(Ingress, look=replicas)]
+    return [Middleware(Ingress, look=Looks())]

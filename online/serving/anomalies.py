@@ -27,7 +27,7 @@ from replay.journal.base import NewRow, Verdict
 
 def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.UnsetType:
     """How unusual the row is to which this is the answer; UNSET: the model is of another task."""
-    if replica.settings.anomaly is None or answer.probabilities is None:
+    if not replica.settings.purpose.unlabelled or answer.probabilities is None:
         return msgspec.UNSET
     return answer.probabilities[True]
 
@@ -38,7 +38,7 @@ def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | No
     A row that was not learned has counted nowhere, so its label has no answer to judge.
     """
     standing = recorded.row
-    if standing is None or replica.settings.anomaly is None:
+    if standing is None or not replica.settings.purpose.unlabelled:
         return None
     if not replica.control.decisions.learned(standing):
         return None

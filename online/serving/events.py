@@ -73,7 +73,7 @@ class Events:
         ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
         """
         event = _of_sender(event, field)
-        if event.label is msgspec.UNSET and self._replica.settings.anomaly is None:
+        if event.label is msgspec.UNSET and not self._replica.settings.purpose.unlabelled:
             raise invalid(f"{field}label", "no label", "Send the true label")
         label = self._door.label(event.label, f"{field}label", recorded=True)
         weight = self._door.weight(event.weight, f"{field}weight")

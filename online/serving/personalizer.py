@@ -92,7 +92,7 @@ class Personalizer:
         """The ranking of the actions; the first of them is the one to show."""
         event = _event(request.event_id)
         answer = await self._choose(
-            own_id(event), request.actions, features_of(request.context_features),
+            own_id(event), self._named(request.actions), self._flat(request.context_features),
             request.excluded_actions or [], request.actions[0].id if request.actions else None,
             defer=bool(request.defer_activation),
         )  # fmt: skip
@@ -111,11 +111,12 @@ class Personalizer:
             raise invalid("slots", f"{len(request.slots)} slots", hint)
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
-        context, slots = features_of(request.context_features), list[dict[str, str]]()
+        named, context = self._named(request.actions), self._flat(request.context_features)
+        slots = list[dict[str, str]]()
         for slot in request.slots:
-            of_slot = {f"slot.{n}": x for n, x in features_of(slot.features).items()}
+            of_slot = {f"slot.{n}": x for n, x in self._flat(slot.features).items()}
             answer = await self._choose(
-                own_id(event, slot.id), request.actions, {**context, **of_slot},
+                own_id(event, slot.id), named, {**context, **of_slot},
                 [*(slot.excluded_actions or []), *taken], slot.baseline_action,
                 defer=bool(request.defer_activation),
             )  # fmt: skip
@@ -138,18 +139,24 @@ class Personalizer:
         """Say that the deferred answer to an event was shown."""
         await self._choosing.activate(own_id(event))
 
+    def _flat(self, given: list[Any] | None) -> dict[str, Any]:
+        limits = self._choosing.serving.replica.limits
+        return features_of(given, limits.features_max, limits.text_bytes_max)
+
+    def _named(self, actions: list[RankableAction]) -> list[Action]:
+        return [Action(action.id, self._flat(action.features)) for action in actions]
+
     async def _choose(
         self,
         own: str,
-        actions: list[RankableAction],
+        named: list[Action],
         context: dict[str, Any],
         exclude: list[str],
         baseline: str | None,
         *,
         defer: bool,
     ) -> Chosen:
-        named = [Action(action.id, features_of(action.features)) for action in actions]
-        there = {action.id for action in actions}
+        there = {action.id for action in named}
         asked = ChooseRequest(
             named, context, [x for x in dict.fromkeys(exclude) if x in there],
             baseline if self._choosing.watches else None, own, defer,
@@ -177,32 +184,50 @@ def own_id(event: str, slot: str | None = None) -> str:
     return f"event-{digest.hexdigest()}"
 
 
-def features_of(given: list[Any] | None) -> dict[str, Any]:
-    """Features by name of a list of objects that hold objects."""
+def features_of(given: list[Any] | None, most: int, name_max: int) -> dict[str, Any]:
+    """Features by name of a list of objects that hold objects.
+
+    A name is as long as all names on the way to its value, so a short body can ask for names
+    without end: more than ``most`` values, or a name above ``name_max`` characters, is refused
+    before it is made.  Raises RequestError.
+    """
     out: dict[str, Any] = {}
+    met = 0
     for one in given or []:
         if not isinstance(one, Mapping):
             hint = 'Send objects: [{"time": {"day": "monday"}}]'
             raise invalid("features", f"a list of {type(one).__name__}", hint)
-        for name, value in _flat("", one, 0):
-            out[_UNKNOWN.sub("at_", name)] = value
+        for name, value in _flat("", one, 0, name_max):
+            if (met := met + 1) > most:
+                hint = "Send fewer, or raise limits.features_max"
+                raise invalid("features", f"more than {most} values", hint)
+            if value is not None:
+                out[_UNKNOWN.sub("at_", name)] = value
     return out
 
 
-def _flat(path: str, value: Any, deep: int) -> Iterator[tuple[str, Any]]:
+def _flat(path: str, value: Any, deep: int, name_max: int) -> Iterator[tuple[str, Any]]:
+    """Each value with its name; an object or a list that holds nothing is None."""
     if deep > _DEEP_MAX:
         raise invalid("features", "nested too deeply", f"Nest at most {_DEEP_MAX} deep")
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         for name, inner in value.items():
-            yield from _flat(f"{path}.{name}" if path else str(name), inner, deep + 1)
-    elif isinstance(value, list):
+            yield from _flat(_joined(path, str(name), name_max), inner, deep + 1, name_max)
+    elif isinstance(value, list) and value:
         for i, inner in enumerate(value):
             if isinstance(inner, str):  # one of several words: each is there, or is not
-                yield f"{path}.{inner}", True
+                yield _joined(path, inner, name_max), True
             else:
-                yield from _flat(f"{path}.{i}", inner, deep + 1)
-    elif value is not None:
-        yield path, value
+                yield from _flat(_joined(path, str(i), name_max), inner, deep + 1, name_max)
+    else:
+        yield path, None if isinstance(value, (Mapping, list)) else value
+
+
+def _joined(path: str, name: str, name_max: int) -> str:
+    if (long := len(path) + bool(path) + len(name)) > name_max:
+        hint = "Use shorter names: those on the way to a value are joined"
+        raise invalid("features", f"a name of {long} characters", hint)
+    return f"{path}.{name}" if path else name
 
 
 def _event(given: str | None) -> str:

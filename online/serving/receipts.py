@@ -73,7 +73,7 @@ class Receipting:
             receipt.first_outcome = recorded.status
             if (again := recorded.learned_as) is not None:
                 receipt.learned_as = f"{again.partition}:{again.offset}"
-            unlabelled = self._replica.settings.anomaly is not None and asked.label == UNLABELLED
+            unlabelled = self._replica.settings.purpose.unlabelled and asked.label == UNLABELLED
             alike = erased or late or unlabelled or asked.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":

@@ -260,7 +260,7 @@ class Serving:
             _check_finite(answer.label)
             return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
-        if self.replica.settings.anomaly is not None:  # its score is no probability
+        if self.replica.settings.purpose.unlabelled:  # its score is no probability
             return msgspec.UNSET
         return {self._door.text(k): p for k, p in answer.probabilities.items()}
 

@@ -93,6 +93,7 @@ class Cluster(Kept):
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
         self._challengers, self._absent = challengers or {}, absent
         self._first_room: dict[str, journal_room.Room] = {}
+        self._reason: str | None = None
 
     async def start(self) -> None:
         """Look at the journal's room for the first time: growth is measured from here."""
@@ -116,9 +117,12 @@ class Cluster(Kept):
         replicas[replica.replica] = {**replicas.get(replica.replica, {}), **here}
         age = replica.age_ms
         journal = await self._room(name)
+        elsewhere = (journal or {}).get("alarm"), (server or {}).get("incident")
+        known = [*replica.incidents, await self._missing(), *elsewhere]
+        incidents: list[str] = list(dict.fromkeys(filter(None, known)))
         return {
             "model": name,
-            "task": replica.settings.purpose,
+            "task": replica.settings.purpose.name,
             **self._facts(name),
             "version": replica.version,
             "age_ms": None if age is None else round(age, 1),
@@ -142,20 +146,17 @@ class Cluster(Kept):
             "server": server,
             "rewrites": await self._rewrites(name),
             "journal": journal,
-            "incident": replica.incident
-            or await self._missing()
-            or (journal or {}).get("alarm")
-            or (server or {}).get("incident"),
+            "incident": "; ".join(incidents) or None,
+            "incidents": incidents,
         }
 
     async def _missing(self) -> str | None:
-        """Why a replica does not start, if one does not."""
+        """Why a replica does not start, as far as is known; None if nothing is wrong."""
         try:
-            reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
-            return None if reason is None else f"a replica does not start: {reason}"
-        except Exception as error:  # whatever Ray raises: the status is shown without it
+            self._reason = await asyncio.wait_for(asyncio.to_thread(self._absent), ASK_TIMEOUT_S)
+        except Exception as error:  # whatever Ray raises: what it said before is shown
             log.warning("Serve does not say how its replicas are: %r", error)
-            return None
+        return None if self._reason is None else f"a replica does not start: {self._reason}"
 
     def _quality(self, name: str) -> dict[str, Any]:
         """Prequential metrics of all learned events beside their baselines."""

@@ -90,7 +90,9 @@ class Limits(Tree):
     report_wait_s: float = Field(
         60, gt=0, description="how long a report that is asked for by HTTP may take"
     )
-    body_wait_s: float = Field(20, gt=0, description="how long a body may take to arrive")
+    body_wait_s: float = Field(
+        20, gt=0, description="how long a body may take to arrive, or an answer to be taken"
+    )
     upload_idle_s: float = Field(
         60, gt=0, description="an upload ends when no whole line came for so long"
     )

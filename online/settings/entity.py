@@ -7,6 +7,7 @@ from typing import Annotated, Final
 
 from pydantic import BeforeValidator
 
+from online.settings.purposes import Purpose
 from replay.plain import is_plain, plain
 
 KEYS_MAX: Final = 8
@@ -31,15 +32,15 @@ Keys = Annotated[dict[str, tuple[str, ...]], BeforeValidator(_by_name)]
 
 
 def check_entity(
-    entity: Mapping[str, tuple[str, ...]], purpose: str, types: Mapping[str, str] | None
+    entity: Mapping[str, tuple[str, ...]], purpose: Purpose, types: Mapping[str, str] | None
 ) -> None:
     """Raise ValueError if these are no keys of a model of this task.
 
     ``types`` are those of the features that the settings declare; None: they declare none.
     """
-    if purpose not in ("binary", "regression"):
+    if not purpose.keyed:
         raise ValueError(
-            f"entity: offsets by key are added to one number, and the task is {purpose}: take "
+            f"entity: offsets by key are added to one number, and the task is {purpose.name}: take "
             "binary (a model a class) or regression, or leave it out"
         )
     own = [name for names in entity.values() for name in names]

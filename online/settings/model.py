@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from online.settings.anomaly import Anomaly
 from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
+from online.settings.purposes import PURPOSES, Purpose
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
 
@@ -163,6 +165,11 @@ class Triggers(Tree):
         description="tell: an incident names the trigger and its sources; forget: they are banned "
         "and forgotten, too, as by online forget",
     )
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is searched for."""
+        return self.every > 0
 
 
 class Devices(Tree):
@@ -338,30 +345,22 @@ class ModelSettings(Tree):
 
     @model_validator(mode="before")
     @classmethod
-    def _choices_are_rewards(cls, value: object) -> object:
-        """Read `task: choose` as what it is made of: a number is learned, and it is chosen by.
-
-        And `task: anomaly` as two labels, of which one is seldom sent.
-        """
-        if isinstance(value, dict) and value.get("task") == "anomaly":
-            given = {} if value.get("anomaly") is None else value["anomaly"]
-            return {"learner": "anomaly", **value, "task": "binary", "anomaly": given}
-        if not isinstance(value, dict) or value.get("task") != "choose":
-            return value
-        chooses = {} if value.get("choose") is None else value["choose"]
-        out = {"learner": "rewards", **value, "task": "regression", "choose": chooses}
-        given = chooses.get("reward_range") if isinstance(chooses, dict) else None
-        if out["learner"] == "rewards" and given is not None and len(given) == 2:
-            out["params"] = {"low": given[0], "high": given[1], **out.get("params", {})}
-        return out
+    def _read_by_purpose(cls, value: object) -> object:
+        name = value.get("task") if isinstance(value, dict) else None
+        purpose = PURPOSES.get(name) if isinstance(name, str) else None
+        return value if purpose is None or not isinstance(value, dict) else purpose.read(value)
 
     @model_validator(mode="after")
-    def _chooses_by_a_number(self) -> ModelSettings:
-        if self.choose is not None and (self.task != "regression" or self.features is not None):
-            raise ValueError(
-                "choose: it is for `task: choose`, and its rows have names of their own: leave "
-                "`features` out"
-            )
+    def _fits_its_purpose(self) -> ModelSettings:
+        for one in PURPOSES.values():
+            if one.part is None or getattr(self, one.part) is None:
+                continue
+            if self.task != one.labels:
+                raise ValueError(f"{one.part}: it is for `task: {one.name}`, not {self.task}")
+            for name, why in one.closed.items():
+                given = getattr(self, name)
+                if getattr(given, "on", given):
+                    raise ValueError(f"{name}: {why}")
         if self.choose is not None and self.choose.reward_wait > self.token_lifetime:
             raise ValueError(
                 f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
@@ -392,29 +391,16 @@ class ModelSettings(Tree):
             )
         return self
 
-    @model_validator(mode="after")
-    def _anomalies_are_found_alone(self) -> ModelSettings:
-        """Refuse what needs a label with each row."""
-        if self.anomaly is None:
-            return self
-        if self.task != "binary":
-            raise ValueError(f"anomaly: it is for `task: anomaly`, not {self.task}")
-        asked = {
-            "replay": self.replay.on, "confidence": self.confidence is not None,
-            "slices": self.slices, "challenger": self.challenger is not None,
-            "triggers": self.triggers.every, "devices": self.devices is not None,
-            "root_set": self.root_set is not None,
-        }  # fmt: skip
-        if named := next((name for name, on in asked.items() if on), None):
-            raise ValueError(f"{named}: it needs a label with each row, and anomalies have few")
-        return self
+    @cached_property
+    def purpose(self) -> Purpose:
+        """The task as a settings file has it, and what follows from it."""
+        own = (one for one in PURPOSES.values() if one.part and getattr(self, one.part) is not None)
+        return next(own, PURPOSES[self.task])
 
     @property
-    def purpose(self) -> str:
-        """The task as a settings file has it."""
-        if self.anomaly is not None:
-            return "anomaly"
-        return self.task if self.choose is None else "choose"
+    def reward_range(self) -> tuple[float, float] | None:
+        """The least and the greatest reward that is taken; None: the labels are no rewards."""
+        return None if self.choose is None else self.choose.reward_range
 
     @model_validator(mode="after")
     def _slices_are_names(self) -> ModelSettings:
@@ -424,8 +410,6 @@ class ModelSettings(Tree):
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")
-        if self.confidence is not None and self.choose is not None:
-            raise ValueError("confidence: a choice has no set or interval; leave it out")
         return self
 
     def made_of(self) -> dict[str, Any]:

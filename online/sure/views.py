@@ -18,8 +18,8 @@ def views_of(model: ModelSettings) -> list[View]:
         views.append(Confidence(model.task, model.confidence))
     if model.slices:
         views.append(Slices(model.task, model.slices, model.slice_values))
-    if model.choose is not None:
-        views.append(Choices(*model.choose.reward_range, model.slice_values))
+    if model.reward_range is not None:
+        views.append(Choices(*model.reward_range, model.slice_values))
     return views
 
 

@@ -415,7 +415,7 @@ def filtering_for(
         serving.slope_size if scored and isinstance(serving, Sloped) else None,
         root.reference if root is not None and scored else None,
         answers=("true", "false") if model.task == "binary" else (),
-        rewards=model.choose is not None,
+        rewards=model.reward_range is not None,
         sources_max=sources_max,
     )
     return Filtering(
@@ -425,7 +425,7 @@ def filtering_for(
         count=lambda: learner.version[1],
         root=root,
         weighs=getattr(serving, "takes_weight", True),
-        rewards=None if model.choose is None else model.choose.reward_range,
+        rewards=model.reward_range,
     )
 
 

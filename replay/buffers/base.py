@@ -3,7 +3,7 @@
 A buffer is a view of the journal: the same items inserted in the same order into a buffer with
 the same settings and seed give the same buffer, bit for bit.  It is made again by doing so, or
 faster from its last state and the rows after it.  ``tests/conformance`` walks every policy over
-:func:`replay.buffers.checks.check_buffer`.
+:func:`buffer_checks.check_buffer`.
 """
 
 from __future__ import annotations

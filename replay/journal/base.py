@@ -3,7 +3,7 @@
 The store behind a journal (a SQLite file, a Redis server) is the only place where anything is
 agreed.  Every method below is one atomic step of that store.  Leases and clocks say when to act;
 none of them carries safety.  ``tests/conformance`` walks every implementation over
-:func:`replay.journal.checks.check_journal`.
+:func:`journal_checks.check_journal`.
 """
 
 from __future__ import annotations

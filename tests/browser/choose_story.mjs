@@ -14,7 +14,7 @@ const errors = [], findings = [];
 page.on("pageerror", (error) => errors.push(error.message));
 // A status of 401 is how the page learns that it needs a token; Chromium logs it.
 page.on("console", (message) => { if (message.type() === "error" && !/status of 401/.test(message.text())) errors.push(message.text()); });
-page.setDefaultTimeout(60000);
+page.setDefaultTimeout(120000);
 
 await page.goto(`${url}/demo/choose`);
 await page.fill("#token", token);

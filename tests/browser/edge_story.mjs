@@ -12,7 +12,7 @@ const context = await chromium.launchPersistentContext(profile, {
 });
 const page = await context.newPage(), seen = {}, errors = [];
 page.on("pageerror", (error) => errors.push(error.message));
-page.setDefaultTimeout(20000);
+page.setDefaultTimeout(120000);
 
 const control = async (what) =>
   (await fetch(`${url}/control`, { method: "POST", body: JSON.stringify(what) })).json();

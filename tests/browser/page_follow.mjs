@@ -12,7 +12,7 @@ let sent = 0;
 
 async function open(streams) {
   const context = await browser.newContext(), page = await context.newPage(), asked = { live: 0, models: 0, outside: 0 };
-  page.setDefaultTimeout(30000);
+  page.setDefaultTimeout(120000);
   page.on("pageerror", (error) => errors.push(error.message));
   page.on("console", (message) => { if (message.type() === "error" && !/status of 401|ERR_FAILED/.test(message.text())) errors.push(message.text()); });
   page.on("request", (request) => {

@@ -14,7 +14,7 @@ const page = await context.newPage(), errors = [], findings = [], acts = {};
 page.on("pageerror", (error) => errors.push(error.message));
 // A status of 401 or 403 is how the page learns that it needs a token; Chromium logs it.
 page.on("console", (message) => { if (message.type() === "error" && !/status of 40[13]/.test(message.text())) errors.push(message.text()); });
-page.setDefaultTimeout(20000);
+page.setDefaultTimeout(120000);
 
 async function look(name) {
   await page.evaluate(axe);

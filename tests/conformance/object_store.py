@@ -15,8 +15,8 @@ from typing import Any, Self
 
 import pyarrow
 from pyarrow import fs
+from snapshot_checks import Crash
 
-from paramserver.snapshots.checks import Crash
 from paramserver.snapshots.objects import ObjectSnapshots
 
 NO_S3 = "no S3 server: pip install 'moto[s3]' flask flask-cors"
@@ -141,7 +141,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_s3(bound_s: float = 30.0) -> Iterator[tuple[str, Any]]:
+def running_s3(bound_s: float = 120.0) -> Iterator[tuple[str, Any]]:
     """An S3 server in a process of its own with a bucket: URI query, and a filesystem."""
     port = free_port()
     process = subprocess.Popen(

@@ -25,7 +25,7 @@ def find_binary() -> str | None:
     return redis_server.find_binary(os.environ)
 
 
-def wait_for(holds: Callable[[], object], bound_s: float = 10.0) -> None:
+def wait_for(holds: Callable[[], object], bound_s: float = 120.0) -> None:
     """Ask until it holds (the servers tell nobody of their own accord)."""
     stop_s = time.monotonic() + bound_s
     while not holds():

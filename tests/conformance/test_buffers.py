@@ -20,14 +20,14 @@ import replay.buffers as package
 from replay.buffers.base import Buffer
 from replay.errors import ReplayError
 
-PACKAGES = ("replay.buffers", "replay.retrieval")
+PACKAGES = ("replay.buffers", "replay.retrieval", "buffer_checks", "buffer_laws")
 
 Policy = tuple[Any, tuple[Any, ...]]
 
 
 def policies(load: Callable[[str], Any] = importlib.import_module) -> dict[str, Policy]:
     """Factory and laws of every policy, from the modules that ``load`` gives."""
-    laws = load("replay.buffers.laws")
+    laws = load("buffer_laws")
     reservoir = load("replay.buffers.reservoir").Reservoir
     balanced = load("replay.buffers.balanced").ClassBalanced
     ring = load("replay.buffers.ring").Ring
@@ -77,7 +77,7 @@ def policies(load: Callable[[str], Any] = importlib.import_module) -> dict[str, 
 
 
 def conformance() -> Iterator[Any]:
-    checks = importlib.import_module("replay.buffers.checks")
+    checks = importlib.import_module("buffer_checks")
     for name, (make, laws) in policies().items():
         for check, run in checks.yield_checks(make, laws):
             yield pytest.param(run, id=f"{name}: {check}")
@@ -147,7 +147,7 @@ def run_changed(module: str, rule: str, without: str, of: str) -> None:
     """The suite on one policy, with the rule changed."""
     with changed(f"replay.{module}", rule, without) as load:
         make, laws = policies(load)[of]
-        load("replay.buffers.checks").check_buffer(make, laws)
+        load("buffer_checks").check_buffer(make, laws)
 
 
 RESERVOIR, MINIMUM = "reservoir", "reservoir with a class minimum"

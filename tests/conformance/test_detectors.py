@@ -24,10 +24,12 @@ LOCATES = {"glr", "seed"}
 NOISY = {"stepd": 40, "ddm": 8, "hddm_w": 4, "hddm_a": 2}
 """False alarms in 20,000 rows of those whose tests are not corrected for being made at each row."""
 
+PACKAGES = ("evaluation.drift", "detector_checks")
+
 
 def promises(load: Callable[[str], Any]) -> dict[str, tuple[Callable[[], Any], Any]]:
     """Factory and promise of every detector, from the modules that ``load`` gives."""
-    detectors, checks = load("evaluation.drift.detectors"), load("evaluation.drift.checks")
+    detectors, checks = load("evaluation.drift.detectors"), load("detector_checks")
     return {
         name: (
             make,
@@ -43,7 +45,7 @@ def promises(load: Callable[[str], Any]) -> dict[str, tuple[Callable[[], Any], A
 
 
 def conformance() -> Iterator[Any]:
-    checks = importlib.import_module("evaluation.drift.checks")
+    checks = importlib.import_module("detector_checks")
     for name, (make, promise) in promises(importlib.import_module).items():
         for check, run in checks.yield_checks(make, promise):
             yield pytest.param(run, id=f"{name}: {check}")
@@ -91,7 +93,7 @@ class Finder:
 @contextmanager
 def changed(module: str, rule: str, without: str) -> Iterator[Callable[[str], Any]]:
     """A function that imports modules of the package as if the rule were changed in its source."""
-    kept = {name: m for name, m in sys.modules.items() if name.startswith("evaluation.drift")}
+    kept = {name: m for name, m in sys.modules.items() if name.startswith(PACKAGES)}
     finder: Any = Finder(f"evaluation.drift.{module}", rule, without)
     for name in kept:
         del sys.modules[name]
@@ -110,7 +112,7 @@ def run_changed(module: str, rule: str, without: str, of: str) -> None:
     """The suite on one detector, with the rule changed."""
     with changed(module, rule, without) as load:
         make, promise = promises(load)[of]
-        load("evaluation.drift.checks").check_detector(make, promise)
+        load("detector_checks").check_detector(make, promise)
         if of in oracles.ORACLES:
             oracles.agrees(of, make)
             oracles.merges(of, make)

@@ -8,14 +8,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import journal_erase_checks
 import pytest
 import redis_server
+from journal_words import new
 from msgspec.structs import replace
 
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal import erasechecks, rediserase, sqliteerase, sqlitefile, sqliteschema
+from replay.journal import rediserase, sqliteerase, sqlitefile, sqliteschema
 from replay.journal.base import Half, Journal, NewRow, Verdict
-from replay.journal.expect import new
 from replay.journal.redis import RedisJournal
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqliterinse import Pages
@@ -231,7 +232,7 @@ def test_a_statement_that_does_less_is_found(
     monkeypatch.setattr(sqliteerase, name, statement)
     path = tmp_path / "journal.db"
     with pytest.raises((AssertionError, JournalDamaged, ValueError)):
-        erasechecks.CHECKS[check](lambda: closing(SqliteJournal(path, synchronous="OFF")))
+        journal_erase_checks.CHECKS[check](lambda: closing(SqliteJournal(path, synchronous="OFF")))
 
 
 # -- Redis -----------------------------------------------------------------------------------

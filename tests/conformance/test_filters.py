@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import filter_checks as checks
+import filter_laws as laws
 import numpy as np
 import pytest
 
 import paramserver.filters as package
 from paramserver.errors import ParamServerError
-from paramserver.filters import checks, laws
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.surprise import Surprise
 
@@ -119,7 +120,7 @@ def test_no_filter_is_left_out() -> None:
     names = [info.name for info in pkgutil.iter_modules(package.__path__, "paramserver.filters.")]
     for module in map(importlib.import_module, [*names, place_of("copies")]):
         found |= {
-            value.name
+            vars(value)["name"]
             for value in vars(module).values()
             if isinstance(value, type) and isinstance(vars(value).get("name"), str)
         }

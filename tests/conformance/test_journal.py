@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_checks import check_journal, yield_checks
 from msgspec import structs
 
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.base import Appended, Control, Followed, Line, NewRow, Predicted, Row
-from replay.journal.checks import check_journal, yield_checks
 from replay.journal.sqlite import SqliteJournal
 
 

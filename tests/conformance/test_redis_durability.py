@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(
     redis_server.find_binary() is None, reason=str(redis_server.NO_SERVER)
 )
 
-SOON_S = 10.0  # a call that waits for ever is far beyond; what takes long is a machine at work
+SOON_S = 100.0  # a call that waits for ever is far beyond; what takes long is a machine at work
 
 
 @pytest.fixture
@@ -256,7 +256,7 @@ def joined(names: str) -> list[NewRow]:
 
 
 def test_an_outage_is_indefinite_at_once_and_the_same_batch_goes_on_once(server: Any) -> None:
-    with closing(RedisJournal(server.url, timeout_s=0.5)) as journal:
+    with closing(RedisJournal(server.url, timeout_s=30.0)) as journal:
         p = journal.register("m", "r", "x", 1.0).id
         journal.append(p, 0, [*batch("a"), *halves("h", Half.PREDICTION)])
         journal.begin_epoch("m", "x", 0)
@@ -286,14 +286,16 @@ def test_an_outage_is_indefinite_at_once_and_the_same_batch_goes_on_once(server:
 
 
 def test_a_server_that_hangs_is_left_after_the_timeout(server: Any) -> None:
-    with closing(RedisJournal(server.url, timeout_s=0.2)) as journal:
+    patient = partial(RedisJournal, server.url, timeout_s=60.0)
+    impatient = partial(RedisJournal, server.url, timeout_s=1.0)
+    with closing(patient()) as journal, closing(impatient()) as hasty:
         p = journal.register("m", "r", "x", 1.0).id
         journal.append(p, 0, batch("a"))
         server.process.send_signal(signal.SIGSTOP)
         try:
             start_s = time.monotonic()
             with pytest.raises(JournalUnavailable) as refusal:
-                journal.append(p, 1, batch("b c"))
+                hasty.append(p, 1, batch("b c"))
             assert not refusal.value.definite
             assert time.monotonic() - start_s < SOON_S
         finally:
@@ -415,11 +417,13 @@ def test_a_client_that_sends_again_by_itself_would_be_seen(
 
 
 def test_no_answer_in_time_is_indefinite(server: Any, client: Any) -> None:
-    with closing(RedisJournal(server.url, timeout_s=0.05)) as journal:
+    patient = partial(RedisJournal, server.url, timeout_s=60.0)
+    impatient = partial(RedisJournal, server.url, timeout_s=1.0)
+    with closing(patient()) as journal, closing(impatient()) as hasty:
         p = journal.register("m", "r", "x", 1.0).id
-        client.client_pause(200, all=False)  # writes wait
+        client.client_pause(600_000, all=False)  # writes wait
         with pytest.raises(JournalUnavailable) as refusal:
-            journal.append(p, 0, batch("a"))
+            hasty.append(p, 0, batch("a"))
         assert not refusal.value.definite
         client.client_unpause()
         assert offsets(journal.append(p, 0, batch("a"))) == [(True, 1)]

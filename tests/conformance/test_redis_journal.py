@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import redis_server
+from journal_checks import check_journal, yield_checks
 from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
-from replay.journal.checks import check_journal, yield_checks
 from replay.journal.redis import RedisJournal
 
 

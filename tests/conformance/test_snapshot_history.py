@@ -13,6 +13,7 @@ from typing import Any
 import object_store
 import pytest
 from pyarrow import fs
+from snapshot_checks import Crash, ForgetfulDisk
 
 from paramserver.blocks import Block
 from paramserver.errors import (
@@ -24,7 +25,6 @@ from paramserver.errors import (
 )
 from paramserver.lineage import publish
 from paramserver.snapshots import format as snapshot_format
-from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.pieces import Pieces

@@ -17,13 +17,13 @@ import numpy as np
 import object_store
 import pyarrow
 import pytest
+import snapshot_checks as checks
 from pyarrow import fs
 from safetensors.numpy import load, save
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, StartRefused
 from paramserver.rows import Rows
-from paramserver.snapshots import checks
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.places import lineage_place, open_snapshots

@@ -60,7 +60,7 @@ def learn(running: Running, n: int, first: int = 0) -> None:
         for i in range(first, first + n)
     ]
     answer = httpx.post(
-        f"{running.url}/v1/models/clicks/feedback", json={"events": events}, timeout=20
+        f"{running.url}/v1/models/clicks/feedback", json={"events": events}, timeout=120
     )
     assert answer.status_code == 200
     assert {event["status"] for event in answer.json()["events"]} == {"learned"}
@@ -69,9 +69,9 @@ def learn(running: Running, n: int, first: int = 0) -> None:
 
 def everywhere(running: Running, learned: int) -> None:
     """Wait until every replica has so many events."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     for url in running.replica_urls().values():
-        while httpx.get(f"{url}/v1/models/clicks", timeout=20).json()["learned"] != learned:
+        while httpx.get(f"{url}/v1/models/clicks", timeout=120).json()["learned"] != learned:
             assert time.monotonic() < deadline, "a replica does not learn what others did"
             time.sleep(0.02)
 
@@ -79,7 +79,7 @@ def everywhere(running: Running, learned: int) -> None:
 def answers(running: Running) -> list[float]:
     """Probability of "yes" for each probe row."""
     url = f"{running.url}/v1/models/clicks/predict"
-    body = httpx.post(url, json={"instances": PROBES}, timeout=20).json()
+    body = httpx.post(url, json={"instances": PROBES}, timeout=120).json()
     return [row["probabilities"]["yes"] for row in body["predictions"]]
 
 
@@ -87,7 +87,7 @@ def close_to(expected: Sequence[float]) -> Any:
     return pytest.approx(expected, rel=0, abs=1e-12)
 
 
-def online(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+def online(*arguments: str, timeout_s: float = 240.0) -> subprocess.CompletedProcess[str]:
     """A command, as a shell would run it; whatever happens it shows no stack trace."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ONLINE_")}
     done = subprocess.run(

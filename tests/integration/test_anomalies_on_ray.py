@@ -28,7 +28,7 @@ def rows(begin: int, end: int) -> list[dict[str, Any]]:
 
 
 def post(url: str, verb: str, body: dict[str, Any]) -> Any:
-    return httpx.post(f"{url}/v1/models/pumps/{verb}", json=body, timeout=60).json()
+    return httpx.post(f"{url}/v1/models/pumps/{verb}", json=body, timeout=240).json()
 
 
 def statuses(url: str, events: list[dict[str, Any]]) -> set[str]:

@@ -84,7 +84,7 @@ def test_an_apprentice_is_promoted_when_it_is_sure_and_stays_so_after_kills(tmp_
                 assert shop.choose(["a", "b"], baseline="b").action == "b"
                 assert shop.promote(force=True)["answers"] == "model"
         running.process.kill()
-        running.process.wait(30)
+        running.process.wait(240)
     kinds = [c.kind for c in controls_of(tmp_path / "state")]
     assert kinds.count("answers") == 3
 

@@ -25,7 +25,7 @@ from replay.journal.base import Partition
 pytestmark = pytest.mark.ray
 
 UP_S, DOWN_S = 1.0, 4.0
-BOUND_S = 150.0
+BOUND_S = 240.0
 PATH = "/v1/models/counting/predict"
 
 
@@ -89,7 +89,7 @@ def test_load_brings_a_replica_and_takes_it_back() -> None:
             until(lambda: len(sent.acknowledged) > answered + 100, "feedback to one again")
             stop.set()
             for feeder in feeders:
-                feeder.join(60)
+                feeder.join(240)
             found = exactly_once.judge(running, load(path, {}, {}), sent)
             assert [found.lost, found.twice, found.strangers] == [[], [], []]
             assert found.fsck_good

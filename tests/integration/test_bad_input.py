@@ -108,7 +108,7 @@ class Client:
 
     def steady(self, model: str) -> tuple[Any, Any, int]:
         """The same once the server has every own row: no merge is to come any more."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while self.post(model, "predict", features=_PROBE)[1]["own"]:
             assert time.monotonic() < deadline, "rows are not merged"
             time.sleep(0.02)
@@ -197,7 +197,7 @@ def test_the_body_decides_where_curl_names_a_form(client: Client) -> None:
 
 def _raw(client: Client, head: str, parts: Iterator[bytes]) -> tuple[int, dict[str, Any]]:
     """Write a request by hand until it is answered."""
-    with socket.create_connection(client.address, timeout=20) as connection:
+    with socket.create_connection(client.address, timeout=120) as connection:
         try:
             connection.sendall(head.encode())
             for part in parts:

@@ -120,13 +120,13 @@ def test_the_peer_commits_each_row_and_takes_many(tmp_path: Path) -> None:
             assert client.post("/learn_many", [_ROW] * 2) == (200, [{"status": "learned"}] * 2)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(240)
 
 
 def test_a_peer_that_does_not_start_is_said() -> None:
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(1)"])
-    process.wait(10)
+    process.wait(240)
     begun = time.monotonic()
     with pytest.raises(bench.StartRefused):
         bench._await_answer(process, free_port())
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 120

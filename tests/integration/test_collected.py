@@ -27,7 +27,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 def post(service: Embedded, path: str, head: dict[str, str] | None = None, **body: Any) -> Any:
     url = f"{service.url}/v1/models/shop/{path}"
-    return httpx.post(url, json=body, headers=head, timeout=60)
+    return httpx.post(url, json=body, headers=head, timeout=240)
 
 
 def test_each_reward_is_answered_with_what_becomes_of_it(shop: Embedded) -> None:
@@ -87,7 +87,7 @@ def test_sums_outlive_kills_and_are_learned_once(tmp_path: Path) -> None:
             while life == 2 and shop.status()["learned"] < len(own):
                 assert running.process.poll() is None
         running.process.kill()
-        running.process.wait(30)
+        running.process.wait(240)
     logged = choices_of(tmp_path / "state")
     assert logged.keys() == set(own)
     for choice, reward in logged.values():

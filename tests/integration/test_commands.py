@@ -97,7 +97,7 @@ def test_stream(service: Running) -> None:
 def test_a_release_for_devices_is_served(service: Running) -> None:
     config = ("--config", str(service.folder / "online.yaml"))
     url = f"{service.url}/v1/models/clicks/edge"
-    assert httpx.get(f"{url}/manifest.json", timeout=20).json()["error"]["code"] == (
+    assert httpx.get(f"{url}/manifest.json", timeout=120).json()["error"]["code"] == (
         "nothing_published"
     )
     good("snapshot", "create", "--state-dir", str(service.state_dir))  # of what was learned
@@ -105,15 +105,15 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     assert (
         json.loads(good("edge", "publish", "--percent", "100", "--json", *config))["sequence"] == 1
     )
-    answer = httpx.get(f"{url}/manifest.json", timeout=20)
+    answer = httpx.get(f"{url}/manifest.json", timeout=120)
     named = answer.json()["targets"]["edgepack"]
-    pack = httpx.get(f"{url}/files/{named['sha256']}", timeout=20)
+    pack = httpx.get(f"{url}/files/{named['sha256']}", timeout=120)
     assert len(pack.content) == named["size"]
     again = httpx.get(
-        f"{url}/manifest.json", headers={"if-none-match": answer.headers["etag"]}, timeout=20
+        f"{url}/manifest.json", headers={"if-none-match": answer.headers["etag"]}, timeout=120
     )
     assert again.status_code == 304
-    assert "default-src 'none'" in httpx.get(f"{service.url}/edge/demo", timeout=20).text
+    assert "default-src 'none'" in httpx.get(f"{service.url}/edge/demo", timeout=120).text
     assert "release 1.0" in good("edge", "status", *config)
 
     told = answer.json()
@@ -122,16 +122,16 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
     learned = on_device.learn(pack.content, rows, told["learn"]["rate"])
     push = learned.clipped(told["learn"]["clip"]).body("device-1", 1, told["sequence"])
     before = status(service, "clicks")["learned"]
-    first = httpx.post(f"{url}/deltas", json=push, timeout=20)
+    first = httpx.post(f"{url}/deltas", json=push, timeout=120)
     assert (first.status_code, first.json()["status"]) in ((200, "learned"), (200, "clipped"))
     for _ in range(4):  # whichever replica answers
-        again = httpx.post(f"{url}/deltas", json=push, timeout=20)
+        again = httpx.post(f"{url}/deltas", json=push, timeout=120)
         assert (again.status_code, again.json()["status"]) == (200, "duplicate")
     everywhere(service, before + 1)
-    late = httpx.post(f"{url}/deltas", json={**push, "event": 2, "sequence": 9}, timeout=20)
+    late = httpx.post(f"{url}/deltas", json={**push, "event": 2, "sequence": 9}, timeout=120)
     assert (late.status_code, late.json()["error"]["code"]) == (409, "stale")
     bad = {**push, "event": 3, "bias": {"float32": "AADAfw=="}}
-    refusal = httpx.post(f"{url}/deltas", json=bad, timeout=20)
+    refusal = httpx.post(f"{url}/deltas", json=bad, timeout=120)
     assert (refusal.status_code, refusal.json()["error"]["code"]) == (422, "invalid_value")
 
 
@@ -139,9 +139,9 @@ def test_a_release_for_devices_is_served(service: Running) -> None:
 
 
 def test_metrics_of_both_replicas(service: Running) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
-        answer = httpx.get(f"{service.url}/metrics", timeout=20)
+        answer = httpx.get(f"{service.url}/metrics", timeout=120)
         assert answer.headers["content-type"].startswith("text/plain")
         families = {f.name: f for f in text_string_to_metric_families(answer.text)}
         replicas = {s.labels["replica"] for s in families["online_behind_rows"].samples}
@@ -174,7 +174,7 @@ _ELSEWHERE = re.compile(r"cdn\.|unpkg|jsdelivr|googleapis|gstatic|tiangolo")
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/redoc"])
 def test_pages_work_offline(service: Running, path: str) -> None:
-    page = httpx.get(service.url + path, timeout=20)
+    page = httpx.get(service.url + path, timeout=120)
     assert page.status_code == 200
     assert not _ELSEWHERE.search(page.text)
     references = _References(page.text).found
@@ -185,14 +185,14 @@ def test_pages_work_offline(service: Running, path: str) -> None:
             continue
         url = urljoin(service.url + path, reference)
         assert url.startswith(service.url), reference
-        asset = httpx.get(url, timeout=20)
+        asset = httpx.get(url, timeout=120)
         assert asset.status_code == 200, reference
         if reference.endswith(".css"):
             assert not re.search(r"url\(['\"]?https?:|@import", asset.text)
 
 
 def test_openapi(service: Running) -> None:
-    document = httpx.get(f"{service.url}/openapi.json", timeout=20).json()
+    document = httpx.get(f"{service.url}/openapi.json", timeout=120).json()
     assert document["openapi"].startswith("3.")
     for action, statuses in ("predict", {"200", "422"}), ("feedback", {"200", "409", "410"}):
         operation = document["paths"][f"/v1/models/{{model}}/{action}"]["post"]

@@ -155,7 +155,7 @@ def served(tmp_path: Path) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         server.should_exit = True
-        thread.join(10)
+        thread.join(240)
 
 
 def test_the_life_of_a_device(served: str, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_the_life_of_a_device(served: str, tmp_path: Path) -> None:
     assert CHROMIUM is not None
     done = subprocess.run(
         [node, BROWSER / "edge_story.mjs", served, CHROMIUM, tmp_path / "profile"],
-        capture_output=True, text=True, timeout=180, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)

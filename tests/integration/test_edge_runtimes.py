@@ -92,7 +92,7 @@ def test_both_runtimes_answer_as_the_models(tmp_path: Path) -> None:
         assert CHROMIUM is not None
         done = subprocess.run(
             [node, STORY, f"http://127.0.0.1:{server.server_port}", CHROMIUM, *expected],
-            capture_output=True, text=True, timeout=180, check=False,
+            capture_output=True, text=True, timeout=240, check=False,
         )  # fmt: skip
     finally:
         server.shutdown()

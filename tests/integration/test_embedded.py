@@ -45,15 +45,20 @@ def teach(service: Embedded, name: str, rows: int = 30) -> None:
         service.client.feedback(name, i % 3 > 0, features={"x": float(i % 3), "y": i / rows})
 
 
-def answers_of(client: Client, name: str) -> list[Any]:
-    """Five answers; what was added up in another order may differ in the last digits."""
+def answers_of(client: Client, name: str) -> dict[str, float]:
+    """The shares in five answers."""
     rows = [{"x": float(i), "y": 1.0 - i / 4} for i in range(5)]
     found = [client.predict(name, x).probabilities or {} for x in rows]
-    return [{label: round(share, 12) for label, share in one.items()} for one in found]
+    return {f"{i} {label}": one[label] for i, one in enumerate(found) for label in one}
 
 
-def answers(service: Embedded, name: str) -> list[Any]:
+def answers(service: Embedded, name: str) -> dict[str, float]:
     return answers_of(service.client, name)
+
+
+def close_to(expected: dict[str, float]) -> Any:
+    """What was added up in another order, or in other pieces, may differ in the last digits."""
+    return pytest.approx(expected, rel=0, abs=1e-12)
 
 
 @pytest.fixture
@@ -115,7 +120,7 @@ def test_an_object_is_served_learns_and_is_there_again_after_a_restart(state: Pa
     assert given["LogisticRegression"].weights == {}  # what is served is a copy
     lines: list[str] = []
     with online.serve(model(), name="clicks", state_dir=state, say=lines.append) as service:
-        assert answers(service, "clicks") == before
+        assert answers(service, "clicks") == close_to(before)
         assert service.client.status("clicks")["learned"] == 31
     assert any(f"the state stored in {state} serves, not what the object" in x for x in lines), (
         lines
@@ -132,7 +137,7 @@ def test_a_snapshot_has_what_was_answered_before_it_was_asked_for(state: Path) -
             assert clicks.feedback(True, features={"x": 7.0}).status == "learned"
             assert clicks.rollback(good)["undone"] == 1
             assert clicks.status()["learned"] == i + 1
-            assert answers(service, "clicks") == before
+            assert answers(service, "clicks") == close_to(before)
 
 
 def test_a_repeat_of_an_event_is_known_after_a_restart(state: Path) -> None:
@@ -149,12 +154,12 @@ def test_a_second_service_of_the_name_replaces_the_first(state: Path) -> None:
     before = answers(first, "cell")
     with online.serve(model(), name="cell", state_dir=state, say=quiet) as second:
         assert not first.alive()
-        assert answers(second, "cell") == before
+        assert answers(second, "cell") == close_to(before)
     with online.serve(model(), name="cell", state_dir=state, say=quiet) as third:
         assert third.client.status("cell")["learned"] == 30
         with pytest.raises(StartRefused, match="in use by another service"):
             online.serve(model(), name="other", state_dir=state, say=quiet)
-        assert answers(third, "cell") == before
+        assert answers(third, "cell") == close_to(before)
 
 
 def test_services_of_two_names_run_side_by_side(state: Path) -> None:
@@ -188,7 +193,7 @@ def test_operators_work_by_the_client(state: Path) -> None:
         assert clicks.predict({"x": 9.0}, after=receipt.seen, until_included=True).includes
         pushed(service)
         assert clicks.rollback(snapshot)["undone"] == 1
-        assert answers(service, "clicks") == before
+        assert answers(service, "clicks") == close_to(before)
         assert [one["event_id"] for one in clicks.events("undone")["events"]] == ["later"]
         assert clicks.freeze()["complete"]
         assert clicks.feedback(True, features={"x": 9.0}).status == "frozen"
@@ -345,7 +350,7 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
     """Prints the seconds to the first answer and the memory above that of the bare imports."""
     code = COLD.replace("STATE", repr(str(tmp_path / "state")))
     ended = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
@@ -363,7 +368,7 @@ def test_the_lines_of_the_documents_run(tmp_path: Path, document: str, shown: st
     lines = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)[0]
     for learned in (1, 2):
         ended = subprocess.run(
-            [sys.executable, "-c", lines], capture_output=True, text=True, timeout=120,
+            [sys.executable, "-c", lines], capture_output=True, text=True, timeout=240,
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(HERE.parents[1])}, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -385,7 +390,7 @@ def test_a_file_is_served_from_the_shell(tmp_path: Path) -> None:
                 client.feedback("taps", i % 3 > 0, features={"x": float(i % 3)}, event_id=str(i))
         assert [p.pid for p in running.processes()] == [running.process.pid]
         running.process.send_signal(number)
-        assert running.process.wait(30) == 0
+        assert running.process.wait(240) == 0
         assert "its state is in snapshot" in (tmp_path / "serve.log").read_text()
 
 
@@ -459,7 +464,7 @@ def test_a_folder_goes_to_ray_and_back_by_a_start(tmp_path: Path) -> None:
     running = launch(tmp_path)
     try:
         with Client(running.url) as client:
-            assert answers_of(client, "clicks") == again
+            assert answers_of(client, "clicks") == close_to(again)
             assert client.feedback("clicks", True, id=asked.id).status == "learned"
             twice = client.feedback("clicks", True, features={"x": 1.0}, event_id="once")
             assert twice.duplicate
@@ -469,6 +474,6 @@ def test_a_folder_goes_to_ray_and_back_by_a_start(tmp_path: Path) -> None:
     finally:
         running.stop()
     with online.serve(model(), name="clicks", state_dir=state, say=quiet) as service:
-        assert answers(service, "clicks") == after
+        assert answers(service, "clicks") == close_to(after)
         assert service.client.status("clicks")["learned"] == 32
         assert service.client.feedback("clicks", True, id=asked.id).duplicate

@@ -60,7 +60,7 @@ class Orders:
         self._url = f"{running.url}/v1/models/orders"
 
     def post(self, action: str, body: dict[str, Any]) -> Any:
-        answer = httpx.post(f"{self._url}/{action}", json=body, timeout=60)
+        answer = httpx.post(f"{self._url}/{action}", json=body, timeout=240)
         assert answer.status_code == 200, answer.text
         return answer.json()
 
@@ -73,7 +73,7 @@ class Orders:
         return [row["prediction"] for row in given]
 
     def learned(self) -> int:
-        return int(httpx.get(self._url, timeout=60).json()["learned"])
+        return int(httpx.get(self._url, timeout=240).json()["learned"])
 
 
 def command(folder: Path, *words: str) -> str:
@@ -103,13 +103,16 @@ def test_offsets_are_learned_kept_forgotten_bounded_and_scored(tmp_path: Path) -
             errors[name] = sum(abs(answer - one["label"]) for answer, one in pairs) / len(told)
         assert errors["known"] < 0.5 * errors["nobody"], errors
         new, alone = {"customer": "new", "discount": 1.0}, {"discount": 1.0}
-        assert model.answers([new]) == model.answers([alone])
-        assert model.answers([PROBES[2]]) == model.answers([{**PROBES[2], "customer": "17"}])
+        # In one request: between two of them, the model may merge what it has learned.
+        of_new, of_none = model.answers([new, alone])
+        assert of_new == of_none
+        of_17, of_text = model.answers([PROBES[2], {**PROBES[2], "customer": "17"}])
+        assert of_17 == of_text
         clean = model.answers(PROBES)
         model.learn(orders(80, "bot", by=-9.0))
         assert model.answers(PROBES) != pytest.approx(clean, abs=0.05)
         os.kill(running.process.pid, signal.SIGKILL)
-        running.process.wait(60)
+        running.process.wait(240)
         running = launch(tmp_path)
         model = Orders(running)
         assert model.learned() == 980
@@ -151,6 +154,6 @@ def _room_ends(model: Orders, running: Running) -> None:
         [{"customer": who, "discount": 1.0} for who in ("late0", "late29", "nobody")]
     )
     assert last == nobody != first
-    counted = httpx.get(f"{running.url}/metrics", timeout=60).text
+    counted = httpx.get(f"{running.url}/metrics", timeout=240).text
     (left,) = re.findall(r"^online_names_left_out_total\{[^}]*\} (\S+)", counted, re.M)
     assert float(left) == 30 - room

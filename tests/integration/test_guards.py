@@ -92,7 +92,7 @@ def bearer(role: str) -> dict[str, str]:
 
 def ask(running: Running, method: str, path: str, role: str | None, **more: Any) -> httpx.Response:
     headers = more.pop("headers", {}) | (bearer(role) if role else {})
-    return httpx.request(method, running.url + path, headers=headers, timeout=20, **more)
+    return httpx.request(method, running.url + path, headers=headers, timeout=120, **more)
 
 
 PREDICT: Final = "/v1/models/m/predict"
@@ -106,7 +106,7 @@ TEACHES: Final = HEAD.replace("/predict", "/feedback").replace(
 def failures(running: Running, n: int) -> list[str]:
     """What went wrong with ``n`` predictions, half of them on connections of their own."""
     out = []
-    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=5) as kept:
+    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=60) as kept:
         for i in range(n):
             try:
                 answer = kept.post(PREDICT, json=ROW) if i % 2 else ask(
@@ -125,7 +125,7 @@ class Crowd:
     def __init__(self, running: Running, n: int) -> None:
         parts = urlsplit(running.url)
         self.sockets = [
-            socket.create_connection((parts.hostname or "", parts.port or 0), 20) for _ in range(n)
+            socket.create_connection((parts.hostname or "", parts.port or 0), 120) for _ in range(n)
         ]
 
     def __enter__(self) -> Crowd:
@@ -179,7 +179,7 @@ class Crowd:
             yield
         finally:
             stop.set()
-            thread.join(20)
+            thread.join(240)
 
 
 def statuses(answers: list[bytes]) -> Counter[int]:
@@ -211,7 +211,7 @@ def test_tokens_refuse_and_allow_at_the_port(running: Running) -> None:
         for (method, path), allowed in wanted.items():
             for role in (*ROLES, None):
                 headers = bearer(role) if role else {}
-                answer = httpx.request(method, url + path, headers=headers, timeout=20)
+                answer = httpx.request(method, url + path, headers=headers, timeout=120)
                 place = (url, method, path, role, answer.status_code)
                 refused = answer.status_code in (401, 403)
                 assert refused == (role not in allowed), place
@@ -219,7 +219,7 @@ def test_tokens_refuse_and_allow_at_the_port(running: Running) -> None:
 
 
 def test_what_serve_plays_is_sent_with_a_token(running: Running) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while ask(running, "GET", "/v1/models/m", "admin").json()["learned"] < 20:
         assert time.monotonic() < deadline, (running.folder / "serve.log").read_text()
     log = (running.folder / "serve.log").read_text()
@@ -234,7 +234,7 @@ def test_commands_send_a_token(running: Running) -> None:
             environment["ONLINE_TOKEN"] = token
         command = [sys.executable, "-m", "online", *arguments]
         return subprocess.run(
-            command, capture_output=True, text=True, timeout=60, env=environment, check=False
+            command, capture_output=True, text=True, timeout=240, env=environment, check=False
         )
 
     known = ["--config", str(running.folder / "online.yaml")]
@@ -310,7 +310,7 @@ def test_a_body_without_a_length_is_counted_as_it_comes(running: Running) -> Non
         body = iter([b" " * 10_000] * (BODY_BYTES_MAX // 10_000 + 1))
         connection.request("POST", PREDICT, body, bearer("predict"), encode_chunked=True)
         assert connection.getresponse().status == 413
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while too_large(running) < before + 2:
         assert time.monotonic() < deadline
     assert not failures(running, 4)
@@ -321,14 +321,15 @@ def test_beyond_its_bound_a_replica_says_when_to_come_again(running: Running) ->
         # The balancer itself waits for the whole of what only asks.
         crowd.send(f"{TEACHES}Content-Length: 100\r\n\r\n{{".encode())
         refused = ask(running, "POST", PREDICT, "predict", json=ROW)
-        late = time.monotonic() + 60
+        late = time.monotonic() + 240
         while refused.status_code != 429:  # not all of them have arrived there yet, or too slowly
             assert time.monotonic() < late, "there is room for all of them"
             crowd.send(b"")
             refused = ask(running, "POST", PREDICT, "predict", json=ROW)
         assert refused.json()["error"]["code"] == "busy"
         assert refused.headers["retry-after"] == "1"
-        late = time.monotonic() + int(refused.headers["retry-after"]) + 1
+        # After a second; those that nobody asks to give way are ended by their own bound, of five.
+        late = time.monotonic() + int(refused.headers["retry-after"]) + 3
         while ask(running, "POST", PREDICT, "predict", json=ROW).status_code != 200:
             assert time.monotonic() < late, "the slowest bodies do not give way"
     assert not failures(running, 20)
@@ -383,7 +384,7 @@ def test_more_connections_than_may_be_held_give_way(running: Running) -> None:
     assert "timeout client 60s" in settings.read_text()
     if int(found[1]) + 600 > resource.getrlimit(resource.RLIMIT_NOFILE)[0]:
         pytest.skip("this process may not open so many files")
-    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=5) as early:
+    with httpx.Client(base_url=running.url, headers=bearer("predict"), timeout=60) as early:
         assert early.post(PREDICT, json=ROW).status_code == 200
         with Crowd(running, int(found[1]) + 50):  # they say nothing
             for _ in range(100):
@@ -469,7 +470,7 @@ except Exception as error:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", code], env={**environment, "RAY_AUTH_MODE": "disabled"},
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 3, done.stderr
     assert "uthenticat" in done.stdout + done.stderr, done.stdout

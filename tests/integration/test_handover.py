@@ -35,7 +35,7 @@ from online.settings.places import open_journal
 pytestmark = pytest.mark.ray
 
 _SOURCE = Path(__file__).parents[2]
-_EXIT_S = 30.0
+_EXIT_S = 240.0
 QUEUED = "retried after 202"
 LOST = f"retried after no answer {CLOSED}"
 PAUSE_S = 0.02  # leaves room: a challenger learns with what the replicas leave of a core
@@ -52,7 +52,7 @@ class Predictor(threading.Thread):
 
     def run(self) -> None:
         body = {"features": {"a": 1.0}}
-        with httpx.Client(base_url=self._url, timeout=20) as client:
+        with httpx.Client(base_url=self._url, timeout=120) as client:
             while not self._stop_event.wait(self._pause_s):
                 try:
                     answer = client.post("/v1/models/counting/predict", json=body)
@@ -92,7 +92,7 @@ def reload(running: Running, last: str, change: Callable[[dict[str, Any]], Any])
     path.write_text(yaml.safe_dump(data))
     before = len(log.read_text())
     running.process.send_signal(signal.SIGHUP)
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 240
     while last not in (said := log.read_text()[before:]):
         assert time.monotonic() < deadline, said
         assert running.process.poll() is None, said
@@ -108,7 +108,7 @@ def partitions(running: Running) -> list[tuple[int, str, int]]:
 
 def sealed_of_stopped(running: Running, living: int) -> None:
     """Wait until so many replicas live, and see that every other partition is sealed."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(alive := running.replica_urls()) != living:
         assert time.monotonic() < deadline, f"{len(alive)} replicas live"
         time.sleep(0.05)
@@ -126,7 +126,7 @@ def nothing_adopted(running: Running) -> int:
 
 def acknowledged(sent: Sent, more: int) -> None:
     """Wait until so many more events are acknowledged."""
-    wanted, deadline = len(sent.acknowledged) + more, time.monotonic() + 60
+    wanted, deadline = len(sent.acknowledged) + more, time.monotonic() + 240
     while len(sent.acknowledged) < wanted:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -166,7 +166,7 @@ def test_scaled_and_replaced_under_feedback_nothing_is_lost_or_learned_twice() -
 
         stop.set()
         for thread in (*predictors, *clients):
-            thread.join(60)
+            thread.join(240)
         nothing_adopted(running)
         findings = complete(running)
         # An event is a feature of its own, and the digest is of the set of events: all that were
@@ -190,7 +190,7 @@ def killed_unnoticed(running: Running) -> None:
     answered(predictors, 300)
     stop.set()
     for thread in predictors:
-        thread.join(60)
+        thread.join(240)
     errors = [error for predictor in predictors for error in predictor.errors]
     assert all("complete message body" in error for error in errors), errors
     seen = sum((p.seen for p in predictors), Counter[str]())
@@ -199,7 +199,7 @@ def killed_unnoticed(running: Running) -> None:
 
 def answered(predictors: list[Predictor], more: int) -> None:
     """Wait until so many more predictions are answered."""
-    wanted, deadline = sum(p.seen["200"] for p in predictors) + more, time.monotonic() + 60
+    wanted, deadline = sum(p.seen["200"] for p in predictors) + more, time.monotonic() + 240
     while sum(p.seen["200"] for p in predictors) < wanted:
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -229,7 +229,7 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
         finally:
             server.send_signal(signal.SIGCONT)
         settle(running, "counting", 22)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not all(
             predict(url, event)["prediction"] != 0.0 and "from_peer" not in predict(url, event)
             for url in (first, second)
@@ -247,7 +247,7 @@ def test_a_replica_that_starts_without_the_server_takes_a_peers_copy() -> None:
 def learn(url: str, event: str) -> None:
     """One event, learned there."""
     body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
-    answer = httpx.post(f"{url}/v1/models/counting/feedback", json=body, timeout=20)
+    answer = httpx.post(f"{url}/v1/models/counting/feedback", json=body, timeout=120)
     assert answer.json()["status"] == "learned", answer.text
 
 
@@ -255,14 +255,15 @@ def predict(url: str, event: str) -> dict[str, Any]:
     """What is answered there for the event's own feature, above what any other one has."""
     path = f"{url}/v1/models/counting/predict"
     rows = {"instances": [{event: 1.0}, {"never sent": 1.0}]}
-    answer: dict[str, Any] = httpx.post(path, json=rows, timeout=20).json()
+    answer: dict[str, Any] = httpx.post(path, json=rows, timeout=120).json()
     mine, other = (row["prediction"] for row in answer["predictions"])
     return {**answer, "prediction": mine - other}
 
 
 def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
     sent, settings = Sent(), settings_of(0)
-    settings["limits"]["feedback_wait_s"] = 30  # starts take turns with feedback at the journal
+    # Starts take turns with feedback at the journal; whoever is slow is not adopted meanwhile.
+    settings["limits"] |= {"feedback_wait_s": 30, "adopt_s": 20}
     with service(settings, own_code=True) as running:
         first = status(running, "counting")
         with under_load(running, sent, first=0, stopped=6):
@@ -298,7 +299,7 @@ def test_new_code_and_a_new_model_and_a_move_fail_no_request() -> None:
                 "source": "bench",
             }
             answer = httpx.post(
-                f"{again.url}/v1/models/counting/feedback", json=repeated, timeout=20
+                f"{again.url}/v1/models/counting/feedback", json=repeated, timeout=120
             )
             assert answer.json()["status"] == "duplicate", answer.text
             assert "promoted by control row" in (again.folder / "serve.log").read_text()
@@ -329,11 +330,11 @@ def logged(running: Running) -> set[str]:
 
 def served_everywhere(running: Running, replicas: int) -> set[str]:
     """Specs of the model at each replica, once so many answer."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         with contextlib.suppress(httpx.HTTPError):
             urls = running.replica_urls().values()
-            found = [httpx.get(f"{url}/v1/models/counting", timeout=20).json() for url in urls]
+            found = [httpx.get(f"{url}/v1/models/counting", timeout=120).json() for url in urls]
             if len(found) == replicas:
                 return {one["spec"] for one in found}
         assert time.monotonic() < deadline, "the replica that died is not replaced"
@@ -343,7 +344,7 @@ def served_everywhere(running: Running, replicas: int) -> set[str]:
 def versions(running: Running) -> list[str]:
     """Of the code that each replica runs."""
     urls = running.replica_urls().values()
-    return [httpx.get(f"{url}/v2", timeout=20).json()["version"] for url in urls]
+    return [httpx.get(f"{url}/v2", timeout=120).json()["version"] for url in urls]
 
 
 def moved(running: Running) -> Path:
@@ -376,7 +377,7 @@ def only_closed(seen: Counter[str], callers: int, stopped: int) -> None:
 @contextlib.contextmanager
 def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> Iterator[None]:
     """Predictions and feedback meanwhile, of which none may fail."""
-    stop, lost = threading.Event(), sent.statuses[LOST]
+    stop, lost, queued = threading.Event(), sent.statuses[LOST], sent.statuses[QUEUED]
     predictors = [Predictor(running.url, stop, 0.01) for _ in range(2)]
     clients = [
         Client(i, lambda: running.url, sent, stop, i, pause_s=PAUSE_S)
@@ -390,17 +391,18 @@ def under_load(running: Running, sent: Sent, first: int, stopped: int = 2) -> It
     finally:
         stop.set()
         for thread in (*predictors, *clients):
-            thread.join(60)
+            thread.join(240)
     seen = sum((p.seen for p in predictors), Counter[str]())
     print(f"predictions: {dict(seen)}, feedback: {dict(sent.statuses)}")
     only_closed(seen, len(predictors), stopped)
     # 202 is an answer: the row is durable, and its partition was sealed before it was learned
-    # here.  Whoever asks again is told what became of it.
+    # here.  Whoever asks again is told what became of it.  A client has one row under way, and two
+    # replicas seal where none stops: they go over to another model.
     refused = {name for name in sent.statuses if name.startswith("retried")}
     assert not refused - {QUEUED, LOST}, sent.statuses
     lost = sent.statuses[LOST] - lost
     assert lost <= len(clients) * stopped, (lost, sent.statuses)  # as of predictions
-    assert sent.statuses[QUEUED] <= sent.statuses.total() / 100, sent.statuses
+    assert sent.statuses[QUEUED] - queued <= len(clients) * max(stopped, 2), sent.statuses
 
 
 def both_have(running: Running, n: int) -> None:
@@ -417,12 +419,12 @@ def both_have(running: Running, n: int) -> None:
 
 def promote(running: Running, *arguments: str) -> str:
     """What the command says, whether it is refused or not; asked again while it is too early."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         done = subprocess.run(
             [sys.executable, "-m", "online", "promote", *arguments,
              "--config", str(running.folder / "online.yaml")],
-            capture_output=True, text=True, timeout=150,
+            capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         early = ("is beginning", "is not there", "rows behind")
         if not any(text in done.stderr for text in early):
@@ -433,9 +435,9 @@ def promote(running: Running, *arguments: str) -> str:
 
 def complete(running: Running) -> dict[str, Any]:
     """What fsck finds once a snapshot has every row, and that it is good."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
-        httpx.post(f"{running.url}/v1/models/counting/snapshots", timeout=30)
+        httpx.post(f"{running.url}/v1/models/counting/snapshots", timeout=120)
         (findings,) = fsck(running)
         assert findings["good"], findings
         if findings["not_yet"] == 0:
@@ -447,7 +449,7 @@ def fsck(running: Running) -> list[dict[str, Any]]:
     found = subprocess.run(
         [sys.executable, "-m", "online", "fsck", "--json",
          "--config", str(running.folder / "online.yaml")],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     findings: list[dict[str, Any]] = json.loads(found.stdout)
     return findings

@@ -68,11 +68,11 @@ def test_hosts_are_apart_and_reach_each_other(tmp_path: Path) -> None:
             return True
 
         with listening:
-            assert reaches(5)
+            assert reaches(60)
             network.rules(Rule("b", "*", Link(loss=1.0)))
             assert not reaches(0.3), "it hears, and is not heard"
             network.rules()
-            assert reaches(5)
+            assert reaches(60)
         b.kill()
         assert not b.init.is_running()
 
@@ -86,4 +86,4 @@ def test_whoever_is_killed_leaves_no_host_behind(tmp_path: Path) -> None:
     assert len(hosts_of) == 2
     process.kill()
     process.communicate()
-    assert psutil.wait_procs(hosts_of, timeout=10)[1] == []
+    assert psutil.wait_procs(hosts_of, timeout=240)[1] == []

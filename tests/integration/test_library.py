@@ -164,7 +164,7 @@ def test_the_lines_of_the_page_run(tmp_path: Path) -> None:
     )
     for status in ("learned", "duplicate"):
         ended = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+            [sys.executable, "-c", script], capture_output=True, text=True, timeout=240,
             cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False,
         )  # fmt: skip
         assert (ended.returncode, ended.stderr) == (0, "")
@@ -220,7 +220,7 @@ def test_the_fixture_serves_in_tests_and_costs_other_runs_nothing(
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "online.service.pytest_plugin", "-p",
          "no:cacheprovider", "-p", "no:hypothesispytest", str(tmp_path)],
-        capture_output=True, text=True, timeout=120, cwd=tmp_path, check=False,
+        capture_output=True, text=True, timeout=240, cwd=tmp_path, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout
@@ -289,7 +289,7 @@ def test_what_was_answered_is_learned_exactly_once_whenever_it_is_killed(
             # Some die while they start, and some in their first commits.
             answered |= set(_killed(nursery.stdout, 0 if i % 5 == 4 else draw.randrange(1, 60)))
         nursery.stdin.close()
-        assert nursery.wait(60) == 0
+        assert nursery.wait(240) == 0
     with online.Learner(counting, state, **COUNTED) as learner:
 
         def times(events: Iterable[int]) -> list[float]:

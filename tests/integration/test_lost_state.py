@@ -32,7 +32,7 @@ def send(running: Running, names: range) -> dict[str, int]:
         for i in names
     ]
     body = {"events": events}
-    answer = httpx.post(f"{running.url}{URL}/feedback", json=body, timeout=20).json()
+    answer = httpx.post(f"{running.url}{URL}/feedback", json=body, timeout=120).json()
     found: dict[str, int] = {}
     for event in answer["events"]:
         kind = "duplicate" if event.get("duplicate") else event["status"]
@@ -41,7 +41,7 @@ def send(running: Running, names: range) -> dict[str, int]:
 
 
 def snapshot(running: Running) -> str:
-    name = httpx.post(f"{running.url}{URL}/snapshots", timeout=20).json()["name"]
+    name = httpx.post(f"{running.url}{URL}/snapshots", timeout=120).json()["name"]
     assert list((running.state_dir / "snapshots").rglob(f"{name}.snapshot")), "its name is said"
     return str(name)
 
@@ -51,7 +51,7 @@ def fsck(running: Running) -> tuple[int, dict[str, Any]]:
     return done.returncode, json.loads(done.stdout)[0]
 
 
-def until(what: Any, timeout_s: float = 60.0) -> None:
+def until(what: Any, timeout_s: float = 240.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not what():
         assert time.monotonic() < deadline
@@ -82,7 +82,7 @@ def test_a_service_whose_files_are_taken_away(tmp_path: Path) -> None:
         assert (code, found["snapshot"], found["no_start"]) == (0, name, None)
         shown = status(running, "clicks")
         assert "the newest, is written anew" in shown["incident"]
-        metrics = httpx.get(f"{running.url}/metrics", timeout=20).text
+        metrics = httpx.get(f"{running.url}/metrics", timeout=120).text
         assert 'online_snapshots_vanished{model="clicks"}' in metrics
 
         # a copy of the journal, and what comes after it
@@ -117,7 +117,7 @@ def test_a_service_whose_files_are_taken_away(tmp_path: Path) -> None:
         until(lambda: fsck(running)[0] == 0)
         assert fsck(running)[1]["digest_equal"]
         assert status(running, "clicks")["rewrites"]["lost"]["events"] == 60
-        metrics = httpx.get(f"{running.url}/metrics", timeout=20).text
+        metrics = httpx.get(f"{running.url}/metrics", timeout=120).text
         assert 'online_lost_events{model="clicks"} 60.0' in metrics
     finally:
         running.stop()

@@ -98,7 +98,7 @@ def learn(running: Running, model: dict[str, Any], first: int, n: int) -> None:
     ]
     for start in range(0, n, 20):
         body = {"events": events[start : start + 20]}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             assert time.monotonic() < deadline
             try:
@@ -173,7 +173,7 @@ def refuses_without_a_trace(running: Running) -> None:
             got, answer = client.post(f"/v1/models/{name}/feedback", body)
             told = answer["status"] if "status" in answer else answer["error"]["code"]
             assert (got, told) == (status, code), (row, answer)
-            assert answers(running.url, models[name]) == before, row
+            assert answers(running.url, models[name]) == close(before), row
         for i, (name, row, label) in enumerate(TAKEN):
             body = {"features": row, "label": label, "event_id": f"odd-{i}"}
             assert client.post(f"/v1/models/{name}/feedback", body)[0] == 200, row

@@ -60,7 +60,7 @@ def columns(*, binary: bool) -> list[Any]:
 
 
 def learned(running: Running, model: str) -> int:
-    return int(httpx.get(f"{running.url}/v1/models/{model}", timeout=20).json()["learned"])
+    return int(httpx.get(f"{running.url}/v1/models/{model}", timeout=120).json()["learned"])
 
 
 def post_feedback(running: Running, model: str, inputs: list[Any]) -> dict[str, list[Any]]:
@@ -68,7 +68,7 @@ def post_feedback(running: Running, model: str, inputs: list[Any]) -> dict[str, 
     body, json_bytes = tritonclient.InferenceServerClient.generate_request_body(inputs)
     headers = {} if json_bytes is None else {_LENGTH: str(json_bytes)}
     url = f"{running.url}/v2/models/{model}/feedback"
-    response = httpx.post(url, content=body, headers=headers, timeout=20)
+    response = httpx.post(url, content=body, headers=headers, timeout=120)
     assert response.status_code == 200, response.text
     result = tritonclient.InferenceServerClient.parse_response_body(
         response.content, header_length=int(response.headers[_LENGTH])
@@ -129,7 +129,7 @@ def test_the_client_in_bytes_and_in_json_teaches_what_v1_answers(
         settle(running, "clicks", before := before + _N)
         instances = [{"a": float(a), "b": float(b)} for a, b in zip(_A, _B, strict=True)]
         url = f"{running.url}/v1/models/clicks/predict"
-        plain = httpx.post(url, json={"instances": instances}, timeout=20).json()
+        plain = httpx.post(url, json={"instances": instances}, timeout=120).json()
         v1 = [row["probabilities"]["yes"] for row in plain["predictions"]]
         v2 = client.infer("clicks", columns(binary=binary)).as_numpy("probability")
         assert v2 == pytest.approx(v1, abs=1e-12)

@@ -57,7 +57,7 @@ def acts(service: Embedded) -> list[tuple[str, str, str]]:
 
 def test_each_act_leaves_its_line_and_somebody_is_told(service: Embedded, told: Hook) -> None:
     headers = {"authorization": f"Bearer {ADMIN}"}
-    with httpx.Client(base_url=f"{service.url}/v1/models/m", headers=headers, timeout=60) as ask:
+    with httpx.Client(base_url=f"{service.url}/v1/models/m", headers=headers, timeout=240) as ask:
 
         def act(path: str, **body: Any) -> Any:
             done = ask.post(path, json=body or None)
@@ -103,7 +103,7 @@ def test_the_log_is_as_it_was_written(service: Embedded) -> None:
 def test_answers_and_labels_are_seen_by_operators(service: Embedded) -> None:
     def ask(token: str, path: str) -> httpx.Response:
         url = f"{service.url}/v1/models/m{path}"
-        return httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=60)
+        return httpx.get(url, headers={"authorization": f"Bearer {token}"}, timeout=240)
 
     assert ask(str(TOKENS["predict"]), "/live").status_code == 403
     begun = ask(ADMIN, "/live").json()
@@ -120,10 +120,10 @@ def test_answers_and_labels_are_seen_by_operators(service: Embedded) -> None:
 
 def test_a_snapshot_says_how_many_rows_came_after_it(service: Embedded) -> None:
     url, headers = f"{service.url}/v1/models/m/snapshots", {"authorization": f"Bearer {ADMIN}"}
-    before = httpx.post(url, headers=headers, timeout=60).json()["name"]
+    before = httpx.post(url, headers=headers, timeout=240).json()["name"]
     for i in range(3):
         service.client.feedback("m", True, features={"x": float(i)})
-    httpx.post(url, headers=headers, timeout=60).raise_for_status()
-    listed = httpx.get(url, headers=headers, timeout=60).json()["snapshots"]
+    httpx.post(url, headers=headers, timeout=240).raise_for_status()
+    listed = httpx.get(url, headers=headers, timeout=240).json()["snapshots"]
     since = {one["name"]: one["since"] for one in listed}
     assert since[before] == 3

@@ -39,7 +39,7 @@ def send(running: Running, share: list[int], unsure: list[int]) -> None:
         for i in share:
             features, label = STREAM[i]
             body = {"features": features, "label": label, "event_id": str(i)}
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 240
             while time.monotonic() < deadline:
                 try:
                     code, answer = client.post("/v1/models/tree/feedback", body)
@@ -76,7 +76,7 @@ def same(running: Running, model: Any, url: str) -> None:
 
 
 def wait_equal(running: Running, model: Any) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while True:
         try:
             for url in running.replica_urls().values():

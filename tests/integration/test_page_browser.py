@@ -79,7 +79,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     with Embedded(load(None, data, {}), lambda _: None) as running:
         running.start()
         headers = {"authorization": f"Bearer {TOKENS['admin']}"}
-        with httpx.Client(base_url=running.url, headers=headers, timeout=60) as ask:
+        with httpx.Client(base_url=running.url, headers=headers, timeout=240) as ask:
 
             def post(path: str, body: Any = None) -> None:
                 ask.post(f"/v1/models/{path}", json=body).raise_for_status()

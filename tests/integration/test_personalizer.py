@@ -44,7 +44,7 @@ def endpoint(service: Embedded) -> str:
 def post(service: Embedded, path: str, body: Any = None, key: str = KEY) -> httpx.Response:
     headers = {"Ocp-Apim-Subscription-Key": key}
     return httpx.post(
-        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=20
+        f"{endpoint(service)}/personalizer/{path}", json=body, headers=headers, timeout=120
     )
 
 
@@ -151,11 +151,12 @@ def test_the_client_of_v1_ranks_and_rewards(shop: Embedded) -> None:
     from msrest.authentication import CognitiveServicesCredentials
 
     models = clients.models
+    given: Any = ACTIONS
     client = clients.PersonalizerClient(endpoint(shop), CognitiveServicesCredentials(KEY))
     for i in range(3):
         request = models.RankRequest(
             actions=[models.RankableAction(id=x["id"], features=x.get("features", []))
-                     for x in ACTIONS],
+                     for x in given],
             context_features=[{"time": "morning"}], excluded_actions=["news"],
             event_id=f"v1-{i}", defer_activation=i == 2,
         )  # fmt: skip
@@ -194,9 +195,9 @@ def test_features_are_named_by_where_they_stand() -> None:
         {"a": {"b": 1, "c": {"d": "x"}}, "l": [0.5, 1.5], "n": None},
         {"@id": True, "w": ["p"]},
     ]
-    assert features_of(given) == {
+    assert features_of(given, 4_096, 1_024) == {
         "a.b": 1, "a.c.d": "x", "l.0": 0.5, "l.1": 1.5, "at_id": True, "w.p": True,
     }  # fmt: skip
-    assert features_of(None) == {}
+    assert features_of(None, 4_096, 1_024) == {}
     assert own_id("order-1") == "order-1"
     assert own_id("order 1") == own_id("order 1") != own_id("order", "1")

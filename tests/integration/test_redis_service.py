@@ -47,14 +47,14 @@ def store(folder: Path, **settings: str) -> Iterator[Server]:
 def online(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A command, as a shell would run it; it shows neither a stack trace nor the password."""
     done = subprocess.run(
-        [sys.executable, "-m", "online", *arguments], capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", "online", *arguments], capture_output=True, text=True, timeout=240
     )
     assert "Traceback" not in done.stdout + done.stderr, done.stderr
     assert _PASSWORD not in done.stdout + done.stderr
     return done
 
 
-def feed(running: Running, event: str, timeout_s: float = 60.0) -> dict[str, Any]:
+def feed(running: Running, event: str, timeout_s: float = 240.0) -> dict[str, Any]:
     """Send one event and again until it is acknowledged."""
     body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
     deadline = time.monotonic() + timeout_s
@@ -68,6 +68,11 @@ def feed(running: Running, event: str, timeout_s: float = 60.0) -> dict[str, Any
         time.sleep(0.05)
 
 
+def is_learned(receipt: dict[str, Any]) -> bool:
+    """Whether it is, when it was sent again, too: a busy machine may answer too late at first."""
+    return "learned" in (receipt["status"], receipt.get("first_outcome"))
+
+
 def test_the_service_on_redis() -> None:
     with tempfile.TemporaryDirectory(prefix="online-redis-") as name:
         folder = Path(name)
@@ -79,7 +84,7 @@ def test_the_service_on_redis() -> None:
             try:
                 assert not (running.state_dir / "journal.db").exists()
                 for i in range(10):
-                    assert feed(running, f"e{i}")["status"] == "learned"
+                    assert is_learned(feed(running, f"e{i}"))
                 assert feed(running, "e0")["status"] == "duplicate"
                 settle(running, "counting", 10)
                 shown = online("config", "show", str(path)).stdout
@@ -91,16 +96,16 @@ def test_the_service_on_redis() -> None:
                 server.kill()
                 predict = f"{running.url}/v1/models/counting/predict"
                 for _ in range(20):
-                    answer = httpx.post(predict, json={"features": {"a": 1.0}}, timeout=20)
+                    answer = httpx.post(predict, json={"features": {"a": 1.0}}, timeout=120)
                     assert answer.status_code == 200
                 body = {"features": {"late": 1.0}, "label": COUNT_LABEL, "event_id": "late"}
                 feedback = f"{running.url}/v1/models/counting/feedback"
-                refused = httpx.post(feedback, json=body, timeout=20)
+                refused = httpx.post(feedback, json=body, timeout=120)
                 assert refused.status_code == 503
                 assert refused.json()["error"]["code"] == "journal_unavailable"
                 assert _PASSWORD not in refused.text
                 server.start()
-                assert feed(running, "late")["status"] in ("learned", "duplicate")
+                assert is_learned(feed(running, "late"))
                 settle(running, "counting", 11)
 
                 # A killed server imports no settings and no model library on its way back.
@@ -111,11 +116,11 @@ def test_the_service_on_redis() -> None:
                     now = status(running, "counting")["server"]
                     if now and now["state"] == "serving" and now["pid"] != killed.pid:
                         break
-                    assert time.monotonic() - begun < 60
+                    assert time.monotonic() - begun < 240
                     time.sleep(0.02)
                 print(f"server back after {time.monotonic() - begun:.2f} s")
                 assert _PASSWORD not in json.dumps(status(running, "counting"))
-                assert feed(running, "after")["status"] == "learned"
+                assert is_learned(feed(running, "after"))
                 settle(running, "counting", 12)
             finally:
                 running.stop()
@@ -190,7 +195,7 @@ def test_two_nodes_with_a_sqlite_journal_are_refused(tmp_path: Path) -> None:
         path = write_settings(tmp_path, {**settings_of(0), "cluster": address})
         done = subprocess.run(
             [sys.executable, "-m", "online", "serve", str(path)],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=240,
             env={**environment(), "RAY_AUTH_MODE": "disabled"},
         )  # fmt: skip
         assert done.returncode == 1, done.stdout + done.stderr
@@ -198,4 +203,4 @@ def test_two_nodes_with_a_sqlite_journal_are_refused(tmp_path: Path) -> None:
         assert "journal: redis://" in done.stderr
         assert "Traceback" not in done.stderr
     finally:
-        nodes.communicate(timeout=60)
+        nodes.communicate(timeout=240)

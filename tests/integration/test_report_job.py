@@ -29,7 +29,7 @@ from online.tables.places import Folder, Place
 
 pytestmark = pytest.mark.ray
 
-START_S = 90.0
+START_S = 240.0
 RAY = Path(sys.executable).with_name("ray")
 Submit = Callable[..., str]
 
@@ -110,7 +110,7 @@ def submitted() -> Iterator[Submit]:
             job = [str(RAY), "job", "submit", "--address", address, "--working-dir", str(folder)]
             done = subprocess.run(
                 [*job, "--", "online", *command], env=env, capture_output=True, text=True,
-                timeout=180,
+                timeout=240,
             )  # fmt: skip
             assert done.returncode == 0, done.stdout + done.stderr
             return done.stdout

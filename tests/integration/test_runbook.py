@@ -50,7 +50,7 @@ def running() -> Iterator[Running]:
 
 def snapshot(running: Running) -> str:
     """Name of a new snapshot: the page has one of another service."""
-    made = httpx.post(f"{running.url}/v1/models/phishing/snapshots", timeout=30)
+    made = httpx.post(f"{running.url}/v1/models/phishing/snapshots", timeout=120)
     return str(made.json()["name"])
 
 
@@ -73,7 +73,7 @@ def run(running: Running, script: str, program: str) -> subprocess.CompletedProc
     if program == "python":
         command = [sys.executable, "-c", script]
     return subprocess.run(
-        command, cwd=running.folder, capture_output=True, text=True, timeout=120,
+        command, cwd=running.folder, capture_output=True, text=True, timeout=240,
         env={**environment(), "PATH": path},
     )  # fmt: skip
 

@@ -22,7 +22,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, path: str, **body: Any) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/models/shop/{path}", json=body, timeout=60)
+    return httpx.post(f"{service.url}/v1/models/shop/{path}", json=body, timeout=240)
 
 
 def test_each_slot_has_an_action_an_id_and_a_reward_of_its_own(shop: Embedded) -> None:

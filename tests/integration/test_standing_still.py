@@ -87,7 +87,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         environment |= {"LD_PRELOAD": str(library), "TEST_STALL": str(folder / "stall")}
     (folder / "learner.py").write_text(LEARNER)
     settings = {
-        "limits": {"standstill_s": STANDSTILL_S},
+        # A third of it is waited for a lock, so two thirds are left to answer why there was none.
+        "limits": {"standstill_s": STANDSTILL_S, "feedback_wait_s": 6.0},
         "models": [{**MODEL, "learner": "learner.py:counting"}],
     }
     with service(folder, environment, **settings) as made:
@@ -115,7 +116,7 @@ def stop_one(running: Running, name: str) -> None:
     (running.folder / "stand").touch()
     stands = threading.Thread(target=send, args=(running, f"stand-{name}"))
     stands.start()
-    holder = until("a replica stands", lambda: stopped(running), 20)
+    holder = until("a replica stands", lambda: stopped(running))
     (other,) = (url for n, url in replicas.items() if not n.startswith(f"{holder.pid}:"))
     code, answer = send(Running(running.folder, running.process, other, 0.0), f"{name}-refused")
     if code != 200:  # else it was ended by then
@@ -123,7 +124,7 @@ def stop_one(running: Running, name: str) -> None:
         assert f"process {holder.pid} " in answer["error"]["message"]
         assert "Nothing was recorded" in answer["error"]["hint"]
     assert predicted(other, before) == [1.0] * 10, "predictions go on"
-    until("it is ended", lambda: f"ended process {holder.pid}" in log(running), 30)
+    until("it is ended", lambda: f"ended process {holder.pid}" in log(running))
     after = [f"{name}-after-{i}" for i in range(10)]
     learn(running, [f"stand-{name}", f"{name}-refused", *after])
     stands.join()
@@ -209,18 +210,26 @@ def test_replicas_whose_model_can_not_be_loaded_say_why(running: Running) -> Non
         code, answer = post(running.url, f"{PATH}/predict", {"features": {"loaded": 1.0}})
         return answer["error"]["message"] if code == 503 and "no_replica" in str(answer) else None
 
+    said: dict[str, None] = {}
+
     def incident() -> str:
         with suppress(OSError, HTTPException, KeyError):
-            return str(status(running, "counting")["incident"])
+            shown = status(running, "counting")
+            said[f"{shown['answered_by']}: {shown['incident']}"] = None
+            return str(shown["incident"])
         return ""
 
-    until("status says it", lambda: "broken on purpose" in incident(), 240)
+    def saw() -> str:
+        lines = "\n".join(log(running).splitlines()[-30:])
+        return f"incidents: {[*said]}; the log:\n{lines}"
+
+    until("status says it", lambda: "broken on purpose" in incident(), saw=saw)
     other.kill()
-    until("callers are told", lambda: "broken on purpose" in (reason() or ""), 240)
+    until("callers are told", lambda: "broken on purpose" in (reason() or ""), saw=saw)
     with closing(Connection(running.url, 20.0)) as client:
         code, answer = client.get("/readyz")
     assert (code, answer["error"]["code"]) == (503, "no_replica")
     learner.write_text(LEARNER)
-    until("they come back", lambda: len(running.replica_urls()) == 2, 240)
+    until("they come back", lambda: len(running.replica_urls()) == 2, saw=saw)
     learn(running, ["mended"])
     each_once(running, ["loaded", "mended"])

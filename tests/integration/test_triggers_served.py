@@ -53,7 +53,7 @@ def turned(running: Running) -> int:
     rng = random.Random(6)
     rows = [{**row(rng, "a"), "mark": 1.0} for _ in range(100)]
     answers = [
-        httpx.post(f"{running.url}{PATH}/predict", json={"features": features}, timeout=20).json()
+        httpx.post(f"{running.url}{PATH}/predict", json={"features": features}, timeout=120).json()
         for features in rows
     ]
     return sum(answer["prediction"] == "c" for answer in answers)
@@ -72,7 +72,7 @@ def test_a_trigger_is_named_and_forgotten() -> None:
         sent = events(900)
         for at in range(0, len(sent), 100):
             answer = httpx.post(
-                f"{running.url}{PATH}/feedback", json={"events": sent[at : at + 100]}, timeout=60
+                f"{running.url}{PATH}/feedback", json={"events": sent[at : at + 100]}, timeout=240
             )
             assert answer.status_code == 200, answer.text
         found = until(running, lambda now: "forgotten" in str(now["incident"]), 240)["incident"]
@@ -86,6 +86,6 @@ def test_a_trigger_is_named_and_forgotten() -> None:
         command += [f"--config={running.folder}/online.yaml"]
         asked = subprocess.run(command, capture_output=True, text=True, check=False)
         assert asked.returncode == 0, asked.stdout + asked.stderr
-        metrics = httpx.get(f"{running.url}/metrics", timeout=20).text
+        metrics = httpx.get(f"{running.url}/metrics", timeout=120).text
         assert "online_triggers_found_total" in metrics
         assert "online_triggers{" in metrics

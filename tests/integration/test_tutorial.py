@@ -39,7 +39,7 @@ class Reader:
         path = f"{self._online.parent}:{environment().get('PATH', os.defpath)}"
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", text.replace(NAMED, self._snapshot)],
-            capture_output=True, text=True, timeout=60, env={**environment(), "PATH": path},
+            capture_output=True, text=True, timeout=240, env={**environment(), "PATH": path},
         )  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
         if "snapshot create" in text:

@@ -20,9 +20,9 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import protocol_ledger as _ledger
-import protocol_replica as _replica
-import protocol_served as _served
+from protocol_ledger import Event, Ledger, Whole
+from protocol_replica import Message, Replica
+from protocol_served import Served
 
 from online.learning.counters import DIGEST, event_hash
 from online.learning.merged import Learner
@@ -34,10 +34,6 @@ from paramserver.state import SnapshotState
 from paramserver.wire import SyncRequest
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
-
-LEARNED, Event, Ledger, Whole = _ledger.LEARNED, _ledger.Event, _ledger.Ledger, _ledger.Whole
-SPEC, Served = _served.SPEC, _served.Served
-Message, Replica = _replica.Message, _replica.Replica
 
 _models = itertools.count(1)
 

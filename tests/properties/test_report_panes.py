@@ -85,10 +85,11 @@ def test_counters_do_not_depend_on_how_rows_are_dealt_out(cuts: list[int]) -> No
         )  # fmt: skip
         assert a.features["x"] == b.features["x"]
     assert list(parts.watch.alarms) == list(whole.watch.alarms)
-    for a, b in ((parts.then(300), whole.then(300)), (parts.now(300), whole.now(300))):
-        assert (a.first_row, list(a.features["c"])) == (b.first_row, list(b.features["c"]))
-        assert np.array_equal(a.score, b.score)
-        assert np.array_equal(a.right, b.right, equal_nan=True)
+    for one, other in ((parts.then(300), whole.then(300)), (parts.now(300), whole.now(300))):
+        assert one.first_row == other.first_row
+        assert list(one.features["c"]) == list(other.features["c"])
+        assert np.array_equal(one.score, other.score)
+        assert np.array_equal(one.right, other.right, equal_nan=True)
 
 
 @given(

@@ -19,12 +19,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 from pyarrow import fs
+from snapshot_checks import Crash, ForgetfulDisk
 
 from paramserver.blocks import Block
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots import history as snapshot_history
-from paramserver.snapshots.checks import Crash, ForgetfulDisk
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.pieces import Pieces

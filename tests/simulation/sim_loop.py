@@ -126,6 +126,9 @@ class SimLoop(asyncio.BaseEventLoop):
         Runs a step of a process and gives its result: where the disk's mood comes in.
     """
 
+    _ready: deque[asyncio.Handle]  # of the loop that asyncio has in Python
+    _scheduled: list[asyncio.TimerHandle]
+
     def __init__(self, r: random.Random) -> None:
         super().__init__()
         self.now = 1_000.0

@@ -240,7 +240,7 @@ class Learner(Actor):
         self.version = learner.version
         self.world.oracle.at_most_once(learner.serving.sums, self.name)
         errors = self.model.counts["internal_errors"]
-        assert not errors, f"{self.name}: {self.model.incident}"
+        assert not errors, f"{self.name}: {self.model.incidents}"
 
 
 class Learning(Learner):

@@ -15,7 +15,7 @@ _SHOWN = f"import sys; print(*sorted({_HEAVY} & sys.modules.keys()))"
 def imported(script: str) -> set[str]:
     """Those of the heavy libraries that a process has imported after the script."""
     done = subprocess.run(
-        [sys.executable, "-c", f"{script}\n{_SHOWN}"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", f"{script}\n{_SHOWN}"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

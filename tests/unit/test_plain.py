@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 import online.cli
 from evaluation.report import page as report_page
-from online.commands import base, rewrites
+from online.commands import base
 from online.commands import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
@@ -220,8 +220,8 @@ def test_lists_of_events(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: object) -> httpx.Client:
         return httpx.Client(base_url="http://service", transport=httpx.MockTransport(answer))
 
-    monkeypatch.setattr(rewrites, "connect", connect)
-    monkeypatch.setattr(rewrites, "pick", lambda *_: "m")
+    monkeypatch.setattr(base.Context, "connect", connect)
+    monkeypatch.setattr(base, "pick", lambda *_: "m")
     done = CliRunner().invoke(online.cli.app, ["rollback", "--undone"])
     assert done.exit_code == 0, done.output
     whole = "".join(done.output.split())

@@ -67,8 +67,8 @@ def looked(found: Conditions, at: float, failed: str | None = None, **more: Any)
             {"drift": {"state": "act", "why": "since noon"}},
             "alarm raised the error rose: since noon",
         ),
-        ({"journal": {"alarm": "it fills"}, "incident": "it fills"}, "disk raised it fills"),
-        ({"incident": "a surprise", "journal": {"alarm": None}}, "incident raised a surprise"),
+        ({"journal": {"alarm": "it fills"}, "incidents": ["it fills"]}, "disk raised it fills"),
+        ({"incidents": ["a surprise"], "journal": {"alarm": None}}, "incident raised a surprise"),
         (
             {"replicas": {"r": {"age_ms": 61_000.0}}},
             "stale raised replica r answers from a model 61 s old",
@@ -90,11 +90,14 @@ def test_a_condition_is_told_when_it_begins_and_when_it_ends(more: Any, said: st
 
 def test_an_incident_whose_figures_change_is_told_once() -> None:
     found = Conditions()
-    assert len(looked(found, 0.0, incident="1,204 rows behind for 3.5 s")) == 1
-    assert looked(found, 15.0, incident="998 rows behind for 18 s") == []
-    assert len(looked(found, 30.0, incident="the disk fails")) == 2, (
+    assert len(looked(found, 0.0, incidents=["1,204 rows behind for 3.5 s"])) == 1
+    assert looked(found, 15.0, incidents=["998 rows behind for 18 s"]) == []
+    assert len(looked(found, 30.0, incidents=["the disk fails"])) == 2, (
         "another, and the first is over"
     )
+    assert looked(found, 45.0, incidents=["the disk fails", "a surprise"]) == [
+        "incident raised a surprise"
+    ]
 
 
 def test_who_does_not_answer_for_a_moment_is_not_told_of() -> None:
@@ -118,9 +121,9 @@ def test_a_server_that_is_gone_for_long_is_told_of() -> None:
 
 def test_nothing_is_over_while_nobody_answers() -> None:
     found = Conditions()
-    looked(found, 0.0, incident="a surprise")
+    looked(found, 0.0, incidents=["a surprise"])
     assert looked(found, 15.0, "no answer") == []
-    assert looked(found, 30.0, incident="a surprise") == []
+    assert looked(found, 30.0, incidents=["a surprise"]) == []
     assert looked(found, 45.0) == ["incident over a surprise"]
 
 

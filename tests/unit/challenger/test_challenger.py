@@ -290,7 +290,7 @@ def test_a_failure_is_written_down_and_no_row_is_lost_by_it(
 ) -> None:
     world = equal_pair(tmp_path)
     shadow = world.shadow()
-    kind = type(shadow.learner.serving)
+    kind: Any = type(shadow.learner.serving)
     learn = kind.learn_noted
 
     def picky(self: Any, example: Example, weight: float) -> None:

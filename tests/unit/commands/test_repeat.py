@@ -103,7 +103,7 @@ def test_a_signal_ends_the_run_gently(tmp_path: Path, number: signal.Signals) ->
         assert process.stdout is not None
         assert process.stdout.readline() == "runs\n"
         process.send_signal(number)
-        assert process.wait(30) == 130
+        assert process.wait(240) == 130
     assert (tmp_path / "stopped").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.commands import forget, rewrites
+from online.commands import base, forget, rewrites
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, Wanted
@@ -47,7 +47,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     def connect(*_: object) -> httpx.Client:
         return httpx.Client(base_url="http://service", transport=httpx.MockTransport(made))
 
-    monkeypatch.setattr(rewrites, "connect", connect)
+    monkeypatch.setattr(base.Context, "connect", connect)
     monkeypatch.setattr(rewrites.time, "sleep", lambda _: None)
     monkeypatch.setattr(
         rewrites, "_what_goes", lambda *_: {"rows": 1234, "since": 0.0, "version": (1, 2)}
@@ -193,7 +193,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
     service: Service, monkeypatch: pytest.MonkeyPatch, answer: Any, stays: int
 ) -> None:
     work: Any = object.__new__(forget._Work)
-    work.name, work._client = "m", rewrites.connect(None, None)
+    work.name, work._client = "m", base.Context().connect()
     work._wanted, work._history = Wanted("bot"), Place()
     work._base = Base("1-1", Contained({}, frozenset()))
     built = Built(SnapshotState("m", "s", "", (1, 1), {}, {}), {1: [0, 2]}, 5, 0)
@@ -211,7 +211,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
 
 def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -> None:
     work: Any = object.__new__(forget._Work)
-    work.name, work._client, work._wanted = "m", rewrites.connect(None, None), Wanted("bot")
+    work.name, work._client, work._wanted = "m", base.Context().connect(), Wanted("bot")
     service.answers = [(200, {"complete": False, "missing": ["r2"]})]
     with pytest.raises(StartRefused, match="r2"):
         work.swap(as_json=True)

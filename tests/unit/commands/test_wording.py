@@ -87,7 +87,7 @@ def test_snapshots_show_their_version_as_answers_do(
         return httpx.Response(200, json=data or {"snapshots": [found]})
 
     client = httpx.Client(base_url="http://s", transport=httpx.MockTransport(answer))
-    monkeypatch.setattr(snapshot, "connect", lambda *_: client)
+    monkeypatch.setattr(base.Context, "connect", lambda *_: client)
     snapshot.snapshot_list()
     said = capsys.readouterr().out
     assert "1.694" in said
@@ -112,7 +112,7 @@ def test_unknown_fields_of_requests_name_the_one_that_is_meant(
         decode(decoder, body)
     assert (refused.value.status, refused.value.field) == (422, field)
     assert hint in (refused.value.hint or "")
-    (line,) = decode_events([b'{"lable":1}'])
+    (line,) = asyncio.run(decode_events([b'{"lable":1}']))
     assert isinstance(line, RequestError)
     assert "unknown field" in line.message
     assert line.hint == "Did you mean `label`?"

@@ -70,7 +70,7 @@ def in_node(first: bytes, given_: list[bytes], folder: Path) -> list[bytes]:
         (folder / f"{i}.delta").write_bytes(delta)
     node = shutil.which("node")
     assert node is not None
-    subprocess.run([node, "ask.mjs", str(len(given_))], cwd=folder, check=True, timeout=60)
+    subprocess.run([node, "ask.mjs", str(len(given_))], cwd=folder, check=True, timeout=240)
     return [(folder / f"{i}.made").read_bytes() for i in range(1, len(given_) + 1)]
 
 

@@ -258,7 +258,7 @@ def on_cortex_m0(edge: EdgeModel, rows: Any, folder: Path) -> Any:
     assert built.returncode == 0, built.stderr.decode()
     run = [qemu, "-M", "microbit", "-nographic", "-semihosting-config", "enable=on,target=native",
            "-monitor", "none", "-serial", "none", "-kernel", "a.elf"]  # fmt: skip
-    done = subprocess.run(run, cwd=folder, capture_output=True, timeout=60, check=False)
+    done = subprocess.run(run, cwd=folder, capture_output=True, timeout=240, check=False)
     said = (done.stderr + done.stdout).split()
     bits = np.array([int(word, 16) for word in said], dtype=np.uint32)
     return bits.view(np.float32).astype(np.float64).reshape(len(rows), edge.outputs)

@@ -107,7 +107,7 @@ def test_tensorflow_js_answers_as_the_tables(what: str, tmp_path: Path) -> None:
     node = shutil.which("node")
     assert node is not None
     done = subprocess.run(
-        [node, "ask.mjs", str(_tfjs())], cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        [node, "ask.mjs", str(_tfjs())], cwd=tmp_path, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

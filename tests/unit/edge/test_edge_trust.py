@@ -103,7 +103,7 @@ def run(
     node = shutil.which("node")
     assert node is not None
     done = subprocess.run(
-        [node, "--no-warnings", "ask.mjs"], cwd=folder, capture_output=True, text=True, timeout=60,
+        [node, "--no-warnings", "ask.mjs"], cwd=folder, capture_output=True, text=True, timeout=240,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ _MODELS = "from river import compose, drift, linear_model, naive_bayes, optim, p
 def after(script: str) -> str:
     """What a process prints that runs the script."""
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

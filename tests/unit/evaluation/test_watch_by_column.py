@@ -54,10 +54,11 @@ def told(watch: Watch) -> list[Any]:
     """All that a watch knows, and how its detectors go on."""
     window = None if watch.window is None else (watch.window.counters(), watch.window.unknown)
     rising = watch._rising
+    scores: list[Any] = [one for _, one in watch._score]
     return [
         watch.state(), list(watch.alarms), window, watch.alarm_count, rising.raised, rising._level,
         rising._past.__dict__, [_plain(one) for _, one in rising._detectors],
-        vars(watch._order), [(one._n, one._sum) for _, one in watch._score],
+        vars(watch._order), [(one._n, one._sum) for one in scores],
     ]  # fmt: skip
 
 

@@ -31,7 +31,7 @@ def status(n: int, good: int, replicas: dict[str, dict[str, float]], **more: Any
     return {
         "model": "m", "spec": "s", "learner": "logreg", "quality": quality, "learned": n,
         "replicas": replicas, "server": {"epoch": 1}, "rewrites": {"frozen": False, "banned": []},
-        "drift": {"state": "ok"}, "filters": None, "journal": {"size": 1000}, "incident": None,
+        "drift": {"state": "ok"}, "filters": None, "journal": {"size": 1000}, "incidents": [],
         **more,
     }  # fmt: skip
 
@@ -127,7 +127,7 @@ def test_marks_say_what_happened_once(series: Series, tmp_path: Path) -> None:
         {"filters": {"quarantined_sources": 2}},
         {"spec": "t", "learner": "linear"},
         {"rewrites": {"frozen": True, "banned": ["x"], "last": None}},
-        {"incident": "i" * 900},
+        {"incidents": ["i" * 900]},
     ]
     more: dict[str, Any] = {}
     for i, new in enumerate([{}, *happened]):
@@ -144,9 +144,9 @@ def test_an_incident_is_kept_without_the_values_that_it_names(
     series: Series, tmp_path: Path
 ) -> None:
     told = "it may have a trigger: city = Oslo turns it to yes, taught by bot"
-    for i, incident in enumerate((None, told)):
-        series.add(status(1, 1, {}, incident=incident), BEGIN + i)
-    assert course(tmp_path)["marks"][-1]["text"] == "it may have a trigger"
+    for i, incidents in enumerate(([], [told, "late: Oslo"])):
+        series.add(status(1, 1, {}, incidents=incidents), BEGIN + i)
+    assert course(tmp_path)["marks"][-1]["text"] == "it may have a trigger; late"
     assert all(b"Oslo" not in file.read_bytes() for file in tmp_path.iterdir() if file.is_file())
 
 
@@ -262,7 +262,7 @@ def test_nothing_that_goes_wrong_ends_the_recording(
     made = Recording(tmp_path, now_s=lambda: BEGIN + asked[0])
     made.stop()  # before it has begun: nothing
     made.start(ask)
-    assert enough.wait(20)
+    assert enough.wait(240)
     made.stop()
     assert len(course(tmp_path / FOLDER)["columns"]["at"]) >= 2
     assert not [t for t in threading.enumerate() if t.name == "online-history"]

@@ -37,7 +37,7 @@ def ask(behind: Application, *looks: Replicas | Exception, path: str = "/readyz"
 
     async def scene() -> None:
         application = Bounded(behind, look, look_s=0.01, wait_s=0.03)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             await application({"type": "http", "path": path}, None, send)
 
     asyncio.run(scene())

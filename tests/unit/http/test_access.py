@@ -267,7 +267,7 @@ def test_allow_names_all_methods_of_a_path(tmp_path: Path) -> None:
 
 def held(guard: Access, header: str | None) -> set[str]:
     """Roles that the header has, by asking for each."""
-    out = set()
+    out: set[str] = set()
     for role in ROLES:
         headers = {} if header is None else {b"authorization": header.encode("latin-1")}
         with contextlib.suppress(RequestError):
@@ -327,7 +327,7 @@ def test_every_token_is_compared_whichever_is_sent(
 
 def test_a_path_that_nobody_has_listed_needs_admin() -> None:
     for method, path in itertools.product(("GET", "POST", "PUT"), ("/new", "/v3/models/m/infer")):
-        assert needed(method, path) == {"admin"}
+        assert needed(method, path) == frozenset[Role]({"admin"})
 
 
 # -- request ids -----------------------------------------------------------------------------

@@ -69,7 +69,7 @@ class Models:
 
 
 def play(scene: Callable[[Models], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(asyncio.wait_for(scene(Models()), 30))
+    asyncio.run(asyncio.wait_for(scene(Models()), 240))
 
 
 def test_twenty_pages_are_one_look() -> None:
@@ -197,7 +197,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 def ask(url: str) -> httpx.Client:
-    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=30)
+    return httpx.Client(base_url=url, headers={"authorization": f"Bearer {TOKEN}"}, timeout=120)
 
 
 def models_of(lines: Iterator[str]) -> list[dict[str, Any]]:
@@ -226,7 +226,7 @@ def test_a_page_hears_of_what_is_learned(served: Any) -> None:
 def test_a_service_that_stops_does_not_wait_for_its_pages(tmp_path: Path) -> None:
     said: list[str] = []
     service = online.serve("logreg", task="binary", name="n", state_dir=tmp_path, say=said.append)
-    with httpx.stream("GET", f"{service.url}{LIVE}", timeout=60) as stream:
+    with httpx.stream("GET", f"{service.url}{LIVE}", timeout=240) as stream:
         lines = stream.iter_lines()
         models_of(lines)
         stopping = threading.Thread(target=service.stop)

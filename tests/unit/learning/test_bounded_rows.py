@@ -223,7 +223,8 @@ def test_after_a_forget_ranges_are_those_of_a_run_without_the_source(tmp_path: P
                 given = (journaled.key, journaled.event_id, journaled.source, journaled.verdict)
                 await replica.writer.record([type(row("x"))(*given, journaled.payload, 1.0)])
         await until(lambda: replica.learner.tally.digest[0] == 150)
-        await until(lambda: not replica.learner.pushes(1))
+        learner: Any = replica.learner
+        await until(lambda: not learner.pushes(1))
         other = await world.replica("other", build=plain, task="binary")
         values.append(other.learner.pulled)
         for one in (replica, other):
@@ -244,14 +245,13 @@ def test_after_a_forget_ranges_are_those_of_a_run_without_the_source(tmp_path: P
 
 
 def test_filters_leave_a_clipped_row_clipped_and_set_it_aside_as_any_other(tmp_path: Path) -> None:
+    settings = ModelSettings(name="m", task="binary", learner="logreg")
+
+    def filters(learner: Any) -> Any:
+        return filtering_for(settings, learner, None, sources_max=1_000, vouched=False)
+
     async def scene(world: World) -> None:
-        settings = ModelSettings(name="m", task="binary", learner="logreg")
-        replica = await world.replica(
-            build=plain, task="binary",
-            filters=lambda learner: filtering_for(
-                settings, learner, None, sources_max=1_000, vouched=False
-            ),
-        )  # fmt: skip
+        replica = await world.replica(build=plain, task="binary", filters=filters)
         serving = world.serving(replica)
         for i in range(SOURCES_MIN + 1):
             await teach(serving, 30, f"s{i}", seed=i)

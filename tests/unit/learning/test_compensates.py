@@ -51,7 +51,8 @@ def test_a_push_tells_where_it_started_and_what_it_used_up() -> None:
     _learn(learner, 1)
     (push,) = learner.pushes(9)
     # the first answer is one half: gradient -1/2 by the output, -1 by the weight
-    assert push.curved == {
+    curved: Any = push.curved
+    assert curved == {
         "weights": {"x": (0.0, pytest.approx(0.5))},
         "intercept": {"": (0.0, pytest.approx(0.125))},
     }

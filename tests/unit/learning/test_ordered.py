@@ -167,11 +167,11 @@ def test_rollback_takes_out_what_came_after_the_snapshot(tmp_path: Path, rows_be
         keeper.exchange._cut_at = -1e9
         learner = keeper.learner
         assert isinstance(learner, OrderedLearner)
-        await until(lambda: len(names(keeper)) == len(good) and not learner.unsent, 60)
+        await until(lambda: len(names(keeper)) == len(good) and not learner.unsent, 240.0)
         snapshot = world.server.snapshot()["name"]
         await replicas[1].writer.record([row("bad1"), row("bad2")])
         keeper.exchange._cut_at = -1e9
-        await until(lambda: not learner.unsent and len(names(keeper)) == len(good) + 2, 60)
+        await until(lambda: not learner.unsent and len(names(keeper)) == len(good) + 2, 240.0)
         await replicas[0].writer.record([row("kept")])  # the server has not got it yet
         world.server.rollback(snapshot)
         for replica in replicas:

@@ -34,7 +34,7 @@ def test_own_rows_are_there_at_once_and_those_of_others_soon(tmp_path: Path) -> 
         await asyncio.gather(send(0), send(1))
         expected = order(world)
         for front in fronts:
-            await until(lambda front=front: names(front) == expected, 20)  # type: ignore[misc]
+            await until(lambda front=front: names(front) == expected, 240.0)  # type: ignore[misc]
             await until(lambda front=front: front.learner.own == 0)  # type: ignore[misc]
             assert front.learner.tally.digest[0] == 120
             assert front.updates_behind == 0
@@ -53,7 +53,7 @@ def test_without_own_rows_they_are_queued_until_they_come_back(tmp_path: Path) -
         assert names(front) == []
         assert front.backlog.rows == 2
         writer = await _writer(world)
-        await until(lambda: names(front) == ["a", "b"], 60)
+        await until(lambda: names(front) == ["a", "b"], 240.0)
         again = await front.writer.record([row("a")])
         assert statuses(again) == [("learned", True)]
         assert front.backlog.rows == 0

@@ -211,15 +211,21 @@ def test_a_stall_counts_for_every_request_that_was_due_in_it(served: Served) -> 
     served.seen.clear()
     closed = _one(served, seconds=0.6).total
     assert closed.max_ms > 390
-    assert closed.p50_ms < 50
+    assert closed.p50_ms < found.total.p50_ms
 
 
 def test_a_late_answer_delays_no_other_while_connections_are_free(served: Served) -> None:
-    _stalls_once(served, 0.4)
+    """The late one is answered last: it stands still until all others have been asked."""
+    rest = threading.Event()
+
+    def answer(path: bytes | str, body: bytes) -> tuple[int, bytes]:
+        if len(served.seen) == 60:
+            rest.set()
+        return (200, b"{}") if int(body) != 10 or rest.wait(240) else (500, b"{}")
+
+    served.answer = answer
     found = _one(served, rate=100.0, seconds=0.6, connections=4).total
-    assert found.requests == 60
-    assert found.max_ms > 390
-    assert found.p90_ms < 200
+    assert (found.requests, found.statuses) == (60, {"200": 60})
 
 
 def test_what_could_not_be_sent_counts_as_lateness(
@@ -229,7 +235,7 @@ def test_what_could_not_be_sent_counts_as_lateness(
     monkeypatch.setattr(generator, "_ANSWER_S", 0.3)
 
     def hang(path: str, body: bytes) -> tuple[int, bytes]:
-        served.let_go.wait(30)
+        served.let_go.wait(240)
         return 200, b"{}"
 
     served.answer = hang
@@ -447,11 +453,11 @@ def test_ctrl_c_prints_what_was_measured(served: Served, tmp_path: Path) -> None
     options = ["--body", str(rows), "--mix", "1", "--rate", "100", "--seconds", "120"]
     command = [sys.executable, "-m", "online", "bench", "load", "--url", url, *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 240
     while len(served.seen) < 20 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130, err
     assert "p99.99" in out
     assert "× 200" in out

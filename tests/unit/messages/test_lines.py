@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import msgspec
@@ -54,7 +55,8 @@ def compare(seed: int) -> None:
     for _ in range(400):
         good = rng.random() < 0.3
         lines = [GOOD if good else rng.choice(LINES) for _ in range(rng.randint(1, 6))]
-        assert [told(one) for one in decode_events(lines)] == [alone(line) for line in lines]
+        events = asyncio.run(decode_events(lines))
+        assert [told(one) for one in events] == [alone(line) for line in lines]
 
 
 def test_lines_say_together_what_each_says_alone() -> None:

@@ -245,7 +245,9 @@ def test_what_mlflow_saves(tmp_path: Path) -> None:
     x, y = phishing(200)
     fitted = LogisticRegression().fit(x, y)
 
-    class Twice(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    base: Any = mlflow.pyfunc.PythonModel
+
+    class Twice(base):
         def predict(self, context: Any, model_input: Any, params: Any = None) -> Any:
             return 2.0 * model_input["a"]
 

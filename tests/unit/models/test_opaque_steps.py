@@ -13,7 +13,7 @@ from online.models.errors import BlobUntrusted
 from online.models.opaque import STATE, Opaque
 from paramserver.blocks import OPAQUE, Block
 
-ROWS = list(datasets.Phishing())
+ROWS: list[tuple[dict[str, Any], bool]] = list(datasets.Phishing())
 MODELS = {
     "forest": lambda: forest.ARFClassifier(n_models=5, seed=3),
     "behind a scaler": lambda: preprocessing.StandardScaler() | forest.ARFClassifier(4, seed=1),

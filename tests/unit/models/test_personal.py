@@ -326,7 +326,7 @@ def test_two_replicas_have_the_same_offsets_once_each_has_what_the_other_learned
             given = codec.encode(Example(features, label))
             new = msgspec.structs.replace(row(f"e{i}"), payload=given)
             await (a, b)[i % 2].writer.record([new])
-        await until(lambda: all(_rows(r) == 40 for r in (a, b)), 60.0)
+        await until(lambda: all(_rows(r) == 40 for r in (a, b)), 240.0)
         for features, _ in rows:
             first, second = (r.learner.serving.predict(features).label for r in (a, b))
             assert first == pytest.approx(second, rel=1e-9)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filter_checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 
 from benchmarks.studies.pushes import usual
 from paramserver.blocks import Blocks, combine, from_wire, merge, to_wire
 from paramserver.filters.base import Event, keyed
 from paramserver.filters.chain import NAMES, Chain, by_name
-from paramserver.filters.checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
 

@@ -172,7 +172,7 @@ def test_a_table_that_is_collected_while_pages_are_taken_stops_nobody(
     monkeypatch.setattr(Pool, "_take_back", collects)
     finished = threading.Thread(target=pool.take, args=(1,), daemon=True)
     finished.start()
-    finished.join(30)
+    finished.join(240)
     assert not finished.is_alive()
     assert pool._held.tolist()[0] == 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import islice
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from paramserver.filters import voices as module
 from paramserver.filters.voices import Voices
 
 
-def anew(voices: Voices) -> tuple[dict[str, object], list[float], list[float], float]:
+def anew(voices: Voices) -> tuple[dict[str, Any], list[float], list[float], float]:
     """Those that send now, their rates in order, and how often they are far off just now."""
     now = {}
     for name, voice in islice(reversed(voices._voices.items()), module._NOW):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -108,7 +107,7 @@ def test_one_measurement_stays_with_the_service() -> None:
 def test_a_table_is_asked_for_in_the_checkout() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "doors", "nothing"],
-        capture_output=True, text=True, timeout=120, cwd=ROOT,
+        capture_output=True, text=True, timeout=240, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "weight, joins or ids" in done.stderr
@@ -122,7 +121,7 @@ def test_what_is_started_finds_its_learners_elsewhere(tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-S", "-c", "import benchmarks"], cwd=tmp_path, env=environment,
             capture_output=True,
-            text=True, timeout=60,
+            text=True, timeout=240,
         )  # fmt: skip
         assert (done.returncode == 0) is good, done.stderr
 
@@ -136,18 +135,3 @@ def test_own_places_come_before_the_checkout(monkeypatch: pytest.MonkeyPatch, be
         found["PYTHONPATH"].split(os.pathsep)
         == [*before.split(os.pathsep), str(ROOT)][0 if before else 1 :]
     )
-
-
-def unmapped(page: str) -> list[str]:
-    """Modules of the laboratory without a row in the map."""
-    table = page.partition("### benchmarks/ ")[2].partition("\n`tests/simulation`")[0]
-    rows = set(re.findall(r"^\| `([\w/]+)` \|", table, re.M))
-    places = (ROOT / "benchmarks").rglob("*.py")
-    names = {str(p.relative_to(ROOT / "benchmarks").with_suffix("")) for p in places}
-    return sorted(n for n in names - rows if not n.endswith("__init__"))
-
-
-def test_the_map_has_every_module() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    assert unmapped(page) == []
-    assert unmapped(page.replace("| `studies/digits` |", "|")) == ["studies/digits"]

@@ -23,7 +23,7 @@ from pages.python import PUBLIC
 
 DOCS: Final = Path(__file__).parents[3] / "docs"
 ONLINE: Final = {"Learner", "__version__", "serve"}
-MADE: Final = ("commands.md", "python.md", "settings.md")
+MADE: Final = ("commands.md", "modules.md", "python.md", "settings.md")
 CLIENT: Final = {
     "AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Chosen", "Client", "ClientError", "Event",
     "Model", "NotANumber", "NotAValue", "NotIncluded", "NotRows", "OutcomeUnknown", "Pending",
@@ -86,6 +86,31 @@ def test_every_command_is_on_its_page() -> None:
     for called in ("online serve", "online snapshot list", "online bench load", "online edge halt"):
         assert f"\n## {called}\n" in page
     assert "`--state-dir`" in page
+
+
+def test_the_map_has_every_module() -> None:
+    page = made()["modules.md"]
+    for name in ("writer", "sqliteappend", "exactly_once", "selfrate"):
+        assert f"\n| `{name}` | " in page
+    assert "\n| 13 | `commands/` | " in page
+
+
+def astray(page: str) -> list[str]:
+    """Places in the code that a page names (`file.py`, `file.py:Name`) and that are not there."""
+    out = []
+    for place, name in re.findall(r"`((?:\w+/)+\w+\.py)(?::([\w.]+))?`", page):
+        file = DOCS.parent / place
+        tree = ast.parse(file.read_text()) if file.exists() else ast.Module([], [])
+        names = {getattr(node, "name", "") for node in ast.walk(tree)}
+        if not file.exists() or (name and not names.issuperset(name.split("."))):
+            out.append(f"{place}:{name}")
+    return out
+
+
+def test_places_that_the_explanation_names_are_there() -> None:
+    page = (DOCS / "explanation.md").read_text()
+    assert astray(page) == []
+    assert len(astray(page.replace("lineage.py:recover", "lineage.py:recovers"))) == 1
 
 
 PATH: Final = {

@@ -1,4 +1,4 @@
-"""Rooms of `online/`: what may import what is checked, and every module stands in the map."""
+"""Rooms of `online/`: what may import what is checked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ TOP: Final = {
 }  # fmt: skip
 ROOMS: Final = "rooms of online/ import from lower floors only"
 ALONE: Final = "these modules alone import "
-PAGE: Final = (ROOT / "docs" / "architecture.md").read_text()
 
 WRONG: Final = [  # file, what it imports, the contract that says no
     ("online/serving/serving.py", "import ray", ALONE + "ray"),
@@ -47,7 +46,7 @@ WRONG: Final = [  # file, what it imports, the contract that says no
 def broken(folder: Path) -> set[str]:
     """Contracts that the packages in the folder break."""
     command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache", "--no-logo"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
     found = set(re.findall(r"^(.+?) BROKEN", done.stdout, re.M))
     assert (done.returncode != 0) == bool(found), done.stdout + done.stderr
     return found
@@ -89,29 +88,13 @@ def test_few_files_stand_in_no_room() -> None:
     assert {path.stem for path in (ROOT / "online").glob("*.py")} <= TOP
 
 
-def unmapped(page: str) -> list[str]:
-    """Modules of `online/` without a row in the map."""
-    rows = {
-        (room, name)
-        for room, table in re.findall(r"^#### online/(\w+)/$(.*?)(?=^#)", page, re.M | re.S)
-        for name in re.findall(r"^\| `(\w+)` \|", table, re.M)
-    }
-    files = (ROOT / "online").glob("*/*.py")
-    return [str(p) for p in files if p.stem != "__init__" and (p.parent.name, p.stem) not in rows]
-
-
-def test_the_map_has_every_module() -> None:
-    assert unmapped(PAGE) == []
-    assert len(unmapped(PAGE.replace("| `writer` |", "| `wroter` |"))) == 1
-
-
 def test_what_serve_imports_in_each_process_is_light() -> None:
     heavy = {"pydantic_settings", "river", "torch", "sklearn", "pandas", "httpx", "ray", "pydantic"}
     script = f"import sys; print(*sorted({heavy} & sys.modules.keys()))"
     for module, found in (("service.serve_middleware", set()), ("settings.config", {"pydantic"})):
         done = subprocess.run(
             [sys.executable, "-c", f"import online.{module}\n{script}"],
-            capture_output=True, text=True, timeout=60, cwd=ROOT,
+            capture_output=True, text=True, timeout=240, cwd=ROOT,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert set(done.stdout.split()) == found, module

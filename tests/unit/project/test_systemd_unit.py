@@ -56,7 +56,7 @@ def test_a_worker_that_ray_has_given_up_comes_back_with_its_flags() -> None:
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 def test_systemd_takes_it(file: Path) -> None:
     checked = subprocess.run(
-        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=30
+        ["systemd-analyze", "verify", str(file)], capture_output=True, text=True, timeout=120
     )
     said = [line for line in checked.stderr.splitlines() if "is not executable" not in line]
     assert not [line for line in said if file.name in line], said

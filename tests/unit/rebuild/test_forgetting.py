@@ -181,8 +181,9 @@ def test_as_if_it_had_never_sent_anything(tmp_path: Path, name: str) -> None:
     assert seen.learner.tally.digest == clean.learner.tally.digest, "the same events"
     assert seen.learner.tally.counters == close_to(clean.learner.tally.counters)
     probe = rows[0][2].features
-    one, other = seen.learner.predict(probe), clean.learner.predict(probe)
-    assert one.probabilities == pytest.approx(other.probabilities, rel=0, abs=1e-12)
+    answers: list[Any] = [world.learner.predict(probe) for world in (seen, clean)]
+    one, other = (answer.probabilities for answer in answers)
+    assert one == pytest.approx(other, rel=0, abs=1e-12)
 
 
 def pushed(n: int, source: str, by: float) -> tuple[int, str, Example]:

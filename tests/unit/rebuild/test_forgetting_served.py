@@ -124,7 +124,7 @@ async def forgotten(world: Any, ordered: bool = False) -> None:
     rows = [row for p in journal.partitions("m") for row in journal.read(p.id, 1, 99)]
     learned = [row for row in rows if decisions.learned(row)]
     assert first.learner.tally.digest == (len(learned), sum(map(hashed, learned)) % 2**64)
-    one._controls["m"]._server = restarted
+    vars(one._controls["m"])["_server"] = restarted
     assert (await one.ban("m", "bot", banned=False))["complete"]
     assert (await one.relearn("m", "undone", None, 100))["learned"] == 3
     await are(x=1, y=1, z=1, a=1)

@@ -141,14 +141,14 @@ def test_what_is_behind_it_is_learned(world: LossWorld, event: str, column: str)
     async def go_on(replicas: list[Any]) -> None:
         weights = {name: 1.0 for name in names} | {event: float(event == "a2")}
         for name, wanted in weights.items():
-            await until(lambda n=name, w=wanted: world.weight(replicas[0], n) == w, 60.0)
+            await until(lambda n=name, w=wanted: world.weight(replicas[0], n) == w, 240.0)
         again = await send(replicas[0], names)
         assert again == {"repeat": 9, "learned": 1}, "a repeat of what was given up is new"
         weights[event] += 1.0
         await settled(world, replicas)
         world.server.snapshot()
         for name, wanted in weights.items():
-            await until(lambda n=name, w=wanted: world.weight(replicas[0], n) == w, 60.0)
+            await until(lambda n=name, w=wanted: world.weight(replicas[0], n) == w, 240.0)
 
     live(world, go_on, n=1)
     found = checked(world)
@@ -163,8 +163,8 @@ def test_without_giving_up_what_is_behind_it_waits(world: LossWorld) -> None:
     world.begin()
 
     async def life(replicas: list[Any]) -> None:
-        await until(lambda: replicas[0].incident is not None, 60.0)
-        await until(lambda: world.weight(replicas[0], "b0") == 1.0, 60.0)
+        await until(lambda: replicas[0].incidents, 240.0)
+        await until(lambda: world.weight(replicas[0], "b0") == 1.0, 240.0)
         assert world.weight(replicas[0], "b2") == 0.0
 
     live(world, life, n=1)

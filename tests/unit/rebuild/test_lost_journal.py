@@ -290,10 +290,10 @@ def test_a_freeze_is_as_the_snapshot_knows_it(world: LossWorld, freezes: bool) -
         name = world.server.snapshot()["name"]
         if not freezes:
             world.server.freeze()
-            await until(lambda: replicas[0].learner.frozen, 60.0)
+            await until(lambda: replicas[0].learner.frozen, 240.0)
         world.store.keep()
         world.server.freeze() if freezes else world.server.unfreeze()
-        await until(lambda: replicas[0].learner.frozen is freezes, 60.0)
+        await until(lambda: replicas[0].learner.frozen is freezes, 240.0)
         world.server.rollback(name)  # which makes a state that is written
         world.server.snapshot()
 
@@ -305,7 +305,7 @@ def test_a_freeze_is_as_the_snapshot_knows_it(world: LossWorld, freezes: bool) -
     assert bool(world.server.status()["frozen"]) is freezes
 
     async def go_on(replicas: list[Any]) -> None:
-        await until(lambda: replicas[0].learner.frozen is freezes, 60.0)
+        await until(lambda: replicas[0].learner.frozen is freezes, 240.0)
         assert await send(replicas[0], ["d"]) == {done[freezes]: 1}
 
     live(world, go_on, n=1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
+import buffer_laws as laws
 import msgspec
 import pytest
 
-from replay.buffers import laws
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import CAPACITY_MAX, Buffer
 from replay.buffers.compartments import TwoCompartments

@@ -44,7 +44,7 @@ def child(
 
 
 def finish(process: subprocess.Popen[str]) -> list[str]:
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=240)
     assert process.returncode == 0, out
     return out.split()
 
@@ -245,7 +245,7 @@ def test_answered_rows_are_there_after_sigkill(tmp_path: Path) -> None:
             process.kill()
             lines += [line for line in process.stdout.read().splitlines(True) if line[-1] == "\n"]
             process.stdout.close()
-            process.wait(60)
+            process.wait(240)
         for line in lines:
             number, offset, event_id = line.split()
             answered.append((int(number), int(offset), event_id))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,10 @@ DAMAGE = [
     [(*one, False) for one in DAMAGE] + [(*one, True) for one in DAMAGE[:2]],
 )
 def test_a_damaged_row_is_not_learned(
-    tmp_path: Path, column: str, value: Any, ordered: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, column: str, value: Any, ordered: bool
 ) -> None:
+    monkeypatch.setattr("online.replica.replica._CATCH_UP_S", 0.1)
+
     async def scene(world: Any) -> None:
         journal = world.journal()
         dead = journal.register("m", "dead", worlds.SPEC, 1.0).id
@@ -45,9 +46,9 @@ def test_a_damaged_row_is_not_learned(
         replica = await world.replica("r", ordered=ordered)
         if not ordered:
             await replica.exchange._adopt(dead)
-        await worlds.until(lambda: replica.incident is not None)
-        assert "damaged" in str(replica.incident)
-        assert "row 4 of partition" in str(replica.incident)
+        await worlds.until(lambda: replica.incidents)
+        assert "damaged" in str(replica.incidents)
+        assert "row 4 of partition" in str(replica.incidents)
         assert replica.learner.predict({"e0": 1.0}) is not None, "predictions go on"
         assert world.weight(replica, "e3") == 0
         if not ordered:  # there all wait for it
@@ -91,13 +92,14 @@ def test_learning_goes_on_when_the_row_is_put_right(
         damage(world, dead, 4, "factor", 0.5)
         replica = await world.replica()
         await replica.exchange._adopt(dead)
-        await worlds.until(lambda: replica.incident is not None)
+        await worlds.until(lambda: replica.incidents)
         damage(world, dead, 4, "factor", 1.0)
-        for _ in range(500):
-            replica._shared.wake.set()
-            await asyncio.sleep(0.01)
-            if replica.incident is None:
-                break
+
+        def mended() -> bool:
+            replica._shared.wake.set()  # the follower looks now
+            return not replica.incidents
+
+        await worlds.until(mended)
         await worlds.until(lambda: world.weight(replica, "e5") == 1)
         await replica.stop(0.1)
         journal.close()

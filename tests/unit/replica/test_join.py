@@ -230,7 +230,7 @@ class Held(SqliteJournal):
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
-        assert self.open.wait(10)
+        assert self.open.wait(240)
         self.batches.append([row.half for row in rows])
         return super().append(partition, known, rows, epoch)
 
@@ -309,7 +309,7 @@ def test_a_full_store_drops_predictions_and_says_so(tmp_path: Path) -> None:
         replica = await world.replica(journal=journal)
         predict(world.serving(replica), "x")
         await worlds.until(lambda: replica.counts["joins_dropped"] == 1)
-        assert replica.incident is not None
+        assert replica.incidents
         await replica.stop(5)
 
     worlds.play(tmp_path, scene)

@@ -142,7 +142,7 @@ def test_a_new_replica_writes_nothing_into_a_store_that_has_lost_its_epoch(
                 await replica.writer.record([row("x")])
             assert (refused.value.status, refused.value.code) == (503, "journal_refused")
             assert "up to epoch 0" in refused.value.message
-            assert replica.incident is not None
+            assert replica.incidents
             assert emptied.read(replica.writer.partition, 1, 9) == ()
         for task in replica._tasks:
             task.cancel()
@@ -167,13 +167,13 @@ def test_a_full_disk_and_too_many_requests_are_definite(tmp_path: Path) -> None:
         with pytest.raises(RequestError) as refused:
             await replica.writer.record([row("x")])
         assert (refused.value.status, refused.value.code) == (503, "journal_full")
-        assert replica.incident is not None
+        assert replica.incidents
         journal.full = False
         tasks = [asyncio.create_task(replica.writer.record([row(f"y{i}")])) for i in range(3)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
         busy = [r for r in results if isinstance(r, RequestError)]
         assert [(e.status, e.code, e.retry_after_s) for e in busy] == [(429, "busy", 1)]
-        assert replica.incident is None
+        assert not replica.incidents
         assert world.weight(replica, "y2") == 0  # the refused one was not written
         await replica.stop(5)
 
@@ -323,10 +323,10 @@ def test_rows_that_no_commit_has_begun_with_are_refused_for_good(tmp_path: Path)
             await replica.writer.record([row("x")])
         assert (refused.value.status, refused.value.code) == (503, "journal_held")
         assert "process 7 (a backup)" in refused.value.message
-        assert "process 7 (a backup)" in replica.incident
+        assert "process 7 (a backup)" in str(replica.incidents)
         journal.held = False
         assert statuses(await in_time(replica, "x")) == [("learned", False)]
-        assert (replica.incident, world.weight(replica, "x")) == (None, 1)
+        assert (replica.incidents, world.weight(replica, "x")) == ([], 1)
         await replica.stop(5)
 
     play(tmp_path, scene)

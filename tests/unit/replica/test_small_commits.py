@@ -29,7 +29,7 @@ class Gated(SqliteJournal):
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
         self.sizes.append(len(rows))
-        self.gate.wait(60.0)
+        self.gate.wait(240)
         return super().append(partition, known, rows, epoch)
 
 

@@ -33,7 +33,7 @@ def test_a_small_table_is_scored_without_ray(tmp_path: Path) -> None:
     script = f"import sys\nfrom online.cli import main\nsys.argv = {words}\n"
     script += f"try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n{_SHOWN}\n"
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=240,
         env=worlds.without_tokens(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -137,7 +137,7 @@ def test_a_row_that_failed_before_its_answer_is_said_to_have_failed(tmp_path: Pa
         def loses_its_first_answer(*given: Any) -> Any:
             answer = append(*given)
             if not learned.is_set():
-                assert learned.wait(20)
+                assert learned.wait(240)
                 raise JournalUnavailable("the answer was lost")
             return answer
 

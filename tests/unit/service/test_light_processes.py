@@ -23,7 +23,7 @@ def heavy(script: str) -> set[str]:
     """Those of the heavy modules that a process has imported after the script."""
     shown = f"import sys; print(*{_HEAVY} & sys.modules.keys())"
     done = subprocess.run(
-        [sys.executable, "-c", f"{script}\n{shown}"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", f"{script}\n{shown}"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())

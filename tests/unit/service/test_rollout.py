@@ -11,7 +11,7 @@ import pytest
 
 from online.errors import StartRefused
 from online.service.origin import Origin
-from online.service.rollout import Changes, changes, reason
+from online.service.rollout import Changes, absent, changes, reason
 from online.service.service import check_nodes
 from online.settings.config import Settings, load
 
@@ -92,6 +92,18 @@ def test_thereason_of_a_replica_that_does_not_start_is_found() -> None:
     )
     assert reason(said) == "online.errors.StartRefused: model m: changed"
     assert reason("one line") == "one line"
+
+
+def test_a_reason_stands_until_serve_says_that_nothing_is_wrong() -> None:
+    said = "A replica failed to start with exception. Retrying. Error:\nValueError: broken"
+    known = absent("UNHEALTHY", said, None)
+    assert known == "ValueError: broken"
+    health = "A replica's health check failed. This deployment will be UNHEALTHY until ..."
+    assert absent("UNHEALTHY", health, known) == known
+    assert absent("UNHEALTHY", health, None) is None
+    assert absent("UNHEALTHY", said.replace("broken", "other"), known) == "ValueError: other"
+    assert absent("HEALTHY", "", known) is None
+    assert absent("UPDATING", "", known) is None, "another deployment has begun"
 
 
 # -- nodes -----------------------------------------------------------------------------------

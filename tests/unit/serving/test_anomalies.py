@@ -41,11 +41,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
 
 
 def post(service: Embedded, verb: str, body: dict[str, Any]) -> httpx.Response:
-    return httpx.post(f"{service.url}/v1/models/pumps/{verb}", json=body, timeout=60)
+    return httpx.post(f"{service.url}/v1/models/pumps/{verb}", json=body, timeout=240)
 
 
 def status(service: Embedded) -> Any:
-    return httpx.get(f"{service.url}/v1/models/pumps", timeout=60).json()
+    return httpx.get(f"{service.url}/v1/models/pumps", timeout=240).json()
 
 
 def test_rows_without_a_label_are_learned_and_judge_nothing(service: Embedded) -> None:
@@ -55,7 +55,7 @@ def test_rows_without_a_label_are_learned_and_judge_nothing(service: Embedded) -
     found = told["anomaly"]
     assert (found["threshold"], found["unlabelled"]) == (0.99, found["rows"] - told["quality"]["n"])
     assert 0.0 < found["share"] < 0.1
-    metrics = httpx.get(f"{service.url}/metrics", timeout=60).text
+    metrics = httpx.get(f"{service.url}/metrics", timeout=240).text
     assert 'online_anomaly_share{model="pumps"}' in metrics
     assert 'online_anomaly_unlabelled_rows{model="pumps"}' in metrics
 
@@ -68,13 +68,13 @@ def test_an_answer_has_a_score_and_says_whether_it_is_above(service: Embedded) -
     assert "probabilities" not in odd, "a score is none"
     inputs = [{"name": x, "shape": [1], "datatype": "FP64", "data": [9.0]} for x in "abc"]
     answer = httpx.post(
-        f"{service.url}/v2/models/pumps/infer", json={"inputs": inputs}, timeout=60
+        f"{service.url}/v2/models/pumps/infer", json={"inputs": inputs}, timeout=240
     ).json()
     outputs = {one["name"]: one["data"] for one in answer["outputs"]}
     assert (outputs["prediction"], outputs["score"]) == ([True], [odd["score"]])
     known = {
         one["name"]
-        for one in httpx.get(f"{service.url}/v2/models/pumps", timeout=60).json()["outputs"]
+        for one in httpx.get(f"{service.url}/v2/models/pumps", timeout=240).json()["outputs"]
     }
     assert set(outputs) <= known
     many = post(service, "predict", {"instances": rows}).json()["predictions"]

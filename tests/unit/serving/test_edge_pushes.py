@@ -325,7 +325,7 @@ def in_node(folder: Path, data: bytes, rows: Any, mutant: tuple[str, str] | None
     node = shutil.which("node")
     assert node is not None
     done = subprocess.run(
-        [node, "ask.mjs"], cwd=folder, capture_output=True, text=True, timeout=60, check=False
+        [node, "ask.mjs"], cwd=folder, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

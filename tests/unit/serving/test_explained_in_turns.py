@@ -105,7 +105,7 @@ def test_nothing_is_learned_while_an_answer_is_explained(
         event = FeedbackRequest(features={"other": 1.0}, label=1.0, event_id="e")
         async with replica.still.hold():
             feedback = asyncio.create_task(serving.feedback(event))
-            await worlds.until(lambda: replica.writer.known > 0, 30.0)
+            await worlds.until(lambda: replica.writer.known > 0, 240.0)
             for _ in range(100):  # turns of the loop: learning needs two
                 await asyncio.sleep(0)
             assert replica.counts["learned"] == (0 if guarded else 1)
@@ -153,7 +153,7 @@ def test_learning_has_a_turn_between_two_explanations(tmp_path: Path) -> None:
         async with replica.still.hold():
             others = [asyncio.create_task(another()) for _ in range(3)]
             feedback = asyncio.create_task(serving.feedback(event))
-            await worlds.until(lambda: replica.still._waited, 30.0)
+            await worlds.until(lambda: replica.still._waited, 240.0)
         await asyncio.gather(*others, feedback)
         assert learned == [1, 1, 1]
         await replica.stop(1.0)

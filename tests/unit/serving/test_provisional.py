@@ -137,10 +137,10 @@ async def what_is_kept_back_is_not_taught_after_its_final_label(world: Any) -> N
     await kept.decide_rows("m", "released", [f"{place}1"])
     assert (weight(replica, "q"), weight(replica, "r")) == (1.0, 1.0)
     world.server.freeze()
-    await worlds.until(lambda: replica.learner.frozen, 30.0)
+    await worlds.until(lambda: replica.learner.frozen, 240.0)
     assert (await guess(serving, "f", 8.0))[1].status == "frozen"
     world.server.unfreeze()
-    await worlds.until(lambda: not replica.learner.frozen, 30.0)
+    await worlds.until(lambda: not replica.learner.frozen, 240.0)
     await sent(serving, "f", 2.0)
     done = await kept.relearn("m", "frozen", None, 10)
     assert (done["learned"], done["duplicate"], weight(replica, "f")) == (0, 1, 1.0)

@@ -80,16 +80,16 @@ async def learned_again_while_its_final_label_comes(world: Any, status: str) -> 
         await frozen(world, True, first, second)
     else:
         place = {first.writer.partition: 1}
-        await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+        await worlds.until(lambda: world.server.status()["clock"] == place, 240.0)
         name = world.server.snapshot()["name"]
     await guess(serving, "a", 8.0)
     if status == "frozen":
         await frozen(world, False, first, second)
     else:
         place = {first.writer.partition: 2}
-        await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+        await worlds.until(lambda: world.server.status()["clock"] == place, 240.0)
         assert world.server.rollback(name)["undone"] == 1
-        await worlds.until(lambda: weight(first, "a") == weight(second, "a") == 0.0, 30.0)
+        await worlds.until(lambda: weight(first, "a") == weight(second, "a") == 0.0, 240.0)
     kept: Any = asked_of(second)
 
     async def meanwhile(*_: Any) -> None:
@@ -98,7 +98,7 @@ async def learned_again_while_its_final_label_comes(world: Any, status: str) -> 
     kept.note = meanwhile
     done = await kept.relearn("m", status, None, 10)
     assert (done["learned"], done["duplicate"]) == (0, 1)
-    await worlds.until(lambda: weight(first, "a") == weight(second, "a") != 0.0, 30.0)
+    await worlds.until(lambda: weight(first, "a") == weight(second, "a") != 0.0, 240.0)
     assert weight(second, "a") == 1.0
     await asyncio.gather(first.stop(5), second.stop(5))
 
@@ -186,7 +186,7 @@ def test_final_labels_that_cannot_be_looked_up_are_refused_definitely(tmp_path: 
             error = await refused(serving, event("a", 2.0, provisional=provisional))
             assert (error.status, error.code) == (503, "journal_refused")
         journal.unread = ""
-        await worlds.until(lambda: replica.writer.idle, 30.0)
+        await worlds.until(lambda: replica.writer.idle, 240.0)
         assert (await sent(serving, "a", 2.0))[1].status == "learned"
         assert weight(replica, "a") == 1.0
         await replica.stop(5)
@@ -201,11 +201,11 @@ def test_a_request_that_is_refused_twice_is_counted_off_once(tmp_path: Path) -> 
         serving = world.serving(replica)
         await guess(serving, "a", 8.0, source="default")
         serving.predict(PredictRequest(features={"b": 1.0}, id="mine"))
-        await worlds.until(lambda: replica.writer.idle, 30.0)
+        await worlds.until(lambda: replica.writer.idle, 240.0)
         journal.appends_left = 1  # one event is known, and nothing is written
         both = [Event(2.0, features={"a": 1.0}, event_id="a"), Event(1.0, id="mine")]
         error = await refused(serving, FeedbackRequest(events=both))
-        await worlds.until(lambda: not replica.writer.writing, 30.0)
+        await worlds.until(lambda: not replica.writer.writing, 240.0)
         assert (error.status, replica.counts["refused_journal"]) == (503, 2)
         assert replica.writer.waiting == 0
         journal.appends_left = None

@@ -159,7 +159,7 @@ class Held(SqliteJournal):
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
         Held.appends += 1
-        assert self.open.wait(10)
+        assert self.open.wait(240)
         return super().append(partition, known, rows, epoch)
 
 

@@ -19,6 +19,7 @@ from online.rows.promoted import decision
 from online.serving import journal_room, status
 from online.serving.status import Cluster
 from online.settings.model import Drift, ModelSettings
+from online.settings.purposes import PURPOSES
 from online.watch.drift import Judge
 from paramserver.errors import (
     DecisionUncertain,
@@ -64,9 +65,9 @@ class World:
         self.replica: Any = SimpleNamespace(
             replica="r1", version="1.2", age_ms=4.0,
             settings=SimpleNamespace(
-                task="binary", purpose="binary", features=None, choose=None, anomaly=None
+                task="binary", purpose=PURPOSES["binary"], features=None, choose=None, anomaly=None
             ),
-            updates_behind=0, incident=None, report=lambda: {"waiting": 0.0}, control=control,
+            updates_behind=0, incidents=[], report=lambda: {"waiting": 0.0}, control=control,
             writer=writer, store=SimpleNamespace(read=self.read), judge=None, filters=None,
             exchange=SimpleNamespace(peer=None),
             learner=SimpleNamespace(tally=tally, frozen=False, memory=None, tracks={}),
@@ -107,8 +108,11 @@ def test_the_alarm_is_an_incident_and_a_metric() -> None:
     assert "online_journal_days_left" not in text, "not measured yet"
     world.now_s = journal_room.TREND_S
     assert "online_journal_days_left " in telemetry.exposition([world.shown()])
-    world.replica.incident = "worse"
-    assert world.shown()["incident"] == "worse"
+    world.replica.incidents = ["worse", "late"]
+    shown = world.shown()
+    assert shown["incidents"][:2] == ["worse", "late"], "the replica's own hide nothing"
+    assert "80%" in shown["incidents"][2]
+    assert shown["incident"] == "; ".join(shown["incidents"])
 
 
 def test_a_journal_or_a_server_that_is_away_is_said() -> None:
@@ -131,11 +135,16 @@ def test_a_replica_that_does_not_start_is_an_incident() -> None:
 
     for absent, incident in (
         (lambda: "its code is broken", "a replica does not start: its code is broken"),
+        (away, "a replica does not start: its code is broken"),
         (lambda: None, None),
         (away, None),
     ):
         world.cluster._absent = absent
-        assert asyncio.run(world.cluster.model("m"))["incident"] == incident
+        assert world.shown()["incident"] == incident
+    world.replica.incidents = ["the journal is held"]
+    world.cluster._absent = lambda: "broken"
+    told = ["the journal is held", "a replica does not start: broken"]
+    assert world.shown()["incidents"] == told
 
 
 def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
@@ -159,7 +168,7 @@ def test_a_challenger_is_shown_and_promoted_only_when_it_may() -> None:
         {"name": "m", "task": "binary", "learner": "logreg", "challenger": {"learner": "linear"}}
     )
     world.replica.settings, world.replica.spec = model, A
-    controls: list[Control] = []
+    controls: Any = []
     world.cluster._journals["m"].controls = lambda name, after: controls  # type: ignore[index]
     for code, refusal in ((503, "not there"), (503, "it reads"), (409, "2,001 rows behind")):
         with pytest.raises(RequestError, match=refusal) as error:

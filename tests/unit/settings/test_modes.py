@@ -102,7 +102,7 @@ def test_commands(tmp_path: Path, command: list[str]) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ONLINE_")}
     subprocess.run(
         [sys.executable, "-m", "online", *command],
-        cwd=tmp_path, env=environment, umask=0, check=False, capture_output=True, timeout=120,
+        cwd=tmp_path, env=environment, umask=0, check=False, capture_output=True, timeout=240,
     )  # fmt: skip
     assert (tmp_path / "state").exists()
     assert loose(tmp_path / "state", "700") == {}

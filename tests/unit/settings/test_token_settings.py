@@ -26,7 +26,7 @@ MODELS: Final = [{"name": "m", "task": "binary", "learner": "logreg"}]
 
 def held(guard: Access, header: str | None) -> set[str]:
     """Roles that the header has, by asking for each."""
-    out = set()
+    out: set[str] = set()
     for role in ROLES:
         headers = {} if header is None else {b"authorization": header.encode("latin-1")}
         with contextlib.suppress(RequestError):
@@ -106,9 +106,9 @@ def test_a_feedback_token_may_stand_for_a_source(tmp_path: Path) -> None:
         assert found == {shop: "shop", next_shop: "shop", plain: None, TOKENS["admin"]: None}
     assert "0123456789" not in str(settings.model_dump(mode="json"))
     (tmp_path / "feedback.token").write_text(f"shop {shop}\n{plain}\n")
-    tokens = {**TOKENS, "feedback_file": "feedback.token"}
-    del tokens["feedback"]
-    assert settings_of(tmp_path, tokens).tokens.grants == {("feedback", shop): Grant("shop")}
+    filed: dict[str, str] = {**TOKENS, "feedback_file": "feedback.token"}
+    del filed["feedback"]
+    assert settings_of(tmp_path, filed).tokens.grants == {("feedback", shop): Grant("shop")}
     wrongs = (f"{shop} {next_shop}", {"source": "a/b", "token": shop}, {"source": "a" * 24})
     for wrong in wrongs:
         with pytest.raises(ConfigError) as caught:

@@ -260,7 +260,7 @@ class Collector:
 
     def wait(self, there: Callable[[], bool]) -> None:
         with self.came:
-            assert self.came.wait_for(there, 30)
+            assert self.came.wait_for(there, 240)
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +337,7 @@ def test_without_an_endpoint_nothing_is_imported(tmp_path: Path) -> None:
         "print([m for m in sys.modules if m.startswith(of)])\n"  # FastAPI imports the API
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
     )
     assert done.stdout.splitlines()[-1] == "[]"
 

@@ -35,8 +35,9 @@ def test_slopes_are_those_of_the_loss() -> None:
     assert shares is not None
     expected = sorted([shares[1] - 1, 3 * (shares[1] - 1), shares[0], 3 * shares[0]])
     assert sorted(slope[slope.nonzero()]) == pytest.approx(expected, rel=1e-6)
-    network = mlp(inputs=["a", "b"], hidden=3, outputs=2, scale=False).model_for("multiclass")
-    assert isinstance(network, Sloped)
+    made = mlp(inputs=["a", "b"], hidden=3, outputs=2, scale=False).model_for("multiclass")
+    assert isinstance(made, Sloped)
+    network: Any = made
     x = {"a": 0.5, "b": -1.0}
     found = network.slope(x, 1, None)
     assert found is not None

@@ -180,7 +180,7 @@ async def settled(world: LossWorld, replicas: list[ModelReplica]) -> None:
         closed = world.server.status()["closed"]
         return all(p in closed or learned.get(p, 0) >= end for p, end in ends.items())
 
-    await until(same, 60.0)
+    await until(same, 240.0)
 
 
 def live(

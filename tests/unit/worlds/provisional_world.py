@@ -61,7 +61,7 @@ def asked_of(replica: Any) -> Cluster:
 async def frozen(world: Any, on: bool, *replicas: Any) -> None:
     (world.server.freeze if on else world.server.unfreeze)()
     for replica in replicas:
-        await worlds.until(lambda r=replica: r.learner.frozen is on and not r.learner.own, 30.0)
+        await worlds.until(lambda r=replica: r.learner.frozen is on and not r.learner.own, 240.0)
 
 
 async def refused(serving: Any, request: FeedbackRequest) -> RequestError:

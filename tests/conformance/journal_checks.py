@@ -14,6 +14,12 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
+import journal_erase_checks
+import journal_join_checks
+import journal_line_checks
+import journal_trim_checks
+from journal_words import Open, batch, new, offsets, refused, register, same
+
 from replay.errors import (
     BatchSize,
     EpochBehind,
@@ -24,9 +30,7 @@ from replay.errors import (
     PartitionUnknown,
     RowInvalid,
 )
-from replay.journal import erasechecks, joinchecks, linechecks, trimchecks
 from replay.journal.base import Head, Journal, NewRow, Partition, Row, Verdict
-from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 Make = Callable[[Path], Journal]
 
@@ -425,10 +429,10 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     goes_on_beyond_what_is_lost,
     keeps_rows_that_stand_for_lost_ones,
     keeps_a_good_row_whatever_is_to_stand_there,
-    *joinchecks.CHECKS,
-    *trimchecks.CHECKS,
-    *linechecks.CHECKS,
-    *erasechecks.CHECKS,
+    *journal_join_checks.CHECKS,
+    *journal_trim_checks.CHECKS,
+    *journal_line_checks.CHECKS,
+    *journal_erase_checks.CHECKS,
     follows_commits_in_their_order,  # these two write many rows: a journal that is wrong
     reads_pages,  # is found without them first
 )

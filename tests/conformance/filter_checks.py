@@ -1,7 +1,7 @@
 """Every filter has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(reference)`` gives a new filter.  What a filter is there to catch is a law of its own and is
-handed over with it, see :mod:`paramserver.filters.laws`.  Each check raises AssertionError with
+handed over with it, see :mod:`filter_laws`.  Each check raises AssertionError with
 what was found.  :func:`yield_checks` is for parametrised tests, :func:`check_filter` runs all.
 
 The checks play a stream: logistic regression on forty numbers, twenty sources, sixteen rows a push.

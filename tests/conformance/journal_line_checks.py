@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from journal_words import Open, refused, same
+
 from replay.errors import EpochLost, LineTaken
 from replay.journal.base import Journal, Line
-from replay.journal.expect import Open, refused, same
 
 
 def _line(number: int, text: bytes | None = None) -> Line:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from journal_words import Open, batch, new, offsets, refused, register, same
+
 from replay.errors import EpochLost, JournalBehind, PartitionSealed, PartitionUnknown
 from replay.journal.base import Half, Journal
-from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 NEVER = float("inf")
 

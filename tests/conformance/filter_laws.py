@@ -1,4 +1,4 @@
-"""Laws say what single filters are there to catch; see :mod:`paramserver.filters.checks`."""
+"""Laws say what single filters are there to catch; see :mod:`filter_checks`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
-
-from paramserver.filters.base import Event, Favour, Filter, Gradient, Source
-from paramserver.filters.chain import Chain
-from paramserver.filters.checks import (
+from filter_checks import (
     HONEST,
     HOSTILE,
     ROWS,
@@ -21,6 +18,9 @@ from paramserver.filters.checks import (
     play,
     share_taken,
 )
+
+from paramserver.filters.base import Event, Favour, Filter, Gradient, Source
+from paramserver.filters.chain import Chain
 from paramserver.filters.inputs import Layer
 from paramserver.filters.reference import Reference
 from paramserver.filters.schema import Schema

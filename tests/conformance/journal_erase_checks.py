@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Final
 
+from journal_words import Open, batch, new, register, same
 from msgspec.structs import replace
 
 from replay.journal.base import Half, Journal, NewRow, Row, Verdict
-from replay.journal.expect import Open, batch, new, register, same
 
 GONE: Final = b"\x01erased"
 _STEPS_MAX: Final = 100_000

@@ -1,7 +1,7 @@
 """Every buffer has to pass these checks: plain functions over a factory, for any test runner.
 
 ``make(capacity, seed, source_share_max)`` gives a new buffer.  Which items a policy keeps is a law
-of its own: those in :mod:`replay.buffers.laws` are handed over with it.  Each check raises
+of its own: those in :mod:`buffer_laws` are handed over with it.  Each check raises
 AssertionError with what was found.  :func:`yield_checks` is for parametrised tests,
 :func:`check_buffer` runs all.
 """
@@ -17,11 +17,12 @@ from random import Random
 from types import FrameType
 from typing import Any
 
+from buffer_laws import even
+from journal_words import refused, same
+
 from replay.buffers.base import NONE, Buffer
 from replay.buffers.item import Item
-from replay.buffers.laws import even
 from replay.errors import StateInvalid, StateMismatch
-from replay.journal.expect import refused, same
 from replay.retrieval import RecentShare, class_balanced, uniform
 
 Make = Callable[[int, int, float], Buffer]

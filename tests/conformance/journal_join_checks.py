@@ -9,11 +9,11 @@ from collections.abc import Callable
 from functools import partial
 from itertools import product
 
+from journal_words import Open, batch, new, offsets, refused, register, same
 from msgspec.structs import replace
 
 from replay.errors import PartitionSealed, RowInvalid
 from replay.journal.base import Half, Journal, NewRow, Outcome, Predicted, Stored, Verdict
-from replay.journal.expect import Open, batch, new, offsets, refused, register, same
 
 OTHER = {Half.PREDICTION: Half.LABEL, Half.LABEL: Half.PREDICTION}
 KEPT = (False, 0, 0)

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 
+from journal_words import same
+
 from replay.buffers.base import Buffer
 from replay.buffers.item import Item
-from replay.journal.expect import same
 
 Make = Callable[[int, int, float], Buffer]
 
