@@ -256,12 +256,18 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
         for ids in batches:
             rows.put(ids, np.zeros((len(ids), width), dtype=np.float32))
 
+    def part() -> None:
+        for table, begin in ((rows, n), (kept[-1], n + EVENT)):
+            ids = np.arange(begin, begin + EVENT, dtype=np.uint64)
+            table.put(ids, np.zeros((EVENT, width), dtype=np.float32))
+
     kept: list[Rows] = []
     for what, act in (
         ("saved", save),
         ("restored, and asked once", restore),
         ("shared with a snapshot", share),
         ("1 % of the rows changed under it", change),
+        ("thirty ids of its own, for it and for the copy", part),
     ):
         gc.collect()
         _forget_peak()

@@ -149,4 +149,4 @@ def settle(running: Running, model: str, learned: int, timeout_s: float = 240.0)
                 return now
         if time.monotonic() > deadline:
             raise TimeoutError(f"{learned} events are not learned by every replica: {counts}")
-        time.sleep(0.05)
+        time.sleep(0.1)

@@ -1,8 +1,7 @@
 """Row numbers by 64-bit id: open addressing in arrays, many ids at once.
 
-Ids are numbered in the order in which they come, and never leave.  So whoever shares the numbers
-of another (a copy) sees only those below how many it has itself, and what is added later changes
-nothing for it.
+Ids are numbered in the order in which they come, and never leave.  A table and its copies share
+one numbering, whoever adds to it; each of them knows itself which of the numbers it has rows of.
 
 Slots are probed one after the other from a place that follows from the id by a multiplication; the
 factor is drawn once a process, as Python draws that of its texts, so that nobody can choose ids
@@ -109,6 +108,10 @@ class Ids:
         self._moved = end
         if end == len(old):
             self._slots, self._next, self._moved = into, None, 0
+
+    def lay_out(self) -> None:
+        """Do now what the first question would have to wait for."""
+        self._built()
 
     def _built(self) -> _Slots:
         if self._slots is None:

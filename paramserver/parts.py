@@ -2,9 +2,11 @@
 
 Encoding, sending and taking a million numbers at once would stop both ends for a second.  A part
 holds at most so many keys, in pieces that are decoded one by one.  Between two parts the values
-change; the server keeps nothing for whoever fetches them.  That is right because blocks and keys
-are only ever added at the end, and the changes since the first part's version come last: what
-has changed meanwhile is in them, and what has not is in its part as it was.
+change.  Each part is told for one version that all before it are of, and the changes since that
+version come last: what has changed meanwhile is in them, and what has not is in its part as it
+was.  If many have changed, they come with a part, and all parts up to it are of a newer version
+from then on: it must not be forgotten what was touched between two requests, however many there
+are.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from paramserver.applied import Walks
 from paramserver.blocks import ARRAYS, ROWS, WHOLE, Block, Blocks, Touched, select, to_wire
 from paramserver.rows import Rows
 from paramserver.wire import Place, SyncRequest, Version, encode_piece
@@ -30,12 +33,14 @@ class Parts:
     keys_max
         Keys of one part; a block without any counts as one, an array, which is not cut, by its
         numbers, and a row of a table as one or more by its width.
+    behind_max
+        Versions that earlier parts may be behind; then they are brought up with the next one.
     """
 
-    def __init__(self, keys_max: int) -> None:
-        self._keys_max = keys_max
+    def __init__(self, keys_max: int, behind_max: int = 0) -> None:
+        self._keys_max, self._behind_max = keys_max, behind_max
         self._piece_keys = max(keys_max // _PIECES, 1)
-        self._listed: tuple[str, list[str], list[Any]] | None = None  # a block: keys, numbers
+        self._listed: tuple[str, list[str]] | None = None  # a block, and its keys
 
     def told(
         self,
@@ -54,8 +59,13 @@ class Parts:
         if since is not None and since > version:
             since = after = None  # begun with a replica that was further: begin anew here
         if since is not None and since[0] == version[0] and after and after[0] in values:
-            return self._part(values, since, after)
-        if (touched := changes_since(since)) is not None:
+            if version[1] - since[1] <= self._behind_max:
+                return self._part(values, since, after)
+            if (touched := changes_since(since)) is not None:
+                return self._part(values, since, after) | self._brought_up(
+                    values, touched, version, after
+                )
+        elif (touched := changes_since(since)) is not None:
             return {"kind": "changes", "blocks": to_wire(select(values, touched)), "since": since}
         if self.fit(values):
             return {"kind": "all", "blocks": to_wire(values)}
@@ -65,6 +75,15 @@ class Parts:
         pieces, after = self.cut(values, start)
         part = {"kind": "part", "blocks": {}, "since": since}
         return part | {"pieces": pieces, "start": start, "after": after}
+
+    def _brought_up(
+        self, values: Blocks, touched: Touched, version: Version, start: Place
+    ) -> dict[str, Any]:
+        """The fields of a part that bring all before it up to this version."""
+        names = list(values)
+        here = {*names[: names.index(start[0]) + 1]}  # what comes later comes as it is then
+        changed = {name: keys for name, keys in touched.items() if name in here}
+        return {"blocks": to_wire(select(values, changed)), "reached": version}
 
     def fit(self, values: Blocks) -> bool:
         """Whether the values are few enough for one message: no more than a piece."""
@@ -94,16 +113,17 @@ class Parts:
                 piece[name], size = block, size + _size(block)
             elif block.kind == ROWS:
                 each = _keys_of_a_row(block.data)
-                end = min(begin + max((room - size) // each, 1), len(block.data))
+                end = min(begin + max((room - size) // each, 1), block.data.end)
                 piece[name] = Block(ROWS, block.data.part(begin, end))
                 size += max((end - begin) * each, 1)
-                if end < len(block.data):
+                if end < block.data.end:
                     return piece, size, (name, end)
             else:
-                keys, numbers = self._list(name, block.data, begin)
+                data, keys = block.data, self._list(name, block.data, begin)
                 end = min(begin + room - size, len(keys))
-                taken = zip(keys[begin:end], numbers[begin:end], strict=True)
-                piece[name] = Block(block.kind, dict(taken))
+                piece[name] = Block(
+                    block.kind, {key: data[key] for key in keys[begin:end] if key in data}
+                )
                 size += max(end - begin, 1)
                 if end < len(keys):
                     return piece, size, (name, end)
@@ -111,15 +131,47 @@ class Parts:
             begin = 0
         return piece, size, None
 
-    def _list(self, name: str, data: dict[str, Any], begin: int) -> tuple[list[str], list[Any]]:
-        """Keys and numbers of a block in their order, as they are now if it is begun with.
+    def _list(self, name: str, data: dict[str, Any], begin: int) -> list[str]:
+        """Keys of a block in their order, as they are now if it is begun with.
 
         Not listed for each part anew: a dict is read from its beginning.  Whoever goes on with it
-        gets them as they were when it began with the block, or when somebody did later.
+        gets those that there were when it began with the block, or when somebody did later.
         """
         if begin == 0 or self._listed is None or self._listed[0] != name:
-            self._listed = (name, list(data), list(data.values()))
-        return self._listed[1:]
+            self._listed = (name, list(data))
+        return self._listed[1]
+
+
+class WalkedParts(Parts):
+    """Parts of a server's values, which does not forget what happens while they are fetched."""
+
+    def __init__(self, keys_max: int, behind_max: int) -> None:
+        super().__init__(keys_max, behind_max)
+        self._walks = Walks()
+
+    def note(self, touched: Touched) -> None:
+        """A push has touched this."""
+        self._walks.note(touched)
+
+    def told(
+        self,
+        request: SyncRequest,
+        values: Blocks,
+        version: Version,
+        changes_since: Callable[[Version | None], Touched | None],
+    ) -> dict[str, Any]:
+        """Do as :meth:`Parts.told`; what was touched since the reader asked last is known."""
+        walks, reader = self._walks, request.replica
+        walks.ask(reader, request.since)
+
+        def known_since(since: Version | None) -> Touched | None:
+            known = walks.touched_since(reader, since)
+            return changes_since(since) if known is None else known
+
+        told = super().told(request, values, version, known_since)
+        if told["kind"] == "part" and version in (told.get("reached"), told["since"]):
+            walks.begin(reader, version)
+        return told
 
 
 def _size(block: Block) -> int:

@@ -1,8 +1,10 @@
 """Rows of float32 by 64-bit id: what a table of ids holds, and what has been added to some of them.
 
 It is to a block of kind ``rows`` what a dict is to one of names: ``update``, ``copy`` and ``len``
-do the same.  Rows stand in the order in which their ids came, and ids only come: a part of a table
-that was read is as it was but for what was touched since.
+do the same.  Rows stand in the order in which their ids came, to the table or to a copy: they share
+the numbers of ids, so that no table ever has to number all of its own anew.  What a copy has and
+the table has not is a gap in its order.  A part of a table that was read is as it was but for what
+was touched since, rows that came into gaps among it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from paramserver.errors import BlockError
 from paramserver.ids import IdArray, Ids, Numbers
@@ -20,6 +23,8 @@ WIDTH_MAX: Final = 1024
 """Numbers of a row."""
 
 _PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
+_Flags = npt.NDArray[np.bool_]
+_NONE: Final[Numbers] = np.zeros(0, dtype=np.int64)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
 
@@ -46,6 +51,7 @@ class Rows:
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
         self._pages: Pages = np.arange(pages_for(self._n))
+        self._gaps = _NONE  # numbers below that it has no rows of, sorted; never changed in place
 
     @classmethod
     def empty(cls, width: int) -> Self:
@@ -66,12 +72,21 @@ class Rows:
         return made
 
     def __len__(self) -> int:
+        return self._n - len(self._gaps)
+
+    @property
+    def end(self) -> int:
+        """Where its order ends: with gaps it has fewer rows."""
         return self._n
+
+    def lay_out(self) -> None:
+        """Make ready to be asked, which takes a second for ten million rows; done once for all."""
+        self._ids.lay_out()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows):
             return NotImplemented
-        if self.width != other.width or self._n != other._n:
+        if self.width != other.width or len(self) != len(other):
             return False
         numbers, known = other.get(self.ids)
         return bool(known.all() and np.array_equal(numbers, self.numbers))
@@ -87,7 +102,7 @@ class Rows:
     @property
     def size_bytes(self) -> int:
         """Bytes that the rows take in a message, without its frame."""
-        return self._n * (_ID.itemsize + _NUMBER.itemsize * self.width)
+        return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width)
 
     def told(self) -> dict[str, Any]:
         """The rows as a message holds them."""
@@ -98,23 +113,30 @@ class Rows:
     @property
     def ids(self) -> IdArray:
         """All ids in their order, not to be changed."""
-        return self._ids.first(self._n)
+        ids = self._ids.first(self._n)
+        return np.delete(ids, self._gaps) if len(self._gaps) else ids
 
     @property
     def numbers(self) -> Floats32:
         """All rows in their order, as an array of their own."""
-        return self._pool.read_pages(self._pages[: pages_for(self._n)])[: self._n]
+        return self._between(0, self._n)
 
     def pieces(self) -> Iterator[Floats32]:
         """All rows in their order, some thousands at a time."""
         for begin in range(0, self._n, _PIECE_ROWS):
-            end = min(begin + _PIECE_ROWS, self._n)
-            pages = self._pages[pages_for(begin) : pages_for(end)]
-            yield self._pool.read_pages(pages)[: end - begin]
+            yield self._between(begin, min(begin + _PIECE_ROWS, self._n))
 
-    def get(self, ids: IdArray) -> tuple[Floats32, np.ndarray[Any, np.dtype[np.bool_]]]:
+    def _between(self, begin: int, end: int) -> Floats32:
+        """Rows from the beginning of a page to before a place."""
+        rows = self._pool.read_pages(self._pages[pages_for(begin) : pages_for(end)])[: end - begin]
+        if not len(self._gaps):
+            return rows
+        first, last = np.searchsorted(self._gaps, (begin, end))
+        return np.delete(rows, self._gaps[first:last] - begin, axis=0)
+
+    def get(self, ids: IdArray) -> tuple[Floats32, _Flags]:
         """Return the rows of these ids, 0 for those that there are none of, and which there are."""
-        at = self._ids.find(ids, self._n)
+        at = self._places(ids)
         known = at >= 0
         if known.all():
             return self._read(at), known
@@ -125,14 +147,15 @@ class Rows:
     def select(self, ids: Sequence[IdArray]) -> Rows:
         """Those of the ids, which may stand there more than once, that there are rows of."""
         some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
-        at = self._ids.find(some, self._n)
+        at = self._places(some)
         known = at >= 0
         return Rows(some[known], self._read(at[known]))
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows from one place of the order to before another."""
-        end = min(end, self._n)
-        return Rows(self.ids[begin:end].copy(), self._read(np.arange(begin, end)))
+        at = np.arange(begin, min(end, self._n))
+        at = at[self._gap_of(at) < 0]
+        return Rows(self._ids.first(self._n)[at], self._read(at))
 
     def update(self, new: Rows) -> None:
         """Take these rows in place of those with their ids."""
@@ -140,28 +163,54 @@ class Rows:
 
     def put(self, ids: IdArray, numbers: Floats32) -> None:
         """Take the rows in place of those with these ids, which stand there once each."""
-        at = self._ids.find(ids, self._n)
+        at = self._ids.find(ids, self._ids.count)
         new = at < 0
         if fresh := int(new.sum()):
-            self._append(ids[new])
-            at[new] = np.arange(self._n - fresh, self._n)
+            begin = self._ids.count
+            self._ids.add(ids[new])
+            at[new] = np.arange(begin, begin + fresh)
+        self._have(at)
         self._pool.own(self._pages, np.unique(page_of(at)))
         self._pool.write(located(self._pages, at), numbers)
 
-    def _append(self, ids: IdArray) -> None:
-        if self._ids.count != self._n:  # who shares the numbers has added others
-            self._ids = Ids(self.ids.copy())
-        self._ids.add(ids)
-        self._n += len(ids)
-        missing = pages_for(self._n) - len(self._pages)
+    def _places(self, ids: IdArray) -> Numbers:
+        """The number of each, -1 if there is no row of it."""
+        at = self._ids.find(ids, self._n)
+        if len(self._gaps):
+            at[self._gap_of(at) >= 0] = -1
+        return at
+
+    def _gap_of(self, at: Numbers) -> Numbers:
+        """Which gap each of the numbers is, -1 if it is none."""
+        if not len(self._gaps):
+            return np.full(len(at), -1)
+        gap = np.searchsorted(self._gaps, at)
+        gap[self._gaps[np.minimum(gap, len(self._gaps) - 1)] != at] = -1
+        return gap
+
+    def _have(self, at: Numbers) -> None:
+        """Have a row for each of these numbers."""
+        begin, end = self._n, int(at.max(initial=-1)) + 1
+        if len(self._gaps):
+            filled = self._gap_of(at)
+            self._gaps = np.delete(self._gaps, filled[filled >= 0])
+        if end <= begin:
+            return
+        self._n = end
+        missing = pages_for(end) - len(self._pages)
         if missing > 0:
-            self._pages = np.append(self._pages, self._pool.take(max(missing, self._n >> 12)))
+            self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
+        new = at[at >= begin]
+        if len(new) < end - begin:
+            gaps = np.delete(np.arange(begin, end), new - begin)
+            self._gaps = np.concatenate((self._gaps, gaps))
 
     def copy(self) -> Rows:
         """The same rows; what is written to one is not in the other."""
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
+        made._gaps = self._gaps
         self._pool.share(self._pages)
         return made
 

@@ -16,6 +16,7 @@ from paramserver.blocks import (
     COUNT,
     DEFAULT_LIMITS,
     DIGEST,
+    ROWS,
     Block,
     Blocks,
     Limits,
@@ -28,7 +29,7 @@ from paramserver.blocks import (
 from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
-from paramserver.parts import PART_KEYS, Parts
+from paramserver.parts import PART_KEYS, WalkedParts
 from paramserver.state import Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
@@ -49,6 +50,7 @@ METRICS: Final = "metrics"
 SCORES: Final = ("n", "correct", "abs_error")
 """Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
 HISTORY_MAX: Final = 4096
+_BEHIND: Final = 16  # of the history: so much may parts of the values be behind one another
 
 
 class Server:
@@ -108,7 +110,7 @@ class Server:
         self.sources_max = SOURCES_MAX
         self.sources_left = 0
         self._limits = limits
-        self._parts = Parts(part_keys)
+        self._parts = WalkedParts(part_keys, history_max // _BEHIND)
         self._applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
         self._finished: frozenset[int] = frozenset()
@@ -132,7 +134,7 @@ class Server:
         server.count = state.version[1]
         server.position = state.position
         server.note_decided(state)
-        server.values = _shallow(state.values)
+        server.values = _laid_out(state.values)
         server._shared = set(server.values)
         server.clock = dict(state.clock)
         server.closed = set(state.closed)
@@ -186,6 +188,7 @@ class Server:
         self.count += 1
         self.clock[partition] = push.last
         self._applied.note(Applied(self.count, partition, push.n, touched))
+        self._parts.note(touched)
         return wire.Ack("applied", partition, push.last, scale)
 
     def take(self, state: wire.OrderedState, lookup: Lookup) -> bool:
@@ -218,6 +221,7 @@ class Server:
         self.position = state.position
         self.clock.update(clock)
         self._applied.note(Applied(self.count, 0, rows, touched))
+        self._parts.note(touched)
         return True
 
     def _unshare(self, delta: Blocks) -> None:
@@ -359,6 +363,14 @@ def _learners(push: wire.Push, others: Iterable[Applied]) -> float:
 
 def _shallow(blocks: Blocks) -> Blocks:
     return {name: Block(block.kind, block.data) for name, block in blocks.items()}
+
+
+def _laid_out(blocks: Blocks) -> Blocks:
+    """The same, ready to be asked: by whoever restores, so that no push waits for it."""
+    for block in blocks.values():
+        if block.kind == ROWS:
+            block.data.lay_out()
+    return _shallow(blocks)
 
 
 def _check_bounds(push: wire.Push) -> None:

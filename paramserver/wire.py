@@ -174,6 +174,9 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
         (None: it is the last).
         No part holds a key as it was before ``since``, so all parts and then the changes since
         ``since`` are the values of one version.
+    reached
+        Of a part: with its ``blocks`` on top of it and of those before it, all of them are as of
+        this version, and ``since`` is counted from it.  None: they are as they were.
     position, learned
         Of a model that is learned in order: the last ``seq`` that the values contain, and how
         many rows they have learned.
@@ -210,6 +213,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     keeper: bool = False
     peer: str = ""
     marks: list[Mark] = []
+    reached: Version | None = None
 
 
 def encode(message: msgspec.Struct) -> bytes:

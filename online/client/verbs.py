@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from online.client.calls import Calls, Label, Reply, Request, Steps, row, waits
+from online.client.choices import ChoiceVerbs, given
 from online.client.drives import verb
-from online.messages.choices import Chosen
 from online.messages.shown import Status
 from online.messages.structs import Event, Prediction, Predictions, Receipt
 from online.messages.values import plain_rows, plain_value
@@ -23,7 +23,7 @@ Data = dict[str, Any]
 _OPERATOR_S: Final = 100.0  # the service waits for its replicas, each within a bound of its own
 
 
-class ModelVerbs:
+class ModelVerbs(ChoiceVerbs):
     """One model of a service, by its name: what is asked of it, and what operators do with it.
 
     Parameters
@@ -33,9 +33,6 @@ class ModelVerbs:
     name
         By which the service knows it.
     """
-
-    def __init__(self, calls: Calls, name: str) -> None:
-        self._calls, self.name = calls, name
 
     def __repr__(self) -> str:
         return f"<model {self.name}>"
@@ -127,62 +124,6 @@ class ModelVerbs:
         return (yield from self._calls.many(self.name, plain))
 
     @verb
-    def choose(
-        self,
-        actions: Sequence[str] | Mapping[str, Mapping[str, Any]],
-        context: Any = None,
-        *,
-        exclude: Sequence[str] = (),
-        baseline: str | None = None,
-        id: str | None = None,
-        max_age_ms: float | None = None,
-        defer: bool = False,
-    ) -> Steps[Chosen]:
-        """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
-
-        ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
-        take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
-        one a repeat is another choice.  With ``defer`` it gets no default reward before it is
-        activated.  Raises ClientError.
-        """
-        body = _given(
-            context=None if context is None else plain_value("context", context),
-            actions=_actions(actions), exclude=list(exclude) or None, baseline=baseline, id=id,
-            max_age_ms=max_age_ms, defer=defer or None,
-        )  # fmt: skip
-        request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
-        reply = yield from self._calls.send(request)
-        return msgspec.json.decode(reply.body, type=Chosen)
-
-    @verb
-    def activate(self, id: str) -> Steps[None]:
-        """Say that a deferred choice was used: from now on it waits for its reward."""
-        request = Request("POST", self._path("/activate"), msgspec.json.encode({"id": id}))
-        yield from self._calls.send(request)
-
-    @verb
-    def reward(
-        self,
-        id: str,
-        reward: float | Mapping[str, float],
-        *,
-        source: str = Event().source,
-        event_time: float | None = None,
-        reward_id: str | None = None,
-    ) -> Steps[Receipt]:
-        """Send what came of a choice: a number, or numbers by name; answers as :meth:`feedback`.
-
-        Where several are summed a repeat is known by ``reward_id``; without one it is another.
-        """
-        body = _given(
-            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time,
-            reward_id=self._calls.new_id() if reward_id is None else reward_id,
-        )  # fmt: skip
-        request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
-        reply = yield from self._calls.send(request, receipts=True)
-        return msgspec.json.decode(reply.body, type=Receipt)
-
-    @verb
     def status(self) -> Steps[Status]:
         """Return what the service says of the model (docs/monitoring.md).  Raises ClientError."""
         return Status((yield from self._get("")))
@@ -268,7 +209,7 @@ class ModelVerbs:
         limit: int = 200,
     ) -> Steps[Data]:
         """Learn such events, each once; go on with ``cursor`` until it is None."""
-        return (yield from self._post("/relearn", _given(status=status, after=after, limit=limit)))
+        return (yield from self._post("/relearn", given(status=status, after=after, limit=limit)))
 
     @verb
     def quarantine(
@@ -287,7 +228,7 @@ class ModelVerbs:
         limit: int = 200,
     ) -> Steps[Data]:
         """Learn quarantined events after all: some, by their ``row``, or a page of a source's."""
-        body = _given(rows=rows, source=source, after=after, limit=limit)
+        body = given(rows=rows, source=source, after=after, limit=limit)
         return (yield from self._post("/quarantine/release", body))
 
     @verb
@@ -300,7 +241,7 @@ class ModelVerbs:
         limit: int = 200,
     ) -> Steps[Data]:
         """Never learn quarantined events: some, by their ``row``, or a page of a source's."""
-        body = _given(rows=rows, source=source, after=after, limit=limit)
+        body = given(rows=rows, source=source, after=after, limit=limit)
         return (yield from self._post("/quarantine/discard", body))
 
     @verb
@@ -309,7 +250,7 @@ class ModelVerbs:
         return (yield from self._post("/sources", {"source": source, "banned": banned}))
 
     def _get(self, path: str, **query: Any) -> Steps[Data]:
-        asked = urlencode(_given(**query))
+        asked = urlencode(given(**query))
         found: Data = yield from self._calls.get(self._path(path) + (f"?{asked}" if asked else ""))
         return found
 
@@ -320,18 +261,6 @@ class ModelVerbs:
         reply: Reply = yield from self._calls.send(request, twice=False)
         found: Data = msgspec.json.decode(reply.body)
         return found
-
-    def _path(self, path: str) -> str:
-        return f"/v1/models/{quote(self.name, '')}{path}"
-
-
-def _actions(given: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
-    """Actions as the body has them."""
-    named = given if isinstance(given, Mapping) else {action: {} for action in given}
-    return [
-        {"id": action, "features": plain_value(f"actions[{i}].features", dict(features))}
-        for i, (action, features) in enumerate(named.items())
-    ]
 
 
 def _plain(event: Event, field: str) -> Event:
@@ -346,10 +275,6 @@ def _plain(event: Event, field: str) -> Event:
         weight=plain_value(f"{field}weight", event.weight),
         event_time=plain_value(f"{field}event_time", event.event_time),
     )
-
-
-def _given(**values: Any) -> Data:
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _json(flag: bool) -> str:

@@ -85,13 +85,14 @@ class Choices:
         self._sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
         self._actions: set[str] = set()
+        self._known: dict[str, tuple[str, str]] = {}  # keys of actions that are counted
 
     def add(self, example: Example) -> None:
         """Count one learned row, if it is the reward of a choice."""
         if example.choice is None:
             return
         try:
-            choice = unpack(example.choice)
+            choice = unpack(example.choice, described=False)
         except RecordInvalid:
             return
         reward = float(example.label)
@@ -101,10 +102,13 @@ class Choices:
         allowed = [i for i in range(len(choice.actions)) if i not in choice.excluded]
         worth = _worth(choice, reward, allowed)
         self._sum("evenly", sum(worth) / len(allowed))
+        sums, opened = self._sums, self._open
         for place, value in zip(allowed, worth, strict=True):
-            name = self._name(choice.actions[place][0])
-            self._sum(f"{name}\toffered", 1)
-            self._sum(f"{name}\tworth", value)
+            offered, worths = self._keys(choice.actions[place][0])
+            sums[offered] = sums.get(offered, 0) + 1
+            opened[offered] = opened.get(offered, 0) + 1
+            sums[worths] = sums.get(worths, 0) + value
+            opened[worths] = opened.get(worths, 0) + value
         name = self._name(choice.action)
         self._sum(f"{name}\tn", 1)
         self._sum(f"{name}\treward", reward)
@@ -146,6 +150,15 @@ class Choices:
             self._actions.add(text)
         return text
 
+    def _keys(self, action: str) -> tuple[str, str]:
+        """Return under which keys an action was offered, and what that was worth."""
+        if (found := self._known.get(action)) is None:
+            name = self._name(action)
+            found = f"{name}\toffered", f"{name}\tworth"
+            if name != OTHERS and len(action) <= _CHARS:
+                self._known[action] = found
+        return found
+
     def _sum(self, name: str, value: float) -> None:
         self._sums[name] = self._sums.get(name, 0) + value
         self._open[name] = self._open.get(name, 0) + value
@@ -174,7 +187,7 @@ class Choices:
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open, self._actions = {}, {}, set()
+        self._sums, self._open, self._actions, self._known = {}, {}, set(), {}
         self.rebase(values)
 
     # -- what is told ------------------------------------------------------------------------

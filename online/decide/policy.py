@@ -17,15 +17,22 @@ import numpy.typing as npt
 
 from online.models.experts import Floats
 from online.models.scored import Scores
+from paramserver.pages import Floats32
 
 Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-_GRID: Final[Floats] = np.linspace(0.0, 1.0, 129)
+_GRID: Final[Floats32] = np.linspace(0.0, 1.0, 129, dtype=np.float32)
+_ONE, _HALF, _HALVED = np.float32(1.0), np.float32(0.5), np.float32(-0.5)
+_TAIL: Final[Floats32] = (
+    np.array([1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530])
+    * 0.3989422804014327
+).astype(np.float32)
 _STEPS: Final[Floats] = np.arange(6.0)
 
 WIDTHS: Final = (0.1, 0.3, 1.0)
 """Standard deviations that count as one, of the candidates of ``auto``."""
 
+_WIDTHS: Final[Floats] = np.array(WIDTHS)[:, None]
 _NAMES: Final = tuple(f"{width:g}" for width in WIDTHS)
 
 FIRST: Final = 50.0
@@ -156,12 +163,11 @@ def auto(scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Fl
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean, spread), {}
     means, spread = logit(scores.shares[at]), widths(scores)[at]
-    each = thompson(means, np.outer(WIDTHS, spread))
-    gains = np.array([scores.tried.get(name, 0.0) for name in _NAMES])
-    rate = ETA / math.sqrt(1.0 + scores.tried.get("", 0.0))
-    weights = np.exp(rate * (gains - gains.max()))
-    weights /= weights.sum()
-    found: Floats = weights @ each
+    each = thompson(means, _WIDTHS * spread)
+    gains = [scores.tried.get(name, 0.0) for name in _NAMES]
+    rate, most = ETA / math.sqrt(1.0 + scores.tried.get("", 0.0)), max(gains)
+    weights = np.array([math.exp(rate * (gain - most)) for gain in gains])
+    found: Floats = weights @ each / weights.sum()
     return found, dict(zip(_NAMES, each, strict=True))
 
 
@@ -190,7 +196,7 @@ def squarecb(means: Floats, gamma: float) -> Floats:
 
 def logit(shares: Floats) -> Floats:
     """Log odds of shares of the reward's range."""
-    clipped = np.clip(shares, 1e-6, 1.0 - 1e-6)
+    clipped = np.minimum(np.maximum(shares, 1e-6), 1.0 - 1e-6)
     found: Floats = np.log(clipped) - np.log1p(-clipped)
     return found
 
@@ -207,7 +213,7 @@ def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
 
 def _beta(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
     """Both parameters of each action's Beta distribution."""
-    mean = float(((total + prior) / (n + 1.0)).mean())
+    mean = float(((total + prior) / (n + 1.0)).sum()) / len(n)
     mean = min(max(mean, 1.0 / FIRST), 1.0 - 1.0 / FIRST)
     first = 1.0 / min(mean, 1.0 - mean)
     return total + first * mean, np.maximum(n - total, 0.0) + first * (1.0 - mean)
@@ -235,9 +241,9 @@ def trigamma(x: Floats) -> Floats:
 def widths(scores: Scores) -> Floats:
     """Standard deviation of what is expected of each action, in logits."""
     a, b = _beta(scores.arms.n, scores.arms.total, scores.arms.prior)
-    own = trigamma(np.concatenate((a, b)))
+    own = trigamma(np.array((a, b))).sum(axis=0)
     met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
-    found: Floats = 1.0 / np.sqrt(1.0 / (own[: len(a)] + own[len(a) :]) + 1.0 / met)
+    found: Floats = 1.0 / np.sqrt(1.0 / own + 1.0 / met)
     return found
 
 
@@ -248,17 +254,18 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     ``widths`` may have a row for each of several answers.
     """
     widths = np.maximum(widths, 1e-9)
-    low, high = (means - 5.0 * widths).max(axis=-1), (means + 5.0 * widths).max(axis=-1)
-    grid = low[..., None] + (high - low)[..., None] * _GRID
-    z = grid[..., None, :] - means[:, None]
-    z /= widths[..., None]
+    reach = 5.0 * widths
+    low = (means - reach).max(axis=-1)[..., None]
+    high = (means + reach).max(axis=-1)[..., None]
+    # the cells of the grid are many, and are worked on in place, in half as many bytes
+    z = ((high - low) / widths).astype(np.float32)[..., None] * _GRID
+    z += ((low - means) / widths).astype(np.float32)[..., None]
     bell = z * z
-    bell *= -0.5
+    bell *= _HALVED
     np.exp(bell, out=bell)
     below = _normal(z, bell)  # no z is less than -5, so none of them is nothing
     bell /= below
-    found: Floats = (below.prod(axis=-2)[..., None, :] @ bell.swapaxes(-1, -2))[..., 0, :]
-    found /= widths
+    found: Floats = (bell @ below.prod(axis=-2)[..., None])[..., 0] / widths
     total = found.sum(axis=-1, keepdims=True)
     if (total > 0.0).all():
         found /= total
@@ -266,23 +273,24 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     return np.where(total > 0.0, found / np.where(total > 0.0, total, 1.0), greedy(means))
 
 
-def _normal(z: Floats, bell: Floats) -> Floats:
+def _normal(z: Floats32, bell: Floats32) -> Floats32:
     """The normal distribution function, within 1e-7 (Abramowitz and Stegun, 26.2.17).
 
-    ``bell`` is exp(-z²/2); the arrays are large, so they are worked on in place.
+    ``bell`` is exp(-z²/2).
     """
     t = np.abs(z)
-    t *= 0.2316419
-    t += 1.0
-    np.divide(1.0, t, out=t)
-    tail = 1.330274429 * t
-    for factor in (-1.821255978, 1.781477937, -0.356563782, 0.319381530):
+    t *= np.float32(0.2316419)
+    t += _ONE
+    np.divide(_ONE, t, out=t)
+    tail: Floats32 = _TAIL[0] * t
+    for factor in _TAIL[1:]:
         tail += factor
         tail *= t
-    tail *= 0.3989422804014327
     tail *= bell
-    found: Floats = np.where(z > 0.0, 1.0 - tail, tail)
-    return found
+    np.subtract(_HALF, tail, out=tail)
+    np.copysign(tail, z, out=tail)
+    tail += _HALF
+    return tail
 
 
 def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -> Floats:

@@ -138,29 +138,41 @@ _decode: Final = msgspec.msgpack.Decoder(Choice).decode
 _decode_columns: Final = msgspec.msgpack.Decoder(_Columns).decode
 
 
-def pack(choice: Choice) -> bytes:
-    """The record as bytes: a format byte, then msgpack, deflated unless it is mostly floats."""
+def pack(choice: Choice, columns: tuple[tuple[str, ...], bytes] | None = None) -> bytes:
+    """The record as bytes: a format byte, then msgpack, deflated unless it is mostly floats.
+
+    ``columns`` are the actions' names and numbers, where somebody has them as they are kept.
+    """
+    columns = columns or _columns_of(choice)
+    if columns is None:
+        return bytes([_DEFLATED]) + zlib.compress(_encode(choice), _LEVEL)
+    ids = tuple([action for action, _ in choice.actions])
+    encoded = _encode(_Columns(msgspec.structs.replace(choice, actions=()), ids, *columns))
+    return bytes([_COLUMNS]) + zlib.crc32(encoded).to_bytes(4, "little") + encoded
+
+
+def _columns_of(choice: Choice) -> tuple[tuple[str, ...], bytes] | None:
+    """Names and numbers of the actions; None: they differ, or not all are floats."""
     names, flat = tuple(choice.actions[0][1]), list[Value]()
     for _, features in choice.actions:
         if tuple(features) == names:
             flat += features.values()
     whole = names and len(flat) == len(names) * len(choice.actions)
     if not whole or set(map(type, flat)) != _FLOATS:
-        return bytes([_DEFLATED]) + zlib.compress(_encode(choice), _LEVEL)
-    rest = msgspec.structs.replace(choice, actions=())
-    numbers = struct.pack(f"<{len(flat)}d", *flat)
-    columns = _Columns(rest, tuple(action for action, _ in choice.actions), names, numbers)
-    encoded = _encode(columns)
-    return bytes([_COLUMNS]) + zlib.crc32(encoded).to_bytes(4, "little") + encoded
+        return None
+    return names, struct.pack(f"<{len(flat)}d", *flat)
 
 
-def unpack(data: bytes) -> Choice:
-    """The choice that :func:`pack` was given.  Raises RecordInvalid."""
+def unpack(data: bytes, *, described: bool = True) -> Choice:
+    """The choice that :func:`pack` was given; its actions need not be ``described``.
+
+    Raises RecordInvalid.
+    """
     try:
         if data[:1] == bytes([_DEFLATED]):
             choice = _inflated(data)
         elif data[:1] == bytes([_COLUMNS]):
-            choice = _of_columns(data)
+            choice = _of_columns(data, described=described)
         else:
             raise RecordInvalid(f"its format is {data[0] if data else None}, not 1 or 2")
     except (zlib.error, struct.error, msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -179,12 +191,14 @@ def _inflated(data: bytes) -> Choice:
     return _decode(plain)
 
 
-def _of_columns(data: bytes) -> Choice:
+def _of_columns(data: bytes, *, described: bool) -> Choice:
     encoded = memoryview(data)[5:]
     if zlib.crc32(encoded).to_bytes(4, "little") != data[1:5]:
         raise RecordInvalid("its checksum does not fit")
     columns = _decode_columns(encoded)
     names, ids = columns.names, columns.ids
+    if not described:
+        return msgspec.structs.replace(columns.choice, actions=tuple([(id, {}) for id in ids]))
     flat = struct.unpack(f"<{len(ids) * len(names)}d", columns.numbers)
     rows = (flat[i : i + len(names)] for i in range(0, len(flat), len(names)))
     features: list[Features] = [dict(zip(names, row, strict=True)) for row in rows]

@@ -18,7 +18,7 @@ _DROPPED_KEYS = 1024  # in one turn of the loop
 
 
 class Arriving:
-    """Values on their way: the first part is of version ``since``, the next begins at ``after``."""
+    """Values on their way: those of version ``since`` up to where the next part begins."""
 
     def __init__(self, since: Version, model: Model | None) -> None:
         self.since = since
@@ -36,10 +36,16 @@ class Arriving:
             self.model.rebase(blocks)
 
     def finish(self, changes: SyncReply) -> None:
-        """Apply what has changed on the server since the first part."""
+        """Apply what has changed on the server since the version that what came is of."""
         touched = self.pulled.take(changes, ())
         if self.model is not None:
             self.model.rebase(algebra.select(self.pulled.blocks, touched))
+
+    def bring_up(self, part: SyncReply) -> None:
+        """Take what came with a part: all that came so far is of a newer version then."""
+        if part.reached is not None:
+            self.finish(part)
+            self.since = part.reached
 
 
 class Arrival:
@@ -91,6 +97,7 @@ class Arrival:
         for piece in part.pieces:
             coming.take(piece)
             yield
+        coming.bring_up(part)
         coming.after, coming.whole = part.after, part.after is None
         self.values = coming
 

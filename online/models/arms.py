@@ -8,20 +8,21 @@ two replicas is, up to the rows between two merges, what one would have taken aw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from online.models.experts import Floats
-from online.models.parts import OfParts
 from paramserver.blocks import COUNT, Block, Blocks
 
 WINDOW: Final = 50.0
 PRIOR: Final = 2.0
 """Rewards of the mean over all actions that an action begins with."""
 
+ARMS: Final = "arms"
 _ALL: Final = ""
+_PARTS: Final = "nrms"
+_NONE: Final = (0.0, 0.0, 0.0, 0.0)
 
 
 class Sums:
@@ -73,31 +74,41 @@ class Counted(NamedTuple):
         return np.array((far / (self.n + PRIOR), late / (self.late_n + PRIOR)))
 
 
-@lru_cache(maxsize=4096)
-def _keys(action: int) -> tuple[str, ...]:
-    return tuple(f"{part}:{action}" for part in "nrms")
-
-
-class Arms(OfParts):
+class Arms(Sums):
     """Rewards by action, and of all actions together."""
 
     def __init__(self) -> None:
-        self._sums = Sums("arms")
-        self._parts = (self._sums,)
+        super().__init__(ARMS)
+        self._each: dict[int, list[float]] = {}  # the same of each action in one place
 
     def of(self, ids: Sequence[int]) -> Counted:
         """Return what is known of these actions."""
-        get = self._sums.now.get
-        sums = np.array([[get(key, 0.0) for key in _keys(name)] for name in ids]).T
+        get, each = self.now.get, self._each.get
+        sums = np.array([each(name, _NONE) for name in ids]).T
         prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
         return Counted(sums[0], sums[1], sums[2], sums[3], prior)
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward of an action."""
-        now, add, fade = self._sums.now, self._sums.add, min(weight / WINDOW, 1.0)
+        now, add, fade = self.now, self.add, min(weight / WINDOW, 1.0)
         for key in (str(action), _ALL):
             add(f"n:{key}", weight)
             add(f"r:{key}", weight * y)
         for part, more in (("m", weight), ("s", weight * y)):
             name = f"{part}:{action}"
             add(name, more - fade * now.get(name, 0.0))
+        self._each[action] = [now[f"{part}:{action}"] for part in _PARTS]
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        super().rebase(values)
+        for name in values[ARMS].data if ARMS in values else ():
+            part, _, action = name.partition(":")
+            if action != _ALL:
+                held = self._each.setdefault(int(action), list(_NONE))
+                held[_PARTS.index(part)] = self.now[name]
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._each = {}
+        super().reset(values)

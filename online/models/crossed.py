@@ -29,7 +29,7 @@ Hashes = npt.NDArray[np.uint64]
 
 _REACH: Final = 3.0
 _SPACING: Final = 0.5
-_KNOTS: Final = 13
+_KNOTS: Final = np.uint64(13)
 """Knots from −3 to 3 standard deviations, half a one apart."""
 
 _BIAS: Final = "bias"
@@ -82,17 +82,36 @@ class Context(NamedTuple):
     """A context twice, the bias first: its numbers as they are, and as shares of two knots.
 
     The knots are those beside the number: what is linear in its shares is piecewise linear in it.
+
+    Attributes
+    ----------
+    hashes
+        Of the features as they are, then of those on knots, without a number's place in a table.
+    forms
+        Numbers of both, a row for each, 0 where the other has its features.
+    plain
+        How many features there are as they are.
     """
 
-    plain: Vector
-    knots: Vector
+    hashes: Hashes
+    forms: Floats
+    plain: int
+
+    @property
+    def told(self) -> Vector:
+        """The features as they are."""
+        return Vector(self.hashes[: self.plain], self.forms[0, : self.plain])
 
 
 class Alike(NamedTuple):
-    """Rows of the same names in the same order, and only numbers: shape (rows, names)."""
+    """Rows of the same names in the same order, and only numbers: shape (rows, names).
+
+    ``whole``: some were sent as whole numbers.
+    """
 
     names: tuple[str, ...]
     numbers: Floats
+    whole: bool
 
 
 def alike(rows: Sequence[Features]) -> Alike | None:
@@ -106,7 +125,8 @@ def alike(rows: Sequence[Features]) -> Alike | None:
         return None
     if int in kinds and any(type(value) is int and abs(value) > _WHOLE_MAX for value in flat):
         return None
-    return Alike(names, np.array(flat, dtype=np.float64).reshape(len(rows), len(names)))
+    numbers = np.array(flat, dtype=np.float64).reshape(len(rows), len(names))
+    return Alike(names, numbers, int in kinds)
 
 
 def hash_of(action: str) -> int:
@@ -125,17 +145,23 @@ class Crossing(OfParts):
     def context(self, features: Features, *, learns: bool) -> Context:
         """Return a context in numbers; the moments learn it first if it ``learns``."""
         hashes, values, names, numbers = self._taken(self._parts[0], features, learns=learns)
-        z = np.array(numbers, dtype=np.float64)
-        u = (np.clip(z, -_REACH, _REACH) + _REACH) / _SPACING
-        at = np.minimum(u.astype(np.int64), _KNOTS - 2)
-        share = u - at
-        named, before = np.array(names, dtype=np.uint64), np.array(hashes, dtype=np.uint64)
-        knots = named + (at.astype(np.uint64) + _ONE) * _KNOT
-        knots = np.concatenate([before, knots, knots + _KNOT])
-        return Context(
-            Vector(np.concatenate([before, named]), np.concatenate([values, z])),
-            Vector(knots, np.concatenate([values, 1.0 - share, share])),
-        )
+        words, n = len(hashes), len(names)
+        plain, all_ = words + n, 2 * words + 3 * n
+        placed = np.empty(all_, np.uint64)
+        placed[:plain] = hashes + names
+        placed[plain : plain + words] = hashes
+        forms = np.zeros((2, all_))
+        forms[0, :plain] = values + numbers
+        forms[1, plain : plain + words] = values
+        if n:
+            z = forms[0, words:plain]
+            u = (np.minimum(np.maximum(z, -_REACH), _REACH) + _REACH) / _SPACING
+            at = np.minimum(u.astype(np.uint64), _KNOTS - np.uint64(2))
+            share = forms[1, -n:] = u - at
+            forms[1, -2 * n : -n] = 1.0 - share
+            before = placed[words:plain] + (at + _ONE) * _KNOT
+            placed[-2 * n : -n], placed[-n:] = before, before + _KNOT
+        return Context(placed, forms, plain)
 
     def action(self, features: Features, *, learns: bool) -> Vector:
         """Return an action without its id, the bias first."""

@@ -35,6 +35,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from evaluation.metrics import Task
 from online.models.arms import Arms, Counted, Sums
@@ -57,7 +58,7 @@ from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
 from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Part, Table
+from online.models.tabled import Part, Table, steps_of
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
@@ -65,15 +66,17 @@ Action = tuple[str, Features]
 
 HEADS: Final = 5
 ALL: Final = HEADS * EXPERTS + 2
-_OWN, _RIVAL, _OWN_KNOTS, _RIVAL_KNOTS, _SHARED = (
-    slice(i * EXPERTS, (i + 1) * EXPERTS) for i in range(HEADS)
+_OWN: Final = slice(0, EXPERTS)
+_SHARED: Final = slice((HEADS - 1) * EXPERTS, HEADS * EXPERTS)
+_SALTS: Final[Hashes] = np.array(
+    [0xD6E8FEB86659FD93 * i % 2**64 for i in range(HEADS)], dtype=np.uint64
 )
-_SALTS: Final[tuple[np.uint64, ...]] = tuple(
-    np.uint64(0xD6E8FEB86659FD93 * i % 2**64) for i in range(HEADS)
-)
+_BY_FORM: Final = 2, 2, EXPERTS
+"""Experts by form of the context (as it is, on knots), of the chosen action and of all."""
+
+_FORMED: Final = slice(0, _SHARED.start)
+_SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
-_PAIRS: Final = ((_OWN, _RIVAL, 0), (_OWN_KNOTS, _RIVAL_KNOTS, 1))
-"""Experts that learn of the chosen action and of all, and which form of the context they take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class RewardModel(OfParts):
         self._table, self._mixture = Table("experts", recipe.bits), Mixture(ALL)
         self._arms, self._tried = Arms(), Sums("tried")
         self._parts = (self._crossing, self._table, self._mixture, self._arms, self._tried)
-        self.structure = f"rewards 1, {task}, {recipe!r}"
+        self.structure = f"rewards 2, {task}, {recipe!r}"
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -181,46 +184,40 @@ class RewardModel(OfParts):
         """
         n = len(ids)
         out, met = np.zeros((ALL, n)), np.full(n, np.inf)
-        for own, rival, vector in _PAIRS:
-            if n == 1:  # asked of one alone, a rival would always say 1
-                outputs = self._table.outputs(*self._mixed(x[vector], ids ^ _salt(own)))
-                out[own] = out[rival] = _logistic(outputs)
-                continue
-            both = np.concatenate([ids ^ _salt(own), ids ^ _salt(rival)])
-            outputs = self._table.outputs(*self._mixed(x[vector], both))
-            out[own], out[rival] = _logistic(outputs[:, :n]), _softmax(outputs[:, n:])
+        formed = out[_FORMED].reshape(*_BY_FORM, n)
+        sums = self._table.outputs(self._formed(x, ids, 1 if n == 1 else 2), x.forms)
+        formed[:, 0] = _logistic(sums[0].transpose(1, 2, 0))
+        if n == 1:  # asked of one alone, a rival would always say 1
+            formed[:, 1] = formed[:, 0]
+        else:
+            formed[:, 1] = _softmax(sums[1].transpose(1, 2, 0))
         if described.numbers.shape[1] > 1:
-            places = self._crossed(x, described)
-            shared = self._table.crossed(places, described.numbers, x.plain.numbers)
-            out[_SHARED] = _logistic(shared + self._table.outputs(*self._offset(x, ids)))
-            # the context's bias comes first: these are the actions' features by themselves
-            met = self._table.met(places[:, :, 0], described.numbers)
+            # the context's bias comes first: how sure they are is of the actions' by themselves
+            told = x.told
+            places = self._crossed(told, described)
+            sums, met = self._table.crossed(places, described.numbers, told.numbers)
+            offsets = self._table.outputs(self._offset(told, ids), told.numbers[None, :1])[:, 0]
+            out[_SHARED] = _logistic(sums + offsets).T
         else:
             out[_SHARED] = out[_OWN]
         out[_ARMS] = arms.means()
         return out, met
 
-    def _mixed(self, x: Vector, salted: Hashes) -> tuple[Places, Floats]:
-        places = mix(x.hashes[None, :], salted[:, None], self._recipe.bits)
-        return places, x.numbers[None, :]
+    def _formed(self, x: Context, ids: Hashes, heads: int) -> Places:
+        """Places of both forms of the context by the ids: shape (heads, ids, features)."""
+        salts = np.empty((heads, 1, len(x.hashes)), np.uint64)
+        salts[:, :, : x.plain] = _SALTS[:heads, None, None]
+        salts[:, :, x.plain :] = _SALTS[2 : 2 + heads, None, None]
+        return mix(x.hashes, ids[:, None] ^ salts, self._recipe.bits)
 
-    def _crossed(self, x: Context, described: Vector) -> Places:
+    def _crossed(self, told: Vector, described: Vector) -> Places:
         """Places of the actions' features by the context's."""
-        salted = described.hashes[:, :, None] ^ _salt(_SHARED)
-        return mix(x.plain.hashes[None, None, :], salted, self._recipe.bits)
+        salted = described.hashes[:, :, None] ^ _SALT_SHARED
+        return mix(told.hashes, salted, self._recipe.bits)
 
-    def _offset(self, x: Context, ids: Hashes) -> tuple[Places, Floats]:
-        """Place and number of what is shared by all choices of an id."""
-        return self._mixed(Vector(x.plain.hashes[:1], x.plain.numbers[:1]), ids ^ _salt(_SHARED))
-
-    def _products(self, x: Context, ids: Hashes, one: Vector) -> tuple[Places, Floats]:
-        """Places and numbers of an action's features by the context's; the id's offset last."""
-        offset, number = self._offset(x, ids)
-        numbers = (one.numbers[:, :, None] * x.plain.numbers).reshape(1, -1)
-        return (
-            np.concatenate([self._crossed(x, one).reshape(1, -1), offset], axis=1),
-            np.concatenate([numbers, number], axis=1),
-        )
+    def _offset(self, told: Vector, ids: Hashes) -> Places:
+        """Place of what is shared by all choices of an id."""
+        return mix(told.hashes[:1], ids[:, None] ^ _SALT_SHARED, self._recipe.bits)
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row: a context with one action."""
@@ -256,54 +253,73 @@ class RewardModel(OfParts):
         own = hash_of(name)
         rivals = (None if served is None else served.rivals(own)) or []
         weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
-        now, parts = self._taught(x, a, own, rivals if len(rivals) > 1 else [], y, weighs)
+        rivals = rivals if len(rivals) > 1 else []
+        now, parts = self._taught(x, a, own, rivals, y, weighs, weight)
         judged = now if served is None else served.judged(ALL, now)
         if served is not None:
             expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
             for key, change in served.credits(y, expected).items():
                 self._tried.add(key, change * weight)
         self._mixture.judge(judged, y, weight)
-        total = self._table.step([part._replace(slopes=part.slopes * weight) for part in parts])
+        total = self._table.step(parts)
         self._arms.learn(own, y, weight)
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
     def _taught(
-        self, x: Context, a: Vector, own: int, rivals: Sequence[int], y: float, weighs: float
+        self,
+        x: Context,
+        a: Vector,
+        own: int,
+        rivals: Sequence[int],
+        y: float,
+        weighs: float,
+        weight: float,
     ) -> tuple[Floats, list[Part]]:
         """Return what each expert expects of the action, and what the table is to learn of it."""
-        now, parts = np.zeros(ALL), []
-        ids = np.array([own, *rivals], dtype=np.uint64)
+        now = np.zeros(ALL)
+        formed = now[_FORMED].reshape(_BY_FORM)
+        ids = np.array(rivals or [own], dtype=np.uint64)
         chosen = rivals.index(own) if rivals else 0
-        for head, rival, vector in _PAIRS:
-            salted = np.concatenate([ids[:1] ^ _salt(head), ids[1:] ^ _salt(rival)])
-            places, numbers = self._mixed(x[vector], salted)
-            outputs = self._table.outputs(places, numbers)
-            now[head] = now[rival] = _logistic(outputs[:, 0])
-            slopes = np.empty(outputs.shape)
-            slopes[:, 0] = (now[head] - y) * weighs
-            if rivals:
-                shares = _softmax(outputs[:, 1:])
-                p = now[rival] = shares[:, chosen].copy()
-                wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, None]
-                wanted[:, chosen] = y
-                slopes[:, 1:] = shares - wanted
-            parts.append(Part(places, numbers, slopes))
+        places = self._formed(x, ids, 2 if rivals else 1)
+        places = np.concatenate([places[0, chosen : chosen + 1], *places[1:]])
+        sums = self._table.outputs(places, x.forms)
+        expected = formed[:, 0] = formed[:, 1] = _logistic(sums[0])
+        slopes = np.empty((len(places), *expected.shape))
+        slopes[0] = (expected - y) * weighs
+        if rivals:
+            shares = _softmax(sums[1:].transpose(1, 2, 0))
+            p = formed[:, 1] = shares[:, :, chosen].copy()
+            wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, :, None]
+            wanted[:, :, chosen] = y
+            slopes[1:] = (shares - wanted).transpose(2, 0, 1)
+        slopes *= weight
+        square = 1.0 + (x.forms * x.forms).sum(axis=1)
+        at = _form_of(x)
+        by_feature = slopes.transpose(2, 0, 1)[:, :, at]
+        parts = [Part(places, steps_of(x.forms.sum(axis=0), by_feature, square[at]))]
         now[_SHARED] = now[_OWN]
         if a.numbers.shape[1] > 1:
-            places, numbers = self._products(x, ids[:1], a)
-            now[_SHARED] = _logistic(self._table.outputs(places, numbers)[:, 0])
-            parts.append(Part(places, numbers, ((now[_SHARED] - y) * weighs)[:, None]))
+            told = x.told
+            products = a.numbers[0, :, None] * told.numbers
+            numbers = np.concatenate((products.ravel(), told.numbers[:1]))
+            crossed, offset = self._crossed(told, a), self._offset(told, ids[chosen : chosen + 1])
+            places = np.concatenate((crossed.ravel(), offset.ravel()))
+            sums = self._table.outputs(places, numbers[None, :])[0]
+            now[_SHARED] = shared = _logistic(sums)
+            slope = ((shared - y) * (weighs * weight))[:, None, None]
+            parts.append(Part(places, steps_of(numbers, slope, 1.0 + numbers @ numbers)))
         now[_ARMS] = self._arms.of([own]).means()[:, 0]
         return now, parts
 
 
-def _salt(head: slice) -> np.uint64:
-    return _SALTS[int(head.start) // EXPERTS]
+def _form_of(x: Context) -> npt.NDArray[np.intp]:
+    """Return which form each feature is of."""
+    return (np.arange(len(x.hashes)) >= x.plain).astype(np.intp)
 
 
 def _logistic(x: Floats) -> Floats:
-    out: Floats = 1.0 / (1.0 + np.exp(-np.clip(x, -500.0, 500.0)))
+    out: Floats = 0.5 + 0.5 * np.tanh(0.5 * x)  # without a number that is too great
     return out
 
 

@@ -16,6 +16,7 @@ from paramserver import wire
 from paramserver.parts import Parts
 
 _KEYS: Final = 2_048  # of one answer: predictions go on beside it
+_BEHIND_MAX: Final = 256  # versions that the first parts may be behind the newest
 
 
 class Peer:
@@ -37,7 +38,7 @@ class Peer:
         age_ms: Callable[[], float | None],
     ) -> None:
         self._learner, self._replica, self._spec, self._age_ms = learner, replica, spec, age_ms
-        self._parts = Parts(_KEYS)
+        self._parts = Parts(_KEYS, _BEHIND_MAX)
 
     def sync(self, data: bytes) -> bytes | None:
         """A :class:`wire.SyncReply` to a request; None: there is nothing to tell here.

@@ -127,21 +127,22 @@ class Choosing:
         nonce = self._issued.tokens.nonce()
         choice, answer = self._chosen(asked, nonce, table)
         features = row(context, *actions[choice.chosen])
+        packed = pack(choice, columns_of(table))
         if request.id is None and not request.defer:
-            token = self._issued.token(features, answer, choice=pack(choice), nonce=nonce)
+            token = self._issued.token(features, answer, choice=packed, nonce=nonce)
             if token is not None:
                 if self._settings.waits:
-                    self._keep(nonce.hex(), features, answer, choice)
+                    self._keep(nonce.hex(), features, answer, packed)
                 return self._answer(token, choice, self._issued.version())
         own = f"choice-{uuid.uuid4().hex}" if request.id is None else request.id
-        return await self._written(own, choice, features, answer)
+        return await self._written(own, choice, features, answer, packed)
 
-    def _keep(self, named: str, features: Features, answer: Answer, choice: Choice) -> None:
+    def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
         """Write the choice behind its answer, under the key that its reward will have.
 
         Whatever reward comes takes its place; one that is lost on the way gets no default.
         """
-        key, packed = event_key("token", named), pack(choice)
+        key = event_key("token", named)
         half = self._issued.half(named, features, answer, choice=packed, key=key)
         if not self._replica.writer.keep(half):
             message = "no room for another choice that may need a default reward"
@@ -149,10 +150,10 @@ class Choosing:
             raise RequestError(429, "joins_full", message, None, hint, 1)
 
     async def _written(
-        self, own: str, choice: Choice, features: Features, answer: Answer
+        self, own: str, choice: Choice, features: Features, answer: Answer, packed: bytes
     ) -> Chosen:
         """The choice under an id that everybody finds it by, or the one that stands there."""
-        half = self._issued.half(own, features, answer, choice=pack(choice))
+        half = self._issued.half(own, features, answer, choice=packed)
         version = self._issued.version()
         recorded = (await self._replica.writer.record([half]))[0]
         self._replica.counts["choices_written"] += 1
@@ -278,7 +279,7 @@ class Choosing:
         found = alike([action.features for action in actions]) if actions else None
         if found is None or not self._door.takes(found.names):
             return None
-        return found if (np.abs(found.numbers) <= NUMBER_MAX).all() else None
+        return found if np.abs(found.numbers).max() <= NUMBER_MAX else None
 
     def _actions(
         self, actions: list[Action], table: Alike | None
@@ -336,6 +337,13 @@ class Choosing:
                 return
         hint = "Send the id of a choice that was deferred"
         raise RequestError(404, "unknown_id", "no choice has this id", "id", hint)
+
+
+def columns_of(table: Alike | None) -> tuple[tuple[str, ...], bytes] | None:
+    """The actions' features as a record keeps them; None: it has to look at each."""
+    if table is None or table.whole:
+        return None
+    return table.names, table.numbers.astype("<f8", copy=False).tobytes()
 
 
 def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:

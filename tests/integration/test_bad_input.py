@@ -111,7 +111,7 @@ class Client:
         deadline = time.monotonic() + 240
         while self.post(model, "predict", features=_PROBE)[1]["own"]:
             assert time.monotonic() < deadline, "rows are not merged"
-            time.sleep(0.02)
+            time.sleep(0.1)
         return self.answer(model)
 
 

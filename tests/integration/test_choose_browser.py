@@ -66,5 +66,5 @@ def test_without_a_model_that_chooses_there_is_no_such_page(tmp_path: Path) -> N
     }  # fmt: skip
     with Embedded(load(None, data, {}), lambda _: None) as service:
         service.start()
-        answer = httpx.get(f"{service.url}/demo/choose")
+        answer = httpx.get(f"{service.url}/demo/choose", timeout=120)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "no_choices")

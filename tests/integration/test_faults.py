@@ -88,7 +88,7 @@ def until(
     deadline = time.monotonic() + bound_s
     while not (given := holds()):
         assert time.monotonic() < deadline, f"{what}: not within {bound_s:g} s; {saw()}"
-        time.sleep(0.05)
+        time.sleep(0.1)
     return given
 
 

@@ -30,7 +30,7 @@ FLAGS: Final = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
     "--no-first-run", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = 240.0
 EVENT: Final = '{"features":{"a":1},"label":1,"event_id":"%s"}'
 ATTACK: Final = """<!doctype html><title>A page</title><form id=f method=post enctype=text/plain
  target=frame action="URL/v1/models/m/freeze"><input name=a></form><iframe name=frame></iframe>
@@ -241,7 +241,7 @@ def test_the_page_through_a_forwarded_port(tmp_path: Path) -> None:
         url = f"http://localhost:{forwarded.sockets[0].getsockname()[1]}"
         async with chromium(f"{url}/own", tmp_path / "profile"):
             await seen.reached("/own-page-saw/200")
-        async with httpx.AsyncClient() as client:
+        async with httpx.AsyncClient(timeout=120) as client:
             assert (await client.get(f"{url}/v1/models")).status_code == 200
             foreign = {"origin": f"http://127.0.0.1:{port}"}  # of the port behind: not this one
             answer = await client.get(f"{url}/v1/models", headers=foreign)
@@ -271,7 +271,7 @@ def test_the_page_behind_a_proxy_that_puts_its_own_name_in(tmp_path: Path, named
             async with chromium(f"http://models.test:{front}/own", tmp_path / "profile"):
                 status = 200 if named else 403
                 await seen.reached(f"/own-page-saw/{status}")
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=120) as client:
                 url = f"http://127.0.0.1:{front}/v1/models"
                 assert (await client.get(url, headers={"host": "models.test"})).status_code == 200
         assert b"sec-fetch-site" not in seen.headers["/v1/models/m/feedback"]

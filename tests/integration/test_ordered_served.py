@@ -46,6 +46,7 @@ def send(running: Running, share: list[int], unsure: list[int]) -> None:
                 except Exception:  # whatever a connection to a killed process ends with
                     unsure.append(i)
                     client = stack.enter_context(contextlib.closing(Connection(running.url)))
+                    time.sleep(0.1)  # what starts needs the processor
                     continue
                 if code == 200:
                     assert answer["status"] in ("learned", "duplicate"), answer
@@ -85,6 +86,7 @@ def wait_equal(running: Running, model: Any) -> None:
         except (AssertionError, OSError):
             if time.monotonic() > deadline:
                 raise
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_each_replica_is_the_plain_tree(replicas: int, killed: bool) -> None:
                 sender.start()
             if killed:
                 while settle_now(running) < len(STREAM) // 3:
-                    pass
+                    time.sleep(0.05)
                 victim = next(iter(running.replica_urls()))
                 os.kill(int(victim.partition(":")[0]), signal.SIGKILL)
             for sender in senders:

@@ -83,7 +83,7 @@ class Clicks:
                 if (found["learned"], own) == (learned, 0) and found["server"]:
                     break
                 assert time.monotonic() < deadline, (found["learned"], learned, own)
-                time.sleep(0.02)
+                time.sleep(0.1)
 
     def answers(self) -> list[list[float]]:
         """Probability of "yes" for each probe row, by each replica."""
@@ -143,7 +143,7 @@ class Clicks:
             if server and server["state"] == "serving" and server["pid"] != before:
                 return
             assert time.monotonic() < deadline, server
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def kill_all(self) -> None:
         """SIGKILL every process at once, and start again."""

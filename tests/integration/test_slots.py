@@ -50,6 +50,25 @@ def test_under_an_own_id_slots_are_chosen_once(shop: Embedded) -> None:
     assert post(shop, "reward", id="page-1:side", reward=1).json()["status"] == "learned"
 
 
+def test_the_client_asks_for_several_slots(shop: Embedded) -> None:
+    slots: dict[str, dict[str, Any]] = {"top": {}, "side": {"wide": True}}
+    found = shop.model.choose_slots(["a", "b", "c"], slots, {"hour": 20}, exclude=["c"])
+    assert list(found) == ["top", "side"]
+    assert {one.action for one in found.values()} == {"a", "b"}
+    receipts = [shop.model.reward(one.id, 1.0) for one in found.values()]
+    assert [x.status for x in receipts] == ["learned", "learned"]
+    logged = choices_of(shop.state_dir)
+    contexts = [logged[str(x.event_id)][0].context for x in receipts]
+    assert contexts[1] == {"hour": 20, "slot": "side", "slot.wide": True}
+    again = [
+        shop.model.choose_slots({"a": {}, "b": {}}, ["x", "y"], id="page-2", baselines={"y": "b"})
+        for _ in range(2)
+    ]
+    assert [one.id for one in again[0].values()] == ["page-2:x", "page-2:y"]
+    assert [one.action for one in again[0].values()] == [one.action for one in again[1].values()]
+    assert all(one.repeated for one in again[1].values())
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -7,6 +7,7 @@ Each event has a feature of its own, whose weight says how often it was learned.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -99,35 +100,37 @@ def log(running: Running) -> str:
     return (running.folder / "serve.log").read_text()
 
 
-def stopped(running: Running) -> psutil.Process | None:
-    """The replica that is stopped, if there is one."""
+def stands(running: Running, said: str) -> int | None:
+    """Pid of the replica that is stopped, if there is one, or was ended since the log ``said``."""
     for replica in running.replica_urls():
-        process = psutil.Process(int(replica.partition(":")[0]))
-        if process.status() == psutil.STATUS_STOPPED:
-            return process
-    return None
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(replica.partition(":")[0]))
+            if process.status() == psutil.STATUS_STOPPED:
+                return process.pid
+    ended = re.search(r"ended process (\d+)", log(running)[len(said) :])
+    return None if ended is None else int(ended[1])
 
 
 def stop_one(running: Running, name: str) -> None:
     """One replica stops inside a commit; the others are not held up for long, nothing is lost."""
     before = [f"{name}-before-{i}" for i in range(10)]
     learn(running, before)
-    replicas = running.replica_urls()
+    replicas, said = running.replica_urls(), log(running)
     (running.folder / "stand").touch()
-    stands = threading.Thread(target=send, args=(running, f"stand-{name}"))
-    stands.start()
-    holder = until("a replica stands", lambda: stopped(running))
-    (other,) = (url for n, url in replicas.items() if not n.startswith(f"{holder.pid}:"))
+    sending = threading.Thread(target=send, args=(running, f"stand-{name}"))
+    sending.start()
+    holder = until("a replica stands", lambda: stands(running, said))
+    (other,) = (url for n, url in replicas.items() if not n.startswith(f"{holder}:"))
     code, answer = send(Running(running.folder, running.process, other, 0.0), f"{name}-refused")
     if code != 200:  # else it was ended by then
         assert (code, answer["error"]["code"]) == (503, "journal_held"), answer
-        assert f"process {holder.pid} " in answer["error"]["message"]
+        assert f"process {holder} " in answer["error"]["message"]
         assert "Nothing was recorded" in answer["error"]["hint"]
     assert predicted(other, before) == [1.0] * 10, "predictions go on"
-    until("it is ended", lambda: f"ended process {holder.pid}" in log(running))
+    until("it is ended", lambda: f"ended process {holder}" in log(running))
     after = [f"{name}-after-{i}" for i in range(10)]
     learn(running, [f"stand-{name}", f"{name}-refused", *after])
-    stands.join()
+    sending.join()
     until("another one takes its place", lambda: len(running.replica_urls()) == 2)
     each_once(running, [*before, f"stand-{name}", f"{name}-refused", *after])
 

@@ -56,12 +56,17 @@ def _parts(old: str, new: str) -> Any:
 PARTS = {
     "what has changed since the first part is left out": Mutant(
         (_arrival("touched = self.pulled.take(changes, ())", "touched: Touched = {}"),),
-        (2, 3, 4),
+        (2, 5, 6),
+        parts=True,
+    ),
+    "what has changed of earlier parts is left out of a later one": Mutant(
+        (_arrival("            self.finish(part)\n", ""),),
+        (1, 5, 6),
         parts=True,
     ),
     "own deltas are not put on top of what came in parts": Mutant(
         (_learner("copy.rebase(self._pulled.with_deltas(pending, touched_by(pending)))", "pass"),),
-        (17, 30, 37),
+        (27, 30, 37),
         parts=True,
     ),
     "the tally stays behind what came in parts": Mutant(
@@ -71,11 +76,6 @@ PARTS = {
             ),
         ),
         (0, 1, 2),
-        parts=True,
-    ),
-    "keys that came after the first reader's are not listed": Mutant(
-        (_parts("if begin == 0 or self._listed is None or", "if self._listed is None or"),),
-        (0, 41, 68),
         parts=True,
     ),
     "a piece that was not the last one ends its part": Mutant(

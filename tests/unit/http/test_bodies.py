@@ -283,6 +283,7 @@ def test_a_body_that_does_not_come_is_given_up(tmp_path: Path, path: str) -> Non
 
 def test_the_slowest_body_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        monkeypatch.setattr(bodies, "_PATIENCE_S", 3600.0)
         slow = [Slow() for _ in range(LIMITS.ongoing_max)]
         waiting = []
         for body in slow:

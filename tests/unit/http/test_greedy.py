@@ -68,6 +68,7 @@ def test_whoever_takes_no_answer_gives_way_to_one_that_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     async def scene(app: App, replica: Any) -> None:
+        monkeypatch.setattr(bodies, "_PATIENCE_S", 3000.0)
         callers = await crowd(app, path)
         assert await Caller(app).answered() == 429, "none of them is slow yet"
         monkeypatch.setattr(bodies, "_PATIENCE_S", 0.0)
@@ -88,7 +89,7 @@ def test_an_answer_that_nobody_takes_is_given_up(tmp_path: Path) -> None:
         assert await Caller(app).answered() == 200
         assert replica.counts["answers_not_taken"] == PLACES
 
-    play(tmp_path, scene, LIMITS.model_copy(update={"body_wait_s": 0.05}))
+    play(tmp_path, scene, LIMITS.model_copy(update={"body_wait_s": 0.5}))
 
 
 def test_without_a_clock_they_would_hold_all_places(

@@ -237,4 +237,4 @@ def test_a_service_that_stops_does_not_wait_for_its_pages(tmp_path: Path) -> Non
 
 
 def test_without_a_token_nobody_is_told(served: Any) -> None:
-    assert httpx.get(f"{served.url}{LIVE}").status_code == 401
+    assert httpx.get(f"{served.url}{LIVE}", timeout=120).status_code == 401

@@ -123,23 +123,28 @@ def test_an_upload_that_says_nothing_ends_and_says_why(tmp_path: Path) -> None:
             assert "limits.upload_idle_s" in one.last["error"]["hint"]
         await trickling
 
-    scene(tmp_path, play, upload_idle_s=0.05)
+    scene(tmp_path, play, upload_idle_s=1.0)
 
 
-def test_one_that_goes_on_lasts_however_long(tmp_path: Path) -> None:
+def test_one_that_goes_on_lasts_however_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For three times its bound; half of one passes, for the loop, after each row's receipt."""
+
     async def play(caller: Caller) -> None:
+        loop, later_s = asyncio.get_running_loop(), [0.0]
+        now_s = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now_s() + later_s[0])
         one = caller.begin()
-        begun = asyncio.get_running_loop().time()
-        sent = 0
-        while asyncio.get_running_loop().time() < begun + 3 * 0.5:
+        for sent in range(7):
             one.send(line(f"e{sent}"))
-            sent += 1
-            await worlds.until(lambda so_far=sent: one.body.count(b"learned") == so_far)
+            await worlds.until(lambda so_far=sent + 1: one.body.count(b"learned") == so_far)
+            later_s[0] += 1800.0
         one.send(b"", more=False)
         await one.task
         assert {json.loads(text)["status"] for text in one.body.splitlines()} == {"learned"}
 
-    scene(tmp_path, play, upload_idle_s=0.5)
+    scene(tmp_path, play, upload_idle_s=3600.0)
 
 
 def test_whoever_takes_no_receipts_loses_its_place_too(tmp_path: Path) -> None:
@@ -173,7 +178,11 @@ def test_three_hundred_idle_uploads_leave_room_for_one_that_sends(
     scene(tmp_path, play)
 
 
-def test_before_its_patience_is_over_nobody_gives_way(tmp_path: Path) -> None:
+def test_before_its_patience_is_over_nobody_gives_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "_PATIENCE_S", 3600.0)
+
     async def play(caller: Caller) -> None:
         held = [caller.begin() for _ in range(PLACES)]
         assert [await one.begun() for one in held] == [200] * PLACES

@@ -169,7 +169,10 @@ def test_another_replica_knows_the_ranges_and_learns_the_row_as_it_stands(
         assert (await _features(world.serving(second))).status == "clipped"
         await until(lambda: first.learner.tally.digest[0] == 151)
         asked: Features = {"a": 0.2, "b": 0.9}
-        assert first.learner.predict(asked) == second.learner.predict(asked)
+        await until(lambda: first.learner.own == second.learner.own == 0)
+        mine, theirs = (one.learner.predict(asked) for one in (first, second))
+        assert mine.label == theirs.label
+        assert mine.probabilities == pytest.approx(theirs.probabilities, abs=1e-12)
         assert first.learner.bounds.ends("ab") == second.learner.bounds.ends("ab")
         for one in (first, second):
             await one.stop(1.0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from online.decide import Policy, draw, row, uniform
-from online.models.crossed import alike
+from online.models.crossed import alike, hash_of, mix
 from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, RewardModel, Rewards
 from online.models.scored import Scores, Served, served_of
@@ -59,10 +59,13 @@ def test_deltas_of_two_replicas_merge_to_what_both_have_counted() -> None:
     there, back = combine(*deltas), combine(*reversed(deltas))
     values: Blocks = {}
     merge(values, there)
-    for name in ("arms", "tried", "experts"):
+    for name in ("arms", "tried"):
         ours, theirs = there[name].data, back[name].data
         assert ours.keys() == theirs.keys()
         assert all(math.isclose(ours[k], theirs[k], abs_tol=1e-12) for k in ours)
+    rows, others = there["experts"].data, back["experts"].data
+    assert set(rows.ids.tolist()) == set(others.ids.tolist())
+    assert rows.numbers == pytest.approx(others.get(rows.ids)[0], abs=1e-5)
     assert values["arms"].data["n:"] == 80
     fresh = model_of()
     fresh.reset(values)
@@ -79,6 +82,71 @@ def test_a_replica_that_takes_the_values_goes_on_as_the_one_that_learned() -> No
     assert other.score(context_of(1), ACTIONS).shares.tolist() == pytest.approx(
         one.score(context_of(1), ACTIONS).shares.tolist(), abs=1e-12
     )
+
+
+def test_what_is_sent_is_to_the_last_bit_what_was_learned() -> None:
+    """Contexts have no numbers: moments, which add up within rounding, have no part in it."""
+    model, alone, values = model_of(), model_of(), Blocks()
+    for t in range(90):
+        scores = model.score({"kind": "uvw"[t % 3]}, ACTIONS)
+        notes = Policy(kind="softmax").decide(scores).notes(scores, t % 2)
+        features = row({"kind": "uvw"[t % 3]}, *ACTIONS[t % 2])
+        for each in (model, alone):
+            each.learn_noted(Example(features, float(t % 5 == 0), notes=notes), 1.0)
+        if t % 7 == 6:
+            merge(values, model.cut())
+            model.rebase(values)
+    other, asked = model_of(), {"kind": "u"}
+    other.reset(values)
+    behind = other.score(asked, ACTIONS).answers[:16]
+    merge(values, model.cut())
+    other.reset(values)
+    now = model.score(asked, ACTIONS).answers[:16]
+    assert other.score(asked, ACTIONS).answers[:16].tolist() == now.tolist()
+    assert behind.tolist() != now.tolist()  # the control: rows since the cut before were not in it
+    assert alone.score(asked, ACTIONS).answers[:16] == pytest.approx(now, abs=1e-5)
+
+
+def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
+    """The plain loop: each expert's sum over the features, one number of the table at a time."""
+    model = Rewards().model_for("regression")  # 2^18 places: no two features share one
+    told: list[Action] = [(f"a{i}", {"price": float(i), "red": bool(i % 2)}) for i in range(4)]
+    for t in range(60):
+        teach_one(model, t, told)
+    context = {"x": 0.7, "kind": "u"}
+    answers = model.score(context, told).answers
+    x = model._crossing.context(context, learns=False)
+    for i, (name, features) in enumerate(told):
+        one, own = model._crossing.action(features, learns=False), hash_of(name)
+        for head, form, part in ((0, 0, slice(0, x.plain)), (2, 1, slice(x.plain, None))):
+            sums = np.zeros(4)
+            for hashed, number in zip(x.hashes[part], x.forms[form, part], strict=True):
+                salt = 0xD6E8FEB86659FD93 * head % 2**64
+                sums += held(model, hashed, np.uint64(own ^ salt)) * number
+            at = slice(4 * head, 4 * head + 4)
+            assert answers[at, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
+        salt = np.uint64(0xD6E8FEB86659FD93 * 4 % 2**64)
+        sums = held(model, x.hashes[0], np.uint64(own) ^ salt).astype(np.float64)
+        for action, value in zip(one.hashes, one.numbers, strict=True):
+            for hashed, number in zip(*x.told, strict=True):
+                sums += held(model, hashed, action ^ salt) * value * number
+        assert answers[16:20, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
+    assert np.abs(answers[:20] - 0.5).max() > 0.1
+
+
+def held(model: RewardModel, left: np.uint64, right: np.uint64) -> np.ndarray:
+    """What the table has of each expert at the place of a product."""
+    place = mix(np.array([left]), np.array([right]), 18)[0]
+    return model._table._now[place, :4].astype(np.float64)
+
+
+def teach_one(model: RewardModel, t: int, told: list[Action]) -> None:
+    """One choice among these, drawn evenly."""
+    scores = model.score(context_of(t), told)
+    decision = Policy(kind="epsilon", epsilon=1.0).decide(scores)
+    i = t % len(told)
+    notes = decision.notes(scores, i)
+    model.learn_noted(Example(row(context_of(t), *told[i]), float(i == t % 3), notes=notes), 1.0)
 
 
 def test_scoring_all_at_once_is_scoring_one_by_one_where_actions_do_not_compete() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import Any
 
+import numpy as np
 import pytest
 
 from online.learning.values_in_parts import Arrival
 from paramserver import wire
+from paramserver.applied import WALKS_MAX, Walks
 from paramserver.blocks import Block, Blocks, from_wire, merge, to_wire
 from paramserver.parts import PART_KEYS, Parts
+from paramserver.rows import Rows
 from paramserver.server import Server
 
 SPEC = "c" * 64
@@ -72,6 +77,33 @@ def test_parts_and_pieces_are_bounded_and_hold_everything_once() -> None:
     assert list(out) == list(values)
 
 
+def read_after_another() -> None:
+    """A reader that begins while another one is in the middle of a block, which has grown since."""
+    values = {"w": Block("additive", {f"k{i}": 1.0 for i in range(9)})}
+    parts = Parts(4)
+    parts.cut(values, None)
+    merge(values, {"w": Block("additive", {"k0": 1.0, "new": 1.0})})
+    found: dict[str, float] = {}
+    for piece in (piece for part in _walk(parts, values) for piece in part):
+        found |= piece["w"].data
+    assert found == values["w"].data
+
+
+def test_a_reader_gets_keys_that_came_after_another_one_had_begun() -> None:
+    read_after_another()
+
+
+def test_a_list_that_is_kept_for_the_first_reader_is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    anew = Parts._list
+    monkeypatch.setattr(Parts, "_list", lambda self, name, data, begin: anew(
+        self, name, data, begin or int(self._listed is not None)
+    ))  # fmt: skip
+    with pytest.raises(AssertionError):
+        read_after_another()
+
+
 def test_few_values_are_one_message() -> None:
     server = Server("m", SPEC, "", "sum", 1, part_keys=64)
     for n, kind in ((2, "all"), (3, "part")):
@@ -97,24 +129,25 @@ class _Reader:
     """Fetches parts while others push, as ``online.learning.values_in_parts`` does; shares no code
     with it."""
 
-    def __init__(self) -> None:
-        self.values: Blocks = {}
+    def __init__(self, name: str = "r") -> None:
+        self.name, self.values = name, Blocks()
         self.since: wire.Version | None = None
         self.after: wire.Place | None = None
         self.parts = 0
 
     def step(self, server: Server) -> bool:
         """Whether all have come."""
-        request = _request(since=self.since, after=self.after)
+        request = _request(since=self.since, after=self.after, replica=self.name)
         data = wire.encode(server.reply(request, [], [], 0.0))
         reply = wire.decode_reply(data)
         if reply.kind == "part":
             self.parts += 1
             if reply.start is None:
                 self.values = {}
-            self.since, self.after = reply.since, reply.after
             for piece in _read(reply.pieces):
                 self.put(piece)
+            self.put(from_wire(reply.blocks))
+            self.since, self.after = reply.reached or reply.since, reply.after
             return False
         if reply.kind == "all":
             self.values = {}
@@ -155,6 +188,83 @@ def test_parts_and_the_changes_since_are_the_values_of_one_version(history: int)
         assert reader.values == server.values, f"seed {seed}"
         parts += reader.parts
     assert parts > 60
+
+
+def arrives(between: int, *, history: int = 32, rows: int = 200, readers: int = 1) -> None:
+    """Many rows come while so many pushes arrive between any two requests, whatever they touch."""
+    server, numbers = Server("m", SPEC, "", "sum", 1, history_max=history, part_keys=32), count(1)
+    r = random.Random(between)
+
+    def push(n: int) -> None:
+        for row in islice(numbers, n):
+            ids = np.array(r.sample(range(rows + min(row // 8, 100)), 3), dtype=np.uint64)
+            table = Block("rows", Rows(ids, np.ones((3, 2), dtype=np.float32)))
+            blocks = to_wire({"t": table, "w": Block("additive", {f"k{row % 7}": 1.0})})
+            given = wire.Push(1, SPEC, 1, row, row, 1, (1, 0), blocks)
+            assert server.push(given, _Partition).status == "applied"
+
+    every = np.arange(rows, dtype=np.uint64)
+    merge(server.values, {"t": Block("rows", Rows(every, np.zeros((rows, 2), dtype=np.float32)))})
+    waiting = [_Reader(f"r{i}") for i in range(readers)]
+    for _ in range(readers * rows // 8):  # a part holds 32 rows
+        push(between)
+        reader = waiting.pop(0)
+        if not reader.step(server):
+            waiting.append(reader)
+        else:
+            assert reader.values == server.values
+        if not waiting:
+            return
+    raise AssertionError(f"{len(waiting)} of {readers} readers wait for ever")
+
+
+@pytest.mark.parametrize("between", [0, 3, 31, 40, 200])
+def test_many_rows_arrive_whatever_the_rate_of_pushes(between: int) -> None:
+    """Not only if all of them come before the server has forgotten what the first push touched."""
+    arrives(between)
+
+
+def test_several_replicas_that_start_at_once_all_get_the_rows() -> None:
+    arrives(40, readers=3)
+
+
+def _no_walks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Walks, "touched_since", lambda self, reader, since: None)
+
+
+def _never_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    _no_walks(monkeypatch)
+    monkeypatch.setattr(Parts, "_brought_up", lambda *given: {})
+
+
+def _deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Walks, "note", lambda self, touched: None)
+
+
+@pytest.mark.parametrize(("spoil", "between"), [(_no_walks, 40), (_never_reached, 31), (_deaf, 40)])
+def test_without_one_of_the_rules_they_do_not_arrive(
+    spoil: Callable[[pytest.MonkeyPatch], None],
+    between: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spoil(monkeypatch)
+    with pytest.raises(AssertionError):  # they wait for ever, or have other values in the end
+        arrives(between)
+
+
+def test_readers_that_are_gone_are_forgotten() -> None:
+    walks = Walks()
+    for i in range(WALKS_MAX + 5):
+        walks.begin(f"r{i}", (1, i))
+        walks.note({"t": [np.array([i], dtype=np.uint64)]})
+    assert walks.touched_since("r0", (1, 0)) is None
+    known = walks.touched_since(f"r{WALKS_MAX + 4}", (1, WALKS_MAX + 4))
+    assert known is not None
+    assert list(known) == ["t"]
+    assert walks.touched_since(f"r{WALKS_MAX + 4}", (1, 0)) is None, "of another version"
+    walks.ask(f"r{WALKS_MAX + 4}", (1, 99))
+    assert walks.touched_since(f"r{WALKS_MAX + 4}", (1, WALKS_MAX + 4)) is None, "it went on"
+    assert walks.touched_since(f"r{WALKS_MAX + 3}", (1, WALKS_MAX + 3)) is not None
 
 
 def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:

@@ -112,6 +112,83 @@ def test_a_table_grows_in_steps_and_finds_every_id_meanwhile() -> None:
     assert most < 600, "slots that one batch moves, whatever the size of the table"
 
 
+def diverge(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Tables and copies that take ids of their own; ids that were laid out anew at once."""
+    laid_out, most = ids_module._laid_out, [0]
+
+    def counted(ids: Any) -> Any:
+        most[0] = max(most[0], len(ids))
+        return laid_out(ids)
+
+    every = np.random.default_rng(2).permutation(9_000).astype(np.uint64)
+    begun, more = every[:5_000], every[5_000:]
+    rows = Rows(begun, np.ones((len(begun), 1), dtype=np.float32))
+    rows.get(begun[:1])
+    held = [(rows, plain_of(rows))]
+    monkeypatch.setattr(ids_module, "_laid_out", counted)
+    draw = random.Random(3)
+    for step in range(60):
+        table, plain = draw.choice(held)
+        some = draw.sample(more[: 300 * (1 + step // 5)].tolist(), 40)
+        part = rows_of({i: [draw.random()] for i in some}, 1)
+        table.update(part)
+        plain.update(plain_of(part))
+        if step % 6 == 0:
+            held = [*held[-3:], (table.copy(), dict(plain))]
+    for table, plain in held:
+        assert plain_of(table) == plain
+        assert [*plain_of(table)] == table.ids.tolist()
+        assert sum(map(len, table.pieces())) == len(table) == len(plain)
+        parts = [plain_of(table.part(i, i + 777)) for i in range(0, table.end, 777)]
+        assert {i: x for part in parts for i, x in part.items()} == plain
+        assert sum(map(len, parts)) == len(plain)
+        found, known = table.get(more)
+        assert known.tolist() == [i in plain for i in more.tolist()]
+        assert not found[~known].any()
+    assert sum(len(table._gaps) > 0 for table, _ in held) >= 2, (
+        "they have rows that others have not"
+    )
+    return most[0]
+
+
+def test_a_copy_that_takes_ids_of_its_own_lays_out_none_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else whoever meets the first new name after a copy would stop for a second or two."""
+    assert diverge(monkeypatch) <= 100, "of what came with one batch, if any"
+
+
+def _keeps_gaps(self: Rows, at: Any) -> None:
+    gaps = self._gaps
+    _have(self, at)
+    self._gaps = np.union1d(gaps, self._gaps)
+
+
+def _sees_gaps(self: Rows, ids: Any) -> Any:
+    return self._ids.find(ids, self._n)
+
+
+def _begins_anew(self: Rows, at: Any) -> None:
+    """As it was: whoever is not the first to add has numbers of its own."""
+    ids = self._ids.first(self._ids.count).copy()
+    self._ids = Ids(ids)
+    _have(self, at)
+
+
+_have = Rows._have
+
+
+@pytest.mark.parametrize(
+    ("name", "mutant"), [("_have", _keeps_gaps), ("_places", _sees_gaps), ("_have", _begins_anew)]
+)
+def test_divergence_notices_a_rule_that_is_gone(
+    name: str, mutant: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Rows, name, mutant)
+    with pytest.raises(AssertionError):
+        assert diverge(monkeypatch) <= 100
+
+
 def test_ids_that_follow_one_another_or_share_their_low_bits_are_spread() -> None:
     for every in (np.arange(20_000), np.arange(20_000) << 32, np.arange(20_000) * 2**44):
         ids = Ids(every.astype(np.uint64))

@@ -317,7 +317,7 @@ def test_rows_that_no_commit_has_begun_with_are_refused_for_good(tmp_path: Path)
     async def scene(world: Any) -> None:
         journal = Held(world.folder / "journal.db", disk_low_mb=0)
         journal.going_on.set()
-        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=0.3))
+        replica = await world.replica(journal=journal, limits=Limits(feedback_wait_s=30))
         journal.held = True
         with pytest.raises(RequestError) as refused:
             await replica.writer.record([row("x")])

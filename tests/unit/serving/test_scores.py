@@ -189,7 +189,7 @@ def test_a_store_that_is_lost_on_the_way(tmp_path: Path, server: Server | None) 
     """Nobody is pointed to what is half there; the same command goes on."""
     if server is None:
         pytest.skip("no Redis or Valkey server is here")
-    store = RedisScores(server.url, "lost", timeout_s=1.0)
+    store = RedisScores(server.url, "lost", timeout_s=30.0)
     publish(store, run("1"), part("x", ("a", None, 1.0)))
 
     def dies() -> list[tuple[str, str | None, float]]:

@@ -140,7 +140,9 @@ def test_what_was_answered_stands_in_the_span(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
         replica, seen = await world.replica(), Seen()
         async with client_of(world, replica, seen.tracing) as client:
-            await client.post(FEEDBACK, json={"label": 1}, headers={"traceparent": ASKED})
+            await client.post(
+                FEEDBACK, json={"label": 1}, headers={"traceparent": ASKED}, timeout=120
+            )
         (span,) = seen.exporter.get_finished_spans()
         about = dict(span.attributes or {})
         assert about["http.response.status_code"] == 422
@@ -288,7 +290,9 @@ def served(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> It
 def test_a_collector_gets_the_trace_of_a_real_request(served: Any, collector: Collector) -> None:
     body = {"features": {"a": 1.0}, "label": True, "event_id": "one"}
     path = "/v1/models/traced/feedback"
-    answer = httpx.post(f"{served.url}{path}", json=body, headers={"traceparent": ASKED})
+    answer = httpx.post(
+        f"{served.url}{path}", json=body, headers={"traceparent": ASKED}, timeout=120
+    )
     assert answer.json()["status"] == "learned"
     wanted = {f"POST {path}", "read", "wait", "commit", "learn", "push"}
     collector.wait(lambda: wanted <= {span.name for span in collector.spans()})
@@ -298,11 +302,11 @@ def test_a_collector_gets_the_trace_of_a_real_request(served: Any, collector: Co
 def test_a_histogram_names_the_newest_trace(served: Any) -> None:
     body = {"features": {"a": 1.0}}
     path = "/v1/models/traced/predict"
-    httpx.post(f"{served.url}{path}", json=body, headers={"traceparent": ASKED})
+    httpx.post(f"{served.url}{path}", json=body, headers={"traceparent": ASKED}, timeout=120)
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
 
     def named() -> list[Any]:
-        text = httpx.get(f"{served.url}/metrics", headers=accept).text
+        text = httpx.get(f"{served.url}/metrics", headers=accept, timeout=120).text
         return [
             sample.exemplar
             for family in text_string_to_metric_families(text)
@@ -316,7 +320,9 @@ def test_a_histogram_names_the_newest_trace(served: Any) -> None:
         if found := named():
             break
     assert [one.labels for one in found] == [{"trace_id": ASKED.split("-")[1]}]
-    assert ASKED.split("-")[1] not in httpx.get(f"{served.url}/metrics").text, "plain text has none"
+    assert ASKED.split("-")[1] not in httpx.get(f"{served.url}/metrics", timeout=120).text, (
+        "plain text has none"
+    )
 
 
 def test_lines_of_the_log_come_too(served: Any, collector: Collector) -> None:

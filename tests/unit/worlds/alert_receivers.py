@@ -14,7 +14,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-WAIT_S = 20.0
+WAIT_S = 110.0
 
 
 @dataclass

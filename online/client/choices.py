@@ -1,0 +1,139 @@
+"""Choices and rewards as a client asks for them, each written once: :mod:`online.client.verbs`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from online.client.calls import Calls, Request, Steps
+from online.client.drives import verb
+from online.messages.choices import Chosen, ChosenSlots
+from online.messages.structs import Event, Receipt
+from online.messages.values import plain_value
+
+Data = dict[str, Any]
+
+
+class ChoiceVerbs:
+    """One model of a service, by its name: what is chosen by it.
+
+    Parameters
+    ----------
+    calls
+        Makes the requests.
+    name
+        By which the service knows it.
+    """
+
+    def __init__(self, calls: Calls, name: str) -> None:
+        self._calls, self.name = calls, name
+
+    @verb
+    def choose(
+        self,
+        actions: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        context: Any = None,
+        *,
+        exclude: Sequence[str] = (),
+        baseline: str | None = None,
+        id: str | None = None,
+        max_age_ms: float | None = None,
+        defer: bool = False,
+    ) -> Steps[Chosen]:
+        """Choose one of some actions: their ids, or features by id; ``context`` are features, too.
+
+        ``exclude`` are ids that may not be chosen this time, ``baseline`` the action that you would
+        take.  Asked again with an ``id`` of your own, every replica gives the same answer; without
+        one a repeat is another choice.  With ``defer`` it gets no default reward before it is
+        activated.  Raises ClientError.
+        """
+        body = given(
+            context=None if context is None else plain_value("context", context),
+            actions=_named("actions", actions), exclude=list(exclude) or None,
+            baseline=baseline, id=id, max_age_ms=max_age_ms, defer=defer or None,
+        )  # fmt: skip
+        request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request)
+        return msgspec.json.decode(reply.body, type=Chosen)
+
+    @verb
+    def choose_slots(
+        self,
+        actions: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        slots: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        context: Any = None,
+        *,
+        exclude: Sequence[str] = (),
+        baselines: Mapping[str, str] | None = None,
+        id: str | None = None,
+        max_age_ms: float | None = None,
+        defer: bool = False,
+    ) -> Steps[dict[str, Chosen]]:
+        """Choose an action for each of several places, none twice; answers by the slot's id.
+
+        ``slots`` are ids, or features by id, in the order in which they are chosen; ``baselines``
+        are the actions that you would take, by slot.  Each answer has an id for its own reward.
+        All else is as of :meth:`choose`.  Raises ClientError.
+        """
+        taken = baselines or {}
+        places = [
+            {**slot, "baseline": taken[slot["id"]]} if slot["id"] in taken else slot
+            for slot in _named("slots", slots)
+        ]
+        body = given(
+            context=None if context is None else plain_value("context", context),
+            actions=_named("actions", actions), slots=places, exclude=list(exclude) or None, id=id,
+            max_age_ms=max_age_ms, defer=defer or None,
+        )  # fmt: skip
+        request = Request("POST", self._path("/choose"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request)
+        return {
+            str(one.slot): one for one in msgspec.json.decode(reply.body, type=ChosenSlots).slots
+        }
+
+    @verb
+    def activate(self, id: str) -> Steps[None]:
+        """Say that a deferred choice was used: from now on it waits for its reward."""
+        request = Request("POST", self._path("/activate"), msgspec.json.encode({"id": id}))
+        yield from self._calls.send(request)
+
+    @verb
+    def reward(
+        self,
+        id: str,
+        reward: float | Mapping[str, float],
+        *,
+        source: str = Event().source,
+        event_time: float | None = None,
+        reward_id: str | None = None,
+    ) -> Steps[Receipt]:
+        """Send what came of a choice: a number, or numbers by name; answers as :meth:`feedback`.
+
+        Where several are summed a repeat is known by ``reward_id``; without one it is another.
+        """
+        body = given(
+            id=id, reward=plain_value("reward", reward), source=source, event_time=event_time,
+            reward_id=self._calls.new_id() if reward_id is None else reward_id,
+        )  # fmt: skip
+        request = Request("POST", self._path("/reward"), msgspec.json.encode(body))
+        reply = yield from self._calls.send(request, receipts=True)
+        return msgspec.json.decode(reply.body, type=Receipt)
+
+    def _path(self, path: str) -> str:
+        return f"/v1/models/{quote(self.name, '')}{path}"
+
+
+def given(**values: Any) -> Data:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _named(field: str, told: Sequence[str] | Mapping[str, Mapping[str, Any]]) -> list[Data]:
+    """Actions or slots as the body has them."""
+    named = told if isinstance(told, Mapping) else {one: {} for one in told}
+    return [
+        {"id": one, "features": plain_value(f"{field}[{i}].features", dict(features))}
+        for i, (one, features) in enumerate(named.items())
+    ]
