@@ -9,7 +9,7 @@ COMPUTED := tests/properties tests/simulation tests/conformance
 # Else each process of each service of the tests compiles the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup serve test check docs bench clean
+.PHONY: setup serve test check coverage docs bench clean
 
 setup: $(TESTS)  ## virtual environment with everything the service and its tests need
 
@@ -60,6 +60,9 @@ check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents
 	$(BIN)/lint-imports
 	$(PYTEST) tests/unit/project/test_limits.py tests/unit/project/test_pages.py
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
+
+coverage: $(TESTS)  ## branches of the core that its own tests take; fails under 90 of 100
+	$(PYTEST) --cov --cov-report=term tests/unit/learning tests/unit/paramserver tests/unit/replay tests/conformance
 
 docs: $(TESTS)  ## the documents as a site, in the folder site; those made from the code anew
 	$(BIN)/python -m pages

@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from time import perf_counter
@@ -35,6 +36,7 @@ from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.upload import Uploads, upload
+from online.http.whole import in_one_piece
 from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
@@ -329,11 +331,10 @@ class App:
         model: str,
     ) -> None:
         """Send an answer; a caller that takes none has its place no longer than a slow body has."""
-        for message in _answer(status, kind, body, headers):
-            if not await self._arriving.give(send, message):
-                if (serving := self._servings.get(model)) is not None:
-                    serving.replica.counts["answers_not_taken"] += 1
-                return
+        head, rest = _answer(status, kind, body, headers)
+        taken = await self._arriving.give(partial(in_one_piece, send, head), rest)
+        if not taken and (serving := self._servings.get(model)) is not None:
+            serving.replica.counts["answers_not_taken"] += 1
 
 
 def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
@@ -365,8 +366,7 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    for message in _answer(status, kind, body, headers):
-        await send(message)
+    await in_one_piece(send, *_answer(status, kind, body, headers))
 
 
 def _answer(

@@ -52,7 +52,8 @@ class _Http:
         """Take the port.  Raises StartRefused if it is taken."""
         host, port = self._host, self._port
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family)
+        # asyncio's own loop sends small answers at once only where it sees that this is TCP
+        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
