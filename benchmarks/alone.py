@@ -1,4 +1,4 @@
-"""Tables of `python -m benchmarks` that no service of Ray is started for."""
+"""Tables of `python -m benchmarks` that no service is started for."""
 
 from __future__ import annotations
 
@@ -240,31 +240,6 @@ def defaults(
         progress=lambda x: print(x, file=sys.stderr),
     )
     show("Nobody has tuned them", found, as_json=as_json)
-
-
-@app.command()
-def anomalies(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
-    rows: Rows = None,
-    as_json: AsJson = False,
-) -> None:
-    """Scores of `task: anomaly` on recorded connections, beside river's half-space trees.
-
-    Needs KDD Cup 1999 in ONLINE_DATA_DIR.  Example: python -m benchmarks anomalies --stream
-    "mail, logs"
-    """
-    from benchmarks import anomalies as bench
-    from online.settings.config import data_dir
-
-    found = bench.run(
-        data_dir(),
-        streams=stream or list(bench.STREAMS),
-        rows=rows,
-        progress=lambda x: print(x, file=sys.stderr),
-    )
-    show("anomalies beside river", found, as_json=as_json)
 
 
 @app.command()

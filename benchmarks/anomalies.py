@@ -14,18 +14,22 @@ import csv
 import gzip
 import math
 import random
+import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import httpx
+import typer
 
 import online
+from benchmarks.table import AsJson, Rows, app, show
 from evaluation.errors import StreamUnusable
 from online.models.detector import trees
+from online.settings.config import data_dir
 
 BLOCK: Final = 50
 FILE: Final = ("kdd99_10pct", "kddcup.data_10_percent.gz")
@@ -165,3 +169,21 @@ def run(
             progress(f"{stream}, {order}")
             out.append(measure(stream, order, some[:rows]))
     return out
+
+
+@app.command("anomalies")
+def anomalies(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    rows: Rows = None,
+    as_json: AsJson = False,
+) -> None:
+    """Scores of `task: anomaly` on recorded connections, beside river's half-space trees.
+
+    Needs KDD Cup 1999 in ONLINE_DATA_DIR.  Example: python -m benchmarks anomalies --stream
+    "mail, logs"
+    """
+    names = stream or list(STREAMS)
+    found = run(data_dir(), streams=names, rows=rows, progress=lambda x: print(x, file=sys.stderr))
+    show("anomalies beside river", found, as_json=as_json)

@@ -40,6 +40,7 @@ TABLES: Final = {
     "doors",
     "durability",
     "edge",
+    "embedded",
     "exactly-once",
     "factors",
     "fidelity",
