@@ -23,6 +23,7 @@ TABLES: Final = {
     "anomalies",
     "bandit-worlds",
     "asleep",
+    "admission",
     "bandits",
     "buffers",
     "challenger",
