@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from online.learning.bounds import with_target
 from online.learning.merged import Learner
 from online.learning.scores import score_of
 from online.models.load import load
@@ -59,8 +60,9 @@ class _Replica:
         answer = self.learner.predict(features)
         features, sent = self.learner.bounds.taught(features)
         example = Example(features, label, weight, score_of(self._task, answer), raw=sent)
+        example = with_target(self.learner.bounds, example)
         key, payload = n.to_bytes(16, "little"), codec.encode(example)
-        verdict = Verdict.ACCEPTED if sent is None else Verdict.CLIPPED
+        verdict = Verdict.ACCEPTED if example.raw is None else Verdict.CLIPPED
         row = NewRow(key, str(n), source, verdict, payload, float(n))
         self._offset += 1
         if self.filters is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
+from typing import Final
 
 import msgspec
 
@@ -123,6 +124,11 @@ class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
     evidence: dict[str, float] = {}
 
 
+SENT_LABEL: Final = "\0label"
+"""The name in :attr:`Example.raw` under which the label stands that was sent, if the row teaches
+another number.  No feature can be called so: names hold no control characters."""
+
+
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
@@ -155,7 +161,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         the weight is what it is multiplied by.
     raw
         What was sent under names whose number in ``features`` is another one, because it was far
-        beyond all before it; None: nothing was.
+        beyond all before it, and under :data:`SENT_LABEL` the label; None: nothing was.
     choice
         The choice that the row is the reward of: among which actions, and how likely each was.
         Whoever chose knows what it means, nobody else reads it.  None: nothing was chosen.
@@ -189,6 +195,14 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provisional: bool = False
     corrects: Corrects | None = None
     taught: bool = False
+
+    @property
+    def sent_label(self) -> Label:
+        """The label as it was sent."""
+        if self.raw is None:
+            return self.label
+        sent = self.raw.get(SENT_LABEL)
+        return self.label if sent is None else sent
 
     @property
     def ordinary(self) -> bool:

@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import OFF, PASS, Event, Gradient, Opinion, Probes, Source
+from paramserver.filters.base import OFF, PASS, Event, Filter, Gradient, Opinion, Probes, Source
 from paramserver.filters.reference import Reference
 
 _KEPT: Final = 32
@@ -34,7 +34,7 @@ _FOR: Final = 0.25
 _REASON: Final = "copies: what another source has just sent"
 
 
-class Copies:
+class Copies(Filter):
     """The test on copies; off without nulls."""
 
     name = "copies"

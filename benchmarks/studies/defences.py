@@ -11,9 +11,9 @@ from benchmarks.studies import perceptron as net
 from benchmarks.studies import rules_arriving as arriving
 from benchmarks.studies import rules_stacked as stacked
 from benchmarks.studies.hostile import BATCH, HOSTILE, RATE, SOURCES, Answer, Arena, Push, Vector
+from benchmarks.studies.inputs import LayerReference
 from benchmarks.studies.pushes import usual
 from paramserver.filters.base import Event
-from paramserver.filters.reference import Reference
 
 Make = Callable[[Arena], Callable[[Push], Answer]]
 
@@ -148,7 +148,7 @@ class Ours:
     """The chain of this project, with its defaults."""
 
     def __init__(self, arena: Arena) -> None:
-        self.reference = Reference(
+        self.reference = LayerReference(
             arena.root_labels, arena.root_gradient, rows=BATCH, layer=net.FIRST
         )
         self.chain = usual(arena.params.size, self.reference)

@@ -13,10 +13,9 @@ from typing import Final
 import numpy as np
 
 from benchmarks.studies import rules_stacked as stacked
+from benchmarks.studies.inputs import Layer, LayerReference
 from benchmarks.studies.pushes import usual
 from paramserver.filters.base import Event, Filter, Gradient, Source
-from paramserver.filters.inputs import Layer
-from paramserver.filters.reference import Reference
 from paramserver.filters.sources import Sources
 
 SIZES: Final = (1_000, 80_000, 1_000_000)
@@ -68,7 +67,7 @@ def costs(size: int, rounds: int = 201) -> list[Cost]:
     for gradient in drawn:
         weights, bias = layer.parts(gradient)
         weights[: layer.inputs // 3] = np.float32(-0.4) * bias
-    reference = Reference(labels, lambda rows: next(turn), rows=16, layer=layer)
+    reference = LayerReference(labels, lambda rows: next(turn), rows=16, layer=layer)
     chain = usual(size, reference)
     for i in range(6):
         chain.refresh(bytes([i]), 0)

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.filters.inputs import Layer
+from benchmarks.studies.inputs import Layer
 
 Vector = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.float32]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from benchmarks.studies.copies import Copies
+from benchmarks.studies.inputs import Inputs, LayerReference
 from paramserver.filters.base import Filter
 from paramserver.filters.chain import Chain
 from paramserver.filters.direction import Direction
-from paramserver.filters.inputs import Inputs
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
@@ -32,7 +32,7 @@ def usual(
         filters.append(Norm(reference))
         if reference is not None and reference.problem is None:
             filters += [Direction(reference), Copies(reference)]
-            if reference.still is not None:
+            if isinstance(reference, LayerReference):
                 filters.append(Inputs(reference.still))
     filters.append(Surprise())
     return Chain(filters, reference=reference, sources_max=sources_max)

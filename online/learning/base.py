@@ -113,7 +113,7 @@ class BaseLearner(ABC):
         self.mergeable = self.walks = False
         self.memory: Memory | None = None
         self.tally, self.evidence = Tally(), Evidence()
-        self.bounds = Bounds(free_names(self.serving))
+        self.bounds = Bounds(free_names(self.serving), targets=task == "regression")
         self.vocabulary = Vocabulary(words_of(self.serving))
         self.latest: Example | None = None
         self.version: Version = (0, 0)

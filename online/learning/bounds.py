@@ -16,6 +16,9 @@ twice its width.  Who widens it again and again finds less and less reach, until
 If most numbers of a name lie beyond the reach it is the world that has changed (a counter, another
 unit): after some rows the range goes there.
 
+In regression the target is such a number, too: one label of a million among ratings would be the
+mean of all.
+
 All of this is a view of the learned rows, and adds up over replicas: its blocks are pushed with
 the rows' range.  Nothing is written while numbers stay within their ranges.
 """
@@ -24,14 +27,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf, log2
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from online.learning.counters import DIGEST
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
-from replay.example import Example, Features, Value
+from replay.example import SENT_LABEL, Example, Features, Value
 
 REACH: Final = 16.0
 """Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
@@ -99,6 +103,8 @@ class Bounds:
     ----------
     free
         Names that are never bounded: their numbers stand for something.
+    targets
+        Whether labels are numbers, which are bounded under the name SENT_LABEL of `replay.example`.
 
     Attributes
     ----------
@@ -106,8 +112,9 @@ class Bounds:
         False: nothing is bounded, and nothing is learned of ranges.
     """
 
-    def __init__(self, free: Collection[str] = ()) -> None:
+    def __init__(self, free: Collection[str] = (), *, targets: bool = False) -> None:
         self.on = True
+        self.targets = targets
         self._free = frozenset(free)
         self._ranges: dict[str, _Range] = {}
         self._awake: set[str] = set()  # names for which a number within its range says something
@@ -212,8 +219,8 @@ class Bounds:
 
     @property
     def names(self) -> Collection[str]:
-        """Names whose range is known."""
-        return self._ranges.keys()
+        """Names of features whose range is known."""
+        return self._ranges.keys() - {SENT_LABEL}
 
     def ends(self, names: Iterable[str]) -> dict[str, tuple[float, float, float, float]]:
         """Return what an answer takes as it is, of those names whose range is known.
@@ -238,13 +245,13 @@ class Bounds:
         if not self.on:
             return
         ranges, sent = self._ranges, example.raw
-        features = example.features
+        features = numbers = numbers_of(example, targets=self.targets)
         if sent is not None:  # of what was left out altogether nothing is kept here, either
             features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
         if self._n % _SAMPLED == 0:
-            self._look(example.features)
+            self._look(numbers)
         outside = self._outside(features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
@@ -380,15 +387,41 @@ class Bounds:
 
     def touched(self, names: Collection[str]) -> Touched:
         """All that learning rows of these features may have changed."""
-        return {DIGEST: None, **{block: set(names) for block in BOUNDED}}
+        return {DIGEST: None, **{block: {*names, SENT_LABEL} for block in BOUNDED}}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
         """Become what ``reset`` would make of all values, given those touched."""
         self._begin()
-        for name in names:
+        for name in (*names, SENT_LABEL):
             self._ranges.pop(name, None)
             self._awake.discard(name)
         self.rebase(values)
+
+
+def numbers_of(example: Example, *, targets: bool) -> Features:
+    """Return what is counted of a learned row: its features, and its target if it is a number."""
+    if not targets:
+        return example.features
+    return {**example.features, SENT_LABEL: float(example.label)}
+
+
+def target_taught(bounds: Bounds, label: float) -> float:
+    """The number that a label of regression teaches."""
+    return cast(float, bounds.taught({SENT_LABEL: label})[0][SENT_LABEL])
+
+
+def with_target(bounds: Bounds, example: Example) -> Example:
+    """The row with the number that its label teaches, and what was sent; the same if that is it.
+
+    Nothing is changed where labels are no numbers, and of a row that was bounded before.
+    """
+    raw = example.raw or {}
+    if not bounds.targets or SENT_LABEL in raw:
+        return example
+    sent = float(example.label)
+    if (taught := target_taught(bounds, sent)) == sent:
+        return example
+    return msgspec.structs.replace(example, label=taught, raw={**raw, SENT_LABEL: sent})
 
 
 def _all_inside(
@@ -439,6 +472,7 @@ def free_names(model: object) -> Collection[str]:
 
 def clipped_reason(raw: Mapping[str, Value]) -> str:
     """Why a row is answered ``clipped``, for its sender."""
-    shown = ", ".join(f"{name} = {value!r:.24}" for name, value in list(raw.items())[:_SHOWN])
+    named = [(name.lstrip(SENT_LABEL[0]), value) for name, value in list(raw.items())[:_SHOWN]]
+    shown = ", ".join(f"{name} = {value!r:.24}" for name, value in named)
     more = f" and {len(raw) - _SHOWN} more" if len(raw) > _SHOWN else ""
     return f"{FAR} what was sent before, learned as the end of what came lately: {shown}{more}"

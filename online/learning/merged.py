@@ -21,7 +21,7 @@ from itertools import chain
 from typing import cast
 
 from online.learning.base import LEARNED, Failed, why_not_taught
-from online.learning.bounds import BOUNDED
+from online.learning.bounds import BOUNDED, numbers_of
 from online.learning.counters import DIGEST
 from online.learning.deltas import CLOSED, Opened, finish, moved, restart, touched_by
 from online.learning.local_model import LocalModel
@@ -91,7 +91,9 @@ class Learner(LocalModel):
         if not model.learn_alike(examples, weights):
             return 0
         opened = self._opened_at(first)
-        if not self.bounds.add_alike(features):
+        targets = self._task == "regression"
+        numbers = [numbers_of(example, targets=targets) for example in examples]
+        if not self.bounds.add_alike(numbers):
             for example in examples:
                 self.bounds.add(example)
         if not (self._task == "binary" and self.tally.add_binary(rows, examples)):

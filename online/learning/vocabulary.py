@@ -21,7 +21,7 @@ from typing import Final
 
 from online.models.hashed import Words
 from paramserver.blocks import COUNT, Block, Blocks, Touched
-from replay.example import Example, Features, Value
+from replay.example import SENT_LABEL, Example, Features, Value
 
 NAMES: Final = "names.known"
 BROUGHT: Final = "names.brought"
@@ -273,7 +273,8 @@ def left_out(example: Example) -> Mapping[str, Value]:
     if example.raw is None:
         return {}
     kept = example.features
-    return {n: v for n, v in example.raw.items() if n not in kept or isinstance(v, str)}
+    sent = ((n, v) for n, v in example.raw.items() if n != SENT_LABEL)
+    return {n: v for n, v in sent if n not in kept or isinstance(v, str)}
 
 
 def full_reason(left: Collection[str]) -> str:

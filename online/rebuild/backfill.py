@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from online.errors import OnlineError, RequestError
-from online.learning.bounds import UNTIL, Bounds, free_names
+from online.learning.bounds import UNTIL, Bounds, free_names, with_target
 from online.models.base import Model, learn_example
 from online.models.errors import NothingLearned
 from online.models.linear import Linear
@@ -163,6 +163,8 @@ class Teacher:
         What it begins with; not changed.
     bounded
         Whether numbers that are far beyond all before are bounded (:mod:`online.learning.bounds`).
+    targets
+        Whether labels are numbers, too.
 
     Attributes
     ----------
@@ -170,10 +172,12 @@ class Teacher:
         Rows of which a number was.
     """
 
-    def __init__(self, model: Model, values: Blocks, *, bounded: bool = True) -> None:
+    def __init__(
+        self, model: Model, values: Blocks, *, bounded: bool = True, targets: bool = False
+    ) -> None:
         self._model, self._values = model, algebra.copy(values)
         self._open: list[Example] = []
-        self._bounds = Bounds(free_names(model))
+        self._bounds = Bounds(free_names(model), targets=targets)
         self._bounds.on = bounded
         self.clipped = 0
         model.reset(algebra.copy(values))
@@ -184,6 +188,7 @@ class Teacher:
         features, sent = self._bounds.taught(example.features)
         if sent is not None:
             example = msgspec.structs.replace(example, features=features, raw=sent)
+        example = with_target(self._bounds, example)
         try:
             learn_example(self._model, example)
         except Exception as error:  # whatever the model raises: it is a stranger's code
@@ -191,7 +196,7 @@ class Teacher:
                 self._put_back()
             return f"{type(error).__name__}: {error}"[:_REASON_CHARS]
         self._bounds.add(example)
-        self.clipped += sent is not None
+        self.clipped += example.raw is not None
         self._open.append(example)
         if len(self._open) >= _CUT_ROWS:
             self._cut()

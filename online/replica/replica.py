@@ -30,6 +30,7 @@ from typing import Any
 
 from evaluation.drift.alarm import Alarm
 from online.learning.base import BaseLearner
+from online.learning.bounds import target_taught
 from online.learning.ordered import OrderedLearner
 from online.models.base import Trainable
 from online.replica.backlog import Backlog
@@ -288,7 +289,7 @@ class ModelReplica:
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
         if self.settings.task == "regression":
-            self._newest_target = label
+            self._newest_target = target_taught(self.learner.bounds, float(label))
 
     @property
     def newest_label(self) -> Label | None:

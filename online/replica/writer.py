@@ -28,6 +28,7 @@ from online.replica.pending import Recorded, Waiting, Written, waiting_for
 from online.replica.queue import Queue
 from online.replica.refused import stopping
 from online.replica.shared import Shared
+from online.replica.targets import Targets
 from online.replica.written_behind import Behind
 from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
 from online.tracing.trace import Trace
@@ -66,17 +67,16 @@ class Writer:
         self.stopping = self.writing = self.committing = False
         self.committed: deque[Row] = deque()
         self.decoded: dict[int, Example] = {}
-        self.to_learn = self.judged_by = 0
+        self.to_learn, self.judged_by, self._targets = 0, 0, Targets(shared)
         self._shared, self._filters, self._limits = shared, filters, shared.limits
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         most = shared.limits.joins_queue_max
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
-        self._at = Partition(shared, self._move_on)
+        self._at, self._wake = Partition(shared, self._move_on), asyncio.Event()
         self.answers = Answers(shared, self._at)
         self._corrections = Corrections(shared, self.answers, self._write)
         self._queue = Queue(shared.limits, shared.counts, self.answers)
-        self._wake = asyncio.Event()
         self._traces: list[Trace] = []
 
     async def open(self) -> None:
@@ -267,6 +267,7 @@ class Writer:
 
         ``examples`` become what the rows say then.  Raises ReplayError if nothing was written.
         """
+        rows = self._targets.bounded(rows, examples)
         if self._learner.frozen:
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:

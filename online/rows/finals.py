@@ -14,7 +14,7 @@ import msgspec
 from online.rows.prediction_ids import event_key
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import Corrects, Example
+from replay.example import SENT_LABEL, Corrects, Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
 _FINAL = "final"
@@ -62,8 +62,10 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> 
             key=lesson.key,
             weight=said.weight * lesson.factor,
         )
+    raw = {name: value for name, value in (said.raw or {}).items() if name != SENT_LABEL} or None
     example = msgspec.structs.replace(
         said,
+        raw=raw,
         label=label.label,
         weight=label.weight,
         event_time=label.event_time,
@@ -72,7 +74,7 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> 
         corrects=corrects,
     )
     name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{asked.event_id}"
-    verdict = Verdict.ACCEPTED if said.raw is None else Verdict.CLIPPED  # its values were bounded
+    verdict = Verdict.ACCEPTED if raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)
     return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at)
 

@@ -218,7 +218,7 @@ class Kept:
         example = codec.decode(row.payload)
         if example.moved is not None or codec.is_erased(row.payload):
             return None
-        label = example.label
+        label = example.sent_label
         names = self._facts(model).get("labels")
         return names[bool(label)] if names else label
 

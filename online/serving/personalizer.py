@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sized
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -105,10 +105,7 @@ class Personalizer:
         if not 1 <= len(request.slots) <= len(request.actions):
             hint = "Send at least one slot, and as many actions as slots"
             raise invalid("slots", f"{len(request.slots)} slots", hint)
-        most = self._choosing.serving.replica.limits.slots_max
-        if len(request.slots) > most:
-            hint = f"Send no more than {most}, or raise limits.slots_max"
-            raise invalid("slots", f"{len(request.slots)} slots", hint)
+        self._check_slots(request.slots, "slots")
         if len({slot.id for slot in request.slots}) < len(request.slots):
             raise invalid("slots", "two have the same id", "Give each its own")
         named, context = self._named(request.actions), self._flat(request.context_features)
@@ -131,13 +128,20 @@ class Personalizer:
     async def reward_slots(
         self, event: str, rewards: SlotRewards, reward_id: str | None = None
     ) -> None:
-        """Take rewards of slots."""
+        """Take rewards of slots, each of which is written by itself."""
+        self._check_slots(rewards.reward, "reward")
         for one in rewards.reward:
             await self._reward(own_id(event, one.slot_id), one.value, reward_id)
 
     async def activate(self, event: str) -> None:
         """Say that the deferred answer to an event was shown."""
         await self._choosing.activate(own_id(event))
+
+    def _check_slots(self, slots: Sized, field: str) -> None:
+        most = self._choosing.serving.replica.limits.slots_max
+        if len(slots) > most:
+            hint = f"Send no more than {most}, or raise limits.slots_max"
+            raise invalid(field, f"{len(slots)} slots", hint)
 
     def _flat(self, given: list[Any] | None) -> dict[str, Any]:
         limits = self._choosing.serving.replica.limits

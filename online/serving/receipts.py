@@ -67,7 +67,7 @@ class Receipting:
             receipt.reason = _why(codec.decode(standing.payload))
         if recorded.repeat:
             stands = codec.decode(standing.payload)
-            first, late = stands.label, _is_provisional(asked) and not stands.provisional
+            first, late = stands.sent_label, _is_provisional(asked) and not stands.provisional
             erased = codec.is_erased(standing.payload)
             receipt.duplicate = True
             receipt.first_outcome = recorded.status

@@ -38,7 +38,7 @@ from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event, Favou
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
-from replay.example import Example, label_text
+from replay.example import Corrects, Example, label_text
 from replay.journal.base import NewRow, Outcome
 from replay.journal.base import Verdict as Written
 
@@ -252,8 +252,8 @@ class Filtering:
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
-        example = msgspec.structs.replace(example, judged=judged)
         factor = max(verdict.factor, _FACTOR_MIN) if verdict.verdict == CLIPPED else 1.0
+        example = msgspec.structs.replace(example, judged=judged, corrects=_in_part(first, factor))
         payload = codec.encode(example)
         row = msgspec.structs.replace(row, verdict=written, factor=factor, payload=payload)
         return row, example
@@ -276,7 +276,7 @@ class Filtering:
         model = self._model()
         gradient = None
         if self.chain.reference is not None and isinstance(model, Sloped):
-            gradient = model.slope(example.features, example.label, example.score)
+            gradient = model.slope(example.features, example.sent_label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
         count, (digest, of_features) = self._count(), _digests(example)
@@ -287,7 +287,7 @@ class Filtering:
             loss=loss_of(example),
             version=count,
             base=count,
-            label=label_text(example.label),
+            label=label_text(example.sent_label),
             digest=digest,
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
@@ -438,7 +438,7 @@ def _digests(example: Example) -> tuple[int | None, int | None]:
     if example.corrects is not None or example.choice is not None:
         return None, None
     features = zlib.crc32(codec.encode(Example(example.features, "")))
-    return zlib.crc32(label_text(example.label).encode(), features), features
+    return zlib.crc32(label_text(example.sent_label).encode(), features), features
 
 
 def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
@@ -449,6 +449,13 @@ def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour |
     told = (float(example.label), example.score[""])
     reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in told)
     return Favour(zlib.crc32(str(example.features.get("@")).encode()), reward, expected)
+
+
+def _in_part(first: Corrects | None, factor: float) -> Corrects | None:
+    """Return what a final label takes back that is believed in part: that part of it."""
+    if first is None or factor == 1.0:
+        return first
+    return msgspec.structs.replace(first, weight=first.weight * factor)
 
 
 def _unweighed(verdict: Verdict) -> Verdict:
@@ -468,6 +475,6 @@ def loss_of(example: Example) -> float | None:
     if not score:
         return None
     if "" in score:
-        return log1p(abs(score[""] - float(example.label)))
+        return log1p(abs(score[""] - float(example.sent_label)))
     share = score.get(label_text(example.label))
     return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0

@@ -7,13 +7,17 @@ written, in the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:  # they tell of events and sources themselves
+    from paramserver.filters.arrivals import Arrivals
+    from paramserver.filters.losses import Losses, Null
 
 Gradient = npt.NDArray[np.float32]
 
@@ -213,19 +217,48 @@ OFF: Final = Opinion(off=True)
 """Of a test that can say nothing about anybody now."""
 
 
-class Filter(Protocol):
-    """One test.  Its name is the key of its evidence and its means."""
+class Filter:
+    """One test.  What it does not say of itself is as here, and the chain knows it by no more.
+
+    Attributes
+    ----------
+    name
+        Key of its evidence and its means.
+    budgets
+        Its factor is for how much a source sends, not for what an event is.
+    wrong
+        It was mistaken: sources that it condemned are pardoned.
+    turning
+        It says that the world has turned, not its sources.
+    bounds
+        Bounds on losses, none yet if it is empty; None: losses that others have taken are nothing
+        to it.
+    losses
+        Those that it keeps for the chain; None: it keeps none.
+    """
 
     name: str
+    budgets: ClassVar[bool] = False
+    wrong: bool = False
+    turning: bool = False
+    bounds: Mapping[str | None, Null] | None = None
+    losses: Losses | None = None
+
+    def watch(self, arrivals: Arrivals) -> None:
+        """Who sends now, as the chain counts it; told once."""
 
     def judge(self, event: Event, source: Source) -> Opinion:
         """Answer on the event.  Changes nothing, takes any gradient, raises nothing."""
+        raise NotImplementedError
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         """The event is written; ``taken``: it was accepted or clipped.
 
         Statistics that others are judged by are learned from taken events only.
         """
+
+    def hear(self, source: Source, label: str | None, loss: float) -> None:
+        """Another replica has taken an event with this loss; asked of those with ``bounds``."""
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         """Draw nulls again; ``sources`` are those of the last arrivals."""

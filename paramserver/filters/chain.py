@@ -139,15 +139,15 @@ class Chain:
         self.filters = tuple(filters)
         self.reference = reference
         self.sources = Sources(sources_max)
-        self.losses = next((t.losses for t in self.filters if isinstance(t, Surprise)), Losses())
+        kept = (test.losses for test in self.filters if test.losses is not None)
+        self.losses = next(kept, Losses())
         self.drift = False
         self.alarms = 0
         self._every = refresh_every
         self._arrivals = 0
         self.arrivals = Arrivals()
         for test in self.filters:
-            if isinstance(test, Rate | Surprise):
-                test.arrivals = self.arrivals
+            test.watch(self.arrivals)
 
     def decide(self, event: Event) -> Verdict:
         """The verdict on an event.  Changes nothing."""
@@ -160,7 +160,7 @@ class Chain:
             if opinion.stop:
                 worst = opinion
                 break
-            if test.name == Rate.name:
+            if test.budgets:
                 weight *= opinion.factor
             else:
                 clip *= opinion.factor
@@ -244,7 +244,7 @@ class Chain:
             new = source.taken < EARNED and not source.quarantined
             for _ in range(n):
                 self.arrivals.add(name, new=new)
-        tests = [test for test in self.filters if isinstance(test, Surprise | Unlikely)]
+        tests = [test for test in self.filters if test.bounds is not None]
         if any(not test.bounds for test in tests):
             self.refresh(key, version)
         for name, label, loss in heard:
@@ -291,9 +291,9 @@ class Chain:
         for test in self.filters:
             test.refresh(rng, lately)
         self._look_for_drift(lately)
-        if any(isinstance(test, Direction) and test.wrong for test in self.filters):
+        for name in (test.name for test in self.filters if test.wrong):
             for source in lately:  # what it said before it was known to be wrong
-                mistaken = source.quarantined and condemned_by(source, Direction.name)
+                mistaken = source.quarantined and condemned_by(source, name)
                 if mistaken and source.offences < OFFENCES_MAX:
                     self.sources.pardon(source)
 
@@ -306,7 +306,7 @@ class Chain:
         turned = [s for s in voting if s.turned_at > since and has_turned(s)]
         many = len(turned) >= max(DRIFT_SOURCES_MIN, DRIFT_SHARE * len(voting))
         # whoever sends most is condemned before the others have sent enough to turn
-        turning = {t.name for t in self.filters if isinstance(t, Surprise) and t.turning}
+        turning = {test.name for test in self.filters if test.turning}
         drift = many or bool(turning)
         if drift and not self.drift:
             self.alarms += 1

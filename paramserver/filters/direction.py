@@ -18,7 +18,16 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import OFF, PASS, Event, Opinion, Source, clipped_step, quantile
+from paramserver.filters.base import (
+    OFF,
+    PASS,
+    Event,
+    Filter,
+    Opinion,
+    Source,
+    clipped_step,
+    quantile,
+)
 from paramserver.filters.reference import Reference, Score
 
 _NULLS_MIN: Final = 8
@@ -47,7 +56,7 @@ By length alone this can't be seen: lengths of honest gradients differ by more."
 _REASON: Final = "direction: against the root set"
 
 
-class Direction:
+class Direction(Filter):
     """The test on directions; off, with a reason, where the reference is.
 
     Parameters

@@ -21,7 +21,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Favour, Opinion, Source
+from paramserver.filters.base import PASS, Event, Favour, Filter, Opinion, Source
 
 SOURCES_MAX: Final = 4096
 ACTIONS_MAX: Final = 256
@@ -61,7 +61,7 @@ class _Said:
         self.off, self.high, self.low = off, 0.0, 0.0
 
 
-class Favours:
+class Favours(Filter):
     """The test on rewards by action.  Says nothing of events that are no rewards of choices."""
 
     name = "favours"

@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source, quantile
+from paramserver.filters.base import PASS, Event, Filter, Opinion, Source, quantile
 from paramserver.filters.reference import Reference
 
 _KEPT: Final = 200
@@ -17,7 +17,7 @@ _FAR: Final = 5.0
 """So many caps long is no accident: it counts against the source, and the event is set aside."""
 
 
-class Norm:
+class Norm(Filter):
     """Cap = ``slack`` × the median of taken lengths; of the nulls' 90 % before there are enough.
 
     Without nulls and before sixteen taken events nothing is capped.  The lengths of clipped events

@@ -7,20 +7,17 @@ Soft Throttling" (Otsuka, Meyer et al. 2026), which asynchronous defences before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
-import numpy as np
-
 from paramserver.filters.arrivals import EARNED, Arrivals
-from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _WINDOW_MIN: Final = 64
 _TRUSTED: Final = 4.0
 """Nats that all tests say for a source that may send what it likes: honest ones differ in size."""
 
 
-class Rate:
+class Rate(Filter):
     """Weigh down who sends more than twice as much as the median source.
 
     An arrival counts as its weight, and at least as one: each takes a place in the window.
@@ -43,6 +40,7 @@ class Rate:
     """
 
     name = "rate"
+    budgets = True
 
     def __init__(self, *, refuse_at: float = 4.0, pool_share: float = 0.25) -> None:
         self.arrivals = Arrivals()
@@ -69,8 +67,6 @@ class Rate:
         known = arrivals.established >= EARNED and len(arrivals) >= _WINDOW_MIN
         return known and source.taken < EARNED
 
-    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Nothing: the chain has counted the arrival."""
-
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        """Nothing: the chain has the budget made anew."""
+    def watch(self, arrivals: Arrivals) -> None:
+        """Budgets are made of what the chain counts."""
+        self.arrivals = arrivals

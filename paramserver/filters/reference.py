@@ -32,7 +32,6 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.filters.base import Gradient, Probes
-from paramserver.filters.inputs import Layer, Still
 
 NULLS_KEPT: Final = 80
 CLASSES_OF_A_NARROW_DRAW: Final = 3
@@ -130,8 +129,6 @@ class Reference:
         Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
     draws
         Null draws of a refresh.
-    layer
-        Where gradients hold the first layer's; None: it is not looked at on its own.
 
     Attributes
     ----------
@@ -145,8 +142,6 @@ class Reference:
         Cosines of null draws of one refresh to each other: how alike honest gradients are.
     size
         Numbers of a gradient; 0: none was drawn yet.
-    still
-        Which inputs of the layer stand still; None without a layer.
     """
 
     def __init__(
@@ -156,7 +151,6 @@ class Reference:
         *,
         rows: int = 1,
         draws: int = 4,
-        layer: Layer | None = None,
     ) -> None:
         importlib.import_module("scipy.optimize")  # half a second, before anything is judged
         self._gradient = gradient
@@ -173,7 +167,6 @@ class Reference:
         self.lengths: deque[float] = deque(maxlen=NULLS_KEPT)
         self.alike: deque[float] = deque(maxlen=NULLS_KEPT)
         self.size = 0
-        self.still = None if layer is None else Still(layer)
 
     def score(self, gradient: Gradient, base: int, label: Hashable | None) -> Score | None:
         """Score of a gradient that was computed with version ``base``; None: nothing to compare.
@@ -212,8 +205,6 @@ class Reference:
         if not np.isfinite(products).all():
             return  # the model has diverged: nothing is learned of it
         self.size = len(classes[0])
-        if self.still is not None:
-            self.still.learn([*classes, *drawn])
         self._keep_usual(nulls)
         frame = self._framed(of_class, version)
         if frame is None:

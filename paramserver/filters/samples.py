@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 _REMEMBERED: Final = 8
 _LABELS_MAX: Final = 8
@@ -31,7 +31,7 @@ _UNLIKE: Final = 25.0
 """G beyond two for each label by this: less than one honest source of 10,000 by chance."""
 
 
-class Samples:
+class Samples(Filter):
     """Duplicates, contradictions and label mix of a source (G-test against the mean source)."""
 
     name = "samples"

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from paramserver.filters.base import PASS, Event, Opinion, Source
+from paramserver.filters.base import PASS, Event, Filter, Opinion, Source
 
 SOURCE_CHARS_MAX: Final = 256
 LARGEST: Final = 1e6
 """Longest gradient and largest loss.  Models whose gradients are longer have diverged."""
 
 
-class Schema:
+class Schema(Filter):
     """First of a chain.
 
     Parameters
@@ -62,9 +61,3 @@ class Schema:
         if square > self.longest**2:
             return f"gradient of length {math.sqrt(square):.3g}; at most {self.longest:g} is taken"
         return None
-
-    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        """Do nothing: this filter keeps nothing of an event."""
-
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        """Do nothing: this filter draws nothing at random."""

@@ -29,7 +29,7 @@ from typing import Final
 import numpy as np
 
 from paramserver.filters.arrivals import EARNED, Arrivals
-from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Opinion, Source
+from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
 from paramserver.filters.losses import Losses, Null
 from paramserver.filters.voices import Voices
 
@@ -51,7 +51,7 @@ ABOUT: Final = "surprise about "
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
 
 
-class Surprise:
+class Surprise(Filter):
     """The test on losses.  Says nothing before 64 taken events have a loss.
 
     Parameters
@@ -96,7 +96,7 @@ class Surprise:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
-        self.losses = Losses() if losses is None else losses
+        self.losses: Losses = Losses() if losses is None else losses
         self._counts = losses is None
         self._lately = _Lately()
         self.arrivals = Arrivals()
@@ -144,6 +144,10 @@ class Surprise:
             if flooding:
                 evidence *= allowed  # nobody buys itself free with what it sends too much of
         return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else reason)
+
+    def watch(self, arrivals: Arrivals) -> None:
+        """Who floods is allowed less."""
+        self.arrivals = arrivals
 
     def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
         """Weight of the source's events, by how often it has surprised, and how much it sends."""

@@ -33,6 +33,7 @@ from paramserver.filters.base import (
     PASS,
     UNLIKELY,
     Event,
+    Filter,
     Opinion,
     Source,
 )
@@ -60,7 +61,7 @@ _KNOWN: Final = 1024
 _REASON: Final = "unlikely: sources in doubt together say what others find unlikely"
 
 
-class Unlikely:
+class Unlikely(Filter):
     """The test on unlikely labels.  Says nothing before the test on surprise does.
 
     Parameters

@@ -21,6 +21,7 @@ from replay.errors import (
     RowInvalid,
     ServerFull,
 )
+from replay.journal import redisdecisions
 from replay.journal import redisproof as proof
 from replay.journal import redisscripts as scripts
 from replay.journal.base import (
@@ -302,7 +303,7 @@ class RedisJournal:
 
         Raises EpochLost (definite) if another server was faster.
         """
-        status, epoch = self._run(scripts.BEGIN_EPOCH, model, spec, expected)
+        status, epoch = self._run(redisdecisions.BEGIN_EPOCH, model, spec, expected)
         if status == b"damaged":
             raise JournalDamaged(f"a head of model {model}")
         if status == b"lost":
@@ -311,7 +312,7 @@ class RedisJournal:
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
         """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
-        status, found = self._run(scripts.MOVE_HEAD, model, spec, epoch, snapshot)
+        status, found = self._run(redisdecisions.MOVE_HEAD, model, spec, epoch, snapshot)
         if status == b"damaged":
             raise JournalDamaged(f"a head of model {model}")
         if status == b"lost":
@@ -335,7 +336,7 @@ class RedisJournal:
         """
         with_it = ("", "") if line is None else (line.number, bytes(line.text))
         given = (model, kind, key, bytes(payload), *(fence or ("", "")), *with_it)
-        answer = self._run(scripts.WRITE_CONTROL, *given)
+        answer = self._run(redisdecisions.WRITE_CONTROL, *given)
         if fence is not None and answer[0] == b"lost":
             raise EpochLost(model, fence[1], int(answer[1]))
         if line is not None and answer[0] == b"taken":
@@ -357,7 +358,7 @@ class RedisJournal:
 
     def write_line(self, line: Line) -> None:
         """Append a line to the log of decisions; LineTaken unless its number is the next."""
-        self._take(line, self._run(scripts.WRITE_LINE, line.number, bytes(line.text)))
+        self._take(line, self._run(redisdecisions.WRITE_LINE, line.number, bytes(line.text)))
 
     def newest_line(self) -> Line | None:
         """The last line of the log; None if there was never one."""
@@ -376,7 +377,7 @@ class RedisJournal:
         """Put the anchor in the place of all lines up to its number."""
         text = bytes(anchor.text)
         checksum = proof.proof(f"line {anchor.number}", (b"text", text))
-        self._take(anchor, self._run(scripts.TRIM_LINES, anchor.number, text, checksum))
+        self._take(anchor, self._run(redisdecisions.TRIM_LINES, anchor.number, text, checksum))
 
     def _anchor(self) -> Line | None:
         found = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")

@@ -19,9 +19,9 @@ from filter_checks import (
     share_taken,
 )
 
+from benchmarks.studies.inputs import Layer, LayerReference
 from paramserver.filters.base import Event, Favour, Filter, Gradient, Source
 from paramserver.filters.chain import Chain
-from paramserver.filters.inputs import Layer
 from paramserver.filters.reference import Reference
 from paramserver.filters.schema import Schema
 
@@ -255,7 +255,7 @@ class _Camera:
         self.back = self.rng.standard_normal((_LABELS, _HIDDEN))
         self.layer = Layer(inputs, _HIDDEN, 0, inputs * _HIDDEN)
         self.root_x, self.root_y = self.rows(120)
-        self.reference = Reference(
+        self.reference = LayerReference(
             [int(v) for v in self.root_y],
             lambda at: self.gradient(self.root_x[at], self.root_y[at]),
             rows=ROWS,

@@ -21,6 +21,7 @@ from paramserver.filters.surprise import Surprise
 
 Entry = tuple[Callable[..., Any], tuple[checks.Check, ...]]
 Load = Callable[[str], Any]
+PUSHES = ("copies", "inputs")
 
 
 def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
@@ -60,7 +61,8 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
         ),
         "inputs": (
             lambda reference: of("inputs").Inputs(
-                reference.still or of("inputs").Still(of("inputs").Layer(9, 4, 0, 36))
+                getattr(reference, "still", None)
+                or of("inputs").Still(of("inputs").Layer(9, 4, 0, 36))
             ),
             (
                 laws.triggers_are_set_aside,
@@ -84,8 +86,8 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
 
 
 def place_of(name: str) -> str:
-    """Module of a filter: that on copies judges pushes, which only studies do."""
-    return "benchmarks.studies.copies" if name == "copies" else f"paramserver.filters.{name}"
+    """Module of a filter: those on copies and inputs judge pushes, which only studies do."""
+    return f"{'benchmarks.studies' if name in PUSHES else 'paramserver.filters'}.{name}"
 
 
 def with_surprise(unlikely: type[Any]) -> Any:
@@ -118,7 +120,7 @@ def test_filter(run: Callable[[], None]) -> None:
 def test_no_filter_is_left_out() -> None:
     found = set()
     names = [info.name for info in pkgutil.iter_modules(package.__path__, "paramserver.filters.")]
-    for module in map(importlib.import_module, [*names, place_of("copies")]):
+    for module in map(importlib.import_module, [*names, *map(place_of, PUSHES)]):
         found |= {
             vars(value)["name"]
             for value in vars(module).values()

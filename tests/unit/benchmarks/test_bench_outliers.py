@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import outliers
+from benchmarks import outliers, outlying_targets
+from online.settings.config import data_dir
 
 
 @pytest.mark.parametrize("kind", outliers.KINDS)
@@ -23,3 +24,12 @@ def test_one_event_ruins_a_model_only_where_nothing_bounds(replicas: int) -> Non
     assert line.none < line.off_none - 15.0, "the attack, without filters"
     assert line.lost <= 1.0, "400 rows: four answers"
     assert line.clipped == 0
+
+
+@pytest.mark.data
+def test_one_rating_of_a_million_ruins_a_model_only_where_nothing_bounds() -> None:
+    if not (place := data_dir()) or not (place / "movielens_small").is_dir():
+        pytest.skip("set ONLINE_DATA_DIR: the ratings are not here")
+    (line,) = outlying_targets.run([1], ["ratings, entity"], [1], ["1e6"])
+    assert float(line.none) > 3.0 * line.off_none, "the attack, without filters"
+    assert line.good, line

@@ -22,6 +22,7 @@ TABLES: Final = {
     "all",
     "bandit-worlds",
     "asleep",
+    "admission",
     "bandits",
     "buffers",
     "challenger",

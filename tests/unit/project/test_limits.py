@@ -29,7 +29,6 @@ EXCEPTIONS: Final = {  # nothing is added here: whoever makes one smaller takes 
     "online/client/client.py:Client()": "each parameter is an argument of its users",
     "replay/journal/redis.py:RedisJournal": "every method is one step of the store",
     "replay/journal/redis.py:RedisJournal()": "each parameter is a bound of the settings",
-    "replay/journal/redisscripts.py": "Lua: the steps share functions that stand in front of them",
     "replay/journal/sqlite.py:SqliteJournal": "every method is one step of the store",
     "replay/journal/sqlite.py:SqliteJournal()": "each parameter is a bound of the settings",
 }

@@ -73,6 +73,12 @@ def test_no_more_slots_are_taken_than_the_setting_says(tmp_path: Path) -> None:
         with pytest.raises(RequestError, match="3 slots") as caught:
             await personalizer.Personalizer(one.choosing).rank_slots(theirs)
         assert "limits.slots_max" in str(caught.value.hint)
+        rewards = personalizer.SlotRewards([personalizer.SlotReward(x, 1.0) for x in "stu"])
+        written = one.replica.counts["feedback_waiting"], one.replica.writer.known
+        with pytest.raises(RequestError, match="3 slots") as caught:
+            await personalizer.Personalizer(one.choosing).reward_slots("event", rewards)
+        assert "limits.slots_max" in str(caught.value.hint)
+        assert written == (one.replica.counts["feedback_waiting"], one.replica.writer.known)
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)

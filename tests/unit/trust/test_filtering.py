@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import replica_world as worlds
 from replica_world import World, play, until
@@ -36,7 +35,7 @@ from online.trust.filtering import SOURCES_MIN, Filtering, filtering_for, loss_o
 from online.trust.sources import Reputations
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.filters import sources as tables
-from paramserver.filters.base import Event, Opinion, Source
+from paramserver.filters.base import Event, Filter, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
 from paramserver.server import Server
@@ -51,7 +50,7 @@ HONEST = tuple(f"h{i}" for i in range(SOURCES_MIN))
 
 
 @dataclass
-class Told:
+class Told(Filter):
     """A test that is told what to find: one nat for an honest source, ``against`` a hostile one."""
 
     against: float = -1.0
@@ -60,14 +59,10 @@ class Told:
     def judge(self, event: Event, source: Source) -> Opinion:
         return Opinion(evidence=self.against if event.source.startswith("x") else 1.0)
 
-    def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None: ...
-
-    def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None: ...
-
 
 def told(learner: Any, against: float = -1.0) -> Filtering:
     return Filtering(
-        Chain([Told(against)], credit=5.0),  # type: ignore[list-item]
+        Chain([Told(against)], credit=5.0),
         model=lambda: learner.serving,
         clock=lambda: learner.clock,
         count=lambda: learner.version[1],

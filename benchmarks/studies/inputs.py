@@ -17,7 +17,7 @@ median, .02 for 99 of 100 and .08 at most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import log
 from statistics import median_low
@@ -26,7 +26,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from paramserver.filters.base import OFF, PASS, Event, Gradient, Opinion, Source, clipped_step
+from paramserver.filters.base import (
+    OFF,
+    PASS,
+    Event,
+    Filter,
+    Gradient,
+    Opinion,
+    Source,
+    clipped_step,
+)
+from paramserver.filters.reference import Reference, RootGradient
 
 _REFRESHES: Final = 4  # its rows do not change, and two show both halves of them
 _STILL: Final = 1e-3  # of the mean energy of an input
@@ -121,7 +131,35 @@ class Still:
         return strange / whole if whole > 0.0 else 0.0
 
 
-class Inputs:
+class LayerReference(Reference):
+    """A root set that is asked, too, which inputs of the first layer stand still.
+
+    Attributes
+    ----------
+    still
+        They do.
+    """
+
+    def __init__(
+        self, labels: Sequence[Hashable], gradient: RootGradient, *, rows: int, layer: Layer
+    ) -> None:
+        super().__init__(labels, self._noted, rows=rows)
+        self.still = Still(layer)
+        self._of, self._given = gradient, list[Gradient]()
+
+    def _noted(self, rows: npt.NDArray[np.intp]) -> Gradient:
+        self._given.append(self._of(rows))
+        return self._given[-1]
+
+    def refresh(self, rng: np.random.Generator, version: int) -> None:
+        """Draw as any root set does, and look at what was drawn."""
+        self._given = []
+        super().refresh(rng, version)
+        if all(np.isfinite(gradient).all() for gradient in self._given):
+            self.still.learn(self._given)
+
+
+class Inputs(Filter):
     """The test on inputs that stand still; off where all of them move.
 
     Parameters
