@@ -20,6 +20,7 @@ from online import cli
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
+    "anomalies",
     "bandit-worlds",
     "asleep",
     "admission",
@@ -40,6 +41,7 @@ TABLES: Final = {
     "doors",
     "durability",
     "edge",
+    "embedded",
     "exactly-once",
     "factors",
     "fidelity",
