@@ -25,7 +25,7 @@ GUESSING, FINAL = ("t0", "t1"), ("u0", "u1")
 """Who sends provisional labels, and who final ones."""
 SOURCES = (*GUESSING, *FINAL)
 FIRST = 64.0
-"""A provisional label; the final one is 1: what any mixture of lessons sums up to is told apart."""
+"""How much more a provisional label weighs: any mixture of lessons has a sum of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class Part:
         """The row that the service makes of it."""
         event, final = self.event, self.final
         features: Features = {"event": event.name, "poison": event.poison, "deadly": False}
-        weight = event.final_weight if final else event.weight
-        example = Example(features, 1.0 if final else FIRST, weight, provisional=not final)
+        weight = event.final_weight if final else FIRST * event.weight
+        example = Example(features, 1.0, weight, provisional=not final)
         factor, source = 1.0 if final else event.factor, event.sources[final]
         verdict = Verdict.ACCEPTED if factor == 1 else Verdict.CLIPPED
         return NewRow(event.key, event.name, source, verdict, codec.encode(example), at, factor)
