@@ -51,7 +51,12 @@ def init(
     folder: Annotated[Path, typer.Option(help="where the files are written")] = Path(),
     name: Annotated[str | None, typer.Option(help="what the model is called")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label")] = None,
-    task: Annotated[str | None, typer.Option(help="binary, multiclass or regression")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="binary, multiclass, regression or choose")
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="--task choose: column of the action that was taken")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="rows that are played at most")] = _ROWS,
     force: Annotated[bool, typer.Option("--force", help="replace files that are there")] = False,
     as_json: AsJson = False,
@@ -63,14 +68,23 @@ def init(
 
     Example: online init clicks.csv
 
+    Of a log of choices (--task choose: an action, its reward, if it is known its probability, and
+    the moment's features) only online.yaml, and what the model would have earned.
+
     Example: online init ratings.parquet --label stars --task regression
+
+    Example: online init log.csv --task choose
     """
     from evaluation.errors import EvaluationError
 
-    places = [folder / "online.yaml", folder / "model.py"]
+    chooses = task == "choose"
+    places = [folder / "online.yaml", *([] if chooses else [folder / "model.py"])]
     if not force and (there := [str(place) for place in places if place.exists()]):
         remedy = "Say --force to replace it, or --folder for another place"
         raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
+    if chooses or action is not None:
+        _choices(table, places[0], name, label, action, rows, chooses=chooses, as_json=as_json)
+        return
     wanted = _task_of(task)
     if table is None:
         made = _asked(name, wanted, label)
@@ -104,7 +118,8 @@ def init(
 
 def _task_of(text: str | None) -> Task | None:
     if text is not None and text not in ("binary", "multiclass", "regression"):
-        raise ConfigError("--task", f"{text!r} is no task", "binary, multiclass or regression")
+        remedy = "binary, multiclass, regression or choose"
+        raise ConfigError("--task", f"{text!r} is no task", remedy)
     return text  # type: ignore[return-value]
 
 
@@ -112,6 +127,41 @@ def _name(name: str | None, table: Path) -> str:
     """A name that a model may have."""
     stem = table.name.removesuffix(".gz").rpartition(".")[0]
     return name or re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:64] or "model"
+
+
+def _choices(
+    table: Path | None,
+    place: Path,
+    name: str | None,
+    label: str | None,
+    action: str | None,
+    rows: int,
+    *,
+    chooses: bool,
+    as_json: bool,
+) -> None:
+    """Write the settings for a log of choices, and say what they would have earned."""
+    from online.commands.init_choices import earned, kind_of, logged_of, say, settings_text
+    from online.tables.first_look import open_table
+
+    if not chooses:
+        raise ConfigError("--action", "the task is not choose", "Say --task choose, too")
+    if table is None:
+        raise ConfigError("TABLE", "no log of choices", "Name a .csv or .parquet file")
+    log, called = logged_of(open_table(table), label, action), _name(name, table)
+    made = earned(log, rows, hidden=as_json)
+    _write([place], settings_text(called, log, made.rows))
+    if not as_json:
+        say(log, place, made)
+        return
+    columns = {c.name: {"kind": kind_of(log, c), "why": c.why} for c in log.found.columns}
+    constant, alone = made.constant
+    shown = {
+        "model": called, "task": "choose", "actions": list(log.shares), "columns": columns,
+        "rows": made.rows, "reward": made.reward, "earned": made.model,
+        "constant": {"action": constant, "reward": alone},
+    }  # fmt: skip
+    print(json.dumps(shown))
 
 
 # -- the first score -------------------------------------------------------------------------------
@@ -210,12 +260,12 @@ def _settings(name: str, found: Guess, n: int) -> str:
         f"# Guessed by `online init` from {n:,} rows of {file}: change whatever is not so.",
         "cluster: embedded        # one process; without this line two replicas on Ray",
         "models:",
-        f"  - name: {_scalar(name)}",
+        f"  - name: {scalar(name)}",
         f"    task: {found.task}",
     ]
     if found.task == "binary" and found.classes != (False, True):
         classes = dict(zip(("negative", "positive"), found.classes, strict=True))
-        lines.append(f"    classes: {_scalar(classes)}")
+        lines.append(f"    classes: {scalar(classes)}")
     lines += ["    learner: model.py:build", *_declared(found)]
     lines += ["", f"# The columns of {file}:"]
     width = max(len(column.name) for column in found.columns)
@@ -244,7 +294,7 @@ def _declared(found: Guess) -> list[str]:
             said: Any = column.kind
             if value is not None:
                 said = {"type": column.kind, "example": value}
-            lines.append(f"      {_scalar(column.name)}: {_scalar(said)}")
+            lines.append(f"      {scalar(column.name)}: {scalar(said)}")
     return lines
 
 
@@ -260,7 +310,7 @@ def _request(name: str, found: Guess) -> str:
     return f"curl http://127.0.0.1:8000/v1/models/{name}/feedback -d '{text}'"
 
 
-def _scalar(value: Any) -> str:
+def scalar(value: Any) -> str:
     """The value as YAML in one line: `no` is no text in it without quotes."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...")
@@ -298,7 +348,7 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     text = [word.strip() for word in words.split(",") if word.strip()]
     settings = [
         "cluster: embedded        # one process; without this line two replicas on Ray",
-        "models:", f"  - name: {_scalar(called)}", f"    task: {chosen}",
+        "models:", f"  - name: {scalar(called)}", f"    task: {chosen}",
         "    learner: model.py:build",
     ]  # fmt: skip
     head = f'"""The model {called}, as `online init` has written it."""\n\n'

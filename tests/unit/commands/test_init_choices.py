@@ -1,0 +1,129 @@
+"""`online init --task choose` writes settings for a log of choices, and says what it could earn."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from online import cli
+from online.errors import ConfigError
+from online.settings.config import load
+
+SHARES = {"news": 0.5, "sport": 0.3, "film": 0.2}
+ROWS = 800
+
+
+def run(*words: str) -> str:
+    done = CliRunner().invoke(cli.app, words)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.fixture
+def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """News are liked before noon, films after it, by .6; everything else by .1."""
+    monkeypatch.chdir(tmp_path)
+    rng, lines = random.Random(1), ["daytime,age,offer,propensity,clicked"]
+    for _ in range(ROWS):
+        daytime = rng.choice(["am", "pm"])
+        (offer,) = rng.choices(list(SHARES), list(SHARES.values()))
+        liked = rng.random() < (0.6 if offer == {"am": "news", "pm": "film"}[daytime] else 0.1)
+        age = rng.randrange(20, 60)
+        lines.append(f"{daytime},{age},{offer},{SHARES[offer]},{int(liked)}")
+    (tmp_path / "offers.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "offers.csv"
+
+
+def told(*words: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run("init", *words, "--task", "choose", "--json"))
+    return found
+
+
+def test_a_log_becomes_settings_of_a_model_that_chooses(log: Path) -> None:
+    said = run("init", str(log), "--task", "choose")
+    assert "choices among 3 actions" in said
+    assert re.search(r"offer +action: ", said)
+    text = Path("online.yaml").read_text()
+    assert not Path("model.py").exists()
+    (model,) = yaml.safe_load(text)["models"]
+    assert (model["name"], model["task"]) == ("offers", "choose")
+    (served,) = load(Path("online.yaml"), {}, {}).models
+    assert served.choose is not None
+    assert served.choose.reward_range == (0.0, 1.0)
+    asked, rewarded = (
+        json.loads(shlex.split(words)[-1]) for words in re.findall(r"^#   curl (.*)$", text, re.M)
+    )
+    assert sorted(x["id"] for x in asked["actions"]) == sorted(SHARES)
+    assert set(asked["context"]) == {"daytime", "age"}
+    assert rewarded["reward"] in (0.0, 1.0)
+
+
+def test_what_a_model_would_have_earned_is_told_beside_the_log_and_one_action(log: Path) -> None:
+    """By the world: .6 is the most, the best action alone has .35 and the log .24."""
+    found = told(str(log))
+    assert found["rows"] == ROWS
+    assert found["reward"] == pytest.approx(0.275, abs=0.06)
+    assert found["constant"]["reward"] == pytest.approx(0.35, abs=0.08)
+    assert found["earned"] > found["constant"]["reward"] + 0.1
+    assert found["columns"]["propensity"]["kind"] == "probability"
+
+
+def test_without_a_probability_each_action_counts_as_drawn_by_its_share(log: Path) -> None:
+    rows = [line.split(",") for line in log.read_text().splitlines()]
+    log.write_text("".join(",".join([*row[:3], row[4]]) + "\n" for row in rows))
+    found = told(str(log))
+    assert "propensity" not in found["columns"]
+    assert found["earned"] > found["constant"]["reward"] + 0.1
+
+
+def test_rewards_of_another_range_and_columns_of_other_names_are_taken(tmp_path: Path) -> None:
+    lines = ["banner,spent", *(f"{'abc'[i % 3]},{i % 7 - 2}.5" for i in range(60))]
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    words = "--action", "banner", "--label", "spent", "--folder", str(tmp_path)
+    found = told(str(tmp_path / "log.csv"), *words)
+    assert found["actions"] == ["a", "b", "c"]
+    (model,) = yaml.safe_load((tmp_path / "online.yaml").read_text())["models"]
+    assert model["choose"]["reward_range"] == [-2.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "words", "wrong"),
+    [
+        ("x,clicked", "1,{i}", (), "--action"),
+        ("offer,x", "a{i},1", (), "--label"),
+        ("offer,clicked", "a,{i}", (), "--action"),
+        ("offer,clicked", "a{i},1", (), "--label"),
+        ("offer,clicked", "a{i},yes", (), "--label"),
+        ("offer,clicked", "a{i},{i}", ("--action", "banner"), "--action"),
+    ],
+)
+def test_a_table_that_is_no_log_is_refused_with_the_option_to_mend_it(
+    tmp_path: Path, header: str, row: str, words: tuple[str, ...], wrong: str
+) -> None:
+    table = tmp_path / "log.csv"
+    table.write_text("\n".join([header, *(row.format(i=i % 2) for i in range(20))]) + "\n")
+    with pytest.raises(ConfigError) as refused:
+        told(str(table), "--folder", str(tmp_path), *words)
+    assert str(refused.value).startswith(wrong)
+    assert not (tmp_path / "online.yaml").exists()
+
+
+def test_an_impossible_probability_is_refused(log: Path) -> None:
+    log.write_text(log.read_text().replace(",0.5,", ",0,", 1))
+    with pytest.raises(ConfigError, match="probability of 0"):
+        told(str(log))
+
+
+def test_an_action_without_the_task_is_refused(log: Path) -> None:
+    with pytest.raises(ConfigError, match="--task choose"):
+        run("init", str(log), "--action", "offer")
