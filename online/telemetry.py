@@ -125,7 +125,7 @@ _COUNTERS: Final = {
     "choices_activated": "Deferred choices of which somebody said that they were used.",
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
-    "failed": "Rows that the model raised on, or that killed two learners.",
+    "failed": "Rows that the model raised on, or that killed three learners.",
     "answers_not_taken": "Answers that were given up, as their callers took none for too long.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
     "refused_queue": "Events that got 429: background learning is too far behind.",

@@ -67,7 +67,9 @@ class Follower:
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
         self._claims = Claims(
-            lambda *place: store.write(store.journal.claim, *place), patience_s=self._patience_s
+            lambda *place: store.write(store.journal.claim, *place),
+            lambda *place: store.read(store.journal.claims, *place),
+            patience_s=self._patience_s,
         )
 
     async def run(self) -> None:

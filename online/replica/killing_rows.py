@@ -3,19 +3,23 @@
 A claim is counted before an adopted row is learned, so a learner that dies leaves it.
 
 * Offset 0 is claimed once by each process that begins to learn an adopted partition.  With
-  ``DEATHS`` claims of others before, the process goes row by row.
+  ``ADOPTERS`` claims of others before, the process goes row by row.
 * Row by row, offset ``k`` is claimed durably before row ``k`` is learned, and ``k + ENDED`` after
   it.  A learner died at row ``k`` if it has claimed the one and not the other, so whoever is
   killed between two rows, or learns rows again, is not counted.  Deaths at a row are the claims
-  of ``k`` less those of ``k + ENDED``; with ``DEATHS`` of them it is not learned any more.
+  of ``k`` less those of ``k + ENDED``.
   (A process that has caught up says so under ``ENDED``: it did not die.)
+* A row that kills has ``DEATHS`` of them, and kills nearly whoever learns it.  A machine that
+  kills at random instants ends processes at good rows, too: most of the time of a row goes into
+  its two claims.  Those rows have been learned and lived through as well, so a row is given up
+  only if it has killed more than ``OUTLIVED`` times as many as have lived.
 * Of a model learned in order several processes may learn an old row at the same time.  So one
   that finds too many deaths looks again for a while: who lives will have ended by then.
-* A claim whose answer was lost is taken for one that has ended: rather one death too many than a
-  good row given up.
+* Whether a claim whose answer was lost has counted is seen in the count, where another process's
+  claim may be taken for it: rather one death too many than a good row given up.
 
-A row that kills costs its owner, ``DEATHS`` adopters that do not know yet, and ``DEATHS`` that go
-row by row.
+A row that kills costs its owner, ``ADOPTERS`` processes that do not know yet, and ``DEATHS`` that
+go row by row.
 """
 
 from __future__ import annotations
@@ -30,9 +34,11 @@ from replay.journal.base import Row
 
 log = logging.getLogger("online.claims")
 
-DEATHS: Final = 2
+ADOPTERS: Final = 2
+DEATHS: Final = 3
+OUTLIVED: Final = 2
 ENDED: Final = 2**40  # beyond every offset
-GIVEN_UP: Final = "two learners died at this row"
+GIVEN_UP: Final = "three learners died at this row"
 _PAUSE_S = 0.2
 _AGAIN_S: Final = 0.2  # between two looks at who lives
 
@@ -48,12 +54,14 @@ class Claims:
     claim
         Counts one more claim of (partition, offset) durably; how many there were before it.
         Raises JournalUnavailable.
+    claims
+        How many there are.  Raises JournalUnavailable.
     patience_s
         How long another process may take to learn a row.
     """
 
-    def __init__(self, claim: Claim, *, patience_s: float = 0.0) -> None:
-        self._claim = claim
+    def __init__(self, claim: Claim, claims: Claim, *, patience_s: float = 0.0) -> None:
+        self._claim, self._claims = claim, claims
         self._patience = round(patience_s / _AGAIN_S)
         self._row_by_row: dict[int, bool] = {}
         self._said = False  # that this process has survived
@@ -63,34 +71,34 @@ class Claims:
         """To be awaited before an adopted row is learned; why it must not be, or None."""
         partition = row.partition
         if partition not in self._row_by_row:
-            before = await self._open(partition, 0, self._surely)
-            self._row_by_row[partition] = before >= DEATHS
-            if before >= DEATHS:
+            before = await self._count(partition, 0)
+            if careful := before >= ADOPTERS:
+                before -= await self._known(partition, ENDED)
+                careful = before >= ADOPTERS
+            self._row_by_row[partition] = careful
+            if careful:
                 log.warning("partition %d: %d learners before; row by row", partition, before)
         if not self._row_by_row[partition]:
             return None
         self._begun = row
-        if await self._open(partition, row.offset, self._begin) < DEATHS:
+        if not await self._kills(partition, row.offset):
             return None
         self._begun = None
         return GIVEN_UP
 
-    async def _open(self, partition: int, offset: int, begin: Claim) -> int:
-        """Claim; how many claims of others have not ended, at most DEATHS are told apart."""
-        begun = await begin(partition, offset)
+    async def _kills(self, partition: int, offset: int) -> bool:
+        """Claim the row; whether it has killed too many of those before who have claimed it."""
+        begun = await self._count(partition, offset)
         if begun < DEATHS:
-            return begun
-        opened = begun - await self._surely(partition, offset + ENDED)
-        for _ in range(self._patience):
-            if opened < DEATHS:
-                break
-            await asyncio.sleep(_AGAIN_S)
-            # in place of what the look above counted as an end
-            begun = await begin(partition, offset)
-            opened = begun - await self._surely(partition, offset + ENDED)
-        if opened < DEATHS or offset == 0:
-            await begin(partition, offset)
-        return opened
+            return False
+        for look in range(1 + self._patience):
+            if look:
+                await asyncio.sleep(_AGAIN_S)
+            ended = await self._known(partition, offset + ENDED)
+            deaths = begun - ended
+            if deaths < DEATHS or deaths <= OUTLIVED * ended:
+                return False
+        return True
 
     async def survived(self) -> None:
         """This process has learned all that was there when it began, and lives."""
@@ -99,7 +107,7 @@ class Claims:
             return
         self._said = True
         for partition in survived:
-            await self._surely(partition, ENDED)
+            await self._count(partition, ENDED)
 
     def careful(self, partition: int) -> bool:
         """Whether the partition's rows are learned row by row."""
@@ -108,21 +116,24 @@ class Claims:
     async def end(self) -> None:
         """To be awaited when the row that was begun is learned, or will not be by this process."""
         if (row := self._begun) is not None:
-            await self._surely(row.partition, row.offset + ENDED)
+            await self._count(row.partition, row.offset + ENDED)
             self._begun = None
 
-    async def _begin(self, partition: int, offset: int) -> int:
+    async def _count(self, partition: int, offset: int) -> int:
+        """One more claim, durably; how many there were before it."""
         while True:
+            known = await self._known(partition, offset)
             try:
                 return await self._claim(partition, offset)
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
-                await self._surely(partition, offset + ENDED)
+            if await self._known(partition, offset) > known:
+                return known
 
-    async def _surely(self, partition: int, offset: int) -> int:
+    async def _known(self, partition: int, offset: int) -> int:
         while True:
             try:
-                return await self._claim(partition, offset)
+                return await self._claims(partition, offset)
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_PAUSE_S)

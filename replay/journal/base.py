@@ -387,6 +387,9 @@ class Journal(Protocol):
         after JournalUnavailable the claim may count.
         """
 
+    def claims(self, partition: int, offset: int) -> int:
+        """How many claims of the row there are; 0 for one that nobody has claimed."""
+
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
         """Add ``ms`` milliseconds to the time for which the model's servers have run; the sum.
 

@@ -394,10 +394,15 @@ class RedisJournal:
 
     def claim(self, partition: int, offset: int) -> int:
         """Count one more learner that is about to learn the row; how many there were before it."""
-        answer = self._run(scripts.CLAIM, partition, offset)
+        answer = self._run(scripts.CLAIM, partition, offset, 1)
         if answer[0] == b"unknown":
             raise PartitionUnknown(partition)
         return int(answer[1])
+
+    def claims(self, partition: int, offset: int) -> int:
+        """How many claims of the row there are; a damaged count is none."""
+        answer = self._run(scripts.CLAIM, partition, offset, 0)
+        return 0 if answer[0] == b"unknown" else int(answer[1])
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
         """Add to the model's running time: see :class:`replay.journal.base.Journal`."""

@@ -353,7 +353,7 @@ return stored and {where, offset, stored} or {}
 """
 )
 
-# ARGV: number, offset.
+# ARGV: number, offset, 1 to count one more.
 CLAIM = (
     COMMON
     + """
@@ -364,7 +364,9 @@ local place = 'claim ' .. ARGV[1] .. ' ' .. ARGV[2]
 local n, sum = string.match(found, '^(%d+) ?(%x*)$')
 if not n or (sum ~= '' and sum ~= proof(place, {n})) then n = '0' end
 local after = int(tonumber(n) + 1)
-redis.call('HSET', claims, ARGV[2], after .. ' ' .. proof(place, {after}))
+if ARGV[3] == '1' then
+  redis.call('HSET', claims, ARGV[2], after .. ' ' .. proof(place, {after}))
+end
 return {'ok', n}
 """
 )

@@ -366,11 +366,14 @@ class SqliteJournal:
         with self._file.write() as db:
             if db.execute("SELECT 1 FROM partitions WHERE id = ?", (partition,)).fetchone() is None:
                 raise PartitionUnknown(partition)
-            found = db.execute(sql.CLAIMED, (partition, offset)).fetchone()
-            before = int(found[2]) if found is not None and proof.good(found) else 0
+            before = _claims(db.execute(sql.CLAIMED, (partition, offset)).fetchall())
             columns = (partition, offset, before + 1)
             db.execute(sql.CLAIM, (*columns, checksum(*columns)))
             return before
+
+    def claims(self, partition: int, offset: int) -> int:
+        """How many claims of the row there are; a damaged count is none."""
+        return _claims(self._file.query(sql.CLAIMED, (partition, offset)))
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
         """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
@@ -457,6 +460,10 @@ def _model_id(db: sqlite3.Connection, model: str) -> int:
 
 def _is_old(before: float, ahead: float, ran: float, row: Row, written: int) -> bool:
     return written < ran and (row.at < before or row.at > ahead)
+
+
+def _claims(found: Sequence[tuple[int, ...]]) -> int:
+    return int(found[0][2]) if found and proof.good(found[0]) else 0
 
 
 def _heads(db: sqlite3.Connection, model: str) -> dict[str, tuple[Head, int]]:

@@ -191,6 +191,10 @@ def counts_claims(open_: Open) -> None:
     with open_() as one, open_() as two:
         p, q = _fill(one, "p", (1.0, 1.0)), register(one)
         same([j.claim(p, 1) for j in (one, two, one)], [0, 1, 2], "claims that were there before")
+        same(
+            [j.claims(p, 1) for j in (one, two)], [3, 3], "claims, which a look leaves as they are"
+        )
+        same([one.claims(p, 2), one.claims(q + 7, 1)], [0, 0], "claims of what nobody claimed")
         same(one.claim(p, 1 + 2**40), 0, "a claim may have its end far above")
         same([one.claim(p, 0), one.claim(p, 2), one.claim(q, 1)], [0, 0, 0], "other rows")
         refused(PartitionUnknown, lambda: one.claim(q + 7, 1), "an unknown partition")

@@ -347,6 +347,7 @@ class JournalMachine(RuleBasedStateMachine):
             offset and self.oracle.events[p][offset - 1].gone
         ):
             return
+        assert self.open[h].claims(p, offset) == self.claims.get((p, offset), 0)
         assert self.open[h].claim(p, offset) == self.claims.get((p, offset), 0)
         self.claims[p, offset] = self.claims.get((p, offset), 0) + 1
 

@@ -14,7 +14,7 @@ import replica_world as worlds
 
 import online.replica.follower
 from online.models.linear import Linear
-from online.replica.killing_rows import DEATHS, ENDED, GIVEN_UP, Claims
+from online.replica.killing_rows import ADOPTERS, DEATHS, ENDED, GIVEN_UP, Claims
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
@@ -30,17 +30,18 @@ class Store:
     def __init__(self, seed: int = 0, *, lost: float = 0.0, kill: float = 0.0) -> None:
         self.counts: Counter[tuple[int, int]] = Counter()
         self.random, self.lost, self.kill = random.Random(seed), lost, kill
-        self.asked = 0
 
     async def claim(self, partition: int, offset: int) -> int:
         if self.random.random() < self.kill:
             raise Killed
         before = self.counts[partition, offset]
         self.counts[partition, offset] += 1
-        self.asked += 1
         if self.random.random() < self.lost:
             raise JournalUnavailable("the answer was lost")
         return before
+
+    async def claims(self, partition: int, offset: int) -> int:
+        return self.counts[partition, offset]
 
 
 def row(offset: int) -> Row:
@@ -48,14 +49,22 @@ def row(offset: int) -> Row:
 
 
 async def adopt(
-    claims: Claims, rows: Sequence[int], deadly: int | None, chance: float, store: Store
+    claims: Claims,
+    rows: Sequence[int],
+    deadly: int | None,
+    chance: float,
+    store: Store,
+    within: float = 0.0,
 ) -> list[int]:
-    """One adopter learns the rows; those that it gave up.  ``chance`` kills between two rows."""
+    """One adopter learns the rows; those that it gave up.
+
+    ``chance`` kills between two rows, ``within`` in the middle of one.
+    """
     given_up = []
     for offset in rows:
         if await claims.begin(row(offset)) is not None:
             given_up.append(offset)
-        elif offset == deadly:
+        elif offset == deadly or store.random.random() < within:
             raise Killed
         await claims.end()
         if store.random.random() < chance:
@@ -70,7 +79,7 @@ def deaths_until_done(
     store = store or Store()
     for died in range(1000):
         try:
-            claims = kind(store.claim)
+            claims = kind(store.claim, store.claims)
             return died, asyncio.run(adopt(claims, range(1, 11), deadly, chance, store))
         except Killed:
             continue
@@ -79,17 +88,17 @@ def deaths_until_done(
 
 def test_who_gets_through_claims_only_the_partition() -> None:
     store = Store()
-    for _ in range(DEATHS):
+    for _ in range(ADOPTERS):
         assert deaths_until_done(None, store=store) == (0, [])
-    assert store.counts == {(7, 0): DEATHS}
+    assert store.counts == {(7, 0): ADOPTERS}
     assert deaths_until_done(None, store=store) == (0, []), "row by row, and nobody dies"
     assert store.counts[7, 4] == store.counts[7, 4 + ENDED] == 1
 
 
 @pytest.mark.parametrize("deadly", [1, 5, 10])
-def test_a_row_that_kills_is_given_up_after_two_adopters_and_two_more(deadly: int) -> None:
+def test_a_row_that_kills_is_given_up_after_two_adopters_and_three_more(deadly: int) -> None:
     store = Store()
-    assert deaths_until_done(deadly, store=store) == (2 * DEATHS, [deadly])
+    assert deaths_until_done(deadly, store=store) == (ADOPTERS + DEATHS, [deadly])
     for _ in range(5):
         assert deaths_until_done(deadly, store=store) == (0, [deadly]), "and stays given up"
 
@@ -104,6 +113,29 @@ def check_no_good_row_is_given_up(kind: Any) -> None:
 
 def test_deaths_between_rows_give_up_nothing() -> None:
     check_no_good_row_is_given_up(Claims)
+
+
+def check_kills_in_the_middle_give_up_nothing() -> None:
+    """A machine that ends each process soon, at any instant: a hundred times over ten rows."""
+    for seed in range(20):
+        store = Store(seed)
+        for _ in range(100):
+            claims, given_up = Claims(store.claim, store.claims), list[int]()
+            try:
+                given_up = asyncio.run(adopt(claims, range(1, 11), None, 0.0, store, 0.03))
+            except Killed:
+                continue
+            assert given_up == [], f"seed {seed}"
+
+
+def test_kills_in_the_middle_of_rows_give_up_nothing() -> None:
+    check_kills_in_the_middle_give_up_nothing()
+
+
+def test_counting_deaths_alone_would_give_up_good_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("online.replica.killing_rows.OUTLIVED", 0)
+    with pytest.raises(AssertionError, match="seed"):
+        check_kills_in_the_middle_give_up_nothing()
 
 
 class WithoutEnds(Claims):
@@ -134,8 +166,8 @@ def test_lost_answers_give_up_nothing_good(lost: float, monkeypatch: pytest.Monk
 def test_a_learner_that_learns_again_is_not_dead() -> None:
     async def scene() -> None:
         store = Store()
-        store.counts[7, 0] = DEATHS
-        claims = Claims(store.claim)
+        store.counts[7, 0] = ADOPTERS
+        claims = Claims(store.claim, store.claims)
         for _ in range(5):  # the server has lost its place again and again
             assert await adopt(claims, range(1, 6), None, 0.0, store) == []
 
@@ -145,9 +177,9 @@ def test_a_learner_that_learns_again_is_not_dead() -> None:
 def test_a_stop_before_the_row_is_learned_is_no_death() -> None:
     async def scene() -> None:
         store = Store()
-        store.counts[7, 0] = DEATHS
+        store.counts[7, 0] = ADOPTERS
         for _ in range(4):
-            claims = Claims(store.claim)
+            claims = Claims(store.claim, store.claims)
             assert await claims.begin(row(1)) is None
             await claims.end()  # stopped in order
         assert store.counts[7, 1] <= store.counts[7, 1 + ENDED] + 1
@@ -204,7 +236,7 @@ def test_the_row_fails_and_every_other_row_is_learned_once(tmp_path: Path) -> No
                 break
             await die(adopter)
             died += 1
-        assert died == 2 * DEATHS
+        assert died == ADOPTERS + DEATHS
         assert [world.weight(adopter, f) for f in ("a", "deadly", "b")] == [1, 0, 1]
         again = await adopter.writer.record([worlds.row("x", feature="deadly")])
         assert (again[0].status, again[0].repeat, again[0].reason) == ("failed", True, GIVEN_UP)
