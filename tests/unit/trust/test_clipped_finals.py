@@ -31,7 +31,6 @@ class Halves(Filter):
     """A test that believes whoever is called x in part, and everybody else."""
 
     name = "told"
-    losses = None
 
     def judge(self, event: Any, source: Source) -> Opinion:
         return Opinion(evidence=0.0, factor=FACTOR if event.source == "x" else 1.0)
