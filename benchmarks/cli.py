@@ -27,6 +27,7 @@ from benchmarks.alone import (
     report,
     tables,
 )
+from benchmarks.anomalies import anomalies
 from benchmarks.deciding import (
     bandit_worlds,
     bandits,
@@ -36,6 +37,7 @@ from benchmarks.deciding import (
     poisoned_rewards,
     propensities,
 )
+from benchmarks.embedded import embedded
 from benchmarks.faults import check_once, durability, recovery, reloads, soak
 from benchmarks.growth import growth
 from benchmarks.hostile import robustness
@@ -358,6 +360,8 @@ def everything() -> None:
         growth,
         start,
         newcomer,
+        embedded,
+        anomalies,
         observed,
     )
     others = (buffers, forgetting, prequential, comparison, detectors, robustness, edge, report)

@@ -224,3 +224,19 @@ def outliers(
     found = list((bench.over_http if http else bench.run)(seeds=range(seeds), rows=rows))
     show("outliers", found, as_json=as_json)
     raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)
+
+
+@app.command()
+def admission(
+    events: Annotated[int, typer.Option(help="events of a stream", min=1_000)] = 120_000,
+    seeds: Annotated[int, typer.Option(help="streams", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """A bounded table beside one without bound and one of as many places, and under a flood.
+
+    Takes some minutes.  Example: python -m benchmarks admission --seeds 1
+    """
+    from benchmarks import admission as bench
+
+    show("clicks by users of a million", bench.run(events, seeds), as_json=as_json)
+    show("a flood of names", bench.flood(), as_json=as_json)

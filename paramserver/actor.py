@@ -164,7 +164,7 @@ class ParameterServer:
             acks = [server.push(push, self._lookup) for push in message.pushes]
             orphans = [] if not message.adopts else leases.orphans(
                 running.open, server.clock, server.closed,
-                message.replica, message.partition, now_s, running.gone,
+                message.replica, message.partition, now_s, running.gone, message.waits,
             )  # fmt: skip
             if message.state is not None:
                 server.take(message.state, self._lookup)

@@ -157,7 +157,10 @@ def keys_of(block: Block) -> set[str] | list[IdArray] | None:
     """The keys or ids of a block; None of one that is touched as a whole."""
     if block.kind in WHOLE:
         return None
-    return [block.data.ids] if block.kind == ROWS else set(block.data)
+    if block.kind != ROWS:
+        return set(block.data)
+    rows: Rows = block.data
+    return [rows.ids, rows.gone] if len(rows.gone) else [rows.ids]
 
 
 def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:

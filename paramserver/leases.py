@@ -59,6 +59,7 @@ class Leases:
         own: int,
         now_s: float,
         gone: Collection[int] = (),
+        waits: Collection[int] = (),
     ) -> list[int]:
         """Partitions that ``replica`` is asked to adopt, those that it was given before included.
 
@@ -66,6 +67,8 @@ class Leases:
         ----------
         gone
             Partitions whose owner is known not to live: their owner's lease is not waited for.
+        waits
+            Partitions that what the replica has learned waits for: however many it adopts already.
         """
         self.tick(now_s)
         waiting = [p for p in partitions if p.id not in closed and not _finished(p, clock)]
@@ -76,7 +79,7 @@ class Leases:
         for partition in waiting:
             p = partition.id
             since = self._owner_s.setdefault(p, now_s)
-            if len(mine) >= self._adopt_max:
+            if len(mine) >= self._adopt_max and p not in waits:
                 continue  # not a break: the others' first sight is noted too
             if p == own or (self._live(since) and p not in gone):
                 continue

@@ -112,7 +112,7 @@ class Parts:
             if block.kind in WHOLE:
                 piece[name], size = block, size + _size(block)
             elif block.kind == ROWS:
-                each = _keys_of_a_row(block.data)
+                each, begin = _keys_of_a_row(block.data), max(begin, block.data.begin)
                 end = min(begin + max((room - size) // each, 1), block.data.end)
                 piece[name] = Block(ROWS, block.data.part(begin, end))
                 size += max((end - begin) * each, 1)

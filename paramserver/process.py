@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from paramserver.admission import TableBounds
 from paramserver.filters.sources import SOURCES_MAX
 from paramserver.lineage import Lineage
 from paramserver.parts import PART_KEYS
@@ -53,6 +54,8 @@ class ServerSettings:
         Sources that may be banned at once.
     sources_max
         Sources of which evidence is kept.
+    tables
+        Bounds of each table; None: there are none.
     umask
         Permissions that files of the server's process do not get; None: as it was started.
     """
@@ -71,6 +74,7 @@ class ServerSettings:
     halves_keep_s: float = 8 * DAY_S
     running_s: float = 15.0
     banned_max: int = 1_000
+    tables: TableBounds | None = None
     umask: int | None = None
 
 

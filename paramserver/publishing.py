@@ -15,7 +15,7 @@ from paramserver.running import Running
 from paramserver.server import Server
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import Contained
-from paramserver.status import rows_since
+from paramserver.status import rows_since, scores
 from paramserver.store import Store
 from paramserver.trimming import Trimming, contained_in_all
 
@@ -65,7 +65,7 @@ class Publishing:
                 state = None
                 if server.count != running.published or head_gone:
                     parent = None if head_gone else running.parent
-                    metrics = {**running.replicas.metrics(), **server.scores()}
+                    metrics = {**running.replicas.metrics(), **scores(server)}
                     state = server.begin_snapshot(running.host.wall(), parent, metrics)
             if state is not None:
                 try:

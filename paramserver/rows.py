@@ -22,9 +22,11 @@ from paramserver.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of
 WIDTH_MAX: Final = 1024
 """Numbers of a row."""
 
+_PACKED_LEAST: Final = 1024  # gaps
 _PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
 _Flags = npt.NDArray[np.bool_]
 _NONE: Final[Numbers] = np.zeros(0, dtype=np.int64)
+_NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
 
@@ -43,10 +45,18 @@ class Rows:
     ----------
     width
         Numbers of a row.
+    gone
+        Of a message: ids that there is no row of, whoever has one.
     """
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
         self.width: int = numbers.shape[1]
+        self.gone: IdArray = _NO_IDS
+        self._begin = 0  # where its order begins
+        self._hold(ids, numbers)
+
+    def _hold(self, ids: IdArray, numbers: Floats32) -> None:
+        """Have these rows, and memory of its own for them."""
         held = np.empty((pages_for(len(ids)) * PAGE_ROWS, self.width), dtype=np.float32)
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
@@ -75,9 +85,14 @@ class Rows:
         return self._n - len(self._gaps)
 
     @property
+    def begin(self) -> int:
+        """Where its order begins: behind where it ended before it was packed."""
+        return self._begin
+
+    @property
     def end(self) -> int:
         """Where its order ends: with gaps it has fewer rows."""
-        return self._n
+        return self._begin + self._n
 
     def lay_out(self) -> None:
         """Make ready to be asked, which takes a second for ten million rows; done once for all."""
@@ -102,13 +117,15 @@ class Rows:
     @property
     def size_bytes(self) -> int:
         """Bytes that the rows take in a message, without its frame."""
-        return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width)
+        gone = _ID.itemsize * len(self.gone)
+        return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
 
     def told(self) -> dict[str, Any]:
         """The rows as a message holds them."""
         numbers = self.numbers.astype(_NUMBER, copy=False)
         ids = self.ids.astype(_ID, copy=False)
-        return {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        told = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        return told | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else told
 
     @property
     def ids(self) -> IdArray:
@@ -145,24 +162,46 @@ class Rows:
         return out, known
 
     def select(self, ids: Sequence[IdArray]) -> Rows:
-        """Those of the ids, which may stand there more than once, that there are rows of."""
+        """Those of the ids, which may stand there more than once; the others are gone."""
         some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
         at = self._places(some)
         known = at >= 0
-        return Rows(some[known], self._read(at[known]))
+        selected = Rows(some[known], self._read(at[known]))
+        selected.gone = some[~known]
+        return selected
+
+    def has(self, ids: IdArray) -> _Flags:
+        """Tell which of the ids there are rows of."""
+        return self._places(ids) >= 0
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows from one place of the order to before another."""
-        at = np.arange(begin, min(end, self._n))
+        at = np.arange(max(begin - self._begin, 0), min(end - self._begin, self._n))
         at = at[self._gap_of(at) < 0]
         return Rows(self._ids.first(self._n)[at], self._read(at))
 
     def update(self, new: Rows) -> None:
-        """Take these rows in place of those with their ids."""
+        """Take these rows in place of those with their ids; and what is gone leaves."""
+        self.drop(new.gone)
         self.put(new.ids, new.numbers)
+
+    def drop(self, ids: IdArray) -> None:
+        """Have no row of these ids, each once; when half of all have left, the rest are packed."""
+        if not len(ids):
+            return
+        at = self._places(ids)
+        at = np.sort(at[at >= 0])
+        self._gaps = np.insert(self._gaps, np.searchsorted(self._gaps, at), at)
+        if len(self._gaps) > max(len(self), _PACKED_LEAST):
+            kept, numbers, pages, pool = self.ids.copy(), self.numbers, self._pages, self._pool
+            self._begin = self.end  # whoever has read up to somewhere reads all of it again
+            self._hold(kept, numbers)
+            pool.release(pages)
 
     def put(self, ids: IdArray, numbers: Floats32) -> None:
         """Take the rows in place of those with these ids, which stand there once each."""
+        if len(self.gone):
+            self.gone = np.setdiff1d(self.gone, ids)
         at = self._ids.find(ids, self._ids.count)
         new = at < 0
         if fresh := int(new.sum()):
@@ -210,7 +249,7 @@ class Rows:
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
-        made._gaps = self._gaps
+        made._gaps, made._begin, made.gone = self._gaps, self._begin, self.gone
         self._pool.share(self._pages)
         return made
 
@@ -221,9 +260,10 @@ class Rows:
 def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     """The rows of a message, checked.  Raises BlockError, with the block's name."""
     width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
+    gone = data.get("gone", b"")
     if type(width) is not int or not 1 <= width <= WIDTH_MAX:
         raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
-    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) != 3:
+    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) > 4:
         raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
     n = len(ids) // _ID.itemsize
     if len(ids) != n * _ID.itemsize or len(numbers) != n * width * _NUMBER.itemsize:
@@ -235,4 +275,12 @@ def read_rows(name: str, data: dict[Any, Any]) -> Rows:
     rows = np.frombuffer(numbers, dtype=_NUMBER).reshape(n, width)
     if not np.isfinite(rows).all():
         raise BlockError(name, "numbers", "a number is not finite")
-    return Rows(each.astype(np.uint64), rows)
+    made = Rows(each.astype(np.uint64), rows)
+    made.gone = _read_gone(name, gone)
+    return made
+
+
+def _read_gone(name: str, gone: object) -> IdArray:
+    if not isinstance(gone, bytes) or len(gone) % _ID.itemsize:
+        raise BlockError(name, "gone", "what is gone is ids of eight bytes each")
+    return np.frombuffer(gone, dtype=_ID).astype(np.uint64)

@@ -105,6 +105,7 @@ class Running:
     ) -> None:
         """Serve what a start has found."""
         found.server.sources_max = self.settings.sources_max
+        found.server.bound(self.settings.tables)
         with self.lock:
             now_s = self.host.monotonic()
             self.server, self.history = found.server, history
@@ -120,6 +121,7 @@ class Running:
     def go_over(self, server: Server) -> None:
         """Serve another state from now on, under the epoch just taken."""
         server.sources_max = self.settings.sources_max
+        server.bound(self.settings.tables)
         with self.lock:
             parent = None if self.parent is None else parse_name(self.parent)
             self.server, self.published = server, None

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final, Literal, Self
 
 from paramserver import wire
+from paramserver.admission import Keeper, TableBounds, taken_out
 from paramserver.applied import Applied, AppliedPushes
 from paramserver.blocks import (
-    COUNT,
     DEFAULT_LIMITS,
     DIGEST,
     ROWS,
@@ -21,6 +21,7 @@ from paramserver.blocks import (
     Blocks,
     Limits,
     Touched,
+    add_touched,
     copy_block,
     from_wire,
     merge,
@@ -46,9 +47,6 @@ with ``lagging`` nothing.
 Lookup = Callable[[int], PartitionInfo | None]
 """The store's partition, or None if the store does not know it."""
 
-METRICS: Final = "metrics"
-SCORES: Final = ("n", "correct", "abs_error")
-"""Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
 HISTORY_MAX: Final = 4096
 _BEHIND: Final = 16  # of the history: so much may parts of the values be behind one another
 
@@ -109,6 +107,8 @@ class Server:
         self.durable: dict[int, int] = {}
         self.sources_max = SOURCES_MAX
         self.sources_left = 0
+        self.keeper: Keeper | None = None
+        self._kept: Blocks = {}  # what a snapshot has of one
         self._limits = limits
         self._parts = WalkedParts(part_keys, history_max // _BEHIND)
         self._applied = AppliedPushes(history_max)
@@ -135,11 +135,18 @@ class Server:
         server.position = state.position
         server.note_decided(state)
         server.values = _laid_out(state.values)
+        server._kept = taken_out(server.values)
         server._shared = set(server.values)
         server.clock = dict(state.clock)
         server.closed = set(state.closed)
         server.durable = dict(state.clock)
         return server
+
+    def bound(self, bounds: TableBounds | None) -> None:
+        """Keep tables within these bounds; None: there are none.  Before anybody is answered."""
+        if bounds is not None:
+            self.keeper = Keeper(bounds, self._kept)
+            self.keeper.fit(self.values, self.count)
 
     @property
     def version(self) -> wire.Version:
@@ -172,20 +179,24 @@ class Server:
             return wire.Ack("repeat", partition, clock, 0.0)
         if push.first != clock + 1:
             return wire.Ack("gap", partition, clock, 0.0)
-        delta = from_wire(push.blocks, self._limits)
+        pushed = delta = from_wire(push.blocks, self._limits)
+        base = push.base[1] if push.base[0] == self.epoch else 0
+        if self.keeper is not None:
+            delta = self.keeper.admitted(self.values, pushed, base)
         others: list[Applied] = []
         if self.rule != "sum":  # versions of another epoch don't compare: all that this one knows
-            base = push.base[1] if push.base[0] == self.epoch else 0
             others = self._applied.by_others(partition, base)
         scale = 1.0 / (1 + len(others))
         whole: Blocks = {}
         if others and self.rule == "compensated":
             learners = _learners(push, others)
             whole = compensated(self.values, delta, push.curved, learners, scale)
-        self._unshare(delta)
+        _unshare(self.values, self._shared, delta)
         touched = merge(self.values, {**delta, **whole}, scale, whole=whole)
         self.sources_left += keep_bounds(self.values, touched, self.sources_max)
         self.count += 1
+        if self.keeper is not None:
+            add_touched(touched, self.keeper.settle(self.values, pushed, base, self.count))
         self.clock[partition] = push.last
         self._applied.note(Applied(self.count, partition, push.n, touched))
         self._parts.note(touched)
@@ -213,7 +224,7 @@ class Server:
             if partition not in self.clock and lookup(partition) is None:
                 return False  # its rows could never be found again
         blocks = from_wire(state.blocks, self._limits)
-        self._unshare(blocks)
+        _unshare(self.values, self._shared, blocks)
         rows = sum(last - self.clock.get(p, 0) for p, last in clock.items())
         touched = put(self.values, blocks)
         self.sources_left += keep_bounds(self.values, touched, self.sources_max)
@@ -223,13 +234,6 @@ class Server:
         self._applied.note(Applied(self.count, 0, rows, touched))
         self._parts.note(touched)
         return True
-
-    def _unshare(self, delta: Blocks) -> None:
-        for name in self._shared.intersection(delta):
-            block = self.values.get(name)
-            if block is not None:
-                self.values[name] = copy_block(block)
-            self._shared.discard(name)
 
     def changes_since(self, since: wire.Version | None) -> Touched | None:
         """Return what was touched after ``since``, or None if that is not known any more."""
@@ -247,7 +251,7 @@ class Server:
         keeper: bool = False,
     ) -> wire.SyncReply:
         """State after the pushes.  It shares blocks: encode it before the next push."""
-        named = {request.partition, *request.adopting, *orphans}
+        named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
         if request.role and request.values:  # what is hidden is in the values, too
             named |= self.clock.keys() | self.closed
@@ -270,13 +274,6 @@ class Server:
             keeper=keeper,
             **self._parts.told(request, self.values, self.version, self.changes_since),
         )
-
-    def scores(self) -> dict[str, float]:
-        """The totals of :data:`SCORES` in the values, to be kept beside snapshots."""
-        block = self.values.get(METRICS)
-        if block is None or block.kind != COUNT:
-            return {}
-        return {name: float(block.data[name]) for name in SCORES if name in block.data}
 
     def learned(self) -> int:
         """Events in the values."""
@@ -331,7 +328,7 @@ class Server:
             spec=self.spec,
             spec_text=self.spec_text,
             version=self.version,
-            values=_shallow(self.values),
+            values=_shallow(self.values) | (self.keeper.blocks() if self.keeper else {}),
             clock=dict(self.clock),
             closed=frozenset(self.closed),
             control=self.control,
@@ -359,6 +356,14 @@ def _learners(push: wire.Push, others: Iterable[Applied]) -> float:
     for applied in others:
         rows[applied.partition] = rows.get(applied.partition, 0) + applied.rows
     return effective_learners(rows.values())
+
+
+def _unshare(values: Blocks, shared: set[str], delta: Blocks) -> None:
+    """Have blocks of the server's own that the delta changes."""
+    for name in shared.intersection(delta):
+        if name in values:
+            values[name] = copy_block(values[name])
+        shared.discard(name)
 
 
 def _shallow(blocks: Blocks) -> Blocks:

@@ -5,13 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from paramserver.blocks import size_bytes
-from paramserver.server import SCORES, Server
+from paramserver.blocks import COUNT, size_bytes
+from paramserver.server import Server
 from paramserver.snapshots.history import Listed
 from paramserver.state import Contained
 from paramserver.store import PartitionInfo
 
 EPOCHS_SHOWN: Final = 9
+
+METRICS: Final = "metrics"
+SCORES: Final = ("n", "correct", "abs_error")
+"""Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
+
+
+def scores(server: Server) -> dict[str, float]:
+    """The totals of :data:`SCORES` in the values, to be kept beside snapshots."""
+    block = server.values.get(METRICS)
+    if block is None or block.kind != COUNT:
+        return {}
+    return {name: float(block.data[name]) for name in SCORES if name in block.data}
 
 
 def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, float]]:
@@ -21,7 +33,7 @@ def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, fl
     for row in listed:  # newest first
         ends.setdefault(row.version[0], row.metrics)
     if server is not None:
-        ends[server.epoch] = server.scores()
+        ends[server.epoch] = scores(server)
     shown = sorted(ends.items())[-EPOCHS_SHOWN:]
     return [
         {"epoch": epoch, **{name: totals[name] for name in SCORES if name in totals}}
@@ -60,4 +72,5 @@ def numbers(server: Server | None) -> dict[str, Any]:
         "closed": sorted(server.closed),
         "durable": dict(server.durable),
         "bytes": size_bytes(server.values),
+        "tables": {} if server.keeper is None else server.keeper.counts(server.values),
     }

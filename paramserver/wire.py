@@ -111,6 +111,9 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
         What such a replica has learned; None: nothing to say.
     marks
         Of rows in the pushes that somebody looks after.
+    waits
+        Partitions of which the server has to have rows first: their clocks are told though they may
+        be finished, and orphans among them are adopted beside others.
     """
 
     format: int
@@ -127,6 +130,7 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     role: str = ""
     state: OrderedState | None = None
     marks: list[Mark] = []
+    waits: list[int] = []
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):

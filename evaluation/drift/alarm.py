@@ -81,6 +81,15 @@ class Alarm:
         """Whether it is an error that rose: what actions are for."""
         return self.signal == "error" and self.direction == "up"
 
+    def __str__(self) -> str:
+        """Tell it in a line of a log; a feature's name in quotes, as others chose it."""
+        what = f"{self.signal} {self.name!r}" if self.name else self.signal
+        course = ""
+        if self.before is not None and self.after is not None:
+            course = f" from {self.before:.3g} to {self.after:.3g}"
+        where = f"since row {self.since}, seen at row {self.row} by {self.detector}"
+        return f"drift: {what} changed ({self.direction}){course}, {where}"
+
     def data(self) -> dict[str, Any]:
         """Return the alarm as JSON takes it."""
         return asdict(self)

@@ -85,15 +85,17 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
     else:
         at = time.strftime("%H:%M:%S", time.localtime(event["at"]))
         ms = int(event["at"] % 1 * 1000)
-        features = json.dumps(event.get("features") or {}, ensure_ascii=False)
+        known = event.get("features")
+        features = f"  {json.dumps(known, ensure_ascii=False)}" if known else ""
         shown = features if len(features) <= _WIDE else features[: _WIDE - 1] + "…"
         if kind == "answer":
             said = f"-> {json.dumps(event['prediction'])}{_sure(event)}"
         elif kind == "choice":
             said = f"-> {event['action']} ({event['probability']:.2f} of {event['of']} actions)"
         else:
-            said = f"<- {json.dumps(event.get('label'))} {event['status']} of {event['source']}"
-        print(plain(f"{at}.{ms:03} {said}  {shown}"))
+            label = json.dumps(event["label"]) if "label" in event else "no label,"
+            said = f"<- {label} {event['status']} of {event['source']}"
+        print(plain(f"{at}.{ms:03} {said}{shown}"))
 
 
 def _sure(event: dict[str, Any]) -> str:

@@ -102,7 +102,8 @@ class Screen:
         if answer.status_code != 200:
             return ""
         columns = answer.json()["columns"]
-        return blocks(columns.get(score_of(model)[0], []))
+        shown = "anomalies" if model.get("anomaly") else score_of(model)[0]
+        return blocks(columns.get(shown, []))
 
     def shown(self) -> RenderableType:
         """The table of all models, and what is wrong."""
@@ -113,7 +114,7 @@ class Screen:
         table = Table(box=None, pad_edge=False, expand=False)
         for column in (
             "model", "score", "rule", "verdict", "last hour", "drift", "age", "answers/s",
-            "labels/s", "behind", "set aside", "replicas",
+            "rows/s", "behind", "set aside", "replicas",
         ):  # fmt: skip
             left = column in ("model", "verdict", "last hour", "drift")
             table.add_column(column, justify="left" if left else "right", no_wrap=column == "model")
@@ -134,7 +135,7 @@ def totals(model: Mapping[str, Any]) -> dict[str, float]:
     reports = model["replicas"].values()
     labels = ("feedback_learned", "feedback_clipped", "feedback_quarantined", "feedback_queued")
     return {
-        "answers": sum(report.get("predictions", 0.0) for report in reports),
+        "answers": sum(r.get("predictions", 0.0) + r.get("choices", 0.0) for r in reports),
         "labels": sum(report.get(name, 0.0) for report in reports for name in labels),
     }
 
@@ -153,6 +154,9 @@ def verdict(model: Mapping[str, Any]) -> str:
     quality, (score, *rules) = model["quality"], score_of(model)
     if model["incident"]:
         return "[red]incident[/red]"
+    if (odd := model.get("anomaly")) and odd["rows"]:
+        auc = "" if quality.get("auc") is None else f", AUC {short(quality['auc'])}"
+        return f"{100 * odd['share']:.1f} % anomalies{auc}"
     if quality["n"] < _FEW:
         return "too few labels"
     known = [quality[rule] for rule in rules if quality[rule] is not None]

@@ -28,6 +28,8 @@ _MOST: Final = 200  # characters of a mark's text
 _FEATURES: Final = 8
 """Features whose drift is kept: those that moved most."""
 _NAME: Final = 64  # characters of a feature's name
+ODD: Final = ("rows", "above")
+"""Rows of `task: anomaly`, and those of them that were answered as anomalies."""
 TENTHS: Final = 10
 """Bins of the calibration."""
 
@@ -84,6 +86,8 @@ def sample(status: Mapping[str, Any], at: float, before: Sample | None) -> Sampl
     for name in [name for name in totals if name[:1] == "c" and name[1:2].isdigit()]:
         del totals[name]
     totals |= _calibration(quality.get("reliability") or ())
+    if odd := status.get("anomaly"):  # these go back with a rollback, too
+        totals |= {name: float(odd[name]) for name in ODD}
     gauges = {"learned": float(status["learned"])}
     for name in ("updates_behind", "memory_bytes"):
         if (now := status.get(name)) is not None:

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.history.samples import SCORES, TENTHS, Mark, Sample, happened, percentile, sample
+from online.history.samples import ODD, SCORES, TENTHS, Mark, Sample, happened, percentile, sample
 
 log = logging.getLogger("online.history")
 
@@ -165,8 +165,9 @@ def read(
     dict
         ``columns``: by name, lists of one length: ``at`` (end of the step), ``n`` (rows judged
         by then), means over the rows of the step (``accuracy``, ``no_change`` …; None: no row),
-        rates in rows a second, ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as
-        they were.  ``marks``: what happened.  ``recorded``: False if there is no history here.
+        ``anomalies`` (share of the rows that were answered as some), rates in rows a second,
+        ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as they were.
+        ``marks``: what happened.  ``recorded``: False if there is no history here.
     """
     file = file_of(folder, model)
     if not file.exists():
@@ -222,6 +223,9 @@ def _step(was: Sample, now: Sample) -> dict[str, float | None]:
         off = [abs(counts[f"c{i}said"] - counts[f"c{i}true"]) for i in tenths]
         judged = sum(counts[f"c{i}n"] for i in tenths)
         out["calibration_error"] = sum(off) / judged if rows > 0 and judged > 0 else None
+    if all(name in now.totals and name in was.totals for name in ODD):
+        learned, above = (counts[name] for name in ODD)
+        out["anomalies"] = above / learned if learned > 0 else None
     for name in RATES:
         if name in counts:
             out[f"{name}_per_s"] = counts[name] / seconds

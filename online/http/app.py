@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import gzip
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
@@ -447,11 +448,15 @@ def build_rest(
 
 def _add_plain(app: FastAPI, models: Sequence[str]) -> None:
     """Add what needs no model: the page, and whether anybody is there."""
-    page = _page()
+    plain = _page().encode()
+    packed = gzip.compress(plain, mtime=0)
 
     @app.get("/", include_in_schema=False)
-    async def index() -> HTMLResponse:
-        return HTMLResponse(page)
+    async def index(request: Request) -> HTMLResponse:
+        vary = {"vary": "accept-encoding"}
+        if "gzip" in request.headers.get("accept-encoding", ""):
+            return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
+        return HTMLResponse(plain, headers=vary)
 
     @app.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, bool]:

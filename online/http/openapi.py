@@ -63,7 +63,7 @@ def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) ->
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
             made = plain()
-            _add_hot(made)
+            _add_hot(made, unlabelled=any(_unlabelled(one) for one in servings.values()))
             _add_refusals(made, guarded=guarded)
             _name_models(made, servings)
             _add_declared(made, servings)
@@ -73,7 +73,12 @@ def document(app: FastAPI, servings: Mapping[str, Serving], *, guarded: bool) ->
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _add_hot(made: dict[str, Any]) -> None:
+def _unlabelled(serving: Serving) -> bool:
+    """Whether its rows may come without a label."""
+    return serving.replica.settings.anomaly is not None
+
+
+def _add_hot(made: dict[str, Any], *, unlabelled: bool) -> None:
     (predict, one, many, feedback, receipt, receipts, keys, score, scores, *_), components = (
         msgspec.json.schema_components(
             [
@@ -96,7 +101,8 @@ def _add_hot(made: dict[str, Any]) -> None:
         )
     )
     components["PredictRequest"]["oneOf"] = _one_of(["features"], ["instances"])
-    one_event = (["id", "label"], ["features", "label"])
+    needed_label = [] if unlabelled else ["label"]
+    one_event = (["id", *needed_label], ["features", *needed_label])
     components["FeedbackRequest"]["oneOf"] = _one_of(*one_event, ["events"])
     _schemas(made).update(components)
     refused = {"$ref": _REFS.format(name="ErrorAnswer")}

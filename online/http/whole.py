@@ -1,8 +1,7 @@
 """An answer leaves in one piece: its head waits for its body.
 
 uvicorn writes the two one after the other, and uvloop sends each at once.  That is two calls of the
-system, two packets and two awakenings of whoever reads them, for an answer of some hundred bytes:
-a fifth of what a prediction costs.
+system, two packets and two awakenings of whoever reads them, for an answer of some hundred bytes.
 """
 
 from __future__ import annotations

@@ -95,6 +95,8 @@ class BaseLearner(ABC):
         Past rows that are learned again with fresh ones; None: there are none.
     latest
         The row at hand, if it was learned.
+    waits
+        Partitions of which the server lacks rows that have to come before what is to be sent.
     """
 
     role: ClassVar[str] = ""
@@ -126,6 +128,7 @@ class BaseLearner(ABC):
         self.undone = Undone()
         self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
         self.arrival = Arrival(None)
+        self.waits: set[int] = set()
 
     # -- answering ----------------------------------------------------------------------------
 

@@ -32,6 +32,9 @@ class Track:
 
 Tracks: TypeAlias = dict[int, Track]
 
+Place: TypeAlias = tuple[int, int]
+"""Partition and offset of a row."""
+
 CLOSED: Final = 2**62
 """Clock of a closed partition: whatever its end, all of its rows are in."""
 
@@ -85,7 +88,12 @@ def finish(
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A delta says what rows ``first … last`` of a partition did; ``n`` of them were learned."""
+    """A delta says what rows ``first … last`` of a partition did; ``n`` of them were learned.
+
+    No server takes it before it has what its rows take back.  ``behind``: what the first one does;
+    it may have to wait.  ``within``: by partition, the last that the others do; when they were
+    learned the server had those.
+    """
 
     partition: int
     first: int
@@ -95,6 +103,13 @@ class Delta:
     blocks: Blocks
     size_bytes: int
     curved: Curved = field(default_factory=dict)
+    behind: Place | None = None
+    within: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def after(self) -> list[Place]:
+        """Return all that a server has to have before it."""
+        return [*self.within.items(), *([] if self.behind is None else [self.behind])]
 
     def push(self, spec: str, version: Version) -> Push:
         """The same for a server of this version's epoch."""
@@ -113,6 +128,8 @@ class Opened:
     last: int
     base: Version
     rows: list[tuple[Row, Example, Lesson]] = field(default_factory=list)
+    behind: Place | None = None
+    within: dict[int, int] = field(default_factory=dict)
 
     @property
     def n(self) -> int:

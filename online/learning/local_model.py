@@ -7,11 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from evaluation.metrics import Task
 from online.learning.base import BaseLearner
-from online.learning.deltas import Delta, Deltas, Opened, Pulled, Track, ends, open_ones, stays
+from online.learning.deltas import (
+    Delta,
+    Deltas,
+    Opened,
+    Place,
+    Pulled,
+    Track,
+    ends,
+    open_ones,
+    stays,
+)
 from online.learning.values_in_parts import Arrival
 from online.models.base import Compensable, Model, Walking
 from paramserver import blocks as algebra
@@ -19,6 +29,9 @@ from paramserver.blocks import Blocks, Touched
 from paramserver.wire import OrderedState, Push, Version
 from replay.journal.base import Row
 from replay.memory import Memory
+
+WAITS_MAX: Final = 3_000
+"""Exchanges in a row that deltas wait for rows of others, which nobody may be able to learn."""
 
 
 class LocalModel(BaseLearner):
@@ -61,7 +74,7 @@ class LocalModel(BaseLearner):
         self.arrival = Arrival(build if self.mergeable else None)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
         self._served: dict[int, int] = {}  # until then: the clock of what answers
-        self._pending_n = 0
+        self._pending_n = self._waited = 0
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -168,20 +181,29 @@ class LocalModel(BaseLearner):
         curved = {name: keys for name, keys in curved.items() if name in blocks}
         size, n = algebra.size_bytes(blocks) + 200, len(opened.rows)
         size += sum(len(key) + 20 for keys in curved.values() for key in keys)
-        self._deltas.add(
-            Delta(opened.partition, opened.first, opened.last, n, opened.base, blocks, size, curved)
-        )
+        bounds = (opened.partition, opened.first, opened.last, n)
+        after = (opened.behind, opened.within)
+        self._deltas.add(Delta(*bounds, opened.base, blocks, size, curved, *after))
         self._pending_n += n
 
-    def _cut_before(self, row: Row) -> None:
-        opened = self._open
-        if opened and (opened.partition != row.partition or len(opened.rows) >= self._rows_max):
+    def _cut_before(self, row: Row, behind: Place | None = None) -> None:
+        if (opened := self._open) is None:
+            return
+        full = opened.partition != row.partition or len(opened.rows) >= self._rows_max
+        if full or (behind is not None and not self.arrival.has(*behind)):
             self._cut()
 
-    def _opened_at(self, row: Row) -> Opened:
-        """The open delta, which begins with the row if there is none."""
+    def _opened_at(self, row: Row, behind: Place | None = None) -> Opened:
+        """The open delta, which begins with the row if there is none.
+
+        ``behind``: the row that this one takes back.
+        """
         if self._open is None:
-            self._open = Opened(row.partition, row.offset, row.offset, self.version)
+            self._open = Opened(row.partition, row.offset, row.offset, self.version, [], behind)
+        elif behind is not None:
+            partition, offset = behind
+            within = self._open.within
+            within[partition] = max(offset, within.get(partition, 0))
         return self._open
 
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
@@ -214,7 +236,21 @@ class LocalModel(BaseLearner):
         if self._open and not self._stays():
             self._cut()
         due = self._deltas.due(self.arrival.clock, self.tracks, frozen=self.frozen)
-        return [d.push(self._spec, self.arrival.met) for d in due[:limit]]
+        ready = self._ready(due)
+        return [d.push(self._spec, self.arrival.met) for d in ready[:limit]]
+
+    def _ready(self, due: Sequence[Delta]) -> Sequence[Delta]:
+        """Those that no row is missing for on the server; the others wait, but not for ever."""
+        self.waits = {partition for delta in due for partition, _ in delta.after}
+        held: set[int] = set()
+        ready: list[Delta] = []
+        for delta in due:
+            if not all(self.arrival.has(*place) for place in delta.after):
+                held.add(delta.partition)
+            if delta.partition not in held:
+                ready.append(delta)
+        self._waited = self._waited + 1 if held else 0
+        return due if self._waited > WAITS_MAX else ready
 
     def _stays(self) -> bool:
         return self.frozen and self._open is not None and stays(self._open, self.tracks)

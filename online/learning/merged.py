@@ -23,7 +23,16 @@ from typing import cast
 from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import BOUNDED, numbers_of
 from online.learning.counters import DIGEST
-from online.learning.deltas import CLOSED, Opened, finish, moved, restart, touched_by
+from online.learning.deltas import (
+    CLOSED,
+    Delta,
+    Opened,
+    Place,
+    finish,
+    moved,
+    restart,
+    touched_by,
+)
 from online.learning.local_model import LocalModel
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking
@@ -55,15 +64,18 @@ class Learner(LocalModel):
         ``example`` is what the row's payload says, where somebody has it; None: it is read here.
         """
         assert self.wants(row), f"row {row.offset} of {row.partition} is none of {self.wanted()}"
-        self._cut_before(row)
-        opened = self._opened_at(row)
-        failed = None
+        failed, behind = None, None
         self.latest = None
         learned = row.verdict in LEARNED and not self.undone.has(row.partition, row.offset)
         if learned and (why := give_up or why_not_taught(row)) is not None:
-            failed = Failed(row, why)
-        elif learned:
-            failed = self._try(row, opened, example or codec.decode(row.payload))
+            failed, learned = Failed(row, why), False
+        if learned:
+            example = example or codec.decode(row.payload)
+            behind = _taken_back(row, example)
+        self._cut_before(row, behind)
+        opened = self._opened_at(row, behind)
+        if learned and example is not None:
+            failed = self._try(row, opened, example)
         self._note_evidence(row)
         opened.last = row.offset
         self.tracks[row.partition].next += 1
@@ -285,9 +297,18 @@ class Learner(LocalModel):
     def _broken(self) -> Collection[int]:
         """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
         unbroken, begun = self._deltas.unbroken, [t for t in self.tracks.items() if not t[1].held]
-        return self._together(
-            [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
-        )
+        lost = [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
+        return self._together([*lost, *self._torn() - {*lost}])
+
+    def _torn(self) -> set[int]:
+        """Partitions with a delta in whose midst the server lacks what a row takes back.
+
+        An earlier server had it.  The rows are learned again, in deltas that can wait for it.
+        """
+        kept: list[Delta | Opened] = [*self._deltas.pending(self.clock)]
+        kept += [] if self._open is None else [self._open]
+        has = self.arrival.has
+        return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
 
     def _rebuild(
         self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
@@ -325,6 +346,17 @@ class Learner(LocalModel):
         judged: Touched = {name: None for held in blocks for name in of_sources(held)}
         self.evidence.reset(self._pulled.with_deltas(pending, judged))
         self._switch()
+
+
+def _taken_back(row: Row, example: Example) -> Place | None:
+    """The row of another partition that this one takes back; None: there is none.
+
+    A snapshot that has a correction without what it corrects could not be gone back to.
+    """
+    first = example.corrects
+    if first is None or first.offset == 0 or first.partition == row.partition:
+        return None
+    return first.partition, first.offset
 
 
 def _clock(reply: SyncReply) -> dict[int, int]:

@@ -71,6 +71,7 @@ class Arrival:
         self.epoch = 0
         self.met: Version = (0, 0)
         self.clock: dict[int, int] = {}
+        self._reached: dict[int, int] = {}
         self.values: Arriving | None = None
         self._left: list[tuple[Pulled, Model]] = []
 
@@ -83,9 +84,15 @@ class Arrival:
         """Push to this server from now on; ``taken``: its values have all come."""
         if reply.epoch != self.met[0]:
             self.met = (reply.epoch, reply.count)
+            self._reached = {}
         self.clock = dict(clock)
+        self._reached |= clock
         if taken:
             self.values = None
+
+    def has(self, partition: int, offset: int) -> bool:
+        """Whether the server has told that it has the row: of finished partitions it told once."""
+        return self._reached.get(partition, 0) >= offset
 
     def take(self, part: SyncReply) -> Iterator[None]:
         """Take a part, a piece a step."""

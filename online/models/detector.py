@@ -85,7 +85,11 @@ class Detector:
 
 
 class Ranking(Detector):
-    """A detector whose score is a rank: the share of the rows learned lately that scored lower."""
+    """A detector whose score is a rank: the share of the rows learned lately that scored lower.
+
+    Zeros that a detector says before anything else are not ranked: river's half-space trees say
+    them for a whole window, and beside these each of the next rows would be an anomaly.
+    """
 
     def __init__(self, detector: Any) -> None:
         super().__init__(detector)
@@ -106,7 +110,7 @@ class Ranking(Detector):
             return
         score = self._score(features)
         super().learn_one(features, label)
-        if math.isnan(score):
+        if math.isnan(score) or (score == 0.0 and not self._sorted):
             return
         if len(self._lately) == REFERENCE_ROWS:
             del self._sorted[bisect_left(self._sorted, self._lately[0])]

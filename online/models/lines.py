@@ -227,8 +227,11 @@ class TableLines:
         block = values.get(TABLE)
         if block is None:
             return
-        ids, numbers = block.data.ids, block.data.numbers
-        self._table.put(ids, numbers)
+        ids, numbers, gone = block.data.ids, block.data.numbers, block.data.gone
+        self._table.update(block.data)
+        if len(gone):
+            ids = np.concatenate((ids, gone))
+            numbers = np.concatenate((numbers, np.zeros((len(gone), self._learned), np.float32)))
         if self._hot:
             at = np.array([self._hot.get(i, -1) for i in ids.tolist()], dtype=np.int64)
             self._base[at[at >= 0]] = numbers[at >= 0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from collections.abc import Sequence
 
 import msgspec
 
+from online.errors import RequestError
 from online.learning.base import LEARNED
 from online.replica.fates import Fates
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written
-from online.replica.refused import refusal_of
+from online.replica.refused import refusal_of, unanswered_in_time
 from online.replica.shared import Shared
 from online.rows import history
 from online.rows.finals import may_change
@@ -53,6 +56,7 @@ class Answers:
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         self._fates = Fates(shared.control.decisions, shared.followed)
         self._partition, self._crossing = partition, shared.crossing
+        self._wait_s = shared.limits.feedback_wait_s
         self._unanswered: list[tuple[Waiter, Outcome]] = []
         # Hardly ever do two wait for the same row, and a thousand lists that live for some
         # milliseconds have Python look for circles in all that there is.
@@ -202,16 +206,29 @@ class Answers:
         self.give(waiting, i, found)
 
     async def stand_for(self, waiters: Sequence[Waiter]) -> None:
-        """Answer for rows that came with the server's values: whoever rewrote them had them."""
-        find, model = self._store.journal.find, self._model
-        for waiter in waiters:
-            waiting, i = waiter.waiting, waiter.i
-            try:
-                row = await self._store.surely(find, model, waiting.keys[i])
-                if row is not None:
-                    await self._stand(waiting, i, Outcome(not waiter.repeat, row))
-            except JournalDamaged as error:
-                self._spoil(waiting, i, error)
+        """Answer for rows that came with the server's values: whoever rewrote them had them.
+
+        For ``limits.feedback_wait_s`` at most: then nobody waits for the answers any more, and
+        learning goes on.
+        """
+        left = deque(waiters)
+        try:
+            async with asyncio.timeout(self._wait_s):
+                while left:
+                    await self._stand_learned(left[0])
+                    left.popleft()
+        except TimeoutError:
+            for waiter in left:
+                self._end(waiter.waiting, [waiter.i], unanswered_in_time())
+
+    async def _stand_learned(self, waiter: Waiter) -> None:
+        waiting, i = waiter.waiting, waiter.i
+        try:
+            row = await self._store.surely(self._store.journal.find, self._model, waiting.keys[i])
+            if row is not None:
+                await self._stand(waiting, i, Outcome(not waiter.repeat, row))
+        except JournalDamaged as error:
+            self._spoil(waiting, i, error)
 
     async def leave_to_adopter(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows of a partition that was sealed: whoever sealed it learns them."""
@@ -243,10 +260,14 @@ class Answers:
                 refused.setdefault(event.waiting, []).append(event.i)
         for waiting, places in refused.items():
             self._counts["refused_journal"] += len(places)
-            self.requests -= len(places) if waiting.each else not waiting.refused
-            waiting.refused = True
             in_part = not waiting.each and len(places) < len(waiting.rows)
-            waiting.fail(refusal_of(error, in_part=in_part), places)
+            self._end(waiting, places, refusal_of(error, in_part=in_part))
+
+    def _end(self, waiting: Waiting, places: Sequence[int], error: RequestError) -> None:
+        """End the request, or those of the rows at these places, with an error."""
+        self.requests -= len(places) if waiting.each else not waiting.refused
+        waiting.refused = True
+        waiting.fail(error, places)
 
 
 def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:

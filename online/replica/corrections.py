@@ -8,18 +8,23 @@ of the same commit.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from online.replica.answers import Answers, Waiter
 from online.replica.pending import Written
 from online.replica.shared import Shared
 from online.rows import history
 from online.rows.finals import final_key, final_row
-from online.rows.joins import Whole
+from online.rows.joins import ROUNDS_MAX, Whole
+from online.rows.lessons import Lesson, lesson
+from paramserver import rewrites
 from replay import codec
-from replay.errors import ReplayError
+from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Example
-from replay.journal.base import Journal, NewRow, Outcome, Row, Verdict
+from replay.journal.base import Journal, NewRow, Only, Outcome, Row, Verdict
+
+DECIDING: Final = tuple(sorted({*rewrites.DECISIONS, rewrites.SOURCE}))
+"""Kinds of control rows that change what teaches an event, or may be taught."""
 
 Write = Callable[
     [list[NewRow], list[Example | None]], Awaitable[tuple[list[NewRow], Sequence[Outcome]]]
@@ -63,25 +68,23 @@ class Corrections:
         """Write final labels of events whose label was provisional, and answer for the events."""
         events, self._answers.changing = self._answers.changing, []
         most = self._store.journal.batch_rows_max
-        for start in range(0, len(events), most):
+        while events:
+            some, events = events[:most], events[most:]
+            left = {id(event): event for event, _ in some}
             try:
-                settled = await self._settled(events[start : start + most])
+                await self._settle(some, left)
             except ReplayError as error:
-                left = [event for event, _ in events[start:]]
+                refused = [*left.values(), *(event for event, _ in events)]
                 self._answers.refuse(
-                    [Written(Whole(_asked(e)), e.waiting, e.i) for e in left], error
+                    [Written(Whole(_asked(e)), e.waiting, e.i) for e in refused], error
                 )
                 return
-            for event, outcome in settled:
-                if outcome.row is not None:
-                    event.waiting.keys[event.i] = outcome.row.key
-                self._answers.note_settled(event, outcome)
 
-    async def _settled(self, events: Sequence[_Event]) -> list[_Event]:
-        """Tell what became of each event: of a provisional label, its final one stands.
+    async def _settle(self, events: Sequence[_Event], left: dict[int, Waiter]) -> None:
+        """Find out what becomes of each event: of a provisional label, its final one stands.
 
-        Raises ReplayError if nothing was written, or a read has failed.  Does not pause after the
-        append.
+        ``left``: those of which it is not known yet.  Raises ReplayError if of these nothing was
+        written, or a read has failed.
         """
         repeats: list[_Event] = []
         finals: list[_Final] = []
@@ -93,50 +96,62 @@ class Corrections:
                 repeats.append((event, outcome))
             else:
                 finals.append(_Final(event, label, first))
-        keys = [outcome.row.key for _, outcome in repeats if outcome.row is not None]
-        firsts = [final.first for final in finals]
-        kept = [first.key for first in firsts if first.verdict is Verdict.QUARANTINED]
+        for event, outcome in await self._repeated(repeats):
+            self._note(event, outcome, left)
+        kept = [f.first.key for f in finals if f.first.verdict is Verdict.QUARANTINED]
         if kept:
             await self._store.write(_discard, self._store.journal, self._model, kept)
-        decisions = await self._control.read() if finals else self._control.decisions
-        look = (_look_up, self._store.journal, self._model, decisions, keys, firsts)
-        standing, listed = await self._store.read(*look)
-        out: list[_Event] = [
+        for _ in range(ROUNDS_MAX):
+            if not finals:
+                return
+            rows = await self._rows(finals)
+            _, outcomes = await self._write(rows, [None] * len(rows))
+            # Without a pause: whoever learns a new row finds who waits for it.
+            asked = list(zip(finals, outcomes, strict=True))
+            for final, outcome in asked:
+                if not outcome.gone:
+                    self._counts["corrected"] += outcome.new
+                    self._note(final.event, outcome, left)
+            finals = [final for final, outcome in asked if outcome.gone]
+        raise JournalUnavailable("something was decided each time")
+
+    def _note(self, event: Waiter, outcome: Outcome, left: dict[int, Waiter]) -> None:
+        del left[id(event)]
+        if outcome.row is not None:
+            event.waiting.keys[event.i] = outcome.row.key
+        self._answers.note_settled(event, outcome)
+
+    async def _repeated(self, repeats: Sequence[_Event]) -> list[_Event]:
+        """Find the final rows of provisional labels that come again, where there is one."""
+        if not repeats:
+            return []
+        keys = [outcome.row.key for _, outcome in repeats if outcome.row is not None]
+        journal = self._store.journal
+        standing = await self._store.read(_finals, journal, self._model, keys)
+        return [
             (event, outcome if stands is None else Outcome(False, stands))
             for (event, outcome), stands in zip(repeats, standing, strict=True)
         ]
-        if finals:
-            lessons = await self._lessons(finals, listed)
-            rows = [
-                self._control.judged(final_row(_asked(f.event), f.label, f.first, lesson))
-                for f, lesson in zip(finals, lessons, strict=True)
-            ]
-            _, outcomes = await self._write(rows, [None] * len(rows))
-            self._counts["corrected"] += sum(outcome.new for outcome in outcomes)
-            out += zip([final.event for final in finals], outcomes, strict=True)
-        return out
 
-    async def _lessons(
-        self, finals: Sequence[_Final], listed: Sequence[history.Listed | None]
-    ) -> list[Row | None]:
-        """The rows that have taught the provisional labels; None: nothing has, and nothing will.
+    async def _rows(self, finals: Sequence[_Final]) -> list[NewRow]:
+        """The rows of final labels, each with what it takes back as the journal is now.
 
-        A label that is released, frozen or undone, and not taught again yet, is taught here, to be
-        taken back: whoever has it learned again meanwhile writes the same row.
+        They are not written if anything is decided meanwhile that takes events out or back, or if
+        somebody has the event learned again.
         """
-        lessons = [None if event is None else event.standing for event in listed]
-        again = [
-            (i, row)
-            for i, (final, event) in enumerate(zip(finals, listed, strict=True))
-            if event is not None and (row := event.again(_asked(final.event).at)) is not None
-        ]
-        if again:
-            _, outcomes = await self._write([row for _, row in again], [None] * len(again))
-            stands = self._control.decisions.stands
-            for (i, _), outcome in zip(again, outcomes, strict=True):
-                taught = outcome.row
-                lessons[i] = taught if taught is not None and stands(taught) else None
-        return lessons
+        decisions = await self._control.read()
+        control = decisions.seq  # before the look: a thread may read more
+        firsts = [final.first for final in finals]
+        look = (_lessons, self._store.journal, self._model, decisions, firsts)
+        return [
+            self._control.judged(
+                final_row(
+                    _asked(final.event), final.label, final.first, found.row,
+                    Only(control, DECIDING, found.next_key),
+                )
+            )
+            for final, found in zip(finals, await self._store.read(*look), strict=True)
+        ]  # fmt: skip
 
 
 def _discard(journal: Journal, model: str, keys: Sequence[bytes]) -> None:
@@ -145,13 +160,13 @@ def _discard(journal: Journal, model: str, keys: Sequence[bytes]) -> None:
         history.decide(journal, model, key, history.DISCARDED)
 
 
-def _look_up(
-    journal: Journal,
-    model: str,
-    decisions: history.Decisions,
-    keys: Sequence[bytes],
-    firsts: Sequence[Row],
-) -> tuple[list[Row | None], list[history.Listed | None]]:
-    """The final rows of events by their keys, and what teaches the first labels, in one step."""
-    finals = [journal.find(model, final_key(key)) for key in keys]
-    return finals, [history.lesson(journal, model, decisions, first) for first in firsts]
+def _finals(journal: Journal, model: str, keys: Sequence[bytes]) -> list[Row | None]:
+    """The final rows of events by their keys, in one step."""
+    return [journal.find(model, final_key(key)) for key in keys]
+
+
+def _lessons(
+    journal: Journal, model: str, decisions: history.Decisions, firsts: Sequence[Row]
+) -> list[Lesson]:
+    """Return what teaches the first labels, in one step."""
+    return [lesson(journal, model, decisions, first) for first in firsts]

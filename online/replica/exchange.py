@@ -165,6 +165,7 @@ class Exchange:
             role=learner.role,
             state=state,
             marks=self._marks(pushes),
+            waits=sorted(learner.waits),
         )
         sent_at = self._monotonic_s()
         reply = await self._ask(request)
@@ -292,7 +293,8 @@ class Exchange:
         A freeze: once all that was written before it is learned and pushed, too.
         """
         writer = self._writer
-        owes = pushes or self._follower.unsaid or writer.committing or self._backlog.learning
+        due = [*pushes, *self._learner.waits]
+        owes = due or self._follower.unsaid or writer.committing or self._backlog.learning
         if self._learner.frozen and owes:
             return
         if writer.committing and writer.judged_by < self._learner.control:

@@ -15,7 +15,7 @@ from online.rows.prediction_ids import event_key
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import SENT_LABEL, Corrects, Example
-from replay.journal.base import NewRow, Outcome, Row, Verdict
+from replay.journal.base import NewRow, Only, Outcome, Row, Verdict
 
 _FINAL = "final"
 
@@ -38,7 +38,7 @@ def corrected(row: Row) -> tuple[int, int] | None:
     return int(parts[1]), int(parts[2])
 
 
-def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> NewRow:
+def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, only: Only) -> NewRow:
     """The row that makes the label of an event final.
 
     Parameters
@@ -48,7 +48,10 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> 
     first
         The row with the provisional label: its features, and what was answered to them, count.
     lesson
-        The row that has taught it: that one, or the copy that stands; None: none has.
+        The row that has taught it: that one, or the copy that stands; None: none has.  Of one that
+        is undone nothing is taken back, unless a rollback brings it back.
+    only
+        What must not have come since that was looked up.
     """
     said = codec.decode(first.payload)
     asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)
@@ -76,7 +79,7 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None) -> 
     name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{asked.event_id}"
     verdict = Verdict.ACCEPTED if raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)
-    return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at)
+    return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at, only=only)
 
 
 def is_provisional(row: Row) -> bool:

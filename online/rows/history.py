@@ -31,7 +31,7 @@ from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
 from paramserver import answering, rewrites, shortfall
 from replay import codec
-from replay.journal.base import Control, Journal, NewRow, Row, Verdict
+from replay.journal.base import Control, Journal, NewRow, Only, Row, Verdict
 
 UNDONE: Final = "undone"
 FROZEN: Final = "frozen"
@@ -73,10 +73,10 @@ def is_again(row: Row | NewRow) -> bool:
     if not row.event_id.startswith(_AGAIN):
         return False
     parts = row.event_id.split(":", 5)
-    return len(parts) == 6 and parts[0] == _AGAIN and row.key == _again_key(parts[1], parts[4])
+    return len(parts) == 6 and parts[0] == _AGAIN and row.key == again_key(parts[1], parts[4])
 
 
-def _again_key(decision: int | str, key: str) -> bytes:
+def again_key(decision: int | str, key: str) -> bytes:
     """The key of the row that teaches an event again: of the decision, and the event's in hex."""
     return event_key(_AGAIN, f"{decision}:{key}")
 
@@ -286,7 +286,11 @@ class Listed:
         return out
 
     def again(self, at: float) -> NewRow | None:
-        """The row that teaches it again, or None if it is in the model already."""
+        """The row that teaches it again, or None if it is in the model already.
+
+        A provisional label is not taught beside the final one, which may come before this is
+        written.
+        """
         if self.standing is not None or self.next_decision is None:
             return None
         event, decision = self.event, self.next_decision
@@ -295,14 +299,16 @@ class Listed:
         if verdict not in LEARNED:  # what was said of it does not count twice against its source
             verdict = Verdict.ACCEPTED
             payload = codec.encode(msgspec.structs.replace(codec.decode(payload), judged=None))
+        only = Only(absent=final_key(event.key)) if is_provisional(self.row) else None
         return NewRow(
-            _again_key(decision, event.key.hex()),
+            again_key(decision, event.key.hex()),
             f"{_AGAIN}:{name}",
             self.row.source,
             verdict,
             payload,
             at,
             self.row.factor,
+            only=only,
         )
 
 
@@ -428,18 +434,11 @@ def _found(
 ) -> tuple[Listed, Row | None]:
     """The row as an event whatever its status is, and the event's first copy that is undone."""
     event = origin(row)
-    standing, undone, following = _copies(journal, model, decisions, event, row)
+    standing, undone, following = copies(journal, model, decisions, event, row)
     choice = decisions.choice(event) if row.verdict is Verdict.QUARANTINED else None
     if codec.is_erased(row.payload) or (choice is None and decisions.banned(row.source)):
         following = None  # it teaches nothing any more; or not with all the others
-    elif following is not None and _has_final(journal, model, event, row):
-        following = None  # that teaches the event
     return Listed(row, event, standing, following, choice), undone
-
-
-def _has_final(journal: Journal, model: str, event: Origin, row: Row) -> bool:
-    """Whether the row's label could change, and has."""
-    return is_provisional(row) and journal.find(model, final_key(event.key)) is not None
 
 
 def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
@@ -448,22 +447,12 @@ def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Liste
     return _listed(journal, model, decisions, QUARANTINED, span, row)
 
 
-def lesson(journal: Journal, model: str, decisions: Decisions, first: Row) -> Listed | None:
-    """The event of a first row, with what teaches it or would; None: it is not to be learned."""
-    if first.verdict is not Verdict.QUARANTINED:
-        if first.verdict is Verdict.LOST or decisions.failure(first) is not None:
-            return None
-        if decisions.stands(first):
-            return Listed(first, origin(first), first, None)
-    return _found(journal, model, decisions, first)[0]
-
-
 def standing(journal: Journal, model: str, decisions: Decisions, row: Row) -> Row | None:
     """The row that teaches an event again that its own row does not; None: it is in no model."""
-    return _copies(journal, model, decisions, origin(row), row)[0]
+    return copies(journal, model, decisions, origin(row), row)[0]
 
 
-def _copies(
+def copies(
     journal: Journal, model: str, decisions: Decisions, event: Origin, row: Row
 ) -> tuple[Row | None, Row | None, int | None]:
     """Return an event's standing copy, its first undone one, and the first decision without one."""
@@ -475,7 +464,7 @@ def _copies(
     following: int | None = None
     copies: list[tuple[int | None, Row | None]] = [(None, own)]
     for seq in decisions.from_first(event):
-        key = _again_key(seq, event.key.hex())
+        key = again_key(seq, event.key.hex())
         copies.append((seq, journal.find(model, key)))
     for decision, copy in copies:
         if copy is None:

@@ -18,6 +18,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import journal_opener, server_name, snapshots_path
 from paramserver.actor import ServerSettings
+from paramserver.admission import TableBounds
 from paramserver.lineage import Lineage
 from paramserver.snapshots.store import Retention
 
@@ -100,8 +101,14 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,
+        tables=_bounds_of(settings),
         umask=settings.umask,
     )
+
+
+def _bounds_of(settings: Settings) -> TableBounds | None:
+    most, sights = settings.limits.table_rows_max, settings.limits.table_sights
+    return None if most is None else TableBounds(most, sights)
 
 
 def _wait_serving(

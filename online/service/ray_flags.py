@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import secrets
 from pathlib import Path
@@ -15,7 +16,21 @@ _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them ar
 _ASKS = "{ path_end /predict } || { path_end /infer }"  # and change nothing
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
+_ABSENT = {
+    "code": "no_replica",
+    "message": "no replica can be reached: they are started, or all were just restarted",
+    "field": None,
+    "hint": "Send it again: none has seen it",
+}
+_RETRY_S = 5
 _CLIENT_S = 60  # without a byte from a caller whose turn it is
+
+
+def _nobody() -> str:
+    """HAProxy's answer while no replica is there, in its own words: Serve would make it 500."""
+    body = json.dumps({"error": _ABSENT}).replace('"', r"\"")
+    answer = f'content-type application/json string "{body}" hdr Retry-After {_RETRY_S}'
+    return f"http-error status 503 {answer}"
 
 
 def port_range(private: Path) -> processes.PortRange:
@@ -83,7 +98,9 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
             # Serve has no setting for how long the head of a request may take, and without one
             # a byte a minute holds a connection for ever.  This one goes into the same section.
-            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\n    {head_in_time}",
+            "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
+                ("leastconn", head_in_time, _nobody())
+            ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }
     return flags

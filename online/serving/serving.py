@@ -326,7 +326,7 @@ class Serving:
         rows: list[tuple[int, Asked]] = []
         size = self._reader.ordinary.together
         for start in range(0, len(events), size):
-            if start:
+            if len(events) > size:  # to decode so many took as long as to read a part of them
                 await asyncio.sleep(0)  # predictions have a turn
             some = events[start : start + size]
             for i, ordinary in enumerate(self._reader.ordinary.read(some), start):

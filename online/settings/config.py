@@ -124,6 +124,8 @@ class Limits(Tree):
     sources_max: int = Field(
         100_000, ge=16, description="sources of feedback of which something is known, of a model"
     )
+    table_rows_max: int | None = Field(None, ge=1_000, description="rows of a table of ids")
+    table_sights: int = Field(1, ge=1, le=100, description="pushes before a row of it stays")
     audit_lines_max: int = Field(
         100_000, ge=100, description="lines of the log of decisions; a tenth more before it trims"
     )

@@ -43,6 +43,22 @@ class Half(StrEnum):
     LABEL = "label"
 
 
+class Only(msgspec.Struct, frozen=True, gc=False):
+    """A row is written only if nothing has come since whoever made it looked.
+
+    Attributes
+    ----------
+    control, kinds
+        Last control row that was known: there must be no newer one of these kinds.
+    absent
+        The key of another row, which must not stand; empty: of none.
+    """
+
+    control: int = 0
+    kinds: tuple[str, ...] = ()
+    absent: bytes = b""
+
+
 class NewRow(msgspec.Struct, frozen=True, gc=False):
     """A row that a writer wants in its partition, or (with ``half``) one side of a row.
 
@@ -66,6 +82,8 @@ class NewRow(msgspec.Struct, frozen=True, gc=False):
         The payload of the half that this one, or this row, takes the place of.  Nothing is
         written unless exactly that half stands.  With it a half whose own payload is empty
         removes what stands.
+    only
+        What has to hold besides, of a row whose key nothing has yet; None: nothing.
     """
 
     key: bytes
@@ -77,6 +95,7 @@ class NewRow(msgspec.Struct, frozen=True, gc=False):
     factor: float = 1.0
     half: Half | None = None
     over: bytes | None = None
+    only: Only | None = None
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
@@ -113,7 +132,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     * ``since`` is when the half given was taken, which is kept (POSIX seconds);
     * ``met`` is another half that stands there: nothing was kept or written;
-    * ``gone``: ``over`` was given, and no half stands there: nothing was kept or written;
+    * ``gone``: ``over`` was given, and no half stands there, or what ``only`` says does not hold:
+      nothing was kept or written;
     * none of them: the store has no room for more halves and keeps nothing.
 
     Or what stands under the key is ``damaged``: nothing was written for this one, and the others

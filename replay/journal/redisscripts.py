@@ -117,7 +117,8 @@ return tonumber(ARGV[1])
 
 # ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
 # writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
-# ('' of a whole row) and payload of the half that it takes the place of ('': of any, or of none).
+# ('' of a whole row), payload of the half that it takes the place of ('': of any, or of none), last
+# control row known and kinds that must not have come since, key that no row must have ('': any).
 APPEND = (
     COMMON
     + """
@@ -153,8 +154,18 @@ local function half_of(key)
   end
   return kept[key]
 end
+local function holds(since, absent)
+  local there = absent ~= '' and (first[absent] or redis.call('HEXISTS', ids, absent) == 1)
+  if there or since == '' then return not there end
+  local from = int(tonumber(string.match(since, '^%d+')) + 1) .. '-0'
+  for _, control in ipairs(redis.call('XRANGE', P .. ':controls:' .. of[1], from, '+')) do
+    if string.find(since, ' ' .. field(control[2], 'kind') .. ' ', 1, true) then return false end
+  end
+  return true
+end
 local function take(i, n)
   local key, payload, half, over = ARGV[i], ARGV[i + 5], ARGV[i + 7], ARGV[i + 8]
+  if not holds(ARGV[i + 9], ARGV[i + 10]) then return {'gone'} end
   local had = half_of(key)
   if had == 'damaged' then return {'damaged'} end
   if not had and over ~= '' then
@@ -181,7 +192,7 @@ local function take(i, n)
   return {'half', ARGV[i + 6]}
 end
 
-for i = 6, #ARGV, 9 do
+for i = 6, #ARGV, 11 do
   local key, n, half = ARGV[i], #outcomes + 1, ARGV[i + 7]
   local place = not first[key] and redis.call('HGET', ids, key)
   if first[key] then

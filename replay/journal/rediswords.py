@@ -16,7 +16,11 @@ def words_of(row: NewRow) -> tuple[str | bytes, ...]:
     text = (row.event_id, row.source, row.verdict.value)
     half = "" if row.half is None else row.half.value
     over = b"" if row.over is None else bytes(row.over)
-    return (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
+    since, absent = "", b""
+    if (only := row.only) is not None:
+        since, absent = f"{only.control} {' '.join(only.kinds)} ", only.absent
+    words = (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
+    return (*words, since, absent)
 
 
 def outcome_of(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:

@@ -16,7 +16,7 @@ from replay.errors import (
 )
 from replay.journal import sqliteproof as proof
 from replay.journal import sqliteschema as sql
-from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
+from replay.journal.base import Half, NewRow, Only, Outcome, Row, Stored, Verdict
 from replay.journal.checksum import checksum
 
 _AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
@@ -99,7 +99,7 @@ class Batch:
     def _all_new(self, rows: Sequence[NewRow]) -> bool:
         """Whether they are ordinary rows of which nothing stands: one statement writes them."""
         keys = {bytes(row.key) for row in rows}
-        if len(keys) < len(rows) or any(row.half or row.over is not None for row in rows):
+        if len(keys) < len(rows) or any(map(_apart, rows)):
             return False
         if self._halves and self._any(sql.ANY_HALF, keys):
             return False
@@ -155,6 +155,8 @@ class Batch:
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
         """A key without a row: write the row, or keep the half, if what stands there lets it."""
+        if row.only is not None and not self._holds(row.only):
+            return Outcome(False, None, gone=True)
         found = self._kept(key)
         if found is not None and (row.half or row.over is not None) and not proof.good(found):
             what = f"the half that was stored for id {row.event_id!a}"
@@ -171,6 +173,12 @@ class Batch:
             self._halves -= 1
             self.wrote = True
         return self._insert(key, row) if row.half is None else self._keep(key, row)
+
+    def _holds(self, only: Only) -> bool:
+        if only.absent and self._db.execute(sql.BY_KEY, (self._model, only.absent)).fetchone():
+            return False
+        newer = self._db.execute(sql.KINDS_AFTER, (self._model, only.control))
+        return all(kind not in only.kinds for (kind,) in newer)
 
     def _kept(self, key: bytes) -> tuple[Any, ...] | None:
         if not self._halves:
@@ -198,6 +206,10 @@ class Batch:
         self._db.execute(sql.INSERT, self._columns(made))
         self._answered.add(key)
         return Outcome(True, made)
+
+
+def _apart(row: NewRow) -> bool:
+    return bool(row.half) or row.over is not None or row.only is not None
 
 
 def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:

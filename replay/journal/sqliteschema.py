@@ -145,6 +145,7 @@ SEAL = "UPDATE partitions SET sealed = 1 WHERE id = ?"
 
 CONTROL_COLUMNS = "c.model, c.seq, c.kind, c.key, c.payload, c.checksum"
 CONTROL = f"SELECT {CONTROL_COLUMNS} FROM control c WHERE c.model = {MODEL}"
+KINDS_AFTER = "SELECT kind FROM control WHERE model = ? AND seq > ?"
 NEXT_CONTROL = "SELECT coalesce(max(seq), 0) + 1 FROM control WHERE model = ?"
 WRITE_CONTROL = (
     "INSERT INTO control (model, seq, kind, key, payload, checksum) VALUES (?, ?, ?, ?, ?, ?)"

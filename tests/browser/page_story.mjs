@@ -152,6 +152,42 @@ const came = await card.locator(".requests tbody tr").evaluateAll((rows) => rows
 const choices = ["reward", "choice"].map((what) => came.find((row) => row[1] === what));
 await everywhere("choices");
 
+// A challenger is let serve.  It needs processes beside the service, so what the service would say of it stands in.
+const rival = { state: "learning", learner: "auto", verdict: "better", rows: 1200, behind_rows: 3, interval: [0.01, 0.05], challenger: 0.91, champion: 0.88, incident: null };
+const promoted = { asked: [] };
+let decided;
+await page.route("**/v1/live", (route) => route.fulfill({ status: 204 }));
+await page.route("**/v1/models", async (route) => {
+  const response = await route.fetch(), json = await response.json();
+  for (const model of json.models) if (model.model === "model-2") model.challenger = rival;
+  await route.fulfill({ response, json });
+});
+await page.route("**/promote", async (route) => {
+  promoted.asked.push([new URL(route.request().url()).pathname, route.request().postDataJSON()]);
+  await new Promise((done) => { decided = done; });
+  await route.fulfill({ json: {} });
+});
+await page.goto(url + "#model-2");
+await page.reload();
+await card.locator("details.operate summary").click();
+await card.getByLabel("Token for admin").fill(admin);
+await card.getByRole("button", { name: "Use it" }).click();
+await press("Promote the challenger of model-2");
+promoted.text = await page.locator("#act-text").textContent();
+await page.locator("#act-cancel").click();
+await closed();
+promoted.before = promoted.asked.length;
+await press("Promote the challenger of model-2");
+await page.locator("#act-do").click();
+await page.locator("#act-progress").waitFor();
+await page.keyboard.press("Escape");  // what is under way is not left
+promoted.open = await page.evaluate(() => document.getElementById("act").open);
+await everywhere("promoting");
+decided();
+await state("Decided");
+promoted.came = await page.locator("#act-state").textContent();
+promoted.progress = await page.locator("#act-progress").isVisible();
+
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live, releases, devices, report, choices }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live, releases, devices, report, choices, promoted }));
 await browser.close();

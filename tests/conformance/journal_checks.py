@@ -19,6 +19,7 @@ import journal_join_checks
 import journal_line_checks
 import journal_trim_checks
 from journal_words import Open, batch, new, offsets, refused, register, same
+from msgspec.structs import replace
 
 from replay.errors import (
     BatchSize,
@@ -30,7 +31,7 @@ from replay.errors import (
     PartitionUnknown,
     RowInvalid,
 )
-from replay.journal.base import Head, Journal, NewRow, Partition, Row, Verdict
+from replay.journal.base import Head, Journal, NewRow, Only, Partition, Row, Verdict
 
 Make = Callable[[Path], Journal]
 
@@ -409,6 +410,29 @@ def keeps_a_good_row_whatever_is_to_stand_there(open_: Open) -> None:
         same(journal.read(p, 1, 9), rows, "rows")
 
 
+def writes_only_what_still_holds(open_: Open) -> None:
+    with open_() as journal:
+        p = register(journal)
+        seen, _ = journal.write_control("m", "freeze", "one", b"")
+        other = Only(absent=new("a").key)
+        outcomes = journal.append(p, 0, [new("a"), replace(new("b"), only=other)]).outcomes
+        same([(o.new, o.gone) for o in outcomes], [(True, False), (False, True)], "beside another")
+        same(journal.find("m", new("b").key), None, "a row beside one that was to be absent")
+        journal.write_control("m", "failed", "two", b"")
+        journal.write_control("n", "freeze", "one", b"")
+        still = Only(seen.seq, ("freeze", "source"), new("c").key)
+        row = replace(new("d"), only=still)
+        (first,) = journal.append(p, 1, [row]).outcomes
+        same((first.new, first.gone), (True, False), "nothing has come of these kinds")
+        journal.write_control("m", "source", "three", b"")
+        (again,) = journal.append(p, 1, [row]).outcomes
+        same((again.new, again.row), (True, first.row), "what was written before it came")
+        late = replace(new("e"), only=still)
+        (refused_one,) = journal.append(p, 2, [late]).outcomes
+        same((refused_one.new, refused_one.gone), (False, True), "after a newer control row")
+        same(journal.partitions("m")[0].end, 2, "the end after it")
+
+
 _CHECKS: tuple[Callable[[Open], None], ...] = (
     registers_distinct_partitions,
     knows_no_other_partition,
@@ -429,6 +453,7 @@ _CHECKS: tuple[Callable[[Open], None], ...] = (
     goes_on_beyond_what_is_lost,
     keeps_rows_that_stand_for_lost_ones,
     keeps_a_good_row_whatever_is_to_stand_there,
+    writes_only_what_still_holds,
     *journal_join_checks.CHECKS,
     *journal_trim_checks.CHECKS,
     *journal_line_checks.CHECKS,

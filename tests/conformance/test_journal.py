@@ -136,6 +136,14 @@ class EpochSeenIsNothing(SqliteJournal):
         return super().append(partition, known, rows)
 
 
+class WritesWhateverHasCome(SqliteJournal):
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
+        rows = [structs.replace(row, only=None) for row in rows]
+        return super().append(partition, known, rows, epoch)
+
+
 class SealOpensAgain(SqliteJournal):
     def seal(self, partition: int) -> int:
         end = super().seal(partition)
@@ -200,6 +208,7 @@ class TrimsWithoutAnAnchor(SqliteJournal):
         FollowsPartitionByPartition,
         FollowsToItsOwnNewest,
         EpochSeenIsNothing,
+        WritesWhateverHasCome,
         SealOpensAgain,
         ClaimCountsItself,
         AnyLineIsTheNext,

@@ -147,6 +147,13 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["live"][1] == "answer"
     assert json.loads(seen["live"][2])["y"] == 0.5
     assert seen["live"][3] in ("true", "false")
+    promoted = seen["promoted"]
+    assert "better on 1,200 rows" in promoted["text"]
+    assert "3 rows behind" in promoted["text"]
+    assert promoted["before"] == 0, "nothing is asked before the yes"
+    assert promoted["asked"] == [["/v1/models/model-2/promote", {"back": False}]]
+    assert (promoted["open"], promoted["progress"]) == (True, False)
+    assert promoted["came"].startswith("Decided.")
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}
     assert "has learned 240 events" in said["Freeze model-0"]

@@ -275,7 +275,7 @@ MUTANTS = {
         (0, 1, 8),
     ),
     "a snapshot shares what is pushed later": Mutant(
-        (_server("        self._unshare(delta)\n", ""),), (9, 19, 24)
+        (_server("        _unshare(self.values, self._shared, delta)\n", ""),), (9, 19, 24)
     ),
     "only what broke of a whole state is learned again": Mutant(
         (_learner("if lost and not self.mergeable:", "if False:"),), (25, 64, 93), whole=True

@@ -180,7 +180,7 @@ def check_an_older_server_is_not_heard_any_more(learner: Any) -> None:
 DIRECTED = [
     (
         check_a_new_server_is_pushed_to_at_once,
-        _learner("for d in due[:limit]]", "for d in due[:limit] if self.arrival.values is None]"),
+        _learner("for d in ready[:limit]]", "for d in due[:limit] if self.arrival.values is None]"),
     ),
     (
         check_a_new_server_is_pushed_to_at_once,

@@ -43,8 +43,8 @@ from paramserver.snapshots.pieces import Pieces
 from paramserver.state import SnapshotState
 
 CHUNK = 50
-NOT_FAULTS = frozenset({"restart", "superseded"})
-"""What follows from faults and is counted, but is none."""
+NOT_FAULTS = frozenset({"restart", "superseded", "label ban", "release", "taught again"})
+"""What follows from faults or is an operator's work: it is counted, and is no fault."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sim_labels import Journal as Found
 from sim_loop import Process
 from sim_model import KEEP_ROWS_S
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 
 MODEL, SPEC = "m", "5" * 64
+REWRITES = ("rollback", "forget", "relearn")
 _WRITES = frozenset(
     {"append", "seal", "register", "begin_epoch", "move_head", "write_control", "claim", "run"}
 )
@@ -71,6 +73,13 @@ class Actor:
                 end: int = super().seal(partition)
                 return end
 
+            def write_control(self, model: str, kind: str, *args: Any) -> Any:
+                """Whoever has older values than this rewrite is about to drop them."""
+                written = super().write_control(model, kind, *args)
+                if kind in REWRITES:
+                    world.rewritten = max(world.rewritten, written[0].seq)
+                return written
+
             def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
                 """Rows that are to become old do so by both clocks; elsewhere time is as it is."""
                 faster = KEEP_ROWS_S / world.climate.old_s if world.climate.twice else 1.0
@@ -103,15 +112,22 @@ class Observer(Actor):
     kind = "observer"
     rollbacks: tuple[tuple[int, int, str], ...] | None = None
     trimmed = 0
+    found: Found | None = None
 
     async def live(self) -> None:
         journal = await self.thread("main", self.open_journal)
         while True:
             rows = await self.thread("main", journal.controls, MODEL, 0)
-            kinds = ("rollback", "forget", "relearn")
-            keys = [row.key.split(":")[2:] for row in rows if row.kind in kinds]
+            keys = [row.key.split(":")[2:] for row in rows if row.kind in REWRITES]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)
+            if self.world.climate.labels:
+                every = [
+                    row
+                    for partition in partitions
+                    for row in await self.thread("main", journal.read, partition.id, 1, 10_000)
+                ]
+                self.found = Found(every, rows)
             self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
             await asyncio.sleep(0.2)
 

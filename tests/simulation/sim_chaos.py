@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sim_actor import Actor, Head
+from sim_clerk import Clerk
 from sim_loss import OlderJournal
 from sim_network import Weather
 from sim_operator import Operator
@@ -26,6 +27,8 @@ def start(world: World) -> None:
         world.start(Replica)
     if world.climate.forgets:
         world.start(Operator)
+    if world.climate.labels:
+        world.start(Clerk)
 
 
 async def sleep(seconds: float) -> None:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from online.models.base import Prediction
+from sim_labels import Journal, Labels
+
+from online.models.base import Before, Prediction
 from paramserver.blocks import Block, Blocks
 from replay import codec
 from replay.example import Example, Features, Label
@@ -68,6 +70,7 @@ class Ledger:
 
     mergeable, learns, numeric_only, structure = True, True, False, "ledger"
     why_not_mergeable: str | None = None
+    why_not_revised: str | None = None
 
     def __init__(self, die: Callable[[], None], twice: Callable[[str], None] | None = None) -> None:
         self._twice = twice
@@ -90,8 +93,21 @@ class Ledger:
         event = str(features["event"])
         if self.sums.get(event) and self._twice is not None:
             self._twice(event)
+        self._add(features, float(label) * weight)
+
+    def learn_provisional(self, example: Example, weight: float) -> None:
+        """Add the label, as often as the weight says."""
+        self._add(example.features, float(example.label) * weight)
+
+    def revise(self, example: Example, weight: float, before: Before) -> None:
+        """Add the label, and take the one before out."""
+        first, its_weight = before
+        self._add(example.features, float(example.label) * weight - float(first) * its_weight)
+
+    def _add(self, features: Features, x: float) -> None:
+        event = str(features["event"])
         for sums in (self.sums, self._open):
-            sums[event] = sums.get(event, 0.0) + weight
+            sums[event] = sums.get(event, 0.0) + x
         if features["poison"]:
             self.sums["damage"] = self._open["damage"] = 8.0
             raise ValueError("poison")
@@ -132,6 +148,7 @@ class Oracle:
         self.rollbacks: dict[tuple[int, int, str], tuple[set[str], set[str]]] = {}
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
         self.undone: set[str] = set()
+        self.labels: Labels | None = None  # events whose labels change
         self.lost: dict[str, int] = {}  # lost from the journal: how often it counts without it
         self._durable: dict[int, int] = {}  # by partition: what any server has told
         self._durable_since = 0  # what servers of earlier epochs have told is void
@@ -243,8 +260,16 @@ class Oracle:
             undone = (undone | now) - target
         self.undone = undone
 
-    def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
-        """At any time, of any model that answers."""
+    def at_most_once(
+        self, sums: Mapping[str, float], where: str, *, local: bool | None = None
+    ) -> None:
+        """At any time, of any model that answers.
+
+        ``local``: a replica's, whether of the newest rewrite; None: a server's.
+        """
+        if self.labels is not None:
+            self.labels.at_most_once(sums, where, local=local)
+            sums = {name: x for name, x in sums.items() if name not in self.labels.events}
         for name, x in sums.items():
             event = self.events.get(name)
             assert event is not None, f"{where}: {name} = {x} is nothing that was sent"
@@ -252,9 +277,18 @@ class Oracle:
             right = x in (0.0, event.amount, most)
             assert right, f"{where}: {name} counts {x}, not {event.amount}"
 
-    def wrong(self, sums: Mapping[str, float], digest: tuple[int, int], where: str) -> str | None:
-        """What is not as it must be when all has come to rest; None if nothing is."""
-        self.at_most_once(sums, where)
+    def wrong(
+        self,
+        sums: Mapping[str, float],
+        digest: tuple[int, int],
+        where: str,
+        journal: Journal | None = None,
+    ) -> str | None:
+        """What is not as it must be when all has come to rest; None if nothing is.
+
+        ``journal``: what stands there, where labels change.
+        """
+        self.at_most_once(sums, where, local=True)
         told = {**dict.fromkeys(self.queued, ("queued", 0, 0)), **self.told}
         for name, n in self.lost.items():
             if name not in told and sums.get(name, 0.0) < self.events[name].amount * n:
@@ -265,6 +299,8 @@ class Oracle:
             expected_x = 0.0 if lost else self.events[name].amount * times
             if sums.get(name, 0.0) != expected_x:
                 return f"{where}: {name} was answered {status} and counts {sums.get(name, 0.0)}"
+        if self.labels is not None and journal is not None:
+            return self.labels.wrong(journal, sums, digest, where)
         keys = [
             self.events[name].key
             for name, x in sums.items()

@@ -16,6 +16,12 @@ from sim_world import Faulty
 _PRODUCT = ("online", "paramserver", "replay")
 _HEIRS = {  # their classes are made of classes of the first
     "replay.journal.sqlitefile": ("replay.journal.sqlite",),
+    "online.learning.base": (
+        "online.learning.local_model",
+        "online.learning.merged",
+        "online.learning.ordered",
+    ),
+    "online.learning.local_model": ("online.learning.merged",),
 }
 Change = tuple[str, str, str]
 """Module, a text that stands in it once, and what stands there instead."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import SnapshotDisk
+from sim_labels import SOURCES as ALL_LABELS
 from sim_model import SOURCES, Ledger
 from sim_processes import Server
 
@@ -52,7 +53,7 @@ class Operator(Actor):
 
     async def live(self) -> None:
         world, dice = self.world, self.dice
-        source = dice.choice(SOURCES)
+        source = dice.choice((*SOURCES, *(ALL_LABELS if world.climate.labels else ())))
         relearns = random.Random(f"relearn {world.seed}").random() < world.climate.relearns
         await asyncio.sleep(dice.random() * world.climate.chaos_s)
         for number in range(_TRIES):

@@ -26,7 +26,7 @@ _FOLLOWER = "online.replica.follower"
 
 SERVER_MUTANTS: dict[str, Mutant] = {
     "a snapshot shares what is pushed later": Mutant(
-        ((_SERVER, "        self._unshare(delta)\n", ""),),
+        ((_SERVER, "        _unshare(self.values, self._shared, delta)\n", ""),),
         climate=only(
             "kill server",
             "kill head",

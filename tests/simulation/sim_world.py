@@ -15,8 +15,10 @@ from typing import Any, Literal, TypeVar
 import sim_chaos
 import sim_loss
 from sim_actor import Actor, Observer
+from sim_clerk import Clerk, LabelClients
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
+from sim_labels import Labels, drawn
 from sim_loop import Process, SimLoop
 from sim_model import Event, Oracle, sums_of
 from sim_network import Network
@@ -74,6 +76,7 @@ class Climate:
     relearns: float = 0.4
     ahead: bool = False
     older: bool = False
+    labels: bool = False
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -114,7 +117,20 @@ def climate_of(
     drawn |= {"peers": dice.random() < 0.25, **given}
     climate = replace(Climate.draw(r), **drawn)
     older = random.Random(f"older {seed}").random() < 0.1
-    return sim_loss.alone(climate) if (older and not given) or climate.older else climate
+    if (older and not given) or climate.older:
+        return sim_loss.alone(climate)
+    if not given and not climate.twice:  # no label comes when its event is no more known
+        climate = replace(climate, labels=random.Random(f"provisional {seed}").random() < 0.25)
+    return climate
+
+
+def events_of(climate: Climate, r: random.Random) -> Iterable[Event]:
+    """The events of a seed whose labels stay."""
+    for k in range(climate.events):
+        poison, deadly = r.random() < 0.08, r.random() < climate.deadly
+        weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
+        kept_s = climate.old_s if r.random() < climate.old else None
+        yield Event(f"event {k}", weight, factor, poison, deadly, kept_s)
 
 
 class World:
@@ -157,12 +173,15 @@ class World:
         vfs.begin(self.disk, seed)
         self.network = Network(self.loop, self.r, self.counts)
         self.journal_path = folder / "journal.db"
-        self.events = {event.name: event for event in self._draw_events()}
+        self.events = {event.name: event for event in events_of(self.climate, self.r)}
         self.oracle = Oracle(self.events)
+        self.labels = Labels(drawn(seed) if self.climate.labels else ())
+        self.oracle.labels = self.labels if self.climate.labels else None
         self.sealed: set[int] = set()
         self.actors: list[Actor] = []
         self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
         self.calm = False
+        self.rewritten = 0  # by which row
         self.slow_s = 0.0
         self.kill_at_work = self.lost_answers = self.cancels = 0.0
         self.wall_offset_s = 0.0
@@ -173,14 +192,6 @@ class World:
         self.published: dict[str, set[str]] = {}  # what counts in each snapshot, by version
         self._trace = trace
         replay.journal.sqlitefile.os = _Os(self.disk)  # type: ignore[attr-defined]
-
-    def _draw_events(self) -> Iterable[Event]:
-        r = self.r
-        for k in range(self.climate.events):
-            poison, deadly = r.random() < 0.08, r.random() < self.climate.deadly
-            weight, factor = r.choice((1.0, 1.0, 0.5, 2.0)), r.choice((1.0, 1.0, 1.0, 0.25))
-            kept_s = self.climate.old_s if r.random() < self.climate.old else None
-            yield Event(f"event {k}", weight, factor, poison, deadly, kept_s)
 
     # -- what everybody asks for ---------------------------------------------------------------
 
@@ -338,7 +349,7 @@ class World:
 
     async def _live(self) -> None:
         sim_chaos.start(self)
-        clients = Clients(self)
+        clients, labels = Clients(self), LabelClients(self)
         await sim_chaos.storm(self)
         if self.climate.twice:  # between the storms rows become old enough to be removed
             sim_chaos.heal(self)
@@ -350,9 +361,10 @@ class World:
         self.note("calm")
         sim_chaos.heal(self)
         clients.persist()
+        labels.persist()
         self._observer = self.start(Observer)
         deadline = self.loop.time() + HEAL_S
-        while (wrong := self._wrong(clients)) is not None:
+        while (wrong := self._wrong(clients, labels)) is not None:
             assert self.loop.time() < deadline, f"it does not heal: {wrong}"
             await self._rest(0.25)
         self.note(f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the storm")
@@ -372,17 +384,21 @@ class World:
             if isinstance(actor, (Replica, Learning, Server)) and actor.alive:
                 actor.check()
 
-    def _wrong(self, clients: Clients) -> str | None:
+    def _wrong(self, clients: Clients, labels: LabelClients) -> str | None:
         """What is not yet as it must be in the end."""
-        if clients.open:
-            return f"{clients.open} requests have no answer"
+        if left := clients.open + labels.open:
+            return f"{left} requests have no answer"
         if self._observer is None or self._observer.rollbacks is None:
             return "nobody has looked at the journal"
         self.oracle.decided(self._observer.rollbacks)
         self.met["undone"] = len(self.oracle.undone)
         self.met["trimmed"] = self._observer.trimmed
-        if any(operator.busy for operator in self.live(Operator)):
+        busy = [one.busy for one in self.live(Operator)] + [one.busy for one in self.live(Clerk)]
+        if any(busy):
             return "an operator is at work"
+        journal = self._observer.found
+        if journal is not None and (lost := self.labels.lost(journal)) is not None:
+            return lost
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
         if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
             return f"{len(servers)} servers, {len(replicas)} replicas"
@@ -392,13 +408,14 @@ class World:
         digest = server.values.get("digest")
         found = (digest.data["count"], digest.data["sum"]) if digest else (0, 0)
         sums = sums_of(server.values)
-        wrong = self.oracle.wrong(sums, found, servers[0].name)
+        wrong = self.oracle.wrong(sums, found, servers[0].name, journal)
         for replica in replicas:
             learner = replica.model.learner
             here = learner.serving.sums
             if {n: x for n, x in here.items() if x} != {n: x for n, x in sums.items() if x}:
                 return f"{replica.name} differs from the server"
-            wrong = wrong or self.oracle.wrong(here, learner.tally.digest, replica.name)
+            digest_here = learner.tally.digest
+            wrong = wrong or self.oracle.wrong(here, digest_here, replica.name, journal)
             if learner.own:
                 return f"{replica.name} has {learner.own} rows of its own"
         return wrong

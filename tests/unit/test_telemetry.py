@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from prometheus_client.metrics_core import Metric
@@ -159,3 +159,58 @@ def test_the_dashboard_is_whole() -> None:
     places = [tuple(sorted(panel["gridPos"].items())) for panel in board["panels"]]
     assert len(places) == len(set(places)), "no panel hides another"
     assert {variable["name"] for variable in board["templating"]["list"]} == {"datasource", "model"}
+
+
+def lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
+    """Places of the first that the second lacks, or has otherwise."""
+    if isinstance(given, dict) and isinstance(kept, dict):
+        for name, value in given.items():
+            if name in kept:
+                yield from lost(value, kept[name], f"{path}/{name}")
+            else:
+                yield f"{path}/{name}"
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for i, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from lost(one, other, f"{path}/{i}")
+    elif given != kept:
+        yield path
+
+
+def test_grafanas_own_classes_read_all_of_the_dashboard() -> None:
+    models = pytest.importorskip(
+        "grafana_foundation_sdk.models.dashboard", reason="needs grafana-foundation-sdk"
+    )
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.cog.plugins import register_default_plugins
+
+    register_default_plugins()
+    board = json.loads(BOARD.read_text())
+
+    def unread(given: Any) -> set[str]:
+        return set(lost(given, json.loads(JSONEncoder().encode(models.Dashboard.from_json(given)))))
+
+    left = {"/templating/list/1/definition"}  # Grafana writes it, and reads `query`
+    assert unread(board) == left
+    board["panels"][4]["gridPos"]["hight"] = 8
+    board["refrsh"] = "10s"
+    assert unread(board) == left | {"/panels/4/gridPos/hight", "/refrsh"}
+
+
+def test_panels_lie_side_by_side_and_ask_the_chosen_source() -> None:
+    board = json.loads(BOARD.read_text())
+    taken: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        assert panel["type"] in ("stat", "timeseries"), panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert {"title", "description", "fieldConfig", "options"} <= panel.keys()
+        letters = [target["refId"] for target in panel["targets"]]
+        assert letters == sorted(set(letters)), panel["title"]
+        assert all(
+            target.keys() == {"expr", "legendFormat", "refId"} for target in panel["targets"]
+        )
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24, panel["title"]
+        across, down = range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"])
+        cells = {(x, y) for x in across for y in down}
+        assert not cells & taken, f"{panel['title']} lies on another"
+        taken |= cells

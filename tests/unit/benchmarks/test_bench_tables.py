@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks import admission
 from benchmarks import ids as tables
 
 
@@ -34,7 +35,9 @@ def test_what_was_added_is_read_from_each(what: str) -> None:
 
 def test_a_snapshot_is_saved_restored_and_shared(tmp_path: Path) -> None:
     found = tables.snapshots(2_000, 4, tmp_path)
-    assert [line.what.split()[0] for line in found] == ["saved", "restored,", "shared", "1"]
+    assert [line.what.split()[0] for line in found] == [
+        "saved", "restored,", "shared", "1", "thirty",
+    ]  # fmt: skip
     assert (tmp_path / "table.snapshot").stat().st_size > 2_000 * (8 + 16)
 
 
@@ -45,3 +48,21 @@ def test_an_event_is_smaller_with_a_table() -> None:
     assert (table.what, names.what) == ("a table", "names")
     assert 0 < table.bytes < names.bytes
     assert min(table.learned_us, names.predicted_us, table.cut_us) > 0
+
+
+def test_bounded_tables_are_compared_on_clicks_and_under_a_flood() -> None:
+    found = {line.what: line for line in admission.run(1_500, 1)}
+    assert len(found) == 4
+    free, bounded = found["no bound"], found["a quarter, admitted"]
+    assert bounded.rows <= free.rows // 4
+    assert bounded.waiting > 0
+    assert all(0.4 < line.auc < 0.9 for line in found.values()), found
+    rows = {line.what: line.rows for line in admission.flood(1_200, 200)}
+    assert rows["bounded"] < rows["no bound"] // 4, rows
+
+
+def test_the_order_of_scores_is_what_is_measured() -> None:
+    labels = np.array([True, False, True, False])
+    assert admission.auc(np.array([0.9, 0.1, 0.8, 0.2]), labels) == 1.0
+    assert admission.auc(np.array([0.5, 0.5, 0.5, 0.5]), labels) == pytest.approx(0.5)
+    assert admission.auc(np.array([0.1, 0.9, 0.8, 0.2]), labels) == pytest.approx(0.25)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 from evaluation.drift.glr import Glr
 from evaluation.drift.profile import build
@@ -30,6 +31,16 @@ def play(watch: Watch, rows: int, *, rate: float = 0.1, shift: float = 0.0, seed
     for _ in range(rows):
         watch.served(features(draw, shift), draw.betavariate(8, 2))
         watch.judged(float(draw.random() < rate))
+
+
+def test_an_alarm_is_a_line_of_words() -> None:
+    rose = Alarm(2024, None, "error", "", "glr", "up", 2001, 0.1675, 0.70833, 2000, 24)
+    line = "drift: error changed (up) from 0.168 to 0.708, since row 2001, seen at row 2024 by glr"
+    assert str(rose) == line
+    moved = Alarm(9, None, "feature", "a\x1b[2J\n", "window", "other", 1, None, None, 4, 4)
+    assert str(moved) == (
+        r"drift: feature 'a\x1b[2J\n' changed (other), since row 1, seen at row 9 by window"
+    )
 
 
 def test_a_rising_error_acts_and_says_since_when() -> None:

@@ -61,6 +61,13 @@ def test_steps_are_differences(series: Series, tmp_path: Path) -> None:
     assert columns["age_ms"] == [10.0] * 3
 
 
+def test_anomalies_are_a_share_of_the_rows_of_a_step(series: Series, tmp_path: Path) -> None:
+    for i, (rows, above) in enumerate(((100, 1), (200, 3), (200, 3), (150, 2))):
+        odd = {"threshold": 0.99, "rows": rows, "unlabelled": rows, "above": above, "share": 0.01}
+        series.add(status(0, 0, {}, anomaly=odd), BEGIN + i)
+    assert course(tmp_path)["columns"]["anomalies"] == [pytest.approx(0.02), None, None]
+
+
 def test_a_young_history_has_as_many_steps_as_it_has_samples(
     series: Series, tmp_path: Path
 ) -> None:

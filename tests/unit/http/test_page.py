@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import re
@@ -13,11 +14,13 @@ from html.parser import HTMLParser
 from importlib import resources
 from typing import Final
 
+import httpx
 import pytest
+from fastapi import FastAPI
 
 from evaluation.summary import Summary
 from online.decide.counted import Choices
-from online.http.app import _page
+from online.http.app import _add_plain, _page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
 SVG: Final = "http://www.w3.org/2000/svg"
@@ -169,3 +172,21 @@ def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
 
 def test_it_is_small_with_all_that_it_needs() -> None:
     assert len(gzip.compress(_page().encode())) < 100_000
+
+
+def test_a_browser_gets_it_packed_and_others_as_it_is() -> None:
+    app = FastAPI()
+    _add_plain(app, ["m"])
+
+    async def ask(encoding: str) -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        headers = {"accept-encoding": encoding}
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return await client.get("/", headers=headers)
+
+    packed, plain = asyncio.run(ask("gzip, br")), asyncio.run(ask("identity"))
+    assert packed.headers["content-encoding"] == "gzip"
+    assert int(packed.headers["content-length"]) < 100_000
+    assert "content-encoding" not in plain.headers
+    assert packed.headers["vary"] == plain.headers["vary"] == "accept-encoding"
+    assert packed.text == plain.text == _page()

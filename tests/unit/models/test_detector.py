@@ -13,7 +13,7 @@ from river import anomaly, compose, preprocessing
 import online
 from evaluation.prequential import prequential
 from online.errors import RequestError
-from online.models.detector import Detector
+from online.models.detector import Detector, Ranking
 from replay.example import Features
 
 
@@ -90,3 +90,15 @@ def test_a_detector_in_the_middle_is_no_detector() -> None:
     assert is_detector(trees())
     assert is_detector(loda())
     assert not is_detector(compose.Select("a") | preprocessing.StandardScaler())
+
+
+def test_the_rows_behind_a_window_in_which_nothing_was_said_are_no_anomalies() -> None:
+    ranking = Ranking(trees())
+    rows = [features for features, odd in stream(600) if not odd]
+    ranks = []
+    for features in rows:
+        ranks.append(ranking.predict_proba_one(features)[True])
+        ranking.learn_one(features, False)
+    assert set(ranks[:250]) == {0.0}, "the trees say nothing yet"
+    assert sum(rank > 0.99 for rank in ranks) < 10
+    assert max(ranks[250:]) > 0.9

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from paramserver import ids as ids_module
+from paramserver import rows as rows_module
 from paramserver.blocks import ROWS, Block, Blocks, add_touched, copy, from_wire, merge, put, select
 from paramserver.errors import BlockError
 from paramserver.ids import Ids
@@ -33,7 +34,7 @@ def plain_of(rows: Rows) -> Plain:
     return dict(zip(rows.ids.tolist(), rows.numbers.tolist(), strict=True))
 
 
-def walk(seed: int, steps: int = 60) -> None:
+def walk(seed: int, steps: int = 60) -> int:
     """Tables and their copies beside dicts, whatever is written to which of them."""
     draw = random.Random(seed)
     held: list[tuple[Rows, Plain]] = [(Rows.empty(2), {})]
@@ -43,7 +44,12 @@ def walk(seed: int, steps: int = 60) -> None:
         some = {draw.randrange(2_000) << draw.choice((0, 40)): [draw.random(), 1.0]
                 for _ in range(many)}  # fmt: skip
         part = rows_of(some)
-        match draw.randrange(4):
+        match draw.randrange(5):
+            case 4:
+                gone = [*draw.sample(list(plain), min(len(plain) * 2 // 3, 500)), 1 << 60]
+                rows.drop(np.array(gone, dtype=np.uint64))
+                for i in gone:
+                    plain.pop(i, None)
             case 0 | 1:
                 rows.update(part)
                 plain.update(plain_of(part))
@@ -59,15 +65,71 @@ def walk(seed: int, steps: int = 60) -> None:
         for each, expected_rows in held:
             assert plain_of(each) == expected_rows
             assert len(each) == len(expected_rows)
+    return max(rows.begin for rows, _ in held)
 
 
-def walks() -> None:
-    for seed in range(12):
-        walk(seed)
+def walks() -> int:
+    """Beginnings of orders in the end: what was packed begins later."""
+    return sum(walk(seed) for seed in range(12))
+
+
+@pytest.fixture(autouse=True)
+def packs_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "_PACKED_LEAST", 64)
 
 
 def test_tables_and_their_copies_hold_what_dicts_would() -> None:
-    walks()
+    assert walks() > 0, "some were packed"
+
+
+def test_what_leaves_while_parts_are_read_is_read_again_or_gone() -> None:
+    """Whoever has read up to a place reads all rows that are packed behind it."""
+    rows = rows_of({i: [float(i), 0.0] for i in range(400)})
+    read, place, gone = dict[int, list[float]](), 0, set[int]()
+    draw = random.Random(4)
+    while place < rows.end:
+        end = max(place, rows.begin) + 30
+        read |= plain_of(rows.part(place, end))
+        place = end
+        leave = draw.sample([*plain_of(rows)], 40 if len(gone) < 300 else 0)
+        rows.drop(np.array(leave, dtype=np.uint64))
+        gone.update(leave)
+    assert rows.begin > 0
+    assert {i: x for i, x in read.items() if i not in gone} == plain_of(rows)
+
+
+def test_a_message_says_which_rows_are_gone() -> None:
+    values: Blocks = {"t": Block(ROWS, rows_of({1: [1.0, 2.0], 2: [3.0, 4.0], 3: [5.0, 6.0]}))}
+    mine = copy(values)
+    values["t"].data.drop(np.array([2], dtype=np.uint64))
+    touched = [np.array([2, 3, 9], dtype=np.uint64)]
+    told = select(values, {"t": touched})
+    read = from_wire({name: WireBlock(b.kind, b.data.told()) for name, b in told.items()})
+    assert sorted(read["t"].data.gone.tolist()) == [2, 9]
+    assert "gone" not in rows_of({1: [1.0, 2.0]}).told(), "as it was before anything could leave"
+    found = put(mine, read)["t"]
+    assert isinstance(found, list)
+    assert sorted(np.concatenate(found).tolist()) == [2, 3, 9], "touched, whoever is told next"
+    assert mine == values
+    merge(read, {"t": Block(ROWS, rows_of({9: [1.0, 1.0]}))})
+    assert read["t"].data.gone.tolist() == [2], "what was put is not gone"
+
+
+def _shrinks_in_place(self: Rows, ids: Any) -> None:
+    """Packs without telling readers that all stands elsewhere now."""
+    _drop(self, ids)
+    self._begin = 0
+
+
+_drop = Rows.drop
+
+
+def test_reading_notices_that_what_is_packed_does_not_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Rows, "drop", _shrinks_in_place)
+    with pytest.raises(AssertionError):
+        test_what_leaves_while_parts_are_read_is_read_again_or_gone()
 
 
 _find = Ids.find
@@ -307,7 +369,9 @@ def told(**changes: Any) -> dict[str, Any]:
         (told(width=1025), "width"),
         (told(width=3), None),
         (told(ids="text"), None),
-        (told(more=1), None),
+        (told(gone=bytes(9)), "gone"),
+        (told(gone=[1]), "gone"),
+        (told(gone=b"", more=1), None),
         (told(ids=bytes(15)), None),
         (told(numbers=bytes(17)), None),
         (told(ids=bytes(16)), "ids"),

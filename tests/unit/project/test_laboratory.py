@@ -20,8 +20,10 @@ from online import cli
 ROOT: Final = Path(__file__).parents[3]
 TABLES: Final = {
     "all",
+    "anomalies",
     "bandit-worlds",
     "asleep",
+    "admission",
     "bandits",
     "buffers",
     "challenger",
@@ -39,6 +41,7 @@ TABLES: Final = {
     "doors",
     "durability",
     "edge",
+    "embedded",
     "exactly-once",
     "factors",
     "fidelity",

@@ -305,7 +305,7 @@ def _forgets_origin(row: Row) -> Origin:
         (Decisions, "stands", lambda self, row: False),
         (Decisions, "from_first", lambda self, event: [c.seq for c in self.rewrites][:1]),
         (Decisions, "from_first", lambda self, event: [c.seq for c in self.rewrites][-1:]),
-        (history, "_copies", lambda j, m, decisions, e, r: (None, r, decisions.rewrites[-1].seq)),
+        (history, "copies", lambda j, m, decisions, e, r: (None, r, decisions.rewrites[-1].seq)),
     ],
 )
 def test_mutants_are_found(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import resource
 from pathlib import Path
 
@@ -35,7 +37,20 @@ def test_callers_have_so_long(tmp_path: Path) -> None:
     found = flags(tmp_path)
     assert found["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] == "60"
     lines = found["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()
-    assert [line.strip() for line in lines] == ["leastconn", "timeout http-request 10s"]
+    assert [line.strip() for line in lines][:2] == ["leastconn", "timeout http-request 10s"]
+
+
+def test_without_any_replica_the_balancer_says_so_and_when_to_come_again(tmp_path: Path) -> None:
+    (line,) = flags(tmp_path)["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()[2:]
+    before, body, after = re.split(r'(?<!\\)"', line.strip())
+    assert before == "http-error status 503 content-type application/json string "
+    assert after == " hdr Retry-After 5"
+    assert set(json.loads(body.replace('\\"', '"'))["error"]) == {
+        "code",
+        "message",
+        "field",
+        "hint",
+    }
 
 
 def test_a_ray_of_our_own_asks_for_a_new_token(tmp_path: Path) -> None:

@@ -81,6 +81,12 @@ def test_an_answer_has_a_score_and_says_whether_it_is_above(service: Embedded) -
     assert [row["score"] for row in many] == [usual["score"], odd["score"]]
 
 
+def test_the_document_lets_rows_come_without_a_label(service: Embedded) -> None:
+    document = httpx.get(f"{service.url}/openapi.json", timeout=60).json()
+    kinds = document["components"]["schemas"]["FeedbackRequest"]["oneOf"]
+    assert [one["required"] for one in kinds] == [["id"], ["features"], ["events"]]
+
+
 def test_a_row_is_learned_once_whether_its_label_comes_with_it_later_or_never(
     service: Embedded,
 ) -> None:
@@ -116,7 +122,7 @@ def test_late_labels_judge_the_answers_of_then_and_teach_nothing(service: Embedd
     assert after["quality"]["n"] - before["quality"]["n"] == 400
     assert after["quality"]["auc"] > 0.85
     (true,) = [one for one in after["quality"]["classes"] if one["label"] is True]
-    assert true["recall"] > 0.5
+    assert true["recall"] > 0.2, "of rows that are one in fifty, those in the highest hundredth"
     assert post(service, "predict", probe).json()["score"] == score
 
 

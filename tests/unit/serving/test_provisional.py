@@ -23,14 +23,15 @@ from provisional_world import (
 )
 
 import online.replica.answers
+import online.replica.corrections
 import online.rows.history
 from online.learning.base import BaseLearner
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.rebuild.rebuild import Wanted
-from online.replica.corrections import Corrections
 from online.rows import history
 from online.rows.finals import corrected
-from replay.journal.base import Row, Verdict
+from online.rows.lessons import Lesson
+from replay.journal.base import Verdict
 
 Scene = Callable[[Any], Awaitable[None]]
 
@@ -203,8 +204,8 @@ def _nothing_before(self: BaseLearner, example: Any) -> None:
     return None
 
 
-async def _first_is_always_taken_back(self: Any, finals: Any, listed: Any) -> list[Row]:
-    return [final.first for final in finals]
+def _first_is_always_taken_back(*place: Any) -> Lesson:
+    return Lesson(place[-1], b"")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +214,8 @@ async def _first_is_always_taken_back(self: Any, finals: Any, listed: Any) -> li
         (online.replica.answers, "may_change", _never_met, final_takes_the_place),
         (BaseLearner, "_before", _nothing_before, final_takes_the_place),
         (
-            Corrections,
-            "_lessons",
+            online.replica.corrections,
+            "lesson",
             _first_is_always_taken_back,
             what_was_not_learned_is_not_taken_back,
         ),

@@ -11,6 +11,7 @@ import pytest
 import replica_world as worlds
 from provisional_world import asked_of, event, frozen, guess, half, refused, sent, weight
 
+import online.replica.corrections
 import online.rows.history
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.rows import history
@@ -111,12 +112,100 @@ async def undone_one_is_taught_at_the_same_time(world: Any) -> None:
     await learned_again_while_its_final_label_comes(world, history.UNDONE)
 
 
+async def undone_by(world: Any, *replicas: Any) -> None:
+    """A provisional label of 8 for a is learned, and taken out by a rollback."""
+    serving = world.serving(replicas[0])
+    await guess(serving, "before", 8.0)
+    place = {replicas[0].writer.partition: 1}
+    await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+    name = world.server.snapshot()["name"]
+    await guess(serving, "a", 8.0)
+    place = {replicas[0].writer.partition: 2}
+    await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+    assert world.server.rollback(name)["undone"] == 1
+    await worlds.until(lambda: all(weight(r, "a") == 0.0 for r in replicas), 30.0)
+
+
+def meanwhile(replica: Any, act: Callable[[], Awaitable[None]]) -> None:
+    """Do something once, after a final label was looked up and before it is written."""
+    corrections = replica.writer._corrections
+    rows, done = corrections._rows, list[bool]()
+
+    async def looked(finals: Any) -> Any:
+        found = await rows(finals)
+        if not done:
+            done.append(True)
+            await act()
+        return found
+
+    corrections._rows = looked
+
+
+async def a_ban_is_lifted_before_the_final_label_is_written(world: Any) -> None:
+    first, second = await world.replica("r1", build=half), await world.replica("r2", build=half)
+    await undone_by(world, first, second)
+    world.server.ban("web", True)
+    await worlds.until(lambda: first.control.decisions.banned("web"), 30.0)
+
+    async def lifted() -> None:
+        world.server.ban("web", False)
+        assert (await asked_of(second).relearn("m", "undone", None, 10))["learned"] == 1
+
+    meanwhile(first, lifted)
+    final = event("a", 2.0)
+    _, last = await world.serving(first).feedback(final)
+    assert last.status == "learned"
+    await worlds.until(lambda: weight(first, "a") == weight(second, "a") != 0.0, 30.0)
+    assert weight(second, "a") == 1.0
+    await asyncio.gather(first.stop(5), second.stop(5))
+
+
+async def a_rollback_and_a_relearn_come_before_the_final_label_is_written(world: Any) -> None:
+    first, second = await world.replica("r1", build=half), await world.replica("r2", build=half)
+    await guess(world.serving(first), "before", 8.0)
+    place = {first.writer.partition: 1}
+    await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+    name = world.server.snapshot()["name"]
+    await guess(world.serving(first), "a", 8.0)
+    place = {first.writer.partition: 2}
+    await worlds.until(lambda: world.server.status()["clock"] == place, 30.0)
+
+    async def taken_out_and_taught_again() -> None:
+        assert world.server.rollback(name)["undone"] == 1
+        assert (await asked_of(second).relearn("m", "undone", None, 10))["learned"] == 1
+
+    meanwhile(first, taken_out_and_taught_again)
+    assert (await sent(world.serving(first), "a", 2.0))[1].status == "learned"
+    rewrite = first.control.decisions.rewrites[-1].seq
+    both = (first, second)
+    await worlds.until(lambda: all(r.learner.rewrite == rewrite for r in both), 30.0)
+    await worlds.until(lambda: all(not r.learner.own for r in both), 30.0)
+    await worlds.until(lambda: weight(first, "a") == weight(second, "a"), 30.0)
+    assert weight(second, "a") == 1.0
+    await asyncio.gather(first.stop(5), second.stop(5))
+
+
+async def it_dies_after_the_first_row_that_it_writes(world: Any) -> None:
+    """The final label of an event that is undone is one row: nothing is taught without it."""
+    journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0)
+    replica = await world.replica(build=half, journal=journal)
+    await undone_by(world, replica)
+    journal.appends_left = 2  # the event is known, and one more
+    assert (await sent(world.serving(replica), "a", 2.0))[1].status == "learned"
+    assert weight(replica, "a") == 1.0
+    journal.appends_left = None
+    await replica.stop(5)
+
+
 SCENES: dict[str, Scene] = {
     scene.__name__: scene
     for scene in (
         final_of_a_frozen_model_is_taught_alone,
         frozen_one_is_taught_at_the_same_time,
         undone_one_is_taught_at_the_same_time,
+        a_ban_is_lifted_before_the_final_label_is_written,
+        a_rollback_and_a_relearn_come_before_the_final_label_is_written,
+        it_dies_after_the_first_row_that_it_writes,
     )
 }
 
@@ -128,20 +217,16 @@ def test_a_label_that_is_learned_again_beside_its_final_one_counts_once(
     worlds.play(tmp_path, scene)
 
 
-def _has_no_final(*_: Any) -> bool:
-    return False
-
-
-def _nothing_again(*_: Any) -> None:
+def _whatever(**_: Any) -> None:
     return None
 
 
 @pytest.mark.parametrize(
     ("name", "instead", "scene"),
     [
-        ("_has_final", _has_no_final, final_of_a_frozen_model_is_taught_alone),
-        ("lesson", _nothing_again, frozen_one_is_taught_at_the_same_time),
-        ("lesson", _nothing_again, undone_one_is_taught_at_the_same_time),
+        ("Only", _whatever, final_of_a_frozen_model_is_taught_alone),
+        ("Only", _whatever, frozen_one_is_taught_at_the_same_time),
+        ("Only", _whatever, undone_one_is_taught_at_the_same_time),
     ],
     ids=["taught again", "frozen", "undone"],
 )
@@ -149,6 +234,21 @@ def test_a_rule_that_is_left_out_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, instead: Any, scene: Scene
 ) -> None:
     monkeypatch.setattr(online.rows.history, name, instead)
+    with pytest.raises(AssertionError):
+        worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    "scene",
+    [
+        a_ban_is_lifted_before_the_final_label_is_written,
+        a_rollback_and_a_relearn_come_before_the_final_label_is_written,
+    ],
+)
+def test_a_final_label_that_is_written_whatever_was_decided_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene: Scene
+) -> None:
+    monkeypatch.setattr(online.replica.corrections, "Only", lambda *_: None)
     with pytest.raises(AssertionError):
         worlds.play(tmp_path, scene)
 

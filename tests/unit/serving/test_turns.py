@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import replica_world as worlds
 from test_default_rewards import WAIT_S, shop
+from test_ordinary import event, taught
 
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, Reward, RewardRequest, Slot
@@ -113,5 +115,34 @@ def test_others_have_turns_while_rewards_are_taken_and_choices_settled(
             assert len(seen) >= MANY, name
             assert seen[MANY - 1] > seen[0], name
         await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_body_of_many_events_is_read_in_turns_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decoding has taken most of the turn in which it arrived; each part has one of its own."""
+
+    async def scene(world: Any) -> None:
+        serving, rng = await taught(world), random.Random(1)
+        ordinary, seen = serving._reader.ordinary, list[int]()
+        read, size = ordinary.read, ordinary.together
+
+        def noted(events: Any) -> Any:
+            seen.append(count[0])
+            return read(events)
+
+        monkeypatch.setattr(ordinary, "read", noted)
+        async with turns() as count:
+            for parts in (1, 3):  # one part alone waits for nothing: it is what a group has
+                seen.clear()
+                begun = count[0]
+                many = [event(rng, 1000 * parts + i) for i in range(parts * size)]
+                await serving.record(many)
+                assert len(seen) == parts, seen
+                assert (seen[0] > begun) is (parts > 1), (begun, seen)
+                assert len(set(seen)) == parts, seen
+        await serving.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -18,7 +18,7 @@ from evaluation.streams import open_stream
 from online.messages.structs import Event
 from online.settings.model import ModelSettings
 from online.trust.filtering import SOURCES_MIN, Filtering
-from paramserver.filters.base import Opinion, Source
+from paramserver.filters.base import Filter, Opinion, Source
 from paramserver.filters.chain import Chain
 from replay import codec
 from replay.journal.base import Verdict
@@ -27,7 +27,7 @@ FACTOR = 0.25
 LIARS = 5
 
 
-class Halves:
+class Halves(Filter):
     """A test that believes whoever is called x in part, and everybody else."""
 
     name = "told"
@@ -42,7 +42,7 @@ class Halves:
 
 def in_part(learner: Any) -> Filtering:
     return Filtering(
-        Chain([Halves()], credit=5.0),  # type: ignore[list-item]
+        Chain([Halves()], credit=5.0),
         model=lambda: learner.serving,
         clock=lambda: learner.clock,
         count=lambda: learner.version[1],

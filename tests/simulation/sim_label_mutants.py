@@ -1,0 +1,90 @@
+"""Rules of labels that change, taken out one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sim_mutant import Mutant, only
+
+_FINALS = "online.rows.finals"
+_BASE = "online.learning.base"
+_LOCAL = "online.learning.local_model"
+_LEARNER = "online.learning.merged"
+_CORRECTIONS = "online.replica.corrections"
+_HISTORY = "online.rows.history"
+
+_LABELS: Mapping[str, Any] = {"labels": True, "twice": False, "old": 0.0}
+
+LABEL_MUTANTS: dict[str, Mutant] = {
+    "a final label is a row of each who asks": Mutant(
+        (
+            (
+                _FINALS,
+                "return NewRow(final_key(first.key), name,",
+                "return NewRow(event_key(_FINAL, f'{asked.at}{first.key.hex()}'), name,",
+            ),
+        ),
+        climate=_LABELS,
+        within=10,
+    ),
+    "a final label is a repeat of the provisional one": Mutant(
+        ((_CORRECTIONS, "            if label.provisional:\n", "            if True:\n"),),
+        climate=_LABELS,
+        within=10,
+    ),
+    "no lesson is taken back": Mutant(
+        ((_BASE, "        return first.label, first.weight\n", "        return None\n"),),
+        climate=_LABELS,
+        within=10,
+    ),
+    "a lesson is taken back at the weight that was sent": Mutant(
+        ((_FINALS, "weight=said.weight * lesson.factor,", "weight=said.weight,"),),
+        climate=_LABELS,
+        within=20,
+    ),
+    "a lesson that is undone is taken back": Mutant(
+        (
+            (
+                _BASE,
+                "        if self.undone.has(first.partition, first.offset):\n",
+                "        if False:\n",
+            ),
+        ),
+        climate=only("rollback", "kill replica", **_LABELS, snapshot_s=0.1),
+        within=100,
+    ),
+    "an event is taught again after its final label": Mutant(
+        (
+            (
+                _HISTORY,
+                "only = Only(absent=final_key(event.key)) if is_provisional(self.row) else None",
+                "only = None",
+            ),
+        ),
+        climate=only("freeze", **_LABELS),
+        within=100,
+    ),
+    "a lesson that is forgotten is taken back": Mutant(
+        (
+            (
+                "online.rebuild.rebuild",
+                "        return out or self._decisions.lacks(",
+                "        return self._decisions.lacks(",
+            ),
+        ),
+        climate={**_LABELS, "forgets": True, "relearns": 0.0},
+        within=200,
+    ),
+    "a server has a correction before what it corrects": Mutant(
+        ((_LOCAL, "                held.add(delta.partition)\n", "                pass\n"),),
+        climate=only("cut", "stall", "rollback", **_LABELS, snapshot_s=0.1),
+        within=100,
+    ),
+    "who adopts learns one after the other, whatever it waits for": Mutant(
+        (("paramserver.leases", " and p not in waits:", ":"),),
+        climate=only("kill replica", "kill all", **_LABELS, lease_s=0.5),
+        within=400,
+        begin=133,
+    ),
+}
