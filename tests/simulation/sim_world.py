@@ -121,6 +121,8 @@ def climate_of(
         return sim_loss.alone(climate)
     if not given and not climate.twice:  # no label comes when its event is no more known
         climate = replace(climate, labels=random.Random(f"provisional {seed}").random() < 0.25)
+    if climate.labels:  # what waits for another's row has to find room, or is learned over and over
+        climate = replace(climate, retain_bytes=max(climate.retain_bytes, 100_000))
     return climate
 
 
