@@ -88,8 +88,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         environment |= {"LD_PRELOAD": str(library), "TEST_STALL": str(folder / "stall")}
     (folder / "learner.py").write_text(LEARNER)
     settings = {
-        # A third of it is waited for a lock, so two thirds are left to answer why there was none.
-        "limits": {"standstill_s": STANDSTILL_S, "feedback_wait_s": 6.0},
+        "limits": {"standstill_s": STANDSTILL_S},
         "models": [{**MODEL, "learner": "learner.py:counting"}],
     }
     with service(folder, environment, **settings) as made:

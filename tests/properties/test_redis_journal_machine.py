@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from replay.errors import JournalBehind, JournalUnavailable
-from replay.journal import redisscripts
+from replay.journal import redisdecisions, redisscripts
 from replay.journal.redis import RedisJournal
 
 HERE = Path(__file__).parent
@@ -66,9 +66,10 @@ MUTANTS = [
 def test_the_machine_notices_a_missing_rule(
     url: str, script: str, rule: str, without: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = getattr(redisscripts, script)
+    module = redisscripts if hasattr(redisscripts, script) else redisdecisions
+    whole = getattr(module, script)
     assert whole.count(rule) == 1
-    monkeypatch.setattr(redisscripts, script, whole.replace(rule, without))
+    monkeypatch.setattr(module, script, whole.replace(rule, without))
     errors = (AssertionError, JournalUnavailable, JournalBehind, pytest.fail.Exception)
     with pytest.raises(errors) as failure:
         run_state_machine_as_test(
