@@ -69,6 +69,7 @@ def looked(found: Conditions, at: float, failed: str | None = None, **more: Any)
         ),
         ({"journal": {"alarm": "it fills"}, "incidents": ["it fills"]}, "disk raised it fills"),
         ({"incidents": ["a surprise"], "journal": {"alarm": None}}, "incident raised a surprise"),
+        ({"incident": "as an old replica has it"}, "incident raised as an old replica has it"),
         (
             {"replicas": {"r": {"age_ms": 61_000.0}}},
             "stale raised replica r answers from a model 61 s old",
