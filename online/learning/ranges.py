@@ -233,7 +233,7 @@ class TargetRange(Range):
 
 
 class Lately:
-    """What came lately, by name: the ends of some rows."""
+    """The ends of what came lately, by name, in some of the rows."""
 
     def __init__(self) -> None:
         self._spans: list[dict[str, tuple[float, float]]] = [{}, {}]
@@ -271,7 +271,7 @@ def widths(held: Range, value: Value) -> float:
 
 
 def data_of(values: Blocks, name: str) -> Mapping[str, Any]:
-    """What a block has, if it is there."""
+    """Return the data of a block; of one that is not there, none."""
     return values[name].data if name in values else {}
 
 
