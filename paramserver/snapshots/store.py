@@ -93,7 +93,7 @@ class ReadingDisk(Disk):
     """For whoever only reads: a directory that is absent stays so, and has no names."""
 
     def make_directory(self, path: Path) -> None:
-        """Leave it absent."""
+        """Leave an absent directory absent."""
 
 
 def _sync(path: Path, flags: int) -> None:
