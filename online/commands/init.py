@@ -79,27 +79,21 @@ def init(
 
     Example: online init ratings.parquet --label stars --task regression
 
-    Example: online init log.csv --task choose
-
     Example: online init log.csv --task choose --probability none
     """
     from evaluation.errors import EvaluationError
 
-    chooses = task == "choose"
-    places = [folder / "online.yaml", *([] if chooses else [folder / "model.py"])]
-    if not force and (there := [str(place) for place in places if place.exists()]):
-        remedy = "Say --force to replace it, or --folder for another place"
-        raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
+    places = [folder / "online.yaml", folder / "model.py"][: 1 if task == "choose" else 2]
+    if not force:
+        _free(places)
     named = {"--label": label, "--action": action, "--probability": probability}
-    if chooses:
+    if task == "choose":
         _choices(table, places[0], name, named, rows, as_json=as_json)
         return
-    if odd := [option for option in ("--action", "--probability") if named[option] is not None]:
-        raise ConfigError(odd[0], "the task is not choose", "Say --task choose, too")
+    _of_labels(named)
     wanted = _task_of(task)
     if table is None:
-        made = _asked(name, wanted, label)
-        _write(places, *made)
+        _write(places, *_asked(name, wanted, label))
         print(f"wrote {places[0]} and {places[1]}\n\n  online serve {places[0]}")
         return
     from online.tables.first_look import open_table
@@ -114,17 +108,29 @@ def init(
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or mend the row") from None
     elapsed = time.monotonic() - begun
-    text = _settings(called, found, n), _source(called, table, found, learner)
-    _write(places, *text)
+    _write(places, _settings(called, found, n), _source(called, table, found, learner))
     if as_json:
-        columns = {c.name: {"kind": c.kind, "why": c.why} for c in found.columns}
-        shown = {
-            "model": called, "task": found.task, "label": found.label, "columns": columns,
-            "learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score),
-        }  # fmt: skip
-        print(json.dumps(shown))
+        shown = {"learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score)}
+        print(json.dumps({"model": called, **_guessed(found), **shown}))
         return
     _say(found, places, score, n)
+
+
+def _guessed(found: Guess) -> dict[str, Any]:
+    columns = {c.name: {"kind": c.kind, "why": c.why} for c in found.columns}
+    return {"task": found.task, "label": found.label, "columns": columns}
+
+
+def _free(places: list[Path]) -> None:
+    if there := [str(place) for place in places if place.exists()]:
+        remedy = "Say --force to replace it, or --folder for another place"
+        raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
+
+
+def _of_labels(named: Mapping[str, str | None]) -> None:
+    """Refuse options of choices, which a task with labels does not have."""
+    if odd := [option for option in ("--action", "--probability") if named[option] is not None]:
+        raise ConfigError(odd[0], "the task is not choose", "Say --task choose, too")
 
 
 def _task_of(text: str | None) -> Task | None:
