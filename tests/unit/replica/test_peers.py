@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from replica_world import Client, Peers, World, play, row, until
 from online.messages.structs import Prediction, PredictRequest
 from online.replica.replica import ModelReplica
 from paramserver import wire
+from paramserver.blocks import Blocks
 
 
 async def _learned(world: World, replica: ModelReplica, *events: str) -> None:
@@ -91,6 +93,12 @@ def test_who_has_begun_asks_no_peer(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+def _held(replica: ModelReplica) -> Blocks:
+    values = replica.learner.pulled
+    assert values is not None
+    return values
+
+
 async def _with_many(world: World) -> ModelReplica:
     old = await world.replica("old")
     names = [f"k{i}" for i in range(5_000)]
@@ -105,13 +113,15 @@ def test_many_values_come_in_pieces_of_one_version(tmp_path: Path) -> None:
 
     async def scene(world: World) -> None:
         old = await _with_many(world)
+        told: Any = old.tell
+        peer = told.__self__
 
         class Busy(Peers):
             async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
                 await _learned(world, old, f"before {len(self.kinds)}")
-                weights = old.learner._pulled.blocks["weights"].data
+                weights = _held(old)["weights"].data
                 was, asking = weights["k4999"], asyncio.create_task(super().sync(request, 1.0))
-                while not (old.tell.__self__._one.locked() or asking.done()):
+                while not (peer._one.locked() or asking.done()):
                     await asyncio.sleep(0)
                 while not asking.done():  # it is another one while pieces are cut
                     weights["k4999"] = 7.0
@@ -125,7 +135,7 @@ def test_many_values_come_in_pieces_of_one_version(tmp_path: Path) -> None:
         names = (f"k{i}" for i in range(0, 5_000, 100))
         for name in (*names, "k4999", "before 0", "before 1"):
             assert world.weight(new, name) == 1, name
-        assert new.learner._pulled.blocks.keys() == old.learner._pulled.blocks.keys()
+        assert _held(new).keys() == _held(old).keys()
         assert new.learner.tally.digest == old.learner.tally.digest
         await asyncio.gather(old.stop(5), new.stop(5))
 
@@ -138,7 +148,7 @@ def test_all_values_come_whoever_of_several_peers_answers(tmp_path: Path) -> Non
     async def scene(world: World) -> None:
         old = await _with_many(world)
         second = await world.replica("second")
-        weights = second.learner._pulled.blocks["weights"].data
+        weights = _held(second)["weights"].data
         turned = dict(reversed(weights.items()))
         weights.clear()
         weights.update(turned)
@@ -149,7 +159,7 @@ def test_all_values_come_whoever_of_several_peers_answers(tmp_path: Path) -> Non
                 return await super().sync(request, timeout_s)
 
         new = await world.replica("new", client=_away(world), peers=Balanced(old))
-        assert len(new.learner._pulled.blocks["weights"].data) == len(weights) >= 5_000
+        assert len(_held(new)["weights"].data) == len(weights) >= 5_000
         assert all(world.weight(new, f"k{i}") == 1 for i in range(5_000))
         await asyncio.gather(*(one.stop(5) for one in (old, second, new)))
 
