@@ -115,7 +115,7 @@ class Follower:
 
     async def stop(self) -> None:
         """After :meth:`run` was cancelled: this process has not died at the row at hand."""
-        await self._claims.end()
+        await self._claims.end(learned=False)
 
     async def catch_up(self, patience_s: float) -> None:
         """Learn what is there before the first answer is given, if that takes no longer."""
@@ -259,7 +259,7 @@ class Follower:
         if self._still.held:
             await self._still.moves()
         if self._moved() or not self._learner.wants(row):
-            await self._claims.end()
+            await self._claims.end(learned=False)
             return False
         before = self._learner.stamp
         known = None
@@ -280,7 +280,7 @@ class Follower:
             reason = failed.reason if failed else None
             undecided = reason is not None and given_up is None and not self._learner.decides
             self._writer.answers.note_learned(row, before, reason, undecided=undecided)
-        await self._claims.end()
+        await self._claims.end(learned=True)
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:

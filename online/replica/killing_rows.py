@@ -5,9 +5,9 @@ A claim is counted before an adopted row is learned, so a learner that dies leav
 * Offset 0 is claimed once by each process that begins to learn an adopted partition.  With
   ``ADOPTERS`` claims of others before, the process goes row by row.
 * Row by row, offset ``k`` is claimed durably before row ``k`` is learned, and ``k + ENDED`` after
-  it.  A learner died at row ``k`` if it has claimed the one and not the other, so whoever is
-  killed between two rows, or learns rows again, is not counted.  Deaths at a row are the claims
-  of ``k`` less those of ``k + ENDED``.
+  it; ``k + LEFT`` if it was not learned after all.  A learner died at row ``k`` if it has claimed
+  the one and neither of the others, so whoever is killed between two rows, or learns rows again,
+  is not counted.
   (A process that has caught up says so under ``ENDED``: it did not die.)
 * A row that kills has ``DEATHS`` of them, and kills nearly whoever learns it.  A machine that
   kills at random instants ends processes at good rows, too: most of the time of a row goes into
@@ -38,6 +38,7 @@ ADOPTERS: Final = 2
 DEATHS: Final = 3
 OUTLIVED: Final = 2
 ENDED: Final = 2**40  # beyond every offset
+LEFT: Final = 2 * ENDED
 GIVEN_UP: Final = "three learners died at this row"
 _PAUSE_S = 0.2
 _AGAIN_S: Final = 0.2  # between two looks at who lives
@@ -95,7 +96,7 @@ class Claims:
             if look:
                 await asyncio.sleep(_AGAIN_S)
             ended = await self._known(partition, offset + ENDED)
-            deaths = begun - ended
+            deaths = begun - ended - await self._known(partition, offset + LEFT)
             if deaths < DEATHS or deaths <= OUTLIVED * ended:
                 return False
         return True
@@ -113,10 +114,10 @@ class Claims:
         """Whether the partition's rows are learned row by row."""
         return self._row_by_row.get(partition, False)
 
-    async def end(self) -> None:
+    async def end(self, *, learned: bool) -> None:
         """To be awaited when the row that was begun is learned, or will not be by this process."""
         if (row := self._begun) is not None:
-            await self._count(row.partition, row.offset + ENDED)
+            await self._count(row.partition, row.offset + (ENDED if learned else LEFT))
             self._begun = None
 
     async def _count(self, partition: int, offset: int) -> int:
@@ -127,6 +128,7 @@ class Claims:
                 return await self._claim(partition, offset)
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
+                await asyncio.sleep(_PAUSE_S)
             if await self._known(partition, offset) > known:
                 return known
 

@@ -38,6 +38,8 @@ class Purpose:
         Rows are learned that come without a label, and the score of an answer is no probability.
     keyed
         Each key of an entity can have an offset of its own.
+    bounded
+        Labels are numbers of which nobody said the range: those that are far off are clipped.
     closed
         Settings that do not go with it, and why.
     """
@@ -50,6 +52,7 @@ class Purpose:
     range: str | None = None
     unlabelled: bool = False
     keyed: bool = False
+    bounded: bool = False
     closed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -64,9 +67,12 @@ class Purpose:
         own = {} if given.get(self.part) is None else given[self.part]
         out = {"learner": self.learner, **given, "task": self.labels, self.part: own}
         bounds = own.get(self.range) if isinstance(own, dict) else None
-        if bounds is not None and len(bounds) == 2 and out["learner"] == self.learner:
+        params = out.get("params", {})
+        if not isinstance(bounds, list | tuple) or not isinstance(params, Mapping):
+            return out  # if they are anything else, it is refused for that
+        if len(bounds) == 2 and out["learner"] == self.learner:
             low, high = bounds
-            out["params"] = {"low": low, "high": high, **out.get("params", {})}
+            out["params"] = {"low": low, "high": high, **params}
         return out
 
 
@@ -75,7 +81,7 @@ PURPOSES: Final[Mapping[str, Purpose]] = {
     for one in (
         Purpose("binary", "binary", ("probability", "probabilities"), keyed=True),
         Purpose("multiclass", "multiclass", ("probabilities",)),
-        Purpose("regression", "regression", keyed=True),
+        Purpose("regression", "regression", keyed=True, bounded=True),
         Purpose(
             "choose",
             "regression",

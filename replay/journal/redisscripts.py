@@ -422,7 +422,7 @@ for i = 8, #ARGV, 2 do
           upto = tonumber(string.match(gone[1], '^%d+'))
           local key, seq = field(gone[2], 'key') or '', field(gone[2], 'seq') or ''
           redis.call('HDEL', P .. ':ids:' .. model, key)
-          redis.call('HDEL', P .. ':claims:' .. number, int(upto), int(upto + 1099511627776))
+          for i = 0, 2 do redis.call('HDEL', P .. ':claims:' .. number, int(upto + i * 2^40)) end
           if string.match(seq, '^%d+$') then
             redis.call('XDEL', P .. ':order:' .. model, seq .. '-0')
           end

@@ -188,7 +188,7 @@ OLDEST = (
 )
 DROP_ROWS = 'DELETE FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 DROP_CLAIMS = 'DELETE FROM claims WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
-CLAIM_ENDED = 2**40  # an end of a claim stands so far above it
+CLAIM_ENDED = 2**40  # an end stands so far above its claim, twice so far if nothing was learned
 SET_TRIMMED_SEQ = "UPDATE models SET trimmed = max(trimmed, ?) WHERE id = ?"
 SET_TRIMMED = "UPDATE partitions SET trimmed = ? WHERE id = ?"
 ROWS_AND_HALVES = (

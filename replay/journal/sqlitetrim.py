@@ -42,7 +42,7 @@ def trim(
             last, newest = row.offset, row.seq
         if last > first:
             db.execute(sql.DROP_ROWS, (partition, first, last))
-            for above in (0, sql.CLAIM_ENDED):
+            for above in (0, sql.CLAIM_ENDED, 2 * sql.CLAIM_ENDED):
                 db.execute(sql.DROP_CLAIMS, (partition, above + first, above + last))
             db.execute(sql.SET_TRIMMED, (last, partition))
             db.execute(sql.PROVE_PARTITION, (partition,))

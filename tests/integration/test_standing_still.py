@@ -110,6 +110,17 @@ def stands(running: Running, said: str) -> int | None:
     return None if ended is None else int(ended[1])
 
 
+def held_by(running: Running, pid: int) -> str:
+    """How the process is, and which processes the journal's lock names."""
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.NoSuchProcess:
+        status = "gone"
+    inode = (running.state_dir / "journal.db.lock").stat().st_ino
+    locks = [x for x in Path("/proc/locks").read_text().splitlines() if f":{inode} " in x]
+    return f"process {pid} is {status}; locks: {locks}"
+
+
 def stop_one(running: Running, name: str) -> None:
     """One replica stops inside a commit; the others are not held up for long, nothing is lost."""
     before = [f"{name}-before-{i}" for i in range(10)]
@@ -126,7 +137,10 @@ def stop_one(running: Running, name: str) -> None:
         assert f"process {holder} " in answer["error"]["message"]
         assert "Nothing was recorded" in answer["error"]["hint"]
     assert predicted(other, before) == [1.0] * 10, "predictions go on"
-    until("it is ended", lambda: f"ended process {holder}" in log(running))
+    until(
+        "it is ended", lambda: f"ended process {holder}" in log(running),
+        saw=lambda: f"{held_by(running, holder)}; the log:\n{log(running)[-4_000:]}",
+    )  # fmt: skip
     after = [f"{name}-after-{i}" for i in range(10)]
     learn(running, [f"stand-{name}", f"{name}-refused", *after])
     sending.join()

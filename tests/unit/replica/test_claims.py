@@ -14,7 +14,7 @@ import replica_world as worlds
 
 import online.replica.follower
 from online.models.linear import Linear
-from online.replica.killing_rows import ADOPTERS, DEATHS, ENDED, GIVEN_UP, Claims
+from online.replica.killing_rows import ADOPTERS, DEATHS, ENDED, GIVEN_UP, LEFT, Claims
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
@@ -66,7 +66,7 @@ async def adopt(
             given_up.append(offset)
         elif offset == deadly or store.random.random() < within:
             raise Killed
-        await claims.end()
+        await claims.end(learned=True)
         if store.random.random() < chance:
             raise Killed
     return given_up
@@ -138,10 +138,28 @@ def test_counting_deaths_alone_would_give_up_good_rows(monkeypatch: pytest.Monke
         check_kills_in_the_middle_give_up_nothing()
 
 
+def given_up_beside_moves(learned: bool) -> int:
+    """Processes until a row that kills is given up, where each second one is moved elsewhere."""
+    store = Store()
+    store.counts[7, 0] = ADOPTERS
+    for i in range(20):
+        claims = Claims(store.claim, store.claims)
+        if asyncio.run(claims.begin(row(1))) is not None:
+            return i
+        if i % 2:  # another server's values have come before the row was learned
+            asyncio.run(claims.end(learned=learned))
+    return 20
+
+
+def test_who_has_not_learned_the_row_has_not_outlived_it() -> None:
+    assert given_up_beside_moves(learned=False) == 5
+    assert given_up_beside_moves(learned=True) == 20, "else it kills for ever"
+
+
 class WithoutEnds(Claims):
     """Counts claims of a row alone, as if each had been a death."""
 
-    async def end(self) -> None:
+    async def end(self, *, learned: bool) -> None:
         self._begun = None
 
 
@@ -181,8 +199,9 @@ def test_a_stop_before_the_row_is_learned_is_no_death() -> None:
         for _ in range(4):
             claims = Claims(store.claim, store.claims)
             assert await claims.begin(row(1)) is None
-            await claims.end()  # stopped in order
-        assert store.counts[7, 1] <= store.counts[7, 1 + ENDED] + 1
+            await claims.end(learned=False)  # stopped in order
+        assert store.counts[7, 1] == store.counts[7, 1 + LEFT] == 4
+        assert store.counts[7, 1 + ENDED] == 0
 
     asyncio.run(scene())
 
