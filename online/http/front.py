@@ -1,4 +1,4 @@
-"""What needs no model: the page at `/`, and whether anybody is there."""
+"""HTTP that needs no model: the page at `/`, and whether anybody is there."""
 
 from __future__ import annotations
 

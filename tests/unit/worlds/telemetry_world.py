@@ -42,7 +42,8 @@ def status(model: str = "m") -> dict[str, Any]:
     return {
         "model": model, "replicas": {"one": report(), "two": report()},
         "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
-        "server": {**server, "vanished": 0, "tables": tables}, "journal": journal, "rewrites": rewrites,
+        "server": {**server, "vanished": 0, "tables": tables}, "journal": journal,
+        "rewrites": rewrites,
         "challenger": rival, "slices": {"city": {"here": {"accuracy": 0.9}}},
         "confidence": {"coverage": 0.9, "level": 0.9, "size": 1.1, "width": 2.0},
         "anomaly": {"threshold": 0.99, "rows": 9, "unlabelled": 7, "above": 1, "share": 0.1},
