@@ -1,4 +1,4 @@
-"""What `online.serve` takes in a program, beside one that imports the same, and one that answers.
+"""Measures the price of `online.serve` in a program, by ones that import the same, and answer.
 
 Each is a process of its own, nothing else in it, and they take turns.  Memory is the proportional
 one that the kernel tells of the process itself, after fifty requests and two quiet seconds.

@@ -173,7 +173,7 @@ class Keeper:
     def _stays(self, name: str, table: Block | None, ids: IdArray, base: int) -> _Flags:
         stays = np.zeros(len(ids), bool) if table is None else table.data.has(ids)
         new = np.flatnonzero(~stays)
-        seen = self._sights_of(name).of(ids[new]) + 1 >= self._bounds.sights
+        seen = self._sights_of(name).of(ids[new]) >= self._bounds.sights - 1
         stays[new] = seen & ~self._is_late(name, ids[new], base)
         return stays
 
@@ -214,7 +214,11 @@ class Keeper:
             return ids[:0]
         uses = self._uses[_USES + name]
         used, _ = uses.get(ids)
-        order = np.lexsort((ids, used[:, 1], used[:, 0]))
+        size, unused = np.zeros(len(ids)), np.flatnonzero(used[:, 0] == 0)
+        if len(unused):  # they were learned before there were uses: the smallest say least
+            numbers, _ = table.get(ids[unused])
+            size[unused] = np.square(numbers, dtype=np.float64).sum(axis=1)
+        order = np.lexsort((ids, size, used[:, 1], used[:, 0]))
         gone = ids[order[: len(ids) - most + most // _LEAVE_SHARE]].copy()
         table.drop(gone)
         uses.drop(gone)

@@ -11,7 +11,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from paramserver.applied import Walks
@@ -100,6 +100,13 @@ class Parts:
                 return pieces, None
             place, room = following, room - n
         return pieces, place
+
+    def pieces(self, values: Blocks) -> Iterator[bytes]:
+        """Cut all of the values, a piece a step; they do not change meanwhile."""
+        place: Place | None = (next(iter(values)), 0)
+        while place is not None:
+            piece, _, place = self._piece(values, place, self._piece_keys)
+            yield encode_piece(to_wire(piece))
 
     def _piece(self, values: Blocks, start: Place, room: int) -> tuple[Blocks, int, Place | None]:
         """At most ``room`` keys from ``start`` on, how many they are, and where to go on."""

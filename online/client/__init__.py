@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         ServiceRefused,
         ServiceUnavailable,
     )
+    from online.client.choices import NotASlot
     from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
     from online.client.verbs import Pending
     from online.errors import ClientError
@@ -32,6 +33,7 @@ __all__ = [
     "Event",
     "Model",
     "NotANumber",
+    "NotASlot",
     "NotAValue",
     "NotIncluded",
     "NotRows",
@@ -50,6 +52,7 @@ _IN = {
     "online.client.calls": (
         "NotIncluded", "OutcomeUnknown", "Retry", "ServiceRefused", "ServiceUnavailable",
     ),
+    "online.client.choices": ("NotASlot",),
     "online.client.client": ("AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "Model"),
     "online.client.verbs": ("Pending",),
     "online.errors": ("ClientError",),

@@ -10,11 +10,20 @@ import msgspec
 
 from online.client.calls import Calls, Request, Steps
 from online.client.drives import verb
+from online.errors import ClientError
 from online.messages.choices import Chosen, ChosenSlots
 from online.messages.structs import Event, Receipt
 from online.messages.values import plain_value
 
 Data = dict[str, Any]
+
+
+class NotASlot(ClientError):
+    """Baselines of slots that are not asked for; nothing was sent."""
+
+    names: str
+    slots: str
+    text = "baselines names {names}, which is none of the slots: name some of {slots}"
 
 
 class ChoiceVerbs:
@@ -83,6 +92,9 @@ class ChoiceVerbs:
             {**slot, "baseline": taken[slot["id"]]} if slot["id"] in taken else slot
             for slot in _named("slots", slots)
         ]
+        ids = [slot["id"] for slot in places]
+        if unknown := [name for name in taken if name not in ids]:
+            raise NotASlot(", ".join(map(repr, unknown)), ", ".join(map(repr, ids)))
         body = given(
             context=None if context is None else plain_value("context", context),
             actions=_named("actions", actions), slots=places, exclude=list(exclude) or None, id=id,

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -57,6 +57,12 @@ def init(
     action: Annotated[
         str | None, typer.Option(help="--task choose: column of the action that was taken")
     ] = None,
+    probability: Annotated[
+        str | None,
+        typer.Option(
+            help="--task choose: column of how likely the action was; none: there is none"
+        ),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="rows that are played at most")] = _ROWS,
     force: Annotated[bool, typer.Option("--force", help="replace files that are there")] = False,
     as_json: AsJson = False,
@@ -73,22 +79,21 @@ def init(
 
     Example: online init ratings.parquet --label stars --task regression
 
-    Example: online init log.csv --task choose
+    Example: online init log.csv --task choose --probability none
     """
     from evaluation.errors import EvaluationError
 
-    chooses = task == "choose"
-    places = [folder / "online.yaml", *([] if chooses else [folder / "model.py"])]
-    if not force and (there := [str(place) for place in places if place.exists()]):
-        remedy = "Say --force to replace it, or --folder for another place"
-        raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
-    if chooses or action is not None:
-        _choices(table, places[0], name, label, action, rows, chooses=chooses, as_json=as_json)
+    places = [folder / "online.yaml", folder / "model.py"][: 1 if task == "choose" else 2]
+    if not force:
+        _free(places)
+    named = {"--label": label, "--action": action, "--probability": probability}
+    if task == "choose":
+        _choices(table, places[0], name, named, rows, as_json=as_json)
         return
+    _of_labels(named)
     wanted = _task_of(task)
     if table is None:
-        made = _asked(name, wanted, label)
-        _write(places, *made)
+        _write(places, *_asked(name, wanted, label))
         print(f"wrote {places[0]} and {places[1]}\n\n  online serve {places[0]}")
         return
     from online.tables.first_look import open_table
@@ -103,17 +108,29 @@ def init(
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or mend the row") from None
     elapsed = time.monotonic() - begun
-    text = _settings(called, found, n), _source(called, table, found, learner)
-    _write(places, *text)
+    _write(places, _settings(called, found, n), _source(called, table, found, learner))
     if as_json:
-        columns = {c.name: {"kind": c.kind, "why": c.why} for c in found.columns}
-        shown = {
-            "model": called, "task": found.task, "label": found.label, "columns": columns,
-            "learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score),
-        }  # fmt: skip
-        print(json.dumps(shown))
+        shown = {"learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score)}
+        print(json.dumps({"model": called, **_guessed(found), **shown}))
         return
     _say(found, places, score, n)
+
+
+def _guessed(found: Guess) -> dict[str, Any]:
+    columns = {c.name: {"kind": c.kind, "why": c.why} for c in found.columns}
+    return {"task": found.task, "label": found.label, "columns": columns}
+
+
+def _free(places: list[Path]) -> None:
+    if there := [str(place) for place in places if place.exists()]:
+        remedy = "Say --force to replace it, or --folder for another place"
+        raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
+
+
+def _of_labels(named: Mapping[str, str | None]) -> None:
+    """Refuse options of choices, which a task with labels does not have."""
+    if odd := [option for option in ("--action", "--probability") if named[option] is not None]:
+        raise ConfigError(odd[0], "the task is not choose", "Say --task choose, too")
 
 
 def _task_of(text: str | None) -> Task | None:
@@ -133,22 +150,18 @@ def _choices(
     table: Path | None,
     place: Path,
     name: str | None,
-    label: str | None,
-    action: str | None,
+    named: Mapping[str, str | None],
     rows: int,
     *,
-    chooses: bool,
     as_json: bool,
 ) -> None:
     """Write the settings for a log of choices, and say what they would have earned."""
     from online.commands.init_choices import earned, kind_of, logged_of, say, settings_text
     from online.tables.first_look import open_table
 
-    if not chooses:
-        raise ConfigError("--action", "the task is not choose", "Say --task choose, too")
     if table is None:
         raise ConfigError("TABLE", "no log of choices", "Name a .csv or .parquet file")
-    log, called = logged_of(open_table(table), label, action), _name(name, table)
+    log, called = logged_of(open_table(table), named), _name(name, table)
     made = earned(log, rows, hidden=as_json)
     _write([place], settings_text(called, log, made.rows))
     if not as_json:
@@ -280,7 +293,7 @@ def _settings(name: str, found: Guess, n: int) -> str:
     }
     lines += [f"# {text}" for kind, text in notes.items() if found.named(kind)]  # type: ignore[arg-type]
     lines += ["", "# The first row as a request:", f"#   {_request(name, found)}"]
-    return "\n".join(lines) + "\n"
+    return written(lines)
 
 
 def _declared(found: Guess) -> list[str]:
@@ -312,15 +325,51 @@ def _request(name: str, found: Guess) -> str:
 
 def scalar(value: Any) -> str:
     """The value as YAML in one line: `no` is no text in it without quotes."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000)
+    text = yaml.dump(
+        value, Dumper=_OneLine, default_flow_style=True, sort_keys=False, width=sys.maxsize
+    )
     return text.removesuffix("\n").removesuffix("\n...")
+
+
+class _OneLine(yaml.SafeDumper):
+    """Writes a text between double quotation marks if it would break the line."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_OneLine.add_representer(str, _text)
+
+
+def printable(text: str) -> str:
+    r"""The text in one line, all else that can't be seen written out as JSON has it: ``\u2028``.
+
+    The file is often somebody else's: a line break in one of its values would end a comment, and
+    what follows would be settings, of which some name code.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def written(lines: Iterable[str]) -> str:
+    """The lines as a settings file: each of them is one there, too."""
+    return "".join(f"{printable(line)}\n" for line in lines)
+
+
+def _docstring(text: str) -> str:
+    """The text as that of a module, which it can't end."""
+    inside = printable(text).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"""{inside}"""\n\n'
 
 
 def _source(name: str, table: Path, found: Guess, learner: str) -> str:
     """The text of model.py."""
     text = found.named("text")
     given = f"text={text!r}" if text else ""
-    head = f'"""The model {name}, as `online init` has written it for {table.name}."""\n\n'
+    head = _docstring(f"The model {name}, as `online init` has written it for {table.name}.")
     return head + _SOURCES[learner].format(text=given)
 
 
@@ -351,9 +400,9 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
         "models:", f"  - name: {scalar(called)}", f"    task: {chosen}",
         "    learner: model.py:build",
     ]  # fmt: skip
-    head = f'"""The model {called}, as `online init` has written it."""\n\n'
+    head = _docstring(f"The model {called}, as `online init` has written it.")
     source = head + _LINEAR.format(text=f"text={text!r}" if text else "")
-    return "\n".join(settings) + "\n", source
+    return written(settings), source
 
 
 def _sits_there() -> bool:
@@ -363,7 +412,7 @@ def _sits_there() -> bool:
 def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
     from online.client.shown import short
 
-    print(f"{found.table.path.name}: a {found.task} task by its label, {found.label}")
+    print(f"{printable(found.table.path.name)}: a {found.task} task by its label, {found.label}")
     width = max(len(column.name) for column in found.columns)
     for column in found.columns:
         print(f"  {column.name:<{width}}  {column.kind}: {column.why}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,17 +13,20 @@ from typing import Any, Final
 
 from evaluation.offpolicy import OffPolicy
 from online.commands.base import bar
-from online.commands.init import scalar
+from online.commands.init import printable, scalar, written
 from online.decide import Policy, row
 from online.errors import ConfigError
 from online.models.rewards import RewardModel, Rewards
-from online.tables.first_look import Table
+from online.tables.first_look import Table, Value
 from online.tables.guess import FEATURES, LOOK_ROWS, Column, Guess, category, guess
 from replay.example import Example, Features
 
 ACTIONS_MAX: Final = 256
 """Different actions that a log may have: all are asked about in each row."""
+NONE: Final = "none"
+"""Said instead of a column: there is no such one."""
 
+_PROBABILITY: Final = "--probability"
 _ACTIONS: Final = re.compile(r"(chosen_?)?(action|arm|variant|choice|offer|decision)(_?id)?", re.I)
 _REWARDS: Final = re.compile(
     r"rewards?|payoff|gain|revenue|profit|clicks?|clicked|bought|converted|conversion|purchase",
@@ -76,9 +79,10 @@ class Log:
             p = None if self.probability is None else context.pop(self.probability, None)
             if taken is None:
                 continue
-            if self.probability is not None and not (isinstance(p, float | int) and 0.0 < p <= 1.0):
+            if self.probability is not None and not _likely(p):
                 problem = f"a probability of {p!r} in column {self.probability}"
-                raise ConfigError(str(self.found.table.path), problem, "Mend the row, or drop it")
+                remedy = f"Mend the row or drop it, or say {_PROBABILITY} {NONE}"
+                raise ConfigError(str(self.found.table.path), problem, remedy)
             reward = float(at.label)
             yield Logged(context, str(taken), reward, None if p is None else float(p))
 
@@ -96,17 +100,25 @@ class Earned:
     model: float | None
 
 
-def logged_of(table: Table, label: str | None, action: str | None) -> Log:
-    """Guess the columns of a log of choices; what is given is not guessed.  Raises ConfigError."""
-    action = action or _named(table, _ACTIONS, "--action", "action")
-    reward = label or _named(table, _REWARDS, "--label", "reward")
-    p = next((name for name in table.names if _PROPENSITIES.fullmatch(name)), None)
-    for option, name in (("--action", action), ("--label", reward)):
-        if name not in table.names:
+def logged_of(table: Table, named: Mapping[str, str | None]) -> Log:
+    """Guess the columns of a log of choices; what is named, by its option, is not guessed.
+
+    Raises ConfigError.
+    """
+    for option, name in named.items():
+        if name not in (None, *table.names) and (option, name) != (_PROBABILITY, NONE):
             remedy = f"Name one of: {', '.join(table.names)}"
             raise ConfigError(option, f"there is no column {name!r}", remedy)
+    action = named["--action"] or _named(table, _ACTIONS, "--action", "action")
+    reward = named["--label"] or _named(table, _REWARDS, "--label", "reward")
     if reward == action:
         raise ConfigError("--label", f"{reward} is the action", "Name the column of the reward")
+    p = named[_PROBABILITY]
+    if p in (reward, action):
+        what = "reward" if p == reward else "action"
+        remedy = f"Name the column of how likely the action was, or say {_PROBABILITY} {NONE}"
+        raise ConfigError(_PROBABILITY, f"{p} is the {what}", remedy)
+    unlikely: dict[str, Value] = {}
     taken, low, high = Counter[str](), float("inf"), float("-inf")
     for cells in islice(table.rows(), LOOK_ROWS):
         value = cells[reward]
@@ -117,15 +129,28 @@ def logged_of(table: Table, label: str | None, action: str | None) -> Log:
             raise ConfigError("--label", problem, "Name the column of the reward")
         low, high = min(low, float(value)), max(high, float(value))
         taken[str(category(cells[action]))] += 1
+        unlikely = {n: v for n, v in cells.items() if not _likely(v)} | unlikely
     if not 2 <= len(taken) <= ACTIONS_MAX:
         problem = f"column {action} has {len(taken):,} different values"
         raise ConfigError("--action", problem, f"Name one with 2 to {ACTIONS_MAX} actions")
     if not low < high:
         raise ConfigError("--label", f"all rewards are {low:g}", "Name another column")
     low, high = (0.0, 1.0) if low >= 0.0 and high <= 1.0 else (low, high)
-    total = taken.total()
-    shares = {name: n / total for name, n in taken.most_common()}
-    return Log(_columns(table, reward, action, p), action, p, shares, low, high)
+    shares = {name: n / taken.total() for name, n in taken.most_common()}
+    none: dict[str, Value] = {}
+    if p is None:
+        others = [name for name in table.names if name not in (reward, action)]
+        maybe = [name for name in others if _PROPENSITIES.fullmatch(name)]
+        none = {name: unlikely[name] for name in maybe if name in unlikely}
+        p = next((name for name in maybe if name not in none), None)
+    elif p == NONE:
+        p = None
+    return Log(_columns(table, reward, action, p, none), action, p, shares, low, high)
+
+
+def _likely(value: object) -> bool:
+    """Whether it is the probability of something that has come to pass."""
+    return type(value) in (int, float) and 0.0 < value <= 1.0  # type: ignore[operator]
 
 
 def _named(table: Table, wanted: re.Pattern[str], option: str, what: str) -> str:
@@ -135,15 +160,25 @@ def _named(table: Table, wanted: re.Pattern[str], option: str, what: str) -> str
     return found
 
 
-def _columns(table: Table, reward: str, action: str, p: str | None) -> Guess:
-    """The guess of a table's columns, those of the choice taken for what they are."""
+def _columns(
+    table: Table, reward: str, action: str, p: str | None, unlikely: Mapping[str, Value]
+) -> Guess:
+    """The guess of a table's columns, those of the choice taken for what they are.
+
+    ``unlikely``: columns that are called as a probability is, and a value that is none.
+    """
     found = guess(table, reward)
     kinds = {
         action: Column(action, "category", "the action that was taken"),
         reward: Column(reward, "label", "the reward that came of it"),
     }
     if p is not None:
-        kinds[p] = Column(p, "number", "how likely the action was to be taken")
+        why = f"how likely the action was to be taken ({_PROBABILITY} {NONE}: it is not)"
+        kinds[p] = Column(p, "number", why)
+    for one in found.columns:
+        if one.name in unlikely:
+            why = f"{one.why}; no probability, as it has {unlikely[one.name]!r:.80}"
+            kinds[one.name] = replace(one, why=f"{why} ({_PROBABILITY} {one.name}: it is)")
     columns = tuple(kinds.get(c.name, c) for c in found.columns)
     if wrong := next((c.name for c in columns if c.kind in FEATURES and c.name[0] == "@"), None):
         raise ConfigError(str(table.path), f"a column {wrong!r}", "Name it without the '@'")
@@ -205,7 +240,7 @@ def settings_text(name: str, log: Log, n: int) -> str:
         f"  - name: {scalar(name)}",
         "    task: choose",
         "    choose:",
-        f"      reward_range: [{log.low:g}, {log.high:g}]",
+        f"      reward_range: {scalar([log.low, log.high])}",
         "      # default_reward: 0   # where no reward within reward_wait means that nothing came",
     ]
     if text := found.named("text"):
@@ -222,7 +257,7 @@ def settings_text(name: str, log: Log, n: int) -> str:
     for verb, body in (("choose", asked), ("reward", told)):
         said = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
         lines.append(f"#   curl http://127.0.0.1:8000/v1/models/{name}/{verb} -d '{said}'")
-    return "\n".join(lines) + "\n"
+    return written(lines)
 
 
 def kind_of(log: Log, column: Column) -> str:
@@ -234,7 +269,7 @@ def kind_of(log: Log, column: Column) -> str:
 def say(log: Log, place: Path, made: Earned) -> None:
     """Print what was guessed, and what was earned."""
     found = log.found
-    print(f"{found.table.path.name}: choices among {len(log.shares)} actions")
+    print(f"{printable(found.table.path.name)}: choices among {len(log.shares)} actions")
     width = max(len(column.name) for column in found.columns)
     for column in found.columns:
         print(f"  {column.name:<{width}}  {kind_of(log, column)}: {column.why}")

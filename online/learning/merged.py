@@ -35,7 +35,7 @@ from online.learning.deltas import (
 )
 from online.learning.local_model import LocalModel
 from online.learning.vocabulary import NAMED
-from online.models.base import Mendable, Model, Walking
+from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds, of_sources
@@ -71,7 +71,7 @@ class Learner(LocalModel):
             failed, learned = Failed(row, why), False
         if learned:
             example = example or codec.decode(row.payload)
-            behind = _taken_back(row, example)
+            behind = _taken_back(row, example, able=why_not_revised(self._training) is None)
         self._cut_before(row, behind)
         opened = self._opened_at(row, behind)
         if learned and example is not None:
@@ -348,15 +348,17 @@ class Learner(LocalModel):
         self._switch()
 
 
-def _taken_back(row: Row, example: Example) -> Place | None:
+def _taken_back(row: Row, example: Example, *, able: bool) -> Place | None:
     """The row of another partition that this one takes back; None: there is none.
 
-    A snapshot that has a correction without what it corrects could not be gone back to.
+    A snapshot that has a correction without what it corrects could not be gone back to.  A model
+    that is not ``able`` to take a lesson back has learned none, and the first row may be known to
+    its source's evidence alone.
     """
     first = example.corrects
     if first is None or first.offset == 0 or first.partition == row.partition:
         return None
-    return first.partition, first.offset
+    return (first.partition, first.offset) if able or first.evidence else None
 
 
 def _clock(reply: SyncReply) -> dict[int, int]:

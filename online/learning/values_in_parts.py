@@ -18,10 +18,13 @@ _DROPPED_KEYS = 1024  # in one turn of the loop
 
 
 class Arriving:
-    """Values on their way: those of version ``since`` up to where the next part begins."""
+    """Values on their way: those of version ``since`` up to where the next part begins.
 
-    def __init__(self, since: Version, model: Model | None) -> None:
-        self.since = since
+    ``teller`` has told them: where a part begins is a place in an order that is its own.
+    """
+
+    def __init__(self, since: Version, model: Model | None, teller: str) -> None:
+        self.since, self.teller = since, teller
         self.after: Place | None = None
         self.whole = False
         self.pulled, self.model = Pulled(), model
@@ -97,8 +100,10 @@ class Arrival:
     def take(self, part: SyncReply) -> Iterator[None]:
         """Take a part, a piece a step."""
         coming, since = self.values, part.since
+        if coming is not None and coming.teller != part.peer:
+            coming = self.values = None  # begin anew, be it of the same version
         if since is not None and part.start is None and (coming is None or coming.since != since):
-            coming = Arriving(since, self._build and self._build())
+            coming = Arriving(since, self._build and self._build(), part.peer)
         if coming is None or coming.since != since or coming.after != part.start or coming.whole:
             return  # it came twice, or late
         for piece in part.pieces:

@@ -121,9 +121,15 @@ class Table:
 
     def rebase(self, values: Blocks) -> None:
         """Take new values with the open delta on top."""
-        if (block := values.get(self._block)) is None or not len(block.data):
+        if (block := values.get(self._block)) is None:
             return
-        place, new = block.data.ids.astype(np.int64), block.data.numbers
+        place, new, gone = block.data.ids, block.data.numbers, block.data.gone
+        if len(gone):  # the server has let these rows leave
+            new = np.concatenate((new, np.zeros((len(gone), _NUMBERS), np.float32)))
+            place = np.concatenate((place, gone))
+        if not len(place):
+            return
+        place = place.astype(np.int64)
         if (opened := np.flatnonzero(self._touched[place])).size:
             places, before = self._start()
             order = np.argsort(places)

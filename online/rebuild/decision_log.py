@@ -12,7 +12,7 @@ from online.settings.places import open_journal, snapshots_path
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
+from paramserver.snapshots.store import ReadingDisk, Retention
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -36,7 +36,7 @@ def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[
     for model in models:
         for spec in journal.lineages(model):
             place = lineage_place(snapshots_path(settings), model, spec)
-            history = SnapshotHistory(open_snapshots(place), Retention())
+            history = SnapshotHistory(open_snapshots(place, ReadingDisk()), Retention())
             with contextlib.suppress(OSError, ParamServerError):
                 for found in history.manifests().values():
                     if found.log is not None:

@@ -44,7 +44,7 @@ from paramserver.shortfall import shortfall
 from paramserver.snapshots.format import decode
 from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
-from paramserver.snapshots.store import Retention
+from paramserver.snapshots.store import ReadingDisk, Retention
 from replay.journal.base import Journal
 
 _PAGE = 1000
@@ -170,9 +170,10 @@ def check(
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
-    snapshots = open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    place = lineage_place(snapshots_path(settings), model, spec)
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
+        snapshots = open_snapshots(place, ReadingDisk())
         for _ in range(_ATTEMPTS):
             with contextlib.suppress(Moved):
                 return compare(journal, snapshots, model, spec, progress, served=served)

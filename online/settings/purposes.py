@@ -64,9 +64,12 @@ class Purpose:
         own = {} if given.get(self.part) is None else given[self.part]
         out = {"learner": self.learner, **given, "task": self.labels, self.part: own}
         bounds = own.get(self.range) if isinstance(own, dict) else None
-        if bounds is not None and len(bounds) == 2 and out["learner"] == self.learner:
+        params = out.get("params", {})
+        if not isinstance(bounds, list | tuple) or not isinstance(params, Mapping):
+            return out  # if they are anything else, it is refused for that
+        if len(bounds) == 2 and out["learner"] == self.learner:
             low, high = bounds
-            out["params"] = {"low": low, "high": high, **out.get("params", {})}
+            out["params"] = {"low": low, "high": high, **params}
         return out
 
 

@@ -89,6 +89,13 @@ class Disk:
         path.unlink()
 
 
+class ReadingDisk(Disk):
+    """For whoever only reads: a directory that is absent stays so, and has no names."""
+
+    def make_directory(self, path: Path) -> None:
+        """Leave an absent directory absent."""
+
+
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

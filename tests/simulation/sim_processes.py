@@ -416,9 +416,14 @@ class Peers:
             if not arrived.done():
                 arrived.set_result(answer)
 
-        def ask() -> None:
-            told = peer.model.tell(data) if peer.alive else None
+        tasks: list[asyncio.Task[None]] = []
+
+        async def tell() -> None:
+            told = await peer.model.tell(data) if peer.alive else None
             world.network.send(peer.process, me.process, lambda: deliver(told))
+
+        def ask() -> None:
+            tasks.append(world.loop.create_task(tell()))
 
         world.network.send(me.process, peer.process, ask)
         try:

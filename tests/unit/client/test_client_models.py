@@ -20,6 +20,7 @@ from online.client import (
     Event,
     Model,
     NotANumber,
+    NotASlot,
     NotAValue,
     NotRows,
     OutcomeUnknown,
@@ -134,6 +135,13 @@ def test_answers_come_back_as_a_frame_or_an_array(call: Call) -> None:
         ("predict", [{"a": pd.Timestamp(0)}], {}, NotAValue, "features.a is a Timestamp"),
         ("predict_many", [np.ones((2, 3))], {"names": ["a"]}, NotRows, "3 columns with 1 names"),
         ("predict_many", [{"a": 1.0}], {}, NotRows, "one row: give a list"),
+        (
+            "choose_slots",
+            [["a"], ["top", "side"]],
+            {"baselines": {"topp": "a", "top": "a", "sid": "a"}},
+            NotASlot,
+            "'topp', 'sid', which is none of the slots: name some of 'top', 'side'",
+        ),
     ],
 )
 def test_what_is_no_value_is_named_and_not_sent(

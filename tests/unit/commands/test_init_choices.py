@@ -118,12 +118,48 @@ def test_a_table_that_is_no_log_is_refused_with_the_option_to_mend_it(
     assert not (tmp_path / "online.yaml").exists()
 
 
-def test_an_impossible_probability_is_refused(log: Path) -> None:
+def test_an_impossible_probability_is_refused_with_the_option_to_mend_it(log: Path) -> None:
     log.write_text(log.read_text().replace(",0.5,", ",0,", 1))
-    with pytest.raises(ConfigError, match="probability of 0"):
-        told(str(log))
+    with pytest.raises(ConfigError, match=r"probability of 0 .*--probability none"):
+        told(str(log), "--probability", "propensity")
 
 
-def test_an_action_without_the_task_is_refused(log: Path) -> None:
-    with pytest.raises(ConfigError, match="--task choose"):
-        run("init", str(log), "--action", "offer")
+@pytest.mark.parametrize("value", ["0", "1.5", "", "often", "true"])
+def test_a_column_is_taken_for_the_probability_only_if_all_of_its_values_are(
+    log: Path, value: str
+) -> None:
+    log.write_text(log.read_text().replace(",0.5,", f",{value},", 1))
+    column = told(str(log))["columns"]["propensity"]
+    assert column["kind"] != "probability"
+    assert "--probability propensity: it is" in column["why"]
+
+
+def test_a_price_called_p_is_a_feature_if_somebody_says_so(log: Path) -> None:
+    log.write_text(log.read_text().replace("propensity", "p", 1))
+    assert told(str(log))["columns"]["p"]["kind"] == "probability"
+    found = told(str(log), "--probability", "none", "--force")
+    assert found["columns"]["p"] == {"kind": "number", "why": "3 different numbers"}
+    log.write_text(log.read_text().replace("age,offer,p", "p,offer,drawn", 1))
+    columns = told(str(log), "--probability", "drawn", "--force")["columns"]
+    assert (columns["drawn"]["kind"], columns["p"]["kind"]) == ("probability", "number")
+
+
+def test_what_is_named_already_is_no_probability(tmp_path: Path) -> None:
+    """Neither the reward nor the action is, although each could be by name and values."""
+    lines = ["age,offer,p,prob", *(f"{i % 7},{'ab'[i % 2]},{1 - i % 2 / 2},{i % 4 / 4 + 0.25}"
+                                   for i in range(60))]  # fmt: skip
+    (tmp_path / "log.csv").write_text("\n".join(lines) + "\n")
+    words = str(tmp_path / "log.csv"), "--folder", str(tmp_path), "--force"
+    columns = told(*words, "--label", "p")["columns"]
+    assert (columns["p"]["kind"], columns["prob"]["kind"]) == ("reward", "probability")
+    columns = told(*words, "--label", "prob", "--action", "p")["columns"]
+    assert (columns["p"]["kind"], columns["prob"]["kind"]) == ("action", "reward")
+    for column, wrong in (("p", "p is the reward"), ("offer", "offer is the action"), ("q", "no")):
+        with pytest.raises(ConfigError, match=f"^--probability: .*{wrong}"):
+            told(*words, "--label", "p", "--probability", column)
+
+
+@pytest.mark.parametrize("option", ["--action", "--probability"])
+def test_an_option_of_choices_without_the_task_is_refused(log: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option}: .*--task choose"):
+        run("init", str(log), option, "offer")

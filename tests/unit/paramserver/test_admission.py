@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
 from benchmarks.admission import Learning, Partition
 from online.learning.deltas import Pulled
+from online.models.experts import EXPERTS
 from online.models.fm import FmModel
 from online.models.lines import TABLE, TableLines
+from online.models.tabled import Part, Table
 from online.service.parameter_servers import settings_of
 from online.settings import config
 from paramserver import wire
@@ -183,6 +187,57 @@ def test_a_row_begins_with_what_the_push_that_admits_it_has_added(needed: int) -
         assert server.push(given, lambda p: Partition()).status == "applied"
     assert server.values["t"].data.numbers.tolist() == [[5.0 - needed, 5.0 - needed]]
     assert server.clock == {1: 4}, "a row that waits is acknowledged as any other"
+
+
+def test_the_most_sights_that_are_counted_are_enough() -> None:
+    """A count is a byte: one more than 255 is not none."""
+    keeper, ids = Keeper(TableBounds(1_000, 255), {}), np.array([7], np.uint64)
+    for _ in range(300):
+        keeper._sights_of("t").add(ids, 10**9)
+    delta: Blocks = {"t": Block(ROWS, Rows(ids, np.ones((1, 2), np.float32)))}
+    assert len(keeper.admitted({}, delta, 0)["t"].data) == 1
+
+
+def test_of_values_that_were_learned_elsewhere_the_smallest_rows_leave() -> None:
+    """Such rows have no use yet; by their ids, which are hashes, anything could leave."""
+    ids = np.arange(1_000, dtype=np.uint64)
+    numbers = np.random.default_rng(4).normal(size=(1_000, 3)).astype(np.float32)
+    values: Blocks = {"t": Block(ROWS, Rows(ids, numbers))}
+    keeper = Keeper(TableBounds(400), {})
+    numbers[:10] /= 1e6
+    values["t"].data.put(ids[:10], numbers[:10])
+    keeper._use("t", ids[:10], 1)  # by the first push
+    keeper.fit(values, 1)
+    kept = values["t"].data.ids.tolist()
+    assert 380 <= len(kept) <= 400
+    largest = np.argsort(np.square(numbers, dtype=np.float64).sum(axis=1))[10 - len(kept) :]
+    assert set(kept) == {*range(10), *largest.tolist()}
+
+
+@pytest.mark.parametrize("sights", [1, 2])
+def test_a_table_by_place_is_as_the_server_has_it_when_rows_leave_or_wait(sights: int) -> None:
+    """That of choices, too: what has no row on the server is nothing at a replica."""
+    r, server, table = random.Random(sights), Server("m", "0" * 64, "", "sum", 1), Table("t", 9)
+    server.bound(TableBounds(64, sights))
+    since, lonely = (1, 0), 0
+    for offset in range(1, 80):
+        places = np.unique(np.array(r.sample(range(1 << 9), 12)) // r.choice((1, 8)))
+        table.step([Part(places[None], np.ones((EXPERTS, 1, len(places))))])
+        push = wire.Push(1, "0" * 64, 1, offset, offset, 1, since, to_wire(table.cut()))
+        assert server.push(push, lambda p: Partition()).status == "applied"
+        request = wire.SyncRequest(wire.FORMAT, "r", 1, [], since, True, [])
+        reply = wire.decode_reply(wire.encode(server.reply(request, [], [], 0.0)))
+        assert reply.kind == "changes"
+        blocks, since = from_wire(reply.blocks), (reply.epoch, reply.count)
+        lonely += "t" in blocks and not len(blocks["t"].data)  # nothing but what is gone
+        table.rebase(blocks)
+        there = np.zeros_like(table._now)
+        if "t" in server.values:
+            there[server.values["t"].data.ids.astype(np.int64)] = server.values["t"].data.numbers
+        assert table._now == pytest.approx(there)
+    assert server.keeper is not None
+    assert server.keeper.left > 0
+    assert (lonely > 0) == (sights > 1)
 
 
 @pytest.mark.parametrize(

@@ -291,6 +291,27 @@ def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
     assert arrival.complete(_reply("changes", 5)) is not None
 
 
+@pytest.mark.parametrize(("begun", "went_on"), [("", "a"), ("a", "b"), ("a", "")])
+def test_what_another_teller_has_begun_is_begun_anew(begun: str, went_on: str) -> None:
+    """Also of the same version: the keys before a place are others in the order of each."""
+    arrival, place = Arrival(None), ("w0", 1)
+
+    def take(teller: str, key: str, **more: Any) -> None:
+        pieces = [wire.encode_piece(to_wire({"w0": Block("additive", {key: 1.0})}))]
+        for _ in arrival.take(_reply("part", 5, pieces=pieces, peer=teller, **more)):
+            pass
+
+    take(begun, "k", after=place)
+    take(went_on, "k", start=place)
+    assert arrival.values is None, "where one has stopped another does not go on"
+    take(begun, "k", after=place)
+    take(went_on, "l", after=place)
+    take(went_on, "k", start=place)
+    assert arrival.values is not None
+    assert arrival.values.whole
+    assert arrival.values.pulled.blocks["w0"].data == {"l": 1.0, "k": 1.0}
+
+
 def _reply(kind: str, count: int, **more: Any) -> wire.SyncReply:
     """An answer of version (1, count), about values of version (1, 5)."""
     return wire.SyncReply(

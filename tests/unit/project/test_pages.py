@@ -26,9 +26,9 @@ ONLINE: Final = {"Learner", "__version__", "serve"}
 MADE: Final = ("commands.md", "modules.md", "python.md", "settings.md")
 CLIENT: Final = {
     "AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Chosen", "Client", "ClientError", "Event",
-    "Model", "NotANumber", "NotAValue", "NotIncluded", "NotRows", "OutcomeUnknown", "Pending",
-    "Prediction", "Predictions", "Receipt", "Retry", "ServiceRefused", "ServiceUnavailable",
-    "Status",
+    "Model", "NotANumber", "NotASlot", "NotAValue", "NotIncluded", "NotRows", "OutcomeUnknown",
+    "Pending", "Prediction", "Predictions", "Receipt", "Retry", "ServiceRefused",
+    "ServiceUnavailable", "Status",
 }  # fmt: skip
 """Whoever adds or removes a name comes by here, and by docs/compatibility.md."""
 

@@ -14,6 +14,7 @@ from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
 from online.models.from_settings import load_model
 from online.rebuild import fsck
+from online.rebuild.decision_log import check_log
 from online.rebuild.fsck import Findings, compare
 from online.rebuild.holdings import Moved
 from online.rows.history import Decisions, decide, shown
@@ -346,3 +347,6 @@ def test_nothing_is_good_of_what_is_not_there(tmp_path: Path) -> None:
         spec = load_model(model, settings, b"\0" * 32).spec_hash
         journal.begin_epoch(model.name, spec, 0)
         assert fsck.check(settings, model.name).good
+        assert check_log(settings).good
+    made = [x.name for x in settings.state_dir.iterdir()]
+    assert [name for name in made if not name.startswith("journal.db")] == []

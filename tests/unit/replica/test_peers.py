@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from replica_world import Client, Peers, World, play, row, until
 from online.messages.structs import Prediction, PredictRequest
 from online.replica.replica import ModelReplica
 from paramserver import wire
+from paramserver.blocks import Blocks
 
 
 async def _learned(world: World, replica: ModelReplica, *events: str) -> None:
@@ -91,29 +93,75 @@ def test_who_has_begun_asks_no_peer(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
-def test_many_values_come_in_parts_of_one_version(tmp_path: Path) -> None:
-    """While the peer goes on pulling: what has changed since the first part comes last."""
+def _held(replica: ModelReplica) -> Blocks:
+    values = replica.learner.pulled
+    assert values is not None
+    return values
+
+
+async def _with_many(world: World) -> ModelReplica:
+    old = await world.replica("old")
+    names = [f"k{i}" for i in range(5_000)]
+    for i in range(0, 5_000, 500):
+        await old.writer.record([row(name) for name in names[i : i + 500]])
+    await until(lambda: old.learner.own == 0)
+    return old
+
+
+def test_many_values_come_in_pieces_of_one_version(tmp_path: Path) -> None:
+    """While the peer goes on pulling: what it got meanwhile comes last."""
 
     async def scene(world: World) -> None:
-        old = await world.replica("old")
-        names = [f"k{i}" for i in range(5_000)]
-        for i in range(0, 5_000, 500):
-            await old.writer.record([row(name) for name in names[i : i + 500]])
-        await until(lambda: old.learner.own == 0)
+        old = await _with_many(world)
+        told: Any = old.tell
+        peer = told.__self__
 
         class Busy(Peers):
             async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-                await _learned(world, old, f"more {len(self.kinds)}")
-                return await super().sync(request, timeout_s)
+                await _learned(world, old, f"before {len(self.kinds)}")
+                weights = _held(old)["weights"].data
+                was, asking = weights["k4999"], asyncio.create_task(super().sync(request, 1.0))
+                while not (peer._one.locked() or asking.done()):
+                    await asyncio.sleep(0)
+                while not asking.done():  # it is another one while pieces are cut
+                    weights["k4999"] = 7.0
+                    await asyncio.sleep(0)
+                    weights["k4999"] = was
+                return await asking
 
         peers = Busy(old)
         new = await world.replica("new", client=_away(world), peers=peers)
-        assert peers.kinds.count("part") >= 3
-        assert peers.kinds[-1] == "changes"
-        for name in (*names[::100], *(f"more {i}" for i in range(len(peers.kinds)))):
+        assert peers.kinds == ["part", "changes"]
+        names = (f"k{i}" for i in range(0, 5_000, 100))
+        for name in (*names, "k4999", "before 0", "before 1"):
             assert world.weight(new, name) == 1, name
+        assert _held(new).keys() == _held(old).keys()
         assert new.learner.tally.digest == old.learner.tally.digest
         await asyncio.gather(old.stop(5), new.stop(5))
+
+    play(tmp_path, scene)
+
+
+def test_all_values_come_whoever_of_several_peers_answers(tmp_path: Path) -> None:
+    """Each has the same keys in an order of its own: where one stopped, another can't go on."""
+
+    async def scene(world: World) -> None:
+        old = await _with_many(world)
+        second = await world.replica("second")
+        weights = _held(second)["weights"].data
+        turned = dict(reversed(weights.items()))
+        weights.clear()
+        weights.update(turned)
+
+        class Balanced(Peers):
+            async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+                self.other = second if self.other is old else old
+                return await super().sync(request, timeout_s)
+
+        new = await world.replica("new", client=_away(world), peers=Balanced(old))
+        assert len(_held(new)["weights"].data) == len(weights) >= 5_000
+        assert all(world.weight(new, f"k{i}") == 1 for i in range(5_000))
+        await asyncio.gather(*(one.stop(5) for one in (old, second, new)))
 
     play(tmp_path, scene)
 
@@ -149,7 +197,7 @@ def test_a_replica_that_has_nothing_or_learns_in_order_tells_nothing(
     async def scene(world: World) -> None:
         one = await world.replica("one", ordered=ordered)
         one.learner.ready = one.learner.ready and ordered
-        assert one.tell(wire.encode(_request())) is None
+        assert await one.tell(wire.encode(_request())) is None
         one.learner.ready = True
         await one.stop(5)
 

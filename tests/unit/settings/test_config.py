@@ -49,6 +49,25 @@ def with_model(**settings: Any) -> dict[str, Any]:
     return {"models": [{**MODEL, **settings}]}
 
 
+@pytest.mark.parametrize(
+    ("settings", "field", "got"),
+    [
+        ({"choose": {"reward_range": 5}}, "choose.reward_range", "got 5"),
+        ({"choose": {"reward_range": "ab"}}, "choose.reward_range", "got 'ab'"),
+        ({"choose": {"reward_range": {0: 1, 2: 3}}}, "choose.reward_range", "got {0: 1, 2: 3}"),
+        ({"params": None}, "params", "a mapping is needed: lines of `name: value`, got None"),
+        ({"choose": {"reward_range": [0, 2]}, "params": [1]}, "params", "got [1]"),
+        ({"choose": {"reward_range": [0, 2]}, "params": None}, "params", "got None"),
+    ],
+)
+def test_what_is_not_read_by_the_task_is_refused_as_any_setting_is(
+    file: Path, settings: dict[str, Any], field: str, got: str
+) -> None:
+    error = refusal(file, {"models": [{"name": "m", "task": "choose", **settings}]})
+    assert error.field == f"models.0.{field}"
+    assert got in error.problem
+
+
 # -- unknown and wrong -----------------------------------------------------------------------
 
 

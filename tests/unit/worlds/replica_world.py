@@ -78,7 +78,7 @@ class Peers:
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         await asyncio.sleep(0)
-        told = self.other.tell(wire.encode(request))
+        told = await self.other.tell(wire.encode(request))
         if told is None:
             raise ServerUnavailable("a peer", "nothing")
         reply = wire.decode_reply(told)
