@@ -25,7 +25,8 @@ from benchmarks.service import service
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.client.connection import Connection
-from online.learning.bounds import FAR, REACH
+from online.learning.bounds import FAR
+from online.learning.ranges import REACH
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
 from replay import codec

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from benchmarks.dealt import Dealt
 from evaluation.streams import open_stream
-from online.learning.bounds import REACH
+from online.learning.ranges import REACH
 from online.models.from_settings import load_model
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings

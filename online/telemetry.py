@@ -179,6 +179,11 @@ _CHALLENGER: Final = (
     ("challenger", "Accuracy (regression: mean absolute error) of the challenger."),
     ("difference", "Mean difference of the scores, above 0 in the challenger's favour."),
 )
+_TABLES: Final = (
+    ("waiting", "Rows not added to bounded tables, as their ids were not seen often enough"),
+    ("late", "Rows not added to bounded tables, as they were begun before their row had left"),
+    ("left", "Rows that had to leave bounded tables"),
+)
 _VERDICTS: Final = {"better": 1, "worse": -1}
 _UNITS: Final = (("_ms", 1e-3), ("_us", 1e-6), ("_s", 1.0))
 
@@ -330,6 +335,10 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "snapshots_refused", text, len(server["refused"]) if server else None
     text = "Snapshots whose files somebody removed, since the server started."
     yield "snapshots_vanished", text, server.get("vanished")
+    tables = server.get("tables") or {}
+    yield "table_rows", "Rows of the tables of ids that are bounded.", tables.get("rows")
+    for key, text in _TABLES:
+        yield f"table_rows_{key}", f"{text}, since the server started.", tables.get(key)
     yield "frozen", "1: the model learns nothing, feedback is recorded.", rewrites.get("frozen")
     yield "undone_rows", "Rows that decisions took out of the model.", rewrites.get("undone")
     lost = (rewrites.get("lost") or {}).get("events", 0 if rewrites else None)

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 from online.alerts.messages import Alert
 from online.history.recording import Look
+from online.history.samples import incidents
 from online.settings.alerts import Kind
 
 _OF_MARK: Final[Mapping[str, Kind]] = {
@@ -98,7 +99,7 @@ def _conditions(look: Look, stale_s: float) -> Iterator[_Seen]:
         room = journal.get("alarm")
         if room is not None:
             yield _Seen("disk", model, str(room))
-        for incident in status.get("incidents") or ():
+        for incident in incidents(status):
             if incident != room:
                 yield _Seen("incident", model, str(incident))
         yield from _stale(model, status, stale_s)

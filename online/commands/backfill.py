@@ -240,7 +240,7 @@ class _Work:
         from online.rows.prediction_ids import event_key
 
         bounded, name = self._model.filters != "none", self._model.name
-        targets = self._model.task == "regression"
+        targets = self._model.purpose.bounded
         teacher = Teacher(self._loaded.model, values, bounded=bounded, targets=targets)
         numeric_only = self._loaded.model.numeric_only
         door = Door(self._model, self._settings.limits, numeric_only=numeric_only)

@@ -134,9 +134,17 @@ def _seen(status: Mapping[str, Any]) -> dict[str, Any]:
         "banned": rewrites.get("banned"),
         "drift": drift.get("state"),
         "quarantined": filters.get("quarantined_sources"),
-        "incident": _headlines(status.get("incidents") or ()),
+        "incident": _headlines(incidents(status)),
         "edge": _release(status.get("edge") or {}),
     }
+
+
+def incidents(status: Mapping[str, Any]) -> Sequence[str]:
+    """The incidents of a status; a replica from before an update tells them in one text."""
+    found: Sequence[str] | None = status.get("incidents")
+    if found is None:
+        return [str(one)] if (one := status.get("incident")) else []
+    return found
 
 
 def _release(edge: Mapping[str, Any]) -> str | None:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import gzip
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response
+from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 
 from online import __version__, telemetry
@@ -27,6 +25,7 @@ from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, need
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
+from online.http.front import add_front
 from online.http.history import routes as history_routes
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
@@ -35,6 +34,7 @@ from online.http.refusing import answer_errors
 from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
+from online.http.untaken import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole import in_one_piece
 from online.live.ring import Ring
@@ -128,6 +128,7 @@ class App:
             limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
         )
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
+        self._untaken = Untaken(limits.body_wait_s, limits.body_bytes_max, self._left)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving, self._send)
         self._live = {name: Ring() for name in servings}
@@ -147,7 +148,15 @@ class App:
         """Serve one connection event."""
         if scope["type"] != "http":
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
-        elif match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
+            return
+        self._untaken.begins(receive)
+        try:
+            await self._answer(scope, receive, send)
+        finally:
+            self._untaken.ends(receive, scope["path"])
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
             self._under_way += 1
             try:
                 if match.re is V1:
@@ -333,7 +342,16 @@ class App:
         """Send an answer; a caller that takes none has its place no longer than a slow body has."""
         head, rest = _answer(status, kind, body, headers)
         taken = await self._arriving.give(partial(in_one_piece, send, head), rest)
-        if not taken and (serving := self._servings.get(model)) is not None:
+        if not taken:
+            self._not_taken(model)
+
+    def _left(self, path: str) -> None:
+        """Count an answer that was sent, and that nobody took, if it is a model's."""
+        if match := V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path):
+            self._not_taken(match[1])
+
+    def _not_taken(self, model: str) -> None:
+        if (serving := self._servings.get(model)) is not None:
             serving.replica.counts["answers_not_taken"] += 1
 
 
@@ -407,7 +425,7 @@ def build_rest(
         if model not in servings:
             raise _unknown(model, servings)
 
-    _add_plain(app, sorted(servings))
+    add_front(app, sorted(servings))
     text = PlainTextResponse
 
     @app.get(
@@ -446,37 +464,6 @@ def build_rest(
     return app
 
 
-def _add_plain(app: FastAPI, models: Sequence[str]) -> None:
-    """Add what needs no model: the page, and whether anybody is there."""
-    plain = _page().encode()
-    packed = gzip.compress(plain, mtime=0)
-
-    @app.get("/", include_in_schema=False)
-    async def index(request: Request) -> HTMLResponse:
-        vary = {"vary": "accept-encoding"}
-        if "gzip" in request.headers.get("accept-encoding", ""):
-            return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
-        return HTMLResponse(plain, headers=vary)
-
-    @app.get("/livez", tags=["health"], summary="The process answers")
-    async def livez() -> dict[str, bool]:
-        return {"live": True}
-
-    @app.get("/readyz", tags=["health"], summary="Every model can answer")
-    async def readyz() -> dict[str, Any]:
-        return {"ready": True, "models": models}
-
-
 async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
     """How all models do."""
     return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}
-
-
-def _page() -> str:
-    """The page of the service: one file, with the library that draws its charts in it."""
-    folder = resources.files("online.http")
-    page = folder.joinpath("page.html").read_text("utf-8")
-    for name in ("uPlot.min.css", "uPlot.iife.min.js"):
-        library = folder.joinpath("third_party", name).read_text("utf-8")
-        page = page.replace(f"/* {name} */", library)
-    return page

@@ -16,14 +16,14 @@ _JOINED_BYTES: Final = 65_536  # of a body that is copied behind its head
 class _Whole:
     """A transport whose first piece is written together with the second."""
 
-    __slots__ = ("_behind", "_head")
+    __slots__ = ("_head", "behind")
 
     def __init__(self, behind: Any) -> None:
-        self._behind = behind
+        self.behind = behind
         self._head: bytes | None = None
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._behind, name)
+        return getattr(self.behind, name)
 
     def write(self, data: bytes) -> None:
         """Keep the first piece; write it in front of the second, and others as they come."""
@@ -32,22 +32,31 @@ class _Whole:
             return
         head, self._head = self._head, b""
         if not head:
-            self._behind.write(data)
+            self.behind.write(data)
         elif len(data) <= _JOINED_BYTES:
-            self._behind.write(head + data)
+            self.behind.write(head + data)
         else:
-            self._behind.writelines((head, data))
+            # Not writelines: asyncio's own transport does not hold back who sends too fast there,
+            # up to Python 3.12.8.
+            self.behind.write(head)
+            self.behind.write(data)
 
     def flush(self) -> None:
         """Write what is kept, where no body comes: the answer to HEAD."""
         if self._head:
             head, self._head = self._head, b""
-            self._behind.write(head)
+            self.behind.write(head)
 
     def close(self) -> None:
         """Close it once what was kept is written, too."""
         self.flush()
-        self._behind.close()
+        self.behind.close()
+
+
+def transport_of(cycle: Any) -> Any:
+    """Return what uvicorn's request or answer is sent through; None: another server has it."""
+    transport = getattr(cycle, "transport", None)
+    return transport.behind if isinstance(transport, _Whole) else transport
 
 
 async def in_one_piece(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
@@ -57,7 +66,7 @@ async def in_one_piece(send: Send, head: dict[str, Any], body: dict[str, Any]) -
     """
     cycle: Any = getattr(send, "__self__", None)
     transport = getattr(cycle, "transport", None)
-    if transport is None or not hasattr(transport, "writelines"):
+    if transport is None or not hasattr(transport, "write"):
         await send(head)
         await send(body)
         return

@@ -232,7 +232,7 @@ class BaseLearner(ABC):
         if not example.taught:
             before = self._before(example)
             learn_example(self._training, example, row.factor, lesson, self._spec, before)
-            self.bounds.add(example)
+            self.bounds.add(example, row.source)
             self.vocabulary.add(example, row.source)
         if example.moved is not None or example.provisional:
             self.tally.add(row.key, {}, None, row.at)

@@ -17,7 +17,7 @@ If most numbers of a name lie beyond the reach it is the world that has changed 
 unit): after some rows the range goes there.
 
 In regression the target is such a number, too: one label of a million among ratings would be the
-mean of all.
+mean of all.  Its range asks for more before it is clipped (:mod:`online.learning.ranges`).
 
 All of this is a view of the learned rows, and adds up over replicas: its blocks are pushed with
 the rows' range.  Nothing is written while numbers stay within their ranges.
@@ -27,73 +27,45 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from math import inf, log2
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from online.learning.counters import DIGEST
+from online.learning.ranges import (
+    BEYOND,
+    BOUNDED,
+    EASE_ROWS,
+    RANGE,
+    REACH,
+    ROWS,
+    SAMPLED,
+    SINCE,
+    STOP,
+    TARGETS,
+    UNTIL,
+    YOUNG,
+    Lately,
+    Range,
+    TargetRange,
+    data_of,
+    widths,
+)  # fmt: skip
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Value
-
-REACH: Final = 16.0
-"""Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
-
-YOUNG: Final = 32
-"""Numbers that differ after which a range stands for its name.  Until then it is at least as wide
-as its numbers are large, and widens to whatever is within the reach."""
-
-EASE_ROWS: Final = 512
-"""Rows of the model after which one widening to twice the width counts no more."""
 
 TURN: Final = 24
 """Clipped numbers of a name, less half of those that were not, after which its range moves."""
 
-_FREE: Final = 2.0  # widenings that cost no reach
-_STOP: Final = 6.0  # widenings after which next to none is left
-_REST: Final = 0.25
 _BACK: Final = 0.5
 _TURN_YOUNG: Final = 2.0
-_SAMPLED: Final = 8  # rows of which one is looked at for what came lately
-_LATELY: Final = 16  # of those, at least, and twice as many at most
 
 FAR: Final = "far beyond"
 """How the reason of such a row begins."""
 
 _SHOWN: Final = 5  # names in it
-
-RANGE: Final = "bounds.range"
-ROWS: Final = "bounds.rows"
-BEYOND: Final = "bounds.beyond"
-UNTIL: Final = "bounds.until"
-BOUNDED: Final[Touched] = {RANGE: None, ROWS: None, BEYOND: None, UNTIL: None}
-"""Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
-lay beyond the reach lately; the number of rows at which it has all of its reach again."""
-
-
-class _Range:
-    """The range of one name's numbers, and what else is known of them."""
-
-    __slots__ = ("beyond", "high", "low", "rows", "until")
-
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = low, high
-        self.rows, self.beyond, self.until = 0, 0.0, 0.0
-
-    @property
-    def width(self) -> float:
-        width = self.high - self.low
-        if self.rows < YOUNG or width <= 0.0:
-            width = max(width, abs(self.high), abs(self.low))
-        return width if width > 0.0 else 1.0
-
-    def reach(self, n: int) -> float:
-        """Widths beyond the range that are believed at the model's ``n``-th row."""
-        strained = (self.until - n) / EASE_ROWS
-        if strained < _FREE:
-            return REACH
-        return REACH * 2.0 ** (1.0 - strained) if strained < _STOP else _REST
 
 
 class Bounds:
@@ -116,10 +88,10 @@ class Bounds:
         self.on = True
         self.targets = targets
         self._free = frozenset(free)
-        self._ranges: dict[str, _Range] = {}
+        self._ranges: dict[str, Range] = {}
         self._awake: set[str] = set()  # names for which a number within its range says something
         self._n = 0  # rows that the model has learned
-        self._lately = [dict[str, tuple[float, float]](), dict[str, tuple[float, float]]()]
+        self._lately = Lately()
         self._begin()
 
     @classmethod
@@ -142,8 +114,8 @@ class Bounds:
     def answered(self, features: Features) -> Features:
         """The row as it is answered; the same object if nothing in it is beyond the reach."""
         out = features
-        for name, held in self._outside(features):
-            if _widths(held, features[name]) > held.reach(self._n):
+        for name, held in _outside(self._ranges, features) if self.on else ():
+            if widths(held, features[name]) > held.reach(self._n):
                 out = dict(out) if out is features else out
                 out[name] = held.high if float(features[name]) > held.high else held.low  # type: ignore[arg-type]
         return out
@@ -153,13 +125,13 @@ class Bounds:
 
         The very row, and None, if nothing in it is beyond the reach.
         """
-        outside = self._outside(features)
+        outside = _outside(self._ranges, features) if self.on else []
         if not outside:
             return features, None
         far: dict[str, float] = {}
         shared = 0.0
         for name, held in outside:
-            far[name] = _widths(held, features[name]) / held.reach(self._n)
+            far[name] = widths(held, features[name]) / held.reach(self._n)
             shared += far[name] if held.rows >= YOUNG else 0.0
         clipped = {
             name: held
@@ -170,7 +142,7 @@ class Bounds:
             return features, None
         out = dict(features)
         for name, held in clipped.items():
-            low, high = self._near(name, held)
+            low, high = self._lately.near(name, held)
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
@@ -182,40 +154,6 @@ class Bounds:
         if not self.on:
             return np.ones(len(x), dtype=np.bool_)
         return _rows_inside([self._ranges.get(name) for name in names], x)
-
-    def _near(self, name: str, held: _Range) -> tuple[float, float]:
-        """The ends of what came lately under the name, within its range."""
-        spans = [span[name] for span in self._lately if name in span]
-        if not spans:
-            return held.low, held.high
-        low, high = min(low for low, _ in spans), max(high for _, high in spans)
-        return min(max(low, held.low), held.high), max(min(high, held.high), held.low)
-
-    def _look(self, features: Features) -> None:
-        """Note one row of some as what came lately: only whoever clips a row asks for it."""
-        spans = self._lately[0]
-        for name, value in features.items():
-            if (type(value) is float or type(value) is int) and name in self._ranges:
-                number = float(value)
-                low, high = spans.get(name, (number, number))
-                spans[name] = (min(low, number), max(high, number))
-        if self._n % (_SAMPLED * _LATELY) == 0:
-            self._lately = [{}, spans]
-
-    def _outside(self, features: Mapping[str, Value]) -> list[tuple[str, _Range]]:
-        """Names whose number is not within its range."""
-        if not self.on:
-            return []
-        get = self._ranges.get
-        try:
-            return [
-                (name, held)
-                for name, value in features.items()
-                if (held := get(name)) is not None and not held.low <= value <= held.high  # type: ignore[operator]
-            ]
-        except TypeError:  # text where numbers were sent before
-            numbers = {k: v for k, v in features.items() if type(v) is float or type(v) is int}
-            return self._outside(numbers)
 
     @property
     def names(self) -> Collection[str]:
@@ -238,21 +176,24 @@ class Bounds:
 
     # -- learning ----------------------------------------------------------------------------
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, source: str = "") -> None:
         """Count one learned row, with what was sent of the numbers that it has others of."""
         self._n += 1
         self._open_n += 1
         if not self.on:
             return
         ranges, sent = self._ranges, example.raw
-        features = numbers = numbers_of(example, targets=self.targets)
+        features = example.features
+        if self.targets:
+            self._add_target(example, source)
         if sent is not None:  # of what was left out altogether nothing is kept here, either
             features = {**features, **{name: sent[name] for name in sent if name in features}}
         if not features.keys() <= ranges.keys():
             self._meet(features)
-        if self._n % _SAMPLED == 0:
-            self._look(numbers)
-        outside = self._outside(features)
+        if self._n % SAMPLED == 0:
+            numbers = numbers_of(example, targets=self.targets)
+            self._lately.look(numbers, ranges, self._n)
+        outside = _outside(ranges, features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
             self._widen(name, held, value, clipped=sent is not None and name in sent)
@@ -267,6 +208,27 @@ class Bounds:
                     self._age(name, held)
                 self._note(name, held)
 
+    def _add_target(self, example: Example, source: str) -> None:
+        taught, sent = float(example.label), (example.raw or {}).get(SENT_LABEL)
+        value = taught if sent is None else float(sent)
+        held = self._ranges.get(SENT_LABEL)
+        if not isinstance(held, TargetRange):
+            held = self._ranges[SENT_LABEL] = TargetRange(value, value)
+            held.changed = True
+        held.learn(value, self._n, source, clipped=sent is not None)
+        self._note(SENT_LABEL, held)
+
+    def ahead(self) -> Bounds:
+        """Make bounds of the targets alone, to walk ahead of the rows that are learned."""
+        made = Bounds(targets=self.targets)
+        made.on, made._n = self.on, self._n
+        made._lately = self._lately.only(SENT_LABEL)
+        held = self._ranges.get(SENT_LABEL)
+        if isinstance(held, TargetRange):
+            made._ranges[SENT_LABEL] = held.copy()
+            made._note(SENT_LABEL, held)
+        return made
+
     def add_alike(self, rows: Sequence[Features]) -> bool:
         """Count rows of the same names, sent as they are learned; False: :meth:`add` has to."""
         asleep = self._awake.isdisjoint(rows[0])
@@ -274,8 +236,8 @@ class Bounds:
             return False
         for x in rows:
             self._n += 1
-            if self.on and self._n % _SAMPLED == 0:
-                self._look(x)
+            if self.on and self._n % SAMPLED == 0:
+                self._lately.look(x, self._ranges, self._n)
         self._open_n += len(rows)
         return True
 
@@ -285,27 +247,27 @@ class Bounds:
             value = features[name]
             if name not in self._free and (type(value) is float or type(value) is int):
                 number = float(value)
-                self._ranges[name] = _Range(number, number)
+                self._ranges[name] = Range(number, number)
                 self._open_ranges[name] = (number, number)
 
-    def _note(self, name: str, held: _Range) -> None:
+    def _note(self, name: str, held: Range) -> None:
         """Whether numbers within the range say something of it from now on."""
-        if held.beyond > 0.0 or (held.rows < YOUNG and held.low < held.high):
+        if held.awake:
             self._awake.add(name)
         else:
             self._awake.discard(name)
 
-    def _ease(self, name: str, held: _Range) -> None:
+    def _ease(self, name: str, held: Range) -> None:
         by = -min(_BACK, held.beyond)
         held.beyond += by
         self._open_beyond[name] = self._open_beyond.get(name, 0.0) + by
 
-    def _age(self, name: str, held: _Range) -> None:
+    def _age(self, name: str, held: Range) -> None:
         held.rows += 1
         self._open_rows[name] = self._open_rows.get(name, 0) + 1
 
-    def _widen(self, name: str, held: _Range, value: float, *, clipped: bool) -> None:
-        width, far = held.width, _widths(held, value)
+    def _widen(self, name: str, held: Range, value: float, *, clipped: bool) -> None:
+        width, far = held.width, widths(held, value)
         young = held.rows < YOUNG
         if young:
             self._age(name, held)
@@ -323,7 +285,7 @@ class Bounds:
                 self._ease(name, held)
             most = inf if young else 1.0
             if not young:
-                if held.until - self._n >= _STOP * EASE_ROWS:
+                if held.until - self._n >= STOP * EASE_ROWS:
                     return
                 held.until = max(held.until, self._n) + EASE_ROWS * log2(1.0 + min(far, most))
                 self._open_until[name] = (0.0, held.until)
@@ -348,33 +310,42 @@ class Bounds:
             out[BEYOND] = Block(COUNT, self._open_beyond)
         if self._open_until:
             out[UNTIL] = Block(EXTREMA, self._open_until)
+        if isinstance(target := self._ranges.get(SENT_LABEL), TargetRange):
+            target.cut(out)
         self._begin()
         return out
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
         ranges = self._ranges
+        target = ranges.pop(SENT_LABEL, None)
         if DIGEST in values:
             self._n = values[DIGEST].data["count"] + self._open_n
-        for name, (low, high) in _data(values, RANGE).items():
+        for name, (low, high) in data_of(values, RANGE).items():
             own = self._open_ranges.get(name, (low, high))
             low, high = min(low, own[0]), max(high, own[1])
             held = ranges.get(name)
             if held is None:
-                ranges[name] = _Range(low, high)
+                ranges[name] = Range(low, high)
             else:
                 held.low, held.high = low, high
-        for name, n in _data(values, ROWS).items():
+        for name, n in data_of(values, ROWS).items():
             if (held := ranges.get(name)) is not None:
                 held.rows = n + self._open_rows.get(name, 0)
-        for name, x in _data(values, BEYOND).items():
+        for name, x in data_of(values, BEYOND).items():
             if (held := ranges.get(name)) is not None:
                 held.beyond = max(x + self._open_beyond.get(name, 0.0), 0.0)
-        for name, (_, until) in _data(values, UNTIL).items():
+        for name, (_, until) in data_of(values, UNTIL).items():
             if (held := ranges.get(name)) is not None:
                 held.until = max(until, self._open_until.get(name, (0.0, 0.0))[1])
+        found = ranges.pop(SENT_LABEL, None)
+        if target is None and found is not None:
+            target = TargetRange(found.low, found.high)
+        if isinstance(target, TargetRange):
+            ranges[SENT_LABEL] = target
+            target.rebase(values)
         for block in (RANGE, ROWS, BEYOND):
-            for name in _data(values, block):
+            for name in data_of(values, block):
                 if (held := ranges.get(name)) is not None:
                     self._note(name, held)
 
@@ -387,7 +358,8 @@ class Bounds:
 
     def touched(self, names: Collection[str]) -> Touched:
         """All that learning rows of these features may have changed."""
-        return {DIGEST: None, **{block: {*names, SENT_LABEL} for block in BOUNDED}}
+        known = {block: {*names, SENT_LABEL, SINCE} for block in BOUNDED}
+        return {DIGEST: None, **known, TARGETS: None}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
         """Become what ``reset`` would make of all values, given those touched."""
@@ -424,8 +396,21 @@ def with_target(bounds: Bounds, example: Example) -> Example:
     return msgspec.structs.replace(example, label=taught, raw={**raw, SENT_LABEL: sent})
 
 
+def _outside(ranges: Mapping[str, Range], features: Mapping[str, Value]) -> list[tuple[str, Range]]:
+    """Names whose number is not within its range."""
+    get = ranges.get
+    try:
+        return [
+            (name, held)
+            for name, value in features.items()
+            if (held := get(name)) is not None and not held.low <= value <= held.high  # type: ignore[operator]
+        ]
+    except TypeError:  # text where numbers were sent before
+        return _outside(ranges, {k: v for k, v in features.items() if _is_number(v)})
+
+
 def _all_inside(
-    ranges: Mapping[str, _Range], free: Collection[str], rows: Sequence[Features]
+    ranges: Mapping[str, Range], free: Collection[str], rows: Sequence[Features]
 ) -> bool:
     """Whether all numbers of rows of the same names lie within the ranges, which are all known."""
     columns = zip(*[x.values() for x in rows], strict=True)
@@ -442,7 +427,7 @@ def _all_inside(
 
 
 def _rows_inside(
-    ranges: Sequence[_Range | None], x: npt.NDArray[np.float64]
+    ranges: Sequence[Range | None], x: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.bool_]:
     low = np.array([-inf if held is None else held.low for held in ranges])
     high = np.array([inf if held is None else held.high for held in ranges])
@@ -452,16 +437,6 @@ def _rows_inside(
 
 def _is_number(value: Value) -> bool:
     return type(value) is float or type(value) is int
-
-
-def _widths(held: _Range, value: Value) -> float:
-    """How far a number is beyond the range, in its widths."""
-    number = float(value)  # type: ignore[arg-type]  # outside: a number
-    return (number - held.high if number > held.high else held.low - number) / held.width
-
-
-def _data(values: Blocks, name: str) -> Mapping[str, Any]:
-    return values[name].data if name in values else {}
 
 
 def free_names(model: object) -> Collection[str]:

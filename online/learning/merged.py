@@ -21,7 +21,7 @@ from itertools import chain
 from typing import cast
 
 from online.learning.base import LEARNED, Failed, why_not_taught
-from online.learning.bounds import BOUNDED, numbers_of
+from online.learning.bounds import numbers_of
 from online.learning.counters import DIGEST
 from online.learning.deltas import (
     CLOSED,
@@ -34,6 +34,7 @@ from online.learning.deltas import (
     touched_by,
 )
 from online.learning.local_model import LocalModel
+from online.learning.ranges import BOUNDED
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
@@ -106,8 +107,8 @@ class Learner(LocalModel):
         targets = self._task == "regression"
         numbers = [numbers_of(example, targets=targets) for example in examples]
         if not self.bounds.add_alike(numbers):
-            for example in examples:
-                self.bounds.add(example)
+            for row, example in zip(rows, examples, strict=True):
+                self.bounds.add(example, row.source)
         if not (self._task == "binary" and self.tally.add_binary(rows, examples)):
             for row, example in zip(rows, examples, strict=True):
                 self._count(row, example)

@@ -16,7 +16,8 @@ import msgspec
 import numpy as np
 
 from online.errors import OnlineError, RequestError
-from online.learning.bounds import UNTIL, Bounds, free_names, with_target
+from online.learning.bounds import Bounds, free_names, with_target
+from online.learning.ranges import UNTIL
 from online.models.base import Model, learn_example
 from online.models.errors import NothingLearned
 from online.models.linear import Linear

@@ -289,7 +289,10 @@ class ModelReplica:
     def note_label(self, label: Label) -> None:
         """A label has come (regression: the tally does not keep targets)."""
         if self.settings.task == "regression":
-            self._newest_target = target_taught(self.learner.bounds, float(label))
+            bounded = self.settings.purpose.bounded
+            self._newest_target = (
+                target_taught(self.learner.bounds, float(label)) if bounded else label
+            )
 
     @property
     def newest_label(self) -> Label | None:

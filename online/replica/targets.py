@@ -1,7 +1,8 @@
 """Targets of regression are bounded before rows are judged, whichever way they came.
 
 A label may stand beside its features, come by a prediction's id, or meet a stored half: here the
-row is whole.  What is learned again was bounded when it was first written.
+row is whole.  What is learned again was bounded when it was first written.  Rows that are written
+together are walked in order: each is judged by the range that those before it would leave.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ class Targets:
     def __init__(self, shared: Shared) -> None:
         settings = shared.settings
         self._bounds, self._counts = shared.learner.bounds, shared.counts
-        self._numbers = settings.task == "regression" and settings.choose is None
+        self._bounded = settings.purpose.bounded
 
     def bounded(self, rows: list[NewRow], examples: list[Example | None]) -> list[NewRow]:
         """The rows as they are to be written; ``examples`` become what they say then."""
-        if not (self._numbers and self._bounds.on):
+        if not (self._bounded and self._bounds.on):
             return rows
-        out = list(rows)
+        out, ahead = list(rows), self._bounds.ahead()
         for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
             if row.half is not None or is_again(row):
                 continue
             sent = codec.decode(row.payload) if example is None else example
-            taught = examples[i] = with_target(self._bounds, sent)
+            taught = examples[i] = with_target(ahead, sent)
+            raw = None if taught is sent else taught.raw
+            ahead.add(Example({}, taught.label, raw=raw), row.source)
             if taught is not sent:
                 self._counts["values_clipped"] += 1
                 clipped = row.verdict is Verdict.ACCEPTED

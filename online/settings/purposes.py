@@ -38,6 +38,8 @@ class Purpose:
         Rows are learned that come without a label, and the score of an answer is no probability.
     keyed
         Each key of an entity can have an offset of its own.
+    bounded
+        Labels are numbers of which nobody said the range: those that are far off are clipped.
     closed
         Settings that do not go with it, and why.
     """
@@ -50,6 +52,7 @@ class Purpose:
     range: str | None = None
     unlabelled: bool = False
     keyed: bool = False
+    bounded: bool = False
     closed: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -78,7 +81,7 @@ PURPOSES: Final[Mapping[str, Purpose]] = {
     for one in (
         Purpose("binary", "binary", ("probability", "probabilities"), keyed=True),
         Purpose("multiclass", "multiclass", ("probabilities",)),
-        Purpose("regression", "regression", keyed=True),
+        Purpose("regression", "regression", keyed=True, bounded=True),
         Purpose(
             "choose",
             "regression",

@@ -83,6 +83,14 @@ def test_the_journal_of_all_models_is_said_once(families: dict[str, Metric]) -> 
     assert len(families["online_journal_rows"].samples) == 2, "rows are a model's"
 
 
+def test_bounded_tables_are_told_where_there_are_any(families: dict[str, Metric]) -> None:
+    names = ("", "_waiting", "_late", "_left")
+    found = [families[f"online_table_rows{name}"].samples[0].value for name in names]
+    assert found == [50, 4, 3, 2]
+    unbounded = {**status(), "server": {**status()["server"], "tables": {}}}
+    assert "online_table_rows" not in telemetry.exposition([unbounded])
+
+
 def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:
     bare = {**status(), "server": None, "journal": None, "rewrites": None, "challenger": None}
     text = telemetry.exposition([bare])

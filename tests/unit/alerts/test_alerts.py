@@ -91,7 +91,7 @@ def test_a_condition_is_told_when_it_begins_and_when_it_ends(more: Any, said: st
 def test_an_incident_whose_figures_change_is_told_once() -> None:
     found = Conditions()
     assert len(looked(found, 0.0, incidents=["1,204 rows behind for 3.5 s"])) == 1
-    assert looked(found, 15.0, incidents=["998 rows behind for 18 s"]) == []
+    assert looked(found, 15.0, incident="998 rows behind for 18 s") == [], "an old replica's"
     assert len(looked(found, 30.0, incidents=["the disk fails"])) == 2, (
         "another, and the first is over"
     )

@@ -276,3 +276,13 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path) -> None:
         made.add(status(1, 1, {}), BEGIN)
         made.add(status(2, 2, {}), BEGIN + 1)
     assert course(tmp_path)["columns"]["n"] == [2]
+
+
+def test_an_incident_of_a_replica_from_before_an_update_is_kept(
+    series: Series, tmp_path: Path
+) -> None:
+    for i, incident in enumerate((None, "late: Oslo", None)):
+        old = status(1, 1, {}, incident=incident)
+        del old["incidents"]
+        series.add(old, BEGIN + i)
+    assert [m["text"] for m in course(tmp_path)["marks"] if m["kind"] == "incident"] == ["late"]

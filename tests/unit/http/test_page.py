@@ -20,7 +20,7 @@ from fastapi import FastAPI
 
 from evaluation.summary import Summary
 from online.decide.counted import Choices
-from online.http.app import _add_plain, _page
+from online.http.front import add_front, page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")
 SVG: Final = "http://www.w3.org/2000/svg"
@@ -171,22 +171,36 @@ def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
 
 
 def test_it_is_small_with_all_that_it_needs() -> None:
-    assert len(gzip.compress(_page().encode())) < 100_000
+    assert len(gzip.compress(page().encode())) < 100_000
+
+
+def asked(*encodings: str) -> list[httpx.Response]:
+    """The page, as whoever accepts these gets it."""
+    app = FastAPI()
+    add_front(app, ["m"])
+
+    async def ask() -> list[httpx.Response]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return [await client.get("/", headers={"accept-encoding": e}) for e in encodings]
+
+    return asyncio.run(ask())
+
+
+def test_whoever_refuses_gzip_gets_none() -> None:
+    said = {
+        "GZIP": "gzip", "br , Gzip ; q=0.5": "gzip", "gzip;q=1": "gzip", "gzip;q=0.001": "gzip",
+        "gzip;q=0": "", "identity, gzip;q=0.0": "", "gzip ; Q = 0.000 , br": "", "": "",
+        "x-not-gzip": "",
+    }  # fmt: skip
+    got = [one.headers.get("content-encoding", "") for one in asked(*said)]
+    assert dict(zip(said, got, strict=True)) == said
 
 
 def test_a_browser_gets_it_packed_and_others_as_it_is() -> None:
-    app = FastAPI()
-    _add_plain(app, ["m"])
-
-    async def ask(encoding: str) -> httpx.Response:
-        transport = httpx.ASGITransport(app)
-        headers = {"accept-encoding": encoding}
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
-            return await client.get("/", headers=headers)
-
-    packed, plain = asyncio.run(ask("gzip, br")), asyncio.run(ask("identity"))
+    packed, plain = asked("gzip, br", "identity")
     assert packed.headers["content-encoding"] == "gzip"
     assert int(packed.headers["content-length"]) < 100_000
     assert "content-encoding" not in plain.headers
     assert packed.headers["vary"] == plain.headers["vary"] == "accept-encoding"
-    assert packed.text == plain.text == _page()
+    assert packed.text == plain.text == page()

@@ -27,7 +27,7 @@ class _Wire:
         self.said.append(bytes(data))
 
     def writelines(self, parts: Any) -> None:
-        self.write(b"".join(parts))
+        raise AssertionError("it holds nobody back in asyncio up to Python 3.12.8")
 
     def close(self) -> None:
         self.closed = True
@@ -53,12 +53,12 @@ def _answer(wire: _Wire, body: bytes, *, method: str = "POST", keep_alive: bool 
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("size", [1, 500, 300_000])
-def test_head_and_body_are_one_write(size: int) -> None:
+@pytest.mark.parametrize(("size", "writes"), [(1, 1), (500, 1), (65_536, 1), (65_537, 2)])
+def test_head_and_body_are_one_write_unless_the_body_is_large(size: int, writes: int) -> None:
     wire, body = _Wire(), b"x" * size
     _answer(wire, body)
-    assert len(wire.said) == 1, [piece[:200] for piece in wire.said]
-    head, _, rest = wire.said[0].partition(b"\r\n\r\n")
+    assert len(wire.said) == writes, [piece[:200] for piece in wire.said]
+    head, _, rest = b"".join(wire.said).partition(b"\r\n\r\n")
     assert rest == body
     assert head.startswith(b"HTTP/1.1 200")
     assert b"x-request-id: a-1" in head

@@ -12,8 +12,8 @@ from forgetting_world import built
 from replica_world import World, play, row, until
 from river import tree
 
-from online.learning.bounds import BOUNDED, RANGE
 from online.learning.merged import Learner
+from online.learning.ranges import BOUNDED, RANGE
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.linear import Linear
 from online.models.load import logreg

@@ -13,7 +13,7 @@ from forgetting_world import built
 from river import linear_model, optim
 
 from online.errors import RequestError
-from online.learning.bounds import RANGE
+from online.learning.ranges import RANGE
 from online.learning.vocabulary import BROUGHT, FULL, NAMES, Classes, Vocabulary, left_out
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models import load

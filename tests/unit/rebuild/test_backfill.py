@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from online.cli import app
 from online.errors import StartRefused
-from online.learning.bounds import RANGE, Bounds
+from online.learning.bounds import Bounds
+from online.learning.ranges import RANGE
 from online.models.linear import Linear
 from online.processes import Owner
 from online.rebuild import fsck

@@ -1,0 +1,54 @@
+"""HTTP that needs no model: the page at `/`, and whether anybody is there."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse
+
+_NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a weight of 0: it is not accepted
+
+
+def add_front(app: FastAPI, models: Sequence[str]) -> None:
+    """Add what needs no model: the page, and whether anybody is there."""
+    plain = page().encode()
+    packed = gzip.compress(plain, mtime=0)
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> HTMLResponse:
+        vary = {"vary": "accept-encoding"}
+        if _takes_gzip(",".join(request.headers.getlist("accept-encoding"))):
+            return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
+        return HTMLResponse(plain, headers=vary)
+
+    @app.get("/livez", tags=["health"], summary="The process answers")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/readyz", tags=["health"], summary="Every model can answer")
+    async def readyz() -> dict[str, Any]:
+        return {"ready": True, "models": models}
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Tell from what a caller accepts whether it may get gzip: with a weight of 0 it may not."""
+    for one in accepted.lower().split(","):
+        name, _, weight = one.partition(";")
+        if name.strip() == "gzip":
+            return _NEVER.fullmatch(weight) is None
+    return False
+
+
+def page() -> str:
+    """The page of the service: one file, with the library that draws its charts in it."""
+    folder = resources.files("online.http")
+    text = folder.joinpath("page.html").read_text("utf-8")
+    for name in ("uPlot.min.css", "uPlot.iife.min.js"):
+        library = folder.joinpath("third_party", name).read_text("utf-8")
+        text = text.replace(f"/* {name} */", library)
+    return text

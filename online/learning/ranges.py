@@ -1,0 +1,286 @@
+"""Ranges of numbers: what is known of a feature's, and of a target's.
+
+A target's range asks for more before it calls a number far off, for a number that is rare may be
+what the mean is made of (claims, prices, growth).  None is clipped until :data:`YOUNG_TARGETS`
+that are not zero are known.  Widening costs little reach, so that growth is followed.  And
+numbers beyond the reach that keep coming move the range at once: :data:`VOTES` within
+:data:`TARGET_ROWS` rows, no source having more than :data:`SOURCE_VOTES` of them, or
+:data:`VOTES_ANY` from anybody.  It goes as far as the median of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from math import frexp, inf, log2
+from typing import Any, ClassVar, Final
+from zlib import crc32
+
+from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from replay.example import SENT_LABEL, Features, Value
+
+REACH: Final = 16.0
+"""Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
+
+YOUNG: Final = 32
+"""Numbers that differ after which a range stands for its name.  Until then it is at least as wide
+as its numbers are large, and widens to whatever is within the reach."""
+
+EASE_ROWS: Final = 512
+"""Rows of the model after which one widening to twice the width counts no more."""
+
+YOUNG_TARGETS: Final = 16
+"""Targets other than zero that are learned as they come, before any is clipped."""
+
+EASE_TARGETS: Final = 64
+"""As :data:`EASE_ROWS`, of targets: with it growth of one per cent a row costs no reach."""
+
+TARGET_ROWS: Final = 8_192
+"""Rows of the model within which targets beyond the reach count together."""
+
+VOTES: Final = 8
+"""Targets beyond the reach after which the range moves."""
+
+SOURCE_VOTES: Final = 3
+"""Of those, how many count from one source.  Those without a source count each."""
+
+VOTES_ANY: Final = 32
+"""Targets beyond the reach after which the range moves whoever sent them."""
+
+RANGE: Final = "bounds.range"
+ROWS: Final = "bounds.rows"
+BEYOND: Final = "bounds.beyond"
+UNTIL: Final = "bounds.until"
+TARGETS: Final = "bounds.targets"
+BOUNDED: Final[Touched] = dict.fromkeys((RANGE, ROWS, BEYOND, UNTIL, TARGETS))
+"""Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
+lay beyond the reach lately; the number of rows at which it has all of its reach again.  Of targets,
+how many lay beyond it by source, side and distance."""
+
+SINCE: Final = f"{SENT_LABEL} far"
+"""Stands in UNTIL for the number of rows up to which those count together."""
+
+_ENDS: Final = (SENT_LABEL, SINCE)
+
+SAMPLED: Final = 8
+"""Rows of which one is looked at for what came lately."""
+
+_LATELY: Final = 16  # of those, at least, and twice as many at most
+FREE: Final = 2.0  # widenings that cost no reach
+STOP: Final = 6.0  # widenings after which next to none is left
+_REST: Final = 0.25
+_SIDE_VOTES: Final = 4  # that move an end of the range
+_NAMED: Final = 16  # numbers that stand for sources
+_STEP: Final = 2  # binary digits to which distances are told apart
+_LEAST, _MOST = -32, 64  # binary digits of distances
+
+
+class Range:
+    """The range of one name's numbers, and what else is known of them."""
+
+    __slots__ = ("beyond", "high", "low", "rows", "until")
+    young: ClassVar[int] = YOUNG
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self.rows, self.beyond, self.until = 0, 0.0, 0.0
+
+    @property
+    def width(self) -> float:
+        """How wide it is, for all that is measured in widths."""
+        width = self.high - self.low
+        if self.rows < self.young or width <= 0.0:
+            width = max(width, abs(self.high), abs(self.low))
+        return width if width > 0.0 else 1.0
+
+    @property
+    def awake(self) -> bool:
+        """Whether numbers within it say something of it."""
+        return self.beyond > 0.0 or (self.rows < self.young and self.low < self.high)
+
+    def reach(self, n: int) -> float:
+        """Widths beyond the range that are believed at the model's ``n``-th row."""
+        return _left((self.until - n) / EASE_ROWS)
+
+
+class TargetRange(Range):
+    """The range of targets.
+
+    Attributes
+    ----------
+    far
+        How many lay beyond the reach lately, by source, side and distance.
+    since
+        The row of the model until which those count.
+    """
+
+    __slots__ = ("changed", "far", "open_far", "open_rows", "since")
+    young: ClassVar[int] = YOUNG_TARGETS
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__(low, high)
+        self.far: dict[str, int] = {}
+        self.since = 0.0
+        self.changed, self.open_rows, self.open_far = False, 0, dict[str, int]()
+
+    @property
+    def awake(self) -> bool:
+        """Whether numbers within it say something of it."""
+        return self.rows < self.young
+
+    def reach(self, n: int) -> float:
+        """Widths beyond the range that are believed at the model's ``n``-th row."""
+        return inf if self.awake else _left((self.until - n) / EASE_TARGETS)
+
+    def copy(self) -> TargetRange:
+        """Return another one that knows the same."""
+        made = TargetRange(self.low, self.high)
+        made.rows, made.until = self.rows, self.until
+        made.far, made.since = dict(self.far), self.since
+        return made
+
+    def learn(self, value: float, n: int, source: str, *, clipped: bool) -> None:
+        """Count the model's ``n``-th target, as it was sent."""
+        was_young = self.awake
+        if was_young and value:
+            self.rows += 1
+            self.open_rows += 1
+        if self.low <= value <= self.high:
+            return
+        self.changed = True
+        if clipped:
+            self._vote(value, n, source)
+            return
+        most = inf
+        if not was_young:
+            most, far = self.width, min(widths(self, value), 1.0)
+            until = max(self.until, n) + EASE_TARGETS * log2(1.0 + far)
+            self.until = max(self.until, min(until, n + STOP * EASE_TARGETS))
+        self.high = max(self.high, min(value, self.high + most))
+        self.low = min(self.low, max(value, self.low - most))
+
+    def _vote(self, value: float, n: int, source: str) -> None:
+        if n > self.since:
+            self._forget()
+            self.since = n + TARGET_ROWS
+        above = value > self.high
+        size = frexp(value - self.high if above else self.low - value)[1]
+        size = min(max(-(-size // _STEP) * _STEP, _LEAST), _MOST)
+        who = str(crc32(source.encode()) % _NAMED) if source else ""
+        key = f"{who}{'+' if above else '-'}{size - _LEAST}"
+        self._count(key, 1)
+        votes = self._votes()
+        if len(votes) < VOTES:
+            return
+        up = sorted(size for side, size in votes if side == "+")
+        down = sorted(size for side, size in votes if side == "-")
+        self._forget()
+        if len(up) >= _SIDE_VOTES:
+            self.high += 2.0 ** up[(len(up) - 1) // 2]
+        if len(down) >= _SIDE_VOTES:
+            self.low -= 2.0 ** down[(len(down) - 1) // 2]
+
+    def _count(self, key: str, by: int) -> None:
+        self.far[key] = self.far.get(key, 0) + by
+        self.open_far[key] = self.open_far.get(key, 0) + by
+
+    def _forget(self) -> None:
+        for key, n in self.far.items():
+            self._count(key, -n)
+        self.far = {}
+
+    def cut(self, out: Blocks) -> None:
+        """Add the open delta, and reset it."""
+        if self.changed:
+            put(out, RANGE, EXTREMA, {SENT_LABEL: (self.low, self.high)})
+            if self.until:
+                put(out, UNTIL, EXTREMA, {SENT_LABEL: (0.0, self.until)})
+            if self.since:
+                put(out, UNTIL, EXTREMA, {SINCE: (0.0, self.since)})
+        if self.open_rows:
+            put(out, ROWS, COUNT, {SENT_LABEL: self.open_rows})
+        if self.open_far:
+            put(out, TARGETS, COUNT, self.open_far)
+        self.changed, self.open_rows, self.open_far = False, 0, {}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values of the keys given, with the open delta on top."""
+        low, high = data_of(values, RANGE).get(SENT_LABEL, (self.low, self.high))
+        until, ends = data_of(values, UNTIL), (self.until, self.since)
+        found = [until.get(key, (0.0, end))[1] for key, end in zip(_ENDS, ends, strict=True)]
+        if self.changed:
+            low, high = min(low, self.low), max(high, self.high)
+            found = [max(pair) for pair in zip(found, ends, strict=True)]
+        self.low, self.high = low, high
+        self.until, self.since = found
+        if SENT_LABEL in (rows := data_of(values, ROWS)):
+            self.rows = rows[SENT_LABEL] + self.open_rows
+        for key, n in data_of(values, TARGETS).items():
+            self.far[key] = max(n + self.open_far.get(key, 0), 0)
+        self.far = {key: n for key, n in self.far.items() if n}
+
+    def _votes(self) -> list[tuple[str, int]]:
+        """Sides and distances that count."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        for key, n in self.far.items():
+            who, side, size = key.partition("+" if "+" in key else "-")
+            found.setdefault(who, []).extend([(int(size) + _LEAST, side)] * n)
+        every = sum(map(len, found.values())) >= VOTES_ANY
+        return [
+            (side, size)
+            for who, told in found.items()
+            for size, side in (told if every or not who else sorted(told)[:SOURCE_VOTES])
+        ]
+
+
+class Lately:
+    """The ends of what came lately, by name, in some of the rows."""
+
+    def __init__(self) -> None:
+        self._spans: list[dict[str, tuple[float, float]]] = [{}, {}]
+
+    def near(self, name: str, held: Range) -> tuple[float, float]:
+        """The ends of what came lately under the name, within its range."""
+        spans = [span[name] for span in self._spans if name in span]
+        if not spans:
+            return held.low, held.high
+        low, high = min(low for low, _ in spans), max(high for _, high in spans)
+        return min(max(low, held.low), held.high), max(min(high, held.high), held.low)
+
+    def look(self, features: Features, known: Container[str], n: int) -> None:
+        """Note one row of :data:`SAMPLED`, the ``n``-th: only whoever clips a row asks for it."""
+        spans = self._spans[0]
+        for name, value in features.items():
+            if (type(value) is float or type(value) is int) and name in known:
+                number = float(value)
+                low, high = spans.get(name, (number, number))
+                spans[name] = (min(low, number), max(high, number))
+        if n % (SAMPLED * _LATELY) == 0:
+            self._spans = [{}, spans]
+
+    def only(self, name: str) -> Lately:
+        """Another one that knows the same of one name."""
+        made = Lately()
+        made._spans = [{name: x[name]} if name in x else {} for x in self._spans]
+        return made
+
+
+def widths(held: Range, value: Value) -> float:
+    """How far a number is beyond the range, in its widths."""
+    number = float(value)  # type: ignore[arg-type]  # outside: a number
+    return (number - held.high if number > held.high else held.low - number) / held.width
+
+
+def data_of(values: Blocks, name: str) -> Mapping[str, Any]:
+    """Return the data of a block; of one that is not there, none."""
+    return values[name].data if name in values else {}
+
+
+def put(out: Blocks, name: str, kind: str, data: Mapping[str, Any]) -> None:
+    """Add to a block's data, or make the block."""
+    out[name] = Block(kind, {**data_of(out, name), **data})
+
+
+def _left(strained: float) -> float:
+    if strained < FREE:
+        return REACH
+    return REACH * 2.0 ** (1.0 - strained) if strained < STOP else _REST
