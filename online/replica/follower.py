@@ -113,9 +113,14 @@ class Follower:
                     await asyncio.sleep(0)
                     turn_s = now()
 
-    async def stop(self) -> None:
-        """After :meth:`run` was cancelled: this process has not died at the row at hand."""
-        await self._claims.end(learned=False)
+    async def stop(self, timeout_s: float) -> None:
+        """After :meth:`run` was cancelled: this process has not died at the row at hand.
+
+        Without a journal for so long that is not said, and it counts as a death.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._claims.end(learned=False)
 
     async def catch_up(self, patience_s: float) -> None:
         """Learn what is there before the first answer is given, if that takes no longer."""

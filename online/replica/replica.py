@@ -184,7 +184,7 @@ class ModelReplica:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._reactions.stop()
-        await self._follower.stop()
+        await self._follower.stop(timeout_s)
         # Other models of the process go on, and its last steps may wait for a lock.
         await asyncio.to_thread(self.store.close)
 

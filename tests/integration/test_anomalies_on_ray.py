@@ -47,7 +47,7 @@ def test_a_folder_that_one_process_began_goes_on_in_two_replicas(tmp_path: Path)
         running.start()
         assert statuses(running.url, rows(0, 300)) == {"learned"}
         before = scores(running.url)
-    assert before[0] < 0.5 < before[1]
+    assert 2.0 * before[0] < before[1], "it has just begun to tell rows apart"
 
     write_settings(tmp_path, {"models": [MODEL], "replicas": 2})
     service = launch(tmp_path)

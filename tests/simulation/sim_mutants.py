@@ -268,7 +268,8 @@ MUTANTS: dict[str, Mutant] = {
             rows_max=6,
             updates=3,
         ),
-        within=73,
+        within=120,
+        begin=87,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

@@ -144,12 +144,6 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         within=150,
         begin=19,
     ),
-    "what a peer does not tell of begins at its first row": Mutant(
-        ((_DELTAS, "(partition in clock or not from_peer)", "True"), _BY_TURNS),
-        climate={"peers": True},
-        within=326,
-        begin=325,
-    ),
     "who waits for a row that came with the values waits on": Mutant(
         (
             (_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),

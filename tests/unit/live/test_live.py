@@ -218,9 +218,9 @@ def test_lines_are_for_people_or_programs(capsys: pytest.CaptureFixture[str]) ->
     for event in (answer, label, {"kind": "more", "rows": 3}, choice):
         events._print(event, None, None, as_json=False)
     lines = capsys.readouterr().out.splitlines()
-    assert lines.pop().endswith(".000 -> news (0.75 of 2 actions)  {}")
+    assert lines.pop().endswith(".000 -> news (0.75 of 2 actions)")
     assert lines[0].endswith('.250 -> "yes\\u001b" (0.75)  {"x": 1}')
-    assert lines[1].endswith(".000 <- true learned of shop  {}")
+    assert lines[1].endswith(".000 <- true learned of shop")
     assert lines[2].strip() == "… and 3 more rows"
     events._print(answer, "label", None, as_json=False)
     events._print(label, None, "other", as_json=False)

@@ -315,3 +315,18 @@ def test_a_push_before_the_failure_is_written_is_noticed(
     )  # fmt: skip
     with pytest.raises(AssertionError):
         test_a_failed_row_is_in_the_journal_before_its_range_is_pushed(tmp_path)
+
+
+def test_a_stop_waits_no_longer_for_the_journal_than_it_may(tmp_path: Path) -> None:
+    class Away(SqliteJournal):
+        def claims(self, partition: int, offset: int) -> int:
+            raise JournalUnavailable("not now")
+
+    async def scene(world: Any) -> None:
+        journal = Away(world.folder / "journal.db", disk_low_mb=0)
+        replica = await world.replica(journal=journal)
+        replica._follower._claims._begun = row(1)
+        async with asyncio.timeout(60):
+            await replica.stop(0.5)
+
+    worlds.play(tmp_path, scene)
