@@ -132,9 +132,14 @@ def _one_line(error: Exception) -> str:
 def trace(seed: int) -> list[str]:
     """What happens in one seed, line by line."""
     lines: list[str] = []
-    with folder() as where:
-        World(machine(), where, seed, trace=lines.append).run()
-        return [line.replace(str(where), "") for line in lines]
+    gc.collect()  # what an earlier seed has left would close its files in the middle of this one
+    gc.disable()
+    try:
+        with folder() as where:
+            World(machine(), where, seed, trace=lines.append).run()
+            return [line.replace(str(where), "") for line in lines]
+    finally:
+        gc.enable()
 
 
 def replay(seed: int) -> str:

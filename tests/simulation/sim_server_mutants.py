@@ -5,8 +5,6 @@ from __future__ import annotations
 from sim_mutant import OLDER, STEADY, SYNC_OFTEN, Mutant, only
 
 _JOURNAL = "replay.journal.sqlite"
-_BY_TURNS = ("online.replica.queue", "in range(_TURNS)", "in range(0)")  # its dice fall so
-_DELTAS = "online.learning.deltas"
 _SERVER = "paramserver.server"
 _PUBLISHING = "paramserver.publishing"
 _STORE = "paramserver.snapshots.store"
@@ -22,7 +20,6 @@ _SHORTFALL = "paramserver.shortfall"
 _ACCEPTANCE = "online.rebuild.acceptance"
 _NOTED = "                with running.lock:\n                    server.note_durable(state)\n"
 _FSYNC = "            self._disk.fsync(temporary)\n"
-_FOLLOWER = "online.replica.follower"
 
 SERVER_MUTANTS: dict[str, Mutant] = {
     "a snapshot shares what is pushed later": Mutant(
@@ -143,27 +140,6 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ),
         within=150,
         begin=19,
-    ),
-    "who waits for a row that came with the values waits on": Mutant(
-        (
-            (_FOLLOWER, "(behind := answers.passed(track.next))", "(behind := answers.passed(0))"),
-            _BY_TURNS,
-        ),
-        climate=only(
-            "freeze",
-            "lost answers",
-            "cancel",
-            forgets=True,
-            fault_s=0.6,
-            chaos_s=4.0,
-            events=100,
-            updates=64,
-            sync_ms=20.0,
-            busy=0.6,
-            ongoing_max=4,
-        ),
-        within=697,
-        begin=696,
     ),
     "a relearn learns what it leaves behind": Mutant(
         (
