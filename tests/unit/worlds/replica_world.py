@@ -166,7 +166,7 @@ class World:
         return (values - base) * 2**10
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 240.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.001)
