@@ -254,7 +254,7 @@ async def decode_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
 
 
 def _some_events(lines: Sequence[bytes]) -> list[Event | RequestError]:
-    """Read some lines.
+    """Read some of the lines.
 
     All of them are read together if they are objects.  The decoder would take two objects of one
     line as well, but none of two lines: so if there are as many as lines, each has one.
