@@ -340,7 +340,7 @@ class App:
         model: str,
     ) -> None:
         """Send an answer; a caller that takes none has its place no longer than a slow body has."""
-        head, rest = _answer(status, kind, body, headers)
+        head, rest = _parts(status, kind, body, headers)
         taken = await self._arriving.give(partial(in_one_piece, send, head), rest)
         if not taken:
             self._not_taken(model)
@@ -384,10 +384,10 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    await in_one_piece(send, *_answer(status, kind, body, headers))
+    await in_one_piece(send, *_parts(status, kind, body, headers))
 
 
-def _answer(
+def _parts(
     status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the parts of an answer, as ASGI has them."""
