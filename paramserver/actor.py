@@ -259,6 +259,10 @@ class ParameterServer:
         """Let the model answer by itself, or no longer, see :meth:`Decisions.answers`."""
         return self._decisions.answers(note)
 
+    def upgrade(self, note: bytes) -> dict[str, Any]:
+        """Have one of today's defaults beside it, or no longer, see :meth:`Decisions.upgrade`."""
+        return self._decisions.upgrade(note)
+
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """Quarantine a source's rows, or no longer, see :meth:`Decisions.ban`."""
         return self._decisions.ban(source, banned)

@@ -388,6 +388,15 @@ class Service:
         took = f"after {time.monotonic() - begun_s:.1f} s"
         return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
 
+    def upgraded(self) -> bool:
+        """Whether a model of today's defaults was to begin or to end; asked after `promoted`."""
+        return self._challengers.upgraded()
+
+    def upgrade(self) -> list[str]:
+        """Have challengers of today's defaults as the journal says; what was done, as lines."""
+        lines = self.reload(self._given)
+        return [] if lines == [_AS_THEY_WERE] else lines
+
     def promoted(self) -> bool:
         """Whether a model was promoted since the last time."""
         if (journal := self._tending.journal) is None:

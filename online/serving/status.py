@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from evaluation.summary import summary
+from online.challenger.promotion import of_today
 from online.errors import RequestError
 from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
@@ -23,22 +24,14 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
+from online.serving.commanded import refused
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
 from online.sure.views import choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
-from paramserver.errors import (
-    BackfillRefused,
-    BanRefused,
-    ForgetRefused,
-    NotReady,
-    ParamServerError,
-    PromoteRefused,
-    RollbackRefused,
-    SnapshotMissing,
-    SnapshotName,
-)
+from paramserver.errors import ParamServerError
 from paramserver.rewrites import Digest, promoted
+from paramserver.upgrading import Upgrade
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -52,7 +45,6 @@ BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
 _INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
 _INFLUENCE_SHOWN = 20
-_LIST = "`online snapshot list` names those that are kept"
 
 
 class ParameterServerControl(Protocol):
@@ -72,7 +64,7 @@ class Cluster(Kept):
     free_bytes
         What the journal's disk may still take before feedback is refused; None: it is on none.
     challengers
-        The ways to the challengers, of the models that have one.
+        The ways to the challengers, of the models that have one; None: there can't be any.
     absent
         Why another replica does not start, None if nothing is wrong; called on a thread.
     """
@@ -92,6 +84,7 @@ class Cluster(Kept):
         super().__init__(replicas, journals, facts)
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
         self._challengers, self._absent = challengers or {}, absent
+        self._shadows = challengers is not None
         self._first_room: dict[str, journal_room.Room] = {}
         self._reason: str | None = None
 
@@ -209,6 +202,24 @@ class Cluster(Kept):
         note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
         done = dict(await self._command(name, "promote", note))
         return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
+
+    async def upgrade(self, name: str, *, on: bool) -> dict[str, Any]:
+        """Have the model with today's defaults learn in shadow beside it, or no longer."""
+        replica, found = self._replicas[name], await self.challenger(name)
+        todays = of_today(replica.settings)
+        if on and todays is None:
+            message = f"model {name} has today's defaults: nothing is to be upgraded"
+            hint = "Name another learner in models[].challenger to compare it"
+            raise RequestError(409, "nothing_to_upgrade", message, None, hint)
+        if on and found is not None and found["params"] != getattr(todays, "params", None):
+            message = f"model {name} has a challenger already: {found['learner']}"
+            raise RequestError(409, "has_challenger", message, None, "Take it out of the settings")
+        if not self._shadows:
+            message = "a challenger learns in a process of its own, and this service has one"
+            raise RequestError(409, "one_process", message, None, "Start it with `online serve`")
+        note = msgspec.json.encode(Upgrade(on))
+        made = None if todays is None or not on else todays.params
+        return {**await self._command(name, "upgrade", note), "params": made}
 
     async def _served_before(self, name: str, spec: str) -> bool:
         """Whether the newest promotion took its place."""
@@ -361,32 +372,6 @@ class Cluster(Kept):
             return await self._controls[model].call(question, _COMMAND_TIMEOUT_S, *args)
         except ParamServerError as error:
             raise refused(error) from None
-
-
-def refused(error: ParamServerError) -> RequestError:
-    """The answer to a command that the parameter server refuses, or did not answer."""
-    text, hint = str(error), "See `online status`"
-    if isinstance(error, SnapshotMissing | SnapshotName):
-        return RequestError(404, "unknown_snapshot", text, "name", _LIST)
-    if isinstance(error, RollbackRefused):
-        return RequestError(422, "rollback_refused", text, "to", _LIST)
-    if isinstance(error, PromoteRefused):
-        return RequestError(409, "promote_refused", text, None, "Ask again")
-    if isinstance(error, ForgetRefused):
-        again = "Build the state again: online forget"
-        return RequestError(422, "forget_refused", text, "snapshot", again)
-    if isinstance(error, BackfillRefused):
-        again = "Teach the tables again: online backfill"
-        return RequestError(422, "backfill_refused", text, "snapshot", again)
-    if isinstance(error, BanRefused):
-        other = "Unban one, take its token away, or raise limits.banned_max"
-        return RequestError(422, "ban_refused", text, "source", other)
-    if isinstance(error, NotReady):
-        same = "Nothing was changed; ask again"
-        return RequestError(503, "server_unavailable", text, None, same, 1)
-    if error.definite:
-        return RequestError(422, "refused", text, None, hint)
-    return RequestError(503, "server_unavailable", text, None, hint)
 
 
 def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:

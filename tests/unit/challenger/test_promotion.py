@@ -27,6 +27,7 @@ from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import PromoteRefused
 from paramserver.lineage import Lineage
+from paramserver.upgrading import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 A, B, C = "logreg", "linear", "ftrl"
@@ -136,6 +137,19 @@ def test_a_promotion_that_failed_is_taken_back(tmp_path: Path, journal: Journal)
     assert newest is not None
     assert newest[1].why == "failed"
     assert msgspec.json.decode(msgspec.json.encode(newest[1]), type=rewrites.Promote) == newest[1]
+
+
+def test_a_service_is_told_once_that_an_upgrade_was_decided(
+    tmp_path: Path, journal: Journal
+) -> None:
+    challengers, serving = Challengers(), {"m": spec(tmp_path, A)}
+    assert not challengers.promoted(journal, serving)
+    assert not challengers.upgraded()
+    journal.write_control("m", UPGRADE, "upgrade:0", msgspec.json.encode(Upgrade(on=True)))
+    assert not challengers.promoted(journal, serving), "it is no promotion"
+    assert challengers.upgraded()
+    assert not challengers.promoted(journal, serving)
+    assert not challengers.upgraded()
 
 
 def test_a_challenger_that_is_the_same_model_is_refused(tmp_path: Path) -> None:
