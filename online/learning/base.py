@@ -93,6 +93,8 @@ class BaseLearner(ABC):
         though ``undone`` does not have it: it failed, or is left out.
     memory
         Past rows that are learned again with fresh ones; None: there are none.
+    corrected
+        Makes the model's answer the one that is given; None: it is given as it is.
     latest
         The row at hand, if it was learned.
     waits
@@ -117,6 +119,7 @@ class BaseLearner(ABC):
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving), targets=task == "regression")
         self.vocabulary = Vocabulary(words_of(self.serving))
+        self.corrected: Callable[[Prediction], Prediction] | None = None
         self.latest: Example | None = None
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -134,11 +137,13 @@ class BaseLearner(ABC):
 
     def predict(self, features: Features) -> Prediction:
         """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(self.bounds.answered(features))
+        answer = self.serving.predict(self.bounds.answered(features))
+        return answer if self.corrected is None else self.corrected(answer)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`, within 1e-12."""
-        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
+        answers = self.serving.predict_many([self.bounds.answered(x) for x in rows])
+        return answers if self.corrected is None else list(map(self.corrected, answers))
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""

@@ -1,4 +1,4 @@
-"""What a caller is told of a command that the parameter server refuses, or did not answer."""
+"""This module tells a caller of a command that the parameter server refused, or did not answer."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
-from online.sure.views import choices_in, confidence_in, slices_in
+from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
@@ -126,6 +126,7 @@ class Cluster(Kept):
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
+            "calibration": _calibration(replica),
             "slices": _slices(replica),
             "anomaly": anomalies.found(replica),
             "choices": _choices(replica),
@@ -410,6 +411,12 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
 def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
     """Return how often sets and intervals had the label; None: answers have none."""
     found = confidence_in(replica.learner.tally.views)
+    return None if found is None else found.shown()
+
+
+def _calibration(replica: ModelReplica) -> dict[str, Any] | None:
+    """Return how probabilities are corrected; None: they are the model's own."""
+    found = calibration_in(replica.learner.tally.views)
     return None if found is None else found.shown()
 
 
