@@ -95,11 +95,9 @@ class ParameterServer:
                 return
             pause.wait(settings.retry_s)
         # apart from each other: writing a large snapshot must not delay the look at the epoch
-        pause_s = settings.confirm_s
-        threading.Thread(
-            target=_repeat, args=(self.snapshot_if_due, pause_s), name="snapshots", daemon=True
-        ).start()
-        _repeat(self.confirm, pause_s)
+        often = (self.snapshot_if_due, settings.confirm_s)
+        threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
+        _repeat(self.confirm, settings.confirm_s)
 
     # -- start -------------------------------------------------------------------------------
 

@@ -234,10 +234,8 @@ def _watch(
             if hangup.is_set():
                 hangup.clear()
                 change = partial(_change, "reloaded", partial(_reload, running, load))
-            elif running.promoted():
-                change = partial(_change, "promoted", running.go_over)
-            elif running.upgraded():
-                change = partial(_change, "upgraded", running.upgrade)
+            elif (decided := running.decided()) is not None:
+                change = partial(_change, *decided)
             if change is not None:
                 changing = threading.Thread(target=change, daemon=True)
                 changing.start()

@@ -203,10 +203,28 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
         return await cluster.pin(model, name, on=on)
 
     _add_rewrites(routes, known, cluster)
+    _add_upgrade(routes, known, cluster)
     _add_freezes(routes, known, cluster)
     _add_events(routes, known, cluster)
     _add_quarantine(routes, known, cluster)
     return routes
+
+
+def _add_upgrade(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    @routes.post(
+        "/upgrade",
+        summary="A model of today's defaults learns in shadow beside one that keeps older ones",
+        responses=_answers(
+            "Decided, durably. The service starts it as the challenger; the status says how both "
+            "do, and nothing is promoted",
+            {"control": 9, "on": True, "params": {"scale": "limited"}},
+            e409="It has today's defaults, or a challenger already, or the service is one process",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def upgrade(model: str, body: UpgradeRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.upgrade(model, on=body.on)
 
 
 def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
@@ -250,21 +268,6 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
     async def promote(model: str, body: PromoteRequest) -> dict[str, Any]:
         known(model)
         return await cluster.promote(model, back=body.back, force=body.force)
-
-    @routes.post(
-        "/upgrade",
-        summary="A model of today's defaults learns in shadow beside one that keeps older ones",
-        responses=_answers(
-            "Decided, durably. The service starts it as the challenger; the status says how both "
-            "do, and nothing is promoted",
-            {"control": 9, "on": True, "params": {"scale": "limited"}},
-            e409="It has today's defaults, or a challenger already, or the service is one process",
-            e503=_UNAVAILABLE,
-        ),
-    )
-    async def upgrade(model: str, body: UpgradeRequest) -> dict[str, Any]:
-        known(model)
-        return await cluster.upgrade(model, on=body.on)
 
     @routes.post(
         "/forget",

@@ -184,8 +184,7 @@ class Ordinary:
             answers: list[Answer] = by_column(list(names), x)
         else:
             answers = [model.predict(row) for row in rows]
-        corrected = self._replica.learner.corrected
-        return answers if corrected is None else list(map(corrected, answers))
+        return list(map(self._replica.learner.corrected, answers))
 
     def _asked(
         self, events: Sequence[Event], answers: Sequence[Answer]

@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import msgspec
 
 from evaluation.summary import summary
-from online.challenger.promotion import of_today
 from online.errors import RequestError
 from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
@@ -26,6 +25,7 @@ from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
 from online.serving.held_events import ASK_TIMEOUT_S, Kept
+from online.serving.upgrading import upgrading
 from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
@@ -123,7 +123,7 @@ class Cluster(Kept):
             "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
-            "quality": self._quality(name),
+            "quality": _quality(replica),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
             "calibration": _calibration(replica),
@@ -151,14 +151,6 @@ class Cluster(Kept):
         except Exception as error:  # whatever Ray raises: what it said before is shown
             log.warning("Serve does not say how its replicas are: %r", error)
         return None if self._reason is None else f"a replica does not start: {self._reason}"
-
-    def _quality(self, name: str) -> dict[str, Any]:
-        """Prequential metrics of all learned events beside their baselines."""
-        counters = self._replicas[name].learner.tally.counters
-        found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
-        if (choices := choices_in(self._replicas[name].learner.tally.views)) is not None:
-            found |= choices.rules()
-        return found
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
         """How the challenger stands against what serves; None: there is none."""
@@ -206,21 +198,10 @@ class Cluster(Kept):
 
     async def upgrade(self, name: str, *, on: bool) -> dict[str, Any]:
         """Have the model with today's defaults learn in shadow beside it, or no longer."""
-        replica, found = self._replicas[name], await self.challenger(name)
-        todays = of_today(replica.settings)
-        if on and todays is None:
-            message = f"model {name} has today's defaults: nothing is to be upgraded"
-            hint = "Name another learner in models[].challenger to compare it"
-            raise RequestError(409, "nothing_to_upgrade", message, None, hint)
-        if on and found is not None and found["params"] != getattr(todays, "params", None):
-            message = f"model {name} has a challenger already: {found['learner']}"
-            raise RequestError(409, "has_challenger", message, None, "Take it out of the settings")
-        if not self._shadows:
-            message = "a challenger learns in a process of its own, and this service has one"
-            raise RequestError(409, "one_process", message, None, "Start it with `online serve`")
-        note = msgspec.json.encode(Upgrade(on))
-        made = None if todays is None or not on else todays.params
-        return {**await self._command(name, "upgrade", note), "params": made}
+        found = await self.challenger(name)
+        todays = upgrading(self._replicas[name].settings, found, can=self._shadows) if on else None
+        done = await self._command(name, "upgrade", msgspec.json.encode(Upgrade(on)))
+        return {**done, "params": None if todays is None else todays.params}
 
     async def _served_before(self, name: str, spec: str) -> bool:
         """Whether the newest promotion took its place."""
@@ -392,6 +373,15 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
             shown.append({"epoch": int(end["epoch"]), "n": int(n), name: score})
         before = end
     return shown[::-1]
+
+
+def _quality(replica: ModelReplica) -> dict[str, Any]:
+    """Prequential metrics of all learned events beside their baselines."""
+    tally = replica.learner.tally
+    found: dict[str, Any] = asdict(summary(replica.settings.task, tally.counters))
+    if (choices := choices_in(tally.views)) is not None:
+        found |= choices.rules()
+    return found
 
 
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
