@@ -106,12 +106,9 @@ def nothing_begun() -> Iterator[None]:
 def run(commands: Callable[[], object], name: str) -> None:
     """Run the command that was asked for, and say in one line what is refused.
 
-    Parameters
-    ----------
-    commands
-        One of them is run, with the arguments of this process.
-    name
-        Begins each line about a refusal.
+    Parameters:
+        commands: One of them is run, with the arguments of this process.
+        name: Begins each line about a refusal.
     """
     with nothing_begun():
         from evaluation.errors import EvaluationError
