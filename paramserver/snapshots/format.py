@@ -120,12 +120,9 @@ def decode(data: bytes | memoryview) -> SnapshotState:
 
     Of memory that can be written a large table's rows stay where they are: decode it once.
 
-    Raises
-    ------
-    SnapshotCorrupt
-        The bytes are not exactly those that :func:`encode` gave.
-    SnapshotFormat
-        They are whole, of a schema version that this release does not know.
+    Raises:
+        SnapshotCorrupt: The bytes are not exactly those that :func:`encode` gave.
+        SnapshotFormat: They are whole, of a schema version that this release does not know.
     """
     schema, manifest_bytes, _, _ = _read_frame(data)
     size = whole_size(data)

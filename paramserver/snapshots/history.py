@@ -140,12 +140,9 @@ class SnapshotHistory:
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
 
-        Raises
-        ------
-        StartRefused
-            There is a head, but neither it nor an ancestor can be used.
-        PlaceUnreachable, OSError
-            One may be good, but can't be read now.
+        Raises:
+            StartRefused: There is a head, but neither it nor an ancestor can be used.
+            PlaceUnreachable, OSError: One may be good, but can't be read now.
         """
         self._head = head
         if head is None:
@@ -308,12 +305,9 @@ class SnapshotHistory:
         Birth, pins and ``held`` are kept as files but hold no rows of the journal, so they are
         not among what is returned.  After an OSError the next call goes on where this one ended.
 
-        Parameters
-        ----------
-        head
-            Name of the snapshot that the store's head points to.
-        held
-            Names that something else may still ask for, such as a rollback's control row.
+        Parameters:
+            head: Name of the snapshot that the store's head points to.
+            held: Names that something else may still ask for, such as a rollback's control row.
         """
         self._head = head
         created = self._created()
