@@ -45,7 +45,17 @@ def test_the_table() -> None:
         if line["beside"] is not None:
             assert line["ratio"] == pytest.approx(line["median"] / line["other"])
     asked = [line["target"] for line in table["lines"] if line["target"]]
-    assert asked == ["≥ 0.75", "≥ 0.45", "≥ 1.5", "≥ 50,000", "≥ 20,000", "≤ 1.5", "≤ 1.5", "≤ 2", "≤ 1.5"]
+    assert asked == [
+        "≥ 0.75",
+        "≥ 0.45",
+        "≥ 1.5",
+        "≥ 50,000",
+        "≥ 20,000",
+        "≤ 1.5",
+        "≤ 1.5",
+        "≤ 2",
+        "≤ 1.5",
+    ]
     assert table["void"] == (table["lines"][0]["median"] < bench.PEER_MIN)
 
 
