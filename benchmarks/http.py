@@ -57,14 +57,10 @@ class Figure:
 class Line:
     """One line of the table.
 
-    Attributes
-    ----------
-    beside, other
-        What it is compared with, and the median of that.
-    ratio, ratio_low, ratio_high
-        Median and spread of the rounds' ratios to it.
-    target, good
-        What is asked for; None if nothing is, or if the run does not judge.
+    Attributes:
+        beside, other: What it is compared with, and the median of that.
+        ratio, ratio_low, ratio_high: Median and spread of the rounds' ratios to it.
+        target, good: What is asked for; None if nothing is, or if the run does not judge.
     """
 
     what: str

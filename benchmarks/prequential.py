@@ -128,13 +128,11 @@ ANCHORS: Final = ("last label", "lr .005", "alma")
 class Line:
     """A learner on a stream.
 
-    Attributes
-    ----------
-    us, us_p99
-        Microseconds of the processor for one answer and one row learned: mean, and 99 of 100 rows
-        take no longer.  Other processes do not count, so a busy machine is no excuse.
-    mb
-        Memory that the process has gained, the stream's rows excepted.
+    Attributes:
+        us, us_p99: Microseconds of the processor for one answer and one row learned: mean, and 99
+            of 100 rows take no longer.  Other processes do not count, so a busy machine is no
+            excuse.
+        mb: Memory that the process has gained, the stream's rows excepted.
     """
 
     stream: str

@@ -89,12 +89,9 @@ def main() -> None:
 def run(commands: Callable[[], object], name: str) -> None:
     """Run the command that was asked for, and say in one line what is refused.
 
-    Parameters
-    ----------
-    commands
-        One of them is run, with the arguments of this process.
-    name
-        Begins each line about a refusal.
+    Parameters:
+        commands: One of them is run, with the arguments of this process.
+        name: Begins each line about a refusal.
     """
     from evaluation.errors import EvaluationError
     from online.models.errors import ModelError

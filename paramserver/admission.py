@@ -56,17 +56,12 @@ class TableBounds:
 class Sights:
     """How many pushes have touched each id, at least.
 
-    Parameters
-    ----------
-    key
-        Bytes that nobody knows, eight for each hash.
-    cells
-        Counters of each hash: a power of two.
+    Parameters:
+        key: Bytes that nobody knows, eight for each hash.
+        cells: Counters of each hash: a power of two.
 
-    Attributes
-    ----------
-    since
-        Sights since half of them were forgotten.
+    Attributes:
+        since: Sights since half of them were forgotten.
     """
 
     def __init__(self, key: bytes, cells: int) -> None:
@@ -115,18 +110,13 @@ class Sights:
 class Keeper:
     """The rows of one server's tables that may stay.
 
-    Parameters
-    ----------
-    kept
-        Blocks that another one has told of: it goes on from them.
-    draw
-        Makes so many random bytes.
+    Parameters:
+        kept: Blocks that another one has told of: it goes on from them.
+        draw: Makes so many random bytes.
 
-    Attributes
-    ----------
-    waiting, late, left
-        Rows of deltas that were not added, as their ids were not seen often enough; those that were
-        begun before their row had left; rows that had to leave.
+    Attributes:
+        waiting, late, left: Rows of deltas that were not added, as their ids were not seen often
+            enough; those that were begun before their row had left; rows that had to leave.
     """
 
     def __init__(

@@ -43,10 +43,8 @@ ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 class Ids:
     """Numbers of ids, from 0 on.
 
-    Parameters
-    ----------
-    ids
-        Those that are numbered first, each once.
+    Parameters:
+        ids: Those that are numbered first, each once.
     """
 
     def __init__(self, ids: IdArray) -> None:

@@ -50,12 +50,9 @@ class Publishing:
 
         The files are looked at first: what somebody has removed, the head does not hold.
 
-        Raises
-        ------
-        NotReady
-            Definite.
-        PublishFailed
-            The head is where it was.
+        Raises:
+            NotReady: Definite.
+            PublishFailed: The head is where it was.
         """
         running = self._running
         with running.publishing:

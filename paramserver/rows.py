@@ -37,19 +37,13 @@ _NUMBER: Final = np.dtype("<f4")
 class Rows:
     """A table, or a part of one.
 
-    Parameters
-    ----------
-    ids
-        Each once, in the order in which they stand from now on.  Not to be changed afterwards.
-    numbers
-        Their rows: [ids, width]; they are copied.
+    Parameters:
+        ids: Each once, in the order in which they stand from now on.  Not to be changed afterwards.
+        numbers: Their rows: [ids, width]; they are copied.
 
-    Attributes
-    ----------
-    width
-        Numbers of a row.
-    gone
-        Of a message: ids that there is no row of, whoever has one.
+    Attributes:
+        width: Numbers of a row.
+        gone: Of a message: ids that there is no row of, whoever has one.
     """
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:

@@ -56,28 +56,18 @@ _BEHIND: Final = 16  # of the history: so much may parts of the values be behind
 class Server:
     """Values and clock of one lineage under one epoch.
 
-    Parameters
-    ----------
-    model, spec, spec_text
-        Whose parameters they are.  A push of another spec hash is refused.
-    rule
-        see :data:`MergeRule`.
-    epoch
-        This server's epoch, taken from the store by compare-and-set.
-    history_max
-        Applied pushes of which the touched keys are kept.  A replica that is further behind
-        gets all values, and the staleness is counted no further back.
-    limits
-        Bounds on one push.
-    part_keys
-        Many values are sent in parts of so many keys.
+    Parameters:
+        model, spec, spec_text: Whose parameters they are.  A push of another spec hash is refused.
+        rule: see :data:`MergeRule`.
+        epoch: This server's epoch, taken from the store by compare-and-set.
+        history_max: Applied pushes of which the touched keys are kept.  A replica that is further
+            behind gets all values, and the staleness is counted no further back.
+        limits: Bounds on one push.
+        part_keys: Many values are sent in parts of so many keys.
 
-    Attributes
-    ----------
-    sources_max
-        Sources of which evidence is kept.
-    sources_left
-        Those that had to leave.
+    Attributes:
+        sources_max: Sources of which evidence is kept.
+        sources_left: Those that had to leave.
     """
 
     def __init__(
@@ -159,10 +149,8 @@ class Server:
     def push(self, push: wire.Push, lookup: Lookup) -> wire.Ack:
         """Apply a delta if it is the next one of its partition, and say what became of it.
 
-        Raises
-        ------
-        BlockError, PushRefused
-            The push is malformed.  Nothing was changed.
+        Raises:
+            BlockError, PushRefused: The push is malformed.  Nothing was changed.
         """
         partition = push.partition
         if push.spec != self.spec:
@@ -211,10 +199,8 @@ class Server:
         Whoever has learned the same rows in the same order has the same values, so it does not
         matter who sends them, or how often.
 
-        Raises
-        ------
-        BlockError, PushRefused
-            The state is malformed.  Nothing was changed.
+        Raises:
+            BlockError, PushRefused: The state is malformed.  Nothing was changed.
         """
         if state.spec != self.spec or state.epoch != self.epoch:
             return False

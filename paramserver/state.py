@@ -21,39 +21,26 @@ class Base(NamedTuple):
 class SnapshotState:
     """Parameters, clocks and control position of one version.
 
-    Attributes
-    ----------
-    model, spec, spec_text
-        Whose state it is: the model's name, the hash of its spec, and the spec itself.
-    version
-        ``(epoch, count)``.
-    values
-        The parameters.  Read only: a running server may share blocks with it.
-    clock
-        Last offset contained, by open partition.
-    closed
-        Partitions contained to their sealed end, which have left the clock.
-    control
-        ``seq`` of the last control row contained.
-    rewrite
-        ``seq`` of the control row that rewrote the values last (0: none).
-    frozen
-        ``seq`` of the control row that froze the model (0: it learns).
-    banned
-        Sources that are banned by then; None: an older release wrote it, which does not tell.
-    position
-        ``seq`` of the last row contained, if the rows were learned in commit order (else 0).
-    metrics
-        Numbers to show beside the snapshot.
-    parent
-        Name of the snapshot published before it, or None.
-    created_at
-        POSIX seconds.
-    log
-        The store's log of decisions as it was: number and SHA-256 of its newest line.
-    base
-        What is written of a table that knows its changes is what changed since this snapshot;
-        None: all of it.  A state that was read is whole, whatever its file leant on.
+    Attributes:
+        model, spec, spec_text: Whose state it is: the model's name, the hash of its spec, and the
+            spec itself.
+        version: ``(epoch, count)``.
+        values: The parameters.  Read only: a running server may share blocks with it.
+        clock: Last offset contained, by open partition.
+        closed: Partitions contained to their sealed end, which have left the clock.
+        control: ``seq`` of the last control row contained.
+        rewrite: ``seq`` of the control row that rewrote the values last (0: none).
+        frozen: ``seq`` of the control row that froze the model (0: it learns).
+        banned: Sources that are banned by then; None: an older release wrote it, which does not
+            tell.
+        position: ``seq`` of the last row contained, if the rows were learned in commit order (else
+            0).
+        metrics: Numbers to show beside the snapshot.
+        parent: Name of the snapshot published before it, or None.
+        created_at: POSIX seconds.
+        log: The store's log of decisions as it was: number and SHA-256 of its newest line.
+        base: What is written of a table that knows its changes is what changed since this snapshot;
+            None: all of it.  A state that was read is whole, whatever its file leant on.
     """
 
     model: str

@@ -98,18 +98,12 @@ def run(
 ) -> Found:
     """Measure every policy at every size.
 
-    Parameters
-    ----------
-    sizes
-        Items kept, and lengths of the stream, the smallest first.
-    rounds
-        Turns of each size.
-    steps
-        Steps in a turn.
-    peer
-        Python of an environment with ``avalanche-lib==0.6.0``; None: no comparison.
-    progress
-        Told what is measured next.
+    Parameters:
+        sizes: Items kept, and lengths of the stream, the smallest first.
+        rounds: Turns of each size.
+        steps: Steps in a turn.
+        peer: Python of an environment with ``avalanche-lib==0.6.0``; None: no comparison.
+        progress: Told what is measured next.
     """
     items = _items(sizes[-1] + rounds * steps * FRESH)
     kept, offered = [], []

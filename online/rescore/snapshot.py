@@ -24,10 +24,8 @@ from paramserver.snapshots.store import Retention
 def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Scored:
     """The model as a snapshot of the service has it; the service need not run.
 
-    Parameters
-    ----------
-    name
-        Of the snapshot, or ``latest``.
+    Parameters:
+        name: Of the snapshot, or ``latest``.
 
     Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """

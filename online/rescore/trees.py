@@ -58,10 +58,8 @@ def lower(estimator: Any) -> Forest:
 class Forest:
     """Trees with their votes.
 
-    Attributes
-    ----------
-    labels
-        Of the columns of what :meth:`shares` gives, in the order of river's answer.
+    Attributes:
+        labels: Of the columns of what :meth:`shares` gives, in the order of river's answer.
     """
 
     def __init__(self, trees: Sequence[tuple[Any, float]], *, normal: bool) -> None:

@@ -135,17 +135,12 @@ def decode(
 
     Of memory that can be written a large table's rows stay where they are: decode it once.
 
-    Parameters
-    ----------
-    base
-        Reads the snapshot that this one leans on, which is changed; raises as this does.
+    Parameters:
+        base: Reads the snapshot that this one leans on, which is changed; raises as this does.
 
-    Raises
-    ------
-    SnapshotCorrupt
-        The bytes are not exactly those that :func:`encode` gave.
-    SnapshotFormat
-        They are whole, of a schema version that this release does not know.
+    Raises:
+        SnapshotCorrupt: The bytes are not exactly those that :func:`encode` gave.
+        SnapshotFormat: They are whole, of a schema version that this release does not know.
     """
     _, manifest_bytes, _, _ = _read_frame(data)
     size = whole_size(data)

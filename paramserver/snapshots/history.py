@@ -148,12 +148,9 @@ class SnapshotHistory:
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
 
-        Raises
-        ------
-        StartRefused
-            There is a head, but neither it nor an ancestor can be used.
-        PlaceUnreachable, OSError
-            One may be good, but can't be read now.
+        Raises:
+            StartRefused: There is a head, but neither it nor an ancestor can be used.
+            PlaceUnreachable, OSError: One may be good, but can't be read now.
         """
         self._head = head
         if head is None:
@@ -336,12 +333,9 @@ class SnapshotHistory:
         if all new ones lean on the same: it may be damaged.  After an OSError the next call goes
         on where this one ended.
 
-        Parameters
-        ----------
-        head
-            Name of the snapshot that the store's head points to.
-        held
-            Names that something else may still ask for, such as a rollback's control row.
+        Parameters:
+            head: Name of the snapshot that the store's head points to.
+            held: Names that something else may still ask for, such as a rollback's control row.
         """
         self._head = head
         created = self._created()

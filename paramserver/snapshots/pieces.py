@@ -15,19 +15,13 @@ Piece = bytes | memoryview
 class Pieces:
     """A beginning, a payload that is made anew whenever it is asked for, and the SHA-256 of both.
 
-    Parameters
-    ----------
-    begin
-        What comes before the payload.
-    size
-        Bytes of the payload.
-    payload
-        Makes it, each time the same.
+    Parameters:
+        begin: What comes before the payload.
+        size: Bytes of the payload.
+        payload: Makes it, each time the same.
 
-    Attributes
-    ----------
-    digest
-        The SHA-256, once all pieces were made.
+    Attributes:
+        digest: The SHA-256, once all pieces were made.
     """
 
     def __init__(self, begin: bytes, size: int, payload: Callable[[], Iterable[Piece]]) -> None:

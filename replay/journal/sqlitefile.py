@@ -60,17 +60,12 @@ _SAY_NEW = "INSERT INTO meta VALUES ('still', 1) ON CONFLICT (name) DO UPDATE SE
 class Tables:
     """These tables stand in a file, and so it comes to have them.
 
-    Attributes
-    ----------
-    schema
-        Statements that make the tables; one of them makes ``meta (name, value)``.
-    format
-        Number that a new file gets; a file with a greater one is refused.
-    upgrades
-        Statements that make a file of a lower format, the key, one of the next format; all that
-        a file needs are one transaction.
-    prove
-        The statement that writes down what the tables are, after they were made or changed.
+    Attributes:
+        schema: Statements that make the tables; one of them makes ``meta (name, value)``.
+        format: Number that a new file gets; a file with a greater one is refused.
+        upgrades: Statements that make a file of a lower format, the key, one of the next format;
+            all that a file needs are one transaction.
+        prove: The statement that writes down what the tables are, after they were made or changed.
     """
 
     schema: str
@@ -82,29 +77,20 @@ class Tables:
 class SqliteFile:
     """One file, one connection that writes and one that reads, each used by one thread at a time.
 
-    Parameters
-    ----------
-    path
-        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
-    tables
-        They are made in a new file, and an older file is changed to have them.
-    synchronous
-        ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
-    wal_max
-        Bytes of the log above which :meth:`checkpoint` also cuts its file.
-    lock_wait_s
-        How long a write waits for another one, of this process or of another, in seconds.
-    busy_ms
-        How long to wait for a foreign program that holds SQLite's own lock.
+    Parameters:
+        path: ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
+        tables: They are made in a new file, and an older file is changed to have them.
+        synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
+            machine.
+        wal_max: Bytes of the log above which :meth:`checkpoint` also cuts its file.
+        lock_wait_s: How long a write waits for another one, of this process or of another, in
+            seconds.
+        busy_ms: How long to wait for a foreign program that holds SQLite's own lock.
 
-    Raises
-    ------
-    JournalFormat
-        The file was written by a newer version or is another program's.
-    JournalUnavailable
-        The file can't be opened.
-    JournalHeld
-        Another process holds it for too long.
+    Raises:
+        JournalFormat: The file was written by a newer version or is another program's.
+        JournalUnavailable: The file can't be opened.
+        JournalHeld: Another process holds it for too long.
     """
 
     def __init__(
