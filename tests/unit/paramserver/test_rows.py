@@ -207,9 +207,7 @@ def diverge(monkeypatch: pytest.MonkeyPatch) -> int:
         found, known = table.get(more)
         assert known.tolist() == [i in plain for i in more.tolist()]
         assert not found[~known].any()
-    assert sum(table._gone > 0 for table, _ in held) >= 2, (
-        "they have rows that others have not"
-    )
+    assert sum(table._gone > 0 for table, _ in held) >= 2, "they have rows that others have not"
     return most[0]
 
 
