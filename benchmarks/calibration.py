@@ -45,16 +45,11 @@ Teach = Callable[[Features, Label, Prediction], None]
 class Line:
     """A line says what came of one learner's answers on one stream.
 
-    Attributes
-    ----------
-    loss, corrected
-        Log loss of what the model said, and of what was answered.
-    ece, ece_corrected
-        Calibration error of the answered label's probability, by tenths.
-    share
-        Share of rows whose probabilities were corrected.
-    replicas
-        Corrected loss less the loss, in four replicas.
+    Attributes:
+        loss, corrected: Log loss of what the model said, and of what was answered.
+        ece, ece_corrected: Calibration error of the answered label's probability, by tenths.
+        share: Share of rows whose probabilities were corrected.
+        replicas: Corrected loss less the loss, in four replicas.
     """
 
     stream: str

@@ -33,14 +33,11 @@ from replay.journal.base import Journal
 class _Past:
     """The journal's word on which of two lineages a model of no named scaler means.
 
-    Attributes
-    ----------
-    lineages
-        All that ever had a server, a challenger's too.
-    partitions
-        Specs by which rows were written, in the order of the partitions: those that served.
-    promotions
-        All of the model, in order.
+    Attributes:
+        lineages: All that ever had a server, a challenger's too.
+        partitions: Specs by which rows were written, in the order of the partitions: those that
+            served.
+        promotions: All of the model, in order.
     """
 
     lineages: frozenset[str]

@@ -15,12 +15,9 @@ def upgrading(
 ) -> Challenge:
     """Return the challenger that is to begin; one that is there already is no hindrance.
 
-    Parameters
-    ----------
-    challenger
-        The one that the model has, as it is shown; None: it has none.
-    can
-        Whether this service has processes for challengers.
+    Parameters:
+        challenger: The one that the model has, as it is shown; None: it has none.
+        can: Whether this service has processes for challengers.
 
     Raises RequestError 409.
     """

@@ -10,7 +10,8 @@ over about :data:`_MEMORY` labels, and the least of them, between its neighbours
 the sharpness of now.  It is applied only
 
 * if by these sums it gains more than :data:`_GAIN` a row, and :data:`_FREE` in all; the later
-  labels are, the more, for the gain is one of the past;
+  labels are, the more, for the gain is one of the past, and with labels that come more than
+  :data:`_LATE_MAX` labels later never;
 * while what it has lost by all labels so far, if anything, is less than :data:`_BUDGET` a row, and
   :data:`_FREE`.
 
@@ -48,6 +49,7 @@ _MEMORY: Final = 1_000.0
 _GAIN: Final = 0.003
 _BUDGET, _FREE = 0.001, 3.0
 _LATE: Final = 20.0  # labels by which it is asked for twice as much
+_LATE_MAX: Final = 150.0  # a world that turns has turned by then
 _ROWS_MIN: Final = 100
 _WORST: Final = -math.log(1e-6)  # a row loses no more, so that one tells no more than some others
 _LEAST: Final = 1e-15
@@ -99,7 +101,9 @@ class Calibration:
         """Steps of the sharpness of now; 0: the model's own is left as it is."""
         sums = self._sums
         seen, lost = sums.get(_SEEN, 0.0), -sums.get(_GAINED, 0.0)
-        if seen < _ROWS_MIN or lost > _BUDGET * sums.get(_COMPARED, 0.0) + _FREE:
+        if seen < _ROWS_MIN or self._late > _LATE_MAX:
+            return 0
+        if lost > _BUDGET * sums.get(_COMPARED, 0.0) + _FREE:
             return 0
         losses = [sums.get(name, 0.0) for name in _LOSSES]
         best = min(range(len(GRID)), key=losses.__getitem__)
