@@ -127,7 +127,7 @@ class Assembly:
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
             free_bytes=journal_room(settings), absent=around.absent,
-            challengers=None if around.as_served is None else challengers,
+            challengers=None if around.challenger is nobody else challengers,
         )  # fmt: skip
 
     def _make(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
