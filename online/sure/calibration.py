@@ -51,6 +51,7 @@ _BUDGET, _FREE = 0.001, 3.0
 _LATE: Final = 20.0  # labels by which it is asked for twice as much
 _LATE_MAX: Final = 150.0  # a world that turns has turned by then
 _ROWS_MIN: Final = 100
+_LATE_ROWS: Final = 3.0  # more labels for each one of lateness: the first ones seem to come soon
 _WORST: Final = -math.log(1e-6)  # a row loses no more, so that one tells no more than some others
 _LEAST: Final = 1e-15
 _N, _SEEN, _COMPARED, _LATENESS, _GAINED = "n", "seen", "compared", "late", "gained"
@@ -101,7 +102,7 @@ class Calibration:
         """Steps of the sharpness of now; 0: the model's own is left as it is."""
         sums = self._sums
         seen, lost = sums.get(_SEEN, 0.0), -sums.get(_GAINED, 0.0)
-        if seen < _ROWS_MIN or self._late > _LATE_MAX:
+        if seen < _ROWS_MIN + _LATE_ROWS * self._late or self._late > _LATE_MAX:
             return 0
         if lost > _BUDGET * sums.get(_COMPARED, 0.0) + _FREE:
             return 0
