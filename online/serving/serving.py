@@ -195,7 +195,8 @@ class Serving:
             raise invalid("instances", f"{len(instances)} rows", hint)
         features = self._door.many(instances)
         answers = self.replica.learner.predict_many(features)
-        show, text = self._door.show, self._door.text
+        show, text, issued = self._door.show, self._door.text, self._reader.issued
+        waits = give_ids and self.replica.settings.conversion_window is not None
         rows = []
         for x, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
@@ -208,11 +209,15 @@ class Serving:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
-            if give_ids:
-                row.id = self._reader.issued.prediction_id(x, answer)
+            if give_ids and not waits:
+                row.id = issued.prediction_id(x, answer)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer)
             rows.append(row)
+        if waits:  # all, or none if there is no room
+            asked = list(zip(features, answers, strict=True))
+            for row, id_ in zip(rows, issued.waiting_ids(asked), strict=True):
+                row.id = id_
         return rows
 
     def _around(self, answer: Answer) -> _Sure:
