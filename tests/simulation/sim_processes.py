@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import sim_defaults
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_labels import Part
@@ -281,6 +282,8 @@ class Replica(Learner):
         if self.world.climate.peers:
             self._cut_off()
         await self.start(learns=not self.world.climate.background)
+        if self.world.climate.defaults:
+            self.process.spawn(sim_defaults.give(self))
         if self.world.climate.background:
             await self._tend()
 
