@@ -92,7 +92,8 @@ LABEL_MUTANTS: dict[str, Mutant] = {
             (
                 "online.serving.default_labels",
                 "        return joined(key, made, label, at, half.payload, late=late)\n",
-                "        row = joined(event_key('default', key.hex()), made, label, at, b'', late=late)\n"
+                "        key = event_key('default', key.hex())\n"
+                "        row = joined(key, made, label, at, b'', late=late)\n"
                 "        return msgspec.structs.replace(row, over=None)\n",
             ),
             (
