@@ -30,6 +30,7 @@ TABLES: Final = {
     "checksums",
     "choice-cost",
     "choices-killed",
+    "conversions-killed",
     "poisoned-rewards",
     "propensities",
     "comparison",
