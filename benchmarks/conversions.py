@@ -90,10 +90,8 @@ class Line:
 class Plain:
     """A learner that is told of each row at once, and of a positive once more when it comes.
 
-    Attributes
-    ----------
-    now
-        The row that is looked at.
+    Attributes:
+        now: The row that is looked at.
     """
 
     def __init__(self, model: Model) -> None:

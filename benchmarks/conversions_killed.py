@@ -108,6 +108,7 @@ class Converting(Client):
         if code != 200:  # asked again it would be another one
             with self._sent.lock:
                 self._sent.statuses[f"predict {code or 'no answer'}"] += 1
+            time.sleep(0.05)
             return None
         with self._sent.lock:
             self._sent.unanswered.add(event)
@@ -127,7 +128,8 @@ class Converting(Client):
                 self._sent.statuses[f"label {code or 'no answer'} {told}".strip()] += 1
                 if code == 200:
                     self._sent.acknowledged.add(event)
-            if code in (200, 202, 404):  # of an id of its own whose prediction a kill has taken
+            unknown = (answer.get("error") or {}).get("code") == "unknown_id"
+            if code in (200, 202) or unknown:  # an id of its own, and a kill took the prediction
                 return
             time.sleep(0.05)
 

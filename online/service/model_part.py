@@ -28,22 +28,14 @@ class LearnerProcess(Protocol):
 class Part:
     """One model in this process: what learns it, what answers for it, and its ways to others.
 
-    Attributes
-    ----------
-    control
-        The way to the model's parameter server, for questions and commands.
-    facts
-        What a status says of the model that does not change.
-    pushes
-        Takes what devices have learned; None: devices may not send anything.
-    learner
-        The process that learns what this one writes; None: this one learns itself.
-    exchangeable
-        Whether a promotion can exchange the part while the process goes on.
-    choosing
-        Chooses among actions; None: the model is no such one.
-    defaults
-        Gives what has waited for its label, or reward, a default; None: nothing waits.
+    Attributes:
+        control: The way to the model's parameter server, for questions and commands.
+        facts: What a status says of the model that does not change.
+        pushes: Takes what devices have learned; None: devices may not send anything.
+        learner: The process that learns what this one writes; None: this one learns itself.
+        exchangeable: Whether a promotion can exchange the part while the process goes on.
+        choosing: Chooses among actions; None: the model is no such one.
+        defaults: Gives what has waited for its label, or reward, a default; None: nothing waits.
     """
 
     replica: ModelReplica

@@ -21,12 +21,9 @@ from replay.journal.base import NewRow, Stored
 class DefaultLabels:
     """Labels by default of one model, for predictions whose wait has ended.
 
-    Parameters
-    ----------
-    views
-        Of the model's rows; the delays are among them.
-    serving
-        The copy that answers now.
+    Parameters:
+        views: Sums over the model's rows; the delays are among them.
+        serving: The copy that answers now.
     """
 
     counted = "labels_defaulted"

@@ -46,12 +46,9 @@ _TURN: Final = 16
 class Rule(Protocol):
     """Says what becomes of halves of one model that have waited long enough.
 
-    Attributes
-    ----------
-    wait_s
-        How long a half waits; None: nothing becomes of any.
-    counted
-        The counter of those that were given something.
+    Attributes:
+        wait_s: How long a half waits; None: nothing becomes of any.
+        counted: The counter of those that were given something.
     """
 
     @property
@@ -67,10 +64,8 @@ class Rule(Protocol):
 class Defaults:
     """Gives defaults of one model in one replica.
 
-    Parameters
-    ----------
-    now_s, monotonic_s
-        POSIX seconds, and seconds since any time.
+    Parameters:
+        now_s, monotonic_s: POSIX seconds, and seconds since any time.
     """
 
     def __init__(

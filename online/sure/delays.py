@@ -39,10 +39,8 @@ _LATE_MIN: Final = 0.01
 class Delays:
     """Delays of the positive labels of one model, with an open delta; a view of the rows.
 
-    Parameters
-    ----------
-    window_s
-        Seconds after which an event without a label gets one by default.
+    Parameters:
+        window_s: Seconds after which an event without a label gets one by default.
     """
 
     def __init__(self, window_s: float) -> None:
