@@ -9,9 +9,9 @@ Those that a rule leaves alone stay for as long as any half does.  So that nobod
 second, a look begins where the last one ended, and at the oldest only now and then.
 
 The wall clock may be wrong, so time is counted from the start of the process: what was asked before
-it waits anew.  If the clock is set back, it was ahead at the start, and what a replica is asked that
-starts now would look old: then all waits anew.  A default may be late, and never comes before its
-time, as far as the clocks of the hosts agree.
+it waits anew.  If the clock is set back, it was ahead at the start, and what a replica is asked
+that starts now would look old: then all waits anew.  A default may be late, and never comes before
+its time, as far as the clocks of the hosts agree.
 """
 
 from __future__ import annotations

@@ -53,6 +53,13 @@ class Issued:
         self._replica.writer.keep(self.half(own, features, answer))
         return own
 
+    def prediction_ids(self, rows: Sequence[Features], answers: Sequence[Answer]) -> list[str]:
+        """The ids of many answers, none of them the caller's own; errors of :meth:`waiting_ids`."""
+        given = list(zip(rows, answers, strict=True))
+        if self._replica.settings.conversion_window is not None:
+            return self.waiting_ids(given)
+        return [self.prediction_id(features, answer) for features, answer in given]
+
     def waiting_ids(
         self, rows: Sequence[tuple[Features, Answer]], own: str | None = None
     ) -> list[str]:
