@@ -41,12 +41,12 @@ class Rule:
 
     def __init__(self, world: World) -> None:
         self._world = world
+        nothing: Any = None
         # looked up now: a mutant may stand there
-        made = online.serving.default_labels.DefaultLabels(_WINDOW_S, (), lambda: world)
-        self._real: Any = made
+        self._real = online.serving.default_labels.DefaultLabels(_WINDOW_S, (), lambda: nothing)
 
     def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
-        row: NewRow | None = self._real.settled(key, half, made, at)
+        row = self._real.settled(key, half, made, at)
         event = self._world.labels.events[half.event_id]
         if row is None:
             return None

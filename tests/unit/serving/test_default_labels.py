@@ -181,7 +181,7 @@ def test_what_comes_late_weighs_by_the_share_that_has_come_in_time(tmp_path: Pat
         assert one.counted["weight"] == pytest.approx(0.75 + 0.25 * 0.25)
         assert one.slope("a") == pytest.approx(-0.5 * (0.75 + 0.25 * 0.25))
         back = rows(world)[-1]
-        assert (back.weight, back.late) == (pytest.approx(0.8125), pytest.approx(0.25))
+        assert [back.weight, back.late] == pytest.approx([0.8125, 0.25])
         before = one.replica.learner.serving.predict({"a": 1.0}).probabilities[True]
         await one.label(id_, True)
         moved = 0.25 * (1.0 - before) + 0.8125 * before
