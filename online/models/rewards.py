@@ -108,7 +108,7 @@ def _ids_of(hashes: tuple[int, ...]) -> _Ids:
 
 
 class _Held(NamedTuple):
-    """What the table has for a choice: the features first, and at each place six numbers.
+    """Holds what the table has for a choice: the features first, and at each place six numbers.
 
     Attributes
     ----------
@@ -401,7 +401,7 @@ def _shared(numbers: Floats, held: Floats32, y: float, weight: float, steps: Flo
 
 
 class _Taught(NamedTuple):
-    """What each expert expects of an action, and what its reward teaches the table."""
+    """Says what each expert expects of an action, and what its reward teaches the table."""
 
     expected: Floats
     places: Places
