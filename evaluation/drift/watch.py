@@ -37,25 +37,18 @@ _ORDER_ROWS: Final = 100
 class WatchSettings:
     """These settings say what is watched, and by whom.
 
-    Attributes
-    ----------
-    error, score, features
-        Detectors by name: of the errors; of the score; of each feature's rank in the reference,
-        missing values and new categories.  Features have none by default: their distributions are
-        compared window by window, with an effect size, where detectors on rows that follow each
-        other alarm all the time.
-    regression
-        Errors are absolute errors in the target's unit: they become ranks among those of the first
-        ``reference_rows``.
-    reference_rows
-        Served rows that become the reference, if none is given; ≥ 200.
-    window_rows
-        Counted rows of a window; ≥ 200.  All served rows are counted, up to ``EACH_ROW`` features.
-        With a season: whole periods of it.
-    phases
-        Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
-    alarms_kept
-        Newest alarms that are remembered; ≥ 1.
+    Attributes:
+        error, score, features: Detectors by name: of the errors; of the score; of each feature's
+            rank in the reference, missing values and new categories.  Features have none by
+            default: their distributions are compared window by window, with an effect size, where
+            detectors on rows that follow each other alarm all the time.
+        regression: Errors are absolute errors in the target's unit: they become ranks among those
+            of the first ``reference_rows``.
+        reference_rows: Served rows that become the reference, if none is given; ≥ 200.
+        window_rows: Counted rows of a window; ≥ 200.  All served rows are counted, up to
+            ``EACH_ROW`` features.  With a season: whole periods of it.
+        phases: Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
+        alarms_kept: Newest alarms that are remembered; ≥ 1.
     """
 
     error: tuple[str, ...] = ("glr",)
@@ -80,20 +73,16 @@ class WatchSettings:
 class Watched:
     """A record of what the watch knows at one moment.
 
-    Attributes
-    ----------
-    state, why
-        ``act``: the error rose, further than the stream's own past and the no-change rule explain,
-        and is not back.  Where hardly any labels come, too: a feature's distribution in the last
-        window is another one; ``watch``: less than that, in the last window.  ``ok``: none of
-        these, which is not the same as no drift.  A distribution that moved while labels say that
-        the error is as before is shown in ``shifts`` and is no state; nor is a score's an alarm.
-    served, judged
-        Rows so far.
-    since
-        The first alarm behind the state; None without one.
-    shifts
-        Features in the last whole window, the largest effect first; empty before the first.
+    Attributes:
+        state, why: ``act``: the error rose, further than the stream's own past and the no-change
+            rule explain, and is not back.  Where hardly any labels come, too: a feature's
+            distribution in the last window is another one; ``watch``: less than that, in the last
+            window.  ``ok``: none of these, which is not the same as no drift.  A distribution that
+            moved while labels say that the error is as before is shown in ``shifts`` and is no
+            state; nor is a score's an alarm.
+        served, judged: Rows so far.
+        since: The first alarm behind the state; None without one.
+        shifts: Features in the last whole window, the largest effect first; empty before the first.
     """
 
     state: State
@@ -112,15 +101,11 @@ class Watched:
 class Watch:
     """Raises alarms about one model.  Disposable: it can be built again from the journal's rows.
 
-    Parameters
-    ----------
-    settings
-        What is watched.
-    reference
-        Frozen distributions; None: the first ``reference_rows`` served rows become them.
-    aside
-        Where that is worked out, which takes up to a tenth of a second; rows that come meanwhile
-        are in no window.  None: at the row that completes it.
+    Parameters:
+        settings: What is watched.
+        reference: Frozen distributions; None: the first ``reference_rows`` served rows become them.
+        aside: Where that is worked out, which takes up to a tenth of a second; rows that come
+            meanwhile are in no window.  None: at the row that completes it.
     """
 
     def __init__(
@@ -166,22 +151,16 @@ class Watch:
     ) -> list[Alarm]:
         """A prediction went out.
 
-        Parameters
-        ----------
-        features
-            As parsed at the door.
-        score
-            A probability of the model: of the positive label, or of the one answered; None if it
-            has none.
-        at
-            POSIX seconds; rows are expected in this order.
-        phase
-            Of the season, from 0.
+        Parameters:
+            features: As parsed at the door.
+            score: A probability of the model: of the positive label, or of the one answered; None
+                if it has none.
+            at: POSIX seconds; rows are expected in this order.
+            phase: Of the season, from 0.
 
-        Raises
-        ------
-        ShareUnusable, DriftSettingUnusable
-            A score or phase out of its range; nothing was counted.
+        Raises:
+            ShareUnusable, DriftSettingUnusable: A score or phase out of its range; nothing was
+                counted.
         """
         if not 0 <= phase < self.settings.phases:
             raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
@@ -225,10 +204,8 @@ class Watch:
         error.  ``rule`` is what the no-change rule has for the row, 0 or 1; None: it is not known.
         Labels are taken in the order in which they come.  An error that falls is no alarm.
 
-        Raises
-        ------
-        ShareUnusable
-            Something else; nothing was counted.
+        Raises:
+            ShareUnusable: Something else; nothing was counted.
         """
         if self.settings.regression:
             if (rank := self._rising.ranked(error)) is None:

@@ -45,15 +45,11 @@ _SAMPLE: Final = 16
 class Judge:
     """Watches errors, scores and features of one model.
 
-    Parameters
-    ----------
-    on_rise
-        Called when the error has risen: what the model learned is no longer so.  Given the alarm
-        and when (POSIX seconds) a row was taken from before the rise.
-    aside
-        Where the reference of features is worked out; None: here, at once.
-    canary
-        Looks at rows that an operator vouches for; None: there are none.
+    Parameters:
+        on_rise: Called when the error has risen: what the model learned is no longer so.  Given the
+            alarm and when (POSIX seconds) a row was taken from before the rise.
+        aside: Where the reference of features is worked out; None: here, at once.
+        canary: Looks at rows that an operator vouches for; None: there are none.
     """
 
     def __init__(
@@ -261,16 +257,12 @@ def of_all(
 ) -> dict[str, Any]:
     """Return what all replicas know, each of its own rows, with the state of the one worst off.
 
-    Parameters
-    ----------
-    here, shown
-        Name of the replica that answers, and what its judge shows.
-    reports
-        Newest numbers of every replica, by name; those without a judge's are left out, and so is
-        one that was not heard of for ``HEARD_S``.
+    Parameters:
+        here, shown: Name of the replica that answers, and what its judge shows.
+        reports: Newest numbers of every replica, by name; those without a judge's are left out, and
+            so is one that was not heard of for ``HEARD_S``.
 
-    Returns
-    -------
+    Returns:
         As ``shown``, with rows and alarms of all added up; ``of`` is the replica whose state and
         reason it is, and ``replicas`` has the numbers of each.  Alarms and features are those of
         the one that answers.

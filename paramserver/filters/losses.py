@@ -75,10 +75,8 @@ def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
 class Losses:
     """Counts of one model's taken events.  ``len`` is that of the keys.
 
-    Attributes
-    ----------
-    heard
-        What other replicas have counted and nobody has looked at here, the newest 512.
+    Attributes:
+        heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self) -> None:

@@ -33,23 +33,17 @@ _END: Final = 4  # of a partition's columns
 class Batch:
     """A batch is what an append writes into one partition.
 
-    Parameters
-    ----------
-    db
-        A connection within a write transaction.
-    partition, known
-        The partition's number, and the last offset that the writer had an answer for.
-    halves_max
-        Most halves that are kept of the model.
-    seen
-        Newest epoch of the model that the writer has seen.
+    Parameters:
+        db: A connection within a write transaction.
+        partition, known: The partition's number, and the last offset that the writer had an answer
+            for.
+        halves_max: Most halves that are kept of the model.
+        seen: Newest epoch of the model that the writer has seen.
 
-    Raises
-    ------
-    PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
-        The partition takes no rows, or not from this writer.
-    JournalDamaged
-        What stands of the partition or its model is not what was written.
+    Raises:
+        PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind: The partition takes no rows,
+            or not from this writer.
+        JournalDamaged: What stands of the partition or its model is not what was written.
     """
 
     def __init__(
