@@ -256,7 +256,8 @@ class ChoiceClients:
     async def _ask(self, step: Callable[[Any], Awaitable[Any]]) -> Any:
         """What a replica answers; None: nothing, or to ask again."""
         world = self._world
-        replicas = [one for one in world.replicas if one.ready and one.choosing is not None]
+        choosing = (one for one in world.actors if getattr(one, "choosing", None) is not None)
+        replicas: list[Any] = [one for one in choosing if one.alive and one.ready]  # type: ignore[attr-defined]
         if not replicas:
             return None
         replica, arrived = self._dice.choice(replicas), world.loop.create_future()

@@ -266,11 +266,6 @@ class World:
         self.disk.power_cut()
         self.servers_of.clear()
 
-    @property
-    def replicas(self) -> list[Replica]:
-        """The replicas that were not killed."""
-        return self.live(Replica)
-
     def server_of(self, replica: Replica) -> Server | None:
         """Whom a replica takes for the server: the newest, or one that lives on beside it."""
         stuck = self.servers_of.get(replica.name)
