@@ -47,9 +47,9 @@ class Rule:
 
     def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
         row = self._real.settled(key, half, made, at)
-        event = self._world.labels.events[half.event_id]
         if row is None:
             return None
+        event = self._world.labels.events[half.event_id]
         example = replace(codec.decode(row.payload), label=1.0, weight=FIRST * event.weight)
         return replace(row, payload=codec.encode(example))
 
