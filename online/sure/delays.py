@@ -26,7 +26,8 @@ DELAYS: Final = "delays"
 POSITIVES_MIN: Final = 50
 """Positive labels below which nothing is known of how late they come: all labels weigh 1."""
 
-_EVENTS: Final = ("defaulted", "corrected")
+_DELAY: Final = "delay "
+"""Begins the names of buckets."""
 _LEAST_S: Final = 0.001
 """What has come sooner was no answer's label: its features came with it."""
 _OCTAVE: Final = 4
@@ -45,6 +46,7 @@ class Delays:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
+        self._all, self._within = f"all of {window_s:g}", f"within {window_s:g}"
         self._sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
 
@@ -60,7 +62,10 @@ class Delays:
         if example.label is not True or example.provisional or example.predicted_at is None:
             return
         if (delay_s := at - example.predicted_at) >= _LEAST_S:
-            self._sum(f"{_bucket(delay_s)}")
+            self._sum(f"{_DELAY}{math.floor(_place(delay_s))}")
+            self._sum(self._all)
+            if delay_s < self._window_s:
+                self._sum(self._within)
 
     def _sum(self, name: str) -> None:
         self._sums[name] = self._sums.get(name, 0) + 1
@@ -94,17 +99,22 @@ class Delays:
     @property
     def positives(self) -> int:
         """Positive labels of which the delay is known."""
-        return int(sum(n for name, n in self._sums.items() if name not in _EVENTS))
+        return int(sum(n for name, n in self._sums.items() if name.startswith(_DELAY)))
 
     def reached(self) -> float:
-        """Share of the positives that have come within the window; 0 before enough have."""
+        """Share of the positives that have come within the window; 0 before enough have.
+
+        Of those that came while the window was another one the buckets tell, until there are enough
+        that came since.
+        """
+        if (n := self._sums.get(self._all, 0)) >= POSITIVES_MIN:
+            return self._sums.get(self._within, 0) / n
         if (total := self.positives) < POSITIVES_MIN:
             return 0.0
-        place = _place(self._window_s)
-        within = 0.0
+        place, within = _place(self._window_s), 0.0
         for name, n in self._sums.items():
-            if name not in _EVENTS:
-                within += n * min(max(place - int(name), 0.0), 1.0)
+            if name.startswith(_DELAY):
+                within += n * min(max(place - int(name.removeprefix(_DELAY)), 0.0), 1.0)
         return within / total
 
     def weights(self) -> tuple[float, float]:
@@ -129,7 +139,3 @@ class Delays:
 
 def _place(delay_s: float) -> float:
     return min(max(_OCTAVE * math.log2(delay_s), float(_FIRST)), float(_LAST))
-
-
-def _bucket(delay_s: float) -> int:
-    return math.floor(_place(delay_s))
