@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as sqlite_module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 modest: Any = settings(
@@ -25,11 +26,11 @@ modest: Any = settings(
 
 
 def machine(journal_type: type[SqliteJournal]) -> Any:
-    halves = machine_module.HALVES
+    bounds = Bounds(halves=machine_module.HALVES)
 
     class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]
         open_journal = staticmethod(
-            lambda at: journal_type(at / "journal.db", synchronous="OFF", halves_max=halves)
+            lambda at: journal_type(at / "journal.db", synchronous="OFF", bounds=bounds)
         )
 
     return SqliteMachine

@@ -12,6 +12,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from replay.errors import JournalBehind, JournalUnavailable
 from replay.journal import redisdecisions, redisscripts
+from replay.journal.batch import Bounds
 from replay.journal.redis import RedisJournal
 
 HERE = Path(__file__).parent
@@ -31,11 +32,11 @@ def url(redis_node: Any) -> str:
 
 
 def machine(url: str) -> Any:
-    halves = machine_module.HALVES
+    bounds = Bounds(halves=machine_module.HALVES)
 
     class RedisMachine(machine_module.JournalMachine):  # type: ignore[misc]
         open_journal = staticmethod(
-            lambda folder: RedisJournal(url, prefix=folder.name, halves_max=halves)
+            lambda folder: RedisJournal(url, prefix=folder.name, bounds=bounds)
         )
 
     return RedisMachine
