@@ -26,7 +26,7 @@ from paramserver.errors import (
 )
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import Snapshots
-from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
+from paramserver.snapshots.store import PlaceUnreachable, Retention, retained
 from paramserver.state import Contained, SnapshotState
 from paramserver.wire import Version
 
@@ -312,7 +312,7 @@ class SnapshotHistory:
         self._head = head
         created = self._created()
         pins = self._snapshots.pins()
-        files = kept(created, self._retention, pinned=pins) | {head} | set(held)
+        files = retained(created, self._retention, pinned=pins) | {head} | set(held)
         for name in created.keys() - files:
             self.withdraw(name)
         good = [m.version for m in self._manifests.values()]
@@ -321,7 +321,7 @@ class SnapshotHistory:
             if parsed and sum(v > parsed[0] for v in good) >= self._retention.keep:
                 self.withdraw(name)
                 del self.refused[name]
-        recent = kept(created, self._retention, birth=False) | {head}
+        recent = retained(created, self._retention, birth=False) | {head}
         return [
             Contained(m.clock, m.closed_partitions(), m.control)
             for name, m in self._manifests.items()

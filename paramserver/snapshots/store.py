@@ -227,7 +227,7 @@ class Retention:
     weekly: int = 4
 
 
-def kept(
+def retained(
     created_at: dict[str, float],
     retention: Retention,
     *,

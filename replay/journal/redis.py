@@ -18,7 +18,6 @@ from replay.errors import (
     RowInvalid,
     ServerFull,
 )
-from replay.journal import redisdecisions
 from replay.journal import redisproof as proof
 from replay.journal import redisscripts as scripts
 from replay.journal.base import (
@@ -42,7 +41,6 @@ from replay.journal.rediserase import RedisErasing
 from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
-from replay.journal.redisstand import STAND_IN
 from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
 
 FORMAT = 5
@@ -233,10 +231,10 @@ class RedisJournal(Journal):
         return tuple(spec.decode() for spec in found)
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
-        return int(self._fenced(expected, redisdecisions.BEGIN_EPOCH, model, spec, expected))
+        return int(self._fenced(expected, scripts.BEGIN_EPOCH, model, spec, expected))
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
-        self._fenced(epoch, redisdecisions.MOVE_HEAD, model, spec, epoch, snapshot)
+        self._fenced(epoch, scripts.MOVE_HEAD, model, spec, epoch, snapshot)
 
     def write_control(
         self,
@@ -249,7 +247,7 @@ class RedisJournal(Journal):
     ) -> tuple[Control, bool]:
         with_it = ("", "") if line is None else (line.number, bytes(line.text))
         given = (model, kind, key, bytes(payload), *(fence or ("", "")), *with_it)
-        answer = self._run(redisdecisions.WRITE_CONTROL, *given)
+        answer = self._run(scripts.WRITE_CONTROL, *given)
         if fence is not None and answer[0] == b"lost":
             raise EpochLost(model, fence[1], int(answer[1]))
         if line is not None:
@@ -269,7 +267,7 @@ class RedisJournal(Journal):
         return tuple(rows)
 
     def write_line(self, line: Line) -> None:
-        self._take(line, self._run(redisdecisions.WRITE_LINE, line.number, bytes(line.text)))
+        self._take(line, self._run(scripts.WRITE_LINE, line.number, bytes(line.text)))
 
     def newest_line(self) -> Line | None:
         found = self._command("XREVRANGE", self._tag + b":lines", "+", "-", "COUNT", 1)
@@ -285,7 +283,7 @@ class RedisJournal(Journal):
     def trim_lines(self, anchor: Line) -> None:
         text = bytes(anchor.text)
         checksum = proof.proof(f"line {anchor.number}", (b"text", text))
-        self._take(anchor, self._run(redisdecisions.TRIM_LINES, anchor.number, text, checksum))
+        self._take(anchor, self._run(scripts.TRIM_LINES, anchor.number, text, checksum))
 
     def _anchor(self) -> Line | None:
         found = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")
@@ -341,7 +339,7 @@ class RedisJournal(Journal):
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
         """One script that copies the partition; every other caller of the server waits for it."""
-        status = self._run(STAND_IN, partition, offset, *words_of(row)[:7])
+        status = self._run(scripts.STAND_IN, partition, offset, *words_of(row)[:7])
         if status == b"missing":
             raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
         return bool(status == b"ok")

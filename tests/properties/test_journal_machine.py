@@ -25,12 +25,15 @@ modest: Any = settings(
 )
 
 
-def machine(journal_type: type[SqliteJournal]) -> Any:
-    bounds = Bounds(halves=machine_module.HALVES)
+def machine(journal: type[SqliteJournal]) -> Any:
+    halves = machine_module.HALVES
 
-    class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]
+    def journal_type(place: Path, *, halves_max: int, **more: Any) -> SqliteJournal:
+        return journal(place, bounds=Bounds(halves=halves_max), **more)
+
+    class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]  # its text is the seed
         open_journal = staticmethod(
-            lambda at: journal_type(at / "journal.db", synchronous="OFF", bounds=bounds)
+            lambda at: journal_type(at / "journal.db", synchronous="OFF", halves_max=halves)
         )
 
     return SqliteMachine
