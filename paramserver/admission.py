@@ -133,6 +133,11 @@ class Keeper:
         told = {n: Block(OPAQUE, sights.told()) for n, sights in self._sights.items()}
         return told | {n: Block(ROWS, uses.copy()) for n, uses in self._uses.items()}
 
+    def track(self) -> None:
+        """Know from now on what changes."""
+        for uses in self._uses.values():
+            uses.track()
+
     def counts(self, values: Blocks) -> dict[str, int]:
         """Rows that there are, and what became of others since the start."""
         rows = sum(len(block.data) for block in values.values() if block.kind == ROWS)

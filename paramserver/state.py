@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paramserver.blocks import Blocks
 from paramserver.wire import Version
+
+
+class Base(NamedTuple):
+    """A whole snapshot that later ones may lean on: its name, the SHA-256 at its end in hex."""
+
+    name: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +39,8 @@ class SnapshotState:
         parent: Name of the snapshot published before it, or None.
         created_at: POSIX seconds.
         log: The store's log of decisions as it was: number and SHA-256 of its newest line.
+        base: What is written of a table that knows its changes is what changed since this snapshot;
+            None: all of it.  A state that was read is whole, whatever its file leant on.
     """
 
     model: str
@@ -49,6 +59,7 @@ class SnapshotState:
     created_at: float = 0.0
     banned: frozenset[str] | None = None
     log: tuple[int, str] | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,7 +205,7 @@ def restored(
     from online.models.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
-    from paramserver.snapshots.format import decode
+    from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
@@ -217,7 +217,7 @@ def restored(
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(served, settings, keys.secret, keys.old_secrets)
     if snapshot is not None and Path(snapshot).is_file():
-        data = Path(snapshot).read_bytes()
+        state = read_file(Path(snapshot))
     else:
         place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
         stored = open_snapshots(place)
@@ -228,8 +228,7 @@ def restored(
                 f"model {served.name} has no snapshot in {place}",
                 "Publish one: online snapshot create; or name the state folder with --state-dir",
             )
-        data = stored.load(name or max(versions, key=versions.__getitem__))
-    state = decode(data)
+        state = read(stored, name or max(versions, key=versions.__getitem__))
     if state.spec != loaded.spec_hash:
         raise StartRefused(
             f"the snapshot is of another spec of model {state.model} ({state.spec[:16]})",

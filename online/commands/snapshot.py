@@ -100,16 +100,15 @@ def snapshot_show(
 
     Example: online snapshot show 3-120 --lineage
     """
-    from paramserver.snapshots.format import decode
+    from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import ancestors
 
     stored, name = None, Path(snapshot).name.removesuffix(".snapshot")
     if Path(snapshot).is_file():
-        data = Path(snapshot).read_bytes()
+        state = read_file(Path(snapshot))
     else:
         stored = _stored(load_settings(path, state_dir=state_dir), model)
-        data = stored.load(name)
-    state = decode(data)
+        state = read(stored, name)
     sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
     shown = {
         "model": state.model, "spec": state.spec, "version": list(state.version),

@@ -41,7 +41,7 @@ from paramserver.errors import (
 from paramserver.errors import StartRefused as Refused
 from paramserver.lineage import Lineage, check_start
 from paramserver.shortfall import shortfall
-from paramserver.snapshots.format import decode
+from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import ReadingDisk, Retention
@@ -277,11 +277,11 @@ def _views(
     journal: Journal, snapshots: Snapshots, model: str, spec: str
 ) -> tuple[dict[str, Holding], dict[str, str]]:
     """Every good snapshot, oldest first, and why the others are none."""
-    views, refused = {}, {}
+    views, refused, reader = {}, {}, Reader(snapshots)
     names = [name for name in snapshots.names() if parse_name(name) is not None]
     for name in sorted(names, key=lambda n: (parse_name(n), n)):
         try:
-            state = decode(snapshots.load(name))
+            state, _ = reader.read(name)
         except SnapshotMissing:
             continue  # retention removed it just now
         except (SnapshotCorrupt, SnapshotFormat) as error:

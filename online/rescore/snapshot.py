@@ -15,6 +15,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import snapshots_path
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.chain import read_whole
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -41,7 +42,7 @@ def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Sc
                 "Make one of the running service: online snapshot create",
             )
         name = listed[0].name
-    data = stored.load(name)
+    data = read_whole(stored, name)
     state = snapshot_format.decode(data)
     classes = model.classes
     bounds = Bounds.of(state.values, on=model.filters != "none")

@@ -219,12 +219,16 @@ class DirectorySnapshots:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week."""
+    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week.
+
+    One of ``full_every`` is whole; the others may lean on it.
+    """
 
     keep: int = 24
     hourly: int = 24
     daily: int = 7
     weekly: int = 4
+    full_every: int = 24
 
 
 def retained(
