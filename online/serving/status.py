@@ -23,7 +23,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
-from online.serving.held_events import ASK_TIMEOUT_S, Kept
+from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 from online.sure.views import choices_in, confidence_in, delays_in, slices_in
@@ -64,7 +64,7 @@ class ParameterServerControl(Protocol):
         """Result of the server's method of that name."""
 
 
-class Cluster(Kept):
+class Cluster(HeldEvents):
     """Answers for all replicas: the server knows them, this replica knows itself.
 
     Parameters:
@@ -132,7 +132,7 @@ class Cluster(Kept):
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _shown(confidence_in(views)),
             "slices": _shown(slices_in(views)),
-            "anomaly": anomalies.found(replica),
+            "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
             "conversions": _conversions(replica, journal),
             "drift": _drift(replica, replicas),
