@@ -66,14 +66,14 @@ class LabelClients:
     def _waits(self, first: Part) -> bool:
         """Whether nobody sends the first label: a replica gives it if no other comes in time."""
         whole = first.event.factor == 1.0 and not first.event.poison
-        return self._world.climate.defaults and whole and self._world.wait.random() < 0.8
+        return self._world.climate.defaults and whole and self._world.labels.wait.random() < 0.8
 
     async def _predict(self, first: Part, at_s: float) -> None:
         """Ask one replica, which writes down what it has answered."""
         world = self._world
         await asyncio.sleep(at_s)
         if replicas := [replica for replica in world.live(Replica) if replica.ready]:
-            model = world.wait.choice(replicas).model
+            model = world.labels.wait.choice(replicas).model
             model.writer.keep(half_of(first, model.now_s()))
 
     async def _live(self, parts: Sequence[Part], at_s: float) -> None:

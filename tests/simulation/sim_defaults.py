@@ -61,7 +61,7 @@ async def give(replica: Replica) -> None:
         replica.model, Rule(world), world.wall, world.loop.time
     )
     while True:
-        await asyncio.sleep(0.1 + 0.1 * world.wait.random())
+        await asyncio.sleep(0.1 + 0.1 * world.labels.wait.random())
         try:
             given = await defaults.give()
         except (RequestError, ReplayError) as error:

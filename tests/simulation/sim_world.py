@@ -178,8 +178,7 @@ class World:
         self.journal_path = folder / "journal.db"
         self.events = {event.name: event for event in events_of(self.climate, self.r)}
         self.oracle = Oracle(self.events)
-        self.wait = random.Random(f"waits {seed}")
-        self.labels = Labels(drawn(seed) if self.climate.labels else ())
+        self.labels = Labels(drawn(seed) if self.climate.labels else (), seed)
         self.oracle.labels = self.labels if self.climate.labels else None
         self.choices = Choices()
         self.oracle.choices = self.choices if self.climate.choices else None
