@@ -5,6 +5,10 @@ do the same.  Rows stand in the order in which their ids came, to the table or t
 the numbers of ids, so that no table ever has to number all of its own anew.  What a copy has and
 the table has not is a gap in its order.  A part of a table that was read is as it was but for what
 was touched since, rows that came into gaps among it.
+
+When half of a table is gaps it is packed, in steps: its rows so far stand apart, as an older table,
+and each time that something is written some of them move behind where the order ended.  Whoever has
+read up to a place reads on from there, and meets those again that moved meanwhile.
 """
 
 from __future__ import annotations
@@ -29,6 +33,8 @@ Marks = npt.NDArray[np.uint8]
 _GONE: Final = np.uint8(1)
 _CHANGED: Final = np.uint8(2)
 _MARKS_LEAST: Final = 1024
+_MOVED: Final = 8  # rows that are packed for one that is written
+_MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
@@ -49,7 +55,9 @@ class Rows:
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
         self.width: int = numbers.shape[1]
         self.gone: IdArray = _NO_IDS
-        self._begin = 0  # where its order begins
+        self._begin = 0  # where the order of its own rows begins
+        self._older: Rows | None = None  # of which all before the place have moved
+        self._place = 0
         self._hold(ids, numbers)
 
     def _hold(self, ids: IdArray, numbers: Floats32) -> None:
@@ -80,12 +88,12 @@ class Rows:
         return made
 
     def __len__(self) -> int:
-        return self._n - self._gone
+        return self._n - self._gone + (len(self._older) if self._older else 0)
 
     @property
     def begin(self) -> int:
         """Where its order begins: behind where it ended before it was packed."""
-        return self._begin
+        return self._begin if self._older is None else self._older.begin
 
     @property
     def end(self) -> int:
@@ -95,6 +103,8 @@ class Rows:
     def lay_out(self) -> None:
         """Make ready to be asked, which takes a second for ten million rows; done once for all."""
         self._ids.lay_out()
+        if self._older is not None:
+            self._older.lay_out()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows):
@@ -129,15 +139,19 @@ class Rows:
     def ids(self) -> IdArray:
         """All ids in their order, not to be changed."""
         ids = self._ids.first(self._n)
-        return ids[self._there(0, self._n)] if self._gone else ids
+        ids = ids[self._there(0, self._n)] if self._gone else ids
+        return ids if self._older is None else np.concatenate((self._older.ids, ids))
 
     @property
     def numbers(self) -> Floats32:
         """All rows in their order, as an array of their own."""
-        return self._between(0, self._n)
+        numbers = self._between(0, self._n)
+        return numbers if self._older is None else np.concatenate((self._older.numbers, numbers))
 
     def pieces(self) -> Iterator[Floats32]:
         """All rows in their order, some thousands at a time."""
+        if self._older is not None:
+            yield from self._older.pieces()
         for begin in range(0, self._n, _PIECE_ROWS):
             yield self._between(begin, min(begin + _PIECE_ROWS, self._n))
 
@@ -154,28 +168,41 @@ class Rows:
             return self._read(at), known
         out = np.zeros((len(ids), self.width), dtype=np.float32)
         out[known] = self._read(at[known])
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            out[left], known[left] = self._older.get(ids[left])
         return out, known
 
     def select(self, ids: Sequence[IdArray]) -> Rows:
         """Those of the ids, which may stand there more than once; the others are gone."""
         some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
-        at = self._places(some)
-        known = at >= 0
-        selected = Rows(some[known], self._read(at[known]))
+        numbers, known = self.get(some)
+        selected = Rows(some[known], numbers[known])
         selected.gone = some[~known]
         return selected
 
     def has(self, ids: IdArray) -> _Flags:
         """Tell which of the ids there are rows of."""
-        return self._places(ids) >= 0
+        known: _Flags = self._places(ids) >= 0
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            known[left] = self._older.has(ids[left])
+        return known
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows from one place of the order to before another."""
-        begin, end = max(begin - self._begin, 0), min(end - self._begin, self._n)
-        at = np.arange(begin, end)
+        return self.at(np.arange(max(begin, self.begin), min(end, self.end)))
+
+    def at(self, places: Numbers) -> Rows:
+        """Rows at these places of the order, each once; at some of them is none."""
+        mine = places[places >= self._begin] - self._begin
         if self._gone:
-            at = at[self._there(begin, end)]
-        return Rows(self._ids.first(self._n)[at], self._read(at))
+            mine = mine[self._marked()[mine] & _GONE == 0]
+        ids, numbers = self._ids.first(self._n)[mine], self._read(mine)
+        if self._older is None or len(mine) == len(places):
+            return Rows(ids, numbers)
+        older = self._older.at(places[places < self._begin])
+        return Rows(np.append(older.ids, ids), np.append(older.numbers, numbers, axis=0))
 
     def update(self, new: Rows) -> None:
         """Take these rows in place of those with their ids; and what is gone leaves."""
@@ -186,22 +213,51 @@ class Rows:
         """Have no row of these ids, each once; when half of all have left, the rest are packed."""
         if not len(ids):
             return
+        self._let_go(ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        elif self._gone > max(len(self), _PACKED_LEAST):
+            self._set_apart()
+        self._pack(len(ids))
+
+    def _let_go(self, ids: IdArray) -> None:
         at = self._places(ids)
         at = at[at >= 0]
-        if not len(at):
+        if len(at):
+            self._marked()[at] = _GONE | _CHANGED if self._tracked else _GONE
+            self._gone += len(at)
+
+    def _set_apart(self) -> None:
+        """Begin to pack: all rows are older ones from now on."""
+        older: Rows = object.__new__(type(self))
+        older.__dict__.update(self.__dict__)
+        begin, nothing = self.end, np.empty((0, self.width), dtype=np.float32)
+        self._hold(_NO_IDS, nothing)
+        self._begin, self._older, self._place = begin, older, 0
+
+    def _pack(self, n: int) -> None:
+        """Move some of the older rows, as many as some times what is written."""
+        older = self._older
+        if older is None:
             return
-        self._marked()[at] = _GONE | _CHANGED if self._tracked else _GONE
-        self._gone += len(at)
-        if self._gone > max(len(self), _PACKED_LEAST):
-            kept, numbers, pages, pool = self.ids.copy(), self.numbers, self._pages, self._pool
-            self._begin = self.end  # whoever has read up to somewhere reads all of it again
-            self._hold(kept, numbers)
-            pool.release(pages)
+        end = min(self._place + max(_MOVED * n, _MOVED_LEAST), older._n)
+        part = older.part(older._begin + self._place, older._begin + end)
+        older._let_go(part.ids)
+        self._write(part.ids, part.numbers)
+        self._place = end
+        if end == older._n:
+            self._older = None
 
     def put(self, ids: IdArray, numbers: Floats32) -> None:
         """Take the rows in place of those with these ids, which stand there once each."""
         if len(self.gone):
             self.gone = np.setdiff1d(self.gone, ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        self._write(ids, numbers)
+        self._pack(len(ids))
+
+    def _write(self, ids: IdArray, numbers: Floats32) -> None:
         at = self._ids.find(ids, self._ids.count)
         new = at < 0
         if fresh := int(new.sum()):
@@ -214,14 +270,15 @@ class Rows:
 
     def track(self) -> None:
         """Know from now on which rows are written or leave, until all are packed."""
-        marks = self._marked()
-        marks &= _GONE
-        self._tracked = True
+        if self._older is None:
+            marks = self._marked()
+            marks &= _GONE
+            self._tracked = True
 
     @property
     def changes(self) -> int | None:
         """How many rows were written or have left since it began to know; None: it does not."""
-        if not self._tracked:
+        if not self._tracked or self._older is not None:
             return None
         return int(np.count_nonzero(self._marked()[: self._n] & _CHANGED))
 
@@ -279,7 +336,8 @@ class Rows:
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
-        made._begin, made.gone = self._begin, self.gone
+        made._begin, made.gone, made._place = self._begin, self.gone, self._place
+        made._older = None if self._older is None else self._older.copy()
         made._gone, made._tracked = self._gone, self._tracked
         made._marks = None if self._marks is None else self._marks.copy()
         self._pool.share(self._pages)

@@ -72,6 +72,7 @@ TABLES: Final = {
     "report",
     "rescore",
     "robustness",
+    "scale",
     "scores",
     "settled",
     "soak",
