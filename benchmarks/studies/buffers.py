@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies import avalanche_peer
-from evaluation.errors import PeerGone
+from benchmarks.studies.peers import PeerGone
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import Buffer
 from replay.buffers.compartments import TwoCompartments

@@ -10,7 +10,7 @@ Tables are float64 here; what a target rounds them to is its own affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -342,11 +342,6 @@ def with_tables(model: EdgeModel, tables: Mapping[str, Array]) -> EdgeModel:
     """The model with some of its tables replaced by others of the same shape."""
     structure, own = take_apart(model)
     return put_together(structure, {**own, **tables})
-
-
-def unscaled(names: Sequence[str]) -> Columns:
-    """Columns taken as they are."""
-    return Columns(tuple(names), np.zeros(len(names)), np.ones(len(names)))
 
 
 def bounded(model: EdgeModel, ends: Mapping[str, tuple[float, float, float, float]]) -> EdgeModel:

@@ -35,7 +35,6 @@ _ADAPTIVE: Final = (LeafNaiveBayesAdaptive, RandomLeafNaiveBayesAdaptive)
 _BAYES: Final = (LeafNaiveBayes, RandomLeafNaiveBayes)
 _MAJORITY: Final = (LeafMajorityClass, RandomLeafMajorityClass)
 _LARGE: Final = 1e3  # log likelihoods whose last bit can be seen in a probability
-Labels = Sequence[Any]
 Leaf = Callable[[Rows, Index, Floats, Mask], None]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import msgspec
 
 from replay.example import Features, Label
@@ -34,17 +32,3 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     source: str = ""
     logits: Logits | None = None
     at: int = 0
-
-
-def matched(logits: Mapping[str, float], classes: Sequence[str]) -> tuple[list[int], list[float]]:
-    """Positions in ``classes`` that ``logits`` has a value for, and those values.
-
-    ``classes`` is what a model's outputs stand for now, in their order.  Classes that came after
-    the item was kept, and classes that the model has given up, are left out: a loss compares the
-    common ones only.
-
-    >>> matched({"0": 1.5, "1": -0.5}, ["1", "2", "0"])
-    ([0, 2], [-0.5, 1.5])
-    """
-    places = [i for i, name in enumerate(classes) if name in logits]
-    return places, [logits[classes[i]] for i in places]
