@@ -52,7 +52,7 @@ class Cost:
     row_us: float
 
     def of(self, rows: float) -> float:
-        """Seconds."""
+        """Seconds that a message of so many rows takes."""
         return (self.each_us + self.row_us * rows) / 1e6
 
 
@@ -74,7 +74,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Simulated:
-    """What one shard and one receiver bear; how long until another host has what was learned.
+    """A shard and a receiver bear so much; and so long it takes until another host has it.
 
     ``busy`` and ``receiver_cores``: what the shard takes of a core, and whoever receives; above
     1 it never catches up, and there is no latency.
@@ -102,7 +102,7 @@ def distinct(draws: float, of: int = ROWS_ALL) -> float:
 
 
 def unit_costs(clock: Callable[[], float] = time.process_time) -> tuple[Cost, Cost, Cost]:
-    """What a push costs the server, what an answer with changes costs it, and who takes one."""
+    """Measure what a push costs the server, what an answer with changes does, and taking it."""
     draw, found = np.random.default_rng(1), dict[tuple[str, int], float]()
     for rows in (_FEW, _MANY):
         server = Server("m", _SPEC, "", "sum", 1)

@@ -232,11 +232,13 @@ class Keeper:
         many += min(most // _LEAVE_SHARE, _LEAVE_MOST)
         ranks = self._ranks[_RANKS + name]
         some = self._look(table, many)
-        rank, known = ranks.get(some.ids)
-        # what was learned before there were ranks: the smallest say least
-        size = np.where(known, 0.0, np.square(some.numbers, dtype=np.float64).sum(axis=1))
-        order = np.lexsort((some.ids, size, np.where(known, rank[:, 0], -np.inf)))
-        gone = some.ids[order[:many]]
+        rank, known = ranks.get(some)
+        size, unused = np.zeros(len(some)), np.flatnonzero(~known)
+        if len(unused):  # they were learned before there were ranks: the smallest say least
+            numbers, _ = table.get(some[unused])
+            size[unused] = np.square(numbers, dtype=np.float64).sum(axis=1)
+        order = np.lexsort((some, size, np.where(known, rank[:, 0], -np.inf)))
+        gone = some[order[:many]].copy()
         table.drop(gone)
         ranks.drop(gone)
         self.left += len(gone)
@@ -245,16 +247,16 @@ class Keeper:
             self._tombs.popitem(last=False)
         return gone
 
-    def _look(self, table: Rows, many: int) -> Rows:
+    def _look(self, table: Rows, many: int) -> IdArray:
         """Some times as many rows as are to leave, from all over the table; or all of them."""
         wanted, span = max(_LOOKED * many, _LOOKED_LEAST), table.end - table.begin
         if 2 * wanted >= span:
-            return table.part(table.begin, table.end)
+            return table.ids
         steps = np.arange(self._looked, self._looked + 2 * wanted, dtype=np.uint64)
         self._looked += 2 * wanted
         places = ((steps * _SPREAD) >> np.uint64(32)) * np.uint64(span) >> np.uint64(32)
-        some = table.at(np.unique(places).astype(np.int64) + table.begin)
-        return some if len(some) >= many else table.part(table.begin, table.end)
+        some = table.ids_at(np.unique(places).astype(np.int64) + table.begin)
+        return some if len(some) >= many else table.ids
 
     def _sights_of(self, name: str) -> Sights:
         found = self._sights.get(_SIGHTS + name)

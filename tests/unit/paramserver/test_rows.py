@@ -234,7 +234,9 @@ def diverge(monkeypatch: pytest.MonkeyPatch) -> int:
         found, known = table.get(more)
         assert known.tolist() == [i in plain for i in more.tolist()]
         assert not found[~known].any()
-    assert sum(table._gone > 0 for table, _ in held) >= 2, "they have rows that others have not"
+    assert sum(table._marks.gone > 0 for table, _ in held) >= 2, (
+        "they have rows that others have not"
+    )
     return most[0]
 
 
@@ -246,10 +248,9 @@ def test_a_copy_that_takes_ids_of_its_own_lays_out_none_anew(
 
 
 def _keeps_gaps(self: Rows, at: Any) -> None:
-    gaps = np.flatnonzero(self._marked()[: self._n] & 1)
+    gaps = np.flatnonzero(~self._marks.there(slice(0, self._n), self._n))
     _have(self, at)
-    self._marked()[gaps] |= 1
-    self._gone = int(np.count_nonzero(self._marked()[: self._n] & 1))
+    self._marks.let_go(gaps[self._marks.there(gaps, self._n)])
 
 
 def _sees_gaps(self: Rows, ids: Any) -> Any:
