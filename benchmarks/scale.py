@@ -186,7 +186,8 @@ def _way(at: Setting, senders: int, took: tuple[float, float], seed: int) -> Flo
     arrived: Floats = pulled[np.minimum(asked, _ROUNDS - 1), whom] - began
     if not at.hosts:
         return arrived
-    return arrived + draw.random((2, _ASKED)).sum(axis=0) * 0.02  # to the relay, and from it
+    arrived += draw.random((2, _ASKED)).sum(axis=0) * 0.02  # to the relay, and from it
+    return arrived
 
 
 SETTINGS: Final = (

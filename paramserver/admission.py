@@ -4,7 +4,7 @@ A new row is admitted once enough pushes have touched it.  Sights are counted in
 and Muthukrishnan 2005, *An improved data stream summary: the count-min sketch*) with a key of its
 own, so that nobody finds names that count for each other.  Beyond the bound the rows used least
 leave, of some that are looked at, spread over the order of the table: so no push waits for all.  A
-use counts a fifth less each time that a thirty-second of the rows is new.  Half of all sights are
+use counts a twentieth less each time that a thirty-second of the rows is new.  Half of all sights are
 forgotten after as many as there may be rows (Einziger et al. 2017, *TinyLFU*): what is seen once,
 and then no more, leaves room for others.
 
@@ -42,8 +42,8 @@ _CELLS: Final = 4  # of a hash, for each row of the table
 _SIGHTS_MAX: Final = 255
 _MIXED: Final = np.uint64(0x9E3779B97F4A7C15)
 _AGES: Final = 32  # in which as many rows come as there may be
-_AGED: Final = 0.8  # what a use counts after one of them
-_LOOKED: Final = 32  # rows that are looked at for one that leaves
+_AGED: Final = 0.95  # what a use counts after one of them
+_LOOKED: Final = 8  # rows that are looked at for one that leaves
 _LOOKED_LEAST: Final = 512
 _LEAVE_SHARE: Final = 32  # of the rows leave at once, and that many at most
 _LEAVE_MOST: Final = 64

@@ -66,8 +66,8 @@ class Plain:
             used.append(i)
         self.age += sum(i not in self.ranks for i in used) * 32 / ROWS_MAX
         for i in used:
-            before = 0.8 ** (self.age - self.ranks[i]) if i in self.ranks else 0.0
-            self.ranks[i] = float(np.float32(self.age - math.log1p(before) / math.log(0.8)))
+            before = 0.95 ** (self.age - self.ranks[i]) if i in self.ranks else 0.0
+            self.ranks[i] = float(np.float32(self.age - math.log1p(before) / math.log(0.95)))
         self.seen += self.waiting - told
         if self.seen >= ROWS_MAX:
             self.seen, self.sights = 0, Counter({i: n // 2 for i, n in self.sights.items()})
