@@ -4,9 +4,9 @@ A new row is admitted once enough pushes have touched it.  Sights are counted in
 and Muthukrishnan 2005, *An improved data stream summary: the count-min sketch*) with a key of its
 own, so that nobody finds names that count for each other.  Beyond the bound the rows used least
 leave, of some that are looked at, spread over the order of the table: so no push waits for all.  A
-use counts a twentieth less each time that a thirty-second of the rows is new.  Half of all sights are
-forgotten after as many as there may be rows (Einziger et al. 2017, *TinyLFU*): what is seen once,
-and then no more, leaves room for others.
+use counts a twentieth less each time that a thirty-second of the rows is new.  Half of all sights
+are forgotten after as many as there may be rows (Einziger et al. 2017, *TinyLFU*): what is seen
+once, and then no more, leaves room for others.
 
 What is not admitted, or has left, is touched, and has no row: so every replica comes to have the
 same ids as the server at the same version.  A delta that was begun before its row left is
