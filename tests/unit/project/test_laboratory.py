@@ -73,6 +73,7 @@ TABLES: Final = {
     "report",
     "rescore",
     "robustness",
+    "scale",
     "scores",
     "settled",
     "soak",
