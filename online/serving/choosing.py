@@ -10,11 +10,11 @@ asks again under that id is answered from what stands there.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -39,6 +39,7 @@ from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.serving.apprentice import CALLER, answering
 from online.serving.default_rewards import DefaultRewards
+from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
 from online.serving.rewarding import Rewarding
 from online.serving.serving import Serving, check_own_id
@@ -76,8 +77,10 @@ class Choosing:
         self._replica, self._issued = serving.replica, serving.issued
         self._door, self._limits, self._settings = door, limits, settings
         replica = serving.replica
-        self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
+        rule = DefaultRewards(settings)
+        self.defaults = Defaults(replica, rule, time.time, time.monotonic)
         self.rewards = Rewarding(serving, door, limits, settings)
+        self._takes = lru_cache(maxsize=16)(door.takes)
         self._policy = Policy(**settings.policy_parts())
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
@@ -132,16 +135,10 @@ class Choosing:
         return await self._written(own, choice, features, answer, packed)
 
     def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
-        """Write the choice behind its answer, under the key that its reward will have.
-
-        Whatever reward comes takes its place; one that is lost on the way gets no default.
-        """
+        """Write the choice behind its answer, under the key that its reward will have."""
         key = event_key("token", named)
         half = self._issued.half(named, features, answer, choice=packed, key=key)
-        if not self._replica.writer.keep(half):
-            message = "no room for another choice that may need a default reward"
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "joins_full", message, None, hint, 1)
+        self._issued.keep([half], "choice that may need a default reward")
 
     async def _written(
         self, own: str, choice: Choice, features: Features, answer: Answer, packed: bytes
@@ -189,12 +186,11 @@ class Choosing:
     def _inside(self, table: Alike) -> bool:
         """Whether all numbers of the actions are taken as they are."""
         ends = self._replica.learner.bounds.ends([_RESERVED + name for name in table.names])
-        if not ends:
-            return True
-        free = (-math.inf, math.inf)
-        each = [ends.get(_RESERVED + name, free)[:2] for name in table.names]
-        low, high = np.array(each).T
-        return bool(((table.numbers >= low) & (table.numbers <= high)).all())
+        for name, least, most in zip(table.names, table.least, table.most, strict=True):
+            known = ends.get(_RESERVED + name)
+            if known is not None and (least < known[0] or most > known[1]):
+                return False
+        return True
 
     def _bounded(
         self, asked: Choice, inside: Alike | None
@@ -271,9 +267,10 @@ class Choosing:
     def _table(self, actions: list[Action]) -> Alike | None:
         """The features of actions that are alike, if all of them are taken as they are."""
         found = alike([action.features for action in actions]) if actions else None
-        if found is None or not self._door.takes(found.names):
+        if found is None or not self._takes(found.names):
             return None
-        return found if np.abs(found.numbers).max() <= NUMBER_MAX else None
+        ends = zip(found.least, found.most, strict=True)
+        return found if all(a >= -NUMBER_MAX and b <= NUMBER_MAX for a, b in ends) else None
 
     def _actions(
         self, actions: list[Action], table: Alike | None

@@ -124,10 +124,10 @@ class Calibration:
 
     # -- learning ----------------------------------------------------------------------------
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, at: float = 0.0) -> None:
         """Count one learned row.  One that was answered without a sharpness says nothing."""
         score, stamp = example.score, _own_part(example.sure)
-        if stamp is None or not score or len(score) < 2:
+        if stamp is None or not (score and example.scored) or len(score) < 2:
             return
         then, n = _STAMP.unpack(stamp)
         label = label_text(example.label)

@@ -8,6 +8,7 @@ from online.decide.counted import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
 from online.sure.calibration import Calibration
+from online.sure.delays import Delays
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 
@@ -23,6 +24,8 @@ def views_of(model: ModelSettings) -> list[View]:
         views.append(Slices(model.task, model.slices, model.slice_values))
     if model.reward_range is not None:
         views.append(Choices(*model.reward_range, model.slice_values))
+    if model.conversion_window is not None:
+        views.append(Delays(model.conversion_window))
     return views
 
 
@@ -52,3 +55,8 @@ def stamp_of(views: Sequence[View]) -> bytes | None:
 def choices_in(views: Sequence[View]) -> Choices | None:
     """The one among them that says what came of choices; None: the model does not choose."""
     return next((view for view in views if isinstance(view, Choices)), None)
+
+
+def delays_in(views: Sequence[View]) -> Delays | None:
+    """The one among them that says how late positives come; None: nobody waits for them."""
+    return next((view for view in views if isinstance(view, Delays)), None)
