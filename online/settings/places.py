@@ -108,7 +108,7 @@ def open_journal(settings: Settings) -> Journal:
         where = hidden(settings.journal)
         what = getattr(error, "reason", error)
         remedy = (
-            f"Look at the files in {settings.state_dir}"
+            f"Look at {settings.state_dir}: its disk needs room and has to be writable"
             if settings.journal == "sqlite"
             else "Start that server, or name another one in `journal`"
         )
