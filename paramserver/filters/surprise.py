@@ -17,6 +17,8 @@ nothing.
 Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
 judged together, and not condemned: while they surprise more than the established ones do, what
 surprises of them weighs so little that it is a twentieth of what the established send.
+Where labels are numbers there are evidence and floods alone: errors have no usual largest, and where
+a level has moved each row that weighs less is learned late.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -66,6 +68,8 @@ class Surprise(Filter):
         Taken events before it says anything.
     losses
         Those that another such test counts; None: it counts its own.
+    numbers
+        Labels are numbers, as those of its losses say it.
 
     Attributes
     ----------
@@ -92,11 +96,12 @@ class Surprise(Filter):
         about: bool = False,
         enough: int = _ENOUGH,
         losses: Losses | None = None,
+        numbers: bool = False,
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
-        self.losses: Losses = Losses() if losses is None else losses
+        self.losses: Losses = Losses(numbers=numbers) if losses is None else losses
         self._counts = losses is None
         self._lately = _Lately()
         self.arrivals = Arrivals()
@@ -112,7 +117,7 @@ class Surprise(Filter):
             return OFF
         if not self._concerns(event.answer, event.label):
             return PASS
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self.losses.kind(event.label))
         if event.loss is None or bounds is None:
             return PASS
         rate = self.voices.rate(event.source)
@@ -125,7 +130,7 @@ class Surprise(Filter):
         new = source.taken < EARNED
         flooding = event.source in self.voices.flooding
         allowed, weight, reason = 1.0, 1.0, ""
-        if self._answer is None or flooding:
+        if flooding or (self._answer is None and not self.losses.numbers):
             allowed = self._allowed(source, new=new, flooding=flooding)
         if self._answer is None:
             weight, reason = allowed, _OFTEN_REASON
@@ -135,7 +140,7 @@ class Surprise(Filter):
             far_rate, rush = self.voices.far(event.source)
             least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
             evidence = max(fresh * least, -STEP_MAX)
-            if rush and not self._about and weight > _HEARD:
+            if rush and not (self._about or self.losses.numbers) and weight > _HEARD:
                 weight, reason = _HEARD, _REASON  # the others have weighed it down already
         elif hit:
             evidence = fresh * math.log(rate / hostile)
@@ -164,7 +169,8 @@ class Surprise(Filter):
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:
             return
-        bounds = self.bounds.get(event.label)
+        kind = self.losses.kind(event.label)
+        bounds = self.bounds.get(kind)
         if bounds is not None and self._concerns(event.answer, event.label):
             hit = event.loss > bounds.high
             if self._answer is None:
@@ -173,9 +179,9 @@ class Surprise(Filter):
         taken = taken and not source.doubted
         if not self._counts:
             if taken:
-                self._lately.add(event.source, event.label, event.loss)
+                self._lately.add(event.source, kind, event.loss)
         elif taken and self.losses.add(event.source, event.label, event.loss):
-            self._lately.add(event.source, event.label, event.loss)
+            self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss.
@@ -183,7 +189,7 @@ class Surprise(Filter):
         Where answers are looked at on their own there are two of them: what surprises by more than
         a coin was answered by the other.
         """
-        bounds = self.bounds.get(label)
+        bounds = self.bounds.get(self.losses.kind(label))
         if bounds is None:
             return
         denied = self._answer is not None and loss > math.log(2.0)

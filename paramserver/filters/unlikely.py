@@ -87,7 +87,7 @@ class Unlikely(Filter):
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
         if event.loss is None or bounds is None:
             return PASS
         middle = self.voices.middle(event.source)
@@ -122,13 +122,13 @@ class Unlikely(Filter):
                 self._refill()
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
         if event.loss is not None and bounds is not None:
             self._count(source, hit=event.loss > bounds.unlikely)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
-        bounds = self.bounds.get(label)
+        bounds = self.bounds.get(self._surprise.losses.kind(label))
         if bounds is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
