@@ -17,8 +17,9 @@ nothing.
 Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
 judged together, and not condemned: while they surprise more than the established ones do, what
 surprises of them weighs so little that it is a twentieth of what the established send.
-Where labels are numbers there are evidence and floods alone: errors have no usual largest, and where
-a level has moved each row that weighs less is learned late.
+Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
+weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
+second says half as much, and so on.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -126,6 +127,8 @@ class Surprise(Filter):
         hostile = max(_HOSTILE, rate + _APART)
         # what one sends between two events of the others is about the same moment of the world
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
+        if self.losses.numbers:
+            fresh /= self.voices.run(event.source)
         hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
         flooding = event.source in self.voices.flooding

@@ -99,6 +99,8 @@ class Unlikely(Filter):
             return PASS
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.taken) ** 0.5
+        if self._surprise.losses.numbers:
+            fresh /= self.voices.run(event.source)
         hit = event.loss > bounds.unlikely
         evidence = fresh * _says(hit, rate)
         if not hit:
