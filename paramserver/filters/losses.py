@@ -47,9 +47,6 @@ OF_A_SOURCE: Final = 8
 OF_A_LABEL: Final = 3
 SOURCES_MIN: Final = 4
 FIFTHS: Final = 5
-_WRONG: Final = 2.0
-"""Widths of the middle three fifths of numbers by which an answer is wrong in one of five: such a
-model knows nothing of them, and nobody is judged by it."""
 
 Bins = dict[int, int]
 """Events by bin."""
@@ -277,10 +274,7 @@ class Losses:
             return {}
         high, mild = least
         out: dict[str | None, Null] = {}
-        of_kinds = self._by_kind()
-        if self._edges and mild > _WRONG * (self._edges[-1] - self._edges[0]) > 0.0:
-            return {}
-        for label, of_source in of_kinds.items():
+        for label, of_source in self._by_kind().items():
             of_known = {s: x for s, x in of_source.items() if s in known}
             own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
