@@ -143,7 +143,7 @@ class Surprise(Filter):
             far_rate, rush = self.voices.far(event.source)
             least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
             evidence = max(fresh * least, -STEP_MAX)
-            if rush and not (self._about or self.losses.numbers) and weight > _HEARD:
+            if rush and not self._about and weight > _HEARD:
                 weight, reason = _HEARD, _REASON  # the others have weighed it down already
         elif hit:
             evidence = fresh * math.log(rate / hostile)
