@@ -48,16 +48,12 @@ Row = tuple[dict[str, float], bool]
 class Found:
     """One stream in one order.
 
-    Attributes
-    ----------
-    auc, river
-        How well the scores sort attacks from the rest: of the service's answers, and of river's
-        half-space trees behind its scaler over the same blocks.
-    told
-        The status's own figure, from labels that came late.
-    above, caught, right
-        Shares: of rows answered as anomalies, of attacks among which are answered so, and of rows
-        answered so that are attacks.
+    Attributes:
+        auc, river: How well the scores sort attacks from the rest: of the service's answers, and of
+            river's half-space trees behind its scaler over the same blocks.
+        told: The status's own figure, from labels that came late.
+        above, caught, right: Shares: of rows answered as anomalies, of attacks among which are
+            answered so, and of rows answered so that are attacks.
     """
 
     stream: str

@@ -240,6 +240,9 @@ def http(
     quick: Annotated[
         bool, typer.Option("--quick", help="one run of 0.3 s each; no target is judged")
     ] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="a service in one process, without Ray")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict and feedback rates and p99 beside uvicorn + FastAPI + river.
@@ -253,7 +256,9 @@ def http(
 
     if quick:
         runs, seconds = 1, 0.3
-    table = bench.run(runs=runs, seconds=seconds, judge=not quick, progress=progress)
+    table = bench.run(
+        runs=runs, seconds=seconds, judge=not quick, embedded=embedded, progress=progress
+    )
     if as_json:
         print(json.dumps({**asdict(table), "good": table.good}))
     else:

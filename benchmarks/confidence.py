@@ -47,17 +47,14 @@ Floats = npt.NDArray[np.float64]
 class Line:
     """A line says what came of one stream with labels so many rows late.
 
-    Attributes
-    ----------
-    coverage, alone
-        Share of rows whose set or interval had the label; whose single answer was right.
-    size
-        Labels in a set, or width of an interval, in the mean.
-    least, fifth
-        Coverage of disjoint windows of 500 rows behind the first 1,000: the least, and the 5th
-        percentile.
-    least_able
-        The least coverage at which no window of single labels is below the level, where it is more.
+    Attributes:
+        coverage, alone: Share of rows whose set or interval had the label; whose single answer was
+            right.
+        size: Labels in a set, or width of an interval, in the mean.
+        least, fifth: Coverage of disjoint windows of 500 rows behind the first 1,000: the least,
+            and the 5th percentile.
+        least_able: The least coverage at which no window of single labels is below the level, where
+            it is more.
     """
 
     stream: str

@@ -88,15 +88,11 @@ class _Replica:
 class Dealt:
     """Replicas that take turns.
 
-    Parameters
-    ----------
-    build
-        Makes the model; None: the learner of the settings alone.
+    Parameters:
+        build: Makes the model; None: the learner of the settings alone.
 
-    Attributes
-    ----------
-    counts
-        Rows by verdict.
+    Attributes:
+        counts: Rows by verdict.
     """
 
     def __init__(

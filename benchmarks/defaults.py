@@ -124,12 +124,9 @@ def _demand(data: Path) -> Iterator[Row]:
 class Source:
     """Where a stream is, and what is known of it.
 
-    Attributes
-    ----------
-    delay
-        Rows after which a label is known.
-    text
-        Features that are taken as bags of words by those who can.
+    Attributes:
+        delay: Rows after which a label is known.
+        text: Features that are taken as bags of words by those who can.
     """
 
     task: Task

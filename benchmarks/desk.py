@@ -56,15 +56,11 @@ class Desk(Protocol):
 class Inside:
     """Replicas in this process.
 
-    Parameters
-    ----------
-    senders
-        What the token of each stands for.
+    Parameters:
+        senders: What the token of each stands for.
 
-    Attributes
-    ----------
-    servings
-        One a replica.
+    Attributes:
+        servings: One a replica.
     """
 
     def __init__(self, servings: Sequence[Serving], senders: Mapping[str, Grant]) -> None:

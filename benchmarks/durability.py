@@ -59,18 +59,12 @@ class Call:
 class Proof:
     """A proof sums up a trace: whether each answered event was on the disk before.
 
-    Attributes
-    ----------
-    answered
-        Events with a 200 in the trace.
-    uncovered
-        Those of them that no sync of the log covers which returned before the 200.
-    syncs, group_max
-        Syncs that cover an event, and most events that one of them covers.
-    sync_ms
-        Median length of these syncs (traced: longer than without).
-    lead_ms
-        Shortest time from the return of the sync to the beginning of the answer.
+    Attributes:
+        answered: Events with a 200 in the trace.
+        uncovered: Those of them that no sync of the log covers which returned before the 200.
+        syncs, group_max: Syncs that cover an event, and most events that one of them covers.
+        sync_ms: Median length of these syncs (traced: longer than without).
+        lead_ms: Shortest time from the return of the sync to the beginning of the answer.
     """
 
     answered: int
@@ -124,12 +118,9 @@ def parse(lines: Iterable[str]) -> list[Call]:
 def prove(calls: Sequence[Call], log: str, answers: Mapping[str, Call]) -> Proof:
     """For each answered event: was the log synced after the event's write, before the answer?
 
-    Parameters
-    ----------
-    log
-        End of the log file's name.
-    answers
-        The call that sent the answer (or its beginning), by event.
+    Parameters:
+        log: End of the log file's name.
+        answers: The call that sent the answer (or its beginning), by event.
     """
     written = _first_writes(calls, log)
     syncs = [c for c in calls if c.name in _SYNCS and c.target.endswith(log)]

@@ -332,7 +332,7 @@ class Publishing:
 
 
 def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publishing:
-    """edgepack and ONNX of a snapshot, float32: splice, gate, sign.
+    """edgepack and ONNX of a snapshot, float32: encode, splice, gate, sign.
 
     Trees have no ONNX template: they are converted afresh within the time.
     """
@@ -341,7 +341,6 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
     template = None
     if not isinstance(edge.body, Forest):
         template = OnnxTemplate(edge, "float32", np.random.default_rng(1))
-    packed = pack.encode(edge)
     key = Ed25519PrivateKey.generate()
     told = export(model, case.task, rows, about=_about(), targets=("edgepack", "onnx")).manifest
     times: list[list[float]] = []
@@ -354,7 +353,7 @@ def publish(what: str, case: Case, data: Path | None, allowed_ms: float) -> Publ
 
         edge = lower(model, case.task)
         mark()
-        new_pack = pack.splice(packed, edge)
+        new_pack = pack.encode(edge)
         new_onnx = template.splice(edge) if template else onnx_file.convert(edge)
         mark()
         proof = golden(model, edge, rows, "float32", np.random.default_rng(0))

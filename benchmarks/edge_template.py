@@ -12,11 +12,19 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge import onnx_file
-from online.edge.errors import TemplateUnfit
 from online.edge.ir import Array, EdgeModel, Forest, take_apart
 from online.edge.pack import Precision
+from refusals import Refusal
 
 _TRIES: Final = 8  # four random bytes may stand somewhere else too
+
+
+class TemplateUnfit(Refusal):
+    """A template into which these weights can't be spliced: a fresh one has to be made."""
+
+    target: str
+    reason: str
+    text = "template for {target}: {reason}. Make a new one of this model"
 
 
 class OnnxTemplate:

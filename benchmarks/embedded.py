@@ -73,12 +73,9 @@ _PROGRAMS: Final = {
 class Taken:
     """The medians of one program.
 
-    Attributes
-    ----------
-    more_mb
-        Memory above the program that only imports, in the same turn.
-    first_cpu_s
-        Processor time from `online.serve` to the first answer; 0 for others.
+    Attributes:
+        more_mb: Memory above the program that only imports, in the same turn.
+        first_cpu_s: Processor time from `online.serve` to the first answer; 0 for others.
     """
 
     what: str

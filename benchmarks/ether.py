@@ -78,12 +78,11 @@ def _mac(number: int) -> bytes:
 class Host:
     """One of the hosts; ``number`` says its address.
 
-    Parameters
-    ----------
-    own, shared
-        ``own`` is mounted over ``shared``, so that hosts use the same path for what is their own.
-    disk_mb
-        Of a disk that is mounted there instead, and goes with the host; None: as large as ours.
+    Parameters:
+        own, shared: ``own`` is mounted over ``shared``, so that hosts use the same path for what is
+            their own.
+        disk_mb: Of a disk that is mounted there instead, and goes with the host; None: as large as
+            ours.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ from online.processes import free_port
 from online.rebuild import fsck
 from online.settings.config import Settings, load
 from online.settings.places import snapshots_path
-from paramserver.snapshots.format import decode
+from paramserver.snapshots.chain import read
 from paramserver.snapshots.places import lineage_place, open_snapshots
 
 STEP = 2.0**-10
@@ -401,7 +401,7 @@ def learned(
     now = status(running, "counting")
     spec = str(now["server"]["spec"])
     stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
-    weights = decode(stored.load(str(findings.snapshot))).values["weights"].data
+    weights = read(stored, str(findings.snapshot)).values["weights"].data
     times = {name: round(weight / STEP, 6) for name, weight in weights.items()}
     return times, findings, now
 

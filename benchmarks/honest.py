@@ -109,16 +109,11 @@ def source_of(deal: str, sources: int, n: int, label: Label, draw: random.Random
 class Loop:
     """One replica without a service, which answers, judges and learns its feedback.
 
-    Attributes
-    ----------
-    filters
-        What judges; None: nothing does.
-    counts
-        Rows by verdict.
-    right
-        Answers that were.
-    judging_s
-        Seconds spent on judging.
+    Attributes:
+        filters: What judges; None: nothing does.
+        counts: Rows by verdict.
+        right: Answers that were.
+        judging_s: Seconds spent on judging.
     """
 
     def __init__(

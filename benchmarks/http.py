@@ -36,6 +36,7 @@ _CONNECTIONS = 16
 _MANY = 1000  # rows of one body
 _MANY_CONNECTIONS = 4
 _WARM_S = 0.5
+_FORGOTTEN = 5_000  # rows of a source that is taken back
 _FOREST_LEARNS = 200.0  # events/s: about half of what it learns in a second beside predictions
 _PREDICT, _FEEDBACK = "/v1/models/m/predict", "/v1/models/m/feedback"
 
@@ -57,14 +58,10 @@ class Figure:
 class Line:
     """One line of the table.
 
-    Attributes
-    ----------
-    beside, other
-        What it is compared with, and the median of that.
-    ratio, ratio_low, ratio_high
-        Median and spread of the rounds' ratios to it.
-    target, good
-        What is asked for; None if nothing is, or if the run does not judge.
+    Attributes:
+        beside, other: What it is compared with, and the median of that.
+        ratio, ratio_low, ratio_high: Median and spread of the rounds' ratios to it.
+        target, good: What is asked for; None if nothing is, or if the run does not judge.
     """
 
     what: str
@@ -124,6 +121,7 @@ _TABLE: Final = (
     _Asked("predict p99 beside feedback", _MS, "peer: predict p99 beside learning"),
     _Asked("feedback p50 at half", _MS),
     _Asked("feedback p99 at half", _MS),
+    _Asked("predict p99 during a forget", _MS, "predict p99 at half", most=2.0),
     _Asked("forest: predict p99", _MS),
     _Asked("forest: predict p99 while it learns", _MS, "forest: predict p99", most=1.5),
     _Asked("start, 1 replica", "s"),
@@ -162,32 +160,40 @@ def _await_answer(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def run(
-    *, runs: int = 5, seconds: float = 3.0, judge: bool = True,
+    *, runs: int = 5, seconds: float = 3.0, judge: bool = True, embedded: bool = False,
     progress: Progress = lambda line: None,
 ) -> Table:  # fmt: skip
     """The table: every quantity ``runs`` times, ``seconds`` long.
 
-    Without ``judge`` no target is looked at.  Raises RuntimeError if a request fails.
+    Without ``judge`` no target is looked at.  ``embedded``: of a service in one process, without
+    Ray, balancer, a second replica or a forest.  Raises RuntimeError if a request fails.
     """
     rounds = _Rounds(seconds, progress)
     with peer() as port:
         beside = _Peer(rounds, port)
         for _ in range(runs):
             rounds.closed("peer alone: predict", port, beside.predict)
-        for replicas in (1, 2):
+        for replicas in (1,) if embedded else (1, 2):
             name = f"{replicas} replica{'s' if replicas > 1 else ''}"
             model = {"name": "m", "task": "binary", "learner": "logreg", "params": {"lr": 0.05}}
-            with service({"replicas": replicas, "models": [model]}) as running:
+            settings: dict[str, object] = {"replicas": replicas, "models": [model]}
+            if embedded:
+                settings["cluster"] = "embedded"
+            with service(settings) as running:
                 rounds.note(f"start, {name}", running.started_s)
                 own = _Own(rounds, running)
                 if replicas == 1:
                     _one_replica(rounds, own, beside, runs)
+                    _forgetting(rounds, own, running, runs)
                 else:
                     _two_replicas(rounds, own, beside, runs)
                 rounds.note(f"memory, {name}", memory_mb(running))
-    _forest(rounds, runs)
+    if not embedded:
+        _forest(rounds, runs)
     void = statistics.median(rounds.found["peer alone: predict"]) < PEER_MIN
-    lines = [_line(asked, rounds.found, judge=judge and not void) for asked in _TABLE]
+    found = rounds.found
+    measured = [asked for asked in _TABLE if asked.what in found]
+    lines = [_line(asked, found, judge=judge and not void) for asked in measured]
     return Table(lines, void, rounds.warnings)
 
 
@@ -263,7 +269,10 @@ class _Own:
     def __init__(self, rounds: _Rounds, running: Running) -> None:
         bodies = rounds.bodies
         self.port = urlsplit(running.url).port or 0
-        self.direct = urlsplit(min(running.replica_urls().values())).port or 0
+        behind = (
+            running.replica_urls().values() if "replica_ports" in running.facts else [running.url]
+        )
+        self.direct = urlsplit(min(behind)).port or 0
         self.predict = Operation("predict", _PREDICT, bodies.predict)
         self.feedback = Operation("feedback", _FEEDBACK, bodies.feedback, receipts=True)
         self.predict_many = Operation(
@@ -309,6 +318,29 @@ def _one_replica(rounds: _Rounds, own: _Own, beside: _Peer, runs: int) -> None:
         alone = rounds.fixed("feedback at half", own.port, [(own.feedback, learns)])
         rounds.note("feedback p50 at half", alone.total.p50_ms)
         rounds.note("feedback p99 at half", alone.total.p99_ms)
+
+
+def _forgetting(rounds: _Rounds, own: _Own, running: Running, runs: int) -> None:
+    """Each time a source has sent some thousand rows, and the command takes them back."""
+    asks = rounds.median("predict, 1 replica") / 2
+    for i in range(runs):
+        source = f"gone-{i}"
+        bodies = Bodies(source=source, run=source)
+        with contextlib.closing(Connection(running.url)) as client:
+            for j in range(_FORGOTTEN // _MANY):
+                client.post(_FEEDBACK, json.loads(bodies.events(j, _MANY)))
+        command = [sys.executable, "-m", "online", "forget", "--source", source, "--yes"]
+        forget = subprocess.Popen(
+            [*command, "--config", str(running.folder / "online.yaml")],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=own_environment(),
+        )  # fmt: skip
+        try:
+            both = rounds.fixed("forget", own.port, [(own.predict, asks)])
+        finally:
+            said, _ = forget.communicate(timeout=240)
+        if forget.returncode:
+            raise RuntimeError(f"online forget --source {source}: {said}")
+        rounds.note("predict p99 during a forget", both.total.p99_ms)
 
 
 def _two_replicas(rounds: _Rounds, own: _Own, beside: _Peer, runs: int) -> None:

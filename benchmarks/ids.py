@@ -28,8 +28,9 @@ import numpy.typing as npt
 from online.models.fm import Fm
 from paramserver.blocks import ROWS, Block, to_wire
 from paramserver.rows import Rows
-from paramserver.snapshots.format import decode, encoded
-from paramserver.snapshots.store import Disk
+from paramserver.server import Server
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.store import DirectorySnapshots, Retention
 from paramserver.state import SnapshotState
 
 IDS: Final = 10_000_000
@@ -63,12 +64,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Seconds, by the processor and by the wall, and megabytes of one snapshot of the table."""
+    """Seconds by the processor and by the wall, megabytes of memory and of the file."""
 
     what: str
     cpu_s: float
     wall_s: float
     peak_mb: float
+    file_mb: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,40 +235,47 @@ def _rate(act: Callable[[Ids], object], batches: list[Ids], rows: int) -> float:
 
 
 def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
-    """A table saved as a file, read again and asked; then shared with a snapshot, and changed."""
+    """A server's table as a file, read again and asked; and what is written of 1 % that changed."""
+    server = Server("m", "s", "", "sum", 1)
     every, rows = spread(n), Rows.empty(width)
     for begin in range(0, n, BATCH):
         ids = every[begin : begin + BATCH]
         rows.put(ids, np.full((len(ids), width), 0.5, dtype=np.float32))
-    file, lines = place / "table.snapshot", []
+    server.values["table"] = Block(ROWS, rows)
+    del rows
+    history, lines = SnapshotHistory(DirectorySnapshots(place), Retention()), []
     touched = np.random.default_rng(3).choice(every, max(n // 100, 1), replace=False)
     batches = np.array_split(touched, max(len(touched) // BATCH, 1))
+    kept: list[SnapshotState] = []
+
+    def begin_one() -> None:
+        server.count += 1
+        kept[:] = [server.begin_snapshot(0.0, None, {}, history.base_for_next())]
 
     def save() -> None:
-        state = SnapshotState("m", "s", "", (1, 1), {"table": Block(ROWS, rows)}, {1: 1})
-        Disk().write(file, encoded(state))
+        history.publish(f"1-{server.count}", kept[0])
 
     def restore() -> None:
-        decode(Disk().take(file)).values["table"].data.get(every[:BATCH])
-
-    def share() -> None:
-        kept.append(rows.copy())
+        history.load(f"1-{server.count}").values["table"].data.get(every[:BATCH])
 
     def change() -> None:
         for ids in batches:
-            rows.put(ids, np.zeros((len(ids), width), dtype=np.float32))
+            server.values["table"].data.put(ids, np.zeros((len(ids), width), dtype=np.float32))
 
     def part() -> None:
-        for table, begin in ((rows, n), (kept[-1], n + EVENT)):
+        begun = server.values["table"].data
+        for table, begin in ((begun, n), (kept[0].values["table"].data, n + EVENT)):
             ids = np.arange(begin, begin + EVENT, dtype=np.uint64)
             table.put(ids, np.zeros((EVENT, width), dtype=np.float32))
 
-    kept: list[Rows] = []
     for what, act in (
+        ("begun under the lock", begin_one),
         ("saved", save),
         ("restored, and asked once", restore),
-        ("shared with a snapshot", share),
         ("1 % of the rows changed under it", change),
+        ("begun, leaning on it", begin_one),
+        ("leaning, saved", save),
+        ("leaning, restored and asked once", restore),
         ("thirty ids of its own, for it and for the copy", part),
     ):
         gc.collect()
@@ -274,7 +283,9 @@ def snapshots(n: int, width: int, place: Path) -> list[Snapshot]:
         before, cpu, wall = _resident(), time.process_time(), time.perf_counter()
         act()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        lines.append(Snapshot(what, cpu, wall, max(_peak() - before, 0.0) / _TOTAL))
+        size = (place / f"1-{server.count}.snapshot").stat().st_size if "saved" in what else 0
+        peak = max(_peak() - before, 0.0) / _TOTAL
+        lines.append(Snapshot(what, cpu, wall, peak, size / _TOTAL))
     return lines
 
 

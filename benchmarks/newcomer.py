@@ -102,16 +102,11 @@ class Model:
 class Recipe:
     """One project's way to an address.
 
-    Attributes
-    ----------
-    files
-        By name, all that has to be written.
-    command
-        Starts it in the folder of the files; ``{port}`` is put in.
-    path
-        Of a prediction.
-    python
-        Runs the command; None: this one.
+    Attributes:
+        files: By name, all that has to be written.
+        command: Starts it in the folder of the files; ``{port}`` is put in.
+        path: Of a prediction.
+        python: Runs the command; None: this one.
     """
 
     what: str

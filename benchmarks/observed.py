@@ -47,20 +47,13 @@ _PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
 class Subject:
     """One way to look at a service.
 
-    Attributes
-    ----------
-    telemetry
-        As in the settings; ``{collector}`` stands for the address of one.
-    action
-        Which requests are counted.
-    most
-        The relative cost that was asked for.
-    pages
-        Open pages of the service, each told of changes by a stream.
-    model
-        Settings of the model of both.
-    more, asked
-        Further ones, and fields of each request, of the one that does more.
+    Attributes:
+        telemetry: As in the settings; ``{collector}`` stands for the address of one.
+        action: Which requests are counted.
+        most: The relative cost that was asked for.
+        pages: Open pages of the service, each told of changes by a stream.
+        model: Settings of the model of both.
+        more, asked: Further ones, and fields of each request, of the one that does more.
     """
 
     what: str

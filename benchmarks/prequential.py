@@ -23,13 +23,13 @@ import numpy.typing as npt
 import psutil
 from river import forest, linear_model, naive_bayes, neighbors, optim, preprocessing, tree
 
+from benchmarks.studies.selector import Selector
 from evaluation.comparison import Comparison
 from evaluation.errors import StreamUnusable
 from evaluation.learner import Answer, verbs
 from evaluation.metrics import Task
 from evaluation.prequential import prequential
 from evaluation.scores import Judged
-from evaluation.selector import Selector
 from evaluation.streams import Stream, open_stream
 from online.models.base import Prediction, learn_example
 from online.models.ftrl import Ftrl
@@ -128,13 +128,11 @@ ANCHORS: Final = ("last label", "lr .005", "alma")
 class Line:
     """A learner on a stream.
 
-    Attributes
-    ----------
-    us, us_p99
-        Microseconds of the processor for one answer and one row learned: mean, and 99 of 100 rows
-        take no longer.  Other processes do not count, so a busy machine is no excuse.
-    mb
-        Memory that the process has gained, the stream's rows excepted.
+    Attributes:
+        us, us_p99: Microseconds of the processor for one answer and one row learned: mean, and 99
+            of 100 rows take no longer.  Other processes do not count, so a busy machine is no
+            excuse.
+        mb: Memory that the process has gained, the stream's rows excepted.
     """
 
     stream: str

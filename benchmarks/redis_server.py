@@ -52,14 +52,10 @@ def need_binary() -> str:
 class Server:
     """One process at a time on one port and folder; :meth:`start` again is a restart.
 
-    Parameters
-    ----------
-    folder
-        Of its files; made if it is missing.
-    binary
-        The program, as :func:`find_binary` finds it.
-    settings
-        Beside or instead of :data:`DURABLE`, by the server's names.
+    Parameters:
+        folder: Of its files; made if it is missing.
+        binary: The program, as :func:`find_binary` finds it.
+        settings: Beside or instead of :data:`DURABLE`, by the server's names.
     """
 
     def __init__(self, folder: Path, binary: str, **settings: str) -> None:

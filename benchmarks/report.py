@@ -93,12 +93,9 @@ def run(
 ) -> Found:
     """Measure the report on Elec2.
 
-    Parameters
-    ----------
-    data
-        Folder with Elec2.
-    peer
-        Python of an environment with evidently 0.7.23 and pandas below 3.
+    Parameters:
+        data: Folder with Elec2.
+        peer: Python of an environment with evidently 0.7.23 and pandas below 3.
     """
     with tempfile.TemporaryDirectory(prefix="online-report-") as name:
         folder = Path(name)

@@ -38,13 +38,10 @@ _LEFT_OUT: Final = ("id", "employed", "prediction", "predicted_probability", "ye
 class Line:
     """One model on one stream.
 
-    Attributes
-    ----------
-    above
-        Share of looks with a state above ``ok``, in per cent; ``but`` of those around no known
-        drift.
-    rises
-        Alarms of an error that rose; ``features`` of features.
+    Attributes:
+        above: Share of looks with a state above ``ok``, in per cent; ``but`` of those around no
+            known drift.
+        rises: Alarms of an error that rose; ``features`` of features.
     """
 
     stream: str

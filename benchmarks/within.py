@@ -56,19 +56,13 @@ class _Client:
 class Within:
     """One replica of a model called :data:`NAME`; a snapshot every fifty events.
 
-    Parameters
-    ----------
-    folder
-        Of journal and snapshots.
-    root
-        Rows that the canary watches; none: it is off.
+    Parameters:
+        folder: Of journal and snapshots.
+        root: Rows that the canary watches; none: it is off.
 
-    Attributes
-    ----------
-    n
-        Events sent.
-    server, replica, kept
-        The parts; the latter two once it has started.
+    Attributes:
+        n: Events sent.
+        server, replica, kept: The parts; the latter two once it has started.
     """
 
     replica: ModelReplica

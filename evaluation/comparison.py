@@ -47,17 +47,12 @@ _LOG_ETA: Final = math.log(_ETA)
 class Compared:
     """A − B after ``n`` rows.
 
-    Attributes
-    ----------
-    mean
-        Mean difference of the scores; None before the first row.
-    interval
-        Covers at this and all other numbers of rows with probability 1 − alpha; cut to what is
-        possible.
-    better
-        The one that is better on the average so far; None: not decided.
-    lacking
-        Why it is not enough to judge by; empty if it is.
+    Attributes:
+        mean: Mean difference of the scores; None before the first row.
+        interval: Covers at this and all other numbers of rows with probability 1 − alpha; cut to
+            what is possible.
+        better: The one that is better on the average so far; None: not decided.
+        lacking: Why it is not enough to judge by; empty if it is.
     """
 
     n: int
@@ -70,13 +65,10 @@ class Compared:
 class Comparison:
     """Differences of two models' scores on the same rows.
 
-    Parameters
-    ----------
-    alpha
-        Probability that the interval ever misses, in (0, 1).
-    bound
-        Differences are in [−bound, bound]; 1 for right and wrong and for Brier scores of binary
-        tasks.  A loss without a bound has to be cut first.
+    Parameters:
+        alpha: Probability that the interval ever misses, in (0, 1).
+        bound: Differences are in [−bound, bound]; 1 for right and wrong and for Brier scores of
+            binary tasks.  A loss without a bound has to be cut first.
     """
 
     def __init__(self, alpha: float = 0.05, bound: float = 1.0) -> None:

@@ -26,15 +26,11 @@ _CANCELLED: Final = 1e-3
 class DenseLayers:
     """The layers of a module, which are learned in place.
 
-    Parameters
-    ----------
-    linears
-        In their order, each with a bias; a rectifier follows each but the last.
+    Parameters:
+        linears: In their order, each with a bias; a rectifier follows each but the last.
 
-    Attributes
-    ----------
-    parameters
-        Weights and biases.
+    Attributes:
+        parameters: Weights and biases.
     """
 
     def __init__(self, linears: list[nn.Linear]) -> None:

@@ -31,17 +31,6 @@ class TableUnusable(EvaluationError):
         return f"{where}: {self.problem}. {self.remedy}"
 
 
-class PeerGone(EvaluationError):
-    """A benchmark's peer ended without an answer; ``python`` is what it was run with."""
-
-    python: str
-    package: str = "avalanche-lib==0.6.0"
-    text = (
-        "the peer that {python} runs ended without an answer (its message is above); give the "
-        "Python of an environment with {package}"
-    )
-
-
 class LearnerFailed(EvaluationError):
     """A learner raised at a row (counted from 0): which verb, and what it raised."""
 

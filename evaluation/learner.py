@@ -19,14 +19,11 @@ from replay.example import Features, Label
 class Answer:
     """An answer is what a learner answered for a row.
 
-    Attributes
-    ----------
-    label
-        Label, or number in regression; None if it knew nothing.
-    probabilities
-        Of each label that it knows; None if it gave none.
-    usable
-        False if what it said is no finite number or no probabilities: ``label`` is None then.
+    Attributes:
+        label: Label, or number in regression; None if it knew nothing.
+        probabilities: Of each label that it knows; None if it gave none.
+        usable: False if what it said is no finite number or no probabilities: ``label`` is None
+            then.
     """
 
     label: Label | None

@@ -83,20 +83,14 @@ def increments(
 ) -> dict[str, float]:
     """Return what one row adds to the counters.
 
-    Parameters
-    ----------
-    predicted
-        Label or number that the model answered; None if it was not asked or knew nothing, and
-        then the row is no part of any score.
-    probabilities
-        Of each label by its JSON text.  Those of fewer than two labels give no log loss: a model
-        without probabilities is written as one label with 1.
-    no_change
-        The newest label known when the model was asked.
-    majority
-        :func:`majority` of the counters before this row.
-    asked
-        True: a classifier that answered nothing was wrong.
+    Parameters:
+        predicted: Label or number that the model answered; None if it was not asked or knew
+            nothing, and then the row is no part of any score.
+        probabilities: Of each label by its JSON text.  Those of fewer than two labels give no log
+            loss: a model without probabilities is written as one label with 1.
+        no_change: The newest label known when the model was asked.
+        majority: :func:`majority` of the counters before this row.
+        asked: True: a classifier that answered nothing was wrong.
     """
     if task == "regression":
         return _regression(float(label), predicted, no_change, majority)

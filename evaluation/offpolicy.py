@@ -48,16 +48,11 @@ WEIGHT_OFF: Final = 5.0
 class Estimated:
     """The judged policy's value after ``n`` rows, in the unit of the reward.
 
-    Attributes
-    ----------
-    ips, snips, dr
-        See the module; None before the first row, and snips without any weight.
-    interval
-        Covers at this and all other numbers of rows.
-    effective
-        Rows that the weights are worth: (Σ w)² / Σ w².
-    warnings
-        Why it is not to be relied on; empty if nothing speaks against it.
+    Attributes:
+        ips, snips, dr: See the module; None before the first row, and snips without any weight.
+        interval: Covers at this and all other numbers of rows.
+        effective: Rows that the weights are worth: (Σ w)² / Σ w².
+        warnings: Why it is not to be relied on; empty if nothing speaks against it.
     """
 
     n: int
@@ -72,12 +67,9 @@ class Estimated:
 class OffPolicy:
     """Counters of one judged policy, which add up.
 
-    Parameters
-    ----------
-    alpha
-        Probability that the interval ever misses, in (0, 1).
-    low, high
-        Least and greatest reward.
+    Parameters:
+        alpha: Probability that the interval ever misses, in (0, 1).
+        low, high: Least and greatest reward.
     """
 
     def __init__(self, alpha: float = 0.05, low: float = 0.0, high: float = 1.0) -> None:

@@ -44,40 +44,29 @@ def prequential(
 ) -> Judged:
     """Run a learner over a stream, each row asked before its label is learned.
 
-    Parameters
-    ----------
-    learner
-        See :mod:`evaluation.learner`; a river model, say.
-    rows
-        Features and label; a label None never comes.  Those of a binary task are True and False
-        (or 1 and 0).
-    delay
-        How long after its moment a row's label is known: a number (of rows, if there is no
-        ``moment``), a ``timedelta``, the name of a feature that holds it, or a function of
-        features and label; None from these two means never.  A date and time is when the label
-        comes.  With 0 and with 1 row a label is known to the next question.
-    moment
-        A row's time: a feature's name, or a function of the features; the row's number if left
-        out.  It never goes back.  A date, a date and time, or the text of one (ISO 8601) is no
-        feature: the learner does not get a column that is named here or as ``delay`` and holds
-        one.
-    window
-        Rows in a window of the series.
-    waiting_max
-        Most rows whose labels are awaited at a time.
-    each
-        Called with a row's number, answer and label when its label comes.
-    watch
-        Is told of each question and, when its label comes, of the error, as the service tells its
-        own: its alarms and state say whether the stream has changed.  In regression its settings
-        say so.
+    Parameters:
+        learner: See :mod:`evaluation.learner`; a river model, say.
+        rows: Features and label; a label None never comes.  Those of a binary task are True and
+            False (or 1 and 0).
+        delay: How long after its moment a row's label is known: a number (of rows, if there is no
+            ``moment``), a ``timedelta``, the name of a feature that holds it, or a function of
+            features and label; None from these two means never.  A date and time is when the label
+            comes.  With 0 and with 1 row a label is known to the next question.
+        moment: A row's time: a feature's name, or a function of the features; the row's number if
+            left out.  It never goes back.  A date, a date and time, or the text of one (ISO 8601)
+            is no feature: the learner does not get a column that is named here or as ``delay`` and
+            holds one.
+        window: Rows in a window of the series.
+        waiting_max: Most rows whose labels are awaited at a time.
+        each: Called with a row's number, answer and label when its label comes.
+        watch: Is told of each question and, when its label comes, of the error, as the service
+            tells its own: its alarms and state say whether the stream has changed.  In regression
+            its settings say so.
 
-    Raises
-    ------
-    StreamUnusable
-        A label that is none, a moment that goes back, too many labels awaited; with the row.
-    LearnerFailed
-        The learner raises; with the row and what it raised.
+    Raises:
+        StreamUnusable: A label that is none, a moment that goes back, too many labels awaited; with
+            the row.
+        LearnerFailed: The learner raises; with the row and what it raised.
     """
     line = Line(delay, moment, waiting_max)
     run = _Run(learner, task, line, Scores(task, window=window, slices=slices), each, watch)

@@ -81,12 +81,9 @@ class _Promise:
 class PutOff:
     """Finds the modules of a table, each of which is imported without what the table names.
 
-    Parameters
-    ----------
-    table
-        Names of modules by the module that imports them.
-    absent
-        Whether they can't be imported meanwhile (ImportError); else there are stand-ins.
+    Parameters:
+        table: Names of modules by the module that imports them.
+        absent: Whether they can't be imported meanwhile (ImportError); else there are stand-ins.
     """
 
     def __init__(self, table: Mapping[str, Sequence[str]], *, absent: bool = False) -> None:

@@ -48,18 +48,12 @@ class Slice:
 class Judged:
     """The result that a run, or a table of answers and labels, came to.
 
-    Attributes
-    ----------
-    rows
-        Rows asked.
-    late
-        Rows whose labels came after the last question; they are in the scores.
-    never
-        Rows whose labels never come; they are in no score.
-    total, windows, slices
-        Of all rows, by place, and by the values of each slice.
-    lacking
-        Why it is not enough to judge by; empty if it is.
+    Attributes:
+        rows: Rows asked.
+        late: Rows whose labels came after the last question; they are in the scores.
+        never: Rows whose labels never come; they are in no score.
+        total, windows, slices: Of all rows, by place, and by the values of each slice.
+        lacking: Why it is not enough to judge by; empty if it is.
     """
 
     rows: int
@@ -74,14 +68,11 @@ class Judged:
 class Scores:
     """Counters of scored rows, in bounded memory; of several replicas they :meth:`merge`.
 
-    Parameters
-    ----------
-    window
-        Width of the windows, in the unit of places (rows, if places are row numbers).
-    slices
-        By name, what to slice by: a function of the features.  A row without is ``(missing)``.
-    positive
-        The label of a binary task that counts as True in :meth:`take`; None: True, or 1.
+    Parameters:
+        window: Width of the windows, in the unit of places (rows, if places are row numbers).
+        slices: By name, what to slice by: a function of the features.  A row without is
+            ``(missing)``.
+        positive: The label of a binary task that counts as True in :meth:`take`; None: True, or 1.
     """
 
     def __init__(
@@ -127,15 +118,11 @@ class Scores:
     def take(self, answer: Any, label: Any, features: Features | None = None) -> None:
         """Score a plain answer by its label; both rules know the labels that were taken before.
 
-        Parameters
-        ----------
-        answer
-            A label; in regression a number; in a binary task a probability of the positive label,
-            which is a float; or probabilities by label.  None: the model did not know.
-        label
-            The true one.
-        features
-            For slices.
+        Parameters:
+            answer: A label; in regression a number; in a binary task a probability of the positive
+                label, which is a float; or probabilities by label.  None: the model did not know.
+            label: The true one.
+            features: For slices.
 
         Raises StreamUnusable, with the row, for a label or an answer that is none.
         """

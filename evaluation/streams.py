@@ -26,12 +26,9 @@ MULTICLASS_MAX: Final = 100
 class Stream:
     """A stream that can be read many times: each iteration over ``rows`` starts at the first row.
 
-    Attributes
-    ----------
-    n_rows
-        Number of rows.
-    label_names
-        ``{label: name}`` of a binary task whose labels have names; empty otherwise.
+    Attributes:
+        n_rows: Number of rows.
+        label_names: ``{label: name}`` of a binary task whose labels have names; empty otherwise.
     """
 
     name: str
@@ -68,19 +65,14 @@ def open_stream(
 ) -> Stream:
     """A bundled stream, a real one from ``data_dir``, or a CSV file with a header.
 
-    Parameters
-    ----------
-    name_or_path
-        ``phishing``, ``bananas``, ``image_segments`` (inside river), ``digits`` (inside
-        scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of a ``.csv``
-        or ``.csv.gz`` file.  Case and ``-`` for ``_`` do not matter in names.
-    label
-        Column of a CSV file that holds the label; the last one if left out.
+    Parameters:
+        name_or_path: ``phishing``, ``bananas``, ``image_segments`` (inside river), ``digits``
+            (inside scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of
+            a ``.csv`` or ``.csv.gz`` file.  Case and ``-`` for ``_`` do not matter in names.
+        label: Column of a CSV file that holds the label; the last one if left out.
 
-    Raises
-    ------
-    StreamUnusable
-        Unknown name, or a file that is missing or not such a table.
+    Raises:
+        StreamUnusable: Unknown name, or a file that is missing or not such a table.
     """
     name = name_or_path.lower().replace("-", "_")
     if name in _BUNDLED:

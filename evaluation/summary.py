@@ -51,40 +51,27 @@ class Tenth:
 class Summary:
     """The metrics of a span; None where there is nothing to tell, and ``lacking`` says why.
 
-    Attributes
-    ----------
-    n
-        Labelled rows that are in the scores.
-    unanswered, unusable
-        Rows for which the model answered nothing (they are wrong answers of a classifier), or
-        something that is no number or no probability.
-    accuracy, interval
-        Share of right labels, with its Wilson interval (95 %).  It holds for rows that are as
-        good as independent; for two models see :mod:`evaluation.comparison`.
-    majority, no_change, kappa_m, kappa_t
-        As of :func:`evaluation.metrics.summarise`.
-    balanced_accuracy
-        Mean recall of the labels that occurred; of two or more.
-    f1
-        Of True in a binary task, else the mean of all labels that occurred or were answered.
-    log_loss
-        In nats; probabilities clipped at 1e-15.
-    brier
-        Mean of (p(True) − y)² in a binary task, else of Σ_k (p_k − y_k)² (Brier 1950).
-    ece
-        Expected calibration error on ten bins of equal width (Naeini et al. 2015): of p(True) in a
-        binary task, else of the answer's probability.
-    auc, auc_error
-        Area under the ROC curve of p(True), binary only, from the histogram of scores: scores in
-        one bin count as equal, and the exact area is at most ``auc_error`` away.
-    mae, rmse, mean_mae, last_mae
-        In the target's unit; the last two are of answering with the mean so far and the newest.
-    r2
-        1 − Σ (y − p)² / Σ (y − mean of y)², the mean in hindsight.
-    classes, reliability
-        By label and by tenth of the score; empty in regression.
-    lacking
-        Why the span is not enough to judge by; empty if it is.
+    Attributes:
+        n: Labelled rows that are in the scores.
+        unanswered, unusable: Rows for which the model answered nothing (they are wrong answers of a
+            classifier), or something that is no number or no probability.
+        accuracy, interval: Share of right labels, with its Wilson interval (95 %).  It holds for
+            rows that are as good as independent; for two models see :mod:`evaluation.comparison`.
+        majority, no_change, kappa_m, kappa_t: As of :func:`evaluation.metrics.summarise`.
+        balanced_accuracy: Mean recall of the labels that occurred; of two or more.
+        f1: Of True in a binary task, else the mean of all labels that occurred or were answered.
+        log_loss: In nats; probabilities clipped at 1e-15.
+        brier: Mean of (p(True) − y)² in a binary task, else of Σ_k (p_k − y_k)² (Brier 1950).
+        ece: Expected calibration error on ten bins of equal width (Naeini et al. 2015): of p(True)
+            in a binary task, else of the answer's probability.
+        auc, auc_error: Area under the ROC curve of p(True), binary only, from the histogram of
+            scores: scores in one bin count as equal, and the exact area is at most ``auc_error``
+            away.
+        mae, rmse, mean_mae, last_mae: In the target's unit; the last two are of answering with the
+            mean so far and the newest.
+        r2: 1 − Σ (y − p)² / Σ (y − mean of y)², the mean in hindsight.
+        classes, reliability: By label and by tenth of the score; empty in regression.
+        lacking: Why the span is not enough to judge by; empty if it is.
     """
 
     task: Task

@@ -29,12 +29,9 @@ class Windows:
     Late rows are added to the window that they belong to.  Replicas' windows add up: see
     :meth:`merge`.
 
-    Parameters
-    ----------
-    width
-        Of a window at first, in the unit of places; above 0.
-    limit
-        Most windows, at least 2.
+    Parameters:
+        width: Of a window at first, in the unit of places; above 0.
+        limit: Most windows, at least 2.
     """
 
     def __init__(self, width: float, limit: int = WINDOWS_MAX) -> None:

@@ -6,9 +6,12 @@ otherwise takes longer than the answer.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Final
 
 import typer
@@ -83,23 +86,35 @@ def _top(
 
 def main() -> None:
     """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage."""
-    run(application(sys.argv[1] if sys.argv[1:] else None), "online")
+    with nothing_begun():
+        commands = application(sys.argv[1] if sys.argv[1:] else None)
+    run(commands, "online")
+
+
+@contextlib.contextmanager
+def nothing_begun() -> Iterator[None]:
+    """Ctrl-C ends the process at once and without a word, as code is only being read."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # a shell's background command does not take it
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def run(commands: Callable[[], object], name: str) -> None:
     """Run the command that was asked for, and say in one line what is refused.
 
-    Parameters
-    ----------
-    commands
-        One of them is run, with the arguments of this process.
-    name
-        Begins each line about a refusal.
+    Parameters:
+        commands: One of them is run, with the arguments of this process.
+        name: Begins each line about a refusal.
     """
-    from evaluation.errors import EvaluationError
-    from online.models.errors import ModelError
-    from paramserver.errors import ParamServerError
-    from replay.errors import ReplayError
+    with nothing_begun():
+        from evaluation.errors import EvaluationError
+        from online.models.errors import ModelError
+        from paramserver.errors import ParamServerError
+        from replay.errors import ReplayError
 
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     acting.set(this_user())

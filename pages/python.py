@@ -101,27 +101,21 @@ def _annotation(annotation: Any) -> str:
 
 def _doc(value: Any) -> str:
     """The docstring as Markdown: sections become lists."""
-    lines = (inspect.getdoc(value) or "").split("\n")
     out: list[str] = []
-    i = 0
-    listed = False
-    while i < len(lines):
-        line = lines[i]
-        if i + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[i + 1]):
-            out += ["", f"**{line}**", ""]
-            listed, i = True, i + 2
-            continue
-        if listed and line and not line.startswith(" "):
-            said = []
-            while i + 1 < len(lines) and (lines[i + 1].startswith(" ") or not lines[i + 1]):
-                i += 1
-                if not lines[i] and (i + 1 == len(lines) or not lines[i + 1].startswith(" ")):
-                    break
-                said.append(lines[i].strip())
-            out.append(f"- `{line}`: {' '.join(word for word in said if word)}".rstrip(": "))
+    section = ""
+    for line in (inspect.getdoc(value) or "").split("\n"):
+        if re.fullmatch(r"[A-Z][a-z]+:", line):
+            section = line[:-1]
+            out += ["", f"**{section}**", ""]
+        elif section == "Returns":
+            out.append(line.strip())
+        elif section and line.startswith(" " * 8) and out[-1]:
+            out[-1] += f" {line.strip()}"
+        elif section and line.startswith(" " * 4):
+            name, _, said = line.strip().partition(":")
+            out.append(f"- `{name}`:{said}".rstrip(":"))
         else:
             out.append(line)
-        i += 1
     text = "\n".join(out).strip() + "\n"
     text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text)
     return re.sub(r"\n{3,}", "\n\n", text.replace("``", "`"))

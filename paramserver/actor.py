@@ -47,19 +47,14 @@ class ParameterServer:
     The constructor neither raises nor blocks (a raise in an actor's restart would end it for
     good): restoring is done by a thread, and until then :meth:`sync` raises ``NotReady``.
 
-    Parameters
-    ----------
-    lineage
-        Whose parameters, and how pushes are merged.
-    open_store
-        Opens the store behind the journal; called in this process.
-    directory
-        Path or URI of the snapshots of all lineages; this one's are in ``MODEL/SPEC[:16]`` there.
-    find_gone
-        Tells partitions whose owner is known not to live, to adopt them without a wait.
-    background
-        False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
-        :meth:`snapshot_if_due`.
+    Parameters:
+        lineage: Whose parameters, and how pushes are merged.
+        open_store: Opens the store behind the journal; called in this process.
+        directory: Path or URI of the snapshots of all lineages; this one's are in
+            ``MODEL/SPEC[:16]`` there.
+        find_gone: Tells partitions whose owner is known not to live, to adopt them without a wait.
+        background: False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
+            :meth:`snapshot_if_due`.
     """
 
     def __init__(
@@ -142,12 +137,10 @@ class ParameterServer:
     def sync(self, request: bytes) -> bytes:
         """Apply pushes and answer with the state after them; all of one version.
 
-        Raises
-        ------
-        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused
-            Definite; pushes before the refused one are applied.
-        StoreUnavailable
-            Indefinite.
+        Raises:
+            NotReady, FormatRefused, RequestRefused, BlockError, PushRefused: Definite; pushes
+                before the refused one are applied.
+            StoreUnavailable: Indefinite.
         """
         try:
             message = wire.decode_request(request)

@@ -56,17 +56,12 @@ class TableBounds:
 class Sights:
     """How many pushes have touched each id, at least.
 
-    Parameters
-    ----------
-    key
-        Bytes that nobody knows, eight for each hash.
-    cells
-        Counters of each hash: a power of two.
+    Parameters:
+        key: Bytes that nobody knows, eight for each hash.
+        cells: Counters of each hash: a power of two.
 
-    Attributes
-    ----------
-    since
-        Sights since half of them were forgotten.
+    Attributes:
+        since: Sights since half of them were forgotten.
     """
 
     def __init__(self, key: bytes, cells: int) -> None:
@@ -115,18 +110,13 @@ class Sights:
 class Keeper:
     """The rows of one server's tables that may stay.
 
-    Parameters
-    ----------
-    kept
-        Blocks that another one has told of: it goes on from them.
-    draw
-        Makes so many random bytes.
+    Parameters:
+        kept: Blocks that another one has told of: it goes on from them.
+        draw: Makes so many random bytes.
 
-    Attributes
-    ----------
-    waiting, late, left
-        Rows of deltas that were not added, as their ids were not seen often enough; those that were
-        begun before their row had left; rows that had to leave.
+    Attributes:
+        waiting, late, left: Rows of deltas that were not added, as their ids were not seen often
+            enough; those that were begun before their row had left; rows that had to leave.
     """
 
     def __init__(
@@ -142,6 +132,11 @@ class Keeper:
         """Make the blocks that a snapshot has of it."""
         told = {n: Block(OPAQUE, sights.told()) for n, sights in self._sights.items()}
         return told | {n: Block(ROWS, uses.copy()) for n, uses in self._uses.items()}
+
+    def track(self) -> None:
+        """Know from now on what changes."""
+        for uses in self._uses.values():
+            uses.track()
 
     def counts(self, values: Blocks) -> dict[str, int]:
         """Rows that there are, and what became of others since the start."""

@@ -30,10 +30,8 @@ class Applied:
 class AppliedPushes:
     """The newest pushes of one epoch, as many as are remembered.
 
-    Parameters
-    ----------
-    most
-        Pushes that are remembered; of older ones nothing is known.
+    Parameters:
+        most: Pushes that are remembered; of older ones nothing is known.
     """
 
     def __init__(self, most: int) -> None:

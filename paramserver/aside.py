@@ -27,17 +27,12 @@ def decided(
 ) -> Asked:
     """The decision to go on with ``built`` instead of ``now``.
 
-    Parameters
-    ----------
-    partitions, controls
-        All of the model's.
-    note
-        What was asked for; the rest of it is filled in here.
+    Parameters:
+        partitions, controls: All of the model's.
+        note: What was asked for; the rest of it is filled in here.
 
-    Raises
-    ------
-    ForgetRefused, RelearnRefused, BackfillRefused
-        It can't take the place of ``now``.
+    Raises:
+        ForgetRefused, RelearnRefused, BackfillRefused: It can't take the place of ``now``.
     """
     ends = {p.id: p for p in partitions}
     if (why := _why_not(now, built, ends, controls, note)) is not None:

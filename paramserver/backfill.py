@@ -31,19 +31,14 @@ def make_base(
 ) -> Based:
     """Let ``values`` be the state that the lineage goes on from.
 
-    Parameters
-    ----------
-    found
-        The state that was recovered, under an epoch of ours; ``values`` are it with the lesson.
-    now_s
-        POSIX seconds.
+    Parameters:
+        found: The state that was recovered, under an epoch of ours; ``values`` are it with the
+            lesson.
+        now_s: POSIX seconds.
 
-    Raises
-    ------
-    PublishFailed, Superseded
-        Definite: nothing was changed.
-    DecisionUncertain
-        The row may stand: the next start acts on it if it does.
+    Raises:
+        PublishFailed, Superseded: Definite: nothing was changed.
+        DecisionUncertain: The row may stand: the next start acts on it if it does.
     """
     server = found.server
     now = server.state(now_s, found.snapshot, {"backfilled": lesson.learned})

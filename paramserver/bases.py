@@ -40,20 +40,15 @@ class Taught(msgspec.Struct, frozen=True):
 class Backfill(msgspec.Struct, frozen=True):
     """Tables were learned, in order, whose rows are not in the journal: a snapshot has the values.
 
-    Attributes
-    ----------
-    spec
-        Hash of the spec of the lineage that has learned them.
-    snapshot, control
-        Name of the base snapshot, which is pinned, and the control position that it contains.
-    clock, closed, position
-        Rows of the journal that the base contains, too.
-    files
-        In the order in which they were learned.
-    learned, quarantined, known
-        Rows learned, refused, and left out because the journal has their events.
-    label
-        The column of the labels.
+    Attributes:
+        spec: Hash of the spec of the lineage that has learned them.
+        snapshot, control: Name of the base snapshot, which is pinned, and the control position that
+            it contains.
+        clock, closed, position: Rows of the journal that the base contains, too.
+        files: In the order in which they were learned.
+        learned, quarantined, known: Rows learned, refused, and left out because the journal has
+            their events.
+        label: The column of the labels.
     """
 
     spec: str

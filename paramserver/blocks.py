@@ -92,16 +92,11 @@ _FLOAT64: Final = np.dtype("<f8")
 class Limits:
     """Bounds on what one message or snapshot may hold.
 
-    Attributes
-    ----------
-    blocks
-        Number of blocks.
-    keys
-        Number of keys of all blocks together.
-    name_chars
-        Characters of a block's name or of a key.
-    opaque_bytes
-        Bytes of one ``opaque``, ``dense`` or ``local`` block.
+    Attributes:
+        blocks: Number of blocks.
+        keys: Number of keys of all blocks together.
+        name_chars: Characters of a block's name or of a key.
+        opaque_bytes: Bytes of one ``opaque``, ``dense`` or ``local`` block.
     """
 
     blocks: int = 1024
@@ -123,14 +118,11 @@ def merge(
     All new numbers are worked out and checked before the first one is written, so after an
     error ``values`` is as it was.  ``delta`` is left alone and shares nothing with ``values``.
 
-    Returns
-    -------
-    What was touched, for :func:`select`.
+    Returns:
+        What was touched, for :func:`select`.
 
-    Raises
-    ------
-    BlockError
-        Kinds differ, an integer leaves int64, or a float leaves the finite numbers.
+    Raises:
+        BlockError: Kinds differ, an integer leaves int64, or a float leaves the finite numbers.
     """
     staged: list[tuple[str, str, Any]] = []
     for name, change in delta.items():
@@ -409,10 +401,8 @@ def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
 def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) -> Blocks:
     """Blocks of a message, each field checked, in containers of their own.
 
-    Raises
-    ------
-    BlockError
-        A bound, a kind, a shape or a number is wrong; it names the block and the key.
+    Raises:
+        BlockError: A bound, a kind, a shape or a number is wrong; it names the block and the key.
     """
     if len(wire) > limits.blocks:
         raise BlockError("*", None, f"{len(wire)} blocks; at most {limits.blocks} are taken")

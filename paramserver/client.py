@@ -21,12 +21,10 @@ class Client(ABC):
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         """Push and pull in one step.
 
-        Raises
-        ------
-        ServerUnavailable
-            Indefinite: no answer in ``timeout_s``.  Send the same pushes again.
-        NotReady, FormatRefused, RequestRefused, BlockError, PushRefused, StoreUnavailable
-            As the server raised them.
+        Raises:
+            ServerUnavailable: Indefinite: no answer in ``timeout_s``.  Send the same pushes again.
+            NotReady, FormatRefused, RequestRefused, BlockError, PushRefused, StoreUnavailable: As
+                the server raised them.
         """
         answer = await self.call("sync", timeout_s, wire.encode(request))
         try:

@@ -43,10 +43,8 @@ def compensated(
 
     Keys whose curvature is not known are scaled by ``scale``.  Nothing is changed.
 
-    Raises
-    ------
-    BlockError
-        A start or a curvature is no number that it can be.
+    Raises:
+        BlockError: A start or a curvature is no number that it can be.
     """
     out: Blocks = {}
     for name, keys in curved.items():

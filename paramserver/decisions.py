@@ -34,18 +34,13 @@ class Decisions:
         rows of a replica that has died are found, which were acknowledged, and learned by
         another one.  A repeat changes nothing.
 
-        Returns
-        -------
-        dict
-            ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
-            ``complete`` (every live replica acts on it, and has pushed what was before).
+        Returns:
+            dict: ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
+                ``complete`` (every live replica acts on it, and has pushed what was before).
 
-        Raises
-        ------
-        NotReady, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again, the same row is written.
+        Raises:
+            NotReady, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         with self._running.decision() as now:
             server = now.server
@@ -72,22 +67,16 @@ class Decisions:
     def promote(self, note: bytes) -> dict[str, Any]:
         """Let another lineage of the model serve; this one goes on until it is replaced.
 
-        Parameters
-        ----------
-        note
-            :class:`paramserver.rewrites.Promote` as JSON.
+        Parameters:
+            note: :class:`paramserver.rewrites.Promote` as JSON.
 
-        Returns
-        -------
-        dict
-            ``control`` (number of the row), ``before`` and ``after``.  A repeat changes nothing.
+        Returns:
+            dict: ``control`` (number of the row), ``before`` and ``after``.  A repeat changes
+                nothing.
 
-        Raises
-        ------
-        NotReady, PromoteRefused, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again, the same row is written.
+        Raises:
+            NotReady, PromoteRefused, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=rewrites.Promote)
         with self._running.decision() as now:
@@ -107,24 +96,17 @@ class Decisions:
     def answers(self, note: bytes) -> dict[str, Any]:
         """Let the model answer by itself from now on, or those again whom it learns from.
 
-        Parameters
-        ----------
-        note
-            :class:`paramserver.answering.Answers` as JSON.
+        Parameters:
+            note: :class:`paramserver.answering.Answers` as JSON.
 
-        Returns
-        -------
-        dict
-            ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it is
-            so; of the newest row if nothing was ever decided), ``version``.  A repeat changes
-            nothing.
+        Returns:
+            dict: ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it
+                is so; of the newest row if nothing was ever decided), ``version``.  A repeat
+                changes nothing.
 
-        Raises
-        ------
-        NotReady, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again, the same row is written.
+        Raises:
+            NotReady, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=answering.Answers)
         with self._running.decision() as now:
@@ -143,18 +125,13 @@ class Decisions:
         Replicas hear of it with their next sync, and report the control row once every row that
         they write is judged by it.  A repeat changes nothing.
 
-        Returns
-        -------
-        dict
-            ``source``, ``banned``, ``control`` (number of the row by which it is so; of the newest
-            row if nothing was ever decided about the source), ``version``.
+        Returns:
+            dict: ``source``, ``banned``, ``control`` (number of the row by which it is so; of the
+                newest row if nothing was ever decided about the source), ``version``.
 
-        Raises
-        ------
-        NotReady, Superseded, BanRefused
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite: ask again.
+        Raises:
+            NotReady, Superseded, BanRefused: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again.
         """
         with self._running.decision() as now:
             server = now.server

@@ -34,6 +34,7 @@ _RESERVED_LEAST: Final = 2**20
 _RESERVED: Final = 16  # times as many ids as there are: pages that nobody touches cost nothing
 
 _NUMBER_BITS: Final = 31
+_AT_ONCE: Final = 65_536  # ids: what fits into a processor's cache takes half of the time
 
 ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 """Ids that can be numbered."""
@@ -42,10 +43,8 @@ ROWS_MAX: Final = 2**_NUMBER_BITS - 1
 class Ids:
     """Numbers of ids, from 0 on.
 
-    Parameters
-    ----------
-    ids
-        Those that are numbered first, each once.
+    Parameters:
+        ids: Those that are numbered first, each once.
     """
 
     def __init__(self, ids: IdArray) -> None:
@@ -170,17 +169,22 @@ def _insert(slots: _Slots, ids: IdArray, numbers: Numbers) -> None:
 def _laid_out(ids: IdArray) -> _Slots:
     """Slots of all ids, as adding them one by one in the order of their homes would fill them."""
     slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
-    if not len(ids):
-        return slots
-    order, steps = _home(slots, ids), np.arange(len(ids))
-    order <<= _NUMBER_BITS  # both in one number: a fifth of the time of sorting places
-    order |= steps
+    order, steps, least = np.empty(len(ids), dtype=np.int64), np.arange(_AT_ONCE), -len(ids)
+    for begin in range(0, len(ids), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        some[:] = _home(slots, ids[begin : begin + _AT_ONCE])
+        some <<= _NUMBER_BITS  # both in one number: a fifth of the time of sorting places
+        some |= steps[: len(some)] + begin
     order.sort()
-    at = order >> _NUMBER_BITS
-    at -= steps
-    np.maximum.accumulate(at, out=at)
-    at += steps
-    order &= ROWS_MAX
-    order += 1
-    slots[at] = order
+    for begin in range(0, len(ids), _AT_ONCE):
+        some = order[begin : begin + _AT_ONCE]
+        at = some >> _NUMBER_BITS
+        at -= steps[: len(some)]
+        at[0] = max(int(at[0]), least + begin)
+        np.maximum.accumulate(at, out=at)
+        least = int(at[-1]) - begin
+        at += steps[: len(some)]
+        some &= ROWS_MAX
+        some += 1
+        slots[at] = some
     return slots

@@ -39,12 +39,10 @@ class Closable(Protocol):
 class InProcess:
     """A parameter server that lives as long as its replica; :meth:`start` it, :meth:`stop` it.
 
-    Parameters
-    ----------
-    name
-        For messages.
-    lineage, open_store, directory, settings, find_gone
-        As of :class:`paramserver.actor.ParameterServer`.
+    Parameters:
+        name: For messages.
+        lineage, open_store, directory, settings, find_gone: As of
+            :class:`paramserver.actor.ParameterServer`.
     """
 
     def __init__(

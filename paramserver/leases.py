@@ -18,15 +18,11 @@ _STALL_PART: Final = 3
 class Leases:
     """Contacts and adoptions, with the time as an argument (monotonic seconds).
 
-    Parameters
-    ----------
-    lease_s
-        A partition is an orphan after so long without contact.  A partition that is seen for
-        the first time (all of them, after a start) gets one lease.
-    adopt_max
-        Adoptions of one replica at the same time.
-    now_s
-        When the server started.
+    Parameters:
+        lease_s: A partition is an orphan after so long without contact.  A partition that is seen
+            for the first time (all of them, after a start) gets one lease.
+        adopt_max: Adoptions of one replica at the same time.
+        now_s: When the server started.
     """
 
     def __init__(self, lease_s: float, adopt_max: int, now_s: float) -> None:
@@ -63,12 +59,11 @@ class Leases:
     ) -> list[int]:
         """Partitions that ``replica`` is asked to adopt, those that it was given before included.
 
-        Parameters
-        ----------
-        gone
-            Partitions whose owner is known not to live: their owner's lease is not waited for.
-        waits
-            Partitions that what the replica has learned waits for: however many it adopts already.
+        Parameters:
+            gone: Partitions whose owner is known not to live: their owner's lease is not waited
+                for.
+            waits: Partitions that what the replica has learned waits for: however many it adopts
+                already.
         """
         self.tick(now_s)
         waiting = [p for p in partitions if p.id not in closed and not _finished(p, clock)]

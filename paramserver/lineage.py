@@ -85,12 +85,9 @@ def recover(
 ) -> Recovered:
     """Start a server from the head or its nearest good ancestor, under a new epoch.
 
-    Raises
-    ------
-    StartRefused
-        What is on disk must not be served.
-    Superseded
-        Another server was faster; try again.
+    Raises:
+        StartRefused: What is on disk must not be served.
+        Superseded: Another server was faster; try again.
     """
     shortfall.check(store, history, lineage.model, lineage.spec)
     epoch = begin_epoch(store, lineage)
@@ -172,15 +169,11 @@ def replayed(
     lineage: what it leads to stands in its row.  So the snapshots of earlier ones are not asked
     for.
 
-    Parameters
-    ----------
-    load
-        Reads a snapshot of the lineage that such a row names.
+    Parameters:
+        load: Reads a snapshot of the lineage that such a row names.
 
-    Raises
-    ------
-    StartRefused
-        A control row can't be applied to the state.
+    Raises:
+        StartRefused: A control row can't be applied to the state.
     """
     newest = rewrites.needed(controls, state.spec)
     for control in controls:
@@ -263,10 +256,8 @@ def _halved(values: Blocks, n: int) -> Blocks:
 def needed(history: SnapshotHistory, name: str) -> SnapshotState:
     """A snapshot that a control row names.
 
-    Raises
-    ------
-    StartRefused
-        It can't be used, and without it the row can't be applied.
+    Raises:
+        StartRefused: It can't be used, and without it the row can't be applied.
     """
     try:
         return history.load(name)
@@ -285,12 +276,9 @@ def decide(
 
     The first row with a key stands, so the same one is written until there is a certain answer.
 
-    Raises
-    ------
-    Superseded
-        A newer server has the epoch.  Nothing was written.
-    DecisionUncertain
-        It may stand.
+    Raises:
+        Superseded: A newer server has the epoch.  Nothing was written.
+        DecisionUncertain: It may stand.
     """
     fence = (server.spec, server.epoch)
     for attempt in range(_DECIDE_TRIES):
@@ -374,12 +362,9 @@ def publish(
 ) -> str:
     """Make the state durable and the head point to it; its name.
 
-    Raises
-    ------
-    Superseded
-        A newer server has the epoch; the file is removed again.
-    PublishFailed
-        Disk or store failed; the head is where it was.
+    Raises:
+        Superseded: A newer server has the epoch; the file is removed again.
+        PublishFailed: Disk or store failed; the head is where it was.
     """
     name = snapshot_name(state.version, base)
     try:

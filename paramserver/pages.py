@@ -34,10 +34,8 @@ _TIMES: Final = 3  # as many as there are
 class Pool:
     """The pages of one table and its copies.
 
-    Parameters
-    ----------
-    numbers
-        Rows that the first pages hold: [rows, width], whole pages.
+    Parameters:
+        numbers: Rows that the first pages hold: [rows, width], whole pages.
     """
 
     def __init__(self, numbers: Floats32) -> None:

@@ -28,13 +28,11 @@ _PIECES: Final = 32  # of a part: each is the work of one turn of a replica's lo
 class Parts:
     """Cuts the values of one server, or of a replica that answers in its place.
 
-    Parameters
-    ----------
-    keys_max
-        Keys of one part; a block without any counts as one, an array, which is not cut, by its
-        numbers, and a row of a table as one or more by its width.
-    behind_max
-        Versions that earlier parts may be behind; then they are brought up with the next one.
+    Parameters:
+        keys_max: Keys of one part; a block without any counts as one, an array, which is not cut,
+            by its numbers, and a row of a table as one or more by its width.
+        behind_max: Versions that earlier parts may be behind; then they are brought up with the
+            next one.
     """
 
     def __init__(self, keys_max: int, behind_max: int = 0) -> None:

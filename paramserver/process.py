@@ -26,38 +26,24 @@ FindGone = Callable[[Sequence[PartitionInfo]], Collection[int]]
 class ServerSettings:
     """How a parameter server works.
 
-    Attributes
-    ----------
-    interval_s
-        Seconds between periodic snapshots (none is made of an unchanged state).
-    retention
-        Which snapshots are kept.
-    lease_s, adopt_max
-        See :class:`paramserver.leases.Leases`.
-    history_max
-        Pushes of which the touched keys are remembered.
-    part_keys
-        Values that are many are sent in parts of so many keys.
-    confirm_s
-        Seconds between two looks at the store: is the epoch still ours, what is sealed.
-    report_keep_s
-        Replicas not heard of for so long leave ``reports`` and ``status``.
-    retry_s
-        Seconds between two attempts to restore.
-    keep_rows_s
-        The journal's rows are kept for so many seconds at least, so that a repeat is known.
-    halves_keep_s
-        Halves of rows whose other half does not come are kept for so many seconds.
-    running_s
-        Seconds between two additions to the running time in the store, by which both are counted.
-    banned_max
-        Sources that may be banned at once.
-    sources_max
-        Sources of which evidence is kept.
-    tables
-        Bounds of each table; None: there are none.
-    umask
-        Permissions that files of the server's process do not get; None: as it was started.
+    Attributes:
+        interval_s: Seconds between periodic snapshots (none is made of an unchanged state).
+        retention: Which snapshots are kept.
+        lease_s, adopt_max: See :class:`paramserver.leases.Leases`.
+        history_max: Pushes of which the touched keys are remembered.
+        part_keys: Values that are many are sent in parts of so many keys.
+        confirm_s: Seconds between two looks at the store: is the epoch still ours, what is sealed.
+        report_keep_s: Replicas not heard of for so long leave ``reports`` and ``status``.
+        retry_s: Seconds between two attempts to restore.
+        keep_rows_s: The journal's rows are kept for so many seconds at least, so that a repeat is
+            known.
+        halves_keep_s: Halves of rows whose other half does not come are kept for so many seconds.
+        running_s: Seconds between two additions to the running time in the store, by which both are
+            counted.
+        banned_max: Sources that may be banned at once.
+        sources_max: Sources of which evidence is kept.
+        tables: Bounds of each table; None: there are none.
+        umask: Permissions that files of the server's process do not get; None: as it was started.
     """
 
     interval_s: float = 10.0

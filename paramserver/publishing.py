@@ -50,12 +50,9 @@ class Publishing:
 
         The files are looked at first: what somebody has removed, the head does not hold.
 
-        Raises
-        ------
-        NotReady
-            Definite.
-        PublishFailed
-            The head is where it was.
+        Raises:
+            NotReady: Definite.
+            PublishFailed: The head is where it was.
         """
         running = self._running
         with running.publishing:
@@ -66,7 +63,9 @@ class Publishing:
                 if server.count != running.published or head_gone:
                     parent = None if head_gone else running.parent
                     metrics = {**running.replicas.metrics(), **scores(server)}
-                    state = server.begin_snapshot(running.host.wall(), parent, metrics)
+                    state = server.begin_snapshot(
+                        running.host.wall(), parent, metrics, history.base_for_next()
+                    )
             if state is not None:
                 try:
                     name = publish(store, history, state, running.base)
@@ -93,7 +92,8 @@ class Publishing:
         running = self._running
         with running.publishing:
             _, _, history = running.serving()
-            stay = {running.parent, None if running.needed is None else running.needed.snapshot}
+            names_needed = running.parent, running.needed and running.needed.snapshot
+            stay = history.needed_for(name for name in names_needed if name is not None)
             gone = [name for name in names if name not in stay]
             for name in gone:
                 history.withdraw_for_good(name)

@@ -103,10 +103,9 @@ def _exists(name: str, namespace: str) -> bool:
 class ParameterClient(Client):
     """A replica's way to a server that is an actor.  Use from one event loop.
 
-    Parameters
-    ----------
-    name, namespace
-        Of the actor.  Its handle is looked up when needed, and again after the actor died.
+    Parameters:
+        name, namespace: Of the actor.  Its handle is looked up when needed, and again after the
+            actor died.
     """
 
     def __init__(self, name: str, namespace: str = NAMESPACE) -> None:

@@ -47,22 +47,16 @@ Ranges: TypeAlias = dict[int, Spans]
 class Rollback(msgspec.Struct, frozen=True):
     """Back to a snapshot's values; the clock stays where it was, unless it is learned again.
 
-    Attributes
-    ----------
-    spec
-        Hash of the spec of the lineage that was rolled back.
-    snapshot, control
-        Name of the snapshot, and the control position that it contains.
-    clock, closed
-        Clock and closed partitions of the new state: the larger of the server's and the
-        snapshot's.
-    undone
-        Rows that the rollback took out, by partition: after the first offset, up to the second.
-    position
-        Of rows learned in commit order: the larger of the two, as the clock.
-    again, halved
-        The rows since are learned again, with a rate that was halved so often; the clock is the
-        snapshot's.
+    Attributes:
+        spec: Hash of the spec of the lineage that was rolled back.
+        snapshot, control: Name of the snapshot, and the control position that it contains.
+        clock, closed: Clock and closed partitions of the new state: the larger of the server's and
+            the snapshot's.
+        undone: Rows that the rollback took out, by partition: after the first offset, up to the
+            second.
+        position: Of rows learned in commit order: the larger of the two, as the clock.
+        again, halved: The rows since are learned again, with a rate that was halved so often; the
+            clock is the snapshot's.
     """
 
     spec: str
@@ -83,24 +77,17 @@ class Rollback(msgspec.Struct, frozen=True):
 class Forget(msgspec.Struct, frozen=True):
     """On with a state that was built aside, without the rows of a source.
 
-    Attributes
-    ----------
-    spec
-        Hash of the spec of the lineage whose state it is.
-    source, since
-        Whose rows, and taken from when on (POSIX seconds; None: all of them).
-    base
-        The snapshot that the state was built from; None: from nothing.
-    snapshot, control
-        Name of the state that was built, and the control position that it contains.
-    clock, closed, position
-        What it has learned or passed over: all else is learned on top.
-    undone
-        Rows that are taken out, as of :func:`packed`.
-    at
-        When it was decided (POSIX seconds); 0: an older version wrote it.
-    digests
-        Count and sum of the events in the state with these rows, and without; None: not told.
+    Attributes:
+        spec: Hash of the spec of the lineage whose state it is.
+        source, since: Whose rows, and taken from when on (POSIX seconds; None: all of them).
+        base: The snapshot that the state was built from; None: from nothing.
+        snapshot, control: Name of the state that was built, and the control position that it
+            contains.
+        clock, closed, position: What it has learned or passed over: all else is learned on top.
+        undone: Rows that are taken out, as of :func:`packed`.
+        at: When it was decided (POSIX seconds); 0: an older version wrote it.
+        digests: Count and sum of the events in the state with these rows, and without; None: not
+            told.
     """
 
     spec: str
@@ -124,16 +111,11 @@ class Forget(msgspec.Struct, frozen=True):
 class Relearn(msgspec.Struct, frozen=True):
     """On with a state that recent rows alone have taught, after a drift.
 
-    Attributes
-    ----------
-    spec, snapshot, control, clock, closed, position
-        As of :class:`Forget`.
-    undone
-        Rows that are older than what has taught it, and those that it could not learn.
-    since
-        When the first row was taken that it may have learned (POSIX seconds).
-    evidence
-        How it and what it takes the place of have answered the same rows.
+    Attributes:
+        spec, snapshot, control, clock, closed, position: As of :class:`Forget`.
+        undone: Rows that are older than what has taught it, and those that it could not learn.
+        since: When the first row was taken that it may have learned (POSIX seconds).
+        evidence: How it and what it takes the place of have answered the same rows.
     """
 
     spec: str
@@ -187,19 +169,13 @@ class Unfreeze(msgspec.Struct, frozen=True):
 class Promote(msgspec.Struct, frozen=True):
     """Another lineage of the model serves from here on, with what it has learned.
 
-    Attributes
-    ----------
-    before, after
-        Hashes of the specs of the lineage that served and of the one that does.
-    was, now
-        What their models are made of, as the service's settings say it.
-    why
-        ``operator``, ``auto``, ``settings`` (the settings file was followed) or ``failed`` (the
-        replicas did not start with it).
-    evidence
-        How the two stood when it was decided.
-    epoch
-        The newest of the lineage that served: answers of what is promoted have newer ones.
+    Attributes:
+        before, after: Hashes of the specs of the lineage that served and of the one that does.
+        was, now: What their models are made of, as the service's settings say it.
+        why: ``operator``, ``auto``, ``settings`` (the settings file was followed) or ``failed``
+            (the replicas did not start with it).
+        evidence: How the two stood when it was decided.
+        epoch: The newest of the lineage that served: answers of what is promoted have newer ones.
     """
 
     before: str
@@ -261,10 +237,8 @@ def roll_back(
     The clock never goes back, or the rows would be learned again.  It is not always the present
     one: a server that started from an older snapshot may be rolled back to a newer one.
 
-    Parameters
-    ----------
-    ends
-        Last offsets of the partitions: what a closed one contains.
+    Parameters:
+        ends: Last offsets of the partitions: what a closed one contains.
     """
     closed = now.closed | target.closed
     partitions = now.clock.keys() | target.clock.keys()
@@ -286,12 +260,9 @@ def brings_back(
 ) -> str | None:
     """The source, forgotten since, whose events are in the snapshot; None: there is none.
 
-    Parameters
-    ----------
-    ends
-        Last offsets of the partitions: what a closed one contains.
-    controls
-        Those after the snapshot.
+    Parameters:
+        ends: Last offsets of the partitions: what a closed one contains.
+        controls: Those after the snapshot.
     """
     clock = {**target.clock, **{p: ends[p] for p in target.closed}}
     for control in controls:
@@ -476,10 +447,8 @@ def kind_of(note: Note) -> str:
 def held(newest: Needed | None, kept: Collection[int]) -> set[str]:
     """The snapshot that retention must not remove, as long as a start may need it.
 
-    Parameters
-    ----------
-    kept
-        Control positions of the snapshots that a server may start from.
+    Parameters:
+        kept: Control positions of the snapshots that a server may start from.
     """
     if newest is None or newest.seq <= min(kept, default=0):
         return set()

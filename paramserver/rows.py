@@ -9,7 +9,7 @@ was touched since, rows that came into gaps among it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
@@ -25,7 +25,10 @@ WIDTH_MAX: Final = 1024
 _PACKED_LEAST: Final = 1024  # gaps
 _PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
 _Flags = npt.NDArray[np.bool_]
-_NONE: Final[Numbers] = np.zeros(0, dtype=np.int64)
+Marks = npt.NDArray[np.uint8]
+_GONE: Final = np.uint8(1)
+_CHANGED: Final = np.uint8(2)
+_MARKS_LEAST: Final = 1024
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
@@ -34,19 +37,13 @@ _NUMBER: Final = np.dtype("<f4")
 class Rows:
     """A table, or a part of one.
 
-    Parameters
-    ----------
-    ids
-        Each once, in the order in which they stand from now on.  Not to be changed afterwards.
-    numbers
-        Their rows: [ids, width]; they are copied.
+    Parameters:
+        ids: Each once, in the order in which they stand from now on.  Not to be changed afterwards.
+        numbers: Their rows: [ids, width]; they are copied.
 
-    Attributes
-    ----------
-    width
-        Numbers of a row.
-    gone
-        Of a message: ids that there is no row of, whoever has one.
+    Attributes:
+        width: Numbers of a row.
+        gone: Of a message: ids that there is no row of, whoever has one.
     """
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
@@ -61,7 +58,8 @@ class Rows:
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
         self._pages: Pages = np.arange(pages_for(self._n))
-        self._gaps = _NONE  # numbers below that it has no rows of, sorted; never changed in place
+        self._marks: Marks | None = None  # by number; None: it has rows of all, and nobody asks
+        self._gone, self._tracked = 0, False
 
     @classmethod
     def empty(cls, width: int) -> Self:
@@ -82,7 +80,7 @@ class Rows:
         return made
 
     def __len__(self) -> int:
-        return self._n - len(self._gaps)
+        return self._n - self._gone
 
     @property
     def begin(self) -> int:
@@ -131,7 +129,7 @@ class Rows:
     def ids(self) -> IdArray:
         """All ids in their order, not to be changed."""
         ids = self._ids.first(self._n)
-        return np.delete(ids, self._gaps) if len(self._gaps) else ids
+        return ids[self._there(0, self._n)] if self._gone else ids
 
     @property
     def numbers(self) -> Floats32:
@@ -146,10 +144,7 @@ class Rows:
     def _between(self, begin: int, end: int) -> Floats32:
         """Rows from the beginning of a page to before a place."""
         rows = self._pool.read_pages(self._pages[pages_for(begin) : pages_for(end)])[: end - begin]
-        if not len(self._gaps):
-            return rows
-        first, last = np.searchsorted(self._gaps, (begin, end))
-        return np.delete(rows, self._gaps[first:last] - begin, axis=0)
+        return rows[self._there(begin, end)] if self._gone else rows
 
     def get(self, ids: IdArray) -> tuple[Floats32, _Flags]:
         """Return the rows of these ids, 0 for those that there are none of, and which there are."""
@@ -176,8 +171,10 @@ class Rows:
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows from one place of the order to before another."""
-        at = np.arange(max(begin - self._begin, 0), min(end - self._begin, self._n))
-        at = at[self._gap_of(at) < 0]
+        begin, end = max(begin - self._begin, 0), min(end - self._begin, self._n)
+        at = np.arange(begin, end)
+        if self._gone:
+            at = at[self._there(begin, end)]
         return Rows(self._ids.first(self._n)[at], self._read(at))
 
     def update(self, new: Rows) -> None:
@@ -190,9 +187,12 @@ class Rows:
         if not len(ids):
             return
         at = self._places(ids)
-        at = np.sort(at[at >= 0])
-        self._gaps = np.insert(self._gaps, np.searchsorted(self._gaps, at), at)
-        if len(self._gaps) > max(len(self), _PACKED_LEAST):
+        at = at[at >= 0]
+        if not len(at):
+            return
+        self._marked()[at] = _GONE | _CHANGED if self._tracked else _GONE
+        self._gone += len(at)
+        if self._gone > max(len(self), _PACKED_LEAST):
             kept, numbers, pages, pool = self.ids.copy(), self.numbers, self._pages, self._pool
             self._begin = self.end  # whoever has read up to somewhere reads all of it again
             self._hold(kept, numbers)
@@ -212,44 +212,76 @@ class Rows:
         self._pool.own(self._pages, np.unique(page_of(at)))
         self._pool.write(located(self._pages, at), numbers)
 
+    def track(self) -> None:
+        """Know from now on which rows are written or leave, until all are packed."""
+        marks = self._marked()
+        marks &= _GONE
+        self._tracked = True
+
+    @property
+    def changes(self) -> int | None:
+        """How many rows were written or have left since it began to know; None: it does not."""
+        if not self._tracked:
+            return None
+        return int(np.count_nonzero(self._marked()[: self._n] & _CHANGED))
+
+    def changed(self) -> tuple[IdArray, IdArray, Callable[[], Iterator[Floats32]]]:
+        """Ids that were written, those that have left, and what makes the rows of the first."""
+        marks = self._marked()[: self._n]
+        ids = self._ids.first(self._n)
+        at, gone = np.flatnonzero(marks == _CHANGED), np.flatnonzero(marks == _GONE | _CHANGED)
+        some = range(0, len(at), _PIECE_ROWS)
+        return ids[at], ids[gone], lambda: (self._read(at[i : i + _PIECE_ROWS]) for i in some)
+
+    def _marked(self) -> Marks:
+        """The marks, with room for one of each number."""
+        if self._marks is None or len(self._marks) < self._n:
+            marks = np.zeros(max(2 * self._n, _MARKS_LEAST), dtype=np.uint8)
+            if self._marks is not None:
+                marks[: len(self._marks)] = self._marks
+            self._marks = marks
+        return self._marks
+
+    def _there(self, begin: int, end: int) -> _Flags:
+        """Which of these numbers it has a row of."""
+        there: _Flags = (self._marked()[begin:end] & _GONE) == 0
+        return there
+
     def _places(self, ids: IdArray) -> Numbers:
         """The number of each, -1 if there is no row of it."""
         at = self._ids.find(ids, self._n)
-        if len(self._gaps):
-            at[self._gap_of(at) >= 0] = -1
+        if self._gone:
+            at[(self._marked()[at] & _GONE != 0) & (at >= 0)] = -1
         return at
 
-    def _gap_of(self, at: Numbers) -> Numbers:
-        """Which gap each of the numbers is, -1 if it is none."""
-        if not len(self._gaps):
-            return np.full(len(at), -1)
-        gap = np.searchsorted(self._gaps, at)
-        gap[self._gaps[np.minimum(gap, len(self._gaps) - 1)] != at] = -1
-        return gap
-
     def _have(self, at: Numbers) -> None:
-        """Have a row for each of these numbers."""
+        """Have a row for each of these numbers, that is written now."""
         begin, end = self._n, int(at.max(initial=-1)) + 1
-        if len(self._gaps):
-            filled = self._gap_of(at)
-            self._gaps = np.delete(self._gaps, filled[filled >= 0])
-        if end <= begin:
-            return
-        self._n = end
-        missing = pages_for(end) - len(self._pages)
-        if missing > 0:
-            self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
-        new = at[at >= begin]
-        if len(new) < end - begin:
-            gaps = np.delete(np.arange(begin, end), new - begin)
-            self._gaps = np.concatenate((self._gaps, gaps))
+        if self._gone:
+            known = at[at < begin]
+            self._gone -= int(np.count_nonzero(self._marked()[known] & _GONE))
+        if end > begin:
+            self._n = end
+            missing = pages_for(end) - len(self._pages)
+            if missing > 0:
+                self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
+            fresh = int(np.count_nonzero(at >= begin))
+            if fresh < end - begin:
+                self._gone += end - begin - fresh
+                self._marked()[begin:end] = _GONE
+        if self._tracked:
+            self._marked()[at] = _CHANGED
+        elif self._marks is not None:
+            self._marked()[at] = 0
 
     def copy(self) -> Rows:
         """The same rows; what is written to one is not in the other."""
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
-        made._gaps, made._begin, made.gone = self._gaps, self._begin, self.gone
+        made._begin, made.gone = self._begin, self.gone
+        made._gone, made._tracked = self._gone, self._tracked
+        made._marks = None if self._marks is None else self._marks.copy()
         self._pool.share(self._pages)
         return made
 

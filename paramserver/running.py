@@ -41,33 +41,22 @@ class Serving(NamedTuple):
 class Running:
     """One lineage's server in its process.
 
-    Attributes
-    ----------
-    lock
-        The server, leases, replicas and partitions are read and changed under it.
-    publishing, deciding
-        Taken in this order, and before the lock: one snapshot or decision at a time, and while the
-        epoch may change nobody looks at it.
-    state, reason
-        ``restoring``, ``serving``, ``rewriting``, or why it does not go on.
-    server, store, history
-        None until it is restored.
-    base, parent, published
-        Version of the snapshot that the next one follows, its name, and the count that it holds.
-    needed
-        By a start from before the last rewrite; None: nothing.
-    begun
-        Epoch in which the lineage began anew.
-    asides
-        States built aside whose files are here.
-    partitions, waiting, open, gone
-        All by number; those that are not closed; of these the ones that are not sealed, or not
-        fully in the clock; those whose owner is known not to live.
-    marks
-        Those that go with the values to other replicas.
-    confirmed_s, published_s, restored_s
-        When (monotonic) the epoch was last seen to be ours, a snapshot published, the state
-        restored.
+    Attributes:
+        lock: The server, leases, replicas and partitions are read and changed under it.
+        publishing, deciding: Taken in this order, and before the lock: one snapshot or decision at
+            a time, and while the epoch may change nobody looks at it.
+        state, reason: ``restoring``, ``serving``, ``rewriting``, or why it does not go on.
+        server, store, history: None until it is restored.
+        base, parent, published: Version of the snapshot that the next one follows, its name, and
+            the count that it holds.
+        needed: By a start from before the last rewrite; None: nothing.
+        begun: Epoch in which the lineage began anew.
+        asides: States built aside whose files are here.
+        partitions, waiting, open, gone: All by number; those that are not closed; of these the ones
+            that are not sealed, or not fully in the clock; those whose owner is known not to live.
+        marks: Those that go with the values to other replicas.
+        confirmed_s, published_s, restored_s: When (monotonic) the epoch was last seen to be ours, a
+            snapshot published, the state restored.
     """
 
     def __init__(self, lineage: Lineage, settings: ServerSettings, host: Host) -> None:

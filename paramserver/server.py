@@ -7,7 +7,8 @@ a push is applied only if its rows begin right after the partition's clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
+from dataclasses import replace
 from typing import Final, Literal, Self
 
 from paramserver import wire
@@ -27,11 +28,12 @@ from paramserver.blocks import (
     merge,
     put,
 )
+from paramserver.changes import Changes
 from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.parts import PART_KEYS, WalkedParts
-from paramserver.state import Contained, SnapshotState
+from paramserver.state import Base, Contained, SnapshotState
 from paramserver.store import PartitionInfo
 
 MergeRule = Literal["sum", "average", "compensated", "ordered", "overlay", "lagging"]
@@ -54,28 +56,18 @@ _BEHIND: Final = 16  # of the history: so much may parts of the values be behind
 class Server:
     """Values and clock of one lineage under one epoch.
 
-    Parameters
-    ----------
-    model, spec, spec_text
-        Whose parameters they are.  A push of another spec hash is refused.
-    rule
-        see :data:`MergeRule`.
-    epoch
-        This server's epoch, taken from the store by compare-and-set.
-    history_max
-        Applied pushes of which the touched keys are kept.  A replica that is further behind
-        gets all values, and the staleness is counted no further back.
-    limits
-        Bounds on one push.
-    part_keys
-        Many values are sent in parts of so many keys.
+    Parameters:
+        model, spec, spec_text: Whose parameters they are.  A push of another spec hash is refused.
+        rule: see :data:`MergeRule`.
+        epoch: This server's epoch, taken from the store by compare-and-set.
+        history_max: Applied pushes of which the touched keys are kept.  A replica that is further
+            behind gets all values, and the staleness is counted no further back.
+        limits: Bounds on one push.
+        part_keys: Many values are sent in parts of so many keys.
 
-    Attributes
-    ----------
-    sources_max
-        Sources of which evidence is kept.
-    sources_left
-        Those that had to leave.
+    Attributes:
+        sources_max: Sources of which evidence is kept.
+        sources_left: Those that had to leave.
     """
 
     def __init__(
@@ -114,6 +106,7 @@ class Server:
         self._applied = AppliedPushes(history_max)
         self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
         self._finished: frozenset[int] = frozenset()
+        self._changes = Changes()
 
     @classmethod
     def restored(
@@ -156,10 +149,8 @@ class Server:
     def push(self, push: wire.Push, lookup: Lookup) -> wire.Ack:
         """Apply a delta if it is the next one of its partition, and say what became of it.
 
-        Raises
-        ------
-        BlockError, PushRefused
-            The push is malformed.  Nothing was changed.
+        Raises:
+            BlockError, PushRefused: The push is malformed.  Nothing was changed.
         """
         partition = push.partition
         if push.spec != self.spec:
@@ -208,10 +199,8 @@ class Server:
         Whoever has learned the same rows in the same order has the same values, so it does not
         matter who sends them, or how often.
 
-        Raises
-        ------
-        BlockError, PushRefused
-            The state is malformed.  Nothing was changed.
+        Raises:
+            BlockError, PushRefused: The state is malformed.  Nothing was changed.
         """
         if state.spec != self.spec or state.epoch != self.epoch:
             return False
@@ -255,15 +244,17 @@ class Server:
         named.update(push.partition for push in request.pushes)
         if request.role and request.values:  # what is hidden is in the values, too
             named |= self.clock.keys() | self.closed
+        # finished ones stay in the clock until the oldest kept snapshot has them too: weeks
+        hidden = self._finished - named
         return wire.SyncReply(
             format=wire.FORMAT,
             spec=self.spec,
             epoch=self.epoch,
             count=self.count,
             acks=acks,
-            clock=self._told(self.clock, named),
+            clock=_without(self.clock, hidden),
             closed=sorted(named & self.closed),
-            durable=self._told(self.durable, named),
+            durable=_without(self.durable, hidden),
             orphans=orphans,
             confirmed_ms=confirmed_ms,
             rewrite=self.rewrite,
@@ -279,14 +270,6 @@ class Server:
         """Events in the values."""
         digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]
         return int(sum(digests))
-
-    def _told(self, clock: Mapping[int, int], named: set[int]) -> dict[int, int]:
-        """The clock without finished partitions that the replica does not name.
-
-        They stay in the clock until the oldest kept snapshot has them too, which can take weeks.
-        """
-        hidden = self._finished - named
-        return {p: c for p, c in clock.items() if p not in hidden}
 
     def note_partitions(self, partitions: Iterable[PartitionInfo]) -> frozenset[int]:
         """Learn from the store which partitions are finished: sealed, and all in the clock."""
@@ -313,11 +296,18 @@ class Server:
         return True
 
     def begin_snapshot(
-        self, created_at: float, parent: str | None, metrics: Mapping[str, float]
+        self,
+        created_at: float,
+        parent: str | None,
+        metrics: Mapping[str, float],
+        base: tuple[wire.Version, Base] | None = None,
     ) -> SnapshotState:
-        """State of this version, which later pushes leave alone (they copy what they touch)."""
-        self._shared = set(self.values)
-        return self.state(created_at, parent, metrics)
+        """State of this version, which later pushes leave alone, and which may lean on a base."""
+        state, self._shared = self.state(created_at, parent, metrics), set(self.values)
+        if self._changes.few_since(base, state.values):
+            return replace(state, base=base and base[1])
+        self._shared -= self._changes.begin(self.values, self.version, self.keeper)
+        return state
 
     def state(
         self, created_at: float, parent: str | None, metrics: Mapping[str, float]
@@ -349,6 +339,10 @@ class Server:
     def note_durable(self, state: SnapshotState) -> None:
         """``state`` was published and the head points to it."""
         self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
+
+
+def _without(clock: Mapping[int, int], hidden: Set[int]) -> dict[int, int]:
+    return {p: c for p, c in clock.items() if p not in hidden}
 
 
 def _learners(push: wire.Push, others: Iterable[Applied]) -> float:

@@ -31,19 +31,15 @@ _NEWEST: Final = 2**62  # behind every row of a store
 class Shortfall:
     """A shortfall is what snapshots of a lineage contain and a store lacks; false if it is nothing.
 
-    Attributes
-    ----------
-    rows
-        By partition: its end in the store (0: the store does not know it), and the highest offset
-        that a snapshot contains.
-    unsealed
-        Partitions that a snapshot has closed and the store has not sealed, or does not know.
-    controls
-        Number of the store's last control row, and the highest that a snapshot contains.
-    epochs
-        The lineage's newest epoch in the store, and the newest of a snapshot.
-    position
-        Highest place in the commit order that a snapshot contains beyond the store's newest; 0.
+    Attributes:
+        rows: By partition: its end in the store (0: the store does not know it), and the highest
+            offset that a snapshot contains.
+        unsealed: Partitions that a snapshot has closed and the store has not sealed, or does not
+            know.
+        controls: Number of the store's last control row, and the highest that a snapshot contains.
+        epochs: The lineage's newest epoch in the store, and the newest of a snapshot.
+        position: Highest place in the commit order that a snapshot contains beyond the store's
+            newest; 0.
     """
 
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -159,14 +155,10 @@ class Lost(msgspec.Struct, frozen=True):
 
     The last of these rows says that what is lost is accepted from here on, which takes some steps.
 
-    Attributes
-    ----------
-    specs
-        Lineages that are to go on without it.
-    rows
-        As of :class:`Accepted`.
-    known
-        Number of the last control row that is not lost.
+    Attributes:
+        specs: Lineages that are to go on without it.
+        rows: As of :class:`Accepted`.
+        known: Number of the last control row that is not lost.
     """
 
     specs: list[str] = []
@@ -177,26 +169,19 @@ class Lost(msgspec.Struct, frozen=True):
 class Accepted(msgspec.Struct, frozen=True):
     """A lineage goes on from a snapshot, without what the store has lost.
 
-    Attributes
-    ----------
-    spec
-        Hash of the lineage's spec.
-    at
-        When it was accepted (POSIX seconds).
-    base, snapshot, version
-        The newest snapshot that was good; the one that was made of it to go on from, its version.
-    rows
-        By partition: after its end in the store, up to where a snapshot had learned it.
-    events
-        How many rows these are; of what no snapshot contains none can tell.
-    decisions, epochs
-        What the store knew, and what a snapshot did: number of the last control row, and epoch.
-    control, clock, closed
-        What the snapshot says that it contains.
-    trimmed
-        By partition: rows that retention had removed, or that the store never knew.
-    digest, difference
-        The digest of what is in the snapshot, and by how much it is more than the store's rows say.
+    Attributes:
+        spec: Hash of the lineage's spec.
+        at: When it was accepted (POSIX seconds).
+        base, snapshot, version: The newest snapshot that was good; the one that was made of it to
+            go on from, its version.
+        rows: By partition: after its end in the store, up to where a snapshot had learned it.
+        events: How many rows these are; of what no snapshot contains none can tell.
+        decisions, epochs: What the store knew, and what a snapshot did: number of the last control
+            row, and epoch.
+        control, clock, closed: What the snapshot says that it contains.
+        trimmed: By partition: rows that retention had removed, or that the store never knew.
+        digest, difference: The digest of what is in the snapshot, and by how much it is more than
+            the store's rows say.
     """
 
     spec: str

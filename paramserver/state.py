@@ -4,45 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from paramserver.blocks import Blocks
 from paramserver.wire import Version
+
+
+class Base(NamedTuple):
+    """A whole snapshot that later ones may lean on: its name, the SHA-256 at its end in hex."""
+
+    name: str
+    digest: str
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotState:
     """Parameters, clocks and control position of one version.
 
-    Attributes
-    ----------
-    model, spec, spec_text
-        Whose state it is: the model's name, the hash of its spec, and the spec itself.
-    version
-        ``(epoch, count)``.
-    values
-        The parameters.  Read only: a running server may share blocks with it.
-    clock
-        Last offset contained, by open partition.
-    closed
-        Partitions contained to their sealed end, which have left the clock.
-    control
-        ``seq`` of the last control row contained.
-    rewrite
-        ``seq`` of the control row that rewrote the values last (0: none).
-    frozen
-        ``seq`` of the control row that froze the model (0: it learns).
-    banned
-        Sources that are banned by then; None: an older release wrote it, which does not tell.
-    position
-        ``seq`` of the last row contained, if the rows were learned in commit order (else 0).
-    metrics
-        Numbers to show beside the snapshot.
-    parent
-        Name of the snapshot published before it, or None.
-    created_at
-        POSIX seconds.
-    log
-        The store's log of decisions as it was: number and SHA-256 of its newest line.
+    Attributes:
+        model, spec, spec_text: Whose state it is: the model's name, the hash of its spec, and the
+            spec itself.
+        version: ``(epoch, count)``.
+        values: The parameters.  Read only: a running server may share blocks with it.
+        clock: Last offset contained, by open partition.
+        closed: Partitions contained to their sealed end, which have left the clock.
+        control: ``seq`` of the last control row contained.
+        rewrite: ``seq`` of the control row that rewrote the values last (0: none).
+        frozen: ``seq`` of the control row that froze the model (0: it learns).
+        banned: Sources that are banned by then; None: an older release wrote it, which does not
+            tell.
+        position: ``seq`` of the last row contained, if the rows were learned in commit order (else
+            0).
+        metrics: Numbers to show beside the snapshot.
+        parent: Name of the snapshot published before it, or None.
+        created_at: POSIX seconds.
+        log: The store's log of decisions as it was: number and SHA-256 of its newest line.
+        base: What is written of a table that knows its changes is what changed since this snapshot;
+            None: all of it.  A state that was read is whole, whatever its file leant on.
     """
 
     model: str
@@ -61,6 +59,7 @@ class SnapshotState:
     created_at: float = 0.0
     banned: frozenset[str] | None = None
     log: tuple[int, str] | None = None
+    base: Base | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,18 +46,14 @@ class Swapping:
 
         Meanwhile ``sync`` raises NotReady.  The next periodic snapshot publishes the new state.
 
-        Returns
-        -------
-        dict
-            ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their verdict),
-            ``control`` (number of the row that holds the decision).
+        Returns:
+            dict: ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their
+                verdict), ``control`` (number of the row that holds the decision).
 
-        Raises
-        ------
-        NotReady, RollbackRefused, Superseded
-            Definite: nothing was changed.
-        DecisionUncertain
-            Indefinite.  The process ends, and the next one acts on the row if it stands.
+        Raises:
+            NotReady, RollbackRefused, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite.  The process ends, and the next one acts on the row if it
+                stands.
         """
         with self._running.decision() as now:
             return self._back(now, name, self._target(now.history, name))

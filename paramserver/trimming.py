@@ -28,14 +28,11 @@ class Trimming:
     * A row that was taken more than an hour from now was stamped by a wrong clock.  Then its stamp
       says nothing, and neither keeps the row for a month nor those behind it: the sum decides.
 
-    Parameters
-    ----------
-    keep_rows_s, halves_keep_s
-        Rows and halves taken within so many seconds stay, whatever the snapshots contain.
-    step_s
-        Seconds between two additions to the sum.
-    wall, monotonic
-        Clocks in seconds.
+    Parameters:
+        keep_rows_s, halves_keep_s: Rows and halves taken within so many seconds stay, whatever the
+            snapshots contain.
+        step_s: Seconds between two additions to the sum.
+        wall, monotonic: Clocks in seconds.
     """
 
     def __init__(

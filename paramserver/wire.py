@@ -66,15 +66,11 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
 class OrderedState(msgspec.Struct, frozen=True, array_like=True):
     """The state that a model has after a prefix of its rows in commit order, of all partitions.
 
-    Attributes
-    ----------
-    base, position
-        The values of ``blocks`` are all that rows with ``base < seq <= position`` have changed;
-        base 0: all values.
-    clock
-        Last offset of each partition within the prefix.
-    blocks
-        Values, not deltas.
+    Attributes:
+        base, position: The values of ``blocks`` are all that rows with ``base < seq <= position``
+            have changed; base 0: all values.
+        clock: Last offset of each partition within the prefix.
+        blocks: Values, not deltas.
     """
 
     epoch: int
@@ -88,32 +84,22 @@ class OrderedState(msgspec.Struct, frozen=True, array_like=True):
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
     """Pushes (applied in order) and the wish for what has changed since ``since``.
 
-    Attributes
-    ----------
-    since
-        Version of the values that the replica holds; None asks for all.
-    values
-        False leaves the blocks out of the answer (clocks only).
-    report
-        Counters of the replica (disposable), shown by every replica's ``/metrics``.
-    adopting
-        Partitions that the replica is learning again: they are given to nobody else.
-    control
-        The newest control row that the replica acts on, of those that replies have told it: all
-        that it wrote before is committed and pushed.
-    adopts
-        Whether it may be asked to adopt partitions.  One that learns nothing itself may not.
-    role
-        ``ordered``: it learns the model's rows in commit order, and needs the whole clock beside
-        all values.  ``host``: it can run a process that does.  Of the replicas of a role one is
-        told that it is the ``keeper``.
-    state
-        What such a replica has learned; None: nothing to say.
-    marks
-        Of rows in the pushes that somebody looks after.
-    waits
-        Partitions of which the server has to have rows first: their clocks are told though they may
-        be finished, and orphans among them are adopted beside others.
+    Attributes:
+        since: Version of the values that the replica holds; None asks for all.
+        values: False leaves the blocks out of the answer (clocks only).
+        report: Counters of the replica (disposable), shown by every replica's ``/metrics``.
+        adopting: Partitions that the replica is learning again: they are given to nobody else.
+        control: The newest control row that the replica acts on, of those that replies have told
+            it: all that it wrote before is committed and pushed.
+        adopts: Whether it may be asked to adopt partitions.  One that learns nothing itself may
+            not.
+        role: ``ordered``: it learns the model's rows in commit order, and needs the whole clock
+            beside all values.  ``host``: it can run a process that does.  Of the replicas of a role
+            one is told that it is the ``keeper``.
+        state: What such a replica has learned; None: nothing to say.
+        marks: Of rows in the pushes that somebody looks after.
+        waits: Partitions of which the server has to have rows first: their clocks are told though
+            they may be finished, and orphans among them are adopted beside others.
     """
 
     format: int
@@ -149,48 +135,32 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
 class SyncReply(msgspec.Struct, frozen=True, array_like=True):
     """State of the server after the pushes; every field is of the one same version.
 
-    Attributes
-    ----------
-    kind
-        ``changes`` (only blocks and keys changed since ``since``), ``all``, ``part`` (of values
-        that are too many for one message), or ``none`` (values were not asked for).
-    clock
-        Last offset applied by open partition.  ``closed`` lists those among the replica's named
-        partitions that are closed: all of their rows are in every snapshot kept.
-    durable
-        Clock of the newest published snapshot.
-    orphans
-        Partitions that this replica is asked to adopt.
-    confirmed_ms
-        How long ago the server saw its own epoch to be the newest in the store, in ms.
-    rewrite
-        Number of the control row that rewrote the values last (0: none).  A replica that sees
-        another one drops its deltas and learns its rows from the clock on.
-    control
-        The newest control row that the values contain.
-    frozen
-        New rows are written as ``frozen``, and nothing is pushed.
-    since
-        Version that the changes are counted from; of a part, the version of the first one.
-    pieces, start, after
-        Of a part: its values as of this reply's version, each piece to be read by
-        :func:`decode_piece`; where it begins (None: it is the first), and where the next one does
-        (None: it is the last).
-        No part holds a key as it was before ``since``, so all parts and then the changes since
-        ``since`` are the values of one version.
-    reached
-        Of a part: with its ``blocks`` on top of it and of those before it, all of them are as of
-        this version, and ``since`` is counted from it.  None: they are as they were.
-    position, learned
-        Of a model that is learned in order: the last ``seq`` that the values contain, and how
-        many rows they have learned.
-    keeper
-        This replica is asked to do what its role is.
-    peer
-        The replica that answers in the server's place: it tells what it pulled last, takes no
-        push, and makes nothing durable.  Empty: the server.
-    marks
-        Those of others' rows that are in the values and were not in those of ``since``.
+    Attributes:
+        kind: ``changes`` (only blocks and keys changed since ``since``), ``all``, ``part`` (of
+            values that are too many for one message), or ``none`` (values were not asked for).
+        clock: Last offset applied by open partition.  ``closed`` lists those among the replica's
+            named partitions that are closed: all of their rows are in every snapshot kept.
+        durable: Clock of the newest published snapshot.
+        orphans: Partitions that this replica is asked to adopt.
+        confirmed_ms: How long ago the server saw its own epoch to be the newest in the store, in
+            ms.
+        rewrite: Number of the control row that rewrote the values last (0: none).  A replica that
+            sees another one drops its deltas and learns its rows from the clock on.
+        control: The newest control row that the values contain.
+        frozen: New rows are written as ``frozen``, and nothing is pushed.
+        since: Version that the changes are counted from; of a part, the version of the first one.
+        pieces, start, after: Of a part: its values as of this reply's version, each piece to be
+            read by :func:`decode_piece`; where it begins (None: it is the first), and where the
+            next one does (None: it is the last).  No part holds a key as it was before ``since``,
+            so all parts and then the changes since ``since`` are the values of one version.
+        reached: Of a part: with its ``blocks`` on top of it and of those before it, all of them are
+            as of this version, and ``since`` is counted from it.  None: they are as they were.
+        position, learned: Of a model that is learned in order: the last ``seq`` that the values
+            contain, and how many rows they have learned.
+        keeper: This replica is asked to do what its role is.
+        peer: The replica that answers in the server's place: it tells what it pulled last, takes no
+            push, and makes nothing durable.  Empty: the server.
+        marks: Those of others' rows that are in the values and were not in those of ``since``.
     """
 
     format: int

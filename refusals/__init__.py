@@ -36,12 +36,10 @@ class Refusal(Exception):
     computed is a ``__str__`` of the class.  Two errors are equal only if they are the same object;
     their ``args`` can be compared.
 
-    Attributes
-    ----------
-    definite
-        True: the call had no effect and will have none.  False: it may have had its effect.
-    text
-        The sentence, as a format string (:meth:`str.format`) that names fields.
+    Attributes:
+        definite: True: the call had no effect and will have none.  False: it may have had its
+            effect.
+        text: The sentence, as a format string (:meth:`str.format`) that names fields.
     """
 
     definite: bool = True

@@ -38,10 +38,9 @@ _labels = msgspec.msgpack.Decoder(list[WaitingLabel])
 def encode(example: Example) -> bytes:
     """Bytes of ``example``; integers, floats, booleans, text and None keep value and type.
 
-    Raises
-    ------
-    PayloadInvalid
-        An integer outside of −2^63 … 2^64 − 1, text that is no Unicode, or a foreign type.
+    Raises:
+        PayloadInvalid: An integer outside of −2^63 … 2^64 − 1, text that is no Unicode, or a
+            foreign type.
     """
     return _encode(example)
 
@@ -75,12 +74,9 @@ def decode_prediction(payload: bytes) -> PredictionHalf:
 def decode(payload: bytes) -> Example:
     """The example that :func:`encode` was given, or that the halves of a join make together.
 
-    Raises
-    ------
-    PayloadFormat
-        Written by a version with another format.
-    PayloadInvalid
-        Right format byte, but the rest is no example.
+    Raises:
+        PayloadFormat: Written by a version with another format.
+        PayloadInvalid: Right format byte, but the rest is no example.
     """
     if payload[:1] != _JOINED_PREFIX:
         return _decode(_example, payload)

@@ -130,6 +130,16 @@ class JournalDamaged(ReplayError):
     )
 
 
+class JournalMoved(ReplayError):
+    """A file of the journal is not where it was opened: what is written there nobody would find."""
+
+    path: str
+    text = (
+        "{path} was moved, removed or replaced while it was in use: keep the service running and "
+        "put it back, as docs/runbook.md says (The journal's file is gone); nothing was written"
+    )
+
+
 class JournalHeld(JournalUnavailable):
     """Another process's write did not end in time.  Definite: nothing of the call was begun.
 

@@ -46,16 +46,11 @@ def is_unlabelled(task: str, label: Label) -> bool:
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The filters' findings are written with the row: whoever learns it later asks no filter.
 
-    Attributes
-    ----------
-    score
-        What the deciding test measured, finite.
-    reason
-        Why the row is not learned whole; empty if it is.
-    evidence
-        Nats by test for (> 0) or against (< 0) the row's source.
-    more
-        What else the row did to what is known of sources: by block, a number by source.
+    Attributes:
+        score: What the deciding test measured, finite.
+        reason: Why the row is not learned whole; empty if it is.
+        evidence: Nats by test for (> 0) or against (< 0) the row's source.
+        more: What else the row did to what is known of sources: by block, a number by source.
     """
 
     score: float
@@ -77,20 +72,15 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A delta instead of rows: what a device's own rows did to the parameters that it had.
 
-    Attributes
-    ----------
-    spec
-        Hash of the spec that the parameters are of; another model passes it over.
-    sequence
-        Edge release that the device began with.
-    n
-        Rows that it learned, at least 1.
-    columns
-        Names of the features that the weights belong to; empty: the last layer of a network.
-    outputs
-        JSON texts of the labels that the outputs belong to, ``""`` of a single one.
-    weights, bias
-        Linear: weights (columns, outputs).  A network's last layer: weights (outputs, inputs).
+    Attributes:
+        spec: Hash of the spec that the parameters are of; another model passes it over.
+        sequence: Edge release that the device began with.
+        n: Rows that it learned, at least 1.
+        columns: Names of the features that the weights belong to; empty: the last layer of a
+            network.
+        outputs: JSON texts of the labels that the outputs belong to, ``""`` of a single one.
+        weights, bias: Linear: weights (columns, outputs).  A network's last layer: weights
+            (outputs, inputs).
     """
 
     spec: str
@@ -105,14 +95,12 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Names what a final label takes back: the first label of its event, which was provisional.
 
-    Attributes
-    ----------
-    partition, offset, key
-        Of the row that taught it; 0, 0 and none if nothing did, and the final is a first lesson.
-    label, weight
-        What it taught, and how much it weighed.
-    source, evidence
-        Who sent it, and the nats that its filters found for or against that source, by test.
+    Attributes:
+        partition, offset, key: Of the row that taught it; 0, 0 and none if nothing did, and the
+            final is a first lesson.
+        label, weight: What it taught, and how much it weighed.
+        source, evidence: Who sent it, and the nats that its filters found for or against that
+            source, by test.
     """
 
     partition: int
@@ -132,49 +120,35 @@ another number.  No feature can be called so: names hold no control characters."
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
-    Attributes
-    ----------
-    features
-        As parsed at the door, before any transform.
-    label
-        The true label, canonical.
-    weight
-        Importance of the event, finite and > 0.  1.0 is one ordinary row.
-    score
-        What the model answered when it was asked: the probability of each label by the label's
-        JSON text, or ``{"": value}`` in regression.  None if nothing was predicted.
-    version
-        ``(epoch, count, own)`` of the model that gave ``score``.
-    predicted_at, event_time
-        POSIX seconds; None if unknown.
-    no_change
-        The newest label that the replica knew when it predicted: the no-change baseline.
-    notes
-        What the model that gave ``score`` wants to be told again; nobody else knows what it means.
-    judged
-        What the filters found; None if none was asked.
-    known
-        The last offset of each partition, of the rows in the model that gave ``score``: kept for a
-        challenger, which is asked as of that.  None: it was not kept; empty: too many partitions.
-    moved
-        A delta of a device: then there are no features, the label is the hash of its content, and
-        the weight is what it is multiplied by.
-    raw
-        What was sent under names whose number in ``features`` is another one, because it was far
-        beyond all before it, and under :data:`SENT_LABEL` the label; None: nothing was.
-    choice
-        The choice that the row is the reward of: among which actions, and how likely each was.
-        Whoever chose knows what it means, nobody else reads it.  None: nothing was chosen.
-    sure
-        How sure an answer was to be when this one was given, for whoever asked for it; nobody else
-        knows what it means.  None: nobody did.
-    provisional
-        The label may change: the lesson is taken back when the final one comes, and counts in no
-        score.
-    corrects
-        Of a final label that comes after a provisional one: what it takes back.
-    taught
-        Another row has taught the features before: this one brings the label, to judge the answer.
+    Attributes:
+        features: As parsed at the door, before any transform.
+        label: The true label, canonical.
+        weight: Importance of the event, finite and > 0.  1.0 is one ordinary row.
+        score: What the model answered when it was asked: the probability of each label by the
+            label's JSON text, or ``{"": value}`` in regression.  None if nothing was predicted.
+        version: ``(epoch, count, own)`` of the model that gave ``score``.
+        predicted_at, event_time: POSIX seconds; None if unknown.
+        no_change: The newest label that the replica knew when it predicted: the no-change baseline.
+        notes: What the model that gave ``score`` wants to be told again; nobody else knows what it
+            means.
+        judged: What the filters found; None if none was asked.
+        known: The last offset of each partition, of the rows in the model that gave ``score``: kept
+            for a challenger, which is asked as of that.  None: it was not kept; empty: too many
+            partitions.
+        moved: A delta of a device: then there are no features, the label is the hash of its
+            content, and the weight is what it is multiplied by.
+        raw: What was sent under names whose number in ``features`` is another one, because it was
+            far beyond all before it, and under :data:`SENT_LABEL` the label; None: nothing was.
+        choice: The choice that the row is the reward of: among which actions, and how likely each
+            was.  Whoever chose knows what it means, nobody else reads it.  None: nothing was
+            chosen.
+        sure: How sure an answer was to be when this one was given, for whoever asked for it; nobody
+            else knows what it means.  None: nobody did.
+        provisional: The label may change: the lesson is taken back when the final one comes, and
+            counts in no score.
+        corrects: Of a final label that comes after a provisional one: what it takes back.
+        taught: Another row has taught the features before: this one brings the label, to judge the
+            answer.
     """
 
     features: Features
@@ -229,12 +203,9 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A label that waits for its prediction; the first fields as in :class:`Example`.
 
-    Attributes
-    ----------
-    source, event_id, at
-        Of the row that it will be; when it was taken (POSIX seconds).
-    keys
-        Those under which it waits, one of each prediction that it may label.
+    Attributes:
+        source, event_id, at: Of the row that it will be; when it was taken (POSIX seconds).
+        keys: Those under which it waits, one of each prediction that it may label.
     """
 
     label: Label

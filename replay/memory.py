@@ -37,17 +37,12 @@ _PROBABILITY_MIN: Final = 1e-15
 class Drawn:
     """Kept rows that one pass over a fresh row learns again.
 
-    Attributes
-    ----------
-    items
-        Different ones, in no order; may be none.
-    ages
-        Rows that were offered since each of them.
-    shares
-        Of each class among the rows learned lately, fresh ones and drawn ones one half each; empty
-        in regression.
-    distil
-        Weight of the squared distance of the outputs from those kept, ≥ 0.
+    Attributes:
+        items: Different ones, in no order; may be none.
+        ages: Rows that were offered since each of them.
+        shares: Of each class among the rows learned lately, fresh ones and drawn ones one half
+            each; empty in regression.
+        distil: Weight of the squared distance of the outputs from those kept, ≥ 0.
     """
 
     items: tuple[Item, ...]
@@ -64,29 +59,18 @@ class Memory:
 
     Not safe to call from several threads.
 
-    Parameters
-    ----------
-    make_buffer
-        Makes an empty buffer, each time the same.
-    rule
-        How much is drawn, and how many passes are made.
-    seed
-        Of the draws.
-    balanced
-        Draw as many of each class.
-    classes
-        Whether labels are classes.
-    distil
-        See :class:`Drawn`; 0 keeps no outputs.
+    Parameters:
+        make_buffer: Makes an empty buffer, each time the same.
+        rule: How much is drawn, and how many passes are made.
+        seed: Of the draws.
+        balanced: Draw as many of each class.
+        classes: Whether labels are classes.
+        distil: See :class:`Drawn`; 0 keeps no outputs.
 
-    Attributes
-    ----------
-    buffer
-        What is kept.
-    seen
-        Rows offered.
-    replayed
-        Items drawn, over all passes.
+    Attributes:
+        buffer: What is kept.
+        seen: Rows offered.
+        replayed: Items drawn, over all passes.
     """
 
     def __init__(

@@ -25,22 +25,17 @@ PASSES_MAX = 10
 class Rehearsal:
     """The rule; pure, it keeps nothing.
 
-    Attributes
-    ----------
-    rows_short, rows_long
-        Replayed rows for each fresh one, at the start and on long streams; ≥ 0.  More remembers
-        better and costs one learning step each.
-    passes_short, passes_long
-        How many times a step learns its fresh rows, each time with newly drawn ones; ≥ 1.
-    short, long
-        Streams up to ``short`` memories get ``rows_short`` and ``passes_short``, from ``long``
-        memories on the other two; between them it goes over evenly in the logarithm of the length.
-        0 < short < long.
-    recent, recent_alarm
-        Share of the replayed rows that is taken from the recent compartment, in [0, 1]: usually,
-        and at a drift alarm.
-    alarm_rows
-        Fresh rows after an alarm in which the share goes back, evenly; > 0.
+    Attributes:
+        rows_short, rows_long: Replayed rows for each fresh one, at the start and on long streams; ≥
+            0.  More remembers better and costs one learning step each.
+        passes_short, passes_long: How many times a step learns its fresh rows, each time with newly
+            drawn ones; ≥ 1.
+        short, long: Streams up to ``short`` memories get ``rows_short`` and ``passes_short``, from
+            ``long`` memories on the other two; between them it goes over evenly in the logarithm of
+            the length.  0 < short < long.
+        recent, recent_alarm: Share of the replayed rows that is taken from the recent compartment,
+            in [0, 1]: usually, and at a drift alarm.
+        alarm_rows: Fresh rows after an alarm in which the share goes back, evenly; > 0.
     """
 
     rows_short: float = 3.0

@@ -40,13 +40,10 @@ class RecentShare:
     Half of each was best on Elec2 and on gas sensors of the shares tried; more of recent items
     adapts faster and forgets more.  :class:`replay.rehearsal.Rehearsal` moves the share.
 
-    Attributes
-    ----------
-    share
-        In [0, 1].  ``share · k`` is rounded up or down by chance, so that it holds on average
-        for small ``k``.  What one compartment can't give is taken from the other.
-    balanced
-        As many of each class, within each compartment.
+    Attributes:
+        share: In [0, 1].  ``share · k`` is rounded up or down by chance, so that it holds on
+            average for small ``k``.  What one compartment can't give is taken from the other.
+        balanced: As many of each class, within each compartment.
     """
 
     share: float

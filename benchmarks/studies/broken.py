@@ -48,18 +48,12 @@ MODELS: Final[Mapping[str, Callable[[], Any]]] = {
 class Line:
     """One model on one file.
 
-    Attributes
-    ----------
-    errors
-        Share of wrong answers in each concept, in per cent.
-    costly
-        First change that costs five points or more, by its row; None: there is none.
-    delay
-        Rows from it to the first look at which the verdict is act; None: never.
-    missed
-        Looks between that and when the error is normal again without the verdict act.
-    early
-        Looks before the first change with the verdict act; of a shuffle all.
+    Attributes:
+        errors: Share of wrong answers in each concept, in per cent.
+        costly: First change that costs five points or more, by its row; None: there is none.
+        delay: Rows from it to the first look at which the verdict is act; None: never.
+        missed: Looks between that and when the error is normal again without the verdict act.
+        early: Looks before the first change with the verdict act; of a shuffle all.
     """
 
     file: str
@@ -105,10 +99,8 @@ def frozen(rows: Sequence[Row], make: Callable[[], Any], taught: int = TAUGHT) -
 def run(data_dir: Path | None, *, progress: Progress = lambda line: None) -> list[Line]:
     """Each model on each file, and one of them on shuffled rows.
 
-    Raises
-    ------
-    StreamUnusable
-        The files are not there.
+    Raises:
+        StreamUnusable: The files are not there.
     """
     if data_dir is None:
         raise StreamUnusable(FOLDER, "no data directory is set", "Set ONLINE_DATA_DIR")

@@ -21,7 +21,7 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies import avalanche_peer
-from evaluation.errors import PeerGone
+from benchmarks.studies.peers import PeerGone
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import Buffer
 from replay.buffers.compartments import TwoCompartments
@@ -98,18 +98,12 @@ def run(
 ) -> Found:
     """Measure every policy at every size.
 
-    Parameters
-    ----------
-    sizes
-        Items kept, and lengths of the stream, the smallest first.
-    rounds
-        Turns of each size.
-    steps
-        Steps in a turn.
-    peer
-        Python of an environment with ``avalanche-lib==0.6.0``; None: no comparison.
-    progress
-        Told what is measured next.
+    Parameters:
+        sizes: Items kept, and lengths of the stream, the smallest first.
+        rounds: Turns of each size.
+        steps: Steps in a turn.
+        peer: Python of an environment with ``avalanche-lib==0.6.0``; None: no comparison.
+        progress: Told what is measured next.
     """
     items = _items(sizes[-1] + rounds * steps * FRESH)
     kept, offered = [], []

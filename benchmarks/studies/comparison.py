@@ -32,14 +32,11 @@ Chances = Callable[[int], tuple[float, float]]
 class Line:
     """A rule on one kind of pairs.
 
-    Attributes
-    ----------
-    wrong
-        Pairs of which the interval missed the truth at one row or more.
-    decided
-        Pairs of which it excluded 0 at one row or more; ``median_row``: the first such row.
-    width
-        Of the interval after the last row, mean over the pairs.
+    Attributes:
+        wrong: Pairs of which the interval missed the truth at one row or more.
+        decided: Pairs of which it excluded 0 at one row or more; ``median_row``: the first such
+            row.
+        width: Of the interval after the last row, mean over the pairs.
     """
 
     what: str

@@ -16,19 +16,13 @@ from statistics import fmean
 class Remembered:
     """Figures of one run, in percent.
 
-    Attributes
-    ----------
-    acc
-        Mean accuracy of all tasks at the end.
-    forgetting
-        Mean loss of the earlier tasks from the best that they ever had after a task.
-    bwt
-        Backward transfer: mean gain of the earlier tasks since they were learned.
-    any_time
-        Mean over all points of the mean accuracy of the tasks seen until then.
-    worst
-        Of the last task its accuracy at the end, of each earlier one its lowest at any point after
-        it had ended; the mean of the tasks.
+    Attributes:
+        acc: Mean accuracy of all tasks at the end.
+        forgetting: Mean loss of the earlier tasks from the best that they ever had after a task.
+        bwt: Backward transfer: mean gain of the earlier tasks since they were learned.
+        any_time: Mean over all points of the mean accuracy of the tasks seen until then.
+        worst: Of the last task its accuracy at the end, of each earlier one its lowest at any point
+            after it had ended; the mean of the tasks.
     """
 
     acc: float
@@ -49,15 +43,11 @@ class Point:
 def remembered(after: Sequence[Sequence[float]], points: Sequence[Point]) -> Remembered:
     """The figures of a run.
 
-    Parameters
-    ----------
-    after
-        ``after[k]``: accuracies of the tasks 0 … k (or more), in [0, 1], after task k.
-    points
-        In the order of the run; those of the last task are after all others.
+    Parameters:
+        after: ``after[k]``: accuracies of the tasks 0 … k (or more), in [0, 1], after task k.
+        points: In the order of the run; those of the last task are after all others.
 
-    Examples
-    --------
+    Examples:
     >>> points = [Point(0, [0.8]), Point(1, [0.5, 0.6]), Point(1, [0.7, 0.9])]
     >>> remembered([[0.9], [0.7, 0.9]], points)
     Remembered(acc=80.0, forgetting=20.0, bwt=-20.0, any_time=71.67, worst=70.0)

@@ -78,13 +78,10 @@ def run(
 ) -> Found:
     """Make the tables of known and of injected drift.
 
-    Parameters
-    ----------
-    trials, seeds, first
-        Trials of injected drift and streams of errors, from seed ``first`` on; a tenth as many
-        streams without a change, of 100,000 rows.
-    quick
-        Error streams only, with short streams without a change; needs no data.
+    Parameters:
+        trials, seeds, first: Trials of injected drift and streams of errors, from seed ``first``
+            on; a tenth as many streams without a change, of 100,000 rows.
+        quick: Error streams only, with short streams without a change; needs no data.
     """
     streams = detectors.bernoulli(
         seeds=range(first, first + seeds),

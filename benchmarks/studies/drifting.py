@@ -37,10 +37,9 @@ class Table:
 class Setting:
     """A table and how it is learned.
 
-    Attributes
-    ----------
-    asked
-        Least prequential accuracy and least accuracy on the first period of ours; None: not asked.
+    Attributes:
+        asked: Least prequential accuracy and least accuracy on the first period of ours; None: not
+            asked.
     """
 
     name: str

@@ -35,24 +35,15 @@ Progress = Callable[[str], None]
 class Protocol:
     """A stream of tasks, its network and the figures that others published for it.
 
-    Attributes
-    ----------
-    name
-        In the tables.
-    tasks
-        Makes the tasks from the digits and a seed.
-    hidden
-        Widths of the network's hidden layers.
-    batch
-        Fresh rows of a step.
-    capacity
-        Items of the memory.
-    rates
-        Learning rate of a method by its name; ``""``: of the others.
-    published
-        Final accuracy of a method by its name.
-    asked
-        Least accuracy, most forgetting and least worst case of ours; None: not asked.
+    Attributes:
+        name: In the tables.
+        tasks: Makes the tasks from the digits and a seed.
+        hidden: Widths of the network's hidden layers.
+        batch: Fresh rows of a step.
+        capacity: Items of the memory.
+        rates: Learning rate of a method by its name; ``""``: of the others.
+        published: Final accuracy of a method by its name.
+        asked: Least accuracy, most forgetting and least worst case of ours; None: not asked.
     """
 
     name: str

@@ -58,12 +58,9 @@ ASKED: Final = 0.466
 class Trial:
     """Rows that detectors watch under one injection.
 
-    Attributes
-    ----------
-    rows
-        Number in the stream, features as the model had them, and whether it was wrong.
-    onset
-        Row of the change.
+    Attributes:
+        rows: Number in the stream, features as the model had them, and whether it was wrong.
+        onset: Row of the change.
     """
 
     rows: list[tuple[int, dict[str, Any], bool]]
@@ -146,10 +143,8 @@ def run(
 ) -> list[Line]:
     """Elec2, every detector on both feeds, and the whole watch.
 
-    Raises
-    ------
-    StreamUnusable
-        Elec2 is not in ``data_dir``.
+    Raises:
+        StreamUnusable: Elec2 is not in ``data_dir``.
     """
     data = list(open_stream("elec2", data_dir).rows)[:rows]
     episodes: dict[tuple[str, str], dict[str, list[Episode]]] = {}

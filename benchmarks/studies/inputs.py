@@ -77,10 +77,8 @@ class Layer:
 class Still:
     """Which inputs of a layer stand still in the root set, and at which value.
 
-    Attributes
-    ----------
-    which
-        Their places.
+    Attributes:
+        which: Their places.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -134,10 +132,8 @@ class Still:
 class LayerReference(Reference):
     """A root set that is asked, too, which inputs of the first layer stand still.
 
-    Attributes
-    ----------
-    still
-        They do.
+    Attributes:
+        still: They do.
     """
 
     def __init__(
@@ -162,15 +158,11 @@ class LayerReference(Reference):
 class Inputs(Filter):
     """The test on inputs that stand still; off where all of them move.
 
-    Parameters
-    ----------
-    still
-        What the root set says.
+    Parameters:
+        still: What the root set says.
 
-    Attributes
-    ----------
-    usual
-        Share of an honest push: the median source's, .5 % at least.
+    Attributes:
+        usual: Share of an honest push: the median source's, .5 % at least.
     """
 
     name = "inputs"

@@ -104,20 +104,15 @@ def run(
 ) -> list[dict[str, Any]]:
     """Measure each method with one and with two saturated writer processes.
 
-    Parameters
-    ----------
-    seconds
-        Length of each measurement.
-    writers
-        Numbers of writer processes.
-    folder
-        Where the files are made and removed again: on the disk that is asked about.
+    Parameters:
+        seconds: Length of each measurement.
+        writers: Numbers of writer processes.
+        folder: Where the files are made and removed again: on the disk that is asked about.
 
-    Returns
-    -------
-    list of dict
-        ``method``, ``writers``, ``rows_s`` (of all writers), ``shares`` (of each writer in the
-        rows), and ``p50_ms``, ``p99_ms``, ``max_ms`` of a commit of 8 rows, checkpoints beside.
+    Returns:
+        list of dict: ``method``, ``writers``, ``rows_s`` (of all writers), ``shares`` (of each
+            writer in the rows), and ``p50_ms``, ``p99_ms``, ``max_ms`` of a commit of 8 rows,
+            checkpoints beside.
     """
     return [_measure(method, n, seconds, folder) for method in METHODS for n in writers]
 

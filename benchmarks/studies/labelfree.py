@@ -103,10 +103,8 @@ def _close(judge: LabelFree, asked: Sequence[tuple[float, bool]]) -> Span:
 def acs(data_dir: Path | None) -> list[Span]:
     """A fixed model on the census of Massachusetts: calibrated on 2015, then year by year.
 
-    Raises
-    ------
-    StreamUnusable
-        The tables are not there, or pyarrow is not installed.
+    Raises:
+        StreamUnusable: The tables are not there, or pyarrow is not installed.
     """
     judge = LabelFree(memory=1_000_000)
     for confidence, right, _ in _acs(data_dir, "reference"):

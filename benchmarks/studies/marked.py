@@ -69,10 +69,8 @@ def run(
 ) -> list[Line]:
     """Every detector on every file.
 
-    Raises
-    ------
-    StreamUnusable
-        A file that is not there.
+    Raises:
+        StreamUnusable: A file that is not there.
     """
     if data_dir is None:
         raise StreamUnusable("synth_known_drift", "no data directory is set", "Set ONLINE_DATA_DIR")

@@ -46,13 +46,10 @@ STRENGTH: Final = 4.0
 class Cell:
     """One setting: how rows are dealt, to how many, and how often they exchange.
 
-    Attributes
-    ----------
-    dealing
-        ``turns``: one after the other.  ``random``: each row to anyone.  ``busy``: nine of ten
-        rows to the first.  ``lone``: all rows to the first.
-    every
-        Own rows between two exchanges, or rows of the stream if ``timer``.
+    Attributes:
+        dealing: ``turns``: one after the other.  ``random``: each row to anyone.  ``busy``: nine of
+            ten rows to the first.  ``lone``: all rows to the first.
+        every: Own rows between two exchanges, or rows of the stream if ``timer``.
     """
 
     dealing: Dealing
@@ -259,20 +256,14 @@ class _Due:
 class Exchange:
     """An exchange is what a rule knows of a push: arrays by rate, output and column.
 
-    Attributes
-    ----------
-    value
-        The server's values, which the rule changes in place.
-    local
-        The replica's weights, changed in place if it keeps something for itself.
-    delta, moved
-        What the replica and the others did since the replica's last exchange.
-    curvature
-        Σ rate · squared gradient of the replica's rows since then.
-    others, learners
-        Pushes by others since then; (Σ n)² / Σ n² over the rows n of each replica.
-    memory
-        The rule's own, zero at the start.
+    Attributes:
+        value: The server's values, which the rule changes in place.
+        local: The replica's weights, changed in place if it keeps something for itself.
+        delta, moved: What the replica and the others did since the replica's last exchange.
+        curvature: Σ rate · squared gradient of the replica's rows since then.
+        others, learners: Pushes by others since then; (Σ n)² / Σ n² over the rows n of each
+            replica.
+        memory: The rule's own, zero at the start.
     """
 
     value: Floats

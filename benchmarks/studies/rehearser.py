@@ -43,26 +43,18 @@ _SHARE_MIN: Final = 1e-8
 class Method:
     """How a stream is learned.
 
-    Attributes
-    ----------
-    name
-        In the tables.
-    buffer
-        Makes the memory from capacity and seed; None: nothing is rehearsed.
-    retrieval, rehearsal
-        Which items are drawn, and how many for a fresh row.
-    adjust
-        Weight of the shares' log in the adjusted outputs; 0: plain cross-entropy.
-    distil
-        Weight of the outputs' squared distance, summed over the classes; 0: none.
-    distil_half
-        Rows after which that weight is half for a kept item, where inputs are standardised as they
-        come: what an old row's outputs were said of is then no longer what the model sees.
-    average
-        Weight of the old value in the moving average of the weights, which answers, in [0, 1) for
-        each pass; 0: the learned weights answer.
-    clip
-        Longest gradient; 0: any.
+    Attributes:
+        name: In the tables.
+        buffer: Makes the memory from capacity and seed; None: nothing is rehearsed.
+        retrieval, rehearsal: Which items are drawn, and how many for a fresh row.
+        adjust: Weight of the shares' log in the adjusted outputs; 0: plain cross-entropy.
+        distil: Weight of the outputs' squared distance, summed over the classes; 0: none.
+        distil_half: Rows after which that weight is half for a kept item, where inputs are
+            standardised as they come: what an old row's outputs were said of is then no longer what
+            the model sees.
+        average: Weight of the old value in the moving average of the weights, which answers, in [0,
+            1) for each pass; 0: the learned weights answer.
+        clip: Longest gradient; 0: any.
     """
 
     name: str
@@ -174,17 +166,12 @@ class Scaler:
 class Rehearser:
     """A module, its memory and its learning rate.
 
-    Parameters
-    ----------
-    module
-        Takes (rows, ``wide``), gives (rows, ``classes``): linear layers with rectifiers between
-        them.  It is learned in place.
-    capacity
-        Items of the memory.
-    rate
-        Of plain gradient descent.
-    scale
-        Standardise the inputs by the rows so far.
+    Parameters:
+        module: Takes (rows, ``wide``), gives (rows, ``classes``): linear layers with rectifiers
+            between them.  It is learned in place.
+        capacity: Items of the memory.
+        rate: Of plain gradient descent.
+        scale: Standardise the inputs by the rows so far.
     """
 
     def __init__(

@@ -80,10 +80,8 @@ def run(
 ) -> list[Line]:
     """Elec2, INSECTS and the marked files; the first ``rows`` of each.
 
-    Raises
-    ------
-    StreamUnusable
-        A stream that is not there.
+    Raises:
+        StreamUnusable: A stream that is not there.
     """
     if data_dir is None:
         raise StreamUnusable("synth_known_drift", "no data directory is set", "Set ONLINE_DATA_DIR")

@@ -12,16 +12,11 @@ from evaluation.drift.errors import DriftSettingUnusable
 class Episode:
     """One stretch of a stream with one known change, or none.
 
-    Attributes
-    ----------
-    rows
-        Rows that the detector watched.
-    alarms
-        Row numbers of its alarms.
-    onset
-        Row at which the change began; None: there was none.
-    last
-        Last row at which an alarm is a hit.
+    Attributes:
+        rows: Rows that the detector watched.
+        alarms: Row numbers of its alarms.
+        onset: Row at which the change began; None: there was none.
+        last: Last row at which an alarm is a hit.
     """
 
     rows: int
@@ -34,27 +29,18 @@ class Episode:
 class Scored:
     """Figures over episodes (Bifet 2017; CapyMOA's EvaluateDriftDetector for the second half).
 
-    Attributes
-    ----------
-    mtd
-        Mean rows from the onset to the first alarm in the window, over detected changes; None if
-        none was detected.
-    mdr
-        Missed changes / changes; None without changes.
-    false_per_1k
-        Alarms outside the windows per 1,000 rows outside them.
-    mtfa
-        Rows outside the windows / alarms there; None if there was no such alarm: more than
-        ``in_control`` rows.
-    in_control
-        Rows outside the windows.
-    f1
-        Of alarms: each alarm in a window is a true positive, each other one a false positive, each
-        missed change a false negative.
-    recall
-        Detected changes / changes.
-    mtr
-        mtfa / mtd x (1 - mdr); with ``in_control`` in place of an mtfa that is None.
+    Attributes:
+        mtd: Mean rows from the onset to the first alarm in the window, over detected changes; None
+            if none was detected.
+        mdr: Missed changes / changes; None without changes.
+        false_per_1k: Alarms outside the windows per 1,000 rows outside them.
+        mtfa: Rows outside the windows / alarms there; None if there was no such alarm: more than
+            ``in_control`` rows.
+        in_control: Rows outside the windows.
+        f1: Of alarms: each alarm in a window is a true positive, each other one a false positive,
+            each missed change a false negative.
+        recall: Detected changes / changes.
+        mtr: mtfa / mtd x (1 - mdr); with ``in_control`` in place of an mtfa that is None.
     """
 
     mtd: float | None
@@ -72,10 +58,8 @@ class Scored:
 def score(episodes: Iterable[Episode]) -> Scored:
     """Score all episodes together.
 
-    Raises
-    ------
-    DriftSettingUnusable
-        An onset without a last row, or after it.
+    Raises:
+        DriftSettingUnusable: An onset without a last row, or after it.
     """
     delays: list[int] = []
     changes = missed = false = true = in_control = 0

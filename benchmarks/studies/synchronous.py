@@ -31,8 +31,8 @@ import numpy.typing as npt
 from benchmarks.studies import attacks, byzfl_peer
 from benchmarks.studies import perceptron as net
 from benchmarks.studies.hostile import Images
+from benchmarks.studies.peers import PeerGone
 from benchmarks.studies.pushes import usual
-from evaluation.errors import PeerGone
 from paramserver.filters.base import Event
 from paramserver.filters.reference import Reference
 

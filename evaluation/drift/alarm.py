@@ -15,14 +15,11 @@ Signal = Literal["error", "score", "feature", "missing", "new"]
 class Change:
     """A detector's finding, at the value just given.
 
-    Attributes
-    ----------
-    direction
-        Whether the mean rose or fell.
-    before, after
-        Means of the values on both sides of the estimated change point, from 0 to 1.
-    n_before, n_after
-        How many values these are means of.  The estimated change point is ``n_after`` values ago.
+    Attributes:
+        direction: Whether the mean rose or fell.
+        before, after: Means of the values on both sides of the estimated change point, from 0 to 1.
+        n_before, n_after: How many values these are means of.  The estimated change point is
+            ``n_after`` values ago.
     """
 
     direction: Direction
@@ -36,31 +33,22 @@ class Change:
 class Alarm:
     """One alarm: evidence with a date, no verdict.
 
-    Attributes
-    ----------
-    row
-        Number of the row of this signal at which it was raised, from 1.  Labelled rows for
-        ``error``, served rows for the others; the window's last row for ``window``.
-    at
-        Time of that row as it was given (POSIX seconds); None if none was.
-    signal
-        What was watched.
-    name
-        Feature; ``""`` for ``error`` and ``score``.
-    detector
-        Who raised it: a name in :data:`evaluation.drift.detectors.DETECTORS`, or ``window``.
-    direction
-        Up, down, or neither.  An error that went *down* is an improvement.
-    since
-        Estimated row of the change.
-    before, after
-        What was compared: means of shares for detectors (of the error, the score, the rank among
-        the reference's values, the missing or new rows); the share that is missing or new, or the
-        mean in the feature's own unit, for ``window``.  None for categories.
-    n_before, n_after
-        Number of rows of each.
-    effect
-        What ``window`` measured: PSI of a feature.  None for detectors.
+    Attributes:
+        row: Number of the row of this signal at which it was raised, from 1.  Labelled rows for
+            ``error``, served rows for the others; the window's last row for ``window``.
+        at: Time of that row as it was given (POSIX seconds); None if none was.
+        signal: What was watched.
+        name: Feature; ``""`` for ``error`` and ``score``.
+        detector: Who raised it: a name in :data:`evaluation.drift.detectors.DETECTORS`, or
+            ``window``.
+        direction: Up, down, or neither.  An error that went *down* is an improvement.
+        since: Estimated row of the change.
+        before, after: What was compared: means of shares for detectors (of the error, the score,
+            the rank among the reference's values, the missing or new rows); the share that is
+            missing or new, or the mean in the feature's own unit, for ``window``.  None for
+            categories.
+        n_before, n_after: Number of rows of each.
+        effect: What ``window`` measured: PSI of a feature.  None for detectors.
     """
 
     row: int

@@ -35,23 +35,16 @@ class Bins:
     Places are: those of values, in the order of ``edges`` or ``names``; then one for a missing
     value; then one for what the reference never had (another category, text among numbers).
 
-    Attributes
-    ----------
-    edges
-        Ascending borders of the bins of numbers; a value that equals an edge goes to its right.
-        Empty for categories.
-    names
-        ``{category: place}``; None for numbers.
-    groups
-        Of each bin: those that are one in PSI and Jensen-Shannon, from 0.  What is beyond the
-        reference's ends is one group a side, however far.
-    positions
-        Of the bins of numbers, in reference standard deviations from the reference's mean; None
-        without spread.
-    ranks
-        Rank of each place among the reference's values, from 0 to 1.
-    mean, sd
-        Of the reference's finite numbers; NaN for categories.
+    Attributes:
+        edges: Ascending borders of the bins of numbers; a value that equals an edge goes to its
+            right.  Empty for categories.
+        names: ``{category: place}``; None for numbers.
+        groups: Of each bin: those that are one in PSI and Jensen-Shannon, from 0.  What is beyond
+            the reference's ends is one group a side, however far.
+        positions: Of the bins of numbers, in reference standard deviations from the reference's
+            mean; None without spread.
+        ranks: Rank of each place among the reference's values, from 0 to 1.
+        mean, sd: Of the reference's finite numbers; NaN for categories.
     """
 
     edges: tuple[float, ...]

@@ -34,22 +34,17 @@ class Detector(Protocol):
     def update(self, x: float) -> Change | None:
         """Take one share; the change, if this row shows one.
 
-        Raises
-        ------
-        ShareUnusable
-            No number in [0, 1]; the detector is as before.
+        Raises:
+            ShareUnusable: No number in [0, 1]; the detector is as before.
         """
 
 
 class Adwin:
     """River's ADWIN (Bifet & Gavaldà 2007), with the change point that its cut names.
 
-    Parameters
-    ----------
-    delta
-        In (0, 1): smaller is rarer false alarms.
-    clock
-        Rows between two tests; ≥ 1.
+    Parameters:
+        delta: In (0, 1): smaller is rarer false alarms.
+        clock: Rows between two tests; ≥ 1.
     """
 
     def __init__(self, *, delta: float = 0.002, clock: int = 32) -> None:
@@ -88,10 +83,8 @@ class Adwin:
 class River:
     """A detector of river that names no change point: the last ``RECENT`` rows stand for it.
 
-    Parameters
-    ----------
-    detector
-        Of river: ``update`` and ``drift_detected``; it begins anew after an alarm.
+    Parameters:
+        detector: Of river: ``update`` and ``drift_detected``; it begins anew after an alarm.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -136,10 +129,8 @@ ONLY_RISES: Final = frozenset({"ddm"})
 def detector(name: str) -> Detector:
     """Return a new detector of this name.
 
-    Raises
-    ------
-    DriftSettingUnusable
-        No detector has this name.
+    Raises:
+        DriftSettingUnusable: No detector has this name.
     """
     make = DETECTORS.get(name)
     if make is None:

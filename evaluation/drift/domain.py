@@ -27,17 +27,13 @@ _RIDGE: Final = 1.0
 class Domain:
     """Whether reference and current rows can be told apart.
 
-    Attributes
-    ----------
-    auc
-        Out-of-fold area under the ROC curve: .5 is chance, 1 is certain.  None without data.
-    low, high
-        2.5 and 97.5 % of the AUCs with the labels (then, now) permuted.
-    p
-        Share of the permuted AUCs, with the true one, that are as large.  Rows that follow each
-        other are alike, so with contiguous spans it is too small: read the AUC first.
-    drivers
-        What tells them apart: (feature, weight in units of the largest), the largest first.
+    Attributes:
+        auc: Out-of-fold area under the ROC curve: .5 is chance, 1 is certain.  None without data.
+        low, high: 2.5 and 97.5 % of the AUCs with the labels (then, now) permuted.
+        p: Share of the permuted AUCs, with the true one, that are as large.  Rows that follow each
+            other are alike, so with contiguous spans it is too small: read the AUC first.
+        drivers: What tells them apart: (feature, weight in units of the largest), the largest
+            first.
     """
 
     state: Literal["alike", "different", "not enough data"]
@@ -65,14 +61,10 @@ def tell_apart(
     spread are seen; what differs in products of features only is not.  As the solution is linear
     in the labels, all permutations are solved with the one of the data.
 
-    Parameters
-    ----------
-    reference, current
-        Rows; missing names, None and NaN are missing values.
-    seed
-        Of the rows drawn, the folds and the permutations.
-    permutations
-        ≥ 1.
+    Parameters:
+        reference, current: Rows; missing names, None and NaN are missing values.
+        seed: Of the rows drawn, the folds and the permutations.
+        permutations: ≥ 1.
     """
     rng = np.random.default_rng(seed)
     then, now = _drawn(reference, rng), _drawn(current, rng)

@@ -35,17 +35,12 @@ class Glr:
     buckets do (Bifet & Gavaldà 2007), so memory and time of a test grow with the logarithm of the
     number of rows.
 
-    Parameters
-    ----------
-    threshold
-        Of the statistic at ``SCALE`` effective rows, in nats, from 4 on.  One more makes
-        false alarms about three times as rare and a detection about 1 / kl rows later.
-    block
-        Rows of the smallest block, and between two tests; ≥ 1.
-    width
-        Most blocks of one size; ≥ 1.  More give finer splits and slower tests.
-    rows_max
-        Rows that are remembered at most; the oldest block is left out beyond.
+    Parameters:
+        threshold: Of the statistic at ``SCALE`` effective rows, in nats, from 4 on.  One more makes
+            false alarms about three times as rare and a detection about 1 / kl rows later.
+        block: Rows of the smallest block, and between two tests; ≥ 1.
+        width: Most blocks of one size; ≥ 1.  More give finer splits and slower tests.
+        rows_max: Rows that are remembered at most; the oldest block is left out beyond.
     """
 
     def __init__(

@@ -30,19 +30,13 @@ MEMORY: Final = 20_000
 class Estimate:
     """An accuracy without labels.
 
-    Attributes
-    ----------
-    accuracy
-        None if there are not enough data.
-    n
-        Rows without a label that it is about.
-    labelled
-        Labelled rows that calibrate the confidence; 0: it is taken as it is.
-    error
-        Standard error that chance alone gives the true accuracy of ``n`` rows.  What concept drift
-        does is not in it.
-    note
-        The limit, in a sentence.
+    Attributes:
+        accuracy: None if there are not enough data.
+        n: Rows without a label that it is about.
+        labelled: Labelled rows that calibrate the confidence; 0: it is taken as it is.
+        error: Standard error that chance alone gives the true accuracy of ``n`` rows.  What concept
+            drift does is not in it.
+        note: The limit, in a sentence.
     """
 
     state: Literal["estimated", "not enough data"]
@@ -65,12 +59,9 @@ class LabelFree:
     Deviations: the map is a step per bin, drawn towards the bin's mean confidence by
     ``prior`` rows that are as right as they say; old labelled rows fade.
 
-    Parameters
-    ----------
-    prior
-        Rows a bin, ≥ 0: at 0 a bin with one row says 0 or 1.
-    memory
-        Labelled rows after which older ones count half; ≥ 1.
+    Parameters:
+        prior: Rows a bin, ≥ 0: at 0 a bin with one row says 0 or 1.
+        memory: Labelled rows after which older ones count half; ≥ 1.
     """
 
     def __init__(self, *, prior: float = 10.0, memory: int = MEMORY) -> None:
@@ -82,10 +73,8 @@ class LabelFree:
     def served(self, confidence: float) -> None:
         """An answer went out: ``confidence`` is the probability of the answered label.
 
-        Raises
-        ------
-        ShareUnusable
-            No number from 0 to 1.
+        Raises:
+            ShareUnusable: No number from 0 to 1.
         """
         place = _place(confidence)
         self._open_n[place] += 1
@@ -94,10 +83,8 @@ class LabelFree:
     def judged(self, confidence: float, right: bool, *, was_open: bool = True) -> None:
         """The label of such an answer came.
 
-        Parameters
-        ----------
-        was_open
-            Whether :meth:`served` was told of it: it is not open any more.
+        Parameters:
+            was_open: Whether :meth:`served` was told of it: it is not open any more.
         """
         place = _place(confidence)
         if was_open and self._open_n[place]:
@@ -151,10 +138,8 @@ class LabelFree:
     def merge(self, counters: Mapping[str, float]) -> None:
         """Add what :meth:`counters` of another one gave.
 
-        Raises
-        ------
-        ReferenceUnusable
-            A name that is none of these.
+        Raises:
+            ReferenceUnusable: A name that is none of these.
         """
         tables: dict[str, list[float]] = {
             "n": self._n, "sum": self._sums, "right": self._right,
@@ -217,10 +202,8 @@ def _place(confidence: float) -> int:
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """The nearest sequence that never falls, by weighted squares (pool adjacent violators).
 
-    Parameters
-    ----------
-    weights
-        > 0, as many as values.
+    Parameters:
+        weights: > 0, as many as values.
     """
     pools: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(values, weights, strict=True):

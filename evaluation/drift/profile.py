@@ -48,29 +48,21 @@ FEATURES_MAX: Final = 256
 class Shift:
     """One feature, then and now.
 
-    Attributes
-    ----------
-    state
-        ``act`` and ``watch`` need both the effect and that it is larger than chance makes it.
-    cause, why
-        What made the state: the distribution, missing values or new ones; and in words.
-    n, n_reference
-        Rows compared; of the reference the effective number, if phases weigh it.
-    psi
-        Population stability index, ≥ 0.
-    js
-        Jensen-Shannon distance, base 2: the root of the divergence, from 0 to 1.
-    wasserstein
-        Of numbers: how far the mass moved, in the reference's standard deviations, up to 10 beyond
-        its ends.  None for categories and for a reference that is (almost) constant.
-    missing, missing_reference
-        Shares of rows without a value.
-    new, new_reference
-        Shares, among rows with a value, of categories that the reference never had.
-    direction
-        Where the mean went, if it moved by a tenth of a standard deviation or more.
-    before, after
-        Means, from the bins, in the feature's own unit; None without spread.
+    Attributes:
+        state: ``act`` and ``watch`` need both the effect and that it is larger than chance makes
+            it.
+        cause, why: What made the state: the distribution, missing values or new ones; and in words.
+        n, n_reference: Rows compared; of the reference the effective number, if phases weigh it.
+        psi: Population stability index, ≥ 0.
+        js: Jensen-Shannon distance, base 2: the root of the divergence, from 0 to 1.
+        wasserstein: Of numbers: how far the mass moved, in the reference's standard deviations, up
+            to 10 beyond its ends.  None for categories and for a reference that is (almost)
+            constant.
+        missing, missing_reference: Shares of rows without a value.
+        new, new_reference: Shares, among rows with a value, of categories that the reference never
+            had.
+        direction: Where the mean went, if it moved by a tenth of a standard deviation or more.
+        before, after: Means, from the bins, in the feature's own unit; None without spread.
     """
 
     name: str
@@ -94,10 +86,8 @@ class Shift:
 class Window:
     """Rows counted on the bins of a reference, by phase.
 
-    Parameters
-    ----------
-    reference
-        Whose bins; not kept longer than the window.
+    Parameters:
+        reference: Whose bins; not kept longer than the window.
     """
 
     def __init__(self, reference: Reference) -> None:
@@ -193,10 +183,8 @@ class Window:
     def merge(self, counters: Mapping[str, float]) -> None:
         """Add what :meth:`counters` of another window gave, with the same reference.
 
-        Raises
-        ------
-        ReferenceUnusable
-            A counter that these bins don't have; nothing was added.
+        Raises:
+            ReferenceUnusable: A counter that these bins don't have; nothing was added.
         """
         for key, count in counters.items():
             if not self._knows(key) or count < 0 or count != int(count):
@@ -227,16 +215,11 @@ class Window:
 class Reference:
     """Bins of each feature and how many reference rows each has, by phase.
 
-    Attributes
-    ----------
-    bins
-        By feature.
-    rows
-        Reference rows of each phase.
-    counts
-        By feature: reference rows of each phase at each place, as lists.
-    left_out
-        Features beyond ``FEATURES_MAX``, which nobody watches.
+    Attributes:
+        bins: By feature.
+        rows: Reference rows of each phase.
+        counts: By feature: reference rows of each phase at each place, as lists.
+        left_out: Features beyond ``FEATURES_MAX``, which nobody watches.
     """
 
     bins: Mapping[str, Bins]
@@ -262,10 +245,8 @@ class Reference:
 def reference_of(data: Mapping[str, Any]) -> Reference:
     """Return the reference from what :meth:`Reference.data` gave.
 
-    Raises
-    ------
-    ReferenceUnusable
-        Something else.
+    Raises:
+        ReferenceUnusable: Something else.
     """
     try:
         return Reference(
@@ -289,21 +270,14 @@ def build(
 ) -> Reference:
     """Freeze these rows as a reference.
 
-    Parameters
-    ----------
-    rows
-        Rows of a time that was good, in any order; all are kept in memory while this runs.
-    phases
-        Number of phases of the season, ≥ 1.
-    phase_of
-        Phase of each row, from 0; None: all are of phase 0.
-    bins
-        Of numbers, ≥ 2.
+    Parameters:
+        rows: Rows of a time that was good, in any order; all are kept in memory while this runs.
+        phases: Number of phases of the season, ≥ 1.
+        phase_of: Phase of each row, from 0; None: all are of phase 0.
+        bins: Of numbers, ≥ 2.
 
-    Raises
-    ------
-    ReferenceUnusable
-        No rows, or phases that are not those of the rows.
+    Raises:
+        ReferenceUnusable: No rows, or phases that are not those of the rows.
     """
     if not rows:
         raise ReferenceUnusable("the reference has no rows", f"Give {ROWS_MIN} or more")

@@ -20,19 +20,13 @@ as those in which it rose."""
 class Rising:
     """Errors in the order in which their labels come.
 
-    Parameters
-    ----------
-    detectors
-        Who watches them, by name.
-    reference_rows
-        In regression: the first errors, among which later ones get their ranks.
+    Parameters:
+        detectors: Who watches them, by name.
+        reference_rows: In regression: the first errors, among which later ones get their ranks.
 
-    Attributes
-    ----------
-    rows
-        How many there were.
-    raised
-        The alarm of a rise that is not back; None: there is none.
+    Attributes:
+        rows: How many there were.
+        raised: The alarm of a rise that is not back; None: there is none.
     """
 
     def __init__(self, detectors: Sequence[str], reference_rows: int) -> None:
@@ -48,10 +42,8 @@ class Rising:
     def ranked(self, error: float) -> float | None:
         """The rank of an absolute error among the first ones; None: it is one of these.
 
-        Raises
-        ------
-        ShareUnusable
-            It is no absolute error; nothing was counted.
+        Raises:
+            ShareUnusable: It is no absolute error; nothing was counted.
         """
         if not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
             raise ShareUnusable(f"the absolute error {error!r:.40}")
@@ -66,10 +58,8 @@ class Rising:
     def add(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
         """Take one error in [0, 1] and that of the no-change rule; rises that its past surpass.
 
-        Raises
-        ------
-        ShareUnusable
-            It is no share; nothing was counted.
+        Raises:
+            ShareUnusable: It is no share; nothing was counted.
         """
         changes = []
         for who, one in self._detectors:

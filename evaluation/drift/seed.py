@@ -22,18 +22,12 @@ class Seed:
     that lags and is not taken back exactly); ``blocks_max`` bounds the memory.  The defaults are
     those that the KDD'26 benchmark (arXiv:2606.07789) tuned on its other streams for Electricity.
 
-    Parameters
-    ----------
-    delta
-        In (0, 1): smaller is rarer false alarms.
-    block
-        Rows of a block, and between two tests; ≥ 2.
-    epsilon, growth
-        In (0, 1): how alike neighbours are that merge.
-    every
-        Blocks between two rounds of merging; ≥ 2.
-    blocks_max
-        Most blocks; the oldest two merge beyond.
+    Parameters:
+        delta: In (0, 1): smaller is rarer false alarms.
+        block: Rows of a block, and between two tests; ≥ 2.
+        epsilon, growth: In (0, 1): how alike neighbours are that merge.
+        every: Blocks between two rounds of merging; ≥ 2.
+        blocks_max: Most blocks; the oldest two merge beyond.
     """
 
     def __init__(

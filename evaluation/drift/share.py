@@ -9,10 +9,8 @@ from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 def share(x: float) -> float:
     """``x``, a number from 0 to 1.
 
-    Raises
-    ------
-    ShareUnusable
-        Anything else; NaN too.
+    Raises:
+        ShareUnusable: Anything else; NaN too.
     """
     try:
         if 0.0 <= x <= 1.0:
@@ -25,10 +23,8 @@ def share(x: float) -> float:
 def within(name: str, value: float, least: float, most: float) -> None:
     """Check that a setting is in its range.
 
-    Raises
-    ------
-    DriftSettingUnusable
-        Not from ``least`` to ``most``.
+    Raises:
+        DriftSettingUnusable: Not from ``least`` to ``most``.
     """
     if not least <= value <= most:
         raise DriftSettingUnusable(name, repr(value), f"{least:g} to {most:g}")

@@ -21,12 +21,9 @@ class Stepd:
     arXiv:2606.07789), so the defaults are those that the benchmark tuned for Electricity; a fall
     of the errors is a change too, with its direction.
 
-    Parameters
-    ----------
-    window
-        Newest rows; the older ones must be as many before the first test; ≥ 8.
-    alpha
-        Significance, up to .5.
+    Parameters:
+        window: Newest rows; the older ones must be as many before the first test; ≥ 8.
+        alpha: Significance, up to .5.
     """
 
     def __init__(self, *, window: int = 100, alpha: float = 0.001) -> None:

@@ -31,31 +31,25 @@ EACH_ROW: Final = 64
 as much as ``DETECTOR_COST`` counts) rows are drawn, so that a row costs the same."""
 DETECTOR_COST: Final = 10
 _ORDER_ROWS: Final = 100
+_APART: Final = 16  # rows that go one by one where they can't be counted by column
 
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
     """These settings say what is watched, and by whom.
 
-    Attributes
-    ----------
-    error, score, features
-        Detectors by name: of the errors; of the score; of each feature's rank in the reference,
-        missing values and new categories.  Features have none by default: their distributions are
-        compared window by window, with an effect size, where detectors on rows that follow each
-        other alarm all the time.
-    regression
-        Errors are absolute errors in the target's unit: they become ranks among those of the first
-        ``reference_rows``.
-    reference_rows
-        Served rows that become the reference, if none is given; ≥ 200.
-    window_rows
-        Counted rows of a window; ≥ 200.  All served rows are counted, up to ``EACH_ROW`` features.
-        With a season: whole periods of it.
-    phases
-        Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
-    alarms_kept
-        Newest alarms that are remembered; ≥ 1.
+    Attributes:
+        error, score, features: Detectors by name: of the errors; of the score; of each feature's
+            rank in the reference, missing values and new categories.  Features have none by
+            default: their distributions are compared window by window, with an effect size, where
+            detectors on rows that follow each other alarm all the time.
+        regression: Errors are absolute errors in the target's unit: they become ranks among those
+            of the first ``reference_rows``.
+        reference_rows: Served rows that become the reference, if none is given; ≥ 200.
+        window_rows: Counted rows of a window; ≥ 200.  All served rows are counted, up to
+            ``EACH_ROW`` features.  With a season: whole periods of it.
+        phases: Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
+        alarms_kept: Newest alarms that are remembered; ≥ 1.
     """
 
     error: tuple[str, ...] = ("glr",)
@@ -80,20 +74,16 @@ class WatchSettings:
 class Watched:
     """A record of what the watch knows at one moment.
 
-    Attributes
-    ----------
-    state, why
-        ``act``: the error rose, further than the stream's own past and the no-change rule explain,
-        and is not back.  Where hardly any labels come, too: a feature's distribution in the last
-        window is another one; ``watch``: less than that, in the last window.  ``ok``: none of
-        these, which is not the same as no drift.  A distribution that moved while labels say that
-        the error is as before is shown in ``shifts`` and is no state; nor is a score's an alarm.
-    served, judged
-        Rows so far.
-    since
-        The first alarm behind the state; None without one.
-    shifts
-        Features in the last whole window, the largest effect first; empty before the first.
+    Attributes:
+        state, why: ``act``: the error rose, further than the stream's own past and the no-change
+            rule explain, and is not back.  Where hardly any labels come, too: a feature's
+            distribution in the last window is another one; ``watch``: less than that, in the last
+            window.  ``ok``: none of these, which is not the same as no drift.  A distribution that
+            moved while labels say that the error is as before is shown in ``shifts`` and is no
+            state; nor is a score's an alarm.
+        served, judged: Rows so far.
+        since: The first alarm behind the state; None without one.
+        shifts: Features in the last whole window, the largest effect first; empty before the first.
     """
 
     state: State
@@ -112,15 +102,11 @@ class Watched:
 class Watch:
     """Raises alarms about one model.  Disposable: it can be built again from the journal's rows.
 
-    Parameters
-    ----------
-    settings
-        What is watched.
-    reference
-        Frozen distributions; None: the first ``reference_rows`` served rows become them.
-    aside
-        Where that is worked out, which takes up to a tenth of a second; rows that come meanwhile
-        are in no window.  None: at the row that completes it.
+    Parameters:
+        settings: What is watched.
+        reference: Frozen distributions; None: the first ``reference_rows`` served rows become them.
+        aside: Where that is worked out, which takes up to a tenth of a second; rows that come
+            meanwhile are in no window.  None: at the row that completes it.
     """
 
     def __init__(
@@ -166,22 +152,16 @@ class Watch:
     ) -> list[Alarm]:
         """A prediction went out.
 
-        Parameters
-        ----------
-        features
-            As parsed at the door.
-        score
-            A probability of the model: of the positive label, or of the one answered; None if it
-            has none.
-        at
-            POSIX seconds; rows are expected in this order.
-        phase
-            Of the season, from 0.
+        Parameters:
+            features: As parsed at the door.
+            score: A probability of the model: of the positive label, or of the one answered; None
+                if it has none.
+            at: POSIX seconds; rows are expected in this order.
+            phase: Of the season, from 0.
 
-        Raises
-        ------
-        ShareUnusable, DriftSettingUnusable
-            A score or phase out of its range; nothing was counted.
+        Raises:
+            ShareUnusable, DriftSettingUnusable: A score or phase out of its range; nothing was
+                counted.
         """
         if not 0 <= phase < self.settings.phases:
             raise DriftSettingUnusable("phase", str(phase), f"0 to {self.settings.phases - 1}")
@@ -208,8 +188,8 @@ class Watch:
                     self._coming = self._aside.submit(made)
         elif self._share == 1.0 or self._draw() < self._share:
             self.window.add(features, phase)
-            if self.settings.features:
-                alarms += self._each(features, row, at)
+            if self.settings.features and self.reference is not None:
+                alarms += _each(self.reference, self._features, features, (row, at), self._share)
             if self.window.n >= self.settings.window_rows and self._closed is None:
                 self._close(row, at)
         if self._closed is not None and self._closed.row < row:
@@ -225,10 +205,8 @@ class Watch:
         error.  ``rule`` is what the no-change rule has for the row, 0 or 1; None: it is not known.
         Labels are taken in the order in which they come.  An error that falls is no alarm.
 
-        Raises
-        ------
-        ShareUnusable
-            Something else; nothing was counted.
+        Raises:
+            ShareUnusable: Something else; nothing was counted.
         """
         if self.settings.regression:
             if (rank := self._rising.ranked(error)) is None:
@@ -253,12 +231,35 @@ class Watch:
         looks at them.  Returns the place and the alarm of each that was raised, in their order.
         """
         out: list[tuple[int, Alarm]] = []
-        if not self._pass_by_column(len(rows), at):
-            for i, features in enumerate(rows):
-                alarms = self.served(features, scores[i], at=at[i])
-                alarms += self.judged(errors[i], rule=rules[i], at=at[i])
-                out += [(i, alarm) for alarm in alarms]
-            return out
+        start = stop = 0
+        while (start := stop) < len(rows):
+            if (stop := self._by_column(start, at)) > start:
+                of = slice(start, stop)
+                alarms = self._counted(rows[of], scores[of], errors[of], rules[of], at[of])
+                out += [(start + i, alarm) for i, alarm in alarms]
+                continue
+            stop = min(start + _APART, len(rows))
+            for i in range(start, stop):
+                found = self.served(rows[i], scores[i], at=at[i])
+                found += self.judged(errors[i], rule=rules[i], at=at[i])
+                out += [(i, alarm) for alarm in found]
+        return out
+
+    def _by_column(self, start: int, at: Sequence[float]) -> int:
+        """End of the rows from ``start`` on that are only to be counted; ``start``: none is."""
+        settings, window = self.settings, self.window
+        if window is None or self._closed is not None or self._share < 1.0:
+            return start
+        if settings.features or settings.phases > 1 or settings.regression:
+            return start
+        stop = min(start + settings.window_rows - window.n - 1, len(at))
+        return stop if stop > start and self._order.fits(at[start:stop]) else start
+
+    def _counted(
+        self, rows: Sequence[Features], scores: Sequence[float], errors: Sequence[float],
+        rules: Sequence[float | None], at: Sequence[float],
+    ) -> list[tuple[int, Alarm]]:  # fmt: skip
+        out: list[tuple[int, Alarm]] = []
         for who, one in self._score:
             for i, found in updates(one, scores):
                 row = self.served_rows + i + 1
@@ -273,15 +274,6 @@ class Watch:
         out.sort(key=itemgetter(0))  # of one row, what was served comes first
         self._kept([alarm for _, alarm in out])
         return out
-
-    def _pass_by_column(self, n: int, at: Sequence[float]) -> bool:
-        """Whether nothing but counting and the detectors' steps is to be done for so many rows."""
-        settings, window = self.settings, self.window
-        if window is None or self._closed is not None or self._share < 1.0:
-            return False
-        if settings.features or settings.phases > 1 or settings.regression:
-            return False
-        return window.n + n < settings.window_rows and self._order.fits(at)
 
     @property
     def judged_rows(self) -> int:
@@ -315,21 +307,6 @@ class Watch:
         for name in reference.bins if self.settings.features else ():
             for signal in _OF_FEATURES:
                 self._features[signal, name] = named(self.settings.features)
-
-    def _each(self, features: Mapping[str, Value], row: int, at: float | None) -> list[Alarm]:
-        assert self.reference is not None
-        alarms: list[Alarm] = []
-        for name, bins in self.reference.bins.items():
-            place, values = bins.place(features.get(name)), bins.values
-            shares: dict[Signal, float] = {"missing": place == values}
-            if place != values:
-                shares["new"] = place > values
-            if place < values:
-                shares["feature"] = bins.ranks[place]
-            for signal, x in shares.items():
-                asked = self._features[signal, name]
-                alarms += _ask(signal, name, asked, x, row, at, self._share)
-        return alarms
 
     def _close(self, row: int, at: float | None) -> None:
         """The window is compared in the next rows, a feature a row: no row waits for all."""
@@ -422,6 +399,24 @@ def _ask(
         if (found := one.update(x)) is not None:
             since = max(row - round(found.n_after / share) + 1, 1)
             alarms.append(alarm_of(found, row, at, signal, name, who, since))
+    return alarms
+
+
+def _each(
+    reference: Reference, asked: Mapping[tuple[Signal, str], Iterable[tuple[str, Detector]]],
+    features: Mapping[str, Value], when: tuple[int, float | None], share: float,
+) -> list[Alarm]:  # fmt: skip
+    """Alarms of the detectors of features, which are shown this share of the rows."""
+    alarms: list[Alarm] = []
+    for name, bins in reference.bins.items():
+        place, values = bins.place(features.get(name)), bins.values
+        shares: dict[Signal, float] = {"missing": place == values}
+        if place != values:
+            shares["new"] = place > values
+        if place < values:
+            shares["feature"] = bins.ranks[place]
+        for signal, x in shares.items():
+            alarms += _ask(signal, name, asked[signal, name], x, *when, share)
     return alarms
 
 

@@ -38,25 +38,18 @@ def of(
 
     Needs what the extra ``report`` brings.
 
-    Parameters
-    ----------
-    table
-        The path of a CSV or Parquet file, or a data frame (pandas, polars, pyarrow), in the order
-        of events.
-    label, prediction, score, time, label_time, version, source
-        Columns, if their names do not tell; ``"none"``: there is none.
-    features
-        Columns; None: all others.
-    task, positive
-        Guessed from the labels if left out; ``positive`` is the label that the score is the
-        probability of.
-    delay
-        Rows until a label is known, if no column says it.
+    Parameters:
+        table: The path of a CSV or Parquet file, or a data frame (pandas, polars, pyarrow), in the
+            order of events.
+        label, prediction, score, time, label_time, version, source: Columns, if their names do not
+            tell; ``"none"``: there is none.
+        features: Columns; None: all others.
+        task, positive: Guessed from the labels if left out; ``positive`` is the label that the
+            score is the probability of.
+        delay: Rows until a label is known, if no column says it.
 
-    Raises
-    ------
-    TableUnusable
-        With the column and what to do.
+    Raises:
+        TableUnusable: With the column and what to do.
     """
     from evaluation.errors import TableUnusable
     from evaluation.report.build import report_on

@@ -56,19 +56,14 @@ def report_on(
 ) -> Report:
     """Read all rows, in the order of events, and report on them.
 
-    Parameters
-    ----------
-    made_at
-        POSIX seconds.
-    version
-        Asked when all rows were read: the model's version as it is now, if known.
-    progress
-        Told how many rows were read.
+    Parameters:
+        made_at: POSIX seconds.
+        version: Asked when all rows were read: the model's version as it is now, if known.
+        progress: Told how many rows were read.
 
-    Raises
-    ------
-    TableUnusable
-        The rows are not in the order of their time: nothing about change can be told.
+    Raises:
+        TableUnusable: The rows are not in the order of their time: nothing about change can be
+            told.
     """
     tally = Tally(origin)
     for batch in rows:
@@ -90,12 +85,9 @@ def report_on(
 def build(tally: Tally, *, made_at: float, version: str | None = None) -> Report:
     """The report on the rows that the tally took.
 
-    Parameters
-    ----------
-    made_at
-        POSIX seconds.
-    version
-        Of the model as it is now, if known.
+    Parameters:
+        made_at: POSIX seconds.
+        version: Of the model as it is now, if known.
     """
     missing: dict[str, str] = {}
     total = together(tally.panes.all)

@@ -81,10 +81,9 @@ class Roles:
 def assign(file: str, names: Sequence[str], asked: Asked) -> Roles:
     """Give each column its role.
 
-    Raises
-    ------
-    TableUnusable
-        A column that was named is not there, or there is no label, or neither prediction nor score.
+    Raises:
+        TableUnusable: A column that was named is not there, or there is no label, or neither
+            prediction nor score.
     """
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

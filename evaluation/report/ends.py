@@ -37,10 +37,8 @@ _LEVELS: Final = {"act": "large", "watch": "some"}
 class Ends:
     """The first and the newest quarter of a tally's rows, at most ``END_ROWS`` each.
 
-    Attributes
-    ----------
-    lacking
-        Why there is nothing to compare; empty if there is.
+    Attributes:
+        lacking: Why there is nothing to compare; empty if there is.
     """
 
     def __init__(self, tally: Tally) -> None:

@@ -30,19 +30,14 @@ _UNITS: Final = ((1e17, 1e9), (1e14, 1e6), (1e11, 1e3))
 class FileRows:
     """A file as rows: opened and understood; :meth:`rows` reads it once more.
 
-    Parameters
-    ----------
-    place
-        ``.csv`` (also gzipped; separators ``, ; | tab``) or ``.parquet``; or a table in memory.
-    asked
-        Columns that the caller names.
-    task, positive, delay
-        As of :class:`Origin`; None: guessed from labels and predictions.
+    Parameters:
+        place: ``.csv`` (also gzipped; separators ``, ; | tab``) or ``.parquet``; or a table in
+            memory.
+        asked: Columns that the caller names.
+        task, positive, delay: As of :class:`Origin`; None: guessed from labels and predictions.
 
-    Raises
-    ------
-    TableUnusable
-        With the file, the column and what to do.
+    Raises:
+        TableUnusable: With the file, the column and what to do.
     """
 
     def __init__(

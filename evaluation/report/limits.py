@@ -103,19 +103,13 @@ def error_of(scores: Scores) -> float | None:
 class Course:
     """The error of a stream as it comes: limits, level, and since when.
 
-    Parameters
-    ----------
-    share
-        The error is a share of rows in [0, 1], not an absolute error.
+    Parameters:
+        share: The error is a share of rows in [0, 1], not an absolute error.
 
-    Attributes
-    ----------
-    level
-        How the newest whole windows stand.
-    limits
-        None before ``WINDOWS_MIN`` windows.
-    over
-        The newest time in which it was to be acted on, if that is over.
+    Attributes:
+        level: How the newest whole windows stand.
+        limits: None before ``WINDOWS_MIN`` windows.
+        over: The newest time in which it was to be acted on, if that is over.
     """
 
     def __init__(self, *, share: bool) -> None:

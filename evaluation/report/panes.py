@@ -23,19 +23,15 @@ PANES_MAX: Final = 96
 class Pane:
     """Sums over consecutive rows.
 
-    Attributes
-    ----------
-    counters
-        Those of :mod:`evaluation.metrics`.
-    answered, labelled, positive
-        Rows with an answer, with a label, and answered with the positive label.
-    score_n, score_sum, sure_sum
-        Rows with a score, its sum, and that of the answers' probabilities.
-    features
-        For each feature: known values and their sum (numbers), or rows and those of the top
-        category.
-    steps
-        Each comparison with a baseline as it stood at the end of the pane.
+    Attributes:
+        counters: Those of :mod:`evaluation.metrics`.
+        answered, labelled, positive: Rows with an answer, with a label, and answered with the
+            positive label.
+        score_n, score_sum, sure_sum: Rows with a score, its sum, and that of the answers'
+            probabilities.
+        features: For each feature: known values and their sum (numbers), or rows and those of the
+            top category.
+        steps: Each comparison with a baseline as it stood at the end of the pane.
     """
 
     __slots__ = (

@@ -21,21 +21,15 @@ Column = Floats | Sequence[str | None]
 class Rows:
     """Consecutive rows, column by column; all columns have the same length.
 
-    Attributes
-    ----------
-    label, predicted
-        None: it has not come; nothing was answered.  Those of a binary task are True and False.
-    probabilities
-        Of each label by its JSON text; None: the model gave none.
-    no_change
-        The newest label known at each answer; None: it is the newest label of the rows before,
-        ``delay`` rows back.
-    time, label_time
-        POSIX seconds of answer and label, shape (n,); NaN: unknown.
-    delay
-        Seconds from answer to label, where ``label_time`` does not say it; NaN: unknown.
-    verdict
-        What the journal says of each row; None in a file.
+    Attributes:
+        label, predicted: None: it has not come; nothing was answered.  Those of a binary task are
+            True and False.
+        probabilities: Of each label by its JSON text; None: the model gave none.
+        no_change: The newest label known at each answer; None: it is the newest label of the rows
+            before, ``delay`` rows back.
+        time, label_time: POSIX seconds of answer and label, shape (n,); NaN: unknown.
+        delay: Seconds from answer to label, where ``label_time`` does not say it; NaN: unknown.
+        verdict: What the journal says of each row; None in a file.
     """
 
     label: Sequence[Label | None]
@@ -58,16 +52,11 @@ class Rows:
 class Origin:
     """Where rows come from and how they are to be read.
 
-    Attributes
-    ----------
-    names
-        What True and False are called in a binary task; empty: just so.
-    delay
-        Rows until a label is known, where the rows do not say it themselves.
-    columns
-        Which column of a file was taken for what.
-    left_out
-        Columns of a file that are no features: why, by name.
+    Attributes:
+        names: What True and False are called in a binary task; empty: just so.
+        delay: Rows until a label is known, where the rows do not say it themselves.
+        columns: Which column of a file was taken for what.
+        left_out: Columns of a file that are no features: why, by name.
     """
 
     kind: Literal["file", "journal"]

@@ -29,12 +29,9 @@ _SEPARATORS: Final = ",;\t|"
 class Table:
     """A file that can be read many times, in batches of columns; or a table in memory.
 
-    Attributes
-    ----------
-    separator
-        Of a CSV file; None: the file is Parquet.
-    held
-        The table, if it is in memory; ``path`` is then what errors call it.
+    Attributes:
+        separator: Of a CSV file; None: the file is Parquet.
+        held: The table, if it is in memory; ``path`` is then what errors call it.
     """
 
     path: Path
@@ -117,10 +114,8 @@ def _plain(column: Any) -> Any:
 def open_table(path: Path) -> Table:
     """Look at the file's head.
 
-    Raises
-    ------
-    TableUnusable
-        No such file, an unknown kind, or no header.
+    Raises:
+        TableUnusable: No such file, an unknown kind, or no header.
     """
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     try:

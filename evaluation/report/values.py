@@ -50,20 +50,14 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
     """The subject of a report is what was judged.
 
-    Attributes
-    ----------
-    origin, name
-        ``file`` or ``journal``, and the file's or the model's name.
-    labels, positive
-        Labels met, most frequent first (JSON text), and the positive one of a binary task.
-    rows, predicted, labelled, judged
-        Rows read; with an answer; with a label; with both.
-    coverage
-        labelled / rows.
-    delay_p50_s, delay_p95_s
-        Time from answer to label.
-    columns
-        Which column of a file was taken for what.
+    Attributes:
+        origin, name: ``file`` or ``journal``, and the file's or the model's name.
+        labels, positive: Labels met, most frequent first (JSON text), and the positive one of a
+            binary task.
+        rows, predicted, labelled, judged: Rows read; with an answer; with a label; with both.
+        coverage: labelled / rows.
+        delay_p50_s, delay_p95_s: Time from answer to label.
+        columns: Which column of a file was taken for what.
     """
 
     origin: Literal["file", "journal"]
@@ -275,17 +269,12 @@ class PredictionDrift(msgspec.Struct, frozen=True, kw_only=True):
 class Feature(msgspec.Struct, frozen=True, kw_only=True):
     """A row of section 7.
 
-    Attributes
-    ----------
-    mean_then, mean_now
-        Of a number; ``top_then`` and ``top_now``: the most frequent category.
-    missing_then, missing_now, new, outside
-        Shares of rows: without the feature; with a category that the reference has not; outside of
-        the reference's range.
-    spark
-        Mean (numbers) or share of the reference's top category in each window.
-    importance
-        Mutual information with the model's answer, in [0, 1]; None: not computed.
+    Attributes:
+        mean_then, mean_now: Of a number; ``top_then`` and ``top_now``: the most frequent category.
+        missing_then, missing_now, new, outside: Shares of rows: without the feature; with a
+            category that the reference has not; outside of the reference's range.
+        spark: Mean (numbers) or share of the reference's top category in each window.
+        importance: Mutual information with the model's answer, in [0, 1]; None: not computed.
     """
 
     name: str

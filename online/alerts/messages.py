@@ -19,20 +19,14 @@ State = Literal["raised", "over", "happened", "test"]
 class Alert(msgspec.Struct, frozen=True):
     """Something that somebody is to be told.
 
-    Attributes
-    ----------
-    kind
-        One of the kinds in the settings.
-    model
-        Which model it is about; None: the whole service.
-    state
-        ``raised`` while it is so, ``over`` when it is no longer; ``happened``: at one moment.
-    text
-        What it is, in a sentence.
-    at
-        POSIX seconds.
-    service
-        Address of the service.
+    Attributes:
+        kind: One of the kinds in the settings.
+        model: Which model it is about; None: the whole service.
+        state: ``raised`` while it is so, ``over`` when it is no longer; ``happened``: at one
+            moment.
+        text: What it is, in a sentence.
+        at: POSIX seconds.
+        service: Address of the service.
     """
 
     kind: Kind

@@ -63,10 +63,8 @@ def signature(secret: str, message_id: str, at: int, content: bytes) -> str:
 class HttpReceiver:
     """An address that takes a POST; a redirect is not followed.
 
-    Parameters
-    ----------
-    wait_s
-        How long an attempt may take in all, once the name is looked up.
+    Parameters:
+        wait_s: How long an attempt may take in all, once the name is looked up.
     """
 
     def __init__(

@@ -98,12 +98,9 @@ class Outbox:
 class Sending:
     """Turns each look at the service into messages for the receivers of the settings.
 
-    Parameters
-    ----------
-    wanted
-        Returns the settings as they are now: they may change while the service runs.
-    made
-        Makes the receivers of settings.
+    Parameters:
+        wanted: Returns the settings as they are now: they may change while the service runs.
+        made: Makes the receivers of settings.
     """
 
     def __init__(

@@ -26,23 +26,15 @@ _NOTHING: Final = bytes(32)
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """An entry says what was decided.
 
-    Attributes
-    ----------
-    at
-        POSIX seconds.
-    act
-        The kind of a control row (``freeze``, ``rollback``, ``decide`` …), or ``start``,
-        ``settings``, ``pin``, ``relearn``, ``anchor``.
-    who
-        The name of a token, a user of the machine, or ``the service``.
-    model
-        None: the whole service.
-    origin
-        Where it was asked from; empty: within the service.
-    key
-        That of the control row that was written in the same step; empty: there is none.
-    about
-        What was decided, in short.
+    Attributes:
+        at: POSIX seconds.
+        act: The kind of a control row (``freeze``, ``rollback``, ``decide`` …), or ``start``,
+            ``settings``, ``pin``, ``relearn``, ``anchor``.
+        who: The name of a token, a user of the machine, or ``the service``.
+        model: None: the whole service.
+        origin: Where it was asked from; empty: within the service.
+        key: That of the control row that was written in the same step; empty: there is none.
+        about: What was decided, in short.
     """
 
     at: float
@@ -78,10 +70,8 @@ class Read(NamedTuple):
 class Signer:
     """Writes and verifies lines with the service's keys, of which the first one signs.
 
-    Parameters
-    ----------
-    keys
-        At least one; secrets of at least 16 bytes.
+    Parameters:
+        keys: At least one; secrets of at least 16 bytes.
     """
 
     def __init__(self, keys: Sequence[bytes]) -> None:

@@ -70,14 +70,10 @@ def check(
 ) -> Checked:
     """Look at the whole log.
 
-    Parameters
-    ----------
-    keys
-        Secrets of the service; with none only what needs no key is looked at.
-    models
-        Whose control rows are compared.
-    seen
-        What snapshots know of the log.
+    Parameters:
+        keys: Secrets of the service; with none only what needs no key is looked at.
+        models: Whose control rows are compared.
+        seen: What snapshots know of the log.
     """
     signer = Signer(keys or [b"no key is known"])
     decided = {model: journal.controls(model, 0) for model in models}  # it may grow meanwhile

@@ -46,15 +46,12 @@ push the decisions out of the log with rows that the model raises on."""
 class Audited:
     """A journal and its log of decisions.
 
-    Parameters
-    ----------
-    journal
-        Everything else is asked of it.
-    key_file
-        Of the service's keys.  Before it is made (by the first start) no lines are written.
-    lines_max
-        Lines that are left; older ones are trimmed as lines are written, a tenth of it (at most
-        1,000) at once, and an anchor stands for them.
+    Parameters:
+        journal: Everything else is asked of it.
+        key_file: Of the service's keys.  Before it is made (by the first start) no lines are
+            written.
+        lines_max: Lines that are left; older ones are trimmed as lines are written, a tenth of it
+            (at most 1,000) at once, and an anchor stands for them.
     """
 
     def __init__(

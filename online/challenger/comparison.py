@@ -54,21 +54,16 @@ _PAIR: Final = ("pairs", "sum", "squares")
 class Standing:
     """Challenger against champion, on the rows that both were asked.
 
-    Attributes
-    ----------
-    verdict
-        On the challenger.
-    rows, late
-        Compared; asked too long before their label to be compared.
-    champion, challenger
-        Accuracy, in regression the mean absolute error; None before the first row.
-    champion_loss, challenger_loss
-        Mean log loss of the rows for which both gave probabilities; None in regression.
-    difference, interval
-        Mean of the scores' difference, above 0 in the challenger's favour, and what it is at all
-        numbers of rows with the probability asked for.
-    lacking
-        Why there is no verdict; empty if there is one.
+    Attributes:
+        verdict: On the challenger.
+        rows, late: Compared; asked too long before their label to be compared.
+        champion, challenger: Accuracy, in regression the mean absolute error; None before the first
+            row.
+        champion_loss, challenger_loss: Mean log loss of the rows for which both gave probabilities;
+            None in regression.
+        difference, interval: Mean of the scores' difference, above 0 in the challenger's favour,
+            and what it is at all numbers of rows with the probability asked for.
+        lacking: Why there is no verdict; empty if there is one.
     """
 
     verdict: Verdict
@@ -102,10 +97,8 @@ class Standing:
 class Challenger(OrderedLearner):
     """The learner of the challenger: one process has it, and answers nobody.
 
-    Parameters
-    ----------
-    rival
-        Whom it is compared with, and since when: counters of other rivals are left alone.
+    Parameters:
+        rival: Whom it is compared with, and since when: counters of other rivals are left alone.
     """
 
     def __init__(
@@ -229,17 +222,13 @@ def _loss(score: Mapping[str, float], label: Label) -> float:
 class Ahead:
     """Rows read ahead of a challenger, and who is asked when.
 
-    Parameters
-    ----------
-    delay_s
-        So long after it was taken a row is learned, so that questions which came before it are
-        known by then.
-    by_champion
-        Whether what serves now has answered the row: before it another model may have served.
-    sealed
-        Whether a partition takes no rows any more.
-    alone
-        Whether one replica serves: it knows all that came before a question.
+    Parameters:
+        delay_s: So long after it was taken a row is learned, so that questions which came before it
+            are known by then.
+        by_champion: Whether what serves now has answered the row: before it another model may have
+            served.
+        sealed: Whether a partition takes no rows any more.
+        alone: Whether one replica serves: it knows all that came before a question.
     """
 
     def __init__(

@@ -38,16 +38,12 @@ _PARTS_MAX: Final = 1_000_000
 class Shadow:
     """A challenger on one journal, a step at a time.
 
-    Parameters
-    ----------
-    model
-        The served model with its challenger.
-    loaded
-        The challenger's model.
-    rival
-        Hash of the spec that serves.
-    propose
-        Asks for the promotion, with how the two stand; called if the settings say ``auto``.
+    Parameters:
+        model: The served model with its challenger.
+        loaded: The challenger's model.
+        rival: Hash of the spec that serves.
+        propose: Asks for the promotion, with how the two stand; called if the settings say
+            ``auto``.
     """
 
     def __init__(

@@ -47,14 +47,11 @@ class Asking:
     Each request has a connection of its own: one that was left open while somebody is asked for a
     yes may be gone by then.
 
-    Parameters
-    ----------
-    url
-        ``http://host:port`` or ``https://…``, with a path before those of the requests or none.
-    token
-        Sent with each request.
-    timeout_s
-        How long an answer may keep silent.
+    Parameters:
+        url: ``http://host:port`` or ``https://…``, with a path before those of the requests or
+            none.
+        token: Sent with each request.
+        timeout_s: How long an answer may keep silent.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 30.0) -> None:

@@ -104,16 +104,12 @@ class NotIncluded(ClientError):
 class Retry:
     """How long a call goes on.
 
-    Attributes
-    ----------
-    attempts
-        Sendings of one request, the first one included (≥ 1).
-    give_up_s
-        No sending begins later than this after the first one, in seconds.
-    base_s, cap_s
-        The pause before the n-th repeat is drawn evenly from 0 to ``base_s`` · 2ⁿ⁻¹, at most
-        ``cap_s``: callers that failed together do not come back together.  It is never shorter
-        than the answer's ``Retry-After``.
+    Attributes:
+        attempts: Sendings of one request, the first one included (≥ 1).
+        give_up_s: No sending begins later than this after the first one, in seconds.
+        base_s, cap_s: The pause before the n-th repeat is drawn evenly from 0 to ``base_s`` · 2ⁿ⁻¹,
+            at most ``cap_s``: callers that failed together do not come back together.  It is never
+            shorter than the answer's ``Retry-After``.
     """
 
     attempts: int = 8

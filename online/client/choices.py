@@ -29,12 +29,9 @@ class NotASlot(ClientError):
 class ChoiceVerbs:
     """One model of a service, by its name: what is chosen by it.
 
-    Parameters
-    ----------
-    calls
-        Makes the requests.
-    name
-        By which the service knows it.
+    Parameters:
+        calls: Makes the requests.
+        name: By which the service knows it.
     """
 
     def __init__(self, calls: Calls, name: str) -> None:

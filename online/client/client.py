@@ -100,22 +100,16 @@ class _OfModels:
 class Client(_OfModels, Waiting):
     """A client that waits for each answer.  Use from one thread, or one a thread.
 
-    Parameters
-    ----------
-    url
-        Of the service, as ``http://host:port``.
-    token
-        Sent with each request; predict, feedback and reading the state have roles of their own.
-    timeout_s
-        Of one attempt, in seconds.
-    retry
-        How often and how long a call is repeated.
-    connections
-        Most that are open at the same time.
-    rng, sleep, monotonic_s, new_id
-        Randomness, waiting, time and ids, for tests; ``new_id`` names events that have no id.
-    transport
-        Of httpx, for tests or a proxy.
+    Parameters:
+        url: Of the service, as ``http://host:port``.
+        token: Sent with each request; predict, feedback and reading the state have roles of their
+            own.
+        timeout_s: Of one attempt, in seconds.
+        retry: How often and how long a call is repeated.
+        connections: Most that are open at the same time.
+        rng, sleep, monotonic_s, new_id: Randomness, waiting, time and ids, for tests; ``new_id``
+            names events that have no id.
+        transport: Of httpx, for tests or a proxy.
     """
 
     def __init__(

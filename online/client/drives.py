@@ -27,12 +27,9 @@ T = TypeVar("T")
 class Drive:
     """Connections of a client that waits.  Use from one thread.
 
-    Parameters
-    ----------
-    sleep
-        Takes seconds; for tests.
-    of_http
-        Arguments of ``httpx.Client``.
+    Parameters:
+        sleep: Takes seconds; for tests.
+        of_http: Arguments of ``httpx.Client``.
     """
 
     def __init__(

@@ -26,12 +26,9 @@ _OPERATOR_S: Final = 100.0  # the service waits for its replicas, each within a 
 class ModelVerbs(ChoiceVerbs):
     """One model of a service, by its name: what is asked of it, and what operators do with it.
 
-    Parameters
-    ----------
-    calls
-        Makes the requests.
-    name
-        By which the service knows it.
+    Parameters:
+        calls: Makes the requests.
+        name: By which the service knows it.
     """
 
     def __repr__(self) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import Context, common, console, moment, readable
+from online.commands.base import Context, common, console, moment, readable, table
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
@@ -57,20 +57,16 @@ def audit_list(
     if context.as_json:
         print(json.dumps(found))
     else:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
-        for column in ("line", "when", "what", "model", "who", "from", ""):
-            table.add_column(column, overflow="fold")
+        shown = table("line", "when", "what", "model", "who", "from", "", fold=True)
         for one in readable(found):
             when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["at"] or 0))
             said = ", ".join(f"{k} {v}" for k, v in one["about"].items() if k != "sha256")
             wrong = f"[red]{one['fault']}[/red] " if one["fault"] else ""
-            table.add_row(
+            shown.add_row(
                 str(one["number"]), when, one["act"], one["model"] or "–", one["who"],
                 one["origin"] or "–", f"{wrong}{said}",
             )  # fmt: skip
-        console().print(table) if found else print("no such decisions")
+        console().print(shown) if found else print("no such decisions")
     _end(found)
 
 

@@ -15,8 +15,16 @@ import msgspec
 import typer
 
 from online.client.asking import Asking
-from online.commands.base import Context, checked, common, in_private, pick
-from online.commands.rescore import need_packages, pick_model, shown_progress
+from online.commands.base import (
+    Context,
+    checked,
+    common,
+    counting,
+    in_private,
+    pick,
+    pick_model,
+)
+from online.commands.rescore import need_packages
 from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -92,7 +100,7 @@ def backfill(
             owner = Owner(settings.state_dir)
             stack.callback(owner.release)
         journal = stack.enter_context(contextlib.closing(open_journal(settings)))
-        progress = stack.enter_context(shown_progress("learning", hidden=context.as_json))
+        progress = stack.enter_context(counting("learning", hidden=context.as_json))
         work = _Work(settings, chosen, journal, tables, source, progress, again=again)
         facts = work.done(client, relearn=relearn)
     print(json.dumps(facts)) if context.as_json else _tell(chosen.name, facts)

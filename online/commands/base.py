@@ -9,11 +9,21 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Concatenate, Final, NamedTuple, ParamSpec
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+)
 
 import typer
 
@@ -24,8 +34,12 @@ from replay.plain import PlainStream, plain
 if TYPE_CHECKING:  # imported where they are used: a question to the service needs few of them
     from rich.console import Console
     from rich.progress import Progress
+    from rich.table import Table
 
     from online.settings.config import Settings
+    from online.settings.model import ModelSettings
+
+T = TypeVar("T")
 
 TOKEN_REMEDY = (
     "Commands send ONLINE_TOKEN, or else the first of tokens.admin in the settings file (--config)"
@@ -164,15 +178,41 @@ def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:
 
 def pick(client: Asking, model: str | None) -> str:
     """The model meant: the only one served, unless it is named."""
-    served = [m["model"] for m in checked(client.get("/v1/models"))["models"]]
-    if model is None and len(served) == 1:
-        return str(served[0])
-    if model in served:
-        return str(model)
-    what = "several models are served" if model is None else f"{model!r} is not served"
-    near = difflib.get_close_matches(model or "", served, n=1)
+    served = (str(m["model"]) for m in checked(client.get("/v1/models"))["models"])
+    return only({name: name for name in served}, model)
+
+
+def pick_model(settings: Settings, name: str | None) -> ModelSettings:
+    """The model of the settings that is meant: the only one, unless it is named."""
+    return only({model.name: model for model in settings.models}, name)
+
+
+def only(
+    known: Mapping[str, T], name: str | None, are: str = "are served", is_not: str = "is not served"
+) -> T:
+    """The one that is named, or the only one that there is.  Raises ConfigError."""
+    if name is None and len(known) == 1:
+        return next(iter(known.values()))
+    if name is not None and name in known:
+        return known[name]
+    what = f"several models {are}" if name is None else f"{name!r} {is_not}"
+    near = difflib.get_close_matches(name or "", known, n=1)
     meant = f"Did you mean `{near[0]}`? " if near else ""
-    raise ConfigError("--model", what, f"{meant}Name one of: {', '.join(served)}")
+    raise ConfigError("--model", what, f"{meant}Name one of: {', '.join(known)}")
+
+
+def agreed(text: str, question: str, *, more: str = "") -> None:
+    """Ask whoever sits there for a yes.  Raises StartRefused without one."""
+    if not somebody():
+        raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
+    print(f"{text}{more}", file=sys.stderr)
+    if not typer.confirm(question, err=True):
+        raise StartRefused("nothing was changed", "Say y, or --yes")
+
+
+def somebody() -> bool:
+    """Whether anybody is there to answer a question."""
+    return sys.stdin.isatty()
 
 
 def checked(response: Answer) -> dict[str, Any]:
@@ -196,6 +236,17 @@ def console(*, stderr: bool = False, width: int | None = None) -> Console:
 
     stream = sys.stderr if stderr else sys.stdout
     return Console(file=stream.beneath if isinstance(stream, PlainStream) else stream, width=width)
+
+
+def table(*columns: str, right: Collection[str] = (), fold: bool = False) -> Table:
+    """An empty table with these columns, those named in ``right`` for numbers."""
+    from rich.table import Table
+
+    made = Table(box=None, pad_edge=False)
+    for column in columns:
+        side: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, justify=side, overflow="fold" if fold else "ellipsis")
+    return made
 
 
 def readable(data: Any) -> Any:
@@ -223,6 +274,20 @@ def bar(what: str, *, hidden: bool) -> Progress:
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def counting(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with Progress(
+        TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
+        TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
+        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
+    ) as shown:  # fmt: skip
+        task = shown.add_task(what, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total)
 
 
 def span(seconds: float) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from online.audit import certificates
 from online.audit.log import keys_of
-from online.commands.base import Context, common, console, readable
+from online.commands.base import Context, common, console, readable, table
 from online.errors import StartRefused
 from online.rebuild import certify
 
@@ -69,16 +69,12 @@ def certificates_list(context: Context) -> None:
     if context.as_json:
         print(json.dumps(rows))
     else:
-        from rich.table import Table
-
-        table = Table(box=None, pad_edge=False)
         columns = ("at", "done", "model", "source", "count", "faults", "file")
-        for column in columns:
-            table.add_column(column)
+        shown = table(*columns)
         for row in readable(rows):
             texts = {**row, "faults": "; ".join(row["faults"])}
-            table.add_row(*(str("" if texts[c] is None else texts[c]) for c in columns))
-        console().print(table)
+            shown.add_row(*(str("" if texts[c] is None else texts[c]) for c in columns))
+        console().print(shown)
     if any(row["faults"] for row in rows):
         raise typer.Exit(1)
 

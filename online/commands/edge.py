@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.commands.base import Context, common, in_private, span
+from online.commands.base import Context, common, in_private, pick_model, span
 from online.commands.export import (
     ends_of,
     freshness,
     golden_rows,
     left_behind,
-    picked,
     restored,
     shown,
     signing_key,
@@ -166,7 +165,7 @@ def publish(
     from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(context.settings()))
-    served = picked(settings, context.model)
+    served = pick_model(settings, context.model)
     place = _keys_place(settings, keys)
     signing_key(place / "signing.pem", "--keys")
     last: Any = None
@@ -256,7 +255,7 @@ def rollback(
     from online.edge.export import with_deltas
 
     settings = in_private(context.settings())
-    served = picked(settings, context.model)
+    served = pick_model(settings, context.model)
     place = _keys_place(settings, keys)
     key = signing_key(place / "signing.pem", "--keys")
     folder = _folder(settings, served)
@@ -278,7 +277,7 @@ def status(context: Context) -> None:
     Example: online edge status
     """
     settings = in_private(context.settings())
-    served = picked(settings, context.model)
+    served = pick_model(settings, context.model)
     folder = _folder(settings, served)
     channel = folder.channel()
     expires = lost = None
@@ -359,7 +358,7 @@ def _move(
 ) -> None:
     """Sign the newest release for other devices."""
     settings = in_private(context.settings())
-    served = picked(settings, context.model)
+    served = pick_model(settings, context.model)
     key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
     folder = _folder(settings, served)
     with folder.locked():

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from online.commands.base import Context, common, console, moment, readable
+from online.commands.base import Context, common, console, moment, only, readable, table
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from evaluation.offpolicy import Estimated
     from online.decide.record import Choice
-    from online.settings.model import ModelSettings
     from replay.journal.base import Journal
 
 _PAGE: Final = 2048
@@ -63,7 +62,10 @@ def evaluate(
     from online.rows.journal_rows import open_for_report
 
     settings = context.settings()
-    asked = _pick({m.name: m for m in settings.models if m.choose is not None}, context.model)
+    choosing = {m.name: m for m in settings.models if m.choose is not None}
+    if not choosing:
+        raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
+    asked = only(choosing, context.model, "choose", "does not choose")
     assert asked.choose is not None
     names = list(dict.fromkeys(policy or _USUAL))
     judging = Judging([n for n in names if n != SERVED], alpha, *asked.choose.reward_range)
@@ -135,17 +137,6 @@ def logged(journal: Journal, model: str, since: float, until: float) -> Iterator
         after = page.upto
 
 
-def _pick(choosing: Mapping[str, ModelSettings], name: str | None) -> ModelSettings:
-    if name is None and len(choosing) == 1:
-        return next(iter(choosing.values()))
-    if name is not None and name in choosing:
-        return choosing[name]
-    if not choosing:
-        raise ConfigError("models", "none of them chooses", "Set `task: choose` for one")
-    what = "several models choose" if name is None else f"{name!r} does not choose"
-    raise ConfigError("--model", what, f"Name one of: {', '.join(choosing)}")
-
-
 def _data(
     found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int
 ) -> dict[str, Any]:
@@ -166,21 +157,18 @@ def _ends(one: Estimated) -> tuple[float, float]:
 
 
 def _print(found: Mapping[str, Estimated], unanswered: Mapping[str, int], beyond: int) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for name in ("policy", "reward", "between", "snips", "choices", "worth"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
+    numbers = ("reward", "between", "snips", "choices", "worth")
+    rows = table("policy", *numbers, right=numbers)
     for name, one in found.items():
         between = "–"
         if one.interval is not None:
             low, high = _ends(one)
             between = f"{low:.3f} … {high:.3f}"
-        table.add_row(
+        rows.add_row(
             readable(name), _cell(one.dr), between, _cell(one.snips), f"{one.n:,}",
             f"{one.effective:,.0f}",
         )  # fmt: skip
-    console().print(table)
+    console().print(rows)
     for name, one in found.items():
         for warning in one.warnings:
             console().print(f"[yellow]{readable(name)}: {readable(warning)}[/yellow]")

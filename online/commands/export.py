@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from online.commands.base import Context, common, console
+from online.commands.base import Context, common, console, pick_model, table
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings
@@ -77,7 +76,7 @@ def export(
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
     settings = as_stored(context.settings())
-    served = picked(settings, context.model)
+    served = pick_model(settings, context.model)
     state, built = restored(settings, served, snapshot)
     now = time.time()
     made = make(
@@ -199,18 +198,6 @@ def ends_of(
     return bounds.ends(bounds.names)
 
 
-def picked(settings: Settings, model: str | None) -> ModelSettings:
-    """The settings of the model meant: the only one, unless it is named."""
-    served = {m.name: m for m in settings.models}
-    if model is None and len(served) == 1:
-        return next(iter(served.values()))
-    if model not in served:
-        raise ConfigError(
-            "--model", f"{model!r} is not served", f"Name one of: {', '.join(served)}"
-        )
-    return served[model]
-
-
 def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
@@ -218,7 +205,7 @@ def restored(
     from online.models.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
-    from paramserver.snapshots.format import decode
+    from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
@@ -230,7 +217,7 @@ def restored(
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(served, settings, keys.secret, keys.old_secrets)
     if snapshot is not None and Path(snapshot).is_file():
-        data = Path(snapshot).read_bytes()
+        state = read_file(Path(snapshot))
     else:
         place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
         stored = open_snapshots(place)
@@ -241,8 +228,7 @@ def restored(
                 f"model {served.name} has no snapshot in {place}",
                 "Publish one: online snapshot create; or name the state folder with --state-dir",
             )
-        data = stored.load(name or max(versions, key=versions.__getitem__))
-    state = decode(data)
+        state = read(stored, name or max(versions, key=versions.__getitem__))
     if state.spec != loaded.spec_hash:
         raise StartRefused(
             f"the snapshot is of another spec of model {state.model} ({state.spec[:16]})",
@@ -325,17 +311,15 @@ def _print(out: Path, made: Exported, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"manifest": made.manifest, "left_out": made.left_out}))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("target", "file", "bytes", "golden rows", "largest difference"):
-        table.add_column(column)
+    rows = table("target", "file", "bytes", "golden rows", "largest difference")
     for name, target in made.manifest["targets"].items():
         parity = target["parity"]
         cells: Sequence[str] = (
             name, target["file"], f"{target['size']:,}", str(parity["rows"]),
             f"{parity['max_abs']:.1e}",
         )  # fmt: skip
-        table.add_row(*cells)
-    console().print(table)
+        rows.add_row(*cells)
+    console().print(rows)
     print(f"in {out}, with manifest.json and golden rows")
     for name, why in made.left_out.items():
         print(f"left out: {name}: {why}")

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from online.client.asking import Asking
-from online.commands.base import Context, checked, common, console, in_private, span
+from online.commands.base import Context, agreed, checked, common, counting, in_private, span
 from online.errors import ConfigError, StartRefused
 
 if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
-    from online.rebuild.rebuild import Progress as Told
     from online.rebuild.verdicts_again import Review
     from online.settings.config import Settings
     from paramserver.rewrites import Digest
@@ -218,7 +216,7 @@ class _Work:
             self._journal, self._decisions = journal, Decisions(spec)
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
-            with _told("looking", hidden=wish.as_json) as told:
+            with counting("looking", hidden=wish.as_json) as told:
                 found = influence(journal, self.name, self._decisions, wanted, kept_from, told)
             if to is None:
                 check_reach(found, wanted)
@@ -264,12 +262,9 @@ class _Work:
                 f"{self.events:,} events of {source!r} leave {self.name}, and it is banned; "
                 f"{self._again:,} rows since {self.beginning} are learned again here"
             )
-        if not sys.stdin.isatty():
-            raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
         fate = "all that it has sent is removed for good" if wish.erase else "the events are kept"
-        print(f"{text}.\nThe service answers meanwhile; {fate}.", file=sys.stderr)
-        if not typer.confirm("Erase it?" if wish.erase else "Forget them?", err=True):
-            raise StartRefused("nothing was changed", "Say y, or --yes")
+        question = "Erase it?" if wish.erase else "Forget them?"
+        agreed(text, question, more=f".\nThe service answers meanwhile; {fate}.")
 
     def swap(self, *, as_json: bool) -> dict[str, Any]:
         """Ban the source, build the state without it, and let that take the model's place."""
@@ -317,7 +312,7 @@ class _Work:
 
         journal, spec, wanted = self._journal, self._loaded.spec_hash, self._wanted
         keys = keys_of(self._settings.key_path)
-        told = partial(_told, hidden=wish.as_json)
+        told = partial(counting, hidden=wish.as_json)
         out: dict[str, Any] = {}
         number = forget = erase.newest_forget(journal, self.name, spec, wanted.source)
         content, note = None, None
@@ -397,7 +392,7 @@ class _Work:
             method_of(self._model, loaded, self._settings),
             review=partial(self._review, start),
         )
-        with _told("learning again", hidden=as_json) as told:
+        with counting("learning again", hidden=as_json) as told:
             rebuild.run(told)
         rebuild.run()  # what has come meanwhile: the replicas learn what comes from here on
         self._digests = rebuild.digests
@@ -410,22 +405,3 @@ class _Work:
                 "Forget what it has sent of late: --since",
             )
         return built
-
-
-@contextlib.contextmanager
-def _told(what: str, *, hidden: bool) -> Iterator[Told]:
-    """Progress with rows a second and time left, on a terminal."""
-    shown = Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]:,.0f} rows/s"), TimeRemainingColumn(),
-        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
-    )  # fmt: skip
-    begun = time.monotonic()
-    with shown:
-        task = shown.add_task("", total=None, rate=0.0)
-
-        def told(done: int, total: int) -> None:
-            rate = done / max(time.monotonic() - begun, 1e-3)
-            shown.update(task, completed=done, total=total, rate=rate)
-
-        yield told

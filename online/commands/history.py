@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from online.commands.base import Context, common, console, moment, readable
+from online.commands.base import Context, common, console, moment, pick_model, readable, table
 from online.errors import ConfigError, StartRefused
 
 _SHOWN: Final = (
@@ -51,7 +51,7 @@ def history(
     from online.history import series
 
     settings = context.settings()
-    name = _pick([one.name for one in settings.models], model)
+    name = pick_model(settings, model).name
     begin = moment("--since", since)
     end = time.time() if until is None else moment("--until", until)
     if not begin < end:
@@ -74,15 +74,6 @@ def history(
         print(json.dumps(found))
     else:
         _print(found)
-
-
-def _pick(known: list[str], model: str | None) -> str:
-    if model is None and len(known) == 1:
-        return known[0]
-    if model not in known:
-        what = "the settings have several models" if model is None else f"{model!r} is none of them"
-        raise ConfigError("--model", what, f"Name one of: {', '.join(known)}")
-    return model
 
 
 def table_of(model: str, found: Mapping[str, Any]) -> dict[str, list[Any]]:
@@ -132,17 +123,13 @@ def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    from rich.table import Table
-
     columns = found["columns"]
     shown = [name for name in _SHOWN if any(v is not None for v in columns.get(name, ()))]
-    table = Table(box=None, pad_edge=False)
-    for name in ("up to", *shown):
-        table.add_column(name, justify="right")
+    rows = table("up to", *shown, right=("up to", *shown))
     for i, at in enumerate(columns["at"]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(at))
-        table.add_row(when, *(_cell(columns[name][i]) for name in shown))
-    console().print(table) if columns["at"] else print("no steps in this time")
+        rows.add_row(when, *(_cell(columns[name][i]) for name in shown))
+    console().print(rows) if columns["at"] else print("no steps in this time")
     for mark in readable(found["marks"][-_MARKS:]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(mark["at"]))
         console().print(f"{when}  [bold]{mark['kind']}[/bold]: {mark['text']}")

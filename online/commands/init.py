@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from evaluation.metrics import Task
-from online.commands.base import AsJson, bar
+from online.commands.base import AsJson, bar, somebody
 from online.errors import ConfigError
 from replay.example import Features, Label
 
@@ -383,7 +383,7 @@ def _write(places: list[Path], *texts: str) -> None:
 
 def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str, str]:
     """Settings and model from the answers of whoever sits there."""
-    if not _sits_there():
+    if not somebody():
         raise ConfigError("TABLE", "no table, and nobody to ask", "Name a .csv or .parquet file")
     if label is not None:
         raise ConfigError("--label", "there is no table to find it in", "Name a table")
@@ -403,10 +403,6 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     head = _docstring(f"The model {called}, as `online init` has written it.")
     source = head + _LINEAR.format(text=f"text={text!r}" if text else "")
     return written(settings), source
-
-
-def _sits_there() -> bool:
-    return sys.stdin.isatty()
 
 
 def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:

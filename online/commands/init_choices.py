@@ -49,16 +49,14 @@ class Logged:
 class Log:
     """A table as a log of choices.
 
-    Attributes
-    ----------
-    found
-        Which column is for what; the action is a category there, and its probability a number.
-    action, probability
-        Names of these columns; without a probability each action counts as drawn by its share.
-    shares
-        How often each action was taken in the rows that were looked at, the most frequent first.
-    low, high
-        The least and the greatest reward of these rows.
+    Attributes:
+        found: Which column is for what; the action is a category there, and its probability a
+            number.
+        action, probability: Names of these columns; without a probability each action counts as
+            drawn by its share.
+        shares: How often each action was taken in the rows that were looked at, the most frequent
+            first.
+        low, high: The least and the greatest reward of these rows.
     """
 
     found: Guess

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from urllib.parse import urlsplit
 
 import typer
-from rich.table import Table
 
 from online.client.asking import Asking
-from online.commands.base import AsJson, Model, checked, console, pick
+from online.commands.base import AsJson, Model, checked, console, pick, table
 from online.errors import ConfigError
 from online.load.generator import Lane, Load, Operation, Report, measure
 from online.settings import config
@@ -364,19 +363,18 @@ def _print_report(report: Report) -> None:
     loads = list(report.operations)
     if len(loads) > 1:
         loads.append(report.total)
-    table = Table(box=None, pad_edge=False)
-    table.add_column("")
-    for name in ("requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99",
-                 "max"):  # fmt: skip
-        table.add_column(name, justify="right")
+    numbers = (
+        "requests", "errors", "per s", "rows/s", "p50", "p90", "p99", "p99.9", "p99.99", "max",
+    )  # fmt: skip
+    shown = table("", *numbers, right=numbers)
     for found in loads:
         times = (found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.p9999_ms)
         counts = (found.requests, found.errors, round(found.rate), round(found.rows_rate))
-        table.add_row(
+        shown.add_row(
             found.what, *(f"{n:,}" for n in counts), *(f"{t:.2f}" for t in (*times, found.max_ms))
         )
     print("latencies in ms, counted from when each request was due")
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(table)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
     for line in bars(report.total):
         print(line)
     for found in report.operations:
@@ -424,16 +422,15 @@ def _show_found(found: Found, *, as_json: bool) -> int:
     if as_json:
         print(json.dumps(asdict(found)))
         return code
-    table = Table(box=None, pad_edge=False)
-    for name in ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds"):
-        table.add_column(name, justify="right")
+    columns = ("rate", "reached", "p50 ms", "p99 ms", "errors", "unfinished", "holds")
+    shown = table(*columns, right=columns)
     for step in found.steps:
-        table.add_row(
+        shown.add_row(
             f"{step.rate:,.0f}", f"{step.reached:,.0f}", f"{step.p50_ms:.2f}",
             f"{step.p99_ms:.2f}", f"{step.errors:,}", f"{step.unfinished:,}",
             "yes" if step.holds else "no",
         )  # fmt: skip
-    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(table)
+    console(width=None if sys.stdout.isatty() else _PIPED_COLUMNS).print(shown)
     if found.rate:
         print(f"{found.rate:,.0f} requests/s keep p99 ≤ {found.p99_ms_max:g} ms")
     else:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from online.client.asking import Asking
-from online.commands.base import Context, checked, common
+from online.commands.base import Context, agreed, checked, common
 from online.errors import StartRefused
 from online.service.run_file import running
 from online.settings.config import Settings
@@ -63,11 +63,8 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
     if found.get("verdict") == "better":
         return
     text = f"{found['learner']} is not known to be better than {learner}: {found.get('verdict')}"
-    if not sys.stdin.isatty():
-        raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
-    print(f"{text}, {found.get('rows', 0):,} rows compared.", file=sys.stderr)
-    if not typer.confirm(f"Let it serve as {name}?", err=True):
-        raise StartRefused("nothing was changed", "Say y, or --yes")
+    rows = f", {found.get('rows', 0):,} rows compared."
+    agreed(text, f"Let it serve as {name}?", more=rows)
 
 
 def _let_answer(

@@ -30,11 +30,9 @@ def repeat(
 
     One that takes longer is followed by the next at once; none is made up for.
 
-    Parameters
-    ----------
-    once
-        Its exit code; other than 0: it has failed and has said why.  2 is wrong usage, which no
-        other time will mend: typer.Exit(2).
+    Parameters:
+        once: Its exit code; other than 0: it has failed and has said why.  2 is wrong usage, which
+            no other time will mend: typer.Exit(2).
     """
     failed = 0
     try:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from online.commands.base import AsJson, FileOption, Model, StateDir, bar, load_settings
+from online.commands.base import (
+    AsJson,
+    FileOption,
+    Model,
+    StateDir,
+    bar,
+    load_settings,
+    pick_model,
+)
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -97,7 +105,7 @@ def report(
         made = _of_file(file, asked, task, positive, delay, quiet=as_json)
     else:
         settings = load_settings(path, state_dir=state_dir)
-        made = _of_journal(settings, _pick(settings, model), since, until, quiet=as_json)
+        made = _of_journal(settings, pick_model(settings, model), since, until, quiet=as_json)
     if prometheus is not None:
         _write("--prometheus", prometheus, gauges(made).encode())
     _give(made, out, as_json=as_json)
@@ -156,16 +164,6 @@ def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = No
             version=lambda: None if newest is None else newest.version,
             progress=lambda n: progress.update(task, completed=n),
         )
-
-
-def _pick(settings: Settings, name: str | None) -> ModelSettings:
-    by_name = {m.name: m for m in settings.models}
-    if name is None and len(by_name) == 1:
-        return settings.models[0]
-    if name in by_name:
-        return by_name[name]
-    known = ", ".join(by_name)
-    raise ConfigError("--model", f"{name!r} is not in the settings", f"Name one of: {known}")
 
 
 def when(text: str, now: float, option: str) -> float:

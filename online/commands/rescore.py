@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from evaluation.put_off import absent
-from online.commands.base import Context, Model, common, console, in_private
+from online.commands.base import Context, Model, common, counting, in_private, pick_model
 from online.commands.repeat import in_child, repeat, without
 from online.errors import ConfigError, OnlineError, StartRefused
 from online.settings.config import Settings, environment
@@ -138,7 +137,7 @@ def _once(
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
     began = time.monotonic()
     with (
-        shown_progress("scoring", hidden=as_json) as progress,
+        counting("scoring", hidden=as_json) as progress,
         redirect_stdout(sys.stderr),
     ):  # Ray prints too
         outcome = execute(
@@ -206,31 +205,6 @@ def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> N
         print(f"every row was scored: {outcome.all_because}")
     for warning in (*report.warnings, *report.forced):
         print(f"warning: {warning}", file=sys.stderr)
-
-
-@contextmanager
-def shown_progress(what: str, *, hidden: bool) -> Iterator[Callable[[int, int], None]]:
-    """Rows, rows a second and the time left on standard error; nothing if that is no terminal."""
-    bar = Progress(
-        TextColumn(what), BarColumn(), TextColumn("{task.completed:,.0f} rows"),
-        TextColumn("{task.speed:,.0f} rows/s"), TimeRemainingColumn(),
-        console=console(stderr=True), disable=hidden or not sys.stderr.isatty(), transient=True,
-    )  # fmt: skip
-    with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def pick_model(settings: Settings, name: str | None) -> ModelSettings:
-    """The model meant: the only one of the settings, unless it is named.  Raises ConfigError."""
-    known = {model.name: model for model in settings.models}
-    if name is None and len(known) == 1:
-        return next(iter(known.values()))
-    if name in known:
-        return known[name]
-    raise ConfigError(
-        "--model", f"{name!r} is not in the settings", f"Name one: {', '.join(known)}"
-    )
 
 
 def seconds(option: str, text: str) -> float:

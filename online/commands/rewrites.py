@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
@@ -11,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from online.client.asking import Asking, NoAnswer
-from online.commands.base import Context, bar, checked, common, console, readable, span
+from online.commands.base import (
+    Context,
+    agreed,
+    bar,
+    checked,
+    common,
+    console,
+    readable,
+    span,
+    table,
+)
 from online.errors import StartRefused
 
 _PAGE = 200
@@ -150,21 +159,12 @@ def _what_goes(context: Context, client: Asking, model: str, name: str) -> dict[
     return {"rows": rows, "since": target.created_at, "version": target.version}
 
 
-def _somebody() -> bool:
-    return sys.stdin.isatty()
-
-
 def _ask(found: dict[str, Any], model: str, name: str) -> None:
     ago = span(time.time() - found["since"])
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
     text = f"{model} goes back to {name}, made {at} ({ago} ago): {found['rows']:,} rows are undone"
-    if not _somebody():
-        raise StartRefused(f"{text}; nobody is here to say yes", "Say it with --yes")
-    print(
-        f"{text}.\nThey are kept: `online rollback --relearn` learns them again.", file=sys.stderr
-    )
-    if not typer.confirm("Go back?", err=True):
-        raise StartRefused("nothing was changed", "Say y, or --yes")
+    kept = ".\nThey are kept: `online rollback --relearn` learns them again."
+    agreed(text, "Go back?", more=kept)
 
 
 # -- events ----------------------------------------------------------------------------------
@@ -199,20 +199,16 @@ def list_events(
     if as_json:
         print(json.dumps({**page, "events": events, "removed": removed}))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("event", "source", "label", "taken", "row", "status"):
-        table.add_column(column, overflow="fold")
+    rows = table("event", "source", "label", "taken", "row", "status", fold=True)
     for e in events:
         taken = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(e["at"]))
         as_row = f" as {e['learned_as']}" if "learned_as" in e else ""
         label = json.dumps(e["label"])
-        table.add_row(
+        rows.add_row(
             readable(e["event_id"]), readable(e["source"]), readable(label), taken, e["row"],
             f"{e['status']}{as_row}",
         )  # fmt: skip
-    console().print(table) if events else print(f"no {status} events")
+    console().print(rows) if events else print(f"no {status} events")
     if removed:
         print(f"{removed:,} older rows were removed by retention")
     if page["cursor"] is not None:

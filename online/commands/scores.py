@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.table import Table
 
-from online.commands.base import Context, common, console, in_private, span
-from online.commands.rescore import Store, pick_model
+from online.commands.base import Context, common, console, in_private, pick_model, span, table
+from online.commands.rescore import Store
 from online.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,14 +40,12 @@ def scores_list(
         data: list[Any] = [msgspec.to_builtins(run) | {"current": run.name == here} for run in runs]
         print(json.dumps(data))
         return
-    table = Table(box=None, pad_edge=False)
-    for column in ("", "run", "model", "version", "rows", "scored", "features"):
-        table.add_column(column)
+    shown = table("", "run", "model", "version", "rows", "scored", "features")
     for run in runs:
         mark = "*" if run == current.run else ""
         ages = (f"{span(time.time() - at)} ago" for at in (run.scored_at, run.as_of))
-        table.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
-    console().print(table)
+        shown.add_row(mark, run.name, run.model, run.version, f"{run.rows:,}", *ages)
+    console().print(shown)
 
 
 @app.command("rollback")

@@ -80,19 +80,13 @@ def serve(
 class _Foreground:
     """The service of a terminal: its start, its signals and its end.
 
-    Parameters
-    ----------
-    load
-        Reads the settings again.
+    Parameters:
+        load: Reads the settings again.
 
-    Attributes
-    ----------
-    running
-        The service.
-    started
-        Whether it is up: a signal before gives the start up, wherever it is.
-    stop
-        Set by the first signal to end.
+    Attributes:
+        running: The service.
+        started: Whether it is up: a signal before gives the start up, wherever it is.
+        stop: Set by the first signal to end.
     """
 
     def __init__(self, settings: config.Settings, load: Callable[[], config.Settings]) -> None:

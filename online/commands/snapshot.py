@@ -20,8 +20,9 @@ from online.commands.base import (
     console,
     load_settings,
     pick,
+    pick_model,
+    table,
 )
-from online.errors import ConfigError
 from online.settings.config import Settings
 
 if TYPE_CHECKING:
@@ -42,17 +43,13 @@ def snapshot_list(context: Context) -> None:
     if context.as_json:
         print(json.dumps(found))
         return
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in ("snapshot", "version", "age", "bytes", "pinned"):
-        table.add_column(column)
+    rows = table("snapshot", "version", "age", "bytes", "pinned")
     for s in found:
         age = time.time() - s["created_at"]
         pinned = "yes" if s["pinned"] else ""
         version = ".".join(map(str, s["version"]))
-        table.add_row(s["name"], version, f"{age:,.0f} s", f"{s['size']:,}", pinned)
-    console().print(table)
+        rows.add_row(s["name"], version, f"{age:,.0f} s", f"{s['size']:,}", pinned)
+    console().print(rows)
 
 
 @app.command("create")
@@ -103,16 +100,15 @@ def snapshot_show(
 
     Example: online snapshot show 3-120 --lineage
     """
-    from paramserver.snapshots.format import decode
+    from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import ancestors
 
     stored, name = None, Path(snapshot).name.removesuffix(".snapshot")
     if Path(snapshot).is_file():
-        data = Path(snapshot).read_bytes()
+        state = read_file(Path(snapshot))
     else:
         stored = _stored(load_settings(path, state_dir=state_dir), model)
-        data = stored.load(name)
-    state = decode(data)
+        state = read(stored, name)
     sizes = {n: len(b.data) if hasattr(b.data, "__len__") else 1 for n, b in state.values.items()}
     shown = {
         "model": state.model, "spec": state.spec, "version": list(state.version),
@@ -135,12 +131,6 @@ def _stored(settings: Settings, model: str | None) -> Snapshots:
     from paramserver.snapshots.places import lineage_place, open_snapshots
 
     settings = as_stored(settings)
-    served = {m.name: m for m in settings.models}
-    if model is None and len(served) == 1:
-        model = next(iter(served))
-    if model not in served:
-        raise ConfigError(
-            "--model", f"{model!r} is not served", f"Name one of: {', '.join(served)}"
-        )
-    spec = load_model(served[model], settings, b"\0" * 32).spec_hash
-    return open_snapshots(lineage_place(snapshots_path(settings), model, spec))
+    chosen = pick_model(settings, model)
+    spec = load_model(chosen, settings, b"\0" * 32).spec_hash
+    return open_snapshots(lineage_place(snapshots_path(settings), chosen.name, spec))

@@ -21,6 +21,7 @@ from online.commands.base import (
     in_private,
     readable,
     span,
+    table,
 )
 
 if TYPE_CHECKING:
@@ -91,21 +92,10 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     _show_challenger(console, model.get("challenger"))
     if model["incident"]:
         console.print(f"[red]incident: {model['incident']}[/red]")
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for column in (
-        "replica",
-        "predictions",
-        "learned",
-        "age ms",
-        "rows behind",
-        "contact",
-        "canary",
-    ):
-        table.add_column(column, justify="left" if column == "replica" else "right")
+    numbers = ("predictions", "learned", "age ms", "rows behind", "contact", "canary")
+    replicas = table("replica", *numbers, right=numbers)
     for name, report in model["replicas"].items():
-        table.add_row(
+        replicas.add_row(
             name,
             f"{report.get('predictions', 0):,.0f}",
             f"{report.get('learned', 0):,.0f}",
@@ -114,7 +104,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             f"{report['contact_age_s']:.1f} s ago",
             _canary(report.get("unserved_s")),
         )
-    console.print(table)
+    console.print(replicas)
 
 
 def _canary(unserved_s: float | None) -> str:

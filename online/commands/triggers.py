@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from online.commands.base import Context, common, in_private
-from online.errors import ConfigError
+from online.commands.base import Context, common, in_private, pick_model
 from replay.plain import plain
 
 
@@ -32,12 +31,7 @@ def triggers(
     from online.service.trigger_task import forgotten, look, shown
 
     settings = in_private(context.settings())
-    by_name = {one.name: one for one in settings.models}
-    name = settings.models[0].name if context.model is None and len(by_name) == 1 else context.model
-    if name not in by_name:
-        known = ", ".join(by_name)
-        raise ConfigError("--model", f"{name!r} is not in the settings", f"Name one of: {known}")
-    chosen = by_name[str(name)]
+    chosen = pick_model(settings, context.model)
     looked = look(settings, chosen, rows or chosen.triggers.rows)
     if forget and looked.triggers:
         looked = forgotten(settings, chosen.name, looked)

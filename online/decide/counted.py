@@ -47,19 +47,13 @@ _COMPARED: Final = ("pairs", "sum", "squares")
 class Standing:
     """How an apprentice stands against the caller whose choices it learns from.
 
-    Attributes
-    ----------
-    n
-        Rewarded choices that were the caller's.
-    agreed
-        Share of them that the apprentice would have made, too.
-    kept
-        Share of the caller's reward that came of these.
-    sure
-        The least that this share is over all choices so far, at any time with probability
-        1 − alpha; None: not even that it is above 0.
-    ready
-        Whether ``sure`` is at least :data:`KEPT`, and there are enough rows.
+    Attributes:
+        n: Rewarded choices that were the caller's.
+        agreed: Share of them that the apprentice would have made, too.
+        kept: Share of the caller's reward that came of these.
+        sure: The least that this share is over all choices so far, at any time with probability 1 −
+            alpha; None: not even that it is above 0.
+        ready: Whether ``sure`` is at least :data:`KEPT`, and there are enough rows.
     """
 
     n: int
@@ -72,12 +66,9 @@ class Standing:
 class Choices:
     """Sums over the rewarded choices of one model, with an open delta; a view of the rows.
 
-    Parameters
-    ----------
-    low, high
-        The least and the greatest reward.
-    most
-        Actions that are counted by themselves; others are counted together.
+    Parameters:
+        low, high: The least and the greatest reward.
+        most: Actions that are counted by themselves; others are counted together.
     """
 
     def __init__(self, low: float, high: float, most: int, alpha: float = 0.05) -> None:

@@ -54,17 +54,12 @@ def target(name: str) -> Target:
 class Judging:
     """Judges policies on one log.
 
-    Parameters
-    ----------
-    names
-        See :func:`target`; the served one is judged beside them.
-    alpha, low, high
-        As for :class:`evaluation.offpolicy.OffPolicy`.
+    Parameters:
+        names: See :func:`target`; the served one is judged beside them.
+        alpha, low, high: As for :class:`evaluation.offpolicy.OffPolicy`.
 
-    Attributes
-    ----------
-    unanswered
-        By policy, choices that it has no answer to: they are in the others' rows only.
+    Attributes:
+        unanswered: By policy, choices that it has no answer to: they are in the others' rows only.
     """
 
     def __init__(self, names: Sequence[str], alpha: float, low: float, high: float) -> None:

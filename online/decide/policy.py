@@ -48,22 +48,14 @@ CHANGED: Final = 2.0
 class Policy:
     """How an action is chosen from what is expected of each.
 
-    Attributes
-    ----------
-    kind
-        See the module.
-    epsilon
-        Share of choices drawn evenly, of ``epsilon``.
-    temperature
-        Share of the reward's range by which e times less is drawn, of ``softmax``.
-    gamma
-        Greater is greedier, of ``squarecb``; it grows with the square root of the rewards.
-    width
-        Standard deviations that count as possible, of ``confidence`` and ``thompson``.
-    floor
-        Least probability of each allowed action, at most 1 / their number.
-    budget
-        Most probability of all actions but the best one together; the floor comes first.
+    Attributes:
+        kind: See the module.
+        epsilon: Share of choices drawn evenly, of ``epsilon``.
+        temperature: Share of the reward's range by which e times less is drawn, of ``softmax``.
+        gamma: Greater is greedier, of ``squarecb``; it grows with the square root of the rewards.
+        width: Standard deviations that count as possible, of ``confidence`` and ``thompson``.
+        floor: Least probability of each allowed action, at most 1 / their number.
+        budget: Most probability of all actions but the best one together; the floor comes first.
     """
 
     kind: Kind = "auto"

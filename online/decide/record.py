@@ -34,18 +34,12 @@ class RecordInvalid(OnlineError):
 class Given(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One reward of a choice that takes several.
 
-    Attributes
-    ----------
-    named
-        Its own id, by which a repeat is known; None: it has none.
-    source
-        Who sent it.
-    values
-        By name; a plain number has an empty one.
-    event_time
-        POSIX seconds; None if unknown.
-    nonce
-        Tells two that are alike in all else from one that was written twice.
+    Attributes:
+        named: Its own id, by which a repeat is known; None: it has none.
+        source: Who sent it.
+        values: By name; a plain number has an empty one.
+        event_time: POSIX seconds; None if unknown.
+        nonce: Tells two that are alike in all else from one that was written twice.
     """
 
     named: str | None
@@ -58,33 +52,22 @@ class Given(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One choice, as it was made.
 
-    Attributes
-    ----------
-    context
-        Features of the moment; empty if there were none.
-    actions
-        Id and features of each action, in the caller's order.
-    excluded
-        Places of the actions that the caller did not allow.
-    chosen
-        Place of the action that was answered.
-    probabilities
-        Of each action, by the policy that answered; 0 for those not allowed.
-    estimates
-        Reward that the model expected of each action.
-    policy
-        Kind of the policy and a hash of its settings.
-    baseline
-        Place of the action that the caller would have taken by itself; None: it did not say.
-    drawn
-        Place of the action that the policy would have answered, where it only learns from the
-        caller's; None: it is the one that was answered.
-    deferred
-        Nobody has said yet that the answer was used: without a reward it is worth nothing.
-    defaulted
-        The row's reward is the default: none came in time.
-    rewards
-        What came so far, where several are learned as one.
+    Attributes:
+        context: Features of the moment; empty if there were none.
+        actions: Id and features of each action, in the caller's order.
+        excluded: Places of the actions that the caller did not allow.
+        chosen: Place of the action that was answered.
+        probabilities: Of each action, by the policy that answered; 0 for those not allowed.
+        estimates: Reward that the model expected of each action.
+        policy: Kind of the policy and a hash of its settings.
+        baseline: Place of the action that the caller would have taken by itself; None: it did not
+            say.
+        drawn: Place of the action that the policy would have answered, where it only learns from
+            the caller's; None: it is the one that was answered.
+        deferred: Nobody has said yet that the answer was used: without a reward it is worth
+            nothing.
+        defaulted: The row's reward is the default: none came in time.
+        rewards: What came so far, where several are learned as one.
     """
 
     context: Features

@@ -49,13 +49,10 @@ def bucket(device: str, sequence: int) -> int:
 class Reports:
     """These counts say what devices report of a release.
 
-    Attributes
-    ----------
-    used, failed
-        Devices that use it, and on which it did not pass its test.
-    compared, differing
-        Devices that asked the service for :data:`COMPARED_LEAST` of the same rows, and those on
-        which the labels differ.
+    Attributes:
+        used, failed: Devices that use it, and on which it did not pass its test.
+        compared, differing: Devices that asked the service for :data:`COMPARED_LEAST` of the same
+            rows, and those on which the labels differ.
     """
 
     used: int = 0
@@ -79,14 +76,10 @@ class Reports:
 class Release:
     """A release is one document for devices, and its place in the channel.
 
-    Attributes
-    ----------
-    sequence
-        1, 2, 3 …
-    about
-        Its document: what the manifest says but for whom it is.
-    whole
-        It has been given to all devices.
+    Attributes:
+        sequence: 1, 2, 3 …
+        about: Its document: what the manifest says but for whom it is.
+        whole: It has been given to all devices.
     """
 
     sequence: int
@@ -113,14 +106,10 @@ class Release:
 class Channel:
     """A model's releases, oldest first, and the state of the newest.
 
-    Attributes
-    ----------
-    sequence, revision
-        The highest that were signed.
-    percent
-        Of the devices that take the newest release.
-    halted
-        None does: it was found to be bad.
+    Attributes:
+        sequence, revision: The highest that were signed.
+        percent: Of the devices that take the newest release.
+        halted: None does: it was found to be bad.
     """
 
     sequence: int = 0

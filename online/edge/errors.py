@@ -52,14 +52,6 @@ class TargetUnavailable(EdgeError):
     text = "target {target}: {problem}. {remedy}"
 
 
-class TemplateUnfit(EdgeError):
-    """A template into which these weights can't be spliced: a fresh one has to be made."""
-
-    target: str
-    reason: str
-    text = "template for {target}: {reason}. Make a new one of this model"
-
-
 class StepsUnfit(EdgeError):
     """Weights that can't be put on a grid: the release answers exactly, in larger updates."""
 

@@ -43,21 +43,15 @@ _MINIMUM_C: Final = {"name": "edge_model.h", "min": "C99"}
 class Target:
     """A kind of file.
 
-    Attributes
-    ----------
-    suffix
-        Of its name.
-    convert
-        Makes the bytes.
-    ask
-        Asks them by the target's runtime: bytes, model, rows to outputs.
-    runtime
-        What a device needs.
-    nearly
-        Of a target that answers nearly alike: how the weights are stored, the largest difference
-        allowed, and the least share of rows with the same label.  It is made if it is named only.
-    beside
-        A second file that belongs to it: name and bytes.
+    Attributes:
+        suffix: Of its name.
+        convert: Makes the bytes.
+        ask: Asks them by the target's runtime: bytes, model, rows to outputs.
+        runtime: What a device needs.
+        nearly: Of a target that answers nearly alike: how the weights are stored, the largest
+            difference allowed, and the least share of rows with the same label.  It is made if it
+            is named only.
+        beside: A second file that belongs to it: name and bytes.
     """
 
     suffix: str
@@ -150,14 +144,11 @@ class Steps:
 class Asked:
     """Golden rows that devices ask a release.
 
-    Attributes
-    ----------
-    most
-        How many, if they are new ones.
-    origin
-        Whence rows come, for the manifest: ``journal`` or ``stream``.
-    features, held
-        The rows that devices have, which are asked again while the features have these names.
+    Attributes:
+        most: How many, if they are new ones.
+        origin: Whence rows come, for the manifest: ``journal`` or ``stream``.
+        features, held: The rows that devices have, which are asked again while the features have
+            these names.
     """
 
     most: int
@@ -190,22 +181,16 @@ def export(
 ) -> Exported:
     """Files of the model as it answers now.
 
-    Parameters
-    ----------
-    rows
-        Real ones, for the golden rows; see :func:`online.edge.golden.golden`.
-    about
-        What the manifest says beside the targets: ``model``, ``sequence``, ``created``,
-        ``expires``, ``freshness``.
-    shown
-        Labels as callers know them, by the model's own.
-    asked
-        Which rows devices ask again; None: all that were asked here, for whoever reads the files.
-    steps
-        Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
-    ends
-        By feature, least and greatest number that an answer takes as it is, and what it takes
-        instead of one below and one above (:mod:`online.learning.bounds`).
+    Parameters:
+        rows: Real ones, for the golden rows; see :func:`online.edge.golden.golden`.
+        about: What the manifest says beside the targets: ``model``, ``sequence``, ``created``,
+            ``expires``, ``freshness``.
+        shown: Labels as callers know them, by the model's own.
+        asked: Which rows devices ask again; None: all that were asked here, for whoever reads the
+            files.
+        steps: Put the weights of ``edgepack`` on a grid, if the model has one that is near enough.
+        ends: By feature, least and greatest number that an answer takes as it is, and what it takes
+            instead of one below and one above (:mod:`online.learning.bounds`).
 
     Raises ExportRefused if the model has no exact form at all, or no target is left.
     """
@@ -245,10 +230,8 @@ def export(
 class _Written:
     """The files of one export so far, with their description, and what was left out.
 
-    Attributes
-    ----------
-    held
-        How many rows devices have already.
+    Attributes:
+        held: How many rows devices have already.
     """
 
     called: EdgeModel
@@ -314,12 +297,9 @@ def with_deltas(
 
     Last, by sequence, why there is none from a release.
 
-    Parameters
-    ----------
-    folder, channel
-        What is published so far.
-    manifest, files
-        Of the new release; a file that is not among them is one of the folder's.
+    Parameters:
+        folder, channel: What is published so far.
+        manifest, files: Of the new release; a file that is not among them is one of the folder's.
     """
     about = {name: value for name, value in manifest.items() if name != "sequence"}
     target = about["targets"].get("edgepack")

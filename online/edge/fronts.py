@@ -25,10 +25,8 @@ _KNOWN: Final = {
 class Front:
     """Scalers in their order, and what makes tokens if something does.
 
-    Attributes
-    ----------
-    tokens
-        How values become tokens, without rows; None: they are columns.
+    Attributes:
+        tokens: How values become tokens, without rows; None: they are columns.
     """
 
     def __init__(self, scalers: Sequence[Any], tokens: Tokens | None) -> None:

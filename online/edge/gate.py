@@ -24,16 +24,11 @@ TIE: Final = 2e-6
 class Parity:
     """How a file answered the golden rows.
 
-    Attributes
-    ----------
-    rows
-        How many there were.
-    max_abs
-        Largest difference, see :data:`BOUNDS`.
-    agree
-        Share of the rows outside ties with the model's own label (1.0 in regression).
-    worst
-        The row of ``max_abs``.
+    Attributes:
+        rows: How many there were.
+        max_abs: Largest difference, see :data:`BOUNDS`.
+        agree: Share of the rows outside ties with the model's own label (1.0 in regression).
+        worst: The row of ``max_abs``.
     """
 
     rows: int
@@ -69,10 +64,9 @@ def gate(
 def agreement(found: Floats, expected: Floats) -> float:
     """Share of the rows outside ties with the expected label; 1.0 if all are ties.
 
-    Parameters
-    ----------
-    found, expected
-        Probabilities, shape (rows, classes); of two classes those of the second, (rows, 1).
+    Parameters:
+        found, expected: Probabilities, shape (rows, classes); of two classes those of the second,
+            (rows, 1).
     """
     if expected.shape[1] == 1:
         clear = np.abs(expected[:, 0] - 0.5) > TIE

@@ -36,14 +36,10 @@ TEXTS: Final = (
 class Golden:
     """Rows, and what the model answers.
 
-    Attributes
-    ----------
-    rows
-        Features; a NaN is a missing number.
-    expected
-        Outputs, shape (rows, outputs).
-    labels
-        Whether the outputs are probabilities of labels.
+    Attributes:
+        rows: Features; a NaN is a missing number.
+        expected: Outputs, shape (rows, outputs).
+        labels: Whether the outputs are probabilities of labels.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -103,18 +99,13 @@ def golden(
 ) -> Golden:
     """The rows given, those that look for trouble, and those held.
 
-    Parameters
-    ----------
-    served, edge
-        The model, and its lowering with the model's own labels.
-    rows
-        Real ones; none: numbers are drawn around the columns' centers.
-    precision
-        ``float32``: numbers are rounded to it first, since such a target is given float32.
-    thresholds
-        Branches that are tried, drawn by ``rng``.
-    held
-        Rows that devices have: they come last, all of them.
+    Parameters:
+        served, edge: The model, and its lowering with the model's own labels.
+        rows: Real ones; none: numbers are drawn around the columns' centers.
+        precision: ``float32``: numbers are rounded to it first, since such a target is given
+            float32.
+        thresholds: Branches that are tried, drawn by ``rng``.
+        held: Rows that devices have: they come last, all of them.
     """
     real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
     beside = _at_thresholds(edge, real, rng, thresholds)

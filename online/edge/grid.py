@@ -81,12 +81,10 @@ def on_grid(
     It is as coarse as :data:`OFF_MAX` allows, or that of ``held`` if the difference is small on it,
     too: where few weights move, as in tables of ids, a fine one costs nothing.
 
-    Parameters
-    ----------
-    held
-        The pack that clients have; None, or one of another structure: nothing that counts.
-    rows
-        Features to compare answers by; rows crossed of two of them, drawn by ``rng``, are added.
+    Parameters:
+        held: The pack that clients have; None, or one of another structure: nothing that counts.
+        rows: Features to compare answers by; rows crossed of two of them, drawn by ``rng``, are
+            added.
 
     Raises StepsUnfit for trees, and if no grid is fine enough.
     """

@@ -10,7 +10,7 @@ Tables are float64 here; what a target rounds them to is its own affair.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -41,19 +41,14 @@ ROWS_MAX: Final = 2**22
 class Columns:
     """Named numbers, and how they are scaled.
 
-    Attributes
-    ----------
-    names
-        In the order of x.
-    center, factor
-        Of each column, shape (columns,).
-    limit
-        Standard deviations beyond which z is cut; inf: never.
-    vocabularies
-        Of columns that are text: the words by code.  x is the code, -1 for any other word.
-    ends
-        Least and greatest x, and what stands for a smaller and for a greater one, shape (4,
-        columns).  None: there are none.
+    Attributes:
+        names: In the order of x.
+        center, factor: Of each column, shape (columns,).
+        limit: Standard deviations beyond which z is cut; inf: never.
+        vocabularies: Of columns that are text: the words by code.  x is the code, -1 for any other
+            word.
+        ends: Least and greatest x, and what stands for a smaller and for a greater one, shape (4,
+            columns).  None: there are none.
     """
 
     names: tuple[str, ...]
@@ -77,14 +72,10 @@ class Tokens:
     onehot    ``name_text``, as ``OneHotEncoder``   the word itself
     ========= ===================================== ========================================
 
-    Attributes
-    ----------
-    keys
-        Hashes that have a row, ascending, uint32; empty for ``onehot``.
-    words
-        Words that have a row, for ``onehot``.
-    numbers
-        Whether numbers that are no column are tokens too.
+    Attributes:
+        keys: Hashes that have a row, ascending, uint32; empty for ``onehot``.
+        words: Words that have a row, for ``onehot``.
+        numbers: Whether numbers that are no column are tokens too.
     """
 
     spelling: Spelling
@@ -186,13 +177,11 @@ class Forest:
 class EdgeModel:
     """A model as tables.
 
-    Attributes
-    ----------
-    classes
-        Labels of the outputs, in the order in which a tie is decided; empty in regression.  With
-        the link ``sigmoid`` there is one output, the probability of ``classes[1]``.
-    computed
-        The type that the model itself computes in: a float32 network has no exact float64 form.
+    Attributes:
+        classes: Labels of the outputs, in the order in which a tie is decided; empty in regression.
+            With the link ``sigmoid`` there is one output, the probability of ``classes[1]``.
+        computed: The type that the model itself computes in: a float32 network has no exact float64
+            form.
     """
 
     task: Task
@@ -353,11 +342,6 @@ def with_tables(model: EdgeModel, tables: Mapping[str, Array]) -> EdgeModel:
     """The model with some of its tables replaced by others of the same shape."""
     structure, own = take_apart(model)
     return put_together(structure, {**own, **tables})
-
-
-def unscaled(names: Sequence[str]) -> Columns:
-    """Columns taken as they are."""
-    return Columns(tuple(names), np.zeros(len(names)), np.ones(len(names)))
 
 
 def bounded(model: EdgeModel, ends: Mapping[str, tuple[float, float, float, float]]) -> EdgeModel:

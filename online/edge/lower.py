@@ -51,10 +51,8 @@ _TREES: Final = (
 def lower(model: Model, task: Task) -> EdgeModel:
     """The model as it answers now.
 
-    Raises
-    ------
-    ExportRefused
-        A part of it has no exact form here, or nothing was learned yet.
+    Raises:
+        ExportRefused: A part of it has no exact form here, or nothing was learned yet.
     """
     if isinstance(model, (ServedLinear, Opaque)):
         return _river(model.estimator, task)

@@ -48,14 +48,10 @@ def verify(
 ) -> dict[str, Any]:
     """The manifest, if a client may follow it.
 
-    Parameters
-    ----------
-    now
-        POSIX seconds.
-    model
-        The one that was asked for.
-    sequence, revision
-        The highest that this client has followed.
+    Parameters:
+        now: POSIX seconds.
+        model: The one that was asked for.
+        sequence, revision: The highest that this client has followed.
 
     Raises ManifestRefused.
     """

@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from online.edge.errors import PackCorrupt, TemplateUnfit
+from online.edge.errors import PackCorrupt
 from online.edge.evaluate import evaluate
 from online.edge.ir import VALUES, Array, EdgeModel, Forest, put_together, take_apart
 
@@ -77,28 +77,6 @@ def decode(data: bytes) -> EdgeModel:
     except (LookupError, ValueError, TypeError, AttributeError) as error:
         raise PackCorrupt(f"its parts do not fit: {error!r:.200}") from error
     return model
-
-
-def splice(template: bytes, model: EdgeModel, precision: Precision = "float32") -> bytes:
-    """The template's bytes with the values of ``model``, which has the same structure.
-
-    Raises TemplateUnfit if the structures differ: nothing is put anywhere by guess.
-    """
-    header, old = _read(template)
-    structure, tables = _flattened(model)
-    if {k: v for k, v in header.items() if k != "tensors"} != structure:
-        raise TemplateUnfit("edgepack", "names, classes or sizes differ")
-    out = bytearray(template)
-    for name, kind, shape, at in header["tensors"]:
-        table = _stored(name, tables[name], precision)
-        if list(table.shape) != shape or _code(table) != kind:
-            raise TemplateUnfit("edgepack", f"tensor {name} has another shape or type")
-        if not _is_value(name):
-            if not np.array_equal(old[name], table):
-                raise TemplateUnfit("edgepack", f"{name} has changed, which is structure")
-            continue
-        out[at : at + table.nbytes] = table.tobytes()
-    return bytes(out)
 
 
 LEFT_LEAF: Final = 4

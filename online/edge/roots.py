@@ -27,14 +27,10 @@ BYTES_MAX: Final = 65_536
 class Root:
     """The newest list of a chain.
 
-    Attributes
-    ----------
-    version
-        1, 2, 3 …
-    root
-        The public key that signs the next list; 64 hexadecimal digits, as those below.
-    keys
-        Those that may sign manifests.
+    Attributes:
+        version: 1, 2, 3 …
+        root: The public key that signs the next list; 64 hexadecimal digits, as those below.
+        keys: Those that may sign manifests.
     """
 
     version: int
@@ -52,16 +48,11 @@ def extended(chain: bytes | None, by: Ed25519PrivateKey, root: str, keys: Sequen
              root_key: Ed25519PrivateKey | None = None) -> bytes:  # fmt: skip
     """The chain with one more list.
 
-    Parameters
-    ----------
-    chain
-        None: it begins.
-    by
-        The root key of the newest list; at the beginning that of the first one.
-    root, keys
-        Of the list that is added.
-    root_key
-        The private key of ``root``, if it is another one than ``by``.
+    Parameters:
+        chain: None: it begins.
+        by: The root key of the newest list; at the beginning that of the first one.
+        root, keys: Of the list that is added.
+        root_key: The private key of ``root``, if it is another one than ``by``.
 
     Raises ManifestRefused if ``by`` is not the root key of the newest list.
     """

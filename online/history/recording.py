@@ -36,18 +36,12 @@ Ask = Callable[[], list[Mapping[str, Any]]]
 class Look:
     """The service as it was at one moment, for whoever else wants to know.
 
-    Attributes
-    ----------
-    at
-        POSIX seconds.
-    service
-        Its address.
-    statuses
-        One of each model, as ``GET /v1/models`` gives them.
-    marks
-        By model, what has happened since the look before.
-    failed
-        Why there is no status; None: there is.
+    Attributes:
+        at: POSIX seconds.
+        service: Its address.
+        statuses: One of each model, as ``GET /v1/models`` gives them.
+        marks: By model, what has happened since the look before.
+        failed: Why there is no status; None: there is.
     """
 
     at: float
@@ -82,14 +76,10 @@ def memory_of(replicas: Iterable[str]) -> float | None:
 class Recording:
     """Records the models of a service on a thread of its own, once it is told to start.
 
-    Parameters
-    ----------
-    state_dir
-        The state folder; the histories stand in its folder ``history``.
-    heard
-        Is given each look on that thread, and None when there are no more.
-    now_s
-        The wall clock, in POSIX seconds.
+    Parameters:
+        state_dir: The state folder; the histories stand in its folder ``history``.
+        heard: Is given each look on that thread, and None when there are no more.
+        now_s: The wall clock, in POSIX seconds.
     """
 
     def __init__(

@@ -45,20 +45,13 @@ class Mark(msgspec.Struct, frozen=True):
 class Sample(msgspec.Struct, frozen=True):
     """How a model stood at a time.
 
-    Attributes
-    ----------
-    at
-        POSIX seconds.
-    n
-        Rows that were judged by then.
-    totals
-        By name; each but the sums of scores only grows.
-    gauges
-        By name, as they were then.
-    seen
-        What is compared with the next status to see what has happened.
-    raw
-        By replica and name: the counters as they stood, for the increments of the next sample.
+    Attributes:
+        at: POSIX seconds.
+        n: Rows that were judged by then.
+        totals: By name; each but the sums of scores only grows.
+        gauges: By name, as they were then.
+        seen: What is compared with the next status to see what has happened.
+        raw: By replica and name: the counters as they stood, for the increments of the next sample.
     """
 
     at: float

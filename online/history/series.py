@@ -47,10 +47,8 @@ CREATE TABLE IF NOT EXISTS marks (at REAL, kind TEXT, text TEXT, PRIMARY KEY (at
 class Series:
     """Writes the history of one model; one process at a time.
 
-    Parameters
-    ----------
-    folder
-        Of the histories of a service; it is made.
+    Parameters:
+        folder: Of the histories of a service; it is made.
     """
 
     def __init__(self, folder: Path, model: str) -> None:
@@ -160,14 +158,12 @@ def read(
 
     With ``points`` None every step that is recorded is one.
 
-    Returns
-    -------
-    dict
-        ``columns``: by name, lists of one length: ``at`` (end of the step), ``n`` (rows judged
-        by then), means over the rows of the step (``accuracy``, ``no_change`` …; None: no row),
-        ``anomalies`` (share of the rows that were answered as some), rates in rows a second,
-        ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as they were.
-        ``marks``: what happened.  ``recorded``: False if there is no history here.
+    Returns:
+        dict: ``columns``: by name, lists of one length: ``at`` (end of the step), ``n`` (rows
+            judged by then), means over the rows of the step (``accuracy``, ``no_change`` …; None:
+            no row), ``anomalies`` (share of the rows that were answered as some), rates in rows a
+            second, ``predict_p50_s``, ``predict_p99_s``, ``feedback_p99_s``, gauges as they were.
+            ``marks``: what happened.  ``recorded``: False if there is no history here.
     """
     file = file_of(folder, model)
     if not file.exists():

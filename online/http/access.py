@@ -69,12 +69,10 @@ def needed(method: str, path: str) -> frozenset[Role] | None:
 class Access:
     """The configured tokens.  It knows their digests only.
 
-    Parameters
-    ----------
-    tokens
-        Tokens or digests of each role.  The same one under two roles has both.
-    grants
-        By role and token (or digest) what it stands for, of those that have more than a role.
+    Parameters:
+        tokens: Tokens or digests of each role.  The same one under two roles has both.
+        grants: By role and token (or digest) what it stands for, of those that have more than a
+            role.
     """
 
     def __init__(

@@ -38,12 +38,9 @@ def shown(path: str) -> str:
 class AccessLog:
     """Writes a line about a share of the requests, and about each that failed (5xx).
 
-    Parameters
-    ----------
-    share
-        Of the requests, in (0, 1].
-    write
-        Takes a line; None: the process's standard error does.
+    Parameters:
+        share: Of the requests, in (0, 1].
+        write: Takes a line; None: the process's standard error does.
     """
 
     def __init__(

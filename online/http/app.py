@@ -73,16 +73,11 @@ _ROLES = {
 class Some:
     """The parts that only some models have.
 
-    Attributes
-    ----------
-    scores
-        By model, what reads scores that were computed ahead of time.
-    pushes
-        By model, what takes deltas that devices have learned.
-    choosing
-        By model, what chooses among actions.
-    reports
-        Makes reports of a model's journal; None: nobody does.
+    Attributes:
+        scores: By model, what reads scores that were computed ahead of time.
+        pushes: By model, what takes deltas that devices have learned.
+        choosing: By model, what chooses among actions.
+        reports: Makes reports of a model's journal; None: nobody does.
     """
 
     scores: Mapping[str, batch.Reader] = field(default_factory=dict)
@@ -97,16 +92,11 @@ class App:
     It bounds the requests that are under way, since predict and feedback come past Serve's own
     count (:mod:`online.http.ingress`).
 
-    Parameters
-    ----------
-    access
-        Who may do what; None: everybody may do everything.
-    some
-        What some of the models can beside that.
-    state
-        The state folder, for releases for devices and histories; None: there are none.
-    browsers
-        Whose pages may ask, and by what name; None: all.
+    Parameters:
+        access: Who may do what; None: everybody may do everything.
+        some: What some of the models can beside that.
+        state: The state folder, for releases for devices and histories; None: there are none.
+        browsers: Whose pages may ask, and by what name; None: all.
     """
 
     def __init__(

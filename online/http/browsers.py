@@ -32,17 +32,12 @@ _HOSTS_SEEN: Final = 256
 class Browsers:
     """Which requests come from a page that may not use the service.
 
-    Parameters
-    ----------
-    origins
-        Pages that may, as their origin; those of the service itself always may.
-    hosts
-        Names of the service, beside loopback and ``localhost``.
-    guarded
-        The service has access tokens, which a page whose name points here does not know: names
-        are checked only if ``hosts`` has some.
-    own
-        The address that the service listens on, by which its own commands call it.
+    Parameters:
+        origins: Pages that may, as their origin; those of the service itself always may.
+        hosts: Names of the service, beside loopback and ``localhost``.
+        guarded: The service has access tokens, which a page whose name points here does not know:
+            names are checked only if ``hosts`` has some.
+        own: The address that the service listens on, by which its own commands call it.
     """
 
     def __init__(

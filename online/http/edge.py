@@ -75,14 +75,11 @@ def routes(
 ) -> APIRouter:
     """Routes of every model; ``known`` raises for one that is not served.
 
-    Parameters
-    ----------
-    place
-        Folder of the models' folders (:mod:`online.edge.folder`); None: nothing is published.
-    guarded
-        Reading takes a token: caches that are shared must not keep the answers.
-    pushes
-        By model, what takes deltas of devices.
+    Parameters:
+        place: Folder of the models' folders (:mod:`online.edge.folder`); None: nothing is
+            published.
+        guarded: Reading takes a token: caches that are shared must not keep the answers.
+        pushes: By model, what takes deltas of devices.
     """
     made = APIRouter(tags=["edge"])
     whose = "private" if guarded else "public"

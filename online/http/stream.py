@@ -35,12 +35,9 @@ _HEAD: Final = [
 class Streams:
     """Streams of one replica.
 
-    Parameters
-    ----------
-    look
-        How all models do, as plain data.
-    most
-        Streams at once.
+    Parameters:
+        look: How all models do, as plain data.
+        most: Streams at once.
     """
 
     def __init__(

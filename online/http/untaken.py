@@ -25,14 +25,10 @@ class Untaken:
     uvicorn's request is found behind ``receive``: others wrap ``send``.  Where another server asks,
     there is nothing to find, and nothing is done.
 
-    Parameters
-    ----------
-    wait_s
-        How long a caller may take for an answer, in seconds, for each ``size`` of it.
-    size
-        Bytes that a caller takes in that time.
-    given_up
-        Is told the path of an answer that was given up after it was sent.
+    Parameters:
+        wait_s: How long a caller may take for an answer, in seconds, for each ``size`` of it.
+        size: Bytes that a caller takes in that time.
+        given_up: Is told the path of an answer that was given up after it was sent.
     """
 
     def __init__(self, wait_s: float, size: int, given_up: Callable[[str], None]) -> None:

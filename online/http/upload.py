@@ -49,14 +49,11 @@ class Place:
 class Uploads:
     """The places for uploads: how many, whose, and who has been silent for how long.
 
-    Parameters
-    ----------
-    most
-        How many there are.
-    share
-        Share of them that one token may hold, above 0 and at most 1.
-    idle_s
-        How long to wait for the caller's next line, or for it to take a receipt, in seconds.
+    Parameters:
+        most: How many there are.
+        share: Share of them that one token may hold, above 0 and at most 1.
+        idle_s: How long to wait for the caller's next line, or for it to take a receipt, in
+            seconds.
     """
 
     def __init__(self, most: int, share: float, idle_s: float) -> None:

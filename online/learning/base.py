@@ -61,42 +61,28 @@ def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
 class BaseLearner(ABC):
     """Everything that learners have in common: the model that answers, and what is known of it.
 
-    Parameters
-    ----------
-    build
-        Makes an untrained model; a second copy is built when rows are learned again.
-    task
-        ``binary``, ``multiclass`` or ``regression``.
-    spec
-        Hash of the model's spec; a push with another one is refused.
-    rows_max
-        Rows that are held in memory at most until what they have changed is written down.
+    Parameters:
+        build: Makes an untrained model; a second copy is built when rows are learned again.
+        task: ``binary``, ``multiclass`` or ``regression``.
+        spec: Hash of the model's spec; a push with another one is refused.
+        rows_max: Rows that are held in memory at most until what they have changed is written down.
 
-    Attributes
-    ----------
-    serving
-        The copy that answers; while rows are learned again it is not the one that learns.
-    mergeable
-        Whether what replicas learn apart is merged by the server.
-    version, clock, durable
-        The server's values that are here, and how much of each partition is in them, and in a
-        published snapshot.
-    tracks
-        Partitions that are learned here.
-    ready, want_all
-        Whether there are values to begin with, and whether the server is asked for all of them.
-    rewrite, control, frozen, undone
-        Decisions of operators, as far as the server's replies tell of them; the shell sets
-        ``undone`` before rows are learned on.
-    untaught
-        Says of a partition, an offset and a key whether that row has taught nothing that stands,
-        though ``undone`` does not have it: it failed, or is left out.
-    memory
-        Past rows that are learned again with fresh ones; None: there are none.
-    latest
-        The row at hand, if it was learned.
-    waits
-        Partitions of which the server lacks rows that have to come before what is to be sent.
+    Attributes:
+        serving: The copy that answers; while rows are learned again it is not the one that learns.
+        mergeable: Whether what replicas learn apart is merged by the server.
+        version, clock, durable: The server's values that are here, and how much of each partition
+            is in them, and in a published snapshot.
+        tracks: Partitions that are learned here.
+        ready, want_all: Whether there are values to begin with, and whether the server is asked for
+            all of them.
+        rewrite, control, frozen, undone: Decisions of operators, as far as the server's replies
+            tell of them; the shell sets ``undone`` before rows are learned on.
+        untaught: Says of a partition, an offset and a key whether that row has taught nothing that
+            stands, though ``undone`` does not have it: it failed, or is left out.
+        memory: Past rows that are learned again with fresh ones; None: there are none.
+        latest: The row at hand, if it was learned.
+        waits: Partitions of which the server lacks rows that have to come before what is to be
+            sent.
     """
 
     role: ClassVar[str] = ""

@@ -71,17 +71,13 @@ _SHOWN: Final = 5  # names in it
 class Bounds:
     """Ranges of the numbers of one model, with an open delta; the verbs of a tally.
 
-    Parameters
-    ----------
-    free
-        Names that are never bounded: their numbers stand for something.
-    targets
-        Whether labels are numbers, which are bounded under the name SENT_LABEL of `replay.example`.
+    Parameters:
+        free: Names that are never bounded: their numbers stand for something.
+        targets: Whether labels are numbers, which are bounded under the name SENT_LABEL of
+            `replay.example`.
 
-    Attributes
-    ----------
-    on
-        False: nothing is bounded, and nothing is learned of ranges.
+    Attributes:
+        on: False: nothing is bounded, and nothing is learned of ranges.
     """
 
     def __init__(self, free: Collection[str] = (), *, targets: bool = False) -> None:

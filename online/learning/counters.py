@@ -84,12 +84,9 @@ class View(Protocol):
 class Tally:
     """Counters with an open delta; the same verbs as a model's blocks.
 
-    Attributes
-    ----------
-    views
-        What else is summed over the same rows, for whoever has it summed.
-    answers_after
-        Epoch above which answers are this model's own: up to it, another one served.
+    Attributes:
+        views: What else is summed over the same rows, for whoever has it summed.
+        answers_after: Epoch above which answers are this model's own: up to it, another one served.
     """
 
     def __init__(self) -> None:

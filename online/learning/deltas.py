@@ -153,10 +153,8 @@ class Deltas:
     Between two snapshots there are thousands, and each exchange asks: whatever it asks for is found
     from the newest ones on.  Of one partition each ends behind the one before it.
 
-    Parameters
-    ----------
-    retain_bytes
-        Beyond it the oldest are dropped: the journal has their rows.
+    Parameters:
+        retain_bytes: Beyond it the oldest are dropped: the journal has their rows.
     """
 
     def __init__(self, retain_bytes: int) -> None:

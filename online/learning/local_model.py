@@ -37,18 +37,13 @@ WAITS_MAX: Final = 3_000
 class LocalModel(BaseLearner):
     """A model that answers, pointers and deltas of one model in one replica.
 
-    Parameters
-    ----------
-    build, task, spec
-        As of :class:`online.learning.base.BaseLearner`.
-    retain_bytes
-        Deltas kept until a published snapshot has them.  Beyond it the journal is the copy.
-    rows_max
-        Rows of one delta at most.
-    compensates
-        Whether pushes tell their curvature, for the merge rule ``compensated``.
-    memory
-        What is kept to be learned again; None: nothing is.
+    Parameters:
+        build, task, spec: As of :class:`online.learning.base.BaseLearner`.
+        retain_bytes: Deltas kept until a published snapshot has them.  Beyond it the journal is the
+            copy.
+        rows_max: Rows of one delta at most.
+        compensates: Whether pushes tell their curvature, for the merge rule ``compensated``.
+        memory: What is kept to be learned again; None: nothing is.
     """
 
     recovers: ClassVar[bool] = True

@@ -74,20 +74,14 @@ class _Written:
 class OrderedLearner(BaseLearner):
     """This class has what is in the local model of one replica, and up to which row.
 
-    Parameters
-    ----------
-    build, task, spec
-        As of :class:`online.learning.base.BaseLearner`.
-    rows_max
-        Rows that are learned again at most if the model raises on one: after so many the state is
-        written down in memory.
+    Parameters:
+        build, task, spec: As of :class:`online.learning.base.BaseLearner`.
+        rows_max: Rows that are learned again at most if the model raises on one: after so many the
+            state is written down in memory.
 
-    Attributes
-    ----------
-    position
-        ``seq`` up to which the copy that learns has every row.
-    keeper
-        Whether the server asks this replica for what it has learned.
+    Attributes:
+        position: ``seq`` up to which the copy that learns has every row.
+        keeper: Whether the server asks this replica for what it has learned.
     """
 
     role: ClassVar[str] = "ordered"

@@ -26,10 +26,8 @@ from replay.journal.base import Row
 class OverlayLearner(OrderedLearner):
     """Values that another process publishes, and own rows on top.
 
-    Parameters
-    ----------
-    own_rows
-        Whether they are learned here, too.
+    Parameters:
+        own_rows: Whether they are learned here, too.
     """
 
     role: ClassVar[str] = "host"

@@ -105,12 +105,9 @@ class Range:
 class TargetRange(Range):
     """The range of targets.
 
-    Attributes
-    ----------
-    far
-        How many lay beyond the reach lately, by source, side and distance.
-    since
-        The row of the model until which those count.
+    Attributes:
+        far: How many lay beyond the reach lately, by source, side and distance.
+        since: The row of the model until which those count.
     """
 
     __slots__ = ("changed", "far", "open_far", "open_rows", "since")

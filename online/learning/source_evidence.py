@@ -43,12 +43,9 @@ class Heard(Protocol):
 class Evidence:
     """The open delta of the rows' evidence; the verbs of a tally.
 
-    Attributes
-    ----------
-    heard
-        Who is told; None: nobody here judges.
-    sources_max
-        Sources of which evidence is kept.
+    Attributes:
+        heard: Who is told; None: nobody here judges.
+        sources_max: Sources of which evidence is kept.
     """
 
     def __init__(self) -> None:

@@ -54,19 +54,14 @@ class Arriving:
 class Arrival:
     """The server as it was heard of last, and its values as far as they have come.
 
-    Parameters
-    ----------
-    build
-        Makes the second copy; None: it is made when all values have come.
+    Parameters:
+        build: Makes the second copy; None: it is made when all values have come.
 
-    Attributes
-    ----------
-    epoch
-        The newest one heard of.
-    met, clock
-        The server that is pushed to: version of its first reply, and its clock as told last.
-    values
-        Those on their way.
+    Attributes:
+        epoch: The newest one heard of.
+        met, clock: The server that is pushed to: version of its first reply, and its clock as told
+            last.
+        values: Those on their way.
     """
 
     def __init__(self, build: Callable[[], Model] | None) -> None:

@@ -41,19 +41,13 @@ _SHOWN: Final = 5  # names in a reason
 class Vocabulary:
     """Names of one model, with an open delta; the verbs of a tally.
 
-    Parameters
-    ----------
-    words
-        How the model makes names of values; None: it keeps features by their names only.
+    Parameters:
+        words: How the model makes names of values; None: it keeps features by their names only.
 
-    Attributes
-    ----------
-    most
-        Names that there may be.
-    share
-        Share of them that one source may bring, above 0 and at most 1.
-    a_second
-        New names that are learned in a second: see :meth:`rest_s`.
+    Attributes:
+        most: Names that there may be.
+        share: Share of them that one source may bring, above 0 and at most 1.
+        a_second: New names that are learned in a second: see :meth:`rest_s`.
     """
 
     def __init__(self, words: Words | None = None) -> None:

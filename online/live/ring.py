@@ -51,17 +51,12 @@ class _Taken(msgspec.Struct, frozen=True):
 class Ring:
     """This ring holds what one replica has answered and was told lately.
 
-    Parameters
-    ----------
-    now_s
-        The wall clock, in POSIX seconds.
-    monotonic_s
-        A clock that nobody sets.
+    Parameters:
+        now_s: The wall clock, in POSIX seconds.
+        monotonic_s: A clock that nobody sets.
 
-    Attributes
-    ----------
-    watched
-        Whether a request is to be taken.
+    Attributes:
+        watched: Whether a request is to be taken.
     """
 
     def __init__(

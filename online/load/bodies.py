@@ -13,15 +13,11 @@ from replay.example import Features, Label
 class Bodies:
     """Bodies for the service and for the peer, encoded beforehand as far as possible.
 
-    Parameters
-    ----------
-    rows
-        Features, and the label as the service calls it (None: there is none).  They are used
-        again and again; default: 500 rows of Phishing.
-    source
-        What the feedback names as its source; None: nothing.
-    run
-        Begins each event id: another one for each run, or the events are repeats.
+    Parameters:
+        rows: Features, and the label as the service calls it (None: there is none).  They are used
+            again and again; default: 500 rows of Phishing.
+        source: What the feedback names as its source; None: nothing.
+        run: Begins each event id: another one for each run, or the events are repeats.
     """
 
     def __init__(

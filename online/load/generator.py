@@ -41,18 +41,13 @@ _LEARNED = b'"status":"learned"'
 class Operation:
     """One kind of request.
 
-    Attributes
-    ----------
-    body
-        Body of the lane's ``i``-th request.
-    share
-        Weight among the operations of its lane.
-    rows
-        Rows in each body.
-    receipts
-        The answer says of each row what became of it: it is counted, and `refused` is an error.
-    headers
-        Further header lines, each ended by CR LF.
+    Attributes:
+        body: Body of the lane's ``i``-th request.
+        share: Weight among the operations of its lane.
+        rows: Rows in each body.
+        receipts: The answer says of each row what became of it: it is counted, and `refused` is an
+            error.
+        headers: Further header lines, each ended by CR LF.
     """
 
     name: str
@@ -102,15 +97,12 @@ class Load:
 class Report:
     """A report says what was measured, and whether it is the server that was measured.
 
-    Attributes
-    ----------
-    unfinished
-        Requests that were due and not sent, or under way when the run was interrupted.  They are
-        in the percentiles with the time that they had waited: the true values are higher.
-    waited_p99_ms
-        Sent so much after they were due because no connection was free.
-    own_late_p99_ms, cpu_share
-        The generator's own lateness, and its share of a core.
+    Attributes:
+        unfinished: Requests that were due and not sent, or under way when the run was interrupted.
+            They are in the percentiles with the time that they had waited: the true values are
+            higher.
+        waited_p99_ms: Sent so much after they were due because no connection was free.
+        own_late_p99_ms, cpu_share: The generator's own lateness, and its share of a core.
     """
 
     seconds: float

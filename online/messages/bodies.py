@@ -127,12 +127,10 @@ class Arriving:
 
     Answers whose callers do not take them are on their way, too.
 
-    Parameters
-    ----------
-    limit
-        Bytes of a body.
-    wait_s
-        How long a body may take from its head to its end, in seconds; and a part of an answer.
+    Parameters:
+        limit: Bytes of a body.
+        wait_s: How long a body may take from its head to its end, in seconds; and a part of an
+            answer.
     """
 
     def __init__(self, limit: int, wait_s: float) -> None:

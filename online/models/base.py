@@ -58,19 +58,14 @@ def by_scores(scores: Mapping[Label, float]) -> Prediction:
 class Model(Protocol):
     """A model behind the learner.
 
-    Attributes
-    ----------
-    mergeable
-        Whether deltas of several replicas can be merged.  If not, one replica serves it and its
-        state travels whole, as an ``opaque`` block.
-    learns
-        False for a class without ``learn_one``: it is served frozen.
-    why_not_mergeable
-        The reason, for an operator; None if mergeable.
-    numeric_only
-        True if every feature has to be a number.
-    structure
-        Text that changes whenever old blocks stop fitting: estimator classes and parameters.
+    Attributes:
+        mergeable: Whether deltas of several replicas can be merged.  If not, one replica serves it
+            and its state travels whole, as an ``opaque`` block.
+        learns: False for a class without ``learn_one``: it is served frozen.
+        why_not_mergeable: The reason, for an operator; None if mergeable.
+        numeric_only: True if every feature has to be a number.
+        structure: Text that changes whenever old blocks stop fitting: estimator classes and
+            parameters.
     """
 
     mergeable: bool
@@ -187,10 +182,8 @@ class Trainable(Protocol):
 class Revising(Protocol):
     """A model that can take a lesson back, whatever it has learned since.
 
-    Attributes
-    ----------
-    why_not_revised
-        Why this one can't, for callers; None: it can.
+    Attributes:
+        why_not_revised: Why this one can't, for callers; None: it can.
     """
 
     @property

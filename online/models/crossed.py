@@ -83,14 +83,11 @@ class Context(NamedTuple):
 
     The knots are those beside the number: what is linear in its shares is piecewise linear in it.
 
-    Attributes
-    ----------
-    hashes
-        Of the features as they are, then of those on knots, without a number's place in a table.
-    forms
-        Numbers of both, a row for each, 0 where the other has its features.
-    plain
-        How many features there are as they are.
+    Attributes:
+        hashes: Of the features as they are, then of those on knots, without a number's place in a
+            table.
+        forms: Numbers of both, a row for each, 0 where the other has its features.
+        plain: How many features there are as they are.
     """
 
     hashes: Hashes

@@ -121,10 +121,9 @@ class Ranking(Detector):
 class Detecting(Opaque):
     """A detector as a model of ``task: anomaly``: a score above 0.5 is an anomaly.
 
-    Parameters
-    ----------
-    threshold
-        The rank that becomes 0.5.  It is no part of the state: another one is another answer.
+    Parameters:
+        threshold: The rank that becomes 0.5.  It is no part of the state: another one is another
+            answer.
     """
 
     def __init__(self, detector: Any, threshold: float, **more: Any) -> None:

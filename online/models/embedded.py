@@ -14,14 +14,10 @@ class Embedded(nn.Module):
     The first part of a :class:`~online.models.network.Network`'s ``Sequential``; the network's own
     ``ids`` make rows of the ids.
 
-    Parameters
-    ----------
-    inputs
-        Names of all features, in the network's order.
-    ids
-        Of these, rows of the table by name; in the network the same.
-    width
-        Numbers of a vector.
+    Parameters:
+        inputs: Names of all features, in the network's order.
+        ids: Of these, rows of the table by name; in the network the same.
+        width: Numbers of a vector.
     """
 
     def __init__(self, inputs: Sequence[str], ids: Mapping[str, int], width: int) -> None:

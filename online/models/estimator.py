@@ -33,14 +33,10 @@ _PARTS: Final = ("coef", "intercept")
 class Estimator:
     """A recipe that a factory returns to serve a scikit-learn estimator.
 
-    Attributes
-    ----------
-    estimator
-        Has ``partial_fit``.  It may be fitted before.
-    inputs, scale
-        See :class:`~online.models.inputs.Inputs`.
-    labels
-        Of a classifier; None: false and true in a binary task.
+    Attributes:
+        estimator: Has ``partial_fit``.  It may be fitted before.
+        inputs, scale: See :class:`~online.models.inputs.Inputs`.
+        labels: Of a classifier; None: false and true in a binary task.
     """
 
     estimator: Any
@@ -149,10 +145,8 @@ class RowByRow:
 class LinearEstimator:
     """Adapter of a linear model for which :func:`why_not_mergeable` says None.
 
-    Attributes
-    ----------
-    inputs, labels
-        Names of the features, and labels of a classifier.
+    Attributes:
+        inputs, labels: Names of the features, and labels of a classifier.
     """
 
     mergeable = True

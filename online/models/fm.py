@@ -75,27 +75,18 @@ _TARGET: Final = "target"
 class Fm:
     """A recipe that a factory returns to serve a factorization machine.
 
-    Attributes
-    ----------
-    k
-        Numbers of a feature's vector.
-    ids
-        Names of numbers that stand for something, and are categories.
-    text
-        Names of features that are taken as bags of words.
-    alpha, alpha_v
-        Rate of a weight, and of a vector: steps are at most about as long.  None: that of the task
-        in :data:`ALPHAS`.
-    beta, beta_v
-        How much gradient (√Σg²) it takes before the rate is used.
-    l2, l2_v
-        Penalties: as much of s holds a weight, and a vector, at 0.
-    start
-        Standard deviation of the numbers that vectors start from.
-    bits, seed
-        As of :class:`online.models.ftrl.Ftrl`; the vectors' starts follow from the seed, too.
-    table
-        Whether sums are kept in one table of float32, for millions of ids.
+    Attributes:
+        k: Numbers of a feature's vector.
+        ids: Names of numbers that stand for something, and are categories.
+        text: Names of features that are taken as bags of words.
+        alpha, alpha_v: Rate of a weight, and of a vector: steps are at most about as long.  None:
+            that of the task in :data:`ALPHAS`.
+        beta, beta_v: How much gradient (√Σg²) it takes before the rate is used.
+        l2, l2_v: Penalties: as much of s holds a weight, and a vector, at 0.
+        start: Standard deviation of the numbers that vectors start from.
+        bits, seed: As of :class:`online.models.ftrl.Ftrl`; the vectors' starts follow from the
+            seed, too.
+        table: Whether sums are kept in one table of float32, for millions of ids.
     """
 
     k: int = 8
@@ -245,18 +236,13 @@ class FmTable(FmModel):
 class Seen:
     """A row as the machine has taken it.
 
-    Attributes
-    ----------
-    keys, x
-        Its features and their numbers; ``pairs``: the same with 0 for w₀, which is in no pair.
-    held
-        The sums of each, a line a feature.
-    weights, vectors
-        What they are worked out to.
-    summed
-        The vectors times the numbers, added up.
-    output
-        ŷ.
+    Attributes:
+        keys, x: Its features and their numbers; ``pairs``: the same with 0 for w₀, which is in no
+            pair.
+        held: The sums of each, a line a feature.
+        weights, vectors: What they are worked out to.
+        summed: The vectors times the numbers, added up.
+        output: ŷ.
     """
 
     keys: list[str]

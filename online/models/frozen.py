@@ -27,16 +27,11 @@ class Frozen:
     A row with a label is judged by what was answered, counted and answered `learned`; there is
     nothing that it would change.
 
-    Parameters
-    ----------
-    ask
-        Answers one row; changes nothing.
-    structure
-        Tells the model from any other, by the content of its files.
-    inputs
-        Names of the features that it looks at; others are left out.
-    numeric_only
-        Whether all of them are numbers.
+    Parameters:
+        ask: Answers one row; changes nothing.
+        structure: Tells the model from any other, by the content of its files.
+        inputs: Names of the features that it looks at; others are left out.
+        numeric_only: Whether all of them are numbers.
     """
 
     mergeable = True  # what never changes is the same in every replica
@@ -81,16 +76,11 @@ class Frozen:
 class Answers:
     """Answers are what a model's numbers mean for the task.
 
-    Parameters
-    ----------
-    learner
-        What an error calls the model.
-    labels
-        Of its probabilities, in their order; None: it does not tell.
-    classes
-        What the two labels of a binary task are called: ``negative`` and ``positive``.
-    output
-        What its numbers for labels are.
+    Parameters:
+        learner: What an error calls the model.
+        labels: Of its probabilities, in their order; None: it does not tell.
+        classes: What the two labels of a binary task are called: ``negative`` and ``positive``.
+        output: What its numbers for labels are.
     """
 
     def __init__(

@@ -34,21 +34,14 @@ _ONE: Final = ""  # the only output of a binary task and of regression
 class Ftrl:
     """A recipe that a factory returns to serve FTRL.
 
-    Attributes
-    ----------
-    alpha, beta
-        Rate of a weight with the sum of squared gradients n: alpha / (beta + √n).
-    l1, l2
-        Penalties; with ``l1`` weights of rare features stay 0.
-    bits
-        Features are hashed to 2^bits places, by 32-bit murmur3.
-    seed
-        Of the hash: the same in all processes.
-    text
-        Names of features that are taken as bags of words.
-    scale
-        Whether numbers are standardised by the moments of the rows learned so far, which are kept
-        by name; ``"limited"``: by those of :mod:`online.models.limited`.
+    Attributes:
+        alpha, beta: Rate of a weight with the sum of squared gradients n: alpha / (beta + √n).
+        l1, l2: Penalties; with ``l1`` weights of rare features stay 0.
+        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
+        seed: Of the hash: the same in all processes.
+        text: Names of features that are taken as bags of words.
+        scale: Whether numbers are standardised by the moments of the rows learned so far, which are
+            kept by name; ``"limited"``: by those of :mod:`online.models.limited`.
     """
 
     alpha: float = 0.5

@@ -46,10 +46,8 @@ class Words:
     Numbers stay under the names of their features, which the scaler keeps.  ``text``, ``bits`` and
     ``seed`` are those of :class:`Hashed`.
 
-    Attributes
-    ----------
-    ids
-        Features whose numbers stand for something: each is a name, as a text is.
+    Attributes:
+        ids: Features whose numbers stand for something: each is a name, as a text is.
     """
 
     ids: frozenset[str] = frozenset()
@@ -82,16 +80,11 @@ class Words:
 class Hashed(OfParts):
     """Takes rows, and keeps the moments that their numbers are standardised by.
 
-    Parameters
-    ----------
-    text
-        Names of features that are taken as bags of words.
-    bits
-        Features are hashed to 2^bits places, by 32-bit murmur3.
-    seed
-        Of the hash: the same in all processes.
-    scaler
-        What standardises the numbers, by name; None: nothing does.
+    Parameters:
+        text: Names of features that are taken as bags of words.
+        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
+        seed: Of the hash: the same in all processes.
+        scaler: What standardises the numbers, by name; None: nothing does.
     """
 
     def __init__(

@@ -19,14 +19,10 @@ from replay.example import Label, label_text
 class Head:
     """From outputs to answers, and from labels to targets.
 
-    Attributes
-    ----------
-    labels
-        Of the outputs, in their order; None: there is one output.
-    texts
-        The labels as JSON text.
-    closed_form
-        Name of the loss if :mod:`online.models.mixed` knows its gradient.
+    Attributes:
+        labels: Of the outputs, in their order; None: there is one output.
+        texts: The labels as JSON text.
+        closed_form: Name of the loss if :mod:`online.models.mixed` knows its gradient.
     """
 
     def __init__(

@@ -20,18 +20,13 @@ from replay.example import Features, Label
 class Inputs(OfParts):
     """The features that a model takes, in its order, and their standardisation.
 
-    Parameters
-    ----------
-    model
-        What an error calls the model.
-    names
-        Of the features.  Others in a row are left out, missing ones count as 0, which is the mean
-        behind ``scale``.
-    scale
-        Whether, and how, they are standardised by the moments of the rows learned so far.
-    ids
-        Names of whole numbers that stand for something, each with the rows of its table: they are
-        taken modulo these, and never standardised.  A missing one is row 0.
+    Parameters:
+        model: What an error calls the model.
+        names: Of the features.  Others in a row are left out, missing ones count as 0, which is the
+            mean behind ``scale``.
+        scale: Whether, and how, they are standardised by the moments of the rows learned so far.
+        ids: Names of whole numbers that stand for something, each with the rows of its table: they
+            are taken modulo these, and never standardised.  A missing one is row 0.
     """
 
     def __init__(

@@ -18,10 +18,8 @@ from replay.example import Moved
 class LastLayer:
     """The last ``nn.Linear`` of a module, if it has one.
 
-    Attributes
-    ----------
-    slope_size
-        Numbers of a gradient by its weights and bias; 1 without such a layer.
+    Attributes:
+        slope_size: Numbers of a gradient by its weights and bias; 1 without such a layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -34,12 +32,9 @@ class LastLayer:
     ) -> Slope | None:
         """Mean gradient of the rows' loss; None if none can be told.
 
-        Parameters
-        ----------
-        module
-            That this is the last layer of.
-        x, targets
-            Of shape (rows, inputs) and (rows, targets).
+        Parameters:
+            module: That this is the last layer of.
+            x, targets: Of shape (rows, inputs) and (rows, targets).
         """
         if (layer := self._layer) is None or head.closed_form is None:
             return None

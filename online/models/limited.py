@@ -32,10 +32,8 @@ Scale = bool | Literal["limited"]
 class LimitedScaler(base.Transformer):  # type: ignore[misc]
     """The scaler as a step in front of a river model.
 
-    Attributes
-    ----------
-    held
-        Count, mean, M2 and 1 / standard deviation by name.
+    Attributes:
+        held: Count, mean, M2 and 1 / standard deviation by name.
     """
 
     def __init__(self) -> None:

@@ -92,14 +92,10 @@ def why_not_mergeable(estimator: Any) -> str | None:
 class Linear(RevisedLinear):
     """Adapter of an estimator for which :func:`why_not_mergeable` says None.
 
-    Attributes
-    ----------
-    estimator
-        The river object that is driven.  Learning past the adapter is not fine.
-    numeric_only
-        Features must be numbers: the door refuses text.
-    halves
-        Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
+    Attributes:
+        estimator: The river object that is driven.  Learning past the adapter is not fine.
+        numeric_only: Features must be numbers: the door refuses text.
+        halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
     mergeable = True

@@ -56,12 +56,9 @@ def first_vector(seed: int, key: str, k: int, deviation: float) -> Floats:
 class NamedLines:
     """Lines by key, and what they were at their first touch since the cut.
 
-    Parameters
-    ----------
-    names
-        Of the numbers that are learned: each is a block.
-    starts
-        What follows them in a line.
+    Parameters:
+        names: Of the numbers that are learned: each is a block.
+        starts: What follows them in a line.
     """
 
     def __init__(self, names: Sequence[str], starts: Starts) -> None:
@@ -131,12 +128,9 @@ class TableLines:
     line is the sum of both: so what is sent is, to the last bit, what was learned.  A line whose
     sums are all 0 was not learned.
 
-    Parameters
-    ----------
-    learned
-        How many numbers of a line are learned, and stand in the table.
-    starts
-        What follows them in a line.
+    Parameters:
+        learned: How many numbers of a line are learned, and stand in the table.
+        starts: What follows them in a line.
     """
 
     def __init__(self, learned: int, starts: Starts) -> None:

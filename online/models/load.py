@@ -52,18 +52,12 @@ from online.settings.model import StateOf, Training
 class Loaded:
     """A model as its settings describe it.
 
-    Attributes
-    ----------
-    model
-        Untrained.
-    spec_hash
-        SHA-256 of ``spec_text``, in hexadecimal.
-    spec_text
-        The spec as canonical JSON.
-    build
-        Makes another untrained model from the same loaded code.
-    alike
-        Hash of the spec that it would have with ``state_of: structure``.
+    Attributes:
+        model: Untrained.
+        spec_hash: SHA-256 of ``spec_text``, in hexadecimal.
+        spec_text: The spec as canonical JSON.
+        build: Makes another untrained model from the same loaded code.
+        alike: Hash of the spec that it would have with ``state_of: structure``.
     """
 
     model: Model
@@ -219,29 +213,22 @@ def load(
 ) -> Loaded:
     """The model that ``learner`` names.
 
-    Parameters
-    ----------
-    learner
-        ``file.py:factory`` (relative to ``base_dir``), ``module:factory``, ``onnx:file.onnx``,
-        ``mlflow:folder`` or a built-in name.  The factory is called with ``params`` and returns a
-        river estimator, an object with ``predict`` or ``predict_one`` (and ``learn_one``), a
-        :class:`~online.models.network.Network`, an :class:`~online.models.estimator.Estimator`,
-        or a :class:`~online.models.base.Model`; or it is such an object, which is copied.
-    classes
-        What the two labels of a binary task are called; part of the spec.
-    artifact
-        A file (relative to ``base_dir``), whose path the factory gets as ``artifact``; a hash of
-        its content is part of the spec.
-    key, old_keys
-        Seals pickled state; open what was sealed before the key was changed.
-    training
-        How a torch network learns; part of the spec.
-    rehearses
-        Whether rows are learned again beside fresh ones: the defaults of ``training`` differ.
-    threshold
-        The rank above which a row is an anomaly; None: none is looked for.
-    state_of
-        Whether the spec has the factory's code and parameters, or only what they build.
+    Parameters:
+        learner: ``file.py:factory`` (relative to ``base_dir``), ``module:factory``,
+            ``onnx:file.onnx``, ``mlflow:folder`` or a built-in name.  The factory is called with
+            ``params`` and returns a river estimator, an object with ``predict`` or ``predict_one``
+            (and ``learn_one``), a :class:`~online.models.network.Network`, an
+            :class:`~online.models.estimator.Estimator`, or a :class:`~online.models.base.Model`; or
+            it is such an object, which is copied.
+        classes: What the two labels of a binary task are called; part of the spec.
+        artifact: A file (relative to ``base_dir``), whose path the factory gets as ``artifact``; a
+            hash of its content is part of the spec.
+        key, old_keys: Seals pickled state; open what was sealed before the key was changed.
+        training: How a torch network learns; part of the spec.
+        rehearses: Whether rows are learned again beside fresh ones: the defaults of ``training``
+            differ.
+        threshold: The rank above which a row is an anomaly; None: none is looked for.
+        state_of: Whether the spec has the factory's code and parameters, or only what they build.
 
     Raises LearnerUnusable: names the value, what is wrong and what to write instead.
     """

@@ -51,14 +51,10 @@ def factory(learner: str, folder: Path) -> Callable[..., MlflowFolder]:
 class MlflowFolder:
     """The model of a folder, before its task is known.
 
-    Parameters
-    ----------
-    inputs
-        Names of the columns, in their order; empty: as the model's signature says.
-    said
-        ``labels``, ``classes`` and ``output`` of :class:`online.models.frozen.Answers`.
-    keys
-        Those that may have sealed the folder.
+    Parameters:
+        inputs: Names of the columns, in their order; empty: as the model's signature says.
+        said: ``labels``, ``classes`` and ``output`` of :class:`online.models.frozen.Answers`.
+        keys: Those that may have sealed the folder.
     """
 
     def __init__(

@@ -38,10 +38,8 @@ def by_output(moved: Moved) -> dict[str, Mapping[str, float]]:
 class Movable(Protocol):
     """A model that takes deltas of devices.
 
-    Attributes
-    ----------
-    by_column
-        Deltas are of weights by column and output; else of a network's last layer.
+    Attributes:
+        by_column: Deltas are of weights by column and output; else of a network's last layer.
     """
 
     by_column: bool

@@ -62,25 +62,18 @@ SGD: Final = partial(torch.optim.SGD, lr=0.05)
 class Network:
     """A recipe that a factory returns to serve a torch module.
 
-    Attributes
-    ----------
-    module
-        Takes a float tensor of shape (rows, inputs) and gives one of shape (rows, outputs): one
-        output in regression; one (a logit) or two in a binary task; else one a label.
-    inputs
-        Names of the features in the order of the module's inputs; see
-        :class:`~online.models.inputs.Inputs`, also for ``scale``.
-    optimizer
-        Makes the optimizer of the module's parameters.
-    loss
-        Called with outputs and target; None: ``BCEWithLogitsLoss`` for one output of a
-        classifier, ``CrossEntropyLoss`` for more, ``MSELoss`` in regression.  With ``BCELoss``
-        the module's output is the probability itself.
-    labels
-        Of the outputs, in their order; None: false and true, or 0, 1, 2 …
-    ids
-        Inputs that are ids, with the rows of their tables (see :class:`Inputs
-        <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
+    Attributes:
+        module: Takes a float tensor of shape (rows, inputs) and gives one of shape (rows, outputs):
+            one output in regression; one (a logit) or two in a binary task; else one a label.
+        inputs: Names of the features in the order of the module's inputs; see
+            :class:`~online.models.inputs.Inputs`, also for ``scale``.
+        optimizer: Makes the optimizer of the module's parameters.
+        loss: Called with outputs and target; None: ``BCEWithLogitsLoss`` for one output of a
+            classifier, ``CrossEntropyLoss`` for more, ``MSELoss`` in regression.  With ``BCELoss``
+            the module's output is the probability itself.
+        labels: Of the outputs, in their order; None: false and true, or 0, 1, 2 …
+        ids: Inputs that are ids, with the rows of their tables (see :class:`Inputs
+            <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
     """
 
     module: nn.Module
@@ -99,14 +92,11 @@ class Network:
 class NetworkModel:
     """Adapter of a copy of a :class:`Network`; the module stays in evaluation mode.
 
-    Attributes
-    ----------
-    inputs, labels
-        Names of the features, and labels of the outputs (None: there is one output).
-    answering
-        The module that answers: what learns, or its average.
-    halves
-        Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
+    Attributes:
+        inputs, labels: Names of the features, and labels of the outputs (None: there is one
+            output).
+        answering: The module that answers: what learns, or its average.
+        halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
     mergeable = True

@@ -49,12 +49,9 @@ Moments = tuple[float, float, float]
 class Offsets:
     """The offsets of the keys under one name, with an open delta.
 
-    Parameters
-    ----------
-    block
-        Its name.
-    curvature
-        The greatest that a row has: 1 in regression, ¼ in a binary task.
+    Parameters:
+        block: Its name.
+        curvature: The greatest that a row has: 1 in regression, ¼ in a binary task.
     """
 
     def __init__(self, block: str, curvature: float) -> None:

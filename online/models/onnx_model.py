@@ -57,16 +57,11 @@ def factory(learner: str, path: Path) -> Callable[..., OnnxFile]:
 class OnnxFile:
     """The model of a file, before its task is known.
 
-    Parameters
-    ----------
-    inputs
-        Names of the columns, in their order, of a file with one input of several columns.
-    labels
-        Of the probabilities, in their order; None: 0, 1, 2 …, or as the file says.
-    output
-        Whether numbers for labels are probabilities or logits.
-    missing
-        What stands for a number that a row does not have.
+    Parameters:
+        inputs: Names of the columns, in their order, of a file with one input of several columns.
+        labels: Of the probabilities, in their order; None: 0, 1, 2 …, or as the file says.
+        output: Whether numbers for labels are probabilities or logits.
+        missing: What stands for a number that a row does not have.
     """
 
     def __init__(

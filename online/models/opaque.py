@@ -42,25 +42,18 @@ _CONTEXT: Final = b"online opaque state 1\0"
 class Opaque:
     """Adapter of an estimator whose state is one sealed pickle.
 
-    Parameters
-    ----------
-    estimator
-        A river classifier or regressor, or an object with ``predict_proba_one``, ``predict_one``
-        or ``predict`` (the first of them that it has is asked), each taking the features as a
-        dict, and ``learn_one(features, label)`` if it learns.
-    task
-        Answers are brought to the canonical labels of the task.
-    key
-        Seals the state.
-    why_not_mergeable
-        Why the estimator isn't merged, for the message that refuses a second replica.
-    old_keys
-        Open states that were sealed before the key was changed.
+    Parameters:
+        estimator: A river classifier or regressor, or an object with ``predict_proba_one``,
+            ``predict_one`` or ``predict`` (the first of them that it has is asked), each taking the
+            features as a dict, and ``learn_one(features, label)`` if it learns.
+        task: Answers are brought to the canonical labels of the task.
+        key: Seals the state.
+        why_not_mergeable: Why the estimator isn't merged, for the message that refuses a second
+            replica.
+        old_keys: Open states that were sealed before the key was changed.
 
-    Raises
-    ------
-    LearnerUnusable
-        It can't be asked, or it learns and can't be pickled.
+    Raises:
+        LearnerUnusable: It can't be asked, or it learns and can't be pickled.
     """
 
     def __init__(

@@ -83,19 +83,14 @@ class _Part(NamedTuple):
 class Personal(Hashing):
     """The shared model and what keys add.
 
-    Parameters
-    ----------
-    shared
-        One of those that :func:`~online.models.shifted.shifted` takes.
-    learner
-        What the settings call it.
+    Parameters:
+        shared: One of those that :func:`~online.models.shifted.shifted` takes.
+        learner: What the settings call it.
 
-    Attributes
-    ----------
-    ids, entities
-        The names of the keys: their numbers stand for something, and they may be texts.
-    halves
-        Whether the shared model's rate can be halved.
+    Attributes:
+        ids, entities: The names of the keys: their numbers stand for something, and they may be
+            texts.
+        halves: Whether the shared model's rate can be halved.
     """
 
     mergeable = True

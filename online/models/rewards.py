@@ -83,19 +83,14 @@ _ARMS: Final = slice(ALL - 2, ALL)
 class Rewards:
     """Expected rewards of actions between ``low`` and ``high``, for choices.
 
-    Attributes
-    ----------
-    low, high
-        Least and greatest reward.
-    text
-        Names of the context's and (behind ``@``) of the actions' features that are bags of words.
-    bits
-        Tables have 2^bits places.
-    seed
-        Seed of the names' hash: the same in all processes.
-    clip
-        The most that a reward weighs for an action that was seldom chosen: 1 / propensity, cut
-        here.  1: all weigh alike.
+    Attributes:
+        low, high: Least and greatest reward.
+        text: Names of the context's and (behind ``@``) of the actions' features that are bags of
+            words.
+        bits: Tables have 2^bits places.
+        seed: Seed of the names' hash: the same in all processes.
+        clip: The most that a reward weighs for an action that was seldom chosen: 1 / propensity,
+            cut here.  1: all weigh alike.
     """
 
     low: float = 0.0

@@ -23,16 +23,11 @@ CLIP: Final = 10.0
 class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The notes of a choice.
 
-    Attributes
-    ----------
-    propensity
-        Probability with which the chosen action was drawn.
-    answers
-        What each expert expected of it, as half floats.
-    allowed
-        Hashes of the allowed actions' ids, 32 bits each; empty: too many.
-    tried
-        By candidate policy, its probability of the chosen action.
+    Attributes:
+        propensity: Probability with which the chosen action was drawn.
+        answers: What each expert expected of it, as half floats.
+        allowed: Hashes of the allowed actions' ids, 32 bits each; empty: too many.
+        tried: By candidate policy, its probability of the chosen action.
     """
 
     propensity: float
@@ -87,29 +82,18 @@ def served_of(notes: bytes) -> Served | None:
 class Scores:
     """Expectations of the actions of one choice.
 
-    Attributes
-    ----------
-    low, range
-        Least reward, and the greatest one less it; all else is in shares of the range.
-    ids
-        Hashes of the actions' ids.
-    answers
-        What each expert expects of each action: shape (experts, actions).
-    votes
-        Each expert's vote in the mixture; they sum to 1.
-    shares
-        The mixture: expected reward of each action.
-    met
-        Variance of what is expected of each action by its features, in logits; infinite if it
-        has none.
-    arms
-        Rewards of each action, whatever the context.
-    context
-        Whether there is any feature of the context.
-    tried
-        What is known of candidate policies: sums that the policies make sense of.
-    of_model
-        Notes of another model's answers, by action; empty: the notes are our own.
+    Attributes:
+        low, range: Least reward, and the greatest one less it; all else is in shares of the range.
+        ids: Hashes of the actions' ids.
+        answers: What each expert expects of each action: shape (experts, actions).
+        votes: Each expert's vote in the mixture; they sum to 1.
+        shares: The mixture: expected reward of each action.
+        met: Variance of what is expected of each action by its features, in logits; infinite if it
+            has none.
+        arms: Rewards of each action, whatever the context.
+        context: Whether there is any feature of the context.
+        tried: What is known of candidate policies: sums that the policies make sense of.
+        of_model: Notes of another model's answers, by action; empty: the notes are our own.
     """
 
     low: float

@@ -72,14 +72,10 @@ _TARGET: Final = "target"
 class SelfRate:
     """A recipe that a factory returns to serve the linear model that needs no learning rate.
 
-    Attributes
-    ----------
-    text
-        Names of features that are taken as bags of words.
-    bits
-        Features are hashed to 2^bits places, by 32-bit murmur3.
-    seed
-        Of the hash: the same in all processes.
+    Attributes:
+        text: Names of features that are taken as bags of words.
+        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
+        seed: Of the hash: the same in all processes.
     """
 
     text: Sequence[str] = ()

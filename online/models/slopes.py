@@ -35,10 +35,8 @@ Score = Mapping[str, float] | None
 class Sloped(Protocol):
     """A model that tells the gradient of a row's loss.
 
-    Attributes
-    ----------
-    slope_size
-        Numbers of it.
+    Attributes:
+        slope_size: Numbers of it.
     """
 
     slope_size: int

@@ -60,17 +60,12 @@ def accept(
 ) -> list[Accepted]:
     """Let the lineages of a model go on without what is lost; what that is, of each.
 
-    Parameters
-    ----------
-    histories
-        Snapshots of each lineage, by the hash of its spec.
-    now_s
-        POSIX seconds.
+    Parameters:
+        histories: Snapshots of each lineage, by the hash of its spec.
+        now_s: POSIX seconds.
 
-    Raises
-    ------
-    StartRefused
-        It can't be gone on from what is there.
+    Raises:
+        StartRefused: It can't be gone on from what is there.
     """
     found = _look(journal, model, histories)
     controls = journal.controls(model, 0)
@@ -103,17 +98,13 @@ def give_up(
     keeps it; the row of its lineage says by how much that is more.  All of it can be given again,
     if it was interrupted.
 
-    Parameters
-    ----------
-    places
-        Partition and offset of each; all that are damaged of the model.
+    Parameters:
+        places: Partition and offset of each; all that are damaged of the model.
 
-    Raises
-    ------
-    StartRefused
-        One is not damaged, or none of the model's; the journal lacks rows that snapshots have.
-    JournalDamaged
-        There are others.
+    Raises:
+        StartRefused: One is not damaged, or none of the model's; the journal lacks rows that
+            snapshots have.
+        JournalDamaged: There are others.
     """
     for place in places:
         _check_damaged(journal, model, *place)

@@ -56,18 +56,14 @@ class TaughtAlready(OnlineError):
 class Tables:
     """The files that a model is to learn from, and the columns that say what a row is.
 
-    Attributes
-    ----------
-    files
-        Paths or URIs of files and folders, in the order in which they are learned.
-    label
-        Column of the labels; one of them has to be there in a row.
-    event_id
-        Column of the ids that the events have, or would have, at the service; None: there is none.
-    time
-        Column of when they happened: no row may be older than one before it.
-    ignored, missing_ok, text_bytes_max, features_max, declared
-        As of :class:`online.rescore.run.Request`, and the most features that a row may have.
+    Attributes:
+        files: Paths or URIs of files and folders, in the order in which they are learned.
+        label: Column of the labels; one of them has to be there in a row.
+        event_id: Column of the ids that the events have, or would have, at the service; None: there
+            is none.
+        time: Column of when they happened: no row may be older than one before it.
+        ignored, missing_ok, text_bytes_max, features_max, declared: As of
+            :class:`online.rescore.run.Request`, and the most features that a row may have.
     """
 
     files: tuple[str, ...]
@@ -158,19 +154,14 @@ def _sha256(one: Input) -> str:
 class Teacher:
     """A model that learns, and its values up to the last cut.
 
-    Parameters
-    ----------
-    values
-        What it begins with; not changed.
-    bounded
-        Whether numbers that are far beyond all before are bounded (:mod:`online.learning.bounds`).
-    targets
-        Whether labels are numbers, too.
+    Parameters:
+        values: What it begins with; not changed.
+        bounded: Whether numbers that are far beyond all before are bounded
+            (:mod:`online.learning.bounds`).
+        targets: Whether labels are numbers, too.
 
-    Attributes
-    ----------
-    clipped
-        Rows of which a number was.
+    Attributes:
+        clipped: Rows of which a number was.
     """
 
     def __init__(
@@ -235,14 +226,10 @@ def teach(
 ) -> Learned:
     """Learn all rows, in order.
 
-    Parameters
-    ----------
-    aside
-        Where rows that are not learned go, ``ID/NNNNNN.parquet`` a shard.
-    known
-        Whether the service has an event of this id.
-    progress
-        Told the rows done, and all.
+    Parameters:
+        aside: Where rows that are not learned go, ``ID/NNNNNN.parquet`` a shard.
+        known: Whether the service has an event of this id.
+        progress: Told the rows done, and all.
 
     Raises InputRefused: a file is damaged, was changed meanwhile, or is not in order of time, or
     no row could be learned; PlaceFailed.

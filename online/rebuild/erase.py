@@ -44,16 +44,11 @@ Progress = Callable[[int, int], None]
 class Decision(msgspec.Struct, frozen=True):
     """A decision to erase, as the control row ``erase`` holds it.
 
-    Attributes
-    ----------
-    source, since
-        Whose events, and taken from when on (POSIX seconds; None: all of them).
-    upto
-        ``seq`` of the store's newest row at that time.
-    at
-        POSIX seconds.
-    forget
-        Number of the control row that took them out of the model; 0: it held none.
+    Attributes:
+        source, since: Whose events, and taken from when on (POSIX seconds; None: all of them).
+        upto: ``seq`` of the store's newest row at that time.
+        at: POSIX seconds.
+        forget: Number of the control row that took them out of the model; 0: it held none.
     """
 
     source: str
@@ -116,14 +111,10 @@ def decide(
 class Sent:
     """The rows of the source that are in the journal, up to the decision.
 
-    Attributes
-    ----------
-    offsets
-        All of them, by partition.
-    taught
-        Keys by place, of those that a model was to learn.
-    keys
-        Keys of all, as hexadecimal digits.
+    Attributes:
+        offsets: All of them, by partition.
+        taught: Keys by place, of those that a model was to learn.
+        keys: Keys of all, as hexadecimal digits.
     """
 
     offsets: dict[int, list[int]] = field(default_factory=dict)
@@ -134,10 +125,8 @@ class Sent:
 class Erasure:
     """One decision to erase, on its way to the end.
 
-    Attributes
-    ----------
-    sent
-        What :meth:`look` has found.
+    Attributes:
+        sent: What :meth:`look` has found.
     """
 
     def __init__(self, journal: Journal, model: str, seq: int, decision: Decision) -> None:

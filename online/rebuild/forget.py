@@ -37,17 +37,13 @@ class Influence:
 
     They are listed by partition, in order, with the time since when the journal has all of them.
 
-    Attributes
-    ----------
-    rows
-        Offsets of its rows that are in the model or about to be.
-    reach
-        From here on (POSIX seconds) rows of partitions that were trimmed are all there; None:
-        nothing was removed.
-    loss
-        What the journal has lost, that the model has learned; None: nothing.
-    corrected
-        Offsets of rows that have taken one of them back: without it they teach otherwise.
+    Attributes:
+        rows: Offsets of its rows that are in the model or about to be.
+        reach: From here on (POSIX seconds) rows of partitions that were trimmed are all there;
+            None: nothing was removed.
+        loss: What the journal has lost, that the model has learned; None: nothing.
+        corrected: Offsets of rows that have taken one of them back: without it they teach
+            otherwise.
     """
 
     rows: dict[int, list[int]] = field(default_factory=dict)
@@ -71,10 +67,8 @@ def influence(
 ) -> Influence:
     """Look at every row of the journal.
 
-    Parameters
-    ----------
-    dedupe_from
-        Retention removes nothing that was taken since (POSIX seconds).
+    Parameters:
+        dedupe_from: Retention removes nothing that was taken since (POSIX seconds).
     """
     found, first = Influence(loss=decisions.loss), dict[int, float]()
     taught: set[tuple[int, int]] = set()
@@ -120,10 +114,8 @@ class Bases:
     and if of those in it the same ones are undone as now: else it holds rows that were taken out
     since, or lacks some that are back.
 
-    Parameters
-    ----------
-    partitions
-        All of the model's.
+    Parameters:
+        partitions: All of the model's.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ from paramserver.errors import (
 from paramserver.errors import StartRefused as Refused
 from paramserver.lineage import Lineage, check_start
 from paramserver.shortfall import shortfall
-from paramserver.snapshots.format import decode
+from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import ReadingDisk, Retention
@@ -60,36 +60,25 @@ Spans = tuple[tuple[int, int], ...]
 class Findings:
     """The result of comparing the newest snapshot with what the journal says that it must hold.
 
-    Attributes
-    ----------
-    snapshot, base
-        The newest good snapshot; the one that it was compared with, if rows were removed.
-    learned, expected
-        Events in it (beyond ``base``), and those that the journal says.
-    digest_equal
-        Whether they are the same events; None: no snapshot tells what was removed.
-    removed, holes
-        Rows that retention removed, and rows that are missing without it.
-    not_yet
-        Rows after the snapshot: a start learns them.
-    failed, undone, frozen, quarantined, waiting
-        Events that are in no model: the model raised; rolled back or forgotten; kept back by a
-        freeze; set aside, and not released; halves of stored joins.  What was learned again is
-        not among them.
-    refused, heads
-        Damaged snapshots with the reason; head of every lineage by the start of its spec's hash.
-    head_missing
-        Whether the file of the newest snapshot is not there.
-    served
-        Whether a service runs on the folder; it writes a file that is missing anew.
-    lacks
-        Rows that snapshots contain and the journal does not have.
-    no_start
-        Why a start on what is there would be refused; None: it would not.
-    lost
-        Rows that stand for events which the journal has lost, or which were given up.
-    erasing
-        Sources of which it was decided to erase what they have sent, and that has not ended.
+    Attributes:
+        snapshot, base: The newest good snapshot; the one that it was compared with, if rows were
+            removed.
+        learned, expected: Events in it (beyond ``base``), and those that the journal says.
+        digest_equal: Whether they are the same events; None: no snapshot tells what was removed.
+        removed, holes: Rows that retention removed, and rows that are missing without it.
+        not_yet: Rows after the snapshot: a start learns them.
+        failed, undone, frozen, quarantined, waiting: Events that are in no model: the model raised;
+            rolled back or forgotten; kept back by a freeze; set aside, and not released; halves of
+            stored joins.  What was learned again is not among them.
+        refused, heads: Damaged snapshots with the reason; head of every lineage by the start of its
+            spec's hash.
+        head_missing: Whether the file of the newest snapshot is not there.
+        served: Whether a service runs on the folder; it writes a file that is missing anew.
+        lacks: Rows that snapshots contain and the journal does not have.
+        no_start: Why a start on what is there would be refused; None: it would not.
+        lost: Rows that stand for events which the journal has lost, or which were given up.
+        erasing: Sources of which it was decided to erase what they have sent, and that has not
+            ended.
     """
 
     model: str
@@ -288,11 +277,11 @@ def _views(
     journal: Journal, snapshots: Snapshots, model: str, spec: str
 ) -> tuple[dict[str, Holding], dict[str, str]]:
     """Every good snapshot, oldest first, and why the others are none."""
-    views, refused = {}, {}
+    views, refused, reader = {}, {}, Reader(snapshots)
     names = [name for name in snapshots.names() if parse_name(name) is not None]
     for name in sorted(names, key=lambda n: (parse_name(n), n)):
         try:
-            state = decode(snapshots.load(name))
+            state, _ = reader.read(name)
         except SnapshotMissing:
             continue  # retention removed it just now
         except (SnapshotCorrupt, SnapshotFormat) as error:

@@ -66,18 +66,13 @@ NOBODY: Final = Wanted("", math.inf)
 class Method:
     """How the rows of a lineage become its values.
 
-    Attributes
-    ----------
-    build
-        Makes an untrained model.
-    ordered
-        Whether the lineage is learned in commit order: its states then tell their position.
-    rows_max
-        Rows that are learned again at most, in memory, if the model raises on one.
-    sources_max
-        Sources that are kept account of.
-    views
-        Makes what else is summed over the rows.
+    Attributes:
+        build: Makes an untrained model.
+        ordered: Whether the lineage is learned in commit order: its states then tell their
+            position.
+        rows_max: Rows that are learned again at most, in memory, if the model raises on one.
+        sources_max: Sources that are kept account of.
+        views: Makes what else is summed over the rows.
     """
 
     build: Callable[[], Model]
@@ -112,16 +107,11 @@ class Built:
 class Rebuild:
     """Learns the journal again, as one learner, without what is to be forgotten.
 
-    Parameters
-    ----------
-    base
-        The state to begin with.
-    method
-        How the lineage learns.
-    review
-        Makes, of what learns the rows, what judges them again; None: nothing does.
-    learner
-        What learns; None: a new one.
+    Parameters:
+        base: The state to begin with.
+        method: How the lineage learns.
+        review: Makes, of what learns the rows, what judges them again; None: nothing does.
+        learner: What learns; None: a new one.
     """
 
     _page_rows = _PAGE_ROWS

@@ -51,16 +51,11 @@ _PREFIX: Final = f"versus/{_RIVAL}/"
 class Window:
     """The rows to learn from: those with a ``seq`` above ``after``.
 
-    Attributes
-    ----------
-    clock
-        By partition: the last row that is not one of them.
-    half
-        ``seq`` in the middle: rows above it are judged.
-    since
-        When the first one was taken (POSIX seconds).
-    rows
-        How many they were when it was looked.
+    Attributes:
+        clock: By partition: the last row that is not one of them.
+        half: ``seq`` in the middle: rows above it are judged.
+        since: When the first one was taken (POSIX seconds).
+        rows: How many they were when it was looked.
     """
 
     after: int
@@ -165,14 +160,10 @@ class _Fresh(Challenger):
 class Relearning(Rebuild):
     """A fresh model that learns the rows of a window, and what has come since.
 
-    Parameters
-    ----------
-    window
-        See :func:`window_of`.
-    head
-        The newest snapshot, which has what is known of sources; None: there is none.
-    method
-        How the lineage learns.
+    Parameters:
+        window: See :func:`window_of`.
+        head: The newest snapshot, which has what is known of sources; None: there is none.
+        method: How the lineage learns.
     """
 
     def __init__(
@@ -271,14 +262,10 @@ def relearn(
 ) -> Outcome:  # fmt: skip
     """Teach, judge, and let the state take the place of what is served if it is better.
 
-    Parameters
-    ----------
-    name
-        Of the state, new for each call.
-    rewrite
-        The newest one, as whoever asks knows it: after another the state is refused.
-    now_s
-        POSIX seconds.
+    Parameters:
+        name: Of the state, new for each call.
+        rewrite: The newest one, as whoever asks knows it: after another the state is refused.
+        now_s: POSIX seconds.
 
     Raises StartRefused if the model was rewritten meanwhile, OSError, and whatever the swap raises.
     """

@@ -17,14 +17,10 @@ from replay.errors import ReplayError
 class Soundness:
     """The state of the whole store, as a look at it has shown.
 
-    Attributes
-    ----------
-    damage
-        What is not as it was written, in words.
-    good
-        Rows, halves, decisions, partitions, heads and counts that match their checksums.
-    unchecked
-        Rows of a version that wrote none: nobody can tell.
+    Attributes:
+        damage: What is not as it was written, in words.
+        good: Rows, halves, decisions, partitions, heads and counts that match their checksums.
+        unchecked: Rows of a version that wrote none: nobody can tell.
     """
 
     damage: tuple[str, ...]

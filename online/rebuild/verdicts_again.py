@@ -42,19 +42,13 @@ class Changed:
 class Review:
     """Judges each row again, before it is learned.
 
-    Parameters
-    ----------
-    filtering
-        Filters of their own, which nobody else asks.
-    learner
-        What learns the rows again, with the values that it begins with.
+    Parameters:
+        filtering: Filters of their own, which nobody else asks.
+        learner: What learns the rows again, with the values that it begins with.
 
-    Attributes
-    ----------
-    changed
-        The first :data:`LISTED_MAX` rows that would have another verdict.
-    counts
-        All of them, by the verdict that stands and the one that would.
+    Attributes:
+        changed: The first :data:`LISTED_MAX` rows that would have another verdict.
+        counts: All of them, by the verdict that stands and the one that would.
     """
 
     def __init__(self, filtering: Filtering, learner: OrderedLearner) -> None:

@@ -33,19 +33,13 @@ class Waiter(msgspec.Struct, frozen=True, gc=False):
 class Answers:
     """Requests by the offset of the committed row that they wait for.
 
-    Parameters
-    ----------
-    partition
-        The one whose rows they are.
+    Parameters:
+        partition: The one whose rows they are.
 
-    Attributes
-    ----------
-    requests
-        How many are not answered yet.
-    incident
-        Why the last ones could not be answered; None if they could.
-    changing
-        Events that were there before, with a label that may change.
+    Attributes:
+        requests: How many are not answered yet.
+        incident: Why the last ones could not be answered; None if they could.
+        changing: Events that were there before, with a label that may change.
     """
 
     def __init__(self, shared: Shared, partition: Partition) -> None:

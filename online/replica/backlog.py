@@ -10,10 +10,9 @@ from online.replica.writer import Writer
 class Backlog:
     """Rows that the partitions of one model's process are behind.
 
-    Parameters
-    ----------
-    learns
-        False: another process learns what is written here, and the server's clock tells how far.
+    Parameters:
+        learns: False: another process learns what is written here, and the server's clock tells how
+            far.
     """
 
     def __init__(self, learner: BaseLearner, writer: Writer, *, learns: bool) -> None:

@@ -12,15 +12,12 @@ from replay.journal.base import NewRow, Row, Verdict
 class ControlLog:
     """Reads what is decided about a model, and writes which rows could not be learned.
 
-    Parameters
-    ----------
-    model, spec
-        Its name, and the hash of its spec: a row that one model fails on another may learn.
+    Parameters:
+        model, spec: Its name, and the hash of its spec: a row that one model fails on another may
+            learn.
 
-    Attributes
-    ----------
-    decisions
-        What is frozen, banned, undone or failed by the control rows that were read.
+    Attributes:
+        decisions: What is frozen, banned, undone or failed by the control rows that were read.
     """
 
     def __init__(self, model: str, spec: str, store: JournalThreads) -> None:

@@ -50,12 +50,9 @@ def _asked(event: Waiter) -> NewRow:
 class Corrections:
     """Writes the rows that make labels final.
 
-    Parameters
-    ----------
-    answers
-        Takes what became of each event.
-    write
-        Appends rows to the partition of this process.
+    Parameters:
+        answers: Takes what became of each event.
+        write: Appends rows to the partition of this process.
     """
 
     def __init__(self, shared: Shared, answers: Answers, write: Write) -> None:

@@ -41,32 +41,22 @@ _STEPS_SHARE: Final = 0.05  # the same, in steps of some milliseconds, or where 
 class Exchange:
     """Pushes what was learned and pulls what others did, as often as the pace says.
 
-    Parameters
-    ----------
-    outside
-        The parameter server, and the peers that are asked for values while there are none and the
-        server does not answer.
-    report
-        Counters and gauges that go with each request.
-    rewritten
-        Awaited when the values were rewritten (a rollback), once the learner has them.
+    Parameters:
+        outside: The parameter server, and the peers that are asked for values while there are none
+            and the server does not answer.
+        report: Counters and gauges that go with each request.
+        rewritten: Awaited when the values were rewritten (a rollback), once the learner has them.
 
-    Attributes
-    ----------
-    control
-        Newest control row that is acted on.
-    fresh_at
-        Monotonic time of the sending of the last pull that was confirmed as current; None: never.
-    versions_behind
-        Versions that the server is ahead; None without contact.
-    peer
-        The replica whose copy of the values is here, until the server has answered; None: none.
-    refused
-        Why the server takes no push; None if it does.
-    publishes
-        Whether this process learns for others, and nobody waits for it.
-    took_s
-        How long the newest exchange took.
+    Attributes:
+        control: Newest control row that is acted on.
+        fresh_at: Monotonic time of the sending of the last pull that was confirmed as current;
+            None: never.
+        versions_behind: Versions that the server is ahead; None without contact.
+        peer: The replica whose copy of the values is here, until the server has answered; None:
+            none.
+        refused: Why the server takes no push; None if it does.
+        publishes: Whether this process learns for others, and nobody waits for it.
+        took_s: How long the newest exchange took.
     """
 
     def __init__(

@@ -14,10 +14,8 @@ _LEARNED_AS: Final = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
 class Fates:
     """Statuses of rows of one model.
 
-    Parameters
-    ----------
-    follows
-        The local model if another process learns the rows; None: this one does.
+    Parameters:
+        follows: The local model if another process learns the rows; None: this one does.
     """
 
     def __init__(self, decisions: history.Decisions, follows: BaseLearner | None) -> None:

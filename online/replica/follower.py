@@ -40,10 +40,8 @@ _UNWRITTEN_S = 0.2  # between two attempts to write down a failed row
 class Follower:
     """Feeds the learner of one model in one replica.
 
-    Parameters
-    ----------
-    judge
-        Is shown the replica's own rows once they are learned; None: nobody is.
+    Parameters:
+        judge: Is shown the replica's own rows once they are learned; None: nobody is.
     """
 
     _patience_s = 0.0  # with claims of others: nobody else adopts a partition of ours

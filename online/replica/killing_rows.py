@@ -50,15 +50,11 @@ Claim = Callable[[int, int], Awaitable[int]]
 class Claims:
     """Claims of one process.
 
-    Parameters
-    ----------
-    claim
-        Counts one more claim of (partition, offset) durably; how many there were before it.
-        Raises JournalUnavailable.
-    claims
-        How many there are.  Raises JournalUnavailable.
-    patience_s
-        How long another process may take to learn a row.
+    Parameters:
+        claim: Counts one more claim of (partition, offset) durably; how many there were before it.
+            Raises JournalUnavailable.
+        claims: How many there are.  Raises JournalUnavailable.
+        patience_s: How long another process may take to learn a row.
     """
 
     def __init__(self, claim: Claim, claims: Claim, *, patience_s: float = 0.0) -> None:

@@ -14,10 +14,8 @@ SHARE_MAX: Final = 0.25
 class Cost:
     """Counts the time that rows take.
 
-    Parameters
-    ----------
-    monotonic_s
-        A clock in seconds.
+    Parameters:
+        monotonic_s: A clock in seconds.
     """
 
     def __init__(self, monotonic_s: Callable[[], float]) -> None:

@@ -15,12 +15,9 @@ log = logging.getLogger("online.replica")
 class Remembering:
     """This class tends what is kept of the stream to be learned again, if the settings want that.
 
-    Parameters
-    ----------
-    shared
-        Its learner has the memory; none of it: nothing is done here.
-    filters
-        Who is quarantined; None: nobody.
+    Parameters:
+        shared: Its learner has the memory; none of it: nothing is done here.
+        filters: Who is quarantined; None: nobody.
     """
 
     def __init__(self, shared: Shared, filters: Filtering | None) -> None:

@@ -35,14 +35,10 @@ class OrderedFollower(Follower):
     Own rows are learned as soon as they are committed, after all rows of others before them; rows
     of others alone are looked for once an interval.
 
-    Parameters
-    ----------
-    learner
-        The learner of ``shared``.
-    Attributes
-    ----------
-    caught_up
-        Set when the rows of all partitions are learned that there were at a look.
+    Parameters:
+        learner: The learner of ``shared``.
+    Attributes:
+        caught_up: Set when the rows of all partitions are learned that there were at a look.
     """
 
     _patience_s = 5.0

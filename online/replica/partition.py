@@ -21,17 +21,12 @@ _UNOPENED_S: Final = 0.2  # between two attempts to take a partition
 class Partition:
     """Appends to one partition of the journal, and to the next one when somebody has sealed it.
 
-    Parameters
-    ----------
-    moves_on
-        Awaited when somebody has sealed it: has another one opened.
+    Parameters:
+        moves_on: Awaited when somebody has sealed it: has another one opened.
 
-    Attributes
-    ----------
-    number, known
-        Its number, and the last offset that there was an answer for.
-    new_server
-        Whether the last append has met a server's epoch that was not known.
+    Attributes:
+        number, known: Its number, and the last offset that there was an answer for.
+        new_server: Whether the last append has met a server's epoch that was not known.
     """
 
     def __init__(self, shared: Shared, moves_on: Callable[[], Awaitable[None]]) -> None:

@@ -27,12 +27,9 @@ from paramserver.parts import PART_KEYS, Parts
 class Peer:
     """Answers of one model in one replica.
 
-    Parameters
-    ----------
-    replica, spec
-        Name of this process, and hash of its model's spec.
-    age_ms
-        Since the server confirmed the values that are here; None: never.
+    Parameters:
+        replica, spec: Name of this process, and hash of its model's spec.
+        age_ms: Since the server confirmed the values that are here; None: never.
     """
 
     def __init__(

@@ -22,24 +22,18 @@ from replay.journal.base import NewRow, Row, Stored
 class Recorded(msgspec.Struct, frozen=True, gc=False):
     """The record of what became of one event.
 
-    Attributes
-    ----------
-    status
-        ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
-        ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and another
-        process will learn it.
-    row
-        The row that stands; None for a label whose prediction has not come, and if it is damaged.
-    repeat
-        The row was there before, and ``status`` is what has become of it.
-    since
-        For a label that waits: when the first one was taken (POSIX seconds).  None: the store
-        has no room and kept nothing.
-    learned_as
-        For a repeat that is frozen, undone or released: the row that taught it again, if there
-        is one.
-    met
-        For a prediction: the one that has its id already, and stands.
+    Attributes:
+        status: ``learned``, ``clipped``, ``failed``, ``frozen``, ``quarantined``, ``undone``,
+            ``released``, ``discarded``, ``waiting``, ``damaged``, or ``queued``: on disk, and
+            another process will learn it.
+        row: The row that stands; None for a label whose prediction has not come, and if it is
+            damaged.
+        repeat: The row was there before, and ``status`` is what has become of it.
+        since: For a label that waits: when the first one was taken (POSIX seconds).  None: the
+            store has no room and kept nothing.
+        learned_as: For a repeat that is frozen, undone or released: the row that taught it again,
+            if there is one.
+        met: For a prediction: the one that has its id already, and stands.
     """
 
     status: str

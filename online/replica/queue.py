@@ -24,12 +24,9 @@ halves of the callers wait for each other's by turns."""
 class Queue:
     """Requests that wait for a commit, in the order in which they came.
 
-    Parameters
-    ----------
-    counts
-        What is refused is counted there, by the reason.
-    answers
-        Who waits for an answer.
+    Parameters:
+        counts: What is refused is counted there, by the reason.
+        answers: Who waits for an answer.
     """
 
     def __init__(self, limits: Limits, counts: Counter[str], answers: Answers) -> None:

@@ -20,19 +20,13 @@ _WATCH_S = 1.0  # between two looks whether the model has diverged
 class Reactions:
     """The actions on one model that its replica asks others for.
 
-    Parameters
-    ----------
-    outside
-        Who is asked; nothing is done that nobody is there for.
-    counts
-        ``learned`` of it tells when triggers are searched for next.
+    Parameters:
+        outside: Who is asked; nothing is done that nobody is there for.
+        counts: ``learned`` of it tells when triggers are searched for next.
 
-    Attributes
-    ----------
-    rise
-        The newest rise of the error, and what was done about it.
-    watch
-        It sees whether the model has diverged; None: nothing does.
+    Attributes:
+        rise: The newest rise of the error, and what was done about it.
+        watch: It sees whether the model has diverged; None: nothing does.
     """
 
     def __init__(

@@ -67,16 +67,11 @@ _SLOW_S = 1.0  # between two looks at the gauges that take a walk
 class ModelReplica:
     """Local model, journal writer and exchange of one model.
 
-    Parameters
-    ----------
-    who
-        The process; one that does not learn itself has another do so (see :meth:`follow`).
-    outside
-        The store, the parameter server, and whom else it asks.
-    filters
-        Judge feedback before it is written; None: nothing does.
-    canary
-        Watches the loss on rows that an operator vouches for; None: there are none.
+    Parameters:
+        who: The process; one that does not learn itself has another do so (see :meth:`follow`).
+        outside: The store, the parameter server, and whom else it asks.
+        filters: Judge feedback before it is written; None: nothing does.
+        canary: Watches the loss on rows that an operator vouches for; None: there are none.
     """
 
     def __init__(
@@ -305,5 +300,7 @@ class ModelReplica:
         while True:
             await self.exchange.turn()
             self.durations.note("exchange", self.exchange.took_s)
+            if self.judge is not None:
+                self.judge.look()
             self._memory.look()
             await self._reactions.act()

@@ -21,24 +21,16 @@ from online.tracing.trace import Crossing
 class Shared:
     """The model, the store, and what tells the loops of each other.
 
-    Attributes
-    ----------
-    learner
-        The local model.
-    store, control
-        The journal's steps on threads, and what its control rows decide about the model.
-    counts
-        Counters by name, sent to the parameter server with each exchange.
-    pace
-        It says when the next exchange is due.
-    who, clocks
-        Name of the process, and its time.
-    crossing
-        Follows rows of traced requests to other replicas; None: none are.
-    wake
-        Set when there may be rows to learn.
-    still
-        Held while the model is not to be changed.
+    Attributes:
+        learner: The local model.
+        store, control: The journal's steps on threads, and what its control rows decide about the
+            model.
+        counts: Counters by name, sent to the parameter server with each exchange.
+        pace: It says when the next exchange is due.
+        who, clocks: Name of the process, and its time.
+        crossing: Follows rows of traced requests to other replicas; None: none are.
+        wake: Set when there may be rows to learn.
+        still: Held while the model is not to be changed.
     """
 
     settings: ModelSettings

@@ -25,14 +25,10 @@ class ParameterServerClient(Protocol):
 class Clocks:
     """The clocks of a process; a test hands in its own.
 
-    Attributes
-    ----------
-    now_s
-        Wall clock, POSIX seconds.  It may be set back: the process's time goes on.
-    monotonic_s
-        Clock in seconds that is never set.
-    cpu_s
-        It tells what writing down and loading a model costs; None: the monotonic clock does.
+    Attributes:
+        now_s: Wall clock, POSIX seconds.  It may be set back: the process's time goes on.
+        monotonic_s: Clock in seconds that is never set.
+        cpu_s: It tells what writing down and loading a model costs; None: the monotonic clock does.
     """
 
     now_s: Callable[[], float] = time.time
@@ -44,14 +40,10 @@ class Clocks:
 class Who:
     """One process of one model, as others know it.
 
-    Attributes
-    ----------
-    replica
-        Its name; a new one a start.
-    spec
-        Hash of its model's spec.
-    learns
-        False: another process learns what is written here.
+    Attributes:
+        replica: Its name; a new one a start.
+        spec: Hash of its model's spec.
+        learns: False: another process learns what is written here.
     """
 
     replica: str
@@ -63,23 +55,16 @@ class Who:
 class Outside:
     """All that a process asks beyond itself; what is None nobody does.
 
-    Attributes
-    ----------
-    journal
-        The store.
-    client
-        The parameter server.
-    peers
-        Other replicas, asked for values by one that starts while the server can't be reached.
-    ask
-        Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
-        model has diverged (:mod:`online.watch.divergence`) or its error has risen.
-    relearn
-        Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
-    search
-        Has triggers searched for (:mod:`online.service.trigger_task`).
-    crossing
-        Follows rows of traced requests to other replicas.
+    Attributes:
+        journal: The store.
+        client: The parameter server.
+        peers: Other replicas, asked for values by one that starts while the server can't be
+            reached.
+        ask: Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
+            model has diverged (:mod:`online.watch.divergence`) or its error has risen.
+        relearn: Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
+        search: Has triggers searched for (:mod:`online.service.trigger_task`).
+        crossing: Follows rows of traced requests to other replicas.
     """
 
     journal: Journal

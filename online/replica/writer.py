@@ -44,23 +44,16 @@ class Writer:
     Where another process learns the rows, they are answered ``queued`` at their commit, and at most
     ``limits.queue_max`` of them may be missing in the local model.
 
-    Parameters
-    ----------
-    filters
-        Judge rows before they are written, unless the model is frozen; None: all are accepted.
+    Parameters:
+        filters: Judge rows before they are written, unless the model is frozen; None: all are
+            accepted.
 
-    Attributes
-    ----------
-    answers
-        Who waits for which row.
-    committed, decoded
-        Rows to be learned here, and what they say, by offset.
-    to_learn
-        The last row of the partition that is not frozen.
-    writing, committing
-        Whether a commit is under way, and one of rows that are not frozen.
-    judged_by
-        Newest control row that was known when these were judged.
+    Attributes:
+        answers: Who waits for which row.
+        committed, decoded: Rows to be learned here, and what they say, by offset.
+        to_learn: The last row of the partition that is not frozen.
+        writing, committing: Whether a commit is under way, and one of rows that are not frozen.
+        judged_by: Newest control row that was known when these were judged.
     """
 
     def __init__(self, shared: Shared, filters: Filtering | None) -> None:

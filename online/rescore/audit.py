@@ -34,17 +34,13 @@ _RANGE: Final = 1e100
 class Report(msgspec.Struct, frozen=True):
     """A report that says what the audit found.
 
-    Attributes
-    ----------
-    blocking, warnings
-        One finding a text; a run with a blocking one is not published.  ``forced`` are those
-        that ``--force`` has let pass.
-    histogram
-        Rows by bin of the score (or by label, of a multiclass task), for the next run's index.
-    psi
-        Against the run published before; None if there was none of the same task.
-    digests
-        SHA-256 of each file of the run, by its name.
+    Attributes:
+        blocking, warnings: One finding a text; a run with a blocking one is not published.
+            ``forced`` are those that ``--force`` has let pass.
+        histogram: Rows by bin of the score (or by label, of a multiclass task), for the next run's
+            index.
+        psi: Against the run published before; None if there was none of the same task.
+        digests: SHA-256 of each file of the run, by its name.
     """
 
     rows: int

@@ -17,23 +17,16 @@ FORMAT: Final = 1
 class Plan(msgspec.Struct, frozen=True):
     """A plan says what one run scores, and with which model.
 
-    Attributes
-    ----------
-    model, task, spec, version, snapshot
-        What scores: the model's name, its task, the hash of its spec, version and name of the
-        snapshot.
-    classes
-        What the two labels of a binary task are called; () for their own names.
-    method
-        How rows are scored, see :mod:`online.rescore.scorer`.
-    begun_at
-        POSIX seconds; the ``scored_at`` of every score.
-    since, changed
-        An earlier run of the same shards, whose scores stand for rows without any of these
-        features (see :mod:`online.rescore.sparse`); "" for none.
-    ends
-        By feature, least and greatest number that an answer takes as it is, and what it takes
-        instead of one below and one above (see :mod:`online.learning.bounds`).
+    Attributes:
+        model, task, spec, version, snapshot: What scores: the model's name, its task, the hash of
+            its spec, version and name of the snapshot.
+        classes: What the two labels of a binary task are called; () for their own names.
+        method: How rows are scored, see :mod:`online.rescore.scorer`.
+        begun_at: POSIX seconds; the ``scored_at`` of every score.
+        since, changed: An earlier run of the same shards, whose scores stand for rows without any
+            of these features (see :mod:`online.rescore.sparse`); "" for none.
+        ends: By feature, least and greatest number that an answer takes as it is, and what it takes
+            instead of one below and one above (see :mod:`online.learning.bounds`).
     """
 
     format: int

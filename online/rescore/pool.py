@@ -43,13 +43,10 @@ def ray_for(
 ) -> Iterator[None]:
     """A Ray of its own (``local``), or one that runs (``auto`` or ``host:port``), until the end.
 
-    Parameters
-    ----------
-    owner
-        Whatever this Ray is for: what a killed driver for the same has left behind is ended.
-    lost
-        Told, in a thread, that a process of this Ray has died: its driver would wait for it for
-        a minute, and is then ended by Ray.
+    Parameters:
+        owner: Whatever this Ray is for: what a killed driver for the same has left behind is ended.
+        lost: Told, in a thread, that a process of this Ray has died: its driver would wait for it
+            for a minute, and is then ended by Ray.
 
     Raises StartRefused, RayFailed.
     """

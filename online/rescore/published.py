@@ -10,20 +10,13 @@ from online.rescore.errors import RunRefused
 class Run(msgspec.Struct, frozen=True):
     """A run that was published.
 
-    Attributes
-    ----------
-    name
-        Its id.
-    model, version
-        Which model scored, and which of its snapshots (``epoch.count``).
-    scored_at
-        POSIX seconds of its beginning.
-    as_of
-        POSIX seconds of its newest features: a run of older ones does not replace it.
-    rows
-        Rows scored.
-    expires_at
-        POSIX seconds after which its scores are not given any more; None: they stay.
+    Attributes:
+        name: Its id.
+        model, version: Which model scored, and which of its snapshots (``epoch.count``).
+        scored_at: POSIX seconds of its beginning.
+        as_of: POSIX seconds of its newest features: a run of older ones does not replace it.
+        rows: Rows scored.
+        expires_at: POSIX seconds after which its scores are not given any more; None: they stay.
     """
 
     name: str

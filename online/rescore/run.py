@@ -73,23 +73,15 @@ class Scored:
 class Request:
     """A request that says what a run is to do.
 
-    Attributes
-    ----------
-    files
-        Paths or URIs of files and folders.
-    output
-        Path or URI of the folder of all runs.
-    run
-        The run's id; None: one that follows from files and model, so that the same request is the
-        same run.
-    ignored
-        Columns that are left out.
-    missing_ok
-        Whether columns that the model has learned may be missing.
-    declared
-        What the model's settings declare of its features; None: nothing.
-    force
-        Publish although scores have moved, or features are older.
+    Attributes:
+        files: Paths or URIs of files and folders.
+        output: Path or URI of the folder of all runs.
+        run: The run's id; None: one that follows from files and model, so that the same request is
+            the same run.
+        ignored: Columns that are left out.
+        missing_ok: Whether columns that the model has learned may be missing.
+        declared: What the model's settings declare of its features; None: nothing.
+        force: Publish although scores have moved, or features are older.
     """
 
     files: tuple[str, ...]
@@ -144,10 +136,8 @@ def execute(
 ) -> Outcome:
     """Do the run, or what is left of it.
 
-    Parameters
-    ----------
-    progress
-        Told the rows scored so far, and all.
+    Parameters:
+        progress: Told the rows scored so far, and all.
 
     Raises InputRefused, PlaceFailed, RunRefused, AuditFailed, StoreFailed, RayFailed.
     """

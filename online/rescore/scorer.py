@@ -46,13 +46,11 @@ NO_LABEL: Final = -1
 class Scores:
     """Answers to n rows.
 
-    Attributes
-    ----------
-    labels
-        Of a classifier; ``codes`` (int32, shape (n,)) are places in it, ``NO_LABEL`` for none.
-    score
-        float64 of shape (n,): the number in regression, the probability of True in a binary
-        task, that of the label given in a multiclass one; NaN without an answer.
+    Attributes:
+        labels: Of a classifier; ``codes`` (int32, shape (n,)) are places in it, ``NO_LABEL`` for
+            none.
+        score: float64 of shape (n,): the number in regression, the probability of True in a binary
+            task, that of the label given in a multiclass one; NaN without an answer.
     """
 
     labels: Sequence[Label]
@@ -63,10 +61,8 @@ class Scores:
 class Scorer:
     """One model, asked for many rows.
 
-    Parameters
-    ----------
-    method
-        As :func:`choose` found it for this model and table.
+    Parameters:
+        method: As :func:`choose` found it for this model and table.
     """
 
     def __init__(self, model: Model, task: Task, method: Method) -> None:

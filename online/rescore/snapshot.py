@@ -15,6 +15,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import snapshots_path
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.chain import read_whole
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -23,10 +24,8 @@ from paramserver.snapshots.store import Retention
 def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Scored:
     """The model as a snapshot of the service has it; the service need not run.
 
-    Parameters
-    ----------
-    name
-        Of the snapshot, or ``latest``.
+    Parameters:
+        name: Of the snapshot, or ``latest``.
 
     Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """
@@ -43,7 +42,7 @@ def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Sc
                 "Make one of the running service: online snapshot create",
             )
         name = listed[0].name
-    data = stored.load(name)
+    data = read_whole(stored, name)
     state = snapshot_format.decode(data)
     classes = model.classes
     bounds = Bounds.of(state.values, on=model.filters != "none")

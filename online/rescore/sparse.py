@@ -31,15 +31,11 @@ FORMAT: Final = 1
 class Weights(msgspec.Struct, frozen=True):
     """A linear model as its scores see it.
 
-    Attributes
-    ----------
-    dense
-        What is in every score, by name: a text that changes with it.
-    sparse
-        By feature: its weight, or one for each class in the order of their names; those of all
-        zeros are left out.
-    scaled
-        Whether a feature of 0 is no term of 0.
+    Attributes:
+        dense: What is in every score, by name: a text that changes with it.
+        sparse: By feature: its weight, or one for each class in the order of their names; those of
+            all zeros are left out.
+        scaled: Whether a feature of 0 is no term of 0.
     """
 
     format: int

@@ -203,12 +203,9 @@ def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
 class RedisScores:
     """A Redis server: a key a score, and the pointer as a key.
 
-    Parameters
-    ----------
-    url
-        ``redis://``, ``rediss://`` or ``unix://``.
-    ttl_s
-        How long a score stays; None: until its run is removed.
+    Parameters:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        ttl_s: How long a score stays; None: until its run is removed.
 
     Raises StoreFailed if the package for Redis is missing.
     """

@@ -35,7 +35,6 @@ _ADAPTIVE: Final = (LeafNaiveBayesAdaptive, RandomLeafNaiveBayesAdaptive)
 _BAYES: Final = (LeafNaiveBayes, RandomLeafNaiveBayes)
 _MAJORITY: Final = (LeafMajorityClass, RandomLeafMajorityClass)
 _LARGE: Final = 1e3  # log likelihoods whose last bit can be seen in a probability
-Labels = Sequence[Any]
 Leaf = Callable[[Rows, Index, Floats, Mask], None]
 
 
@@ -58,10 +57,8 @@ def lower(estimator: Any) -> Forest:
 class Forest:
     """Trees with their votes.
 
-    Attributes
-    ----------
-    labels
-        Of the columns of what :meth:`shares` gives, in the order of river's answer.
+    Attributes:
+        labels: Of the columns of what :meth:`shares` gives, in the order of river's answer.
     """
 
     def __init__(self, trees: Sequence[tuple[Any, float]], *, normal: bool) -> None:

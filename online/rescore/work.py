@@ -45,16 +45,11 @@ MakeModel = Callable[[], Model]
 class Note(msgspec.Struct, frozen=True):
     """The note that a shard's file has about itself, in its footer.
 
-    Attributes
-    ----------
-    good, bad
-        Rows scored, and rows in the quarantine file.
-    keys
-        Sum of the hashes of the good rows' keys, modulo 2^64, as text; "" without keys.
-    sampled
-        Rows scored one by one: place in the file, label, score.
-    newest
-        Newest feature time, POSIX seconds.
+    Attributes:
+        good, bad: Rows scored, and rows in the quarantine file.
+        keys: Sum of the hashes of the good rows' keys, modulo 2^64, as text; "" without keys.
+        sampled: Rows scored one by one: place in the file, label, score.
+        newest: Newest feature time, POSIX seconds.
     """
 
     good: int

@@ -32,12 +32,9 @@ _DECLARED_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
 class Door:
     """The door checks what one model takes: names, types and ranges of features and labels.
 
-    Attributes
-    ----------
-    schema
-        What the settings declare of the features; None: any name and type is taken.
-    numbers
-        Types of the values of a row that is taken if it has only numbers (:meth:`takes`).
+    Attributes:
+        schema: What the settings declare of the features; None: any name and type is taken.
+        numbers: Types of the values of a row that is taken if it has only numbers (:meth:`takes`).
     """
 
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:

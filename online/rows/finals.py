@@ -41,17 +41,13 @@ def corrected(row: Row) -> tuple[int, int] | None:
 def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, only: Only) -> NewRow:
     """The row that makes the label of an event final.
 
-    Parameters
-    ----------
-    asked, label
-        The row that was asked for, with the final label, and what it says.
-    first
-        The row with the provisional label: its features, and what was answered to them, count.
-    lesson
-        The row that has taught it: that one, or the copy that stands; None: none has.  Of one that
-        is undone nothing is taken back, unless a rollback brings it back.
-    only
-        What must not have come since that was looked up.
+    Parameters:
+        asked, label: The row that was asked for, with the final label, and what it says.
+        first: The row with the provisional label: its features, and what was answered to them,
+            count.
+        lesson: The row that has taught it: that one, or the copy that stands; None: none has.  Of
+            one that is undone nothing is taken back, unless a rollback brings it back.
+        only: What must not have come since that was looked up.
     """
     said = codec.decode(first.payload)
     asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)

@@ -35,14 +35,10 @@ def join_key(asker: str | None, own: str) -> bytes:
 class Entry(Protocol):
     """One event on its way into the store.
 
-    Attributes
-    ----------
-    rows
-        What is to be appended next; nothing once ``outcome`` is there.
-    outcome
-        What became of it.
-    after
-        What is to be appended behind it, and nobody waits for.
+    Attributes:
+        rows: What is to be appended next; nothing once ``outcome`` is there.
+        outcome: What became of it.
+        after: What is to be appended behind it, and nobody waits for.
     """
 
     rows: Sequence[NewRow]
@@ -100,14 +96,10 @@ class Predicted:
 class Labelled:
     """A label: it joins the first prediction that it may, or waits for each of them.
 
-    Parameters
-    ----------
-    half
-        Its payload is one :class:`replay.example.WaitingLabel`.
-    most
-        Labels that may wait under one key.
-    since
-        Labels taken before (POSIX seconds) wait no longer.
+    Parameters:
+        half: Its payload is one :class:`replay.example.WaitingLabel`.
+        most: Labels that may wait under one key.
+        since: Labels taken before (POSIX seconds) wait no longer.
     """
 
     def __init__(self, half: NewRow, most: int, since: float) -> None:

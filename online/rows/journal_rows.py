@@ -47,17 +47,13 @@ class JournalRows:
     rows are counted, but their labels are not believed.  A provisional label is none: its event is
     in the report when the final one has come.
 
-    Parameters
-    ----------
-    since, until
-        POSIX seconds of recording: from ``since``, before ``until``.
+    Parameters:
+        since, until: POSIX seconds of recording: from ``since``, before ``until``.
 
-    Attributes
-    ----------
-    version
-        Of the model that gave the newest answer, as ``epoch.count``; None before the first.
-    damaged
-        Rows that can't be read.
+    Attributes:
+        version: Of the model that gave the newest answer, as ``epoch.count``; None before the
+            first.
+        damaged: Rows that can't be read.
     """
 
     def __init__(

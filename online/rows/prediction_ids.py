@@ -136,10 +136,8 @@ class Nonces:
 class Tokens:
     """Tokens of one model.
 
-    Attributes
-    ----------
-    drawing_key
-        Makes numbers of nonces that nobody else can foretell.
+    Attributes:
+        drawing_key: Makes numbers of nonces that nobody else can foretell.
     """
 
     def __init__(self, keys: Keys, model: str, nonces: Nonces) -> None:

@@ -38,12 +38,9 @@ JSON_TYPES: Final = {"number": "number", "category": "string", "text": "string",
 class Schema:
     """The declaration says what one model's rows may have.
 
-    Parameters
-    ----------
-    declared
-        Features by their names; at least one.
-    strict
-        Whether a row with another name is refused.
+    Parameters:
+        declared: Features by their names; at least one.
+        strict: Whether a row with another name is refused.
     """
 
     def __init__(self, declared: Mapping[str, Feature], *, strict: bool) -> None:

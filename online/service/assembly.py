@@ -58,25 +58,18 @@ def nobody(*_: object) -> None:
 class Around:
     """The surroundings of the models of one process, as the shell that runs it knows them.
 
-    Attributes
-    ----------
-    replica
-        Name of this process among replicas; a new one a start.
-    server
-        The way to the parameter server of a model (its name, its spec's hash).
-    relearn, search
-        By the settings and a model's name, as of :class:`online.replica.replica.ModelReplica`.
-    peers
-        By model's name: other replicas, asked for values; None: there are none.
-    learner_process
-        Of a model that this process does not learn itself.
-    challenger
-        The way to a model's challenger.
-    absent
-        Why another replica does not start, None if nothing is wrong; called on a thread.
-    as_served
-        The settings with the models that were promoted by now (:mod:`online.challenger.promotion`);
-        called on a thread.  None: nothing is promoted here.
+    Attributes:
+        replica: Name of this process among replicas; a new one a start.
+        server: The way to the parameter server of a model (its name, its spec's hash).
+        relearn, search: By the settings and a model's name, as of
+            :class:`online.replica.replica.ModelReplica`.
+        peers: By model's name: other replicas, asked for values; None: there are none.
+        learner_process: Of a model that this process does not learn itself.
+        challenger: The way to a model's challenger.
+        absent: Why another replica does not start, None if nothing is wrong; called on a thread.
+        as_served: The settings with the models that were promoted by now
+            (:mod:`online.challenger.promotion`); called on a thread.  None: nothing is promoted
+            here.
     """
 
     replica: str
@@ -93,17 +86,12 @@ class Around:
 class Assembly:
     """All models of the settings in this process, and the application that answers for them.
 
-    Parameters
-    ----------
-    load
-        The untrained model that a model's settings describe.
-    keys
-        Sign label tokens and seal pickled state.
+    Parameters:
+        load: The untrained model that a model's settings describe.
+        keys: Sign label tokens and seal pickled state.
 
-    Attributes
-    ----------
-    replicas
-        By model's name.
+    Attributes:
+        replicas: By model's name.
     """
 
     def __init__(

@@ -50,16 +50,11 @@ def model_replica(
 ) -> ModelReplica:
     """One model of the settings in this process; its learner follows from the merge rule.
 
-    Parameters
-    ----------
-    client
-        The way to the model's parameter server.
-    for_others
-        It learns what other processes write.
-    peers
-        Of whom a new one takes values while the server can't be reached.
-    relearn, search, crossing
-        As of :class:`online.replica.surroundings.Outside`.
+    Parameters:
+        client: The way to the model's parameter server.
+        for_others: It learns what other processes write.
+        peers: Of whom a new one takes values while the server can't be reached.
+        relearn, search, crossing: As of :class:`online.replica.surroundings.Outside`.
     """
     limits = settings.limits
     rule = merge_rule(model, loaded.model)

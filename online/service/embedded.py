@@ -98,12 +98,9 @@ class _Http:
 class Embedded:
     """A service in this process; as a context manager it stops at the end.
 
-    Parameters
-    ----------
-    settings
-        With ``cluster: embedded``.
-    progress
-        Is called with lines about the start and the end.
+    Parameters:
+        settings: With ``cluster: embedded``.
+        progress: Is called with lines about the start and the end.
     """
 
     def __init__(self, settings: Settings, progress: Progress = print) -> None:
@@ -172,10 +169,8 @@ class Embedded:
     ) -> None:
         """Start everything; returns when HTTP answers.
 
-        Raises
-        ------
-        StartRefused, LearnerUnusable, ConfigError
-            With the remedy; nothing runs then.
+        Raises:
+            StartRefused, LearnerUnusable, ConfigError: With the remedy; nothing runs then.
         """
         self._parts.start(fresh=fresh, relearn=relearn, accept_loss=accept_loss)
         self._recording.of(self.url, config.own_token(self._parts.settings, {}))
@@ -218,35 +213,23 @@ def serve(
 
     A second call with the same name stops the service of the first.
 
-    Parameters
-    ----------
-    model
-        A river estimator, a :class:`~online.models.network.Network`, an
-        :class:`~online.models.estimator.Estimator` or an object of your own class, which is
-        copied; a function or class that makes one; or a ``learner`` as in a settings file.
-    task
-        ``binary``, ``multiclass``, ``regression``, ``choose`` or ``anomaly``; None: as the model
-        says, if it does.
-    name
-        By which it is asked.
-    state_dir
-        Folder of what is learned; None: ``online-state/NAME``.  What is stored there wins over
-        what the object had learned, if it is built alike; else the start is refused.
-    port
-        0 takes a free one.
-    settings
-        Others of the service, as in a settings file: ``{"limits": {…}, "tokens": {…}}``.
-    fresh, relearn
-        Begin without what was learned; learn the whole journal again.
-    say
-        Is called with lines about the start and the end; None: they are printed.
-    of_model
-        Others of the model, as ``classes`` or ``filters``.
+    Parameters:
+        model: A river estimator, a :class:`~online.models.network.Network`, an
+            :class:`~online.models.estimator.Estimator` or an object of your own class, which is
+            copied; a function or class that makes one; or a ``learner`` as in a settings file.
+        task: ``binary``, ``multiclass``, ``regression``, ``choose`` or ``anomaly``; None: as the
+            model says, if it does.
+        name: By which it is asked.
+        state_dir: Folder of what is learned; None: ``online-state/NAME``.  What is stored there
+            wins over what the object had learned, if it is built alike; else the start is refused.
+        port: 0 takes a free one.
+        settings: Others of the service, as in a settings file: ``{"limits": {…}, "tokens": {…}}``.
+        fresh, relearn: Begin without what was learned; learn the whole journal again.
+        say: Is called with lines about the start and the end; None: they are printed.
+        of_model: Others of the model, as ``classes`` or ``filters``.
 
-    Raises
-    ------
-    ConfigError, LearnerUnusable, StartRefused
-        With the remedy; nothing is served then.
+    Raises:
+        ConfigError, LearnerUnusable, StartRefused: With the remedy; nothing is served then.
     """
     print_it = printed if say is None else say
     with starting:

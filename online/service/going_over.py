@@ -40,16 +40,11 @@ _FAILED_S: Final = 2.0  # after an error that nobody expected
 class GoingOver:
     """Watches the promotions of one model, and exchanges its part of this process.
 
-    Parameters
-    ----------
-    parts
-        By model: what answers now.
-    put
-        Lets a part answer for a model.
-    make, load
-        Build a part that has not begun; and the untrained model of settings.
-    as_served
-        The settings with the models that were promoted by now; called on a thread.
+    Parameters:
+        parts: By model: what answers now.
+        put: Lets a part answer for a model.
+        make, load: Build a part that has not begun; and the untrained model of settings.
+        as_served: The settings with the models that were promoted by now; called on a thread.
     """
 
     def __init__(

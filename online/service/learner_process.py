@@ -97,12 +97,9 @@ class Learning:
 class Background:
     """Keeps the learner process of one model alive, and tells it what to follow.
 
-    Parameters
-    ----------
-    start
-        Makes the actor (:func:`actor_of`).
-    replica
-        What writes the rows; ``learner_restarts`` is counted there.
+    Parameters:
+        start: Makes the actor (:func:`actor_of`).
+        replica: What writes the rows; ``learner_restarts`` is counted there.
     """
 
     def __init__(self, start: Callable[[], Any], replica: ModelReplica) -> None:

@@ -78,33 +78,22 @@ class Learner:
     wait: in a coroutine call them through ``asyncio.to_thread``.  Made again on a folder that this
     program has open, it closes the one before.
 
-    Parameters
-    ----------
-    model
-        A river estimator, a :class:`~online.models.network.Network`, an
-        :class:`~online.models.estimator.Estimator` or an object of your own class, which is
-        copied; a function or class that makes one; or a ``learner`` as in a settings file.
-    state_dir
-        Folder of what is learned.  What is stored there wins over what the object had learned, if
-        it is built alike; else it is refused.
-    task
-        ``binary``, ``multiclass``, ``regression`` or ``anomaly``; None: as the model says, if it
-        does.
-    name
-        By which a service that takes the folder over asks it.
-    settings
-        Others of the service, as in a settings file: ``{"limits": {…}}``.
-    fresh, relearn
-        Begin without what was learned; learn the whole journal again.
-    say
-        Is called with lines about the start and the end; None: nothing is said.
-    of_model
-        Others of the model, as ``classes`` or ``filters``.
+    Parameters:
+        model: A river estimator, a :class:`~online.models.network.Network`, an
+            :class:`~online.models.estimator.Estimator` or an object of your own class, which is
+            copied; a function or class that makes one; or a ``learner`` as in a settings file.
+        state_dir: Folder of what is learned.  What is stored there wins over what the object had
+            learned, if it is built alike; else it is refused.
+        task: ``binary``, ``multiclass``, ``regression`` or ``anomaly``; None: as the model says, if
+            it does.
+        name: By which a service that takes the folder over asks it.
+        settings: Others of the service, as in a settings file: ``{"limits": {…}}``.
+        fresh, relearn: Begin without what was learned; learn the whole journal again.
+        say: Is called with lines about the start and the end; None: nothing is said.
+        of_model: Others of the model, as ``classes`` or ``filters``.
 
-    Raises
-    ------
-    ConfigError, LearnerUnusable, StartRefused
-        With the remedy; nothing is changed then.
+    Raises:
+        ConfigError, LearnerUnusable, StartRefused: With the remedy; nothing is changed then.
     """
 
     def __init__(
@@ -175,28 +164,21 @@ class Learner:
     ) -> Receipt:
         """Record and learn a labelled row; on disk and in the model when this returns.
 
-        Parameters
-        ----------
-        y
-            The label; it may be left out of rows of ``task: anomaly``.
-        event_id
-            Your own, unique in ``source``: a repeat is known by it, after a crash too, and
-            ``duplicate`` then.  None: a repeat would be another event.
-        weight, event_time
-            Importance (1 is an ordinary row), and POSIX seconds.
-        provisional
-            The label may change: what it teaches is taken back when the event comes again, with
-            its final one.
+        Parameters:
+            y: The label; it may be left out of rows of ``task: anomaly``.
+            event_id: Your own, unique in ``source``: a repeat is known by it, after a crash too,
+                and ``duplicate`` then.  None: a repeat would be another event.
+            weight, event_time: Importance (1 is an ordinary row), and POSIX seconds.
+            provisional: The label may change: what it teaches is taken back when the event comes
+                again, with its final one.
 
-        Returns
-        -------
+        Returns:
             What became of it, in ``status`` (docs/requests.md): ``learned``, or ``clipped``,
             ``quarantined`` or ``failed`` with its reason.
 
-        Raises
-        ------
-        RequestError, ClientError
-            With field and hint; nothing was recorded, unless it says that it may have been.
+        Raises:
+            RequestError, ClientError: With field and hint; nothing was recorded, unless it says
+                that it may have been.
         """
         event = FeedbackRequest(
             label=plain_value("label", y), features=plain_value("features", x),

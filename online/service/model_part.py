@@ -27,20 +27,13 @@ class LearnerProcess(Protocol):
 class Part:
     """One model in this process: what learns it, what answers for it, and its ways to others.
 
-    Attributes
-    ----------
-    control
-        The way to the model's parameter server, for questions and commands.
-    facts
-        What a status says of the model that does not change.
-    pushes
-        Takes what devices have learned; None: devices may not send anything.
-    learner
-        The process that learns what this one writes; None: this one learns itself.
-    exchangeable
-        Whether a promotion can exchange the part while the process goes on.
-    choosing
-        Chooses among actions; None: the model is no such one.
+    Attributes:
+        control: The way to the model's parameter server, for questions and commands.
+        facts: What a status says of the model that does not change.
+        pushes: Takes what devices have learned; None: devices may not send anything.
+        learner: The process that learns what this one writes; None: this one learns itself.
+        exchangeable: Whether a promotion can exchange the part while the process goes on.
+        choosing: Chooses among actions; None: the model is no such one.
     """
 
     replica: ModelReplica

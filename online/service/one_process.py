@@ -94,12 +94,9 @@ class Front(Protocol):
 class OneProcess:
     """The parts of a service in this process, but for the front that brings its requests.
 
-    Parameters
-    ----------
-    settings
-        With ``cluster: embedded``.
-    progress
-        Is called with lines about the start and the end.
+    Parameters:
+        settings: With ``cluster: embedded``.
+        progress: Is called with lines about the start and the end.
     """
 
     def __init__(self, settings: Settings, front: Front, progress: Progress) -> None:
@@ -128,10 +125,8 @@ class OneProcess:
     ) -> None:
         """Start everything; returns when the front answers.
 
-        Raises
-        ------
-        StartRefused, LearnerUnusable, ConfigError
-            With the remedy; nothing runs then.
+        Raises:
+            StartRefused, LearnerUnusable, ConfigError: With the remedy; nothing runs then.
         """
         with self._lock, self._masked():
             begun_s = time.monotonic()
@@ -355,19 +350,13 @@ def settings_for(
 ) -> Settings:
     """Settings of one process that serves the model, which is handed over if it is an object.
 
-    Parameters
-    ----------
-    task
-        None: as the model says, if it does.
-    state_dir
-        None: ``online-state/NAME``.
-    of_service, of_model
-        Others, as in a settings file.
+    Parameters:
+        task: None: as the model says, if it does.
+        state_dir: None: ``online-state/NAME``.
+        of_service, of_model: Others, as in a settings file.
 
-    Raises
-    ------
-    ConfigError
-        With the remedy.
+    Raises:
+        ConfigError: With the remedy.
     """
     if task is None and (task := handed_over.task_of(model)) is None:
         what = model if isinstance(model, str) else type(model).__name__

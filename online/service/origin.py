@@ -21,14 +21,10 @@ _PACKAGES = ("online", "evaluation", "paramserver", "replay", "refusals")
 class Origin:
     """The facts that a service was started with: a replica must find the same where it runs.
 
-    Attributes
-    ----------
-    host
-        Name of the service's machine.
-    key
-        Fingerprint of the key that signs tokens.
-    specs
-        Hash of each model's spec, by the model's name.
+    Attributes:
+        host: Name of the service's machine.
+        key: Fingerprint of the key that signs tokens.
+        specs: Hash of each model's spec, by the model's name.
     """
 
     host: str

@@ -94,7 +94,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
     kept = model.snapshots
     return ServerSettings(
         interval_s=kept.interval_s,
-        retention=Retention(kept.keep, kept.hourly, kept.daily, kept.weekly),
+        retention=Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every),
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
         keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,

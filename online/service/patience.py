@@ -11,12 +11,9 @@ from online.errors import StartRefused
 class Patience:
     """The time that a start, or a change of the settings, may still take.
 
-    Parameters
-    ----------
-    wait_s
-        All of it, in seconds from now on: the setting ``start_wait_s``.
-    monotonic_s
-        A clock in seconds.
+    Parameters:
+        wait_s: All of it, in seconds from now on: the setting ``start_wait_s``.
+        monotonic_s: A clock in seconds.
     """
 
     def __init__(self, wait_s: float, monotonic_s: Callable[[], float] = time.monotonic) -> None:

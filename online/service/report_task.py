@@ -28,10 +28,8 @@ Run = Callable[[Sequence[str], float], str]
 class Reporting:
     """Makes the pages of reports on the journal of a service.
 
-    Parameters
-    ----------
-    run
-        Runs the command that makes a page.
+    Parameters:
+        run: Runs the command that makes a page.
     """
 
     def __init__(self, settings: Settings, run: Run | None = None) -> None:

@@ -34,16 +34,11 @@ _BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity")  # 
 class Changes:
     """The changes that new settings make, as dotted names.
 
-    Attributes
-    ----------
-    restart
-        Only a restart of the service can change these.
-    rolling
-        Replicas know these from their start: each is replaced.
-    scaled
-        Only the number of replicas, or not even that.
-    at_once
-        The process that owns the service goes by these as soon as it knows them.
+    Attributes:
+        restart: Only a restart of the service can change these.
+        rolling: Replicas know these from their start: each is replaced.
+        scaled: Only the number of replicas, or not even that.
+        at_once: The process that owns the service goes by these as soon as it knows them.
     """
 
     restart: tuple[str, ...]
@@ -79,15 +74,11 @@ def application(
 ) -> Any:
     """The replicas as an application of Ray Serve.
 
-    Parameters
-    ----------
-    replica
-        The class that Serve runs in each replica's process.
-    origin
-        What a replica compares itself with.
-    version
-        Replicas of another version are replaced; with the same one, only their number changes.
-        None: as Serve finds it, from the code and these arguments.
+    Parameters:
+        replica: The class that Serve runs in each replica's process.
+        origin: What a replica compares itself with.
+        version: Replicas of another version are replaced; with the same one, only their number
+            changes.  None: as Serve finds it, from the code and these arguments.
     """
     from ray import serve
 
@@ -163,10 +154,8 @@ def gone_over(
     A replica has, once it has sealed the partition of the model before.  Those that the server
     before has not heard of lately are not waited for: they look for themselves when they go on.
 
-    Parameters
-    ----------
-    before, after
-        By model: the spec that served, and the one that is to serve.
+    Parameters:
+        before, after: By model: the spec that served, and the one that is to serve.
     """
     deadline_s = time.monotonic() + wait_s
     while True:

@@ -292,10 +292,8 @@ class Service:
 
         All of it or nothing: if one setting needs a restart, none is changed.
 
-        Raises
-        ------
-        StartRefused
-            The new settings can't be served; what ran before goes on.
+        Raises:
+            StartRefused: The new settings can't be served; what ran before goes on.
         """
         given, settings = settings, self._as_served(settings)
         new = Models(settings, self._progress)

@@ -40,16 +40,11 @@ Process = tuple[int, float]
 class Look:
     """One look at who holds the journal.
 
-    Attributes
-    ----------
-    holder
-        Who it is; None: not known.
-    ours
-        Whether this service has started it.
-    stands
-        Whether it is stopped or does not answer.
-    disk
-        Whether a write of our own to the journal's disk succeeds.
+    Attributes:
+        holder: Who it is; None: not known.
+        ours: Whether this service has started it.
+        stands: Whether it is stopped or does not answer.
+        disk: Whether a write of our own to the journal's disk succeeds.
     """
 
     holder: Process | None
@@ -109,16 +104,11 @@ def look(
 ) -> Look:
     """Look at the process that holds the journal.
 
-    Parameters
-    ----------
-    pid
-        Its number, None if it is not known.
-    ports
-        Where replicas listen on loopback.
-    folder
-        A folder on the journal's disk, where a file may be written and removed.
-    clock_s
-        Monotonic seconds.
+    Parameters:
+        pid: Its number, None if it is not known.
+        ports: Where replicas listen on loopback.
+        folder: A folder on the journal's disk, where a file may be written and removed.
+        clock_s: Monotonic seconds.
     """
     found = next((own for own in processes.own_processes() if own.pid == pid), None)
     if pid is None or found is None:

@@ -20,17 +20,13 @@ _WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
 class Tending:
     """The journal of a service, tended in small steps.
 
-    Parameters
-    ----------
-    bound_s
-        A replica that holds the journal for so long, and moves nothing, is ended; None: never.
-    progress
-        Is given a line for each that was ended.
+    Parameters:
+        bound_s: A replica that holds the journal for so long, and moves nothing, is ended; None:
+            never.
+        progress: Is given a line for each that was ended.
 
-    Attributes
-    ----------
-    journal
-        The journal, from the first step on that could open it.
+    Attributes:
+        journal: The journal, from the first step on that could open it.
     """
 
     def __init__(self, bound_s: float | None, progress: Callable[[str], None]) -> None:

@@ -62,19 +62,13 @@ _Version = tuple[int, int, int]
 class Choosing:
     """Choose and reward of one model.
 
-    Parameters
-    ----------
-    serving
-        Takes the rewards, as labels.
-    settings
-        How the model chooses.
+    Parameters:
+        serving: Takes the rewards, as labels.
+        settings: How the model chooses.
 
-    Attributes
-    ----------
-    rewards
-        Takes what came of the choices.
-    defaults
-        Gives choices their rewards that get none.
+    Attributes:
+        rewards: Takes what came of the choices.
+        defaults: Gives choices their rewards that get none.
     """
 
     def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:

@@ -44,12 +44,9 @@ _Found = list[Receipt | RequestError | None]
 class Sent:
     """One reward as it was sent: its values by name, and the label event that it would be.
 
-    Attributes
-    ----------
-    named
-        Its own id, if it has one.
-    nonce
-        Another one each time that it is sent.
+    Attributes:
+        named: Its own id, if it has one.
+        nonce: Another one each time that it is sent.
     """
 
     event: Event
@@ -62,14 +59,10 @@ class Sent:
 class _One:
     """The rewards of one body for one choice, on their way into its half.
 
-    Attributes
-    ----------
-    keys
-        Under which the choice may stand; the first is tried first.
-    made
-        The half as the token has it; None: the choice is under an id of the caller's own.
-    seen
-        The half that is to be written over, and what it says.
+    Attributes:
+        keys: Under which the choice may stand; the first is tried first.
+        made: The half as the token has it; None: the choice is under an id of the caller's own.
+        seen: The half that is to be written over, and what it says.
     """
 
     event_id: str

@@ -51,10 +51,8 @@ _TURN: Final = 16
 class DefaultRewards:
     """Default rewards of one model in one replica.
 
-    Parameters
-    ----------
-    now_s, monotonic_s
-        POSIX seconds, and seconds since any time.
+    Parameters:
+        now_s, monotonic_s: POSIX seconds, and seconds since any time.
     """
 
     def __init__(

@@ -128,22 +128,15 @@ class Paces:
 class Pushes:
     """Takes pushes of one model.
 
-    Parameters
-    ----------
-    door
-        Knows the model's labels as callers call them.
-    place
-        Where the model is published.
-    root
-        Rows that an operator vouches for, drawn from as deltas are made: many at a time.
+    Parameters:
+        door: Knows the model's labels as callers call them.
+        place: Where the model is published.
+        root: Rows that an operator vouches for, drawn from as deltas are made: many at a time.
 
-    Attributes
-    ----------
-    problem
-        Why none are taken; None: they are.
-    chain
-        The filters for untrusted pushers, of this replica alone.  Who sends more than others is
-        weighed down and not set aside: a fleet begins as strangers.
+    Attributes:
+        problem: Why none are taken; None: they are.
+        chain: The filters for untrusted pushers, of this replica alone.  Who sends more than others
+            is weighed down and not set aside: a fleet begins as strangers.
     """
 
     def __init__(

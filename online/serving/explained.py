@@ -26,10 +26,8 @@ _TURN_S: Final = 0.0005
 class Explained:
     """Explanations of one model's answers.
 
-    Parameters
-    ----------
-    clock_s
-        Tells how long the model takes.
+    Parameters:
+        clock_s: Tells how long the model takes.
     """
 
     def __init__(

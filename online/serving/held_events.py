@@ -30,10 +30,8 @@ _ROW: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
 class Kept:
     """Events of the models in one replica.
 
-    Parameters
-    ----------
-    facts
-        What does not change of a model, by its name.
+    Parameters:
+        facts: What does not change of a model, by its name.
     """
 
     def __init__(

@@ -21,15 +21,11 @@ _DAY_S: Final = 86_400.0
 class Room:
     """The journal's room at one moment.
 
-    Attributes
-    ----------
-    at_s
-        Monotonic seconds.
-    usage
-        As the journal says.
-    free
-        Bytes of the disk that may still be filled before feedback is refused; None: the journal
-        is on no disk of this machine.
+    Attributes:
+        at_s: Monotonic seconds.
+        usage: As the journal says.
+        free: Bytes of the disk that may still be filled before feedback is refused; None: the
+            journal is on no disk of this machine.
     """
 
     at_s: float

@@ -82,14 +82,10 @@ class Unfit:
 class Ordinary:
     """Reads the ordinary ones of some events.
 
-    Parameters
-    ----------
-    known
-        What the model here has learned, for a challenger to be asked as of then.
-    unfit
-        Tells what the filters let no row hold.
-    now_s
-        The wall clock, in POSIX seconds.
+    Parameters:
+        known: What the model here has learned, for a challenger to be asked as of then.
+        unfit: Tells what the filters let no row hold.
+        now_s: The wall clock, in POSIX seconds.
     """
 
     def __init__(

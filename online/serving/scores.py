@@ -88,15 +88,11 @@ def threaded(store: Scores, executor: Executor) -> Ask:
 class Reader:
     """Asks the store of one model for many requests at a time.
 
-    Parameters
-    ----------
-    ask
-        One exchange with the store; the next one begins when it is over.
-    now_s
-        POSIX seconds: scores expire.
-    near
-        Another one on the same files, which is asked on the loop for few keys: they are mapped to
-        memory, and a handful of pages takes less than going to a thread and back.
+    Parameters:
+        ask: One exchange with the store; the next one begins when it is over.
+        now_s: POSIX seconds: scores expire.
+        near: Another one on the same files, which is asked on the loop for few keys: they are
+            mapped to memory, and a handful of pages takes less than going to a thread and back.
     """
 
     def __init__(

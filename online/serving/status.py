@@ -65,16 +65,12 @@ class ParameterServerControl(Protocol):
 class Cluster(Kept):
     """Answers for all replicas: the server knows them, this replica knows itself.
 
-    Parameters
-    ----------
-    facts
-        What does not change of a model, by its name.
-    free_bytes
-        What the journal's disk may still take before feedback is refused; None: it is on none.
-    challengers
-        The ways to the challengers, of the models that have one.
-    absent
-        Why another replica does not start, None if nothing is wrong; called on a thread.
+    Parameters:
+        facts: What does not change of a model, by its name.
+        free_bytes: What the journal's disk may still take before feedback is refused; None: it is
+            on none.
+        challengers: The ways to the challengers, of the models that have one.
+        absent: Why another replica does not start, None if nothing is wrong; called on a thread.
     """
 
     def __init__(

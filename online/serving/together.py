@@ -40,12 +40,9 @@ class _Group:
 class Together:
     """Takes the single events of one model.
 
-    Parameters
-    ----------
-    ordinary
-        Reads the ordinary ones.
-    writer
-        Writes their rows, and says what became of them.
+    Parameters:
+        ordinary: Reads the ordinary ones.
+        writer: Writes their rows, and says what became of them.
     """
 
     def __init__(self, ordinary: Ordinary, writer: Writer) -> None:

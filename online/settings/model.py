@@ -43,6 +43,10 @@ class Snapshots(Tree):
     hourly: int = Field(24, ge=0, le=10_000, description="older ones kept, one an hour")
     daily: int = Field(7, ge=0, le=10_000, description="older ones kept, one a day")
     weekly: int = Field(4, ge=0, le=10_000, description="older ones kept, one a week")
+    full_every: int = Field(
+        24, ge=1, le=10_000,
+        description="one of so many holds whole tables; the others what changed since it",
+    )  # fmt: skip
 
 
 StateOf = Literal["code", "structure"]

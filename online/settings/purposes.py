@@ -22,26 +22,18 @@ _FEW_LABELS: Final = "it needs a label with each row, and anomalies have few"
 class Purpose:
     """All that differs by task, but for the arithmetic of the models.
 
-    Attributes
-    ----------
-    name
-        ``task`` in a settings file.
-    labels
-        What is learned: one of two labels, one of several, a number.
-    columns
-        What an answer has beside the label, as column protocols name it.
-    part, learner
-        The settings that are this task's own, and who learns if they name nobody.
-    range
-        A setting of that part; its two numbers bound what that learner is taught.
-    unlabelled
-        Rows are learned that come without a label, and the score of an answer is no probability.
-    keyed
-        Each key of an entity can have an offset of its own.
-    bounded
-        Labels are numbers of which nobody said the range: those that are far off are clipped.
-    closed
-        Settings that do not go with it, and why.
+    Attributes:
+        name: ``task`` in a settings file.
+        labels: What is learned: one of two labels, one of several, a number.
+        columns: What an answer has beside the label, as column protocols name it.
+        part, learner: The settings that are this task's own, and who learns if they name nobody.
+        range: A setting of that part; its two numbers bound what that learner is taught.
+        unlabelled: Rows are learned that come without a label, and the score of an answer is no
+            probability.
+        keyed: Each key of an entity can have an offset of its own.
+        bounded: Labels are numbers of which nobody said the range: those that are far off are
+            clipped.
+        closed: Settings that do not go with it, and why.
     """
 
     name: str

@@ -21,19 +21,13 @@ _OPTION: Final = re.compile(r"(weight_max|labels_for|name)=(.+)")
 class Grant:
     """A grant says which source a token stands for, and what it may do beyond its role.
 
-    Attributes
-    ----------
-    source
-        Whose events and predictions its requests are; None: it names no source.
-    weight_max
-        The largest weight of its events; None: ``limits.weight_max``.
-    labels_for
-        Sources whose predictions it may label, beside those whose token names none; None: its
-        own.
-    trusted
-        An admin's: an event labels for whatever source it names.
-    name
-        Whose it is, as the log of decisions calls them; None: nobody's in particular.
+    Attributes:
+        source: Whose events and predictions its requests are; None: it names no source.
+        weight_max: The largest weight of its events; None: ``limits.weight_max``.
+        labels_for: Sources whose predictions it may label, beside those whose token names none;
+            None: its own.
+        trusted: An admin's: an event labels for whatever source it names.
+        name: Whose it is, as the log of decisions calls them; None: nobody's in particular.
     """
 
     source: str | None = None

@@ -49,18 +49,12 @@ class NotExplained(OnlineError):
 class Contributions(msgspec.Struct, frozen=True):
     """Contributions are what the features of a row have added to its answer.
 
-    Attributes
-    ----------
-    base
-        The answer to no feature: log odds of the label, or a number in regression.
-    output
-        The answer to the row in the same unit.
-    added
-        By feature; with ``base`` they add up to ``output``.
-    exact
-        Whether weights say it, or every order of the features says the same.
-    paths
-        Orders that were looked at.
+    Attributes:
+        base: The answer to no feature: log odds of the label, or a number in regression.
+        output: The answer to the row in the same unit.
+        added: By feature; with ``base`` they add up to ``output``.
+        exact: Whether weights say it, or every order of the features says the same.
+        paths: Orders that were looked at.
     """
 
     base: float
@@ -116,14 +110,10 @@ def explaining(
 
     In steps: what is sent in says about how many rows the model is asked in the next one.
 
-    Parameters
-    ----------
-    ask
-        The model's answers; one model for all of it.
-    asks_max
-        Rows that it is asked about at most; at least twice as many as there are features.
-    in_time
-        Asked before a further pair of paths: whether there is time for it.
+    Parameters:
+        ask: The model's answers; one model for all of it.
+        asks_max: Rows that it is asked about at most; at least twice as many as there are features.
+        in_time: Asked before a further pair of paths: whether there is time for it.
 
     Raises NotExplained.
     """

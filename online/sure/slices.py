@@ -30,12 +30,9 @@ _CHARS: Final = 64  # of a value
 class Slices:
     """Counters of one model by slice, with an open delta; a view of the learned rows.
 
-    Parameters
-    ----------
-    names
-        Features by whose values rows are told apart.
-    most
-        Values that each has; others are counted together.
+    Parameters:
+        names: Features by whose values rows are told apart.
+        most: Values that each has; others are counted together.
     """
 
     def __init__(self, task: Task, names: Sequence[str], most: int) -> None:

@@ -75,10 +75,8 @@ _NUMBER: Final = _Steps(start=1.0, low=-8.0, high=6.0, step=0.02, late=0.2, hori
 class Confidence:
     """The threshold of one model, with an open delta; a view of the learned rows.
 
-    Parameters
-    ----------
-    level
-        Share of sets and intervals that are to have the label, above 0 and below 1.
+    Parameters:
+        level: Share of sets and intervals that are to have the label, above 0 and below 1.
     """
 
     def __init__(self, task: Task, level: float) -> None:

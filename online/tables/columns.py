@@ -25,12 +25,9 @@ ABSENT: Final = -1
 class Numbers:
     """A column of n finite numbers.
 
-    Attributes
-    ----------
-    values
-        float64 of shape (n,); 0 where absent.
-    present
-        Shape (n,); None: all are.
+    Attributes:
+        values: float64 of shape (n,); 0 where absent.
+        present: Shape (n,); None: all are.
     """
 
     kind: Kind

@@ -30,14 +30,10 @@ _PARQUET: Final = (".parquet", ".pq")
 class Table:
     """A file of rows.
 
-    Attributes
-    ----------
-    names
-        Its columns; ``c1``, ``c2`` … if it has no header.
-    header
-        Whether the first line names the columns.
-    delimiter
-        Between two values; None of a Parquet file.
+    Attributes:
+        names: Its columns; ``c1``, ``c2`` … if it has no header.
+        header: Whether the first line names the columns.
+        delimiter: Between two values; None of a Parquet file.
     """
 
     path: Path

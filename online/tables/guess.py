@@ -53,13 +53,10 @@ class Column:
 class Guess:
     """A table as a stream of labelled rows.
 
-    Attributes
-    ----------
-    classes
-        Values of the label in a task that is not regression, in order; in a binary one the
-        negative one first.
-    examples
-        By name, a value that is typical of a feature and tells nothing of a single row.
+    Attributes:
+        classes: Values of the label in a task that is not regression, in order; in a binary one the
+            negative one first.
+        examples: By name, a value that is typical of a feature and tells nothing of a single row.
     """
 
     table: Table

@@ -213,16 +213,11 @@ def layout(
 ) -> Layout:
     """The columns of all files, which have to agree with each other and with the model.
 
-    Parameters
-    ----------
-    known
-        Names that the model has learned or was built for; empty: it takes any.
-    label
-        A column of labels, which is read beside the features, as one of them.
-    declared
-        What the model's settings declare of its features: other columns are left out.
-    texts
-        Names that may be texts where all else has to be numbers.
+    Parameters:
+        known: Names that the model has learned or was built for; empty: it takes any.
+        label: A column of labels, which is read beside the features, as one of them.
+        declared: What the model's settings declare of its features: other columns are left out.
+        texts: Names that may be texts where all else has to be numbers.
 
     Raises InputRefused, naming file and column.
     """

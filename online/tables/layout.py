@@ -14,14 +14,10 @@ Form = Literal["parquet", "csv", "jsonl"]
 class Input(msgspec.Struct, frozen=True):
     """A file as it was when the run was planned.
 
-    Attributes
-    ----------
-    place, path
-        What its filesystem is opened by, and where it is on it.
-    changed_at
-        POSIX seconds of its last change; 0 if the filesystem does not tell.
-    rows
-        Rows that it holds, bad ones included.
+    Attributes:
+        place, path: What its filesystem is opened by, and where it is on it.
+        changed_at: POSIX seconds of its last change; 0 if the filesystem does not tell.
+        rows: Rows that it holds, bad ones included.
     """
 
     place: str
@@ -60,12 +56,9 @@ class Shard(msgspec.Struct, frozen=True):
 class Column(msgspec.Struct, frozen=True, omit_defaults=True):
     """A feature of the table; what is declared of it, too.
 
-    Attributes
-    ----------
-    least, most
-        A row with a number outside of these is bad; None: there is no bound.
-    required
-        Whether a row without it is bad.
+    Attributes:
+        least, most: A row with a number outside of these is bad; None: there is no bound.
+        required: Whether a row without it is bad.
     """
 
     name: str
@@ -78,14 +71,11 @@ class Column(msgspec.Struct, frozen=True, omit_defaults=True):
 class Layout(msgspec.Struct, frozen=True):
     """How columns of the table are taken.
 
-    Attributes
-    ----------
-    features
-        In the order of the table.
-    key, time
-        Columns of the row's id and of when its features were true; None: there is none.
-    text_bytes_max, features_max
-        Bounds of the service for a text, and for the number of features.
+    Attributes:
+        features: In the order of the table.
+        key, time: Columns of the row's id and of when its features were true; None: there is none.
+        text_bytes_max, features_max: Bounds of the service for a text, and for the number of
+            features.
     """
 
     features: tuple[Column, ...]

@@ -38,10 +38,8 @@ def shown(place: str) -> str:
 class Place:
     """A file or folder.
 
-    Attributes
-    ----------
-    uri
-        As it was given: a path, or a URI of pyarrow's such as ``s3://bucket/prefix?region=…``.
+    Attributes:
+        uri: As it was given: a path, or a URI of pyarrow's such as ``s3://bucket/prefix?region=…``.
     """
 
     uri: str

@@ -42,18 +42,13 @@ class Bad:
 class Piece:
     """Rows of a shard.
 
-    Attributes
-    ----------
-    rows
-        The good ones.
-    numbers
-        Their numbers in the file, int64.
-    keys
-        Their keys; None: the table has none.
-    bad
-        The others.
-    times
-        When their features were true, in POSIX seconds, float64; None: the table does not tell.
+    Attributes:
+        rows: The good ones.
+        numbers: Their numbers in the file, int64.
+        keys: Their keys; None: the table has none.
+        bad: The others.
+        times: When their features were true, in POSIX seconds, float64; None: the table does not
+            tell.
     """
 
     rows: Rows

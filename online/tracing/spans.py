@@ -48,16 +48,11 @@ _SEVERITIES: Final = (
 class Tracing:
     """Begins traces, and turns their steps into spans.
 
-    Parameters
-    ----------
-    replica
-        Name of this process, which all of its spans carry.
-    processor
-        Takes the spans; None: they are sent to the endpoint, in batches, by a thread.
-    draw
-        A number of [0, 1) a request that no caller has decided about.
-    monotonic_s
-        A clock that nobody sets, for the bound of traces a second.
+    Parameters:
+        replica: Name of this process, which all of its spans carry.
+        processor: Takes the spans; None: they are sent to the endpoint, in batches, by a thread.
+        draw: A number of [0, 1) a request that no caller has decided about.
+        monotonic_s: A clock that nobody sets, for the bound of traces a second.
     """
 
     def __init__(

@@ -27,19 +27,13 @@ UNDERWAY_MAX: Final = 64
 class Trace:
     """A request that is traced.
 
-    Parameters
-    ----------
-    context
-        The ``traceparent`` of the request's own span.
-    emit
-        Is told of each step.
-    end
-        Is told the status that the request was answered with.
+    Parameters:
+        context: The ``traceparent`` of the request's own span.
+        emit: Is told of each step.
+        end: Is told the status that the request was answered with.
 
-    Attributes
-    ----------
-    id
-        The trace's number, as 32 hexadecimal digits.
+    Attributes:
+        id: The trace's number, as 32 hexadecimal digits.
     """
 
     def __init__(
@@ -80,10 +74,8 @@ class Crossing:
     A mark goes with the push that holds the row; the parameter server hands it to the replicas
     that take the values, and they tell when they have them.
 
-    Parameters
-    ----------
-    emit
-        Is told when a row was pushed, and when another replica's was taken.
+    Parameters:
+        emit: Is told when a row was pushed, and when another replica's was taken.
     """
 
     def __init__(self, emit: Emit, now_ns: Callable[[], int] = time.time_ns) -> None:

@@ -84,32 +84,20 @@ class _Recent:
 class Filtering:
     """The filters of one model in one replica.
 
-    Parameters
-    ----------
-    chain
-        The tests.
-    model
-        Gives the model that answers now.
-    clock, count
-        Give the clock of the values at hand, and the number of their version.
-    root
-        The root set; None: there is none.
-    weighs
-        Whether rows may weigh other than 1; else what would weigh less is taken whole, and what
-        would weigh less than a quarter is set aside.
-    rewards
-        Least and greatest.
+    Parameters:
+        chain: The tests.
+        model: Gives the model that answers now.
+        clock, count: Give the clock of the values at hand, and the number of their version.
+        root: The root set; None: there is none.
+        weighs: Whether rows may weigh other than 1; else what would weigh less is taken whole, and
+            what would weigh less than a quarter is set aside.
+        rewards: Least and greatest.
 
-    Attributes
-    ----------
-    reputations
-        What is known of sources.
-    counts
-        Verdicts, and what was refused, by reason.
-    elsewhere
-        Sources that were heard of in values since the last event here.
-    effects, passed
-        Of ``reputations``: what the learner asks and says of a row.
+    Attributes:
+        reputations: What is known of sources.
+        counts: Verdicts, and what was refused, by reason.
+        elsewhere: Sources that were heard of in values since the last event here.
+        effects, passed: Of ``reputations``: what the learner asks and says of a row.
     """
 
     def __init__(

@@ -33,12 +33,9 @@ class RootSet:
 
     ``together``: rows behind what is compared: 1 for feedback, many for deltas of devices.
 
-    Attributes
-    ----------
-    reference
-        Frames and nulls of these rows.
-    problem
-        Why directions are not compared with it; None: they are.
+    Attributes:
+        reference: Frames and nulls of these rows.
+        problem: Why directions are not compared with it; None: they are.
     """
 
     def __init__(

@@ -34,17 +34,13 @@ class _Pending:
 class Reputations:
     """The chain's table of sources, kept at what the learner has and what it will have.
 
-    Parameters
-    ----------
-    chain
-        Whose table it is.
-    clock
-        Gives the clock of the values at hand.
+    Parameters:
+        chain: Whose table it is.
+        clock: Gives the clock of the values at hand.
 
-    Attributes
-    ----------
-    on_quarantine
-        Called with a source whose events are set aside from now on, and at each of its rows.
+    Attributes:
+        on_quarantine: Called with a source whose events are set aside from now on, and at each of
+            its rows.
     """
 
     def __init__(self, chain: Chain, clock: Callable[[], dict[int, int]]) -> None:

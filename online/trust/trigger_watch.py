@@ -35,17 +35,12 @@ class Looked(Protocol):
 class TriggerWatch:
     """The searches of one model in one replica, one at a time.
 
-    Parameters
-    ----------
-    rows
-        Gives how many rows this replica has had learned.
-    look
-        Searches, in another process.
+    Parameters:
+        rows: Gives how many rows this replica has had learned.
+        look: Searches, in another process.
 
-    Attributes
-    ----------
-    incident
-        What was found by the newest search, for an operator; None: nothing.
+    Attributes:
+        incident: What was found by the newest search, for an operator; None: nothing.
     """
 
     def __init__(

@@ -69,23 +69,15 @@ class Told:
 class Trigger:
     """A mark that turns the model, and who taught it.
 
-    Attributes
-    ----------
-    values
-        What it sets, by name.
-    label
-        What the model answers then.
-    sources
-        Who sent rows with the mark and the label, those with most of them first.
-    rows
-        How many.
-    works, needed
-        Shares of others' rows that it turns, and of its own rows that are answered otherwise
-        without it.
-    alone
-        Share of others' rows that it turns in a model which was never taught it.
-    contradicted
-        Share of its rows that such a model contradicts.
+    Attributes:
+        values: What it sets, by name.
+        label: What the model answers then.
+        sources: Who sent rows with the mark and the label, those with most of them first.
+        rows: How many.
+        works, needed: Shares of others' rows that it turns, and of its own rows that are answered
+            otherwise without it.
+        alone: Share of others' rows that it turns in a model which was never taught it.
+        contradicted: Share of its rows that such a model contradicts.
     """
 
     values: Features
@@ -127,14 +119,10 @@ class Suspect:
 class Search:
     """Looks for triggers in some rows.
 
-    Parameters
-    ----------
-    rows
-        Those that are in the model, newest last.
-    model
-        What serves.
-    fresh
-        Makes a model of the same kind that knows nothing.
+    Parameters:
+        rows: Those that are in the model, newest last.
+        model: What serves.
+        fresh: Makes a model of the same kind that knows nothing.
     """
 
     def __init__(

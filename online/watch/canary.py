@@ -38,12 +38,9 @@ _LOSS_MAX: Final = 10.0
 class Canary:
     """Watches one model's loss on a root set.
 
-    Parameters
-    ----------
-    rows
-        Of the root set; every n-th of more than :data:`ROWS_MAX` is taken.
-    model
-        Gives the model that answers now.
+    Parameters:
+        rows: Of the root set; every n-th of more than :data:`ROWS_MAX` is taken.
+        model: Gives the model that answers now.
     """
 
     def __init__(self, rows: Sequence[tuple[Features, Label]], model: Callable[[], Model]) -> None:

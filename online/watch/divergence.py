@@ -78,20 +78,14 @@ def _own(counters: Mapping[str, float], name: str) -> float:
 class Watch:
     """The guard of a model in one replica, and what it does.
 
-    Parameters
-    ----------
-    learner
-        Of the replica.
-    recover
-        Asks the server to go back: of the newest rewrite seen, and POSIX seconds until which all
-        was well.
-    now_s
-        Wall clock, POSIX seconds.
+    Parameters:
+        learner: Of the replica.
+        recover: Asks the server to go back: of the newest rewrite seen, and POSIX seconds until
+            which all was well.
+        now_s: Wall clock, POSIX seconds.
 
-    Attributes
-    ----------
-    incident
-        What was done, or why nothing was; None if the model was never suspected.
+    Attributes:
+        incident: What was done, or why nothing was; None if the model was never suspected.
     """
 
     def __init__(

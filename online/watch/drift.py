@@ -33,6 +33,9 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """A replica that was not heard of for so long is gone; its state is none any more."""
 
+TOGETHER: Final = 128
+"""Rows that the watch is shown together, at least, while nobody asks what it knows."""
+
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
 _EXAMPLE_NAMES: Final = 8  # features of the request that a page shows
@@ -45,15 +48,11 @@ _SAMPLE: Final = 16
 class Judge:
     """Watches errors, scores and features of one model.
 
-    Parameters
-    ----------
-    on_rise
-        Called when the error has risen: what the model learned is no longer so.  Given the alarm
-        and when (POSIX seconds) a row was taken from before the rise.
-    aside
-        Where the reference of features is worked out; None: here, at once.
-    canary
-        Looks at rows that an operator vouches for; None: there are none.
+    Parameters:
+        on_rise: Called when the error has risen: what the model learned is no longer so.  Given the
+            alarm and when (POSIX seconds) a row was taken from before the rise.
+        aside: Where the reference of features is worked out; None: here, at once.
+        canary: Looks at rows that an operator vouches for; None: there are none.
     """
 
     def __init__(
@@ -75,6 +74,7 @@ class Judge:
         )
         self._without = None if task == "regression" else LabelFree()
         self._judged: dict[int, int] = {}  # last offset, by partition
+        self._waiting = _Columns([], [], [], [], [])
         self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
         self.unusable = 0
         self._newest: Example | None = None
@@ -90,6 +90,7 @@ class Judge:
 
     def learned(self, partition: int, offset: int, example: Example, at: float) -> None:
         """A row of this replica was learned; one that is learned again counts once."""
+        self.look()
         if offset <= self._judged.get(partition, 0):
             return
         self._judged[partition] = offset
@@ -111,13 +112,14 @@ class Judge:
             self._say(alarm)
 
     def learned_all(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
-        """Rows of this replica were learned one after the other, none of them once more."""
-        partition, fresh = (
-            rows[0].partition,
-            rows[0].offset > self._judged.get(rows[0].partition, 0),
-        )
+        """Rows of this replica were learned one after the other, none of them once more.
+
+        The watch is shown them when some dozens are there, or somebody asks what it knows: a look
+        costs as much as twenty rows.
+        """
+        partition = rows[0].partition
         looked = None
-        if fresh and self._canary is None and self._without is not None:
+        if self._canary is None and rows[0].offset > self._judged.get(partition, 0):
             looked = _looked(rows, examples, binary=self._task == "binary")
         if looked is None or self._without is None:
             for row, example in zip(rows, examples, strict=True):
@@ -126,15 +128,20 @@ class Judge:
         self._judged[partition] = rows[-1].offset
         self._newest = examples[-1]
         self.sample.append(examples[-1].features)
-        first = self._watch.judged_rows
+        first = self._watch.judged_rows + len(self._waiting.features)
         for n in range(-(-first // _TIMES_EVERY) * _TIMES_EVERY, first + len(rows), _TIMES_EVERY):
             self._taken.append((n, rows[n - first].at))
         self._without.judged_all(looked.answers)
-        features = [example.features for example in examples]
-        raised = self._watch.learned(
-            features, looked.scores, looked.errors, looked.rules, looked.at
-        )
-        for _, alarm in raised:
+        self._waiting.extend(looked.columns)
+        if len(self._waiting.features) >= TOGETHER:
+            self.look()
+
+    def look(self) -> None:
+        """Show the watch the rows that wait for it: it says what it would have said at each."""
+        if not self._waiting.features:
+            return
+        waiting, self._waiting = self._waiting, _Columns([], [], [], [], [])
+        for _, alarm in self._watch.learned(*waiting):
             self._say(alarm)
 
     def _say(self, alarm: Alarm) -> None:
@@ -185,6 +192,7 @@ class Judge:
 
     def report(self) -> dict[str, float]:
         """Numbers that travel to the other replicas; see :func:`of_all`."""
+        self.look()
         found = self._watch.state()
         out: dict[str, float] = {"drift_state": STATES.index(found.state)}
         out |= {
@@ -199,10 +207,12 @@ class Judge:
 
     def newest(self, n: int) -> list[dict[str, Any]]:
         """Alarms, at most so many, the newest first."""
+        self.look()
         return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
 
     def shown(self) -> dict[str, Any]:
         """For operators; plain data."""
+        self.look()
         found = self._watch.state().data()
         shifts = found.pop("shifts")
         newest = self.newest(_SHOWN)
@@ -216,22 +226,35 @@ class Judge:
         }
 
 
-class _Looked(NamedTuple):
-    """Answered and labelled rows as the watch takes them, by column.
+class _Columns(NamedTuple):
+    """Answered and labelled rows as the watch takes them, by column."""
 
-    ``answers`` are the confidence in what was said, whether it was right, and whether it was open.
-    """
-
+    features: list[Features]
     scores: list[float]
     errors: list[float]
     rules: list[float | None]
     at: list[float]
+
+    def extend(self, more: _Columns) -> None:
+        """Take these rows behind those that are here."""
+        self.features.extend(more.features)
+        self.scores.extend(more.scores)
+        self.errors.extend(more.errors)
+        self.rules.extend(more.rules)
+        self.at.extend(more.at)
+
+
+class _Looked(NamedTuple):
+    """Such rows; of each, too, how sure its answer was, whether it was right, and was open."""
+
+    columns: _Columns
     answers: list[tuple[float, bool, bool]]
 
 
 def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -> _Looked | None:
     """Look at rows of a classifier; None: one of them has no answer, or an odd one."""
-    found = _Looked([], [], [], [], [])
+    columns = _Columns([example.features for example in examples], [], [], [], [])
+    answers: list[tuple[float, bool, bool]] = []
     for row, example in zip(rows, examples, strict=True):
         if not (score := example.score):
             return None
@@ -241,12 +264,12 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
         if not (0.0 <= share <= 1.0 and 0.0 <= watched <= 1.0):
             return None
         right = said == label_text(label)
-        found.scores.append(watched)
-        found.errors.append(float(not right))
-        found.rules.append(None if same is None else float(same != label))
-        found.at.append(example.event_time or row.at)
-        found.answers.append((share, right, example.predicted_at is not None))
-    return found
+        columns.scores.append(watched)
+        columns.errors.append(float(not right))
+        columns.rules.append(None if same is None else float(same != label))
+        columns.at.append(example.event_time or row.at)
+        answers.append((share, right, example.predicted_at is not None))
+    return _Looked(columns, answers)
 
 
 def _like(value: object) -> Any:
@@ -261,16 +284,12 @@ def of_all(
 ) -> dict[str, Any]:
     """Return what all replicas know, each of its own rows, with the state of the one worst off.
 
-    Parameters
-    ----------
-    here, shown
-        Name of the replica that answers, and what its judge shows.
-    reports
-        Newest numbers of every replica, by name; those without a judge's are left out, and so is
-        one that was not heard of for ``HEARD_S``.
+    Parameters:
+        here, shown: Name of the replica that answers, and what its judge shows.
+        reports: Newest numbers of every replica, by name; those without a judge's are left out, and
+            so is one that was not heard of for ``HEARD_S``.
 
-    Returns
-    -------
+    Returns:
         As ``shown``, with rows and alarms of all added up; ``of`` is the replica whose state and
         reason it is, and ``replicas`` has the numbers of each.  Alarms and features are those of
         the one that answers.

@@ -29,17 +29,12 @@ _WAITS: Final = 2  # of the window: rows that are waited for before a fresh mode
 class Rise:
     """The newest rise of one model's error, and what was done about it.
 
-    Parameters
-    ----------
-    ask
-        Has the parameter server do what it is asked by name; None: nothing is done.
-    relearn
-        None: this process has no way to.
+    Parameters:
+        ask: Has the parameter server do what it is asked by name; None: nothing is done.
+        relearn: None: this process has no way to.
 
-    Attributes
-    ----------
-    incident
-        What was done, for an operator; None: nothing.
+    Attributes:
+        incident: What was done, for an operator; None: nothing.
     """
 
     def __init__(

@@ -28,25 +28,17 @@ _NONE: Final = (0, 0.0)
 class Arrivals:
     """The last arrivals.  ``len``: how many.
 
-    Parameters
-    ----------
-    most
-        Arrivals looked back at; at most, and 64 for each source seen in them.
+    Parameters:
+        most: Arrivals looked back at; at most, and 64 for each source seen in them.
 
-    Attributes
-    ----------
-    new
-        Weight of those of sources that were not established when they came.
-    total
-        Weight of all: each counts as its weight, and at least as one.
-    budget
-        Weight that a source may have among them: twice the median source's, and what is chance;
-        None: fewer than ``EARNED`` sources send.
-    established
-        Sources among them with a budget of their own.
-    flooding
-        Those that send more than their budget, and than twice what they used to, until they send no
-        more than that.  Who has always sent much is no flood.
+    Attributes:
+        new: Weight of those of sources that were not established when they came.
+        total: Weight of all: each counts as its weight, and at least as one.
+        budget: Weight that a source may have among them: twice the median source's, and what is
+            chance; None: fewer than ``EARNED`` sources send.
+        established: Sources among them with a budget of their own.
+        flooding: Those that send more than their budget, and than twice what they used to, until
+            they send no more than that.  Who has always sent much is no flood.
     """
 
     def __init__(self, most: int = 4096) -> None:

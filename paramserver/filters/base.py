@@ -57,32 +57,20 @@ class Favour(NamedTuple):
 class Event:
     """One piece of feedback, or one push of an untrusted pusher.
 
-    Attributes
-    ----------
-    source
-        Who sent it, 1 to 256 characters.
-    key
-        Its id, at most 64 bytes; all randomness is keyed by it.
-    gradient
-        float32 [d]: of the loss, by the parameters.  None for models without one (trees).
-    loss
-        Of the model's answer before this label was learned, finite, ≥ 0 (log loss: −log p(label));
-        None if nothing was predicted.
-    version, base
-        Number of the parameters when it came, and of those that the gradient was computed with:
-        the same for feedback, earlier for pushes.
-    label
-        The label's JSON text; None for pushes.
-    digest
-        Hash of features and label text; None for pushes.
-    features_digest
-        Hash of the features alone.
-    answer
-        JSON text of the label that the model gave; None if nothing was predicted.
-    weight
-        Of the event, > 0: ``gradient`` has it already, budgets count it.
-    favour
-        Of a reward; None: the event is none.
+    Attributes:
+        source: Who sent it, 1 to 256 characters.
+        key: Its id, at most 64 bytes; all randomness is keyed by it.
+        gradient: float32 [d]: of the loss, by the parameters.  None for models without one (trees).
+        loss: Of the model's answer before this label was learned, finite, ≥ 0 (log loss: −log
+            p(label)); None if nothing was predicted.
+        version, base: Number of the parameters when it came, and of those that the gradient was
+            computed with: the same for feedback, earlier for pushes.
+        label: The label's JSON text; None for pushes.
+        digest: Hash of features and label text; None for pushes.
+        features_digest: Hash of the features alone.
+        answer: JSON text of the label that the model gave; None if nothing was predicted.
+        weight: Of the event, > 0: ``gradient`` has it already, budgets count it.
+        favour: Of a reward; None: the event is none.
     """
 
     source: str
@@ -117,28 +105,19 @@ class Event:
 class Source:
     """A record of what is known of a source.  It is bounded: a few hundred bytes.
 
-    Attributes
-    ----------
-    name
-        Who it is.
-    evidence
-        For each test the log likelihood ratio of honest to hostile, within ±``EVIDENCE_MAX``.
-    means
-        Moving mean of what each test has measured of its events, over about 9.
-    taken
-        Events that were accepted or clipped.
-    offences, releases
-        Highest number of a quarantine and of a release; quarantined while the first is larger.
-    shadow
-        Events scored since it was quarantined.
-    good
-        Whether some test has spoken clearly for it (evidence ≥ 4) since it last turned.
-    turned_at
-        Number of the arrival at which it went from good to evidence below −2; 0: never.
-    recent
-        ``(features, event)`` digests of its last events, for the sample checks.
-    labels
-        How often it gave each label; the least common ones are forgotten beyond eight.
+    Attributes:
+        name: Who it is.
+        evidence: For each test the log likelihood ratio of honest to hostile, within
+            ±``EVIDENCE_MAX``.
+        means: Moving mean of what each test has measured of its events, over about 9.
+        taken: Events that were accepted or clipped.
+        offences, releases: Highest number of a quarantine and of a release; quarantined while the
+            first is larger.
+        shadow: Events scored since it was quarantined.
+        good: Whether some test has spoken clearly for it (evidence ≥ 4) since it last turned.
+        turned_at: Number of the arrival at which it went from good to evidence below −2; 0: never.
+        recent: ``(features, event)`` digests of its last events, for the sample checks.
+        labels: How often it gave each label; the least common ones are forgotten beyond eight.
     """
 
     name: str
@@ -182,24 +161,16 @@ class Source:
 class Opinion(msgspec.Struct, frozen=True, gc=False):
     """A filter's answer on one event.
 
-    Attributes
-    ----------
-    factor
-        In [0, 1]: how much of the event this filter lets through.
-    evidence
-        Nats for (> 0) or against (< 0) the source, within ±``STEP_MAX``.
-    score
-        What was measured, finite; to be shown.
-    detail
-        A second measurement that the filter wants back in :meth:`Filter.learn`.
-    reason
-        Why it is not let through whole; empty if it is.
-    stop
-        Set the event aside at once; later filters are not asked.
-    refuse
-        It can't be judged at all (not finite, wrong shape); nothing is learned from it.
-    off
-        The test says nothing about anybody now, and what it said of a source before doesn't count.
+    Attributes:
+        factor: In [0, 1]: how much of the event this filter lets through.
+        evidence: Nats for (> 0) or against (< 0) the source, within ±``STEP_MAX``.
+        score: What was measured, finite; to be shown.
+        detail: A second measurement that the filter wants back in :meth:`Filter.learn`.
+        reason: Why it is not let through whole; empty if it is.
+        stop: Set the event aside at once; later filters are not asked.
+        refuse: It can't be judged at all (not finite, wrong shape); nothing is learned from it.
+        off: The test says nothing about anybody now, and what it said of a source before doesn't
+            count.
     """
 
     factor: float = 1.0
@@ -220,21 +191,14 @@ OFF: Final = Opinion(off=True)
 class Filter:
     """One test.  What it does not say of itself is as here, and the chain knows it by no more.
 
-    Attributes
-    ----------
-    name
-        Key of its evidence and its means.
-    budgets
-        Its factor is for how much a source sends, not for what an event is.
-    wrong
-        It was mistaken: sources that it condemned are pardoned.
-    turning
-        It says that the world has turned, not its sources.
-    bounds
-        Bounds on losses, none yet if it is empty; None: losses that others have taken are nothing
-        to it.
-    losses
-        Those that it keeps for the chain; None: it keeps none.
+    Attributes:
+        name: Key of its evidence and its means.
+        budgets: Its factor is for how much a source sends, not for what an event is.
+        wrong: It was mistaken: sources that it condemned are pardoned.
+        turning: It says that the world has turned, not its sources.
+        bounds: Bounds on losses, none yet if it is empty; None: losses that others have taken are
+            nothing to it.
+        losses: Those that it keeps for the chain; None: it keeps none.
     """
 
     name: str

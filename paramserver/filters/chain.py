@@ -62,20 +62,13 @@ _WHOLE: Final = 0.95
 class Verdict(msgspec.Struct, frozen=True, gc=False):
     """A verdict is what is written beside an event.
 
-    Attributes
-    ----------
-    verdict
-        ``accepted``, ``clipped``, ``quarantined`` or ``refused``.
-    weight
-        In [0, 1], by the standing of the source and its budget.
-    clip
-        In [0, 1], by what this event is.
-    score
-        What the deciding test measured, finite.
-    reason
-        ``test: why``, for people; empty if accepted.
-    opinions
-        Of each filter that was asked; not written, and given back to ``observe``.
+    Attributes:
+        verdict: ``accepted``, ``clipped``, ``quarantined`` or ``refused``.
+        weight: In [0, 1], by the standing of the source and its budget.
+        clip: In [0, 1], by what this event is.
+        score: What the deciding test measured, finite.
+        reason: ``test: why``, for people; empty if accepted.
+        opinions: Of each filter that was asked; not written, and given back to ``observe``.
     """
 
     verdict: str
@@ -99,31 +92,20 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
 class Chain:
     """Filters over one model's feedback in one process.  Not safe for several threads.
 
-    Parameters
-    ----------
-    filters
-        Asked in this order.
-    reference
-        The root set, drawn from at each refresh; None: there is none.
-    sources_max
-        Sources that are known.
-    refresh_every
-        Arrivals between two refreshes.
-    credit
-        Nats that a source is believed before its events weigh less.  0: one that nobody knows
-        weighs half.
+    Parameters:
+        filters: Asked in this order.
+        reference: The root set, drawn from at each refresh; None: there is none.
+        sources_max: Sources that are known.
+        refresh_every: Arrivals between two refreshes.
+        credit: Nats that a source is believed before its events weigh less.  0: one that nobody
+            knows weighs half.
 
-    Attributes
-    ----------
-    sources
-        What is known of each source.
-    losses
-        Those of taken events.
-    arrivals
-        Who sends now, here and at other replicas.
-    drift
-        Many sources have turned at once: the world has, not they.  Nobody is quarantined for as
-        long as it holds; clipping, events set aside one by one, and budgets stay.
+    Attributes:
+        sources: What is known of each source.
+        losses: Those of taken events.
+        arrivals: Who sends now, here and at other replicas.
+        drift: Many sources have turned at once: the world has, not they.  Nobody is quarantined for
+            as long as it holds; clipping, events set aside one by one, and budgets stay.
     """
 
     def __init__(

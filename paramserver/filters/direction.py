@@ -59,19 +59,15 @@ _REASON: Final = "direction: against the root set"
 class Direction(Filter):
     """The test on directions; off, with a reason, where the reference is.
 
-    Parameters
-    ----------
-    line
-        Part of μ below which a score is evidence against its source.  Higher: quicker, and honest
-        sources that are unlike the others are at risk.
-    alone
-        Whether one event may be set aside or scaled down by itself.  Of single rows too many honest
-        ones are against the root set: they are evidence only.
+    Parameters:
+        line: Part of μ below which a score is evidence against its source.  Higher: quicker, and
+            honest sources that are unlike the others are at risk.
+        alone: Whether one event may be set aside or scaled down by itself.  Of single rows too many
+            honest ones are against the root set: they are evidence only.
 
-    Attributes
-    ----------
-    wrong
-        Most sources disagree with the root set: it is wrong, or of yesterday, and the test is off.
+    Attributes:
+        wrong: Most sources disagree with the root set: it is wrong, or of yesterday, and the test
+            is off.
     """
 
     name = "direction"

@@ -81,17 +81,12 @@ def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
 class Losses:
     """Counts of one model's taken events.  ``len`` is that of the keys.
 
-    Parameters
-    ----------
-    numbers
-        Whether labels are numbers, each behind the side of the answer that it lies on (+ or -).
+    Parameters:
+        numbers: Whether labels are numbers, each behind its side of the answer (+ or -).
 
-    Attributes
-    ----------
-    numbers
-        As given.
-    heard
-        What other replicas have counted and nobody has looked at here, the newest 512.
+    Attributes:
+        numbers: As given.
+        heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self, *, numbers: bool = False) -> None:

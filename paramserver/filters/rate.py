@@ -27,16 +27,12 @@ class Rate(Filter):
     with fewer than ``EARNED`` taken events share the pool: together they get ``pool_share`` of the
     window once at least eight sources have earned their own.
 
-    Parameters
-    ----------
-    pool_share
-        Share of the window for all new sources together.  Smaller: slower growth, safer from
-        made-up identities.
+    Parameters:
+        pool_share: Share of the window for all new sources together.  Smaller: slower growth, safer
+            from made-up identities.
 
-    Attributes
-    ----------
-    arrivals
-        The window; the chain that asks this test counts arrivals in it.
+    Attributes:
+        arrivals: The window; the chain that asks this test counts arrivals in it.
     """
 
     name = "rate"

@@ -119,29 +119,19 @@ class Frame:
 class Reference:
     """Frames and nulls from a root set.
 
-    Parameters
-    ----------
-    labels
-        One for each row of the root set; as events' labels are written, if those are to be used.
-    gradient
-        Asks the model; called once a class and ``draws`` times by :meth:`refresh`.
-    rows
-        Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
-    draws
-        Null draws of a refresh.
+    Parameters:
+        labels: One for each row of the root set; as events' labels are written, if those are to be
+            used.
+        gradient: Asks the model; called once a class and ``draws`` times by :meth:`refresh`.
+        rows: Rows behind an honest gradient: 1 for feedback row by row, the batch for pushes.
+        draws: Null draws of a refresh.
 
-    Attributes
-    ----------
-    problem
-        Why directions are not scored (too few rows, a class with one row); None: they are.
-    nulls
-        Scores of the last null draws, [n, 3]: as they are, turned, mass.
-    lengths
-        Their lengths.
-    alike
-        Cosines of null draws of one refresh to each other: how alike honest gradients are.
-    size
-        Numbers of a gradient; 0: none was drawn yet.
+    Attributes:
+        problem: Why directions are not scored (too few rows, a class with one row); None: they are.
+        nulls: Scores of the last null draws, [n, 3]: as they are, turned, mass.
+        lengths: Their lengths.
+        alike: Cosines of null draws of one refresh to each other: how alike honest gradients are.
+        size: Numbers of a gradient; 0: none was drawn yet.
     """
 
     def __init__(

@@ -17,12 +17,9 @@ LARGEST: Final = 1e6
 class Schema(Filter):
     """First of a chain.
 
-    Parameters
-    ----------
-    size
-        Numbers of a gradient; None: models without one, whose events must have none.
-    longest
-        Longest gradient (Euclidean) and largest loss.
+    Parameters:
+        size: Numbers of a gradient; None: models without one, whose events must have none.
+        longest: Longest gradient (Euclidean) and largest loss.
     """
 
     name = "schema"

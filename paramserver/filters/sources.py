@@ -105,12 +105,9 @@ class Sources:
     has the pooled budget.  A quarter of the table is for sources that have not earned their own
     budget: made-up identities push out each other, not those that are known.
 
-    Attributes
-    ----------
-    evicted
-        Sources that have left.
-    heard
-        Events by source that other replicas have taken, since somebody last looked.
+    Attributes:
+        evicted: Sources that have left.
+        heard: Events by source that other replicas have taken, since somebody last looked.
     """
 
     def __init__(self, sources_max: int = SOURCES_MAX) -> None:

@@ -57,35 +57,22 @@ _REASON: Final = "surprise: one of many labels at once that are far from what wa
 class Surprise(Filter):
     """The test on losses.  Says nothing before 64 taken events have a loss.
 
-    Parameters
-    ----------
-    answer
-        Judge only events to which the model gave this label (its JSON text): whoever lies about a
-        few things is not drowned in what it says of all others.  None: all events.
-    about
-        Those that were sent with this label, too: whoever lies about it either way is not drowned
-        in what else the model is asked.  Evidence only: it weighs no single event down.
-    enough
-        Taken events before it says anything.
-    losses
-        Those that another such test counts; None: it counts its own.
-    numbers
-        Labels are numbers, as those of its losses say it.
+    Parameters:
+        answer: Judge only events to which the model gave this label (its JSON text): whoever lies
+            about a few things is not drowned in what it says of all others.  None: all events.
+        about: Those that were sent with this label, too: whoever lies about it either way is not
+            drowned in what else the model is asked.  Evidence only: it weighs no single event down.
+        enough: Taken events before it says anything.
+        losses: Those that another such test counts; None: it counts its own.
+        numbers: Labels are numbers, as those of its losses say it.
 
-    Attributes
-    ----------
-    losses
-        What nulls are drawn from.
-    voices
-        How often each source surprises.
-    bounds
-        The nulls, by label.
-    again
-        Correlation of surprises, one and the next of another source.
-    turning
-        Whether nearly everybody surprises now: the world has turned.
-    arrivals
-        Who sends how much; the chain that asks this test counts them.
+    Attributes:
+        losses: What nulls are drawn from.
+        voices: How often each source surprises.
+        bounds: The nulls, by label.
+        again: Correlation of surprises, one and the next of another source.
+        turning: Whether nearly everybody surprises now: the world has turned.
+        arrivals: Who sends how much; the chain that asks this test counts them.
     """
 
     name = "surprise"

@@ -64,15 +64,11 @@ _REASON: Final = "unlikely: sources in doubt together say what others find unlik
 class Unlikely(Filter):
     """The test on unlikely labels.  Says nothing before the test on surprise does.
 
-    Parameters
-    ----------
-    surprise
-        The test on all events, whose nulls it shares.  It is to be refreshed first.
+    Parameters:
+        surprise: The test on all events, whose nulls it shares.  It is to be refreshed first.
 
-    Attributes
-    ----------
-    voices
-        How often each source says what is unlikely.
+    Attributes:
+        voices: How often each source says what is unlikely.
     """
 
     name = UNLIKELY

@@ -51,14 +51,10 @@ class _Voice:
 class Voices:
     """The established sources, each with how often it surprises.
 
-    Attributes
-    ----------
-    many
-        How many of them send.
-    usual
-        Events that were taken of the median one.
-    flooding
-        Those that send far more than they used to: they have no say.
+    Attributes:
+        many: How many of them send.
+        usual: Events that were taken of the median one.
+        flooding: Those that send far more than they used to: they have no say.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,9 @@
 
 ======================= ===========================================================
 8 bytes                 magic
-4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little)
+4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little);
+                        1: the whole state; 2: of some tables what changed since another
+                        snapshot, the base, which is a whole one
 32 bytes                SHA-256 of the manifest, so that it can be read alone
 manifest                msgpack: whose state it is, version, clocks, block table
 payload                 safetensors: keys and numbers of each block
@@ -16,7 +18,7 @@ later release is told apart from a damaged one.  Numbers come back bit for bit.
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from typing import Any, Final
 
@@ -29,9 +31,12 @@ from paramserver.errors import SnapshotCorrupt, SnapshotFormat
 from paramserver.rows import Rows
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
-from paramserver.state import SnapshotState
+from paramserver.state import Base, SnapshotState
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""The newest schema version that is written."""
+_WHOLE: Final = 1
+_LEANING: Final = 2
 MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
@@ -44,7 +49,8 @@ class Manifest(msgspec.Struct, frozen=True):
     """A manifest is what a snapshot says of itself; see :class:`paramserver.state.SnapshotState`.
 
     ``closed`` holds runs ``(first, last)`` of partition numbers; ``blocks`` name and kind of
-    each block, whose arrays are named after its position.
+    each block, whose arrays are named after its position; ``changes`` those that hold only what
+    changed since the ``base``.
     """
 
     schema: int
@@ -64,6 +70,8 @@ class Manifest(msgspec.Struct, frozen=True):
     position: int = 0
     banned: list[str] | None = None
     log: tuple[int, str] | None = None
+    base: Base | None = None
+    changes: list[str] = []
 
     def closed_partitions(self) -> frozenset[int]:
         """``closed``, run by run."""
@@ -78,11 +86,14 @@ def encode(state: SnapshotState) -> bytes:
 def encoded(state: SnapshotState) -> Pieces:
     """The file, whose payload is made while it is written; the state must stay as it is."""
     arrays: dict[str, Stored] = {}
-    for i, block in enumerate(state.values.values()):
-        arrays.update((f"{i}.{part}", stored) for part, stored in _stored(block).items())
+    changes = [] if state.base is None else [n for n, b in state.values.items() if _tracked(b)]
+    for i, (name, block) in enumerate(state.values.items()):
+        parts = _changes(block.data) if name in changes else _stored(block)
+        arrays.update((f"{i}.{part}", stored) for part, stored in parts.items())
+    schema = _LEANING if changes else _WHOLE
     manifest = msgspec.msgpack.encode(
         Manifest(
-            schema=SCHEMA,
+            schema=schema,
             model=state.model,
             spec=state.spec,
             spec_text=state.spec_text,
@@ -99,10 +110,12 @@ def encoded(state: SnapshotState) -> Pieces:
             position=state.position,
             banned=None if state.banned is None else sorted(state.banned),
             log=state.log,
+            base=state.base if changes else None,
+            changes=changes,
         )
     )
     size, payload = write_arrays(arrays, FRAME_BYTES + len(manifest))
-    return Pieces(_begin(SCHEMA, manifest, size), size, payload)
+    return Pieces(_begin(schema, manifest, size), size, payload)
 
 
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
@@ -115,32 +128,37 @@ def _begin(schema: int, manifest: bytes, size: int) -> bytes:
     return _FRAME.pack(MAGIC, schema, len(manifest), size, sha256(manifest).digest()) + manifest
 
 
-def decode(data: bytes | memoryview) -> SnapshotState:
+def decode(
+    data: bytes | memoryview, base: Callable[[Base], SnapshotState] | None = None
+) -> SnapshotState:
     """The state in a file.
 
     Of memory that can be written a large table's rows stay where they are: decode it once.
 
-    Raises
-    ------
-    SnapshotCorrupt
-        The bytes are not exactly those that :func:`encode` gave.
-    SnapshotFormat
-        They are whole, of a schema version that this release does not know.
+    Parameters:
+        base: Reads the snapshot that this one leans on, which is changed; raises as this does.
+
+    Raises:
+        SnapshotCorrupt: The bytes are not exactly those that :func:`encode` gave.
+        SnapshotFormat: They are whole, of a schema version that this release does not know.
     """
-    schema, manifest_bytes, _, _ = _read_frame(data)
+    _, manifest_bytes, _, _ = _read_frame(data)
     size = whole_size(data)
     if len(data) != size:
         raise SnapshotCorrupt(f"it has {len(data)} bytes, its head says {size}")
     view = memoryview(data)
     if sha256(view[:-_DIGEST_BYTES]).digest() != view[-_DIGEST_BYTES:]:
         raise SnapshotCorrupt("the checksum of the whole does not match")
-    if schema != SCHEMA:
-        raise SnapshotFormat(schema, SCHEMA)
     manifest = read_manifest(data)
+    if manifest.base is not None and base is None:
+        raise SnapshotCorrupt(f"it leans on {manifest.base.name}, which is not at hand")
+    below = {} if manifest.base is None or base is None else base(manifest.base).values
     try:
         arrays = read_arrays(view[FRAME_BYTES + manifest_bytes : -_DIGEST_BYTES])
         values = {
-            name: Block(kind, _from_arrays(kind, arrays, f"{i}."))
+            name: _changed(below[name], arrays, f"{i}.")
+            if name in manifest.changes
+            else Block(kind, _from_arrays(kind, arrays, f"{i}."))
             for i, (name, kind) in enumerate(manifest.blocks)
         }
     except (msgspec.DecodeError, struct.error, KeyError, ValueError) as error:
@@ -182,7 +200,7 @@ def read_manifest(data: bytes | memoryview) -> Manifest:
     raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
     if sha256(raw).digest() != digest:
         raise SnapshotCorrupt("the checksum of its manifest does not match")
-    if schema != SCHEMA:
+    if schema not in (_WHOLE, _LEANING):
         raise SnapshotFormat(schema, SCHEMA)
     try:
         return msgspec.msgpack.decode(raw, type=Manifest)
@@ -216,6 +234,30 @@ def _stored(block: Block) -> dict[str, Stored]:
         numbers = Stored(np.dtype(np.float32), (len(rows), rows.width), rows.pieces)
         return {"ids": Stored.of(rows.ids), "rows": numbers}
     return {part: Stored.of(array) for part, array in _to_arrays(block).items()}
+
+
+def _tracked(block: Block) -> bool:
+    return block.kind == algebra.ROWS and block.data.changes is not None
+
+
+def _changes(rows: Rows) -> dict[str, Stored]:
+    ids, gone, numbers = rows.changed()
+    return {
+        "ids": Stored.of(ids),
+        "rows": Stored(np.dtype(np.float32), (len(ids), rows.width), numbers),
+        "gone": Stored.of(gone),
+    }
+
+
+def _changed(block: Block, arrays: dict[str, Array], prefix: str) -> Block:
+    """The base's table with what changed since: it is changed itself."""
+    table: Rows = block.data
+    new = Rows(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
+    new.gone = arrays[prefix + "gone"]
+    if block.kind != algebra.ROWS or table.width != new.width:
+        raise ValueError(f"what it leans on has no table of width {new.width} there")
+    table.update(new)
+    return block
 
 
 def _to_arrays(block: Block) -> dict[str, Array]:

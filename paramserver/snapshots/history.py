@@ -25,9 +25,10 @@ from paramserver.errors import (
     StartRefused,
 )
 from paramserver.snapshots import format as snapshot_format
+from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
-from paramserver.state import Contained, SnapshotState
+from paramserver.state import Base, Contained, SnapshotState
 from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
@@ -82,6 +83,11 @@ def _by_version(item: tuple[tuple[Version, Version | None], str]) -> Version:
     return item[0][0]
 
 
+def _base(manifest: snapshot_format.Manifest, name: str) -> str:
+    """Name of the whole snapshot that this one's state begins with: its own, as a rule."""
+    return name if manifest.base is None else manifest.base.name
+
+
 class Listed(msgspec.Struct, frozen=True):
     """A snapshot as operators see it; ``created_at`` in POSIX seconds, ``size`` in bytes."""
 
@@ -121,6 +127,8 @@ class SnapshotHistory:
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
+        self._whole: tuple[Version, Base] | None = None  # the newest that was published here
+        self._leaning = 0  # on it
         self.refused: dict[str, str] = {}
         self.vanished = Vanished()
 
@@ -140,21 +148,18 @@ class SnapshotHistory:
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
         """The head's state, or its nearest ancestor's that is good; None without a head.
 
-        Raises
-        ------
-        StartRefused
-            There is a head, but neither it nor an ancestor can be used.
-        PlaceUnreachable, OSError
-            One may be good, but can't be read now.
+        Raises:
+            StartRefused: There is a head, but neither it nor an ancestor can be used.
+            PlaceUnreachable, OSError: One may be good, but can't be read now.
         """
         self._head = head
         if head is None:
             return None
         unread: OSError | None = None
+        reader = Reader(self._snapshots)
         for name in ancestors(head, self._snapshots.names()):
             try:
-                data = self._snapshots.take(name)
-                state = snapshot_format.decode(data)
+                state, data = reader.read(name)
             except PlaceUnreachable:  # no reason to go back to an older one: ask again
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
@@ -178,7 +183,7 @@ class SnapshotHistory:
 
     def load(self, name: str) -> SnapshotState:
         """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
-        return snapshot_format.decode(self._snapshots.take(name))
+        return Reader(self._snapshots).read(name)[0]
 
     def index(self) -> None:
         """Read the manifests of the snapshots that are there (without their payloads).
@@ -224,8 +229,9 @@ class SnapshotHistory:
         return found
 
     def drop_vanished(self, head: str | None) -> list[str]:
-        """Snapshots whose files somebody has removed, oldest first; they are no more known.
+        """Snapshots whose files somebody has removed, or those of what they lean on, oldest first.
 
+        They are no more known.
         The ``head`` is looked into, too: its beginning has to be what was written.  Raises
         PublishFailed (of the head): the place does not say what is there.
         """
@@ -238,7 +244,9 @@ class SnapshotHistory:
                     there.remove(head)
         except OSError as error:
             raise PublishFailed(str(head), str(error)) from error
-        gone = [name for name in self._manifests if name not in there]
+        gone = [n for n, m in self._manifests.items() if n not in there or _base(m, n) not in there]
+        if self._whole is not None and self._whole[1].name not in there:
+            self._whole = None
         gone.sort(key=lambda name: self._manifests[name].version)
         for name in gone:
             del self._manifests[name]
@@ -253,6 +261,19 @@ class SnapshotHistory:
         data = snapshot_format.encoded(state)
         self._snapshots.publish(name, data)
         self._note(name, data.begin, len(data))
+        if self._manifests[name].base is not None:
+            self._leaning += 1
+        elif not name.startswith(ASIDE):
+            self._whole, self._leaning = (state.version, Base(name, data.digest.hex())), 0
+
+    def base_for_next(self) -> tuple[Version, Base] | None:
+        """The snapshot that the next one may lean on, and its version; None: it is a whole one."""
+        return self._whole if self._leaning + 1 < self._retention.full_every else None
+
+    def needed_for(self, names: Iterable[str]) -> set[str]:
+        """These, and what they lean on."""
+        found = set(names)
+        return found | {_base(m, n) for n in found if (m := self._manifests.get(n)) is not None}
 
     def _note(self, name: str, begin: bytes | memoryview, size: int) -> None:
         self._manifests[name] = snapshot_format.read_manifest(begin)
@@ -292,6 +313,8 @@ class SnapshotHistory:
             self._snapshots.delete(name)
         self._manifests.pop(name, None)
         self._sizes.pop(name, None)
+        if self._whole is not None and self._whole[1].name == name:
+            self._whole = None
 
     def withdraw_for_good(self, name: str) -> None:
         """Remove a file whatever its pin says, good or refused."""
@@ -306,19 +329,21 @@ class SnapshotHistory:
 
         Refused files are removed once as many good snapshots are newer as retention keeps.
         Birth, pins and ``held`` are kept as files but hold no rows of the journal, so they are
-        not among what is returned.  After an OSError the next call goes on where this one ended.
+        not among what is returned.  What others lean on is kept with them, and one snapshot more
+        if all new ones lean on the same: it may be damaged.  After an OSError the next call goes
+        on where this one ended.
 
-        Parameters
-        ----------
-        head
-            Name of the snapshot that the store's head points to.
-        held
-            Names that something else may still ask for, such as a rollback's control row.
+        Parameters:
+            head: Name of the snapshot that the store's head points to.
+            held: Names that something else may still ask for, such as a rollback's control row.
         """
         self._head = head
         created = self._created()
         pins = self._snapshots.pins()
-        files = kept(created, self._retention, pinned=pins) | {head} | set(held)
+        recent = kept(created, self._retention, birth=False) | {head}
+        recent |= self._on_another(recent)
+        files = kept(created, self._retention, pinned=pins) | recent | set(held)
+        files = self.needed_for(files)
         for name in created.keys() - files:
             self.withdraw(name)
         good = [m.version for m in self._manifests.values()]
@@ -327,12 +352,20 @@ class SnapshotHistory:
             if parsed and sum(v > parsed[0] for v in good) >= self._retention.keep:
                 self.withdraw(name)
                 del self.refused[name]
-        recent = kept(created, self._retention, birth=False) | {head}
         return [
             Contained(m.clock, m.closed_partitions(), m.control)
             for name, m in self._manifests.items()
             if name in recent
         ]
+
+    def _on_another(self, names: Collection[str]) -> set[str]:
+        """Name the newest snapshot beside these that leans on another one, if they lean on one."""
+        manifests = self._manifests
+        bases = {_base(manifests[n], n) for n in names if n in manifests}
+        if len(bases) > 1 or self._retention.keep < 2:
+            return set()
+        others = [n for n, m in manifests.items() if _base(m, n) not in bases]
+        return set(sorted(others, key=lambda n: manifests[n].version)[-1:])
 
     def _created(self) -> dict[str, float]:
         """When each was made, oldest version first; a clock that was set back stands still."""

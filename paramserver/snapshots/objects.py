@@ -48,12 +48,9 @@ def _failures(place: str) -> Iterator[None]:
 def open_uri(uri: str) -> ObjectSnapshots:
     """The snapshots under a URI such as ``s3://bucket/prefix?region=eu-north-1``.
 
-    Raises
-    ------
-    StartRefused
-        pyarrow knows no such filesystem.
-    OSError
-        The store did not answer.
+    Raises:
+        StartRefused: pyarrow knows no such filesystem.
+        OSError: The store did not answer.
     """
     shown = re.sub(r"//[^/]*@", "//", uri.partition("?")[0])  # keys may stand in a URI
     try:
@@ -71,16 +68,13 @@ def open_uri(uri: str) -> ObjectSnapshots:
 class ObjectSnapshots:
     """Snapshots of one lineage as objects under a prefix, with pins.
 
-    Parameters
-    ----------
-    filesystem
-        A ``pyarrow.fs.FileSystem``.  An object must be durable when its stream is closed.
-    prefix
-        Bucket and path.
+    Parameters:
+        filesystem: A ``pyarrow.fs.FileSystem``.  An object must be durable when its stream is
+            closed.
+        prefix: Bucket and path.
 
-    Notes
-    -----
-    One server owns the prefix.  Opening it changes nothing that is there, so others may read.
+    Notes:
+        One server owns the prefix.  Opening it changes nothing that is there, so others may read.
     """
 
     def __init__(self, filesystem: Any, prefix: str) -> None:
@@ -129,10 +123,9 @@ class ObjectSnapshots:
     def load(self, name: str, limit: int = -1) -> bytes:
         """The snapshot's first ``limit`` bytes, or all of it (and only then its checksum).
 
-        Raises
-        ------
-        SnapshotMissing, SnapshotCorrupt
-            There is none; its data are not those that were published.
+        Raises:
+            SnapshotMissing, SnapshotCorrupt: There is none; its data are not those that were
+                published.
         """
         check_name(name)
         digest, size = self._manifest(name)

@@ -15,18 +15,18 @@ Piece = bytes | memoryview
 class Pieces:
     """A beginning, a payload that is made anew whenever it is asked for, and the SHA-256 of both.
 
-    Parameters
-    ----------
-    begin
-        What comes before the payload.
-    size
-        Bytes of the payload.
-    payload
-        Makes it, each time the same.
+    Parameters:
+        begin: What comes before the payload.
+        size: Bytes of the payload.
+        payload: Makes it, each time the same.
+
+    Attributes:
+        digest: The SHA-256, once all pieces were made.
     """
 
     def __init__(self, begin: bytes, size: int, payload: Callable[[], Iterable[Piece]]) -> None:
         self.begin, self._size, self._payload = begin, size, payload
+        self.digest = b""
 
     def __len__(self) -> int:
         return len(self.begin) + self._size + sha256().digest_size
@@ -37,7 +37,8 @@ class Pieces:
         for piece in self._payload():
             digest.update(piece)
             yield piece
-        yield digest.digest()
+        self.digest = digest.digest()
+        yield self.digest
 
     def __bytes__(self) -> bytes:
         out = BytesIO()

@@ -32,20 +32,14 @@ def lineage_place(place: str, model: str, spec: str) -> str:
 def open_snapshots(place: str, disk: Disk | None = None) -> Snapshots:
     """The snapshots of one lineage; nothing that is there is changed.
 
-    Parameters
-    ----------
-    place
-        A path, or a URI: ``file:///…`` (the same as its path), or one of pyarrow's:
-        ``s3://bucket/prefix``, ``gs://…``, ``abfss://…``, ``hdfs://…``.
-    disk
-        How a directory is written.  Object stores do not use it.
+    Parameters:
+        place: A path, or a URI: ``file:///…`` (the same as its path), or one of pyarrow's:
+            ``s3://bucket/prefix``, ``gs://…``, ``abfss://…``, ``hdfs://…``.
+        disk: How a directory is written.  Object stores do not use it.
 
-    Raises
-    ------
-    StartRefused
-        No such place can be used here; the message holds the remedy.
-    OSError
-        The place can't be reached.
+    Raises:
+        StartRefused: No such place can be used here; the message holds the remedy.
+        OSError: The place can't be reached.
     """
     if "://" not in place:
         return DirectorySnapshots(Path(place), disk)

@@ -219,12 +219,16 @@ class DirectorySnapshots:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week."""
+    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week.
+
+    One of ``full_every`` is whole; the others may lean on it.
+    """
 
     keep: int = 24
     hourly: int = 24
     daily: int = 7
     weekly: int = 4
+    full_every: int = 24
 
 
 def kept(
@@ -244,10 +248,8 @@ def kept(
     seconds the newest 24 would reach back four minutes, and with the first hour not over there
     would be nothing between those and the first of all.
 
-    Parameters
-    ----------
-    created_at
-        POSIX seconds by name.  Of equal ones the later in order is the newer.
+    Parameters:
+        created_at: POSIX seconds by name.  Of equal ones the later in order is the newer.
     """
     newest = sorted(reversed(created_at), key=created_at.__getitem__, reverse=True)
     names = _new_ones(created_at, newest, max(1, retention.keep))

@@ -24,13 +24,10 @@ class ClassBalanced(LongTerm):
     For labels of few classes.  With more classes than slots (regression) it is a memory of recent
     items.
 
-    Parameters
-    ----------
-    capacity, seed, source_share_max
-        See :class:`~replay.buffers.longterm.LongTerm`.
+    Parameters:
+        capacity, seed, source_share_max: See :class:`~replay.buffers.longterm.LongTerm`.
 
-    Examples
-    --------
+    Examples:
     >>> from replay.buffers.item import Item
     >>> buffer = ClassBalanced(capacity=100, seed=1)
     >>> for i in range(10_000):

@@ -92,12 +92,9 @@ class Buffer(ABC):
     def restore(self, state: bytes) -> None:
         """Go on exactly where the buffer was that gave ``state``.  O(n).
 
-        Raises
-        ------
-        StateMismatch
-            Another policy or other settings.
-        StateInvalid
-            Another format, or bytes that are no state.
+        Raises:
+            StateMismatch: Another policy or other settings.
+            StateInvalid: Another format, or bytes that are no state.
         """
         if state[:1] != bytes([FORMAT]):
             raise StateInvalid(f"its first byte is {state[:1]!r}, format {FORMAT} is known")

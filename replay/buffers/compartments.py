@@ -34,17 +34,13 @@ class TwoCompartments(Buffer):
     and a source that is quarantined soon is purged before it got there.  Each compartment has its
     own settings and source cap.
 
-    Parameters
-    ----------
-    long
-        A :class:`~replay.buffers.reservoir.Reservoir` or
-        :class:`~replay.buffers.balanced.ClassBalanced`, used by nobody else; 80 % of the items is
-        a good part.
-    recent
-        The ring, used by nobody else.
+    Parameters:
+        long: A :class:`~replay.buffers.reservoir.Reservoir` or
+            :class:`~replay.buffers.balanced.ClassBalanced`, used by nobody else; 80 % of the items
+            is a good part.
+        recent: The ring, used by nobody else.
 
-    Examples
-    --------
+    Examples:
     >>> from random import Random
     >>> from replay.buffers.item import Item
     >>> from replay.buffers.reservoir import Reservoir

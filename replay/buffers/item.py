@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import msgspec
 
 from replay.example import Features, Label
@@ -15,23 +13,16 @@ Logits = dict[str, float]
 class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One example to learn again.  Whoever makes it gives its mappings away: nobody changes them.
 
-    Attributes
-    ----------
-    key
-        The journal row's key: 16 bytes, unique within the model.
-    features
-        As parsed at the door, before any transform.
-    label
-        The true label, canonical.  Labels that compare equal are one class.
-    weight
-        Importance of the event, finite and > 0.
-    source
-        Who sent the feedback; what :meth:`~replay.buffers.base.Buffer.purge` takes out.
-    logits
-        What the model said as the item was kept (dark experience replay), None if nothing was
-        kept.  They are kept by class, so that they still fit when the model knows more classes.
-    at
-        How many rows were offered before it, ≥ 0: its age is what has been offered since.
+    Attributes:
+        key: The journal row's key: 16 bytes, unique within the model.
+        features: As parsed at the door, before any transform.
+        label: The true label, canonical.  Labels that compare equal are one class.
+        weight: Importance of the event, finite and > 0.
+        source: Who sent the feedback; what :meth:`~replay.buffers.base.Buffer.purge` takes out.
+        logits: What the model said as the item was kept (dark experience replay), None if nothing
+            was kept.  They are kept by class, so that they still fit when the model knows more
+            classes.
+        at: How many rows were offered before it, ≥ 0: its age is what has been offered since.
     """
 
     key: bytes
@@ -41,17 +32,3 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     source: str = ""
     logits: Logits | None = None
     at: int = 0
-
-
-def matched(logits: Mapping[str, float], classes: Sequence[str]) -> tuple[list[int], list[float]]:
-    """Positions in ``classes`` that ``logits`` has a value for, and those values.
-
-    ``classes`` is what a model's outputs stand for now, in their order.  Classes that came after
-    the item was kept, and classes that the model has given up, are left out: a loss compares the
-    common ones only.
-
-    >>> matched({"0": 1.5, "1": -0.5}, ["1", "2", "0"])
-    ([0, 2], [-0.5, 1.5])
-    """
-    places = [i for i, name in enumerate(classes) if name in logits]
-    return places, [logits[classes[i]] for i in places]

@@ -33,17 +33,12 @@ _decoder = msgspec.msgpack.Decoder(_Body)
 class LongTerm(Buffer):
     """Fills up, then lets ``_displace`` decide; a source at its cap competes with itself only.
 
-    Parameters
-    ----------
-    capacity
-        Most items.
-    seed
-        Of the generator that decides which items are kept.
-    source_share_max
-        Most of the capacity that one source may have, in (0, 1]; at least one item.  m colluding
-        sources hold at most m times that.  1: no cap.
-    class_share_min
-        See the policies; 0 where there is none.
+    Parameters:
+        capacity: Most items.
+        seed: Of the generator that decides which items are kept.
+        source_share_max: Most of the capacity that one source may have, in (0, 1]; at least one
+            item.  m colluding sources hold at most m times that.  1: no cap.
+        class_share_min: See the policies; 0 where there is none.
     """
 
     def __init__(

@@ -20,18 +20,15 @@ class Reservoir(LongTerm):
     A class with a share p of the stream is absent with probability about (1 − p)^M: rare classes
     need a minimum, or :class:`~replay.buffers.balanced.ClassBalanced`.
 
-    Parameters
-    ----------
-    capacity, seed, source_share_max
-        See :class:`~replay.buffers.longterm.LongTerm`.
-    class_share_min
-        Share of the capacity, in [0, 1], up to which all that was offered of a class is kept, and
-        below which other classes can't push it; with C classes at most capacity // C items, so it
-        shrinks as classes come.  A class that has fewer items than that leaves the room to the
-        others.  The source cap comes first, and a purge takes what it must.  0: no minimum.
+    Parameters:
+        capacity, seed, source_share_max: See :class:`~replay.buffers.longterm.LongTerm`.
+        class_share_min: Share of the capacity, in [0, 1], up to which all that was offered of a
+            class is kept, and below which other classes can't push it; with C classes at most
+            capacity // C items, so it shrinks as classes come.  A class that has fewer items than
+            that leaves the room to the others.  The source cap comes first, and a purge takes what
+            it must.  0: no minimum.
 
-    Examples
-    --------
+    Examples:
     >>> from replay.buffers.item import Item
     >>> buffer = Reservoir(capacity=100, seed=1)
     >>> for i in range(10_000):

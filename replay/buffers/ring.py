@@ -23,15 +23,12 @@ _decoder = msgspec.msgpack.Decoder(_Body)
 class Ring(Buffer):
     """Every item is taken; the oldest one leaves, or at the cap the source's own oldest one.
 
-    Parameters
-    ----------
-    capacity
-        Most items.
-    source_share_max
-        Most of the capacity that one source may have, in (0, 1]; at least one item.  1: no cap.
+    Parameters:
+        capacity: Most items.
+        source_share_max: Most of the capacity that one source may have, in (0, 1]; at least one
+            item.  1: no cap.
 
-    Examples
-    --------
+    Examples:
     >>> from replay.buffers.item import Item
     >>> ring = Ring(capacity=3)
     >>> for i in range(5):

@@ -16,17 +16,12 @@ from replay.errors import StateInvalid
 class Group:
     """The slots of one key.
 
-    Attributes
-    ----------
-    members
-        Slots whose items have the key, in no order that means anything.
-    rank
-        Place among the groups by size, 0 for a largest one.
-    seen
-        How many items with the key were offered since one of them has been kept, ≥ 1, as the
-        policy counts them.
-    full
-        A mark of the policy's own (class-balancing: has been a largest class).
+    Attributes:
+        members: Slots whose items have the key, in no order that means anything.
+        rank: Place among the groups by size, 0 for a largest one.
+        seen: How many items with the key were offered since one of them has been kept, ≥ 1, as the
+            policy counts them.
+        full: A mark of the policy's own (class-balancing: has been a largest class).
     """
 
     __slots__ = ("full", "key", "members", "rank", "seen")

@@ -46,12 +46,9 @@ class Half(StrEnum):
 class Only(msgspec.Struct, frozen=True, gc=False):
     """A row is written only if nothing has come since whoever made it looked.
 
-    Attributes
-    ----------
-    control, kinds
-        Last control row that was known: there must be no newer one of these kinds.
-    absent
-        The key of another row, which must not stand; empty: of none.
+    Attributes:
+        control, kinds: Last control row that was known: there must be no newer one of these kinds.
+        absent: The key of another row, which must not stand; empty: of none.
     """
 
     control: int = 0
@@ -62,28 +59,20 @@ class Only(msgspec.Struct, frozen=True, gc=False):
 class NewRow(msgspec.Struct, frozen=True, gc=False):
     """A row that a writer wants in its partition, or (with ``half``) one side of a row.
 
-    Attributes
-    ----------
-    key
-        16 bytes, unique within the model: what makes a repeat a repeat.
-    event_id, source
-        As the caller named them (shown to operators; ``key`` is what is compared).
-    verdict, factor
-        Decided before writing; ``factor`` in (0, 1] scales a clipped row.
-    payload
-        An encoded :class:`replay.example.Example`, or an encoded half of one.
-    at
-        POSIX seconds at which the replica took the event.
-    half
-        Set: the store keeps the payload under the key until a row takes the key.  If another
-        half stands there it keeps nothing and says which (:attr:`Outcome.met`): whoever brings
-        the second half decides about the joined row, and then appends it as a row of its own.
-    over
-        The payload of the half that this one, or this row, takes the place of.  Nothing is
-        written unless exactly that half stands.  With it a half whose own payload is empty
-        removes what stands.
-    only
-        What has to hold besides, of a row whose key nothing has yet; None: nothing.
+    Attributes:
+        key: 16 bytes, unique within the model: what makes a repeat a repeat.
+        event_id, source: As the caller named them (shown to operators; ``key`` is what is
+            compared).
+        verdict, factor: Decided before writing; ``factor`` in (0, 1] scales a clipped row.
+        payload: An encoded :class:`replay.example.Example`, or an encoded half of one.
+        at: POSIX seconds at which the replica took the event.
+        half: Set: the store keeps the payload under the key until a row takes the key.  If another
+            half stands there it keeps nothing and says which (:attr:`Outcome.met`): whoever brings
+            the second half decides about the joined row, and then appends it as a row of its own.
+        over: The payload of the half that this one, or this row, takes the place of.  Nothing is
+            written unless exactly that half stands.  With it a half whose own payload is empty
+            removes what stands.
+        only: What has to hold besides, of a row whose key nothing has yet; None: nothing.
     """
 
     key: bytes
@@ -283,24 +272,17 @@ class Journal(Protocol):
         a lost answer, gets the same outcomes, unless somebody else has written under the keys of
         its halves meanwhile; a half in one batch with a row of its key is answered with the row.
 
-        Raises
-        ------
-        BatchSize, RowInvalid, PartitionUnknown
-            Definite.  The call is wrong.
-        PartitionSealed
-            Definite.  The partition belongs to an adopter now.
-        JournalBehind
-            Definite.  The partition ends below ``known``: the store has lost rows.
-        EpochBehind
-            Definite.  The model's newest epoch is below ``epoch``, the newest that the writer has
-            seen: the store has lost rows, also where the partition is new.
-        JournalFull
-            Definite.  Free disk space, a server's memory or the size is at its bound: no new
-            rows and halves.
-        JournalNotDurable
-            Definite.  A server's settings were changed: it could lose what it acknowledges.
-        JournalUnavailable
-            Indefinite.  Send the same batch again.
+        Raises:
+            BatchSize, RowInvalid, PartitionUnknown: Definite.  The call is wrong.
+            PartitionSealed: Definite.  The partition belongs to an adopter now.
+            JournalBehind: Definite.  The partition ends below ``known``: the store has lost rows.
+            EpochBehind: Definite.  The model's newest epoch is below ``epoch``, the newest that the
+                writer has seen: the store has lost rows, also where the partition is new.
+            JournalFull: Definite.  Free disk space, a server's memory or the size is at its bound:
+                no new rows and halves.
+            JournalNotDurable: Definite.  A server's settings were changed: it could lose what it
+                acknowledges.
+            JournalUnavailable: Indefinite.  Send the same batch again.
         """
 
     def seal(self, partition: int) -> int:

@@ -54,12 +54,9 @@ class FairLock:
     those who have just come, and ask often, would always be next.  One object serves one thread at
     a time.
 
-    Parameters
-    ----------
-    path
-        ``<path>.lock``, ``<path>.queue`` and ``<path>.elder`` are made beside it.
-    wait_s
-        How long to wait for both together, in seconds.
+    Parameters:
+        path: ``<path>.lock``, ``<path>.queue`` and ``<path>.elder`` are made beside it.
+        wait_s: How long to wait for both together, in seconds.
     """
 
     def __init__(self, path: Path, wait_s: float) -> None:

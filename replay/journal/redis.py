@@ -69,36 +69,25 @@ class RedisJournal:
 
     Keys of events stay as long as their rows, and rows until they are trimmed.
 
-    Parameters
-    ----------
-    url
-        ``redis://host:6379/0``, ``rediss://…`` or ``unix://path``.
-    prefix
-        Name of the journal in the server; its keys start with it, in braces.
-    batch_rows_max
-        Most rows of one append, ≥ 1.
-    memory_mb_max
-        Above this use of the server's memory (MB of 2^20 bytes, looked at once a second) new
-        rows are refused; by default 90 % of the server's ``maxmemory``, if it has one.
-    halves_max
-        Most halves kept of each model; above it a new half is not kept.
-    timeout_s
-        How long to wait for the connection and for each answer.
-    durability
-        ``"assumed"`` for a server whose settings can't be read and that is known to be durable.
-    accept_loss
-        Accept replicas of the server and clusters: a fail-over loses acknowledged rows.
-    monotonic_s
-        A clock in seconds.
+    Parameters:
+        url: ``redis://host:6379/0``, ``rediss://…`` or ``unix://path``.
+        prefix: Name of the journal in the server; its keys start with it, in braces.
+        batch_rows_max: Most rows of one append, ≥ 1.
+        memory_mb_max: Above this use of the server's memory (MB of 2^20 bytes, looked at once a
+            second) new rows are refused; by default 90 % of the server's ``maxmemory``, if it has
+            one.
+        halves_max: Most halves kept of each model; above it a new half is not kept.
+        timeout_s: How long to wait for the connection and for each answer.
+        durability: ``"assumed"`` for a server whose settings can't be read and that is known to be
+            durable.
+        accept_loss: Accept replicas of the server and clusters: a fail-over loses acknowledged
+            rows.
+        monotonic_s: A clock in seconds.
 
-    Raises
-    ------
-    JournalNotDurable
-        The server evicts, does not sync each write, or may be taken over from.
-    JournalFormat
-        The prefix's keys were written by a newer version.
-    JournalUnavailable
-        The server does not answer.
+    Raises:
+        JournalNotDurable: The server evicts, does not sync each write, or may be taken over from.
+        JournalFormat: The prefix's keys were written by a newer version.
+        JournalUnavailable: The server does not answer.
     """
 
     def __init__(
@@ -185,17 +174,14 @@ class RedisJournal:
     ) -> Appended:
         """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
 
-        Raises
-        ------
-        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, EpochBehind
-            Definite: nothing was written.
-        JournalBehind
-            Definite.  The partition ends below ``known`` (or is unknown and ``known`` is not 0),
-            or a key leads to a row that is gone: the store has lost rows.
-        ServerFull, JournalNotDurable
-            Definite, and only if a row or half is new: a batch that stands already is answered.
-        JournalUnavailable
-            Indefinite: send the same batch again.
+        Raises:
+            BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, EpochBehind: Definite: nothing
+                was written.
+            JournalBehind: Definite.  The partition ends below ``known`` (or is unknown and
+                ``known`` is not 0), or a key leads to a row that is gone: the store has lost rows.
+            ServerFull, JournalNotDurable: Definite, and only if a row or half is new: a batch that
+                stands already is answered.
+            JournalUnavailable: Indefinite: send the same batch again.
         """
         check_batch(rows, self._batch_rows_max)
         held = self._server.held()

@@ -39,30 +39,21 @@ _SETTINGS = (
 class RedisServer:
     """Commands and scripts on one server; each is sent at most once.
 
-    Parameters
-    ----------
-    url
-        ``redis://``, ``rediss://`` or ``unix://``.
-    timeout_s
-        Bound for the connection and for each answer; after it the answer is uncertain.
-    durability
-        ``"checked"``: the server's settings are read.  ``"assumed"``: a server whose settings
-        can't be read is believed to be durable.  Settings that can be read are never assumed.
-    accept_loss
-        Accept a server that a replica may take over from, or one of a cluster: replication is
-        asynchronous, so that acknowledged rows can be lost then.
-    memory_mb_max
-        New rows are held above this use of memory (MB of 2^20 bytes); by default above 90 % of
-        the server's ``maxmemory``, if it has one.
-    monotonic_s
-        A clock, for looking at most once a second.
+    Parameters:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        timeout_s: Bound for the connection and for each answer; after it the answer is uncertain.
+        durability: ``"checked"``: the server's settings are read.  ``"assumed"``: a server whose
+            settings can't be read is believed to be durable.  Settings that can be read are never
+            assumed.
+        accept_loss: Accept a server that a replica may take over from, or one of a cluster:
+            replication is asynchronous, so that acknowledged rows can be lost then.
+        memory_mb_max: New rows are held above this use of memory (MB of 2^20 bytes); by default
+            above 90 % of the server's ``maxmemory``, if it has one.
+        monotonic_s: A clock, for looking at most once a second.
 
-    Raises
-    ------
-    JournalNotDurable
-        Definite: the server forgets.
-    JournalUnavailable
-        It does not answer.
+    Raises:
+        JournalNotDurable: Definite: the server forgets.
+        JournalUnavailable: It does not answer.
     """
 
     def __init__(
@@ -113,12 +104,9 @@ class RedisServer:
     def command(self, *words: str | bytes | int) -> Any:
         """Answer of one command, as the client decodes it.
 
-        Raises
-        ------
-        ServerFull
-            Definite: the server looked at its data and refused the first write.
-        JournalUnavailable
-            Indefinite.
+        Raises:
+            ServerFull: Definite: the server looked at its data and refused the first write.
+            JournalUnavailable: Indefinite.
         """
         return self._ask(lambda: self._send(*words))
 

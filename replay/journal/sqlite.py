@@ -54,38 +54,25 @@ class SqliteJournal:
     own object; an object does not survive ``fork``).  Writes go through one connection and wait
     for each other; reads go through another one and wait for no write.
 
-    Parameters
-    ----------
-    path
-        The file; ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear
-        beside it.  The folder is made if it is missing.  It must be on a local disk.
-    disk_low_mb
-        With less free space than this (MB of 2^20 bytes), new rows are refused.
-    size_mb_max
-        Most use of the journal's files in MB, of all models together: above it new rows and
-        halves are refused, and everything else goes on.  None: only free space counts.
-    halves_max
-        Most halves kept of each model; above it a new half is not kept.
-    synchronous
-        ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
-    free_mb
-        Free space in MB; by default that of the file's disk.
-    batch_rows_max
-        Most rows of one append, ≥ 1.
-    wal_mb_max
-        Size of the log above which :meth:`checkpoint` also cuts the file, in MB.
-    lock_wait_s
-        How long a write waits for another one, of this process or of another, in seconds; then
-        JournalHeld says who holds the file.
-    busy_ms
-        How long to wait for a foreign program that holds SQLite's own lock.
+    Parameters:
+        path: The file; ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear
+            beside it.  The folder is made if it is missing.  It must be on a local disk.
+        disk_low_mb: With less free space than this (MB of 2^20 bytes), new rows are refused.
+        size_mb_max: Most use of the journal's files in MB, of all models together: above it new
+            rows and halves are refused, and everything else goes on.  None: only free space counts.
+        halves_max: Most halves kept of each model; above it a new half is not kept.
+        synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
+            machine.
+        free_mb: Free space in MB; by default that of the file's disk.
+        batch_rows_max: Most rows of one append, ≥ 1.
+        wal_mb_max: Size of the log above which :meth:`checkpoint` also cuts the file, in MB.
+        lock_wait_s: How long a write waits for another one, of this process or of another, in
+            seconds; then JournalHeld says who holds the file.
+        busy_ms: How long to wait for a foreign program that holds SQLite's own lock.
 
-    Raises
-    ------
-    JournalFormat
-        The file was written by a newer version or is another program's.
-    JournalUnavailable
-        The file can't be opened.
+    Raises:
+        JournalFormat: The file was written by a newer version or is another program's.
+        JournalUnavailable: The file can't be opened.
     """
 
     _file_type: type[SqliteFile] = SqliteFile
@@ -182,14 +169,12 @@ class SqliteJournal:
     ) -> Appended:
         """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
 
-        Raises
-        ------
-        BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
-            Definite: nothing was written.
-        JournalFull, SizeFull
-            Definite, and only if a row or half is new: a batch that stands already is answered.
-        JournalUnavailable
-            Indefinite: send the same batch again.
+        Raises:
+            BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind:
+                Definite: nothing was written.
+            JournalFull, SizeFull: Definite, and only if a row or half is new: a batch that stands
+                already is answered.
+            JournalUnavailable: Indefinite: send the same batch again.
         """
         check_batch(rows, self._batch_rows_max)
         free = self._free_mb()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -33,23 +33,17 @@ _END: Final = 4  # of a partition's columns
 class Batch:
     """A batch is what an append writes into one partition.
 
-    Parameters
-    ----------
-    db
-        A connection within a write transaction.
-    partition, known
-        The partition's number, and the last offset that the writer had an answer for.
-    halves_max
-        Most halves that are kept of the model.
-    seen
-        Newest epoch of the model that the writer has seen.
+    Parameters:
+        db: A connection within a write transaction.
+        partition, known: The partition's number, and the last offset that the writer had an answer
+            for.
+        halves_max: Most halves that are kept of the model.
+        seen: Newest epoch of the model that the writer has seen.
 
-    Raises
-    ------
-    PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind
-        The partition takes no rows, or not from this writer.
-    JournalDamaged
-        What stands of the partition or its model is not what was written.
+    Raises:
+        PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind: The partition takes no rows,
+            or not from this writer.
+        JournalDamaged: What stands of the partition or its model is not what was written.
     """
 
     def __init__(
@@ -83,10 +77,9 @@ class Batch:
         """Outcome of each row; only rows that are new get offsets."""
         outcomes: list[Outcome] = []
         for some in _pieces(rows):
-            if self._all_new(some):
-                outcomes += self._insert_all(some)
-            else:
-                outcomes += [self._write(row) for row in some]
+            if (written := self._insert_all(some)) is None:
+                written = [self._write(row) for row in some]
+            outcomes += written
         end, halves = self._before
         if self.end != end:  # its checksum is made here: SQLite would wait for the interpreter
             columns = (*self._entry[:_END], self.end, *self._entry[_END + 1 :])
@@ -96,28 +89,31 @@ class Batch:
             self._db.execute(sql.PROVE_MODEL, (self._model,))
         return tuple(outcomes)
 
-    def _all_new(self, rows: Sequence[NewRow]) -> bool:
-        """Whether they are ordinary rows of which nothing stands: one statement writes them."""
-        keys = {bytes(row.key) for row in rows}
-        if len(keys) < len(rows) or any(map(_apart, rows)):
-            return False
-        if self._halves and self._any(sql.ANY_HALF, keys):
-            return False
-        return not self._any(sql.ANY_ROW, keys)
+    def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome] | None:
+        """Write ordinary rows of which nothing stands in one statement; None: some are others.
 
-    def _any(self, statement: str, keys: Collection[bytes]) -> bool:
-        found = self._db.execute(_with_keys(statement, len(keys)), (self._model, *keys)).fetchone()
-        return found is not None
-
-    def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome]:
-        """Write rows in one statement: each statement hands the interpreter over and back."""
+        Each statement hands the interpreter over and back, so nobody looks before: SQLite leaves
+        out what has a key that stands.  Then the rest is taken out again, and nothing was written.
+        """
+        if any(map(_apart, rows)) or (self._halves and self._any_half(rows)):
+            return None
+        before = self.end, self._seq, self.wrote
         made = [self._next(row, bytes(row.key)) for row in rows]
         values: list[Any] = []
         for row in made:
             values += self._columns(row)
-        self._db.execute(_with_rows(sql.INSERT_COLUMNS, len(rows)), values)
+        if self._db.execute(_with_rows(sql.INSERT_NEW, len(rows)), values).rowcount < len(rows):
+            self.end, self._seq, self.wrote = before
+            self._db.execute(sql.DROP_AFTER, (self._seq,))
+            self._db.execute(sql.SET_SEQ, (self._seq,))
+            return None
         self._answered.update(row.key for row in made)
         return [Outcome(True, row) for row in made]
+
+    def _any_half(self, rows: Sequence[NewRow]) -> bool:
+        keys = {bytes(row.key) for row in rows}
+        found = self._db.execute(_with_keys(sql.ANY_HALF, len(keys)), (self._model, *keys))
+        return found.fetchone() is not None
 
     def _next(self, row: NewRow, key: bytes) -> Row:
         """The row with the partition's next offset and the store's next seq."""
@@ -229,7 +225,7 @@ def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
 @lru_cache(maxsize=128)
 def _with_rows(statement: str, n: int) -> str:
     """A statement that inserts ``n`` rows: a text that is made once has its hash already."""
-    return f"{statement} VALUES {', '.join([sql.INSERT_ROW] * n)}"
+    return statement.format(", ".join([sql.INSERT_ROW] * n))
 
 
 @lru_cache(maxsize=256)

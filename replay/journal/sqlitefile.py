@@ -12,6 +12,8 @@ Why each part is as it is:
   there, https://sqlite.org/wal.html#walresetbug).
 * A checkpoint when the file is opened: a writer killed between write and sync leaves complete
   frames that the next process takes for committed.  They are synced before anyone sees them.
+* No write goes into a file that is not in its place any more, since it was moved or removed by
+  hand: what is in the log then goes into the database, and the caller is refused.
 * After an I/O error nothing is believed: a second sync may succeed without having written
   anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The file is
   reopened, the log is copied into the database and truncated, and the caller sends again.
@@ -34,6 +36,7 @@ from replay.errors import (
     JournalDamaged,
     JournalFormat,
     JournalHeld,
+    JournalMoved,
     JournalUnavailable,
     ReplayError,
 )
@@ -42,6 +45,8 @@ from replay.journal.filelock import FairLock, posix_holder
 from replay.journal.sqlitelog import broken
 
 Synchronous = Literal["FULL", "OFF"]
+_Place = tuple[int, int]
+"""Device and number of a file."""
 
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
 """Damaged text is read like any other, so that whoever compares checksums can name its place."""
@@ -60,17 +65,12 @@ _SAY_NEW = "INSERT INTO meta VALUES ('still', 1) ON CONFLICT (name) DO UPDATE SE
 class Tables:
     """These tables stand in a file, and so it comes to have them.
 
-    Attributes
-    ----------
-    schema
-        Statements that make the tables; one of them makes ``meta (name, value)``.
-    format
-        Number that a new file gets; a file with a greater one is refused.
-    upgrades
-        Statements that make a file of a lower format, the key, one of the next format; all that
-        a file needs are one transaction.
-    prove
-        The statement that writes down what the tables are, after they were made or changed.
+    Attributes:
+        schema: Statements that make the tables; one of them makes ``meta (name, value)``.
+        format: Number that a new file gets; a file with a greater one is refused.
+        upgrades: Statements that make a file of a lower format, the key, one of the next format;
+            all that a file needs are one transaction.
+        prove: The statement that writes down what the tables are, after they were made or changed.
     """
 
     schema: str
@@ -82,29 +82,20 @@ class Tables:
 class SqliteFile:
     """One file, one connection that writes and one that reads, each used by one thread at a time.
 
-    Parameters
-    ----------
-    path
-        ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
-    tables
-        They are made in a new file, and an older file is changed to have them.
-    synchronous
-        ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the machine.
-    wal_max
-        Bytes of the log above which :meth:`checkpoint` also cuts its file.
-    lock_wait_s
-        How long a write waits for another one, of this process or of another, in seconds.
-    busy_ms
-        How long to wait for a foreign program that holds SQLite's own lock.
+    Parameters:
+        path: ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
+        tables: They are made in a new file, and an older file is changed to have them.
+        synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
+            machine.
+        wal_max: Bytes of the log above which :meth:`checkpoint` also cuts its file.
+        lock_wait_s: How long a write waits for another one, of this process or of another, in
+            seconds.
+        busy_ms: How long to wait for a foreign program that holds SQLite's own lock.
 
-    Raises
-    ------
-    JournalFormat
-        The file was written by a newer version or is another program's.
-    JournalUnavailable
-        The file can't be opened.
-    JournalHeld
-        Another process holds it for too long.
+    Raises:
+        JournalFormat: The file was written by a newer version or is another program's.
+        JournalUnavailable: The file can't be opened.
+        JournalHeld: Another process holds it for too long.
     """
 
     def __init__(
@@ -126,6 +117,7 @@ class SqliteFile:
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._broken: str | None = None
+        self._places: dict[str, _Place] = {}
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,9 +186,18 @@ class SqliteFile:
             self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             self._reader = self._connect()
             self._reader.execute("PRAGMA query_only = 1")
-        except (sqlite3.Error, JournalFormat):
+            self._places = _places(self._path)
+        except (sqlite3.Error, OSError, JournalFormat):
             self._writer.close()
             raise
+
+    def _check_places(self) -> None:
+        """Refuse to write into files that nobody finds.  Raises JournalMoved (definite)."""
+        for name, place in self._places.items():
+            if _place(name) != place:
+                with suppress(sqlite3.Error):  # all of it is in one file then, wherever that is
+                    self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                raise JournalMoved(name)
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
@@ -224,14 +225,16 @@ class SqliteFile:
     def _recover(self) -> None:
         """Start again from what the disk holds.  Called with the file lock held."""
         try:
+            self._check_places()  # else an empty file would be made, and the open one let go of
             with self._reading:
+                self._places = {}  # nothing is open from here on
                 self._reader.close()
                 self._writer.close()
                 self._open()
             busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             # A read-only disk lets itself be opened: then reads go on, and this is tried again.
             self._writer.execute("DELETE FROM meta WHERE false")
-        except (sqlite3.Error, JournalFormat) as error:
+        except (sqlite3.Error, OSError, JournalFormat, JournalMoved) as error:
             self._broken = str(error)
             return
         self._broken = "a reader holds the log" if busy else None
@@ -244,6 +247,7 @@ class SqliteFile:
                 self._recover()
                 if self._broken is not None:
                     raise JournalUnavailable(self._broken)
+            self._check_places()
             db = self._writer
             try:
                 db.execute("BEGIN IMMEDIATE")
@@ -372,13 +376,28 @@ def _make(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
 
-_descriptors: dict[tuple[int, int], int] = {}
+def _place(name: str) -> _Place | None:
+    """Device and number of the file of this name; None: none can be found."""
+    try:
+        found = os.stat(name)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _places(path: Path) -> dict[str, _Place]:
+    """Where database, log and index of the log are, as far as they are there."""
+    found = {f"{path}{end}": _place(f"{path}{end}") for end in ("", "-wal", "-shm")}
+    return {name: place for name, place in found.items() if place is not None}
+
+
+_descriptors: dict[_Place, int] = {}
 
 
 def _descriptor(path: Path) -> int:
     """The file, open beside SQLite: never closed, for the reason given above at :func:`_make`."""
-    found = path.stat()
-    place = (found.st_dev, found.st_ino)
+    if (place := _place(str(path))) is None:
+        raise FileNotFoundError(path)
     if place not in _descriptors:
         _descriptors[place] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     return _descriptors[place]

@@ -100,7 +100,10 @@ ROW = (
 )
 RAN = 13  # place of the running time in these
 INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_COLUMNS, INSERT_ROW = INSERT.split(" VALUES ")
+INSERT_ROW = INSERT.split(" VALUES ")[1]
+INSERT_NEW = f"INSERT INTO rows ({ROW}) VALUES {{}} ON CONFLICT DO NOTHING"
+DROP_AFTER = "DELETE FROM rows WHERE seq > ?"
+SET_SEQ = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'rows'"
 BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
 FIND = f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND key = ?"
 READ = (
@@ -165,7 +168,6 @@ SET_END = 'UPDATE partitions SET "end" = ?, checksum = ? WHERE id = ?'
 HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
 TAKEN_AT = HALF_COLUMNS.split(", ").index("at")
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
-ANY_ROW = "SELECT 1 FROM rows WHERE model = ? AND key IN ({}) LIMIT 1"
 ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"
 TAKEN_BETWEEN = (
     f"SELECT {HALF_COLUMNS} FROM halves WHERE model = {MODEL} AND at > ? AND at < ?"

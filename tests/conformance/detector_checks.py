@@ -28,18 +28,12 @@ Values = Sequence[float]
 class Promise:
     """A promise is what a detector claims of itself.
 
-    Attributes
-    ----------
-    falls
-        It sees falls too.
-    false_max
-        False alarms in 20,000 rows at an error rate of .2, at most.
-    delay_max
-        Rows from .1 to .6 at most.
-    locates
-        It names a change point: means before and after are those of the two rates.
-    others_max
-        Further alarms in the 800 rows after a change, at most.
+    Attributes:
+        falls: It sees falls too.
+        false_max: False alarms in 20,000 rows at an error rate of .2, at most.
+        delay_max: Rows from .1 to .6 at most.
+        locates: It names a change point: means before and after are those of the two rates.
+        others_max: Further alarms in the 800 rows after a change, at most.
     """
 
     falls: bool = True

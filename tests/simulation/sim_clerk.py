@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 class LabelClients:
     """Each sends a provisional label, and a final one: before it, with it, or later.
 
-    Attributes
-    ----------
-    open
-        Requests that somebody still wants an answer to.
+    Attributes:
+        open: Requests that somebody still wants an answer to.
     """
 
     def __init__(self, world: World) -> None:
@@ -126,10 +124,8 @@ class _Of(Kept):
 class Clerk(Actor):
     """An operator at work while labels come: bans and lifts them, releases, has events taught.
 
-    Attributes
-    ----------
-    busy
-        It may still decide something.
+    Attributes:
+        busy: It may still decide something.
     """
 
     kind = "clerk"

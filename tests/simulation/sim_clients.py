@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 class Clients:
     """All clients of one seed; each sends one request with one event or some.
 
-    Attributes
-    ----------
-    open
-        Requests that somebody still wants an answer to.
+    Attributes:
+        open: Requests that somebody still wants an answer to.
     """
 
     def __init__(self, world: World) -> None:

@@ -83,22 +83,14 @@ def _apply(content: bytearray, offset: int, data: bytes | None) -> None:
 class SimDisk:
     """Files by path.
 
-    Attributes
-    ----------
-    steps_left
-        Changing steps until the process that is at work is killed (None: it lives on).
-    dead
-        True while somebody closes what a killed process had open: nothing has any effect.
-    error_rate, full
-        Chance of EIO at a write or sync, and whether there is no room.
-    lying
-        A mutant of the disk: syncs do nothing.
-    worker
-        The process at work.
-    between
-        Called before a snapshot's files are changed: others go on meanwhile.
-    encoding
-        Called with the state that a snapshot is made of.
+    Attributes:
+        steps_left: Changing steps until the process that is at work is killed (None: it lives on).
+        dead: True while somebody closes what a killed process had open: nothing has any effect.
+        error_rate, full: Chance of EIO at a write or sync, and whether there is no room.
+        lying: A mutant of the disk: syncs do nothing.
+        worker: The process at work.
+        between: Called before a snapshot's files are changed: others go on meanwhile.
+        encoding: Called with the state that a snapshot is made of.
     """
 
     def __init__(self, r: random.Random, counts: Counter[str]) -> None:

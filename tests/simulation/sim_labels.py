@@ -145,14 +145,11 @@ def _taken(kind: str, undone: Mapping[str, Sequence[int]]) -> Iterator[tuple[int
 class Labels:
     """Keeps what callers were told of their labels, and compares all with the journal.
 
-    Attributes
-    ----------
-    finals
-        Where the row with the final label stands, as callers were told.
-    again
-        Events that an operator had learned again.  A rollback that brings back what an earlier one
-        took out leaves such a lesson beside the first one if it is not in the clock by then: of
-        these only what stands in the end is compared.
+    Attributes:
+        finals: Where the row with the final label stands, as callers were told.
+        again: Events that an operator had learned again.  A rollback that brings back what an
+            earlier one took out leaves such a lesson beside the first one if it is not in the clock
+            by then: of these only what stands in the end is compared.
     """
 
     def __init__(self, events: Iterable[Changing]) -> None:

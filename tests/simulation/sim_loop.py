@@ -118,12 +118,9 @@ class SimThread:
 class SimLoop(asyncio.BaseEventLoop):
     """One seed's time.
 
-    Attributes
-    ----------
-    step_s
-        Seconds that a step on a thread takes: drawn at each.
-    at_work
-        Runs a step of a process and gives its result: where the disk's mood comes in.
+    Attributes:
+        step_s: Seconds that a step on a thread takes: drawn at each.
+        at_work: Runs a step of a process and gives its result: where the disk's mood comes in.
     """
 
     _ready: deque[asyncio.Handle]  # of the loop that asyncio has in Python

@@ -41,15 +41,11 @@ STEADY: Mapping[str, Any] = {"chaos_s": 6.0, "spread_s": 6.0, "events": 100}
 class Mutant:
     """What is changed, and how it is noticed.
 
-    Attributes
-    ----------
-    climate
-        What is the same in all seeds: the faults that bring it out, at a pace that does.
-    within
-        So many seeds must notice it, at a few times what it took (``run.py --mutants``).
-    begin
-        Of these seeds the one that is tried first, the others after it: one that notices, where
-        those before it take long.
+    Attributes:
+        climate: What is the same in all seeds: the faults that bring it out, at a pace that does.
+        within: So many seeds must notice it, at a few times what it took (``run.py --mutants``).
+        begin: Of these seeds the one that is tried first, the others after it: one that notices,
+            where those before it take long.
     """
 
     changes: tuple[Change, ...] = ()

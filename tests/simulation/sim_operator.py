@@ -38,10 +38,8 @@ _TRIES = 12
 class Operator(Actor):
     """A process that bans a source, builds a state without it, and has the server take it.
 
-    Attributes
-    ----------
-    busy
-        It may still decide something.
+    Attributes:
+        busy: It may still decide something.
     """
 
     kind = "operator"

@@ -138,14 +138,10 @@ def events_of(climate: Climate, r: random.Random) -> Iterable[Event]:
 class World:
     """One seed.
 
-    Attributes
-    ----------
-    counts
-        Faults by kind.
-    met
-        What else came about, which would else be tested in name only.
-    calm
-        Faults have stopped, and everything has to heal.
+    Attributes:
+        counts: Faults by kind.
+        met: What else came about, which would else be tested in name only.
+        calm: Faults have stopped, and everything has to heal.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.studies import buffers as bench
-from evaluation.errors import PeerGone
+from benchmarks.studies.peers import PeerGone
 from replay.errors import SettingInvalid
 
 AVALANCHE = """

@@ -12,8 +12,9 @@ from benchmarks.studies import filtercost
 from benchmarks.studies import perceptron as net
 from benchmarks.studies import robustness as bench
 from benchmarks.studies.hostile import BATCH, HONEST, HOSTILE, KINDS, Images, patched, world
+from benchmarks.studies.peers import PeerGone
 from benchmarks.studies.synchronous import Peer, peer, rules, spanned
-from evaluation.errors import PeerGone, StreamUnusable
+from evaluation.errors import StreamUnusable
 
 
 @pytest.fixture(scope="module")

@@ -147,3 +147,30 @@ def test_a_state_folder_that_is_a_file_is_refused_in_one_line(
     assert "--state-dir" in said
     for command in (("status",), ("fsck",)):
         assert "Traceback" not in refused(*command, "--state-dir", str(place))
+
+
+INTERRUPTED = """
+import contextlib, os, signal, sys
+import online.cli as cli
+from online.errors import OnlineError
+if "control" in sys.argv:
+    cli.nothing_begun = contextlib.nullcontext
+def read(name):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(10**7):
+        pass
+cli._module = read
+cli.main()
+"""
+
+
+def test_ctrl_c_while_a_command_is_being_read_ends_it_without_a_word() -> None:
+    def end(*words: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", INTERRUPTED, "status", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        return done.returncode, done.stderr
+
+    assert end() == (130, "")
+    code, said = end("control")
+    assert code != 130
+    assert "KeyboardInterrupt" in said

@@ -108,7 +108,7 @@ def test_without_a_table_somebody_is_asked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="nobody to ask"):
         run("init")
-    monkeypatch.setattr("online.commands.init._sits_there", lambda: True)
+    monkeypatch.setattr("online.commands.init.somebody", lambda: True)
     run("init", asks="spam\nbinary\nsubject, body\n")
     (model,) = load(Path("online.yaml"), {}, {}).models
     assert (model.name, model.task, model.learner) == ("spam", "binary", "model.py:build")

@@ -80,7 +80,7 @@ def test_back_without_anybody_to_ask(service: Service) -> None:
 def test_back_when_asked(
     service: Service, monkeypatch: pytest.MonkeyPatch, said: str, code: int, asked: int
 ) -> None:
-    monkeypatch.setattr(rewrites, "_somebody", lambda: True)
+    monkeypatch.setattr("online.commands.base.somebody", lambda: True)
     service.answers = [(200, {"undone": 3, "snapshot": "1-2", "missing": []})]
     done = run("rollback", "--to", "1-2", said=said)
     assert (done.exit_code, len(service.asked)) == (code, asked)

@@ -187,6 +187,7 @@ def test_mutants_of_a_forget_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: object, name: str, mutant: object
 ) -> None:
     monkeypatch.setattr(place, name, mutant)
+    monkeypatch.setattr(worlds, "PATIENCE_S", worlds.IN_VAIN_S)
     found = (AssertionError, TimeoutError, StartRefused, errors.ForgetRefused)
     with pytest.raises((*found, RequestError, pytest.fail.Exception)):
         worlds.play(tmp_path, forgotten)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.journal import sqliteappend
+from replay.journal import sqliteappend, sqliteschema
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -62,3 +62,42 @@ def test_a_repeat_in_the_second_statement_finds_its_first_row(tmp_path: Path) ->
         assert answer.end == 700
         assert (first.new, repeat.new) == (True, False)
         assert repeat.row == first.row
+
+
+def scattered(tmp_path: Path) -> tuple[list[int], list[int]]:
+    """Commit numbers and offsets after batches in which a few rows were there before."""
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        end = journal.append(p, 0, rows(0, 10)).end
+        for first, known in ((100, 5), (1000, 105), (2000, 1300)):
+            batch = [*rows(first, 300), *rows(known, 1), *rows(first + 300, 200), *rows(known, 1)]
+            answer = journal.append(p, end, batch)
+            assert [i for i, one in enumerate(answer.outcomes) if not one.new] == [300, 501]
+            assert answer.end == end + 500
+            end = answer.end
+        found = journal.read(p, 1, end)
+        assert journal.examine(lambda done, total: None).damage == ()
+    return [row.seq for row in found], [row.offset for row in found]
+
+
+def test_rows_that_were_taken_out_again_leave_no_holes(tmp_path: Path) -> None:
+    seqs, offsets = scattered(tmp_path)
+    assert seqs == offsets == list(range(1, 1511))
+
+
+def test_a_number_that_is_not_put_back_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqliteschema, "SET_SEQ", "SELECT ?")
+    seqs, offsets = scattered(tmp_path)
+    assert offsets == list(range(1, 1511))
+    assert seqs != offsets
+
+
+def test_nobody_looks_before_new_rows_are_written(tmp_path: Path) -> None:
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p, seen = journal.register("m", "r", "spec", 1.0).id, list[str]()
+        journal._file._writer.set_trace_callback(seen.append)
+        journal.append(p, 0, rows(0, 1000))
+        journal._file._writer.set_trace_callback(None)
+    assert not [statement for statement in seen if "FROM rows WHERE model" in statement]

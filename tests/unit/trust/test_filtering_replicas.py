@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import replica_world
 from replica_world import World, play, until
 from test_filtering import HONEST, Told, counted, nats, opened, rows_of, told
 
@@ -45,6 +46,7 @@ def test_an_operator_releases_a_source_for_all_replicas(
 ) -> None:
     if not said:  # the mutant: only the replica that was asked knows
         monkeypatch.setattr(sources, "merge", _told_nothing)
+        monkeypatch.setattr(replica_world, "PATIENCE_S", replica_world.IN_VAIN_S)
 
     async def scene(world: World) -> None:
         pair = [await world.replica(name, filters=told) for name in "ab"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from evaluation.drift.alarm import Alarm
 from online.settings.model import Drift
-from online.watch.drift import Judge
+from online.watch.drift import TOGETHER, Judge
 from replay.example import Example
 from replay.journal.base import Row, Verdict
 
@@ -72,7 +73,9 @@ def play(task: str, seed: int) -> int:
             for row, shown in zip(rows, examples, strict=True):
                 one.learned(1, row.offset, shown, row.at)
             many.learned_all(rows, examples)
-        assert told(one) == told(many)
+        if rng.random() < 0.3:  # the others wait for those that come
+            assert told(one) == told(many)
+    assert told(one) == told(many)
     assert said[0] == said[1]
     return len(said[0])
 
@@ -82,13 +85,50 @@ def test_many_rows_are_judged_as_one_after_the_other(task: str) -> None:
     assert play(task, 1) > 0, "nothing was to be noticed"
 
 
-def test_a_pass_that_forgets_what_was_judged_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def forget_what_was_judged(patch: pytest.MonkeyPatch) -> None:
     real = Judge.learned_all
 
     def forgets(self: Judge, rows: Any, examples: Any) -> None:
         self._judged.clear()
         real(self, rows, examples)
 
-    monkeypatch.setattr(Judge, "learned_all", forgets)
+    patch.setattr(Judge, "learned_all", forgets)
+
+
+def look_only_when_there_are_many(patch: pytest.MonkeyPatch) -> None:
+    real = Judge.look
+
+    def looks(self: Judge) -> None:
+        if len(self._waiting.features) >= TOGETHER:
+            real(self)
+
+    patch.setattr(Judge, "look", looks)
+
+
+@pytest.mark.parametrize("change", [forget_what_was_judged, look_only_when_there_are_many])
+def test_a_difference_is_noticed(
+    change: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(monkeypatch)
     with pytest.raises(AssertionError):
         play("binary", 1)
+
+
+def test_rows_are_looked_at_when_some_dozens_wait() -> None:
+    rng, judge = random.Random(3), watched("binary", [])
+    seen = list[int]()
+    real = judge._watch.learned
+
+    def noted(features: Any, *columns: Any) -> Any:
+        seen.append(len(features))
+        return real(features, *columns)
+
+    judge._watch.learned = noted  # type: ignore[method-assign]
+    examples = [example(rng, "binary", False) for _ in range(600)]
+    usual = [x for x in examples if x.score and max(x.score.values()) <= 1.0][: 5 * TOGETHER // 2]
+    for i, one in enumerate(usual, 1):
+        row = Row(i, 1, i, bytes(16), str(i), "s", Verdict.ACCEPTED, 1.0, b"", float(i))
+        judge.learned_all([row], [one])
+    assert seen == [TOGETHER, TOGETHER]
+    assert judge.report()["drift_judged"] == len(usual)
+    assert seen == [TOGETHER, TOGETHER, TOGETHER // 2]

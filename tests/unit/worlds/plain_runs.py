@@ -13,12 +13,10 @@ from replay.example import Features, Label
 class Run:
     """A prequential run has these results.
 
-    Attributes
-    ----------
-    accuracy
-        Right labels divided by rows; a row for which nothing was predicted counts as wrong.
-    probabilities
-        What was answered before each row's label was learned, in order.
+    Attributes:
+        accuracy: Right labels divided by rows; a row for which nothing was predicted counts as
+            wrong.
+        probabilities: What was answered before each row's label was learned, in order.
     """
 
     accuracy: float

@@ -36,6 +36,8 @@ from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
 SPEC = "f" * 64
+PATIENCE_S = 60.0
+IN_VAIN_S = 5.0  # where a mutant keeps what is waited for from coming
 
 
 def counting() -> Linear:
@@ -166,8 +168,8 @@ class World:
         return (values - base) * 2**10
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    async with asyncio.timeout(timeout_s):
+async def until(condition: Callable[[], bool], timeout_s: float | None = None) -> None:
+    async with asyncio.timeout(timeout_s or PATIENCE_S):
         while not condition():
             await asyncio.sleep(0.001)
 

@@ -47,12 +47,9 @@ class Followed:
 class FakeStore:
     """A store in memory.  ``failing`` names methods that raise, before or after their effect.
 
-    Attributes
-    ----------
-    trims
-        What :meth:`trim` was asked for; it removes whatever is allowed of ``rows``.
-    bounds
-        Of each of these, after when a stamp is of a wrong clock, and the running time.
+    Attributes:
+        trims: What :meth:`trim` was asked for; it removes whatever is allowed of ``rows``.
+        bounds: Of each of these, after when a stamp is of a wrong clock, and the running time.
     """
 
     rows: dict[int, Info] = field(default_factory=lambda: {1: Info(1, 100), 2: Info(2, 100)})

@@ -49,15 +49,11 @@ class Notes:
 class Selector:
     """Several learners that answer as one; a learner itself, see :mod:`evaluation.learner`.
 
-    Parameters
-    ----------
-    learners
-        By name, 1 to :data:`LEARNERS_MAX` of them.
+    Parameters:
+        learners: By name, 1 to :data:`LEARNERS_MAX` of them.
 
-    Attributes
-    ----------
-    losses
-        S_k, by learner.
+    Attributes:
+        losses: S_k, by learner.
     """
 
     def __init__(self, learners: Mapping[str, Any], task: Task) -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from river import linear_model, naive_bayes, optim, preprocessing, tree
 
+from benchmarks.studies.selector import LEARNERS_MAX, PER_LATE, WINDOW, Selector
 from evaluation.prequential import prequential
-from evaluation.selector import LEARNERS_MAX, PER_LATE, WINDOW, Selector
 from evaluation.streams import open_stream
 from replay.example import Features, Label
 

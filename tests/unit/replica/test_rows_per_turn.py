@@ -1,0 +1,71 @@
+"""A pass has as many rows as half a millisecond has room for, by what the last ones took."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import replica_world as worlds
+from test_ordinary import event, taught
+
+from online.replica import follower
+from online.replica.follower import Follower
+
+US = 1e-6
+
+
+async def passes(
+    world: worlds.World, patch: pytest.MonkeyPatch, costs: Sequence[float]
+) -> list[list[int]]:
+    """How many rows the newest passes were to have, where a row takes so long by our clock."""
+    serving, rng = await taught(world), random.Random(1)
+    learner, now_s, found, sizes = serving.replica.learner, [0.0], list[list[int]](), list[int]()
+    clock = SimpleNamespace(perf_counter=lambda: now_s[0], monotonic=time.monotonic)
+    patch.setattr(follower, "time", clock)
+    real, cost_s = learner.learn_alike, [0.0]
+
+    def learn_alike(rows: Any, examples: Any) -> int:
+        n = real(rows, examples)
+        now_s[0] += n * cost_s[0]
+        sizes.append(len(rows))
+        return n
+
+    patch.setattr(learner, "learn_alike", learn_alike)
+    for i, cost_s[0] in enumerate(costs, 1):
+        sizes.clear()
+        await serving.record([event(rng, 1000 * i + k) for k in range(1000)])
+        found.append(sizes[-12:-1])  # the last one had what was left
+    await serving.replica.stop(1.0)
+    return found
+
+
+def test_cheap_rows_come_in_long_passes_and_dear_ones_in_short_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        cheap, dear, dearest, again = await passes(
+            world, monkeypatch, [20 * US, 50 * US, 1000 * US, 20 * US]
+        )
+        assert 20 <= max(cheap) <= 32, cheap
+        assert 8 <= max(dear) <= 13, dear
+        assert max(dearest) == 2, dearest
+        assert 20 <= max(again) <= 32, again
+
+    worlds.play(tmp_path, scene)
+
+
+def test_passes_that_do_not_follow_the_clock_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Follower, "_suit", lambda self, n, most, took_s: None)
+
+    async def scene(world: worlds.World) -> None:
+        cheap, dear = await passes(world, monkeypatch, [20 * US, 50 * US])
+        assert max(cheap) == max(dear), (cheap, dear)
+
+    worlds.play(tmp_path, scene)
