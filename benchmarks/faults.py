@@ -24,13 +24,16 @@ def exactly_once(
     changing: Annotated[
         bool, typer.Option("--changing", help="a provisional label of each event first")
     ] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="one process without Ray: each kill is of all")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Kill processes at random instants under load; nothing is lost or learned twice.
 
     Example: python -m benchmarks exactly-once --journal redis --rounds 20
     """
-    good = check_once(journal, rounds, seed, changing=changing, as_json=as_json)
+    good = check_once(journal, rounds, seed, changing=changing, embedded=embedded, as_json=as_json)
     raise typer.Exit(0 if good else 1)
 
 
@@ -40,6 +43,7 @@ def check_once(
     seed: int,
     *,
     changing: bool = False,
+    embedded: bool = False,
     as_json: bool,
 ) -> bool:
     from benchmarks import exactly_once as bench
@@ -47,7 +51,9 @@ def check_once(
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    result = bench.run(rounds, journal=journal, seed=seed, changing=changing, progress=progress)
+    result = bench.run(
+        rounds, journal=journal, seed=seed, changing=changing, embedded=embedded, progress=progress
+    )
     data = {**asdict(result), "good": result.good}
     if as_json:
         print(json.dumps(data))

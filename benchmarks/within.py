@@ -18,7 +18,7 @@ from online.replica.replica import ModelReplica
 from online.replica.surroundings import Outside, Who
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
-from online.serving.held_events import Kept
+from online.serving.held_events import HeldEvents
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
@@ -66,7 +66,7 @@ class Within:
     """
 
     replica: ModelReplica
-    kept: Kept
+    kept: HeldEvents
 
     def __init__(self, folder: Path, settings: ModelSettings, root: Sequence[Row] = ()) -> None:
         self._folder, self._settings, self._root = folder, settings, root
@@ -103,7 +103,7 @@ class Within:
             filters=filtering_for(settings, learner, None, sources_max=_SOURCES_MAX, vouched=True),
             canary=Canary(self._root, lambda: learner.serving) if self._root else None,
         )  # fmt: skip
-        self.kept = Kept({NAME: self.replica}, {NAME: journal}, lambda name: {})
+        self.kept = HeldEvents({NAME: self.replica}, {NAME: journal}, lambda name: {})
         await self.replica.start()
 
     async def send(self, source: str, features: Features, label: Label) -> bytes:

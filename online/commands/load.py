@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class HighestRate:
     """The largest rate (requests/s) that holds, 0 if none; and every step to it."""
 
     rate: float
@@ -65,7 +65,7 @@ class Found:
     interrupted: bool
 
 
-def find(attempt: Try, *, start: float, p99_ms: float, precision: float = 0.05) -> Found:
+def find(attempt: Try, *, start: float, p99_ms: float, precision: float = 0.05) -> HighestRate:
     """Largest rate at which every operation's p99 is at most ``p99_ms``.
 
     The rate is doubled until it does not hold (or halved until it does), then bisected to within
@@ -78,7 +78,7 @@ def find(attempt: Try, *, start: float, p99_ms: float, precision: float = 0.05) 
         for _ in range(2):
             report = attempt(rate)
             if report.interrupted:
-                return Found(low, p99_ms, steps, True)
+                return HighestRate(low, p99_ms, steps, True)
             steps.append(_step(rate, report, p99_ms))
             if steps[-1].holds:
                 break
@@ -87,7 +87,7 @@ def find(attempt: Try, *, start: float, p99_ms: float, precision: float = 0.05) 
         else:
             high = rate
         rate = low * 2 if high == math.inf else high / 2 if low == 0 else math.sqrt(low * high)
-    return Found(low, p99_ms, steps, False)
+    return HighestRate(low, p99_ms, steps, False)
 
 
 def _step(rate: float, report: Report, p99_ms: float) -> Step:
@@ -416,7 +416,7 @@ def bars(load: Load) -> list[str]:
     ]
 
 
-def _show_found(found: Found, *, as_json: bool) -> int:
+def _show_found(found: HighestRate, *, as_json: bool) -> int:
     """Print it; the exit code."""
     code = 130 if found.interrupted else 0 if found.rate else 1
     if as_json:

@@ -143,7 +143,7 @@ def _once(
         outcome = execute(
             request, source, begin, store=opened, now_s=time.time(), progress=progress
         )
-    told(outcome, source, time.monotonic() - began, as_json=as_json)
+    print_outcome(outcome, source, time.monotonic() - began, as_json=as_json)
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _end(error: OnlineError) -> None:
     os._exit(1)
 
 
-def told(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> None:
+def print_outcome(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> None:
     """Say what was done."""
     report = outcome.report
     facts: dict[str, Any] = asdict(outcome)

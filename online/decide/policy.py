@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import hmac
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -19,15 +22,26 @@ from online.models.experts import Floats
 from online.models.scored import Scores
 from paramserver.pages import Floats32
 
+Chosen = slice | npt.NDArray[np.intp]
+"""Places of the actions that are allowed."""
+
 Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-_GRID: Final[Floats32] = np.linspace(0.0, 1.0, 129, dtype=np.float32)
+_STEP: Final = 0.5
+"""Standard deviations of the surest action between two values of a grid, where 128 are enough."""
+
+_STEPS_OF: Final = 16
+_GRIDS: Final = tuple(
+    np.linspace(0.0, 1.0, n + 1, dtype=np.float32) for n in range(_STEPS_OF, 129, _STEPS_OF)
+)
 _ONE, _HALF, _HALVED = np.float32(1.0), np.float32(0.5), np.float32(-0.5)
 _TAIL: Final[Floats32] = (
     np.array([1.330274429, -1.821255978, 1.781477937, -0.356563782, 0.319381530])
     * 0.3989422804014327
 ).astype(np.float32)
 _STEPS: Final[Floats] = np.arange(6.0)
+_UNTIL: Final[Floats] = np.arange(7.0)
+_SERIES: Final[Floats] = np.array([1.0, 1 / 2, 1 / 6, 0.0, -1 / 30, 0.0, 1 / 42])
 
 WIDTHS: Final = (0.1, 0.3, 1.0)
 """Standard deviations that count as one, of the candidates of ``auto``."""
@@ -40,6 +54,7 @@ FIRST: Final = 50.0
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
+_EACH: Chosen = slice(None)
 CHANGED: Final = 2.0
 """Standard deviations that an action's rewards of late are off before they alone are believed."""
 
@@ -81,22 +96,24 @@ class Policy:
 
         Raises ValueError if none is allowed.
         """
-        free = np.ones(len(scores.ids), bool) if allowed is None else np.array(allowed, bool)
-        if not free.any():
+        n, at = len(scores.ids), _EACH
+        if allowed is None:
+            allowed = [True] * n
+        elif not any(allowed):
             raise ValueError("no action is allowed; leave at least one")
-        at = np.flatnonzero(free)
-        means = scores.shares[at]
+        else:
+            at = np.flatnonzero(np.array(allowed, bool))
         found, tried = self._found(scores, at)
-        found = bounded(found, means, self.floor, self.budget)
-        return Decision(
-            _spread(found, at, len(free)),
-            {name: _spread(p, at, len(free)) for name, p in tried.items()},
-            free.tolist(),
-        )
+        found = bounded(found, scores.shares[at], self.floor, self.budget)
+        if at is not _EACH:
+            found = _spread(found, at, n)
+            tried = {name: _spread(p, at, n) for name, p in tried.items()}
+        return Decision(found, tried, allowed)
 
-    def _found(self, scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Floats]]:
+    def _found(self, scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         """Return the distribution over these actions, before its bounds."""
-        means, n = scores.shares[at], len(at)
+        means = scores.shares[at]
+        n = len(means)
         if self.kind == "auto":
             return auto(scores, at)
         if self.kind == "greedy":
@@ -130,18 +147,25 @@ class Decision:
 
 def uniform(key: bytes, nonce: bytes, slot: int = 0) -> float:
     """A number in [0, 1) that only whoever has the key can foretell: HMAC(key, nonce, slot)."""
-    digest = hmac.digest(key, nonce + b"\0" + slot.to_bytes(4, "big"), "sha256")
-    return (int.from_bytes(digest[:8], "big") >> 11) * 2.0**-53
+    mac = _keyed(key).copy()
+    mac.update(nonce + b"\0" + slot.to_bytes(4, "big"))
+    return (int.from_bytes(mac.digest()[:8], "big") >> 11) * 2.0**-53
+
+
+@lru_cache(maxsize=64)
+def _keyed(key: bytes) -> hmac.HMAC:
+    """To be copied: taking a key is most of an HMAC."""
+    return hmac.new(key, digestmod="sha256")
 
 
 def draw(probabilities: Floats, u: float) -> int:
     """The action that a number in [0, 1) falls on; never one of probability 0."""
-    edges = np.cumsum(probabilities)
-    found = int(np.searchsorted(edges, u * edges[-1], side="right"))
-    return min(found, int(np.flatnonzero(probabilities)[-1]))
+    edges = [*accumulate(probabilities.tolist())]
+    # an edge that is not above the one before has no share of the numbers
+    return min(bisect_right(edges, u * edges[-1]), bisect_left(edges, edges[-1]))
 
 
-def auto(scores: Scores, at: npt.NDArray[np.intp]) -> tuple[Floats, dict[str, Floats]]:
+def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
     """Thompson's rule; with a context, at several widths, weighted by what they have gained.
 
     Without a context the arms' own beliefs are exact: of all rewards of an action, or of those of
@@ -189,7 +213,8 @@ def squarecb(means: Floats, gamma: float) -> Floats:
 def logit(shares: Floats) -> Floats:
     """Log odds of shares of the reward's range."""
     clipped = np.minimum(np.maximum(shares, 1e-6), 1.0 - 1e-6)
-    found: Floats = np.log(clipped) - np.log1p(-clipped)
+    found: Floats = clipped / (1.0 - clipped)
+    np.log(found, out=found)
     return found
 
 
@@ -199,16 +224,20 @@ def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
     They are those of the Beta distribution that ``total`` rewards among ``n`` leave of one that
     begins with the mean of all actions, and the weight of one reward, or of one lack of it.
     """
-    a, b = _beta(n, total, prior)
-    return digamma(a) - digamma(b), np.sqrt(trigamma(a) + trigamma(b))
+    both = _beta(n, total, prior)
+    means: Floats = digamma(both)
+    return means[0] - means[1], np.sqrt(np.add.reduce(trigamma(both)))
 
 
-def _beta(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
-    """Both parameters of each action's Beta distribution."""
-    mean = float(((total + prior) / (n + 1.0)).sum()) / len(n)
+def _beta(n: Floats, total: Floats, prior: float) -> Floats:
+    """Both parameters of each action's Beta distribution: shape (2, actions)."""
+    mean = float(np.add.reduce((total + prior) / (n + 1.0))) / len(n)
     mean = min(max(mean, 1.0 / FIRST), 1.0 - 1.0 / FIRST)
     first = 1.0 / min(mean, 1.0 - mean)
-    return total + first * mean, np.maximum(n - total, 0.0) + first * (1.0 - mean)
+    both: Floats = np.array((total, np.maximum(n - total, 0.0)))
+    both[0] += first * mean
+    both[1] += first * (1.0 - mean)
+    return both
 
 
 def digamma(x: Floats) -> Floats:
@@ -222,20 +251,23 @@ def digamma(x: Floats) -> Floats:
 
 def trigamma(x: Floats) -> Floats:
     """Second derivative of the same (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
-    each = 1.0 / (x[..., None] + _STEPS)
-    x = x + len(_STEPS)
-    y = 1.0 / (x * x)
-    later = 1.0 / x + y / 2 + y / x * (1 / 6 - y * (1 / 30 - y / 42))
-    found: Floats = (each * each).sum(axis=-1) + later
+    each = 1.0 / np.add.outer(_UNTIL, x)
+    powers = np.multiply.accumulate(np.broadcast_to(each[-1], (len(_SERIES), *x.shape)))
+    each *= each
+    found: Floats = np.add.reduce(each[:-1])
+    found += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)
     return found
 
 
 def widths(scores: Scores) -> Floats:
     """Standard deviation of what is expected of each action, in logits."""
-    a, b = _beta(scores.arms.n, scores.arms.total, scores.arms.prior)
-    own = trigamma(np.array((a, b))).sum(axis=0)
+    both = _beta(scores.arms.n, scores.arms.total, scores.arms.prior)
+    own = np.add.reduce(trigamma(both))
     met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
-    found: Floats = 1.0 / np.sqrt(1.0 / own + 1.0 / met)
+    found: Floats = 1.0 / own
+    found += 1.0 / met
+    np.sqrt(found, out=found)
+    np.divide(1.0, found, out=found)
     return found
 
 
@@ -247,19 +279,24 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     """
     widths = np.maximum(widths, 1e-9)
     reach = 5.0 * widths
-    low = (means - reach).max(axis=-1)[..., None]
-    high = (means + reach).max(axis=-1)[..., None]
+    ends = np.array((means - reach, means + reach))
+    low, high = np.maximum.reduce(ends, axis=-1, keepdims=True)
+    high -= low
+    scaled = np.array((high / widths, (low - means) / widths), np.float32)[..., None]
+    steps = float(np.maximum.reduce(scaled[0], axis=None)) / _STEP
+    grid = _GRIDS[min(int(steps / _STEPS_OF), len(_GRIDS) - 1)] if steps < 1e9 else _GRIDS[-1]
     # the cells of the grid are many, and are worked on in place, in half as many bytes
-    z = ((high - low) / widths).astype(np.float32)[..., None] * _GRID
-    z += ((low - means) / widths).astype(np.float32)[..., None]
+    z = scaled[0] * grid
+    z += scaled[1]
     bell = z * z
     bell *= _HALVED
     np.exp(bell, out=bell)
     below = _normal(z, bell)  # no z is less than -5, so none of them is nothing
     bell /= below
-    found: Floats = (bell @ below.prod(axis=-2)[..., None])[..., 0] / widths
-    total = found.sum(axis=-1, keepdims=True)
-    if (total > 0.0).all():
+    best = np.multiply.reduce(below, axis=-2)
+    found: Floats = (bell @ best[..., None])[..., 0] / widths
+    total = np.add.reduce(found, axis=-1, keepdims=True)
+    if np.minimum.reduce(total, axis=None) > 0.0:
         found /= total
         return found
     return np.where(total > 0.0, found / np.where(total > 0.0, total, 1.0), greedy(means))
@@ -287,27 +324,28 @@ def _normal(z: Floats32, bell: Floats32) -> Floats32:
 
 def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -> Floats:
     """The distribution with at most ``budget`` beside the best action, and the floor below each."""
-    n = len(probabilities)
-    best = int(means.argmax())
-    if probabilities[best] < probabilities.max():  # of several best ones, the one that is drawn
-        best = int(np.where(means >= means.max(), probabilities, -1.0).argmax())
-    rest = 1.0 - probabilities[best]
-    found = probabilities.copy()
-    if rest > budget:
-        found *= budget / rest
-        found[best] = 1.0 - budget
+    n, found = len(probabilities), probabilities
+    if budget >= 1.0 and floor <= 0.0:
+        whole: Floats = found / np.add.reduce(found)
+        return whole
+    if budget < 1.0:
+        best = int(means.argmax())
+        if found[best] < found.max():  # of several best ones, the one that is drawn
+            best = int(np.where(means >= means.max(), found, -1.0).argmax())
+        if (rest := 1.0 - found[best]) > budget:
+            found = found * (budget / rest)
+            found[best] = 1.0 - budget
     least = min(floor, 1.0 / n)
     above = np.maximum(found - least, 0.0)
-    if (total := float(above.sum())) <= 0.0:
+    if (total := float(np.add.reduce(above))) <= 0.0:
         return np.full(n, 1.0 / n)
-    lifted: Floats = least + (1.0 - n * least) * (above / total)
-    lifted /= lifted.sum()
-    return lifted
+    above *= (1.0 - n * least) / total
+    above += least
+    above /= np.add.reduce(above)
+    return above
 
 
-def _spread(found: Floats, at: npt.NDArray[np.intp], n: int) -> Floats:
-    if len(at) == n:
-        return found
+def _spread(found: Floats, at: Chosen, n: int) -> Floats:
     out = np.zeros(n)
     out[at] = found
     return out

@@ -18,7 +18,7 @@ _ITS_ID: Final = (
 )
 
 
-class Action(msgspec.Struct, forbid_unknown_fields=True):
+class Action(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     """One of the actions among which is chosen."""
 
     id: Annotated[str, Meta(min_length=1, description="its name; the model learns by it")]
@@ -69,7 +69,7 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
 
 
-class Ranked(msgspec.Struct):
+class Ranked(msgspec.Struct, gc=False):
     """One action of an answer: how likely it was chosen, and the reward that is expected of it."""
 
     id: str

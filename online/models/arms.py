@@ -69,9 +69,11 @@ class Counted(NamedTuple):
 
     def means(self) -> Floats:
         """Mean reward of each action so far and of late: shape (2, actions)."""
-        first = PRIOR * self.prior
-        far, late = self.total + first, self.late_total + first
-        return np.array((far / (self.n + PRIOR), late / (self.late_n + PRIOR)))
+        n, total = np.array((self.n, self.late_n)), np.array((self.total, self.late_total))
+        n += PRIOR
+        total += PRIOR * self.prior
+        total /= n
+        return total
 
 
 class Arms(Sums):

@@ -7,8 +7,10 @@ has the place ``mix(a, b)`` in a table, worked out in arrays: nothing is looked 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Final, NamedTuple
 
 import mmh3
@@ -34,6 +36,7 @@ _KNOTS: Final = np.uint64(13)
 
 _BIAS: Final = "bias"
 _BIAS_HASH: Final = 0x9E3779B9
+_NO_WORDS: Final = {_BIAS: 1.0}
 _LEFT: Final = np.uint64(0x9E3779B97F4A7C15)
 _RIGHT: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _SHIFT: Final = np.uint64(32)
@@ -103,32 +106,43 @@ class Context(NamedTuple):
 class Alike(NamedTuple):
     """Rows of the same names in the same order, and only numbers: shape (rows, names).
 
-    ``whole``: some were sent as whole numbers.
+    ``whole``: some were sent as whole numbers.  ``least`` and ``most`` are those of each name.
     """
 
     names: tuple[str, ...]
     numbers: Floats
     whole: bool
+    least: list[float]
+    most: list[float]
 
 
 def alike(rows: Sequence[Features]) -> Alike | None:
     """The rows in one array, if they are alike and have a name at all."""
     names = tuple(rows[0])
-    if not names or any(tuple(row) != names for row in rows):
+    if not names or [*chain.from_iterable(rows)] != [*names] * len(rows):
         return None
-    flat = [value for row in rows for value in row.values()]
+    flat = [*chain.from_iterable([row.values() for row in rows])]
     kinds = set(map(type, flat))
     if not kinds <= _NUMBERS:
         return None
-    if int in kinds and any(type(value) is int and abs(value) > _WHOLE_MAX for value in flat):
+    whole = int in kinds
+    if whole and any(type(value) is int and abs(value) > _WHOLE_MAX for value in flat):
         return None
-    numbers = np.array(flat, dtype=np.float64).reshape(len(rows), len(names))
-    return Alike(names, numbers, int in kinds)
+    numbers = np.frombuffer(array("d", flat)).reshape(len(rows), len(names))  # type: ignore[type-var]
+    least, most = np.minimum.reduce(numbers).tolist(), np.maximum.reduce(numbers).tolist()
+    return Alike(names, numbers, whole, least, most)
 
 
+@lru_cache(maxsize=65_536)
 def hash_of(action: str) -> int:
     """32 bits that stand for an action's id, in notes and in places."""
     return mmh3.hash(action, _SEED, signed=False)
+
+
+@lru_cache(maxsize=64)
+def hashes_of(actions: tuple[str, ...]) -> tuple[int, ...]:
+    """The same of each of the ids: they often are those of the choice before."""
+    return tuple([hash_of(action) for action in actions])
 
 
 class Crossing(OfParts):
@@ -172,11 +186,10 @@ class Crossing(OfParts):
         Numbers have the shape (actions, features), hashes that or, of those alike, (1, features).
         """
         if table is not None:
-            names = [ACTION + name for name in table.names]
-            kept, z = self._parts[1].transform_many(names, table.numbers)
-            hashes = [_BIAS_HASH, *(_place(name, self._seed) for name in kept)]
-            bias = np.ones((len(z), 1))
-            return Vector(np.array([hashes], np.uint64), np.concatenate([bias, z], axis=1))
+            kept, z = self._parts[1].transform_many(_as_sent(table.names), table.numbers)
+            numbers = np.empty((len(z), len(kept) + 1))
+            numbers[:, 0], numbers[:, 1:] = 1.0, z
+            return Vector(_placed(tuple(kept), self._seed), numbers)
         each = [self.action(features, learns=False) for features in rows]
         shape = len(each), max(len(one.numbers) for one in each)
         out = Vector(np.zeros(shape, np.uint64), np.zeros(shape))
@@ -189,8 +202,10 @@ class Crossing(OfParts):
     ) -> tuple[list[int], list[float], list[int], list[float]]:
         """Hashes and numbers of what is no number, the bias first, and of what is one."""
         numbers = {n: v for n, v in features.items() if type(v) is float or type(v) is int}
-        words = {n: v for n, v in features.items() if n not in numbers}
-        row = self._words.row(words, learns=False)
+        row = _NO_WORDS
+        if len(numbers) < len(features):
+            words = {n: v for n, v in features.items() if n not in numbers}
+            row = self._words.row(words, learns=False)
         z: dict[str, float] = scaler.learn(numbers) if learns else scaler.transform(numbers)
         return (
             [_BIAS_HASH if name == _BIAS else int(name) for name in row],
@@ -205,10 +220,36 @@ def _place(name: str, seed: int) -> int:
     return mmh3.hash(name, seed, signed=False)
 
 
-def mix(left: Hashes, right: Hashes, bits: int) -> Places:
-    """Places of products, below 2^bits; the arrays are broadcast against each other."""
-    mixed = (left * _LEFT) ^ (right * _RIGHT)
+@lru_cache(maxsize=256)
+def _as_sent(names: tuple[str, ...]) -> list[str]:
+    """Names of an action's features as rows have them."""
+    return [ACTION + name for name in names]
+
+
+@lru_cache(maxsize=256)
+def _placed(names: tuple[str, ...], seed: int) -> Hashes:
+    """Hashes of numbers by name, the bias first: shape (1, names + 1), to be read only."""
+    return np.array([[_BIAS_HASH, *(_place(name, seed) for name in names)]], np.uint64)
+
+
+def left(hashes: Hashes) -> Hashes:
+    """One side of products, for :func:`settled`."""
+    return hashes * _LEFT
+
+
+def right(hashes: Hashes) -> Hashes:
+    """The other side of products."""
+    return hashes * _RIGHT
+
+
+def settled(mixed: Hashes, bits: int) -> Places:
+    """Places of products below 2^bits, made in place of left and right sides by exclusive or."""
     mixed ^= mixed >> _SHIFT
     mixed *= _RIGHT
     mixed >>= np.uint64(64 - bits)
     return mixed.view(np.int64)  # at most 31 bits
+
+
+def mix(one: Hashes, other: Hashes, bits: int) -> Places:
+    """Places of products, below 2^bits; the arrays are broadcast against each other."""
+    return settled(left(one) ^ right(other), bits)

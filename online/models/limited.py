@@ -105,10 +105,16 @@ class Limited:
     def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
         """Columns as :meth:`transform` gives them, up to the last bit."""
         now = self._now
-        kept = [i for i, name in enumerate(names) if name in now]
-        held = [now[names[i]] for i in kept]
-        mean, inverse = np.array([h[1] for h in held]), np.array([h[3] for h in held])
-        return [names[i] for i in kept], np.clip((x[:, kept] - mean) * inverse, -LIMIT, LIMIT)
+        held = [now[name] for name in names if name in now]
+        kept = list(names)
+        if len(held) < len(names):
+            known = [i for i, name in enumerate(names) if name in now]
+            kept, x = [names[i] for i in known], x[:, known]
+        z = x - np.array([h[1] for h in held])
+        z *= np.array([h[3] for h in held])
+        np.minimum(z, LIMIT, out=z)
+        np.maximum(z, -LIMIT, out=z)
+        return kept, z
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
         """Work out what :meth:`learn` would do to rows of these names; nothing is changed.

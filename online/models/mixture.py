@@ -30,9 +30,12 @@ class Mixture:
 
     def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
         """Each free expert's vote, 0 for the others; they sum to 1."""
-        votes = np.exp(self._losses[free].min() - self._losses) * free
-        shares: Floats = votes / votes.sum()
-        return shares
+        losses = self._losses
+        votes: Floats = losses[free].min() - losses
+        np.exp(votes, out=votes)
+        votes *= free
+        votes /= votes.sum()
+        return votes
 
     def judge(self, answers: Floats, y: float, weight: float) -> None:
         """A reward came.  One of weight w counts as w rewards of weight 1."""

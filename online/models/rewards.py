@@ -32,10 +32,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from evaluation.metrics import Task
 from online.models.arms import Arms, Counted, Sums
@@ -49,16 +49,20 @@ from online.models.crossed import (
     Vector,
     alike,
     hash_of,
-    mix,
+    hashes_of,
+    left,
+    right,
+    settled,
     split,
 )
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.experts import EXPERTS, Floats
+from online.models.experts import EXPERTS, NORMALISED, Floats
 from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
 from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Part, Table, steps_of
+from online.models.tabled import Table
+from paramserver.pages import Floats32
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
@@ -71,12 +75,60 @@ _SHARED: Final = slice((HEADS - 1) * EXPERTS, HEADS * EXPERTS)
 _SALTS: Final[Hashes] = np.array(
     [0xD6E8FEB86659FD93 * i % 2**64 for i in range(HEADS)], dtype=np.uint64
 )
-_BY_FORM: Final = 2, 2, EXPERTS
-"""Experts by form of the context (as it is, on knots), of the chosen action and of all."""
+_BY_FORM: Final[Hashes] = _SALTS[: HEADS - 1].reshape(2, 2, 1)
+"""Salts by form of the context (as it is, on knots), of the chosen action and of all."""
 
-_FORMED: Final = slice(0, _SHARED.start)
 _SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
+_NORMALISED: Final[Floats] = np.array(NORMALISED)
+_PRIOR: Final = 0.3
+"""Squared slopes that stand for a standard logistic distribution of a weight before any row."""
+
+_FREE: Final = {
+    (context, described): np.repeat(
+        [context, described, True], [_SHARED.start, EXPERTS, ALL - _SHARED.stop]
+    )
+    for context in (False, True)
+    for described in (False, True)
+}
+"""Which experts have something to go by: with any context, and with features of the actions."""
+
+
+class _Ids(NamedTuple):
+    """The actions' ids as sides of products: by form and head, (2, 2, ids), and of ``shared``."""
+
+    formed: Hashes
+    shared: Hashes
+
+
+@lru_cache(maxsize=64)
+def _ids_of(hashes: tuple[int, ...]) -> _Ids:
+    ids = np.array(hashes, np.uint64)
+    return _Ids(right(ids ^ _BY_FORM), right(ids ^ _SALT_SHARED))
+
+
+class _Held(NamedTuple):
+    """Holds what the table has for a choice: the features first, and at each place six numbers.
+
+    Attributes
+    ----------
+    places
+        Those of all three, one after the other.
+    numbers
+        At these places.
+    formed
+        Both forms of the context by ids and heads: shape (features, columns, 6).
+    crossed
+        The context's features by those of the actions: (features, alike or actions, features, 6).
+    offset
+        The ids alone: (ids, 6).
+    """
+
+    places: Places
+    numbers: Floats32
+    formed: Floats32
+    crossed: Floats32
+    offset: Floats32
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +197,14 @@ class RewardModel(OfParts):
         rows = [features for _, features in actions]
         table = alike(rows) if table is None else table
         x = self._crossing.context(context, learns=False)
-        ids = np.array([hash_of(name) for name, _ in actions], dtype=np.uint64)
-        arms = self._arms.of(ids.tolist())
+        ids = hashes_of(tuple([name for name, _ in actions]))
+        arms = self._arms.of(ids)
         answers, met = self._answers(x, ids, self._crossing.actions(rows, table), arms)
         votes = self._votes(context=bool(context), described=table is not None or any(rows))
         return Scores(
             low=self._low,
             range=self._range,
-            ids=tuple(ids.tolist()),
+            ids=ids,
             answers=answers,
             votes=votes,
             shares=votes @ answers,
@@ -164,55 +216,71 @@ class RewardModel(OfParts):
 
     def _votes(self, *, context: bool, described: bool) -> Floats:
         """Each expert's vote; those that have nothing to go by have none."""
-        free = np.ones(ALL, dtype=bool)
-        free[_SHARED] = described
-        if not context:
-            free[: _SHARED.start] = False
-        return self._mixture.votes(free)
+        return self._mixture.votes(_FREE[context, described])
 
     def _answers(
-        self, x: Context, ids: Hashes, described: Vector, arms: Counted
+        self, x: Context, ids: tuple[int, ...], described: Vector, arms: Counted
     ) -> tuple[Floats, Floats]:
         """Return what each expert expects of each action: shares of the range, (ALL, actions).
 
-        And the variance of what is expected of each by its features, in logits.
+        And the variance of what is expected of each by its features, in logits: a mean over them,
+        each by its number's square, by the squared slopes that the slow expert has met at each
+        alone.  Were they all one feature, or all alike, it would be a logistic regression's.
         """
-        n = len(ids)
-        out, met = np.zeros((ALL, n)), np.full(n, np.inf)
-        formed = out[_FORMED].reshape(*_BY_FORM, n)
-        sums = self._table.outputs(self._formed(x, ids, 1 if n == 1 else 2), x.forms)
-        formed[:, 0] = _logistic(sums[0].transpose(1, 2, 0))
-        if n == 1:  # asked of one alone, a rival would always say 1
-            formed[:, 1] = formed[:, 0]
+        n, sides = len(ids), _ids_of(ids)
+        heads = 1 if n == 1 else 2  # asked of one alone, a rival would always say 1
+        held = self._held(x, sides.formed[:, :heads].reshape(2, heads * n), sides.shared, described)
+        by_eight = np.empty((3, 2 * EXPERTS, n))  # own, rivals; on knots the same; shared, the rest
+        own, rivals = by_eight[:, :EXPERTS], by_eight[:2, EXPERTS:]
+        sums = _sums(x, held).reshape(2, heads, n, -1)[..., :EXPERTS].swapaxes(2, 3)
+        own[:2] = sums[:, 0]
+        met = np.full(n, np.inf)
+        if len(held.crossed):
+            numbers, ones = described.numbers, x.told.numbers
+            inner = (ones @ held.crossed.reshape(len(ones), -1)).reshape(held.crossed.shape[1:])
+            each = numbers @ inner[0] if len(inner) == 1 else (numbers[:, None, :] @ inner)[:, 0]
+            each += held.offset
+            own[2] = each[:, :EXPERTS].T
+            squares = numbers * numbers
+            unsure = 1.0 / (_PRIOR + held.crossed[0, :, :, EXPERTS])  # the bias comes first
+            met = (squares * unsure).sum(axis=1)
+            met /= squares.sum(axis=1)
         else:
-            formed[:, 1] = _softmax(sums[1].transpose(1, 2, 0))
-        if described.numbers.shape[1] > 1:
-            # the context's bias comes first: how sure they are is of the actions' by themselves
-            told = x.told
-            places = self._crossed(told, described)
-            sums, met = self._table.crossed(places, described.numbers, told.numbers)
-            offsets = self._table.outputs(self._offset(told, ids), told.numbers[None, :1])[:, 0]
-            out[_SHARED] = _logistic(sums + offsets).T
+            own[2] = own[0]
+        _to_shares(own)
+        if heads == 1:
+            rivals[:] = own[:2]
         else:
-            out[_SHARED] = out[_OWN]
-        out[_ARMS] = arms.means()
-        return out, met
+            rivals[:] = sums[:, 1]
+            _compete(rivals)
+        by_eight[2, EXPERTS : EXPERTS + 2] = arms.means()
+        return by_eight.reshape(-1, n)[:ALL], met
 
-    def _formed(self, x: Context, ids: Hashes, heads: int) -> Places:
-        """Places of both forms of the context by the ids: shape (heads, ids, features)."""
-        salts = np.empty((heads, 1, len(x.hashes)), np.uint64)
-        salts[:, :, : x.plain] = _SALTS[:heads, None, None]
-        salts[:, :, x.plain :] = _SALTS[2 : 2 + heads, None, None]
-        return mix(x.hashes, ids[:, None] ^ salts, self._recipe.bits)
-
-    def _crossed(self, told: Vector, described: Vector) -> Places:
-        """Places of the actions' features by the context's."""
-        salted = described.hashes[:, :, None] ^ _SALT_SHARED
-        return mix(told.hashes, salted, self._recipe.bits)
-
-    def _offset(self, told: Vector, ids: Hashes) -> Places:
-        """Place of what is shared by all choices of an id."""
-        return mix(told.hashes[:1], ids[:, None] ^ _SALT_SHARED, self._recipe.bits)
+    def _held(self, x: Context, formed: Hashes, shared: Hashes, described: Vector) -> _Held:
+        """Look all up at once: ``formed`` by form and column, ``shared`` by id."""
+        sides, plain = left(x.hashes), x.plain
+        shape, at = (len(sides), formed.shape[1]), len(sides) * formed.shape[1]
+        crossing = plain if described.numbers.shape[1] > 1 else 0
+        offsets = len(shared) if crossing else 0
+        crossed = right(described.hashes ^ _SALT_SHARED)
+        until = at + crossing * crossed.size
+        mixed = np.empty(until + offsets, np.uint64)
+        by_id = mixed[:at].reshape(shape)
+        np.bitwise_xor(sides[:plain, None], formed[0], out=by_id[:plain])
+        np.bitwise_xor(sides[plain:, None], formed[1], out=by_id[plain:])
+        if crossing:
+            by_feature = mixed[at:until].reshape(plain, -1)
+            np.bitwise_xor(sides[:plain, None], crossed.ravel(), out=by_feature)
+            np.bitwise_xor(sides[0], shared, out=mixed[until:])
+        places = settled(mixed, self._recipe.bits)
+        numbers = self._table.take(places)
+        return _Held(
+            places,
+            numbers,
+            numbers[:at].reshape(*shape, -1),
+            numbers[at:until].reshape(crossing, *crossed.shape, numbers.shape[1]),
+            numbers[until:],
+        )
 
     def predict(self, features: Features) -> Prediction:
         """Answer for one row: a context with one action."""
@@ -246,17 +314,18 @@ class RewardModel(OfParts):
         a = self._crossing.action(action, learns=True)
         a = Vector(a.hashes[None, :], a.numbers[None, :])
         own = hash_of(name)
-        rivals = (None if served is None else served.rivals(own)) or []
+        rivals = tuple((None if served is None else served.rivals(own)) or ())
+        rivals = rivals if len(rivals) > 1 else ()
         weighs = 1.0 if served is None else served.weighs(self._recipe.clip)
-        rivals = rivals if len(rivals) > 1 else []
-        now, parts = self._taught(x, a, own, rivals, y, weighs, weight)
+        taught = self._taught(x, a, own, rivals, y, (weighs * weight, weight))
+        now = taught.expected
         judged = now if served is None else served.judged(ALL, now)
         if served is not None:
             expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
             for key, change in served.credits(y, expected).items():
                 self._tried.add(key, change * weight)
         self._mixture.judge(judged, y, weight)
-        total = self._table.step(parts)
+        total = self._table.step(taught.places, taught.held, taught.steps, taught.order)
         self._arms.learn(own, y, weight)
         if not math.isfinite(total):
             raise StateNotFinite(total)
@@ -266,60 +335,105 @@ class RewardModel(OfParts):
         x: Context,
         a: Vector,
         own: int,
-        rivals: Sequence[int],
+        rivals: tuple[int, ...],
         y: float,
-        weighs: float,
-        weight: float,
-    ) -> tuple[Floats, list[Part]]:
-        """Return what each expert expects of the action, and what the table is to learn of it."""
-        now = np.zeros(ALL)
-        formed = now[_FORMED].reshape(_BY_FORM)
-        ids = np.array(rivals or [own], dtype=np.uint64)
+        weights: tuple[float, float],
+    ) -> _Taught:
+        """Return what each expert expects of the action, and what the table is to learn of it.
+
+        ``weights``: for those of the action alone, by how seldom it was chosen, and for the rivals.
+        """
+        now, (weight, of_rivals) = np.zeros(ALL), weights
         chosen = rivals.index(own) if rivals else 0
-        places = self._formed(x, ids, 2 if rivals else 1)
-        places = np.concatenate([places[0, chosen : chosen + 1], *places[1:]])
-        sums = self._table.outputs(places, x.forms)
-        expected = formed[:, 0] = formed[:, 1] = _logistic(sums[0])
-        slopes = np.empty((len(places), *expected.shape))
-        slopes[0] = (expected - y) * weighs
+        sides = _ids_of(rivals or (own,))
+        formed, shared = sides.formed[:, 0, chosen : chosen + 1], sides.shared[chosen : chosen + 1]
         if rivals:
-            shares = _softmax(sums[1:].transpose(1, 2, 0))
-            p = formed[:, 1] = shares[:, :, chosen].copy()
-            wanted = (1.0 - y) * shares / np.maximum(1.0 - p, 1e-9)[:, :, None]
-            wanted[:, :, chosen] = y
-            slopes[1:] = (shares - wanted).transpose(2, 0, 1)
-        slopes *= weight
-        square = 1.0 + (x.forms * x.forms).sum(axis=1)
-        at = _form_of(x)
-        by_feature = slopes.transpose(2, 0, 1)[:, :, at]
-        parts = [Part(places, steps_of(x.forms.sum(axis=0), by_feature, square[at]))]
+            formed = np.concatenate((formed, sides.formed[:, 1]), axis=1)
+        held = self._held(x, formed, shared, a)
+        columns = formed.shape[1]
+        sums = _sums(x, held).reshape(2, columns, -1)[..., :EXPERTS].transpose(2, 0, 1)
+        slopes = sums.copy()  # the experts, forms, and columns: its own, then the rivals
+        expected = now[: _SHARED.start].reshape(2, 2, EXPERTS)
+        mine = slopes[:, :, 0]
+        _to_shares(mine)
+        expected[:, 0] = expected[:, 1] = mine.T
+        mine -= y
+        mine *= weight
+        if rivals:
+            shares = slopes[:, :, 1:]
+            _compete(shares)
+            p = shares[:, :, chosen].copy()
+            expected[:, 1] = p.T
+            shares *= (of_rivals * (1.0 - (1.0 - y) / np.maximum(1.0 - p, 1e-9)))[:, :, None]
+            shares[:, :, chosen] = of_rivals * (p - y)
+        slopes[2:] *= (_NORMALISED[:, None] / (1.0 + (x.forms * x.forms).sum(axis=1)))[:, :, None]
+        size, plain = len(x.hashes) * columns, x.plain
+        steps = np.empty((EXPERTS, len(held.places)))
+        by_form = steps[:, :size].reshape(EXPERTS, len(x.hashes), columns)
+        np.multiply(x.forms[0, :plain, None], slopes[:, :1], out=by_form[:, :plain])
+        np.multiply(x.forms[1, plain:, None], slopes[:, 1:], out=by_form[:, plain:])
         now[_SHARED] = now[_OWN]
-        if a.numbers.shape[1] > 1:
-            told = x.told
-            products = a.numbers[0, :, None] * told.numbers
-            numbers = np.concatenate((products.ravel(), told.numbers[:1]))
-            crossed, offset = self._crossed(told, a), self._offset(told, ids[chosen : chosen + 1])
-            places = np.concatenate((crossed.ravel(), offset.ravel()))
-            sums = self._table.outputs(places, numbers[None, :])[0]
-            now[_SHARED] = shared = _logistic(sums)
-            slope = ((shared - y) * (weighs * weight))[:, None, None]
-            parts.append(Part(places, steps_of(numbers, slope, 1.0 + numbers @ numbers)))
+        described = len(held.crossed) > 0
+        if described:
+            told = x.told.numbers
+            numbers = np.empty(len(held.places) - size)
+            np.multiply.outer(told, a.numbers[0], out=numbers[:-1].reshape(len(told), -1))
+            numbers[-1] = told[0]
+            now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
         now[_ARMS] = self._arms.of([own]).means()[:, 0]
-        return now, parts
+        order = _order(len(x.hashes), columns, a.numbers.shape[1], described * plain)
+        return _Taught(now, held.places, held.numbers, steps, order)
 
 
-def _form_of(x: Context) -> npt.NDArray[np.intp]:
-    """Return which form each feature is of."""
-    return (np.arange(len(x.hashes)) >= x.plain).astype(np.intp)
+def _shared(numbers: Floats, held: Floats32, y: float, weight: float, steps: Floats) -> Floats:
+    """Return what products and offset together expect; their steps are put into ``steps``."""
+    sums: Floats = (numbers @ held)[:EXPERTS]
+    _to_shares(sums)
+    slope = (sums - y) * weight
+    slope[2:] *= _NORMALISED / (1.0 + numbers @ numbers)
+    np.multiply.outer(slope, numbers, out=steps)
+    return sums
 
 
-def _logistic(x: Floats) -> Floats:
-    out: Floats = 0.5 + 0.5 * np.tanh(0.5 * x)  # without a number that is too great
-    return out
+class _Taught(NamedTuple):
+    """Says what each expert expects of an action, and what its reward teaches the table."""
+
+    expected: Floats
+    places: Places
+    held: Floats32
+    steps: Floats
+    order: Places
 
 
-def _softmax(outputs: Floats) -> Floats:
-    """Shares over the last axis."""
-    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
-    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
-    return shares
+@lru_cache(maxsize=64)
+def _order(features: int, columns: int, of_action: int, plain: int) -> Places:
+    """In which order places are taught: of two that are one the later counts.
+
+    Ids come one after the other, each with its features, then the action's features each with the
+    context's, and then the offset.
+    """
+    size, more = features * columns, plain * of_action
+    by_id = np.arange(size).reshape(features, columns).T.ravel()
+    by_feature = size + np.arange(more).reshape(plain, of_action).T.ravel()
+    return np.concatenate((by_id, by_feature, np.arange(size + more, size + more + bool(plain))))
+
+
+def _sums(x: Context, held: _Held) -> Floats:
+    """Sums over the features of each form: shape (2, columns * 6)."""
+    sums: Floats = x.forms @ held.formed.reshape(len(held.formed), -1)
+    return sums
+
+
+def _to_shares(outputs: Floats) -> None:
+    """Take the logistic function of each, in place; no number is too great for it."""
+    outputs *= 0.5
+    np.tanh(outputs, out=outputs)
+    outputs *= 0.5
+    outputs += 0.5
+
+
+def _compete(outputs: Floats) -> None:
+    """Make outputs shares over the last axis, in place."""
+    outputs -= np.maximum.reduce(outputs, axis=-1, keepdims=True)
+    np.exp(outputs, out=outputs)
+    outputs /= np.add.reduce(outputs, axis=-1, keepdims=True)

@@ -120,7 +120,9 @@ class Scores:
         """Return what the model wants to be told again with the chosen action's reward."""
         if self.of_model:
             return self.of_model[chosen]
-        hashes = [one for one, free in zip(self.ids, allowed, strict=True) if free]
+        hashes = self.ids
+        if not all(allowed):
+            hashes = [one for one, free in zip(self.ids, allowed, strict=True) if free]
         served = Served(
             propensity,
             self.answers[:, chosen].astype(_HALF).tobytes(),

@@ -1,53 +1,29 @@
 """Linear experts of :mod:`online.models.experts` in one array by place, many rows at once.
 
-The rows are the actions of one choice: their places have the shape (actions, features), their
-numbers too, or (1, features) where all have the same.  At a place stand the six numbers of
-:class:`~online.models.experts.OneOutput`, in float32: they travel as rows by place.
+At a place stand the six numbers of :class:`~online.models.experts.OneOutput`, in float32: they
+travel as rows by place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
 from online.models.crossed import Places
-from online.models.experts import ADAGRAD, EXPERTS, NORMALISED, Floats
+from online.models.experts import ADAGRAD, EXPERTS, Floats
 from paramserver.blocks import ROWS, Block, Blocks
 from paramserver.pages import Floats32
 from paramserver.rows import Rows
 
 _NUMBERS: Final = 6
-_PRIOR: Final = 0.3
-"""Squared slopes that stand for a standard logistic distribution of a weight before any row."""
-
 _ADAGRAD: Final[Floats] = np.array(ADAGRAD)[:, None]
-_NORMALISED: Final[Floats] = np.array(NORMALISED)[:, None]
 
 
 _NOTHING: Final[tuple[Places, Floats32]] = (
     np.zeros(0, np.int64),
     np.zeros((0, _NUMBERS), np.float32),
 )
-
-
-class Part(NamedTuple):
-    """Features of some actions, and their steps by expert: (EXPERTS, actions, features)."""
-
-    places: Places
-    steps: Floats
-
-
-def steps_of(numbers: Floats, slopes: Floats, square: Floats) -> Floats:
-    """Slopes of the AdaGrad experts and steps of the normalised ones: (EXPERTS, actions, features).
-
-    ``numbers`` are the features', ``slopes`` what to change of each expert's output by feature, and
-    ``square`` one more than the sum of the squares of all numbers that the output is of.
-    """
-    found: Floats = numbers * slopes
-    found[2:] *= _NORMALISED[:, :, None] / square
-    return found
 
 
 class Table:
@@ -59,51 +35,39 @@ class Table:
         self._touched = np.zeros(self._size, dtype=np.bool_)  # since the cut
         self._opened: list[tuple[Places, Floats32]] = []
 
-    def outputs(self, places: Places, numbers: Floats) -> Floats:
-        """Return what each expert makes of sums over features: shape (…, sums, EXPERTS).
+    def take(self, places: Places) -> Floats32:
+        """Return a copy of the numbers at each place: shape (places, 6)."""
+        return self._now.take(places, axis=0)
 
-        Places have the shape (…, features), and numbers (sums, features).
+    def step(
+        self, places: Places, held: Floats32, steps: Floats, order: Places | None = None
+    ) -> float:
+        """Learn one row, of which ``held`` was taken; finite only if all numbers touched are.
+
+        ``steps`` by expert and place are slopes of the AdaGrad experts and steps of the normalised
+        ones.  A place that is met twice in a row learns what was said of it last, in ``order``.
         """
-        sums: Floats = numbers @ self._now.take(places, axis=0)
-        return sums[..., :EXPERTS]
-
-    def crossed(self, places: Places, left: Floats, right: Floats) -> tuple[Floats, Floats]:
-        """Return the same of products of two rows of numbers, and how unsure each is by ``left``.
-
-        ``left`` has the shape (actions, l), ``right`` (r,), and places (actions or 1, l, r); the
-        first has (actions, EXPERTS).  The other is the variance of each action's output, by the
-        squared slopes that the slow expert has met at the first of the r places: a mean over the
-        row's features, each by its number's square.  Were they all one feature, or all alike, it
-        would be that of a logistic regression.
-        """
-        held = self._now.take(places, axis=0)
-        inner = right @ held
-        sums = left @ inner[0] if len(inner) == 1 else (left[:, None, :] @ inner)[:, 0]
-        squares = left * left
-        spread = squares / (_PRIOR + held[:, :, 0, EXPERTS])
-        met: Floats = spread.sum(axis=1) / squares.sum(axis=1)
-        return sums[:, :EXPERTS], met
-
-    def step(self, parts: Sequence[Part]) -> float:
-        """Learn several parts of a row at once; finite only if all numbers touched are.
-
-        A place that is met twice in a row learns what was said of it last.
-        """
-        at = np.concatenate([part.places.ravel() for part in parts])
-        steps = np.concatenate([part.steps.reshape(EXPERTS, -1) for part in parts], axis=1)
-        before = self._now.take(at, axis=0)
-        fresh = ~self._touched[at]
+        fresh = ~self._touched[places]
         if fresh.any():
-            new = at[fresh]
+            new = places[fresh]
             self._touched[new] = True
-            self._opened.append((new, before[fresh]))
-        held = before.T.astype(np.float64, order="C")  # by number: the inner loops are long
-        held[EXPERTS:] += steps[:2] ** 2
-        held[:2] -= _ADAGRAD * steps[:2] / (1.0 + np.sqrt(held[EXPERTS:]))
-        held[2:EXPERTS] -= steps[2:]
+            self._opened.append((new, held[fresh]))
+        now = held.T.astype(np.float64, order="C")  # by number: the inner loops are long
+        slopes = steps[:2]
+        squares = now[EXPERTS:]
+        squares += slopes * slopes
+        root = np.sqrt(squares)
+        root += 1.0
+        now[:2] -= _ADAGRAD * slopes / root
+        now[2:EXPERTS] -= steps[2:]
         with np.errstate(over="ignore"):
-            self._now[at] = kept = held.T.astype(np.float32)
-        return float(np.abs(kept).sum(dtype=np.float64))
+            kept = now.T.astype(np.float32, order="C")
+        total = float(np.add.reduce(np.abs(kept), axis=None, dtype=np.float64))
+        if order is None:
+            self._now[places] = kept
+        else:
+            self._now[places[order]] = kept[order]
+        return total
 
     def cut(self) -> Blocks:
         """The open delta, and reset it.

@@ -123,7 +123,7 @@ def look(tables: Tables, model: Model) -> Cut:
 
     Raises InputRefused, naming file and column; PlaceFailed.
     """
-    files = inputs.found(tables.files)
+    files = inputs.files_of(tables.files)
     if tables.label in (tables.event_id, tables.time):
         place = f"{files[0].path}, column {tables.label}"
         raise InputRefused(place, "it is the label, and more", "Name another column")
@@ -246,7 +246,7 @@ def teach(
         found.quarantined += len(bad)
         done += shard.rows
         progress(done, cut.rows)
-    now = [(one.path, one.size, one.changed_at) for one in inputs.found(tables.files)]
+    now = [(one.path, one.size, one.changed_at) for one in inputs.files_of(tables.files)]
     if now != [(one.path, one.size, one.changed_at) for one in cut.files]:
         raise InputRefused(cut.files[0].path, "it was changed meanwhile", "Begin again")
     found.clipped = teacher.clipped

@@ -10,7 +10,7 @@ from typing import Any
 from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.places import open_journal
-from replay.errors import ReplayError
+from replay.errors import JournalUnavailable, ReplayError
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,9 @@ class Soundness:
 def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundness:
     """Verify all that the journal stores; changes nothing.
 
-    A journal that can't be opened is damaged, and the reason is in the verdict.  Raises
-    StartRefused if there is none.
+    A journal that can't be opened for what is in it is damaged, and the reason is in the verdict.
+    Raises StartRefused if there is none, or if its disk, its server or a process does not let it
+    be opened: that says nothing about what it stores.
     """
     path = settings.state_dir / "journal.db"
     if settings.journal == "sqlite" and not path.exists():  # opening it would make one
@@ -60,5 +61,7 @@ def examine(settings: Settings, progress: Callable[[int, int], None]) -> Soundne
         with contextlib.closing(open_journal(settings)) as journal:
             found = journal.examine(progress)
     except (ReplayError, StartRefused) as error:
+        if isinstance(error.__context__, JournalUnavailable):
+            raise
         return Soundness((f"it can't be looked at: {' '.join(str(error).split())}",), 0, 0)
     return Soundness(found.damage, found.good, found.unchecked)

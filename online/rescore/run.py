@@ -195,7 +195,7 @@ def prepare(
 
     With it why all rows are scored though another run of them was published; "" if they are not.
     """
-    files = inputs.found(request.files)
+    files = inputs.files_of(request.files)
     model = scored.make()
     known = known_names(model)
     entities: Collection[str] = getattr(model, "entities", ())

@@ -21,7 +21,7 @@ _FILE: Final = "online.yaml"
 
 
 @contextlib.contextmanager
-def told(settings: Settings, prefix: str) -> Iterator[Path]:
+def settings_file(settings: Settings, prefix: str) -> Iterator[Path]:
     """The file of the settings, in a folder of its own that lasts as long as the context."""
     assert prefix in _PREFIXES, prefix
     with tempfile.TemporaryDirectory(dir=settings.state_dir, prefix=prefix) as folder:

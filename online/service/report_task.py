@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from online.errors import RequestError
-from online.service.command_settings import told, without_settings
+from online.service.command_settings import settings_file, without_settings
 from online.settings.config import Settings
 from online.settings.glimpse import environment
 
@@ -49,7 +49,7 @@ class Reporting:
 
     def _page(self, model: str, since: float, until: float) -> bytes:
         wait_s = self._settings.limits.report_wait_s
-        with told(self._settings, "report-") as file:
+        with settings_file(self._settings, "report-") as file:
             page = file.with_name("report.html")
             span = (f"--since={since:.3f}", f"--until={until:.3f}")
             command = [sys.executable, "-m", "online", "report", f"--model={model}", *span]

@@ -17,7 +17,7 @@ import ray
 from online.models.from_settings import load_model
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
-from online.service.command_settings import told, without_settings
+from online.service.command_settings import settings_file, without_settings
 from online.settings.config import Settings
 from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
@@ -114,7 +114,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
     done: list[str] = []
     problem = None
     names = dict.fromkeys(source for trigger in looked.triggers for source in trigger.sources)
-    with told(settings, "forget-") as file:
+    with settings_file(settings, "forget-") as file:
         for source in names:
             problem = _forget(file, model, source)
             if problem is not None:

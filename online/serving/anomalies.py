@@ -81,7 +81,7 @@ async def late(
     return [(i, one, result) for (i, one), result in zip(some, taken, strict=True)]
 
 
-def found(replica: ModelReplica) -> dict[str, Any] | None:
+def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
     """How many of the learned rows were answered as anomalies; None: it is another task."""
     if (asked := replica.settings.anomaly) is None:
         return None

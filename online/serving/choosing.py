@@ -10,11 +10,11 @@ asks again under that id is answered from what stands there.
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -78,6 +78,7 @@ class Choosing:
         replica = serving.replica
         self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
         self.rewards = Rewarding(serving, door, limits, settings)
+        self._takes = lru_cache(maxsize=16)(door.takes)
         self._policy = Policy(**settings.policy_parts())
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
@@ -189,12 +190,11 @@ class Choosing:
     def _inside(self, table: Alike) -> bool:
         """Whether all numbers of the actions are taken as they are."""
         ends = self._replica.learner.bounds.ends([_RESERVED + name for name in table.names])
-        if not ends:
-            return True
-        free = (-math.inf, math.inf)
-        each = [ends.get(_RESERVED + name, free)[:2] for name in table.names]
-        low, high = np.array(each).T
-        return bool(((table.numbers >= low) & (table.numbers <= high)).all())
+        for name, least, most in zip(table.names, table.least, table.most, strict=True):
+            known = ends.get(_RESERVED + name)
+            if known is not None and (least < known[0] or most > known[1]):
+                return False
+        return True
 
     def _bounded(
         self, asked: Choice, inside: Alike | None
@@ -271,9 +271,10 @@ class Choosing:
     def _table(self, actions: list[Action]) -> Alike | None:
         """The features of actions that are alike, if all of them are taken as they are."""
         found = alike([action.features for action in actions]) if actions else None
-        if found is None or not self._door.takes(found.names):
+        if found is None or not self._takes(found.names):
             return None
-        return found if np.abs(found.numbers).max() <= NUMBER_MAX else None
+        ends = zip(found.least, found.most, strict=True)
+        return found if all(a >= -NUMBER_MAX and b <= NUMBER_MAX for a, b in ends) else None
 
     def _actions(
         self, actions: list[Action], table: Alike | None

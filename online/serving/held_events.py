@@ -27,7 +27,7 @@ ASK_TIMEOUT_S: Final = 2.0
 _ROW: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
 
 
-class Kept:
+class HeldEvents:
     """Events of the models in one replica.
 
     Parameters:

@@ -23,7 +23,7 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
-from online.serving.held_events import ASK_TIMEOUT_S, Kept
+from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
 from online.sure.views import choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
@@ -62,7 +62,7 @@ class ParameterServerControl(Protocol):
         """Result of the server's method of that name."""
 
 
-class Cluster(Kept):
+class Cluster(HeldEvents):
     """Answers for all replicas: the server knows them, this replica knows itself.
 
     Parameters:
@@ -130,7 +130,7 @@ class Cluster(Kept):
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _confidence(replica),
             "slices": _slices(replica),
-            "anomaly": anomalies.found(replica),
+            "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
             "drift": _drift(replica, replicas),
             "example": _example(replica),

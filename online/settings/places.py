@@ -13,6 +13,7 @@ from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 
@@ -48,15 +49,14 @@ def journal_opener(
 
 def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], Journal]:
     limits = settings.limits
-    batch_rows_max = max(limits.rows_max, 1024)
+    bounds = Bounds(max(limits.rows_max, 1024), limits.halves_max)
     if settings.journal == "sqlite":
         return partial(
             SqliteJournal,
             settings.state_dir / "journal.db",
             disk_low_mb=limits.disk_low_mb,
-            batch_rows_max=batch_rows_max,
+            bounds=bounds,
             size_mb_max=limits.journal_mb_max,
-            halves_max=limits.halves_max,
             lock_wait_s=limits.feedback_wait_s / 3 if lock_wait_s is None else lock_wait_s,
             busy_ms=int(limits.feedback_wait_s * 150),
         )
@@ -71,9 +71,8 @@ def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], 
         RedisJournal,
         settings.journal,
         prefix=settings.journal_prefix,
-        batch_rows_max=batch_rows_max,
+        bounds=bounds,
         memory_mb_max=limits.journal_mb_max,
-        halves_max=limits.halves_max,
         durability=settings.journal_durability,
         accept_loss=settings.journal_accept_loss,
     )
@@ -109,7 +108,7 @@ def open_journal(settings: Settings) -> Journal:
         where = hidden(settings.journal)
         what = getattr(error, "reason", error)
         remedy = (
-            f"Look at the files in {settings.state_dir}"
+            f"Look at {settings.state_dir}: its disk needs room and has to be writable"
             if settings.journal == "sqlite"
             else "Start that server, or name another one in `journal`"
         )

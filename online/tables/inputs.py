@@ -47,7 +47,7 @@ _FORMS: Final[dict[str, Form]] = {
 }  # fmt: skip
 
 
-def found(places: Sequence[str]) -> list[Input]:
+def files_of(places: Sequence[str]) -> list[Input]:
     """The files of some paths or URIs, folders with all that is in them, in order of their names.
 
     ``rows`` are still 0.  Raises InputRefused, PlaceFailed.

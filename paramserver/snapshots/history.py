@@ -27,7 +27,7 @@ from paramserver.errors import (
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.places import Snapshots
-from paramserver.snapshots.store import PlaceUnreachable, Retention, kept
+from paramserver.snapshots.store import PlaceUnreachable, Retention, retained
 from paramserver.state import Base, Contained, SnapshotState
 from paramserver.wire import Version
 
@@ -340,9 +340,9 @@ class SnapshotHistory:
         self._head = head
         created = self._created()
         pins = self._snapshots.pins()
-        recent = kept(created, self._retention, birth=False) | {head}
+        recent = retained(created, self._retention, birth=False) | {head}
         recent |= self._on_another(recent)
-        files = kept(created, self._retention, pinned=pins) | recent | set(held)
+        files = retained(created, self._retention, pinned=pins) | recent | set(held)
         files = self.needed_for(files)
         for name in created.keys() - files:
             self.withdraw(name)

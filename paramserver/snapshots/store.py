@@ -231,7 +231,7 @@ class Retention:
     full_every: int = 24
 
 
-def kept(
+def retained(
     created_at: dict[str, float],
     retention: Retention,
     *,

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import isfinite
+from typing import Final
 
 from replay.errors import BatchSize, RowInvalid
 from replay.journal.base import NewRow
 
 KEY_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Most rows of one append (≥ 1), and most halves of each model: above it none is kept."""
+
+    batch_rows: int = 1024
+    halves: int = 100_000
+
+
+BOUNDS: Final = Bounds()
 
 
 def check_batch(rows: Sequence[NewRow], rows_max: int) -> None:

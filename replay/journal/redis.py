@@ -9,19 +9,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from replay.errors import (
-    EpochBehind,
     EpochLost,
-    JournalBehind,
     JournalDamaged,
     JournalFormat,
     JournalUnavailable,
     LineTaken,
-    PartitionSealed,
     PartitionUnknown,
     RowInvalid,
     ServerFull,
 )
-from replay.journal import redisdecisions
 from replay.journal import redisproof as proof
 from replay.journal import redisscripts as scripts
 from replay.journal.base import (
@@ -30,6 +26,7 @@ from replay.journal.base import (
     Examined,
     Followed,
     Head,
+    Journal,
     Line,
     NewRow,
     Outcome,
@@ -38,14 +35,13 @@ from replay.journal.base import (
     Row,
     Usage,
 )
-from replay.journal.batch import check_batch
+from replay.journal.batch import BOUNDS, Bounds, check_batch
 from replay.journal.redischeck import Examination
 from replay.journal.rediserase import RedisErasing
 from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
-from replay.journal.redisstand import STAND_IN
-from replay.journal.rediswords import fields_of, outcome_of, words_of
+from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
 
 FORMAT = 5
 """Number of the layout of keys; a newer one is refused, an older one is read as it is.
@@ -58,8 +54,8 @@ _READ_PAGE = 1024
 _FOLLOW_PAGE = 256  # rows that one script looks up
 
 
-class RedisJournal:
-    """A :class:`replay.journal.base.Journal` in a Redis or Valkey server (version 6.2 or newer).
+class RedisJournal(Journal):
+    """A journal in a Redis or Valkey server (version 6.2 or newer).
 
     Safe to call from several threads, processes and nodes.  Nothing is sent twice by itself.
     ``Row.seq`` comes from one counter of the journal: it grows with each commit, with holes
@@ -67,27 +63,12 @@ class RedisJournal:
     are not given again by a server that came back empty or older: a writer of before gets
     JournalBehind or PartitionUnknown there, never somebody else's partition.
 
-    Keys of events stay as long as their rows, and rows until they are trimmed.
-
     Parameters:
-        url: ``redis://host:6379/0``, ``rediss://…`` or ``unix://path``.
         prefix: Name of the journal in the server; its keys start with it, in braces.
-        batch_rows_max: Most rows of one append, ≥ 1.
-        memory_mb_max: Above this use of the server's memory (MB of 2^20 bytes, looked at once a
-            second) new rows are refused; by default 90 % of the server's ``maxmemory``, if it has
-            one.
-        halves_max: Most halves kept of each model; above it a new half is not kept.
-        timeout_s: How long to wait for the connection and for each answer.
-        durability: ``"assumed"`` for a server whose settings can't be read and that is known to be
-            durable.
-        accept_loss: Accept replicas of the server and clusters: a fail-over loses acknowledged
-            rows.
-        monotonic_s: A clock in seconds.
+        bounds: Most rows of one append, and most halves of each model.
 
-    Raises:
-        JournalNotDurable: The server evicts, does not sync each write, or may be taken over from.
-        JournalFormat: The prefix's keys were written by a newer version.
-        JournalUnavailable: The server does not answer.
+    The others are those of :class:`replay.journal.redisserver.RedisServer`, whose errors are
+    raised, too, and JournalFormat where a newer version has written the prefix's keys.
     """
 
     def __init__(
@@ -95,9 +76,8 @@ class RedisJournal:
         url: str,
         *,
         prefix: str = "online",
-        batch_rows_max: int = 1024,
         memory_mb_max: float | None = None,
-        halves_max: int = 100_000,
+        bounds: Bounds = BOUNDS,
         timeout_s: float = 5.0,
         durability: Durability = "checked",
         accept_loss: bool = False,
@@ -105,8 +85,7 @@ class RedisJournal:
     ) -> None:
         if not prefix or set(prefix) & set("{}"):
             raise ValueError(f"prefix is {prefix!r}; give a name without braces")
-        self._batch_rows_max = batch_rows_max
-        self._halves_max = halves_max
+        self._bounds = bounds
         self._tag = f"{{{prefix}}}".encode()
         self._server = RedisServer(
             url,
@@ -117,8 +96,7 @@ class RedisJournal:
             monotonic_s=monotonic_s,
         )
         try:
-            found = int(self._run(scripts.SET_FORMAT, FORMAT))
-            if found > FORMAT:
+            if (found := int(self._run(scripts.SET_FORMAT, FORMAT))) > FORMAT:
                 raise JournalFormat(found, FORMAT)
         except BaseException:
             self._server.close()
@@ -126,15 +104,12 @@ class RedisJournal:
 
     @property
     def batch_rows_max(self) -> int:
-        """Most rows of one append."""
-        return self._batch_rows_max
+        return self._bounds.batch_rows
 
     def checkpoint(self) -> int:
-        """0: the server rewrites its append-only file itself."""
-        return 0
+        return 0  # the server rewrites its append-only file itself
 
     def close(self) -> None:
-        """Close the connections; later calls raise JournalUnavailable.  Idempotent."""
         self._server.close()
 
     def _key(self, *names: str | int) -> bytes:
@@ -152,85 +127,60 @@ class RedisJournal:
         except ServerFull as error:
             raise JournalUnavailable(error.reason) from error
 
+    def _fenced(self, epoch: int, script: str, model: str, *words: str | int) -> Any:
+        """The answer of a step that is taken in the lineage's newest epoch only."""
+        status, *found = self._run(script, model, *words)
+        if status == b"damaged":
+            what = "the running time" if script is scripts.RUN else "a head"
+            raise JournalDamaged(f"{what} of model {model}")
+        if status == b"lost":
+            raise EpochLost(model, epoch, int(found[0]))
+        return found[0]
+
     # -- partitions and rows -------------------------------------------------------------------
 
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
-        """Open a new, empty partition; its number is given by the store, never twice."""
         if not math.isfinite(at):
             raise RowInvalid("at", repr(at), "give POSIX seconds")
-        bits = secrets.randbits(24)
-        number = self._run(scripts.REGISTER, model, replica, spec, repr(float(at)), bits)
-        return Partition(int(number), model, replica, spec, 0, False)
+        given = (model, replica, spec, repr(float(at)), secrets.randbits(24))
+        return Partition(int(self._run(scripts.REGISTER, *given)), model, replica, spec, 0, False)
 
     def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
-        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
-
-        See :class:`replay.journal.base.Journal`.
-        """
         self._run(scripts.REGISTER_LOST, model, spec, number, end, seq)
 
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
-        """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
-
-        Raises:
-            BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, EpochBehind: Definite: nothing
-                was written.
-            JournalBehind: Definite.  The partition ends below ``known`` (or is unknown and
-                ``known`` is not 0), or a key leads to a row that is gone: the store has lost rows.
-            ServerFull, JournalNotDurable: Definite, and only if a row or half is new: a batch that
-                stands already is answered.
-            JournalUnavailable: Indefinite: send the same batch again.
-        """
-        check_batch(rows, self._batch_rows_max)
+        """JournalBehind is raised, too, where a key leads to a row that is gone."""
+        check_batch(rows, self._bounds.batch_rows)
         held = self._server.held()
         words = [word for row in rows for word in words_of(row)]
-        head = (partition, known, int(held is not None), self._halves_max, epoch)
+        head = (partition, known, int(held is not None), self._bounds.halves, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
-        if (status := answer[0]) == b"held" and held is not None:
+        if answer[0] == b"held" and held is not None:
             raise type(held)(*held.args)  # a traceback of its own
-        if status == b"unknown":
-            if known:
-                raise JournalBehind(partition, 0, known)
-            raise PartitionUnknown(partition)
-        if status == b"sealed":
-            raise PartitionSealed(partition, int(answer[1]))
-        if status == b"older":
-            raise EpochBehind(answer[1].decode(), int(answer[2]), epoch)
-        if status == b"behind":
-            raise JournalBehind(*map(int, answer[1:]))
-        if status == b"damaged":
-            raise JournalDamaged(f"partition {partition}")
+        if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
+            raise refusal
         outcomes: list[Outcome] = []
         for row, found in zip(rows, answer[3], strict=True):
             outcomes.append(outcome_of(partition, row, found, outcomes))
         return Appended(tuple(outcomes), int(answer[1]), int(answer[2]))
 
     def seal(self, partition: int) -> int:
-        """Close the partition for writing and return its end.  Idempotent.
-
-        Raises PartitionUnknown (definite) or JournalUnavailable (seal again).
-        """
         answer = self._run(scripts.SEAL, partition)
         if answer[0] == b"unknown":
             raise PartitionUnknown(partition)
         return int(answer[1])
 
     def partition(self, partition: int) -> Partition | None:
-        """The partition, or None if it is unknown."""
         found = self._run(scripts.PARTITIONS, "number", partition)
         return proof.as_partition(found[0]) if found else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
-        """All partitions of the model, by id."""
         return tuple(map(proof.as_partition, self._run(scripts.PARTITIONS, "model", model)))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Rows ``first … first + n - 1`` as far as they exist.
-
-        Many rows are read in several commands, so that none keeps the server for long.
-        """
+        """Many rows are read in several commands, so that none keeps the server for long."""
         rows: list[Row] = []
         stream = self._key("rows", partition)
         for start in range(first, first + n, _READ_PAGE):
@@ -246,7 +196,6 @@ class RedisJournal:
         return [(int(id_.split(b"-")[0]), fields) for id_, fields in found]
 
     def follow(self, model: str, after: int, n: int) -> Followed:
-        """Rows of the model in commit order: see :class:`replay.journal.base.Journal`."""
         rows: list[Row] = []
         while True:  # several scripts, so that none keeps the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
@@ -259,7 +208,6 @@ class RedisJournal:
                 return Followed(tuple(rows), after, int(trimmed))
 
     def find(self, model: str, key: bytes) -> Row | None:
-        """The row that has the key, or None."""
         found = self._run(scripts.FIND, model, key)
         if not found:
             return None
@@ -271,7 +219,6 @@ class RedisJournal:
     # -- epochs, heads and control rows --------------------------------------------------------
 
     def head(self, model: str, spec: str) -> Head:
-        """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
         names = (f"epoch:{spec}", f"snapshot:{spec}", f"sum:{spec}")
         epoch, snapshot, stored = self._command("HMGET", self._key("head", model), *names)
         words = (epoch or b"", snapshot or b"")
@@ -280,29 +227,14 @@ class RedisJournal:
         return Head(int(epoch or 0), None if snapshot is None else snapshot.decode())
 
     def lineages(self, model: str) -> tuple[str, ...]:
-        """Spec hashes that have ever had a server, newest epoch change last."""
         found = self._command("ZRANGE", self._key("lineages", model), 0, -1)
         return tuple(spec.decode() for spec in found)
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
-        """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one.
-
-        Raises EpochLost (definite) if another server was faster.
-        """
-        status, epoch = self._run(redisdecisions.BEGIN_EPOCH, model, spec, expected)
-        if status == b"damaged":
-            raise JournalDamaged(f"a head of model {model}")
-        if status == b"lost":
-            raise EpochLost(model, expected, int(epoch))
-        return int(epoch)
+        return int(self._fenced(expected, scripts.BEGIN_EPOCH, model, spec, expected))
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
-        """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
-        status, found = self._run(redisdecisions.MOVE_HEAD, model, spec, epoch, snapshot)
-        if status == b"damaged":
-            raise JournalDamaged(f"a head of model {model}")
-        if status == b"lost":
-            raise EpochLost(model, epoch, int(found))
+        self._fenced(epoch, scripts.MOVE_HEAD, model, spec, epoch, snapshot)
 
     def write_control(
         self,
@@ -313,20 +245,13 @@ class RedisJournal:
         fence: tuple[str, int] | None = None,
         line: Line | None = None,
     ) -> tuple[Control, bool]:
-        """Append a control row; the first with a (model, key) wins.
-
-        Returns the row that stands and whether this call wrote it (after JournalUnavailable,
-        compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
-        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.  ``line``
-        goes with a row that is new; LineTaken (definite, nothing written) if it is not the next.
-        """
         with_it = ("", "") if line is None else (line.number, bytes(line.text))
         given = (model, kind, key, bytes(payload), *(fence or ("", "")), *with_it)
-        answer = self._run(redisdecisions.WRITE_CONTROL, *given)
+        answer = self._run(scripts.WRITE_CONTROL, *given)
         if fence is not None and answer[0] == b"lost":
             raise EpochLost(model, fence[1], int(answer[1]))
-        if line is not None and answer[0] == b"taken":
-            raise LineTaken(line.number, int(answer[1]))
+        if line is not None:
+            self._take(line, answer)
         won, seq, row = answer
         found = proof.as_control(model, int(seq), fields_of(row))
         if found.key != key:
@@ -334,7 +259,6 @@ class RedisJournal:
         return found, won == b"1"
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
-        """Control rows of the model with ``seq > after``, in order."""
         rows: list[Control] = []
         stream = self._key("controls", model)
         while page := self._entries(stream, after + 1, after + _READ_PAGE):
@@ -343,16 +267,13 @@ class RedisJournal:
         return tuple(rows)
 
     def write_line(self, line: Line) -> None:
-        """Append a line to the log of decisions; LineTaken unless its number is the next."""
-        self._take(line, self._run(redisdecisions.WRITE_LINE, line.number, bytes(line.text)))
+        self._take(line, self._run(scripts.WRITE_LINE, line.number, bytes(line.text)))
 
     def newest_line(self) -> Line | None:
-        """The last line of the log; None if there was never one."""
         found = self._command("XREVRANGE", self._tag + b":lines", "+", "-", "COUNT", 1)
         return proof.lines(found)[0] if found else self._anchor()
 
     def lines(self, after: int, n: int) -> tuple[Line, ...]:
-        """The lines with a number above ``after``, in order; at most ``n``."""
         anchor = self._anchor()
         begin = [] if anchor is None or anchor.number <= after else [anchor]
         first = after if anchor is None else max(after, anchor.number)
@@ -360,10 +281,9 @@ class RedisJournal:
         return (*begin, *proof.lines(self._command("XRANGE", self._tag + b":lines", *span)))[:n]
 
     def trim_lines(self, anchor: Line) -> None:
-        """Put the anchor in the place of all lines up to its number."""
         text = bytes(anchor.text)
         checksum = proof.proof(f"line {anchor.number}", (b"text", text))
-        self._take(anchor, self._run(redisdecisions.TRIM_LINES, anchor.number, text, checksum))
+        self._take(anchor, self._run(scripts.TRIM_LINES, anchor.number, text, checksum))
 
     def _anchor(self) -> Line | None:
         found = self._command("HMGET", self._tag + b":anchor", "number", "text", "sum")
@@ -379,25 +299,17 @@ class RedisJournal:
     # -- claims and retention ------------------------------------------------------------------
 
     def claim(self, partition: int, offset: int) -> int:
-        """Count one more learner that is about to learn the row; how many there were before it."""
         answer = self._run(scripts.CLAIM, partition, offset, 1)
         if answer[0] == b"unknown":
             raise PartitionUnknown(partition)
         return int(answer[1])
 
     def claims(self, partition: int, offset: int) -> int:
-        """How many claims of the row there are; a damaged count is none."""
         answer = self._run(scripts.CLAIM, partition, offset, 0)
         return 0 if answer[0] == b"unknown" else int(answer[1])
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
-        """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
-        status, *found = self._run(scripts.RUN, model, spec, epoch, ms)
-        if status == b"damaged":
-            raise JournalDamaged(f"the running time of model {model}")
-        if status == b"lost":
-            raise EpochLost(model, epoch, int(found[0]))
-        return int(found[0])
+        return int(self._fenced(epoch, scripts.RUN, model, spec, epoch, ms))
 
     def trim(
         self,
@@ -411,48 +323,34 @@ class RedisJournal:
         ahead: float = math.inf,
         ran: float = math.inf,
     ) -> int:
-        """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
-
-        One script, which every other caller of the server waits for.
-        """
+        """One script, which every other caller of the server waits for."""
         bounds = [word for p in sorted(upto) if upto[p] > 0 for word in (p, upto[p])]
         head = (model, spec, epoch, repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
-        status, found = self._run(scripts.TRIM, *head, *bounds)
-        if status == b"lost":
-            raise EpochLost(model, epoch, int(found))
-        return int(found)
+        return int(self._fenced(epoch, scripts.TRIM, *head, *bounds))
 
     def expire(
         self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
     ) -> int:
-        """Remove at most ``n`` halves that both clocks call old; how many."""
         bounds = (repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._run(scripts.EXPIRE, model, *bounds))
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
-        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
         return predicted(self._run, model, after, before, n)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
-        """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`.
-
-        One script that copies the partition, which every other caller of the server waits for.
-        """
-        status = self._run(STAND_IN, partition, offset, *words_of(row)[:7])
+        """One script that copies the partition; every other caller of the server waits for it."""
+        status = self._run(scripts.STAND_IN, partition, offset, *words_of(row)[:7])
         if status == b"missing":
             raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
         return bool(status == b"ok")
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
-        """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return Examination(self._command, self._run, self._tag).all(progress)
 
     def erasing(self) -> RedisErasing:
-        """The steps by which payloads are removed for good."""
         return RedisErasing(self._command, self._run, self._tag)
 
     def usage(self, model: str) -> Usage:
-        """Memory of the whole server and its bound for rows, and rows and halves of the model."""
         size, size_max = self._server.memory()
         rows, halves = (self._command("HLEN", self._key(n, model)) for n in ("ids", "halves"))
         return Usage(size, size_max, int(rows), int(halves))

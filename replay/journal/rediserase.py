@@ -7,90 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
 from replay.errors import JournalDamaged, JournalUnavailable
+from replay.journal import redisscripts as scripts
 from replay.journal.base import Half, Stored
-from replay.journal.redisscripts import COMMON
 
 _PAGE: Final = 256  # entries of one script: no other caller waits for long
 _AGAIN: Final = 10  # times that a copy is begun, if another process copies, too
-
-# ARGV: name of a stream, what comes before an entry's id in the place of its checksum, the id after
-# which this page begins, most entries, how many pairs of a field and its value follow, these, and
-# the ids of the entries that get them.  A stream takes nothing between two entries, so a copy grows
-# page by page, and takes the place of the stream in the step that finds nothing more to copy: what
-# was appended meanwhile is in it, and what was trimmed is not.
-COPY: Final = (
-    COMMON
-    + """
-local source, spare = P .. ':' .. ARGV[1], P .. ':erasing:' .. ARGV[1]
-local place, after, most, pairs_n = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
-local values, wanted = {}, {}
-for i = 6, 5 + 2 * pairs_n, 2 do values[ARGV[i]] = ARGV[i + 1] end
-for i = 6 + 2 * pairs_n, #ARGV do wanted[ARGV[i]] = true end
-if after == '0' then redis.call('DEL', spare)
-elseif int(last(spare)) ~= after then return {'moved'} end
-local page = redis.call('XRANGE', source, '(' .. after .. '-0', '+', 'COUNT', most)
-for _, row in ipairs(page) do
-  local id, fields = string.match(row[1], '^%d+'), row[2]
-  if wanted[id] then
-    local n = #fields
-    if fields[n - 1] == 'sum' then
-      n = n - 2
-      if fields[n + 2] ~= proof(place .. id, {unpack(fields, 1, n)}) then return {'damaged', id} end
-    end
-    for i = 1, n, 2 do fields[i + 1] = values[fields[i]] or fields[i + 1] end
-    if fields[n + 1] then fields[n + 2] = proof(place .. id, {unpack(fields, 1, n)}) end
-  end
-  redis.call('XADD', spare, row[1], unpack(fields))
-  after = id
-end
-if #page == most then return {'more', after} end
-local oldest = redis.call('XRANGE', source, '-', '+', 'COUNT', 1)[1]
-if oldest then
-  redis.call('XTRIM', spare, 'MINID', oldest[1])
-  redis.call('RENAME', spare, source)
-else
-  redis.call('DEL', spare)
-end
-return {'done', after}
-"""
-)
-
-# ARGV: model, cursor, about how many.
-HALVES: Final = (
-    COMMON
-    + """
-local page, found = redis.call('HSCAN', P .. ':halves:' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3]), {}
-for i = 1, #page[2], 2 do
-  local read, half = pcall(cmsgpack.unpack, page[2][i + 1])
-  if not read or type(half) ~= 'table' then half = {} end
-  found[#found + 1] =
-    {page[2][i], half[1] or '', half[2] or '', half[3] or '', half[4] or '', half[5] or ''}
-end
-return {page[1], found}
-"""
-)
-
-# ARGV: model, key, payload that stands, then half, event_id, source, payload and at of what takes
-# its place (payload '': nothing does).
-REPLACE_HALF: Final = (
-    COMMON
-    + """
-local halves, waiting, key = P .. ':halves:' .. ARGV[1], P .. ':waiting:' .. ARGV[1], ARGV[2]
-local packed = redis.call('HGET', halves, key)
-local read, half = pcall(cmsgpack.unpack, packed or '')
-if not packed or not read or type(half) ~= 'table' or half[4] ~= ARGV[3] then return 0 end
-if ARGV[7] == '' then
-  redis.call('HDEL', halves, key)
-  redis.call('ZREM', waiting, key)
-  return 1
-end
-local new = {ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], half[6]}
-new[7] = proof('half ' .. ARGV[1] .. ' ' .. key, new)
-redis.call('ZADD', waiting, ARGV[8], key)
-redis.call('HSET', halves, key, cmsgpack.pack(new))
-return 1
-"""
-)
 
 
 class RedisErasing:
@@ -139,7 +60,7 @@ class RedisErasing:
                 # which ids a page has is not known before: it gets those that can be in it
                 near = [i for i in ids if i > int(after)][:_PAGE]
                 words = (stream, place, after, _PAGE, len(values), *given, *near)
-                status, *rest = self._run(COPY, *words)
+                status, *rest = self._run(scripts.COPY, *words)
                 if status == b"damaged":
                     raise JournalDamaged(f"{place}{rest[0].decode()}")
                 after = rest[0] if rest else b"0"
@@ -151,7 +72,7 @@ class RedisErasing:
         """Return the model's halves, a page at a time."""
         cursor = b"0"
         while True:
-            cursor, page = self._run(HALVES, model, cursor, _PAGE)
+            cursor, page = self._run(scripts.HALVES, model, cursor, _PAGE)
             for key, half, event_id, source, payload, at in page:
                 if not half:
                     raise JournalDamaged(f"the half of key {key.hex()}")
@@ -165,7 +86,7 @@ class RedisErasing:
         words: tuple[str | bytes, ...] = ("", "", "", "", "")
         if by is not None:
             words = (by.half.value, by.event_id, by.source, by.payload, repr(by.at))
-        return bool(self._run(REPLACE_HALF, model, key, over.payload, *words))
+        return bool(self._run(scripts.REPLACE_HALF, model, key, over.payload, *words))
 
     def texts(self, model: str, kind: str, keys: Collection[str], payload: bytes) -> int:
         """Give control rows this payload."""

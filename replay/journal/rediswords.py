@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from replay.errors import JournalDamaged
+from replay.errors import (
+    EpochBehind,
+    JournalBehind,
+    JournalDamaged,
+    PartitionSealed,
+    PartitionUnknown,
+    ReplayError,
+)
 from replay.journal import redisproof as proof
 from replay.journal.base import Half, NewRow, Outcome, Row, Stored, Verdict
 from replay.journal.redisproof import Fields
@@ -21,6 +28,22 @@ def words_of(row: NewRow) -> tuple[str | bytes, ...]:
         since, absent = f"{only.control} {' '.join(only.kinds)} ", only.absent
     words = (bytes(row.key), *text, numbers[0], bytes(row.payload), numbers[1], half, over)
     return (*words, since, absent)
+
+
+def refusal_of(answer: list[Any], partition: int, known: int, epoch: int) -> ReplayError | None:
+    """Why the script of an append has written nothing; None: it has answered for each row."""
+    match answer:
+        case [b"unknown", *_]:
+            return JournalBehind(partition, 0, known) if known else PartitionUnknown(partition)
+        case [b"sealed", end]:
+            return PartitionSealed(partition, int(end))
+        case [b"older", model, newest]:
+            return EpochBehind(model.decode(), int(newest), epoch)
+        case [b"behind", *numbers]:
+            return JournalBehind(*map(int, numbers))
+        case [b"damaged", *_]:
+            return JournalDamaged(f"partition {partition}")
+    return None
 
 
 def outcome_of(partition: int, given: NewRow, found: list[Any], before: list[Outcome]) -> Outcome:

@@ -27,6 +27,7 @@ from replay.journal.base import (
     Followed,
     Half,
     Head,
+    Journal,
     Line,
     NewRow,
     Partition,
@@ -34,7 +35,7 @@ from replay.journal.base import (
     Row,
     Usage,
 )
-from replay.journal.batch import check_batch
+from replay.journal.batch import BOUNDS, Bounds, check_batch
 from replay.journal.checksum import checksum
 from replay.journal.sqliteappend import Batch, stored_half
 from replay.journal.sqlitecheck import examine
@@ -47,8 +48,8 @@ _READ_PAGE = 1024
 _MB = 1 << 20
 
 
-class SqliteJournal:
-    """A :class:`replay.journal.base.Journal` in a SQLite file.
+class SqliteJournal(Journal):
+    """A journal in a SQLite file.
 
     Safe to call from several threads, and from several processes on the same file (each with its
     own object; an object does not survive ``fork``).  Writes go through one connection and wait
@@ -60,15 +61,9 @@ class SqliteJournal:
         disk_low_mb: With less free space than this (MB of 2^20 bytes), new rows are refused.
         size_mb_max: Most use of the journal's files in MB, of all models together: above it new
             rows and halves are refused, and everything else goes on.  None: only free space counts.
-        halves_max: Most halves kept of each model; above it a new half is not kept.
-        synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
-            machine.
+        bounds: Most rows of one append, and most halves of each model.
         free_mb: Free space in MB; by default that of the file's disk.
-        batch_rows_max: Most rows of one append, ≥ 1.
-        wal_mb_max: Size of the log above which :meth:`checkpoint` also cuts the file, in MB.
-        lock_wait_s: How long a write waits for another one, of this process or of another, in
-            seconds; then JournalHeld says who holds the file.
-        busy_ms: How long to wait for a foreign program that holds SQLite's own lock.
+        synchronous, lock_wait_s, busy_ms: As of :class:`replay.journal.sqlitefile.SqliteFile`.
 
     Raises:
         JournalFormat: The file was written by a newer version or is another program's.
@@ -76,6 +71,7 @@ class SqliteJournal:
     """
 
     _file_type: type[SqliteFile] = SqliteFile
+    _log_mb_max = 64  # a larger write-ahead log is cut at a checkpoint
 
     def __init__(
         self,
@@ -83,11 +79,9 @@ class SqliteJournal:
         *,
         disk_low_mb: int = 256,
         size_mb_max: int | None = None,
-        halves_max: int = 100_000,
+        bounds: Bounds = BOUNDS,
         synchronous: Synchronous = "FULL",
         free_mb: Callable[[], float] | None = None,
-        batch_rows_max: int = 1024,
-        wal_mb_max: int = 64,
         lock_wait_s: float = 5.0,
         busy_ms: int = 5000,
     ) -> None:
@@ -96,14 +90,13 @@ class SqliteJournal:
         self._path = Path(path).absolute()
         self._disk_low_mb = disk_low_mb
         self._size_max = None if size_mb_max is None else size_mb_max * _MB
-        self._halves_max = halves_max
-        self._free_mb = free_mb or self._disk_free_mb
-        self._batch_rows_max = batch_rows_max
+        self._free_mb = free_mb or partial(_free_mb, self._path.parent)
+        self._bounds = bounds
         self._file = self._file_type(
             self._path,
             Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA),
             synchronous=synchronous,
-            wal_max=wal_mb_max << 20,
+            wal_max=self._log_mb_max << 20,
             lock_wait_s=lock_wait_s,
             busy_ms=busy_ms,
         )
@@ -115,34 +108,19 @@ class SqliteJournal:
 
     @property
     def batch_rows_max(self) -> int:
-        """Most rows of one append."""
-        return self._batch_rows_max
-
-    def _disk_free_mb(self) -> float:
-        try:
-            disk = os.statvfs(self._path.parent)
-        except OSError as error:
-            raise JournalUnavailable(str(error)) from error
-        return disk.f_bavail * disk.f_frsize / _MB
+        return self._bounds.batch_rows
 
     def checkpoint(self) -> int:
-        """Move committed pages out of the log; bytes that a reader still keeps there.
-
-        The step is as large as what was committed since the last one: call it often.  A log file
-        above ``wal_mb_max`` (any, if the journal is at its bound) is cut when all of it was moved
-        and nobody reads.
-        """
+        """The step is as large as what was committed since the last one: call it often."""
         bounded = self._size_max is not None and self._file.size() >= self._size_max
         return self._file.checkpoint(0 if bounded else None)
 
     def close(self) -> None:
-        """Release the file; later calls raise JournalUnavailable.  Idempotent."""
         self._file.close()
 
     # -- partitions and rows -------------------------------------------------------------------
 
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
-        """Open a new, empty partition; its number is given by the store, never twice."""
         if not math.isfinite(at):
             raise RowInvalid("at", repr(at), "give POSIX seconds")
         with self._file.write() as db:
@@ -153,10 +131,6 @@ class SqliteJournal:
         return Partition(number, model, replica, spec, 0, False)
 
     def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
-        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
-
-        See :class:`replay.journal.base.Journal`.
-        """
         with self._file.write() as db:
             values = (number, _model_id(db, model), spec, end, end)
             if db.execute(sql.OPEN_LOST, values).rowcount:
@@ -167,19 +141,10 @@ class SqliteJournal:
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
-        """Write ``rows`` durably, in order, in one step: see :class:`replay.journal.base.Journal`.
-
-        Raises:
-            BatchSize, RowInvalid, PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind:
-                Definite: nothing was written.
-            JournalFull, SizeFull: Definite, and only if a row or half is new: a batch that stands
-                already is answered.
-            JournalUnavailable: Indefinite: send the same batch again.
-        """
-        check_batch(rows, self._batch_rows_max)
+        check_batch(rows, self._bounds.batch_rows)
         free = self._free_mb()
         with self._file.write() as db:
-            batch = Batch(db, partition, known, self._halves_max, epoch)
+            batch = Batch(db, partition, known, self._bounds.halves, epoch)
             outcomes = batch.write(rows)
             if batch.wrote:
                 self._check_room(db, free)
@@ -193,10 +158,6 @@ class SqliteJournal:
             raise SizeFull(size / _MB, self._size_max / _MB)
 
     def seal(self, partition: int) -> int:
-        """Close the partition for writing and return its end.  Idempotent.
-
-        Raises PartitionUnknown (definite) or JournalUnavailable (seal again).
-        """
         with self._file.write() as db:
             found = db.execute(f"{sql.PARTITION} WHERE p.id = ?", (partition,)).fetchone()
             if found is None:
@@ -207,22 +168,16 @@ class SqliteJournal:
         return end
 
     def partition(self, partition: int) -> Partition | None:
-        """The partition, or None if it is unknown."""
         found = self._file.query(f"{sql.PARTITION} WHERE p.id = ?", (partition,))
         return proof.as_partition(found[0]) if found else None
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
-        """All partitions of the model, by id."""
         where = f"WHERE p.model = {sql.MODEL} ORDER BY p.id"
-        return tuple(
-            map(proof.as_partition, self._file.query(f"{sql.PARTITION} {where}", (model,)))
-        )
+        found = self._file.query(f"{sql.PARTITION} {where}", (model,))
+        return tuple(map(proof.as_partition, found))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Rows ``first … first + n - 1`` as far as they exist.
-
-        Many rows are read in several transactions, so that no read keeps the log from shrinking.
-        """
+        """Read in several transactions, so that no read keeps the log from shrinking."""
         rows: list[Row] = []
         for start in range(first, first + n, _READ_PAGE):
             stop = min(start + _READ_PAGE, first + n)
@@ -233,10 +188,7 @@ class SqliteJournal:
         return tuple(rows)
 
     def follow(self, model: str, after: int, n: int) -> Followed:
-        """Rows of the model in commit order: see :class:`replay.journal.base.Journal`.
-
-        It passes over other models' rows after ``after``: go on from ``upto``.
-        """
+        """Passes over other models' rows after ``after``: go on from ``upto``."""
         newest = self._file.query(sql.NEWEST_SEQ, ())
         upto = int(newest[0][0]) if newest else 0
         rows: list[Row] = []
@@ -250,26 +202,19 @@ class SqliteJournal:
         return Followed(tuple(rows), last, proof.as_model(state[0]).trimmed if state else 0)
 
     def find(self, model: str, key: bytes) -> Row | None:
-        """The row that has the key, or None."""
         found = self._file.query(sql.FIND, (model, key))
         return self._row(found[0]) if found else None
 
     # -- epochs, heads and control rows --------------------------------------------------------
 
     def head(self, model: str, spec: str) -> Head:
-        """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
         heads = proof.as_heads(model, self._file.query(sql.HEADS, (model,)))
         return heads[spec][0] if spec in heads else Head(0, None)
 
     def lineages(self, model: str) -> tuple[str, ...]:
-        """Spec hashes that have ever had a server, newest epoch change last."""
         return tuple(proof.as_heads(model, self._file.query(sql.HEADS, (model,))))
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
-        """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one.
-
-        Raises EpochLost (definite) if another server was faster.
-        """
         with self._file.write() as db:
             number, heads = _model_id(db, model), _heads(db, model)
             head = heads[spec][0] if spec in heads else Head(0, None)
@@ -281,7 +226,6 @@ class SqliteJournal:
         return expected + 1
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
-        """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
         with self._file.write() as db:
             change = _check_epoch(db, model, spec, epoch)[spec][1]
             columns = (_model_id(db, model), spec, epoch, snapshot, change)
@@ -296,13 +240,6 @@ class SqliteJournal:
         fence: tuple[str, int] | None = None,
         line: Line | None = None,
     ) -> tuple[Control, bool]:
-        """Append a control row; the first with a (model, key) wins.
-
-        Returns the row that stands and whether this call wrote it (after JournalUnavailable,
-        compare the row: it may be the one of the lost call).  ``fence`` is a spec and an epoch:
-        EpochLost (definite, nothing written) unless it is the lineage's newest epoch.  ``line``
-        goes with a row that is new; LineTaken (definite, nothing written) if it is not the next.
-        """
         with self._file.write() as db:
             if fence is not None:
                 _check_epoch(db, model, *fence)
@@ -318,36 +255,28 @@ class SqliteJournal:
         return proof.as_control(model, row), written
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
-        """Control rows of the model with ``seq > after``, in order."""
         found = self._file.query(f"{sql.CONTROL} AND c.seq > ? ORDER BY c.seq", (model, after))
         return tuple(proof.as_control(model, row) for row in found)
 
     def write_line(self, line: Line) -> None:
-        """Append a line to the log of decisions; LineTaken unless its number is the next."""
         with self._file.write() as db:
             lines.append(db, line)
 
     def newest_line(self) -> Line | None:
-        """The last line of the log; None if there was never one."""
         found = self._file.query(sql.LAST_LINE, ())
         return lines.as_line(found[0]) if found else None
 
     def lines(self, after: int, n: int) -> tuple[Line, ...]:
-        """The lines with a number above ``after``, in order; at most ``n``."""
         return tuple(map(lines.as_line, self._file.query(sql.LINES, (after, n))))
 
     def trim_lines(self, anchor: Line) -> None:
-        """Put the anchor in the place of all lines up to its number."""
         with self._file.write() as db:
             lines.trim(db, anchor)
 
     # -- claims and retention ------------------------------------------------------------------
 
     def claim(self, partition: int, offset: int) -> int:
-        """Count one more learner that is about to learn the row; how many there were before it.
-
-        A damaged count is begun anew: a good row must not be given up for it.
-        """
+        """A damaged count is begun anew: a good row must not be given up for it."""
         with self._file.write() as db:
             if db.execute("SELECT 1 FROM partitions WHERE id = ?", (partition,)).fetchone() is None:
                 raise PartitionUnknown(partition)
@@ -357,11 +286,9 @@ class SqliteJournal:
             return before
 
     def claims(self, partition: int, offset: int) -> int:
-        """How many claims of the row there are; a damaged count is none."""
         return _claims(self._file.query(sql.CLAIMED, (partition, offset)))
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
-        """Add to the model's running time: see :class:`replay.journal.base.Journal`."""
         with self._file.write() as db:
             newest = list(_check_epoch(db, model, spec, epoch))[-1] == spec
             number = _model_id(db, model)
@@ -383,11 +310,7 @@ class SqliteJournal:
         ahead: float = math.inf,
         ran: float = math.inf,
     ) -> int:
-        """Remove at most ``n`` rows with their ids: see :class:`replay.journal.base.Journal`.
-
-        One transaction, which other writers wait for: at least 10 ms for 1,000 rows, so give a
-        small ``n`` often.  Its pages are used again; the file does not shrink.
-        """
+        """One transaction, which other writers wait for: give a small ``n`` often."""
         with self._file.write() as db:
             if list(_check_epoch(db, model, spec, epoch))[-1] != spec:
                 return 0
@@ -397,7 +320,6 @@ class SqliteJournal:
     def expire(
         self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
     ) -> int:
-        """Remove at most ``n`` halves that both clocks call old; how many."""
         with self._file.write() as db:
             number = _model_id(db, model)
             proof.model_of(db, number)
@@ -407,30 +329,33 @@ class SqliteJournal:
         return removed
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
-        """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
         found = self._file.query(sql.TAKEN_BETWEEN, (model, after, before, n))
         halves = [(bytes(one[1]), stored_half(one)) for one in found if proof.good(one)]
         waiting = tuple(one for one in halves if one[1].half is Half.PREDICTION)
         return Predicted(waiting, float(found[-1][sql.TAKEN_AT]) if found else None)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
-        """Put ``row`` where a damaged one stands: see :class:`replay.journal.base.Journal`."""
         with self._file.write() as db:
             return stand_in(db, partition, offset, row, self._unchecked)
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
-        """Verify all that is stored: see :class:`replay.journal.base.Journal`."""
         return examine(self._file.examine, self._unchecked, progress)
 
     def erasing(self) -> SqliteErasing:
-        """The steps by which payloads are removed for good."""
         return SqliteErasing(self._file, self._unchecked)
 
     def usage(self, model: str) -> Usage:
-        """Bytes in use and their bound, and rows and halves of the model, without a walk."""
         size = self._file.size()
         rows, halves = self._file.query(sql.ROWS_AND_HALVES, (model,))[0]
         return Usage(size, self._size_max, rows, halves)
+
+
+def _free_mb(folder: Path) -> float:
+    try:
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise JournalUnavailable(str(error)) from error
+    return disk.f_bavail * disk.f_frsize / _MB
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:

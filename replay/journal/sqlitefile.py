@@ -13,7 +13,8 @@ Why each part is as it is:
 * A checkpoint when the file is opened: a writer killed between write and sync leaves complete
   frames that the next process takes for committed.  They are synced before anyone sees them.
 * No write goes into a file that is not in its place any more, since it was moved or removed by
-  hand: what is in the log then goes into the database, and the caller is refused.
+  hand: what is in the log then goes into the database, and the caller is refused.  Nor is a log
+  opened whose database is not there.
 * After an I/O error nothing is believed: a second sync may succeed without having written
   anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The file is
   reopened, the log is copied into the database and truncated, and the caller sends again.
@@ -121,6 +122,7 @@ class SqliteFile:
         self._lock: FairLock | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            _check_log(path)
             _make(path)
             self._lock = FairLock(path, lock_wait_s)
             with self._exclusive():
@@ -363,6 +365,23 @@ class SqliteFile:
             self._close_locks()
         finally:
             self._writing.release()
+
+
+def _check_log(path: Path) -> None:
+    """Refuse a log without its database, which SQLite would remove, or move into an empty file.
+
+    Whoever still has the database open would not notice, and lack what was moved.  Raises
+    JournalMoved.
+    """
+    if _size(f"{path}-wal") and not _size(str(path)):
+        raise JournalMoved(str(path))
+
+
+def _size(name: str) -> int:
+    try:
+        return os.stat(name).st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _make(path: Path) -> None:

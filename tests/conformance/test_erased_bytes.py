@@ -15,7 +15,7 @@ from journal_words import new
 from msgspec.structs import replace
 
 from replay.errors import JournalDamaged, JournalUnavailable
-from replay.journal import rediserase, sqliteerase, sqlitefile, sqliteschema
+from replay.journal import rediserase, redisscripts, sqliteerase, sqlitefile, sqliteschema
 from replay.journal.base import Half, Journal, NewRow, Verdict
 from replay.journal.redis import RedisJournal
 from replay.journal.sqlite import SqliteJournal
@@ -330,7 +330,7 @@ def test_two_that_erase_the_same_do_it_once(
         assert [r.verdict for r in journal.read(p.id, p.end, 1)] == [Verdict.ACCEPTED]
 
 
-COPY = rediserase.COPY
+COPY = redisscripts.COPY
 CHANGES = [
     ("", "", None),
     ("  redis.call('XTRIM', spare, 'MINID', oldest[1])\n", "", "what was trimmed is back"),
@@ -346,7 +346,7 @@ def test_a_stream_is_copied_while_it_changes(
     plain_node: Any, monkeypatch: pytest.MonkeyPatch, text: str, instead: str, why: str | None
 ) -> None:
     assert COPY.count(text) >= 1
-    monkeypatch.setattr(rediserase, "COPY", COPY.replace(text, instead) if text else COPY)
+    monkeypatch.setattr(redisscripts, "COPY", COPY.replace(text, instead) if text else COPY)
     monkeypatch.setattr(rediserase, "_PAGE", 16)
     prefix = f"copied-{CHANGES.index((text, instead, why))}"
     with closing(RedisJournal(plain_node.url, prefix=prefix)) as journal:

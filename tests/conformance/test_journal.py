@@ -16,6 +16,7 @@ from replay.errors import JournalUnavailable
 from replay.journal import sqlite as module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
 from replay.journal.base import Appended, Control, Followed, Line, NewRow, Predicted, Row
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 
@@ -364,5 +365,5 @@ def test_the_suite_rejects_keys_that_are_not_unique_within_the_model(
 
 def test_the_unchanged_journal_passes_where_mutants_fail(tmp_path: Path) -> None:
     check_journal(SqliteJournal)
-    with closing(SqliteJournal(tmp_path / "j" / "k" / "journal.db", batch_rows_max=7)) as journal:
+    with closing(SqliteJournal(tmp_path / "j" / "k" / "journal.db", bounds=Bounds(7))) as journal:
         assert journal.batch_rows_max == 7

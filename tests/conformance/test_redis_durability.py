@@ -29,6 +29,7 @@ from replay.errors import (
 )
 from replay.journal import redisscripts, redisserver
 from replay.journal.base import Appended, Half, NewRow, Verdict
+from replay.journal.batch import Bounds
 from replay.journal.redis import FORMAT, RedisJournal
 
 pytestmark = pytest.mark.skipif(
@@ -368,7 +369,7 @@ def test_a_server_without_memory_still_trims(server: Any, client: Any) -> None:
 
 
 def test_halves_above_their_bound_are_not_kept(server: Any) -> None:
-    with closing(RedisJournal(server.url, halves_max=2)) as journal:
+    with closing(RedisJournal(server.url, bounds=Bounds(halves=2))) as journal:
         p, q = (journal.register(model, "r", "x", 1.0).id for model in ("m", "n"))
         labels = halves("a b c a", Half.LABEL)
         answer = journal.append(p, 0, labels)

@@ -14,7 +14,7 @@ from journal_checks import check_journal, yield_checks
 from msgspec.structs import replace
 
 from replay.errors import JournalBehind, JournalUnavailable
-from replay.journal import redisdecisions, redisscripts
+from replay.journal import redisscripts
 from replay.journal.base import Half, Journal, NewRow, Verdict
 from replay.journal.redis import RedisJournal
 
@@ -130,10 +130,9 @@ def test_the_suite_rejects_a_missing_rule(
     without: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    module = redisscripts if hasattr(redisscripts, script) else redisdecisions
-    whole = getattr(module, script)
+    whole = getattr(redisscripts, script)
     assert whole.count(rule) == 1
-    monkeypatch.setattr(module, script, whole.replace(rule, without))
+    monkeypatch.setattr(redisscripts, script, whole.replace(rule, without))
     with pytest.raises((AssertionError, JournalUnavailable, JournalBehind)) as failure:
         check_journal(make)
     assert "compiling" not in str(failure.value)

@@ -1,22 +1,19 @@
-"""Replicas follow the load, while feedback goes on: nothing is lost, nothing learned twice."""
+"""Replicas follow how busy they are, while feedback goes on: nothing is lost or learned twice."""
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-import msgspec
 import pytest
 
 from benchmarks import exactly_once
-from benchmarks.service import Running, launch, status, write_settings
+from benchmarks.service import launch, status, write_settings
 from online.processes import free_port
 from online.settings.config import load
 from online.settings.places import open_journal
@@ -26,7 +23,24 @@ pytestmark = pytest.mark.ray
 
 UP_S, DOWN_S = 1.0, 4.0
 BOUND_S = 240.0
-PATH = "/v1/models/counting/predict"
+BUSY = """
+import os
+
+import online.service.scaling as module
+
+_real = module.Busy.__call__
+
+def told(self):
+    found = _real(self)
+    return dict.fromkeys(found, 1.0) if os.path.exists(os.environ["TEST_BUSY"]) else found
+
+module.Busy.__call__ = told
+"""
+"""While a file is there, each replica takes a whole core.
+
+On a machine that is shared with others no load would get it so much; what it takes is tested in
+`tests/unit/service/test_scaling.py`.
+"""
 
 
 def until(holds: Callable[[], bool], what: str) -> None:
@@ -36,54 +50,39 @@ def until(holds: Callable[[], bool], what: str) -> None:
         time.sleep(0.1)
 
 
-def ask(running: Running, stop: threading.Event) -> None:
-    """Keep a replica busy: many rows in a body that is made once, and answers that nobody reads.
-
-    Else this process, whose threads share an interpreter, would be the busier one.
-    """
-    body = msgspec.json.encode({"instances": [{f"a{i}": 1.0} for i in range(1000)]})
-    place = urlsplit(running.url)
-    while not stop.is_set():
-        client = http.client.HTTPConnection(place.hostname or "", place.port, timeout=30)
-        with contextlib.suppress(OSError, http.client.HTTPException), contextlib.closing(client):
-            while not stop.is_set():
-                client.request("POST", PATH, body, {"Content-Type": "application/json"})
-                client.getresponse().read()
-
-
 def written(path: Path) -> list[Partition]:
     """The partitions that have rows."""
     with contextlib.closing(open_journal(load(path, {}, {}))) as journal:
         return [p for p in journal.partitions("counting") if p.end]
 
 
-def test_load_brings_a_replica_and_takes_it_back() -> None:
+def test_being_busy_brings_a_replica_and_takes_it_back() -> None:
     with tempfile.TemporaryDirectory(prefix="online-scale-") as name:
         folder = Path(name)
         replicas: dict[str, Any] = {"min": 1, "max": 2, "up_s": UP_S, "down_s": DOWN_S}
         settings = {**exactly_once.settings_of(free_port()), "replicas": replicas}
         path = write_settings(folder, settings)
-        running = launch(folder)
-        sent, stop, calm = exactly_once.Sent(), threading.Event(), threading.Event()
+        (folder / "sitecustomize.py").write_text(BUSY)
+        busy = folder / "busy"
+        running = launch(folder, environment={"PYTHONPATH": name, "TEST_BUSY": str(busy)})
+        sent, stop = exactly_once.Sent(), threading.Event()
         feeders = [
             exactly_once.Client(i, lambda: running.url, sent, stop, i, pause_s=0.02)
             for i in range(3)
         ]
-        askers = [threading.Thread(target=ask, args=(running, calm)) for _ in range(4)]
         try:
 
             def count() -> int:
                 return len(running.named("ServeReplica"))
 
             assert count() == 1
-            for thread in (*feeders, *askers):
-                thread.start()
+            for feeder in feeders:
+                feeder.start()
+            busy.touch()
             until(lambda: count() == 2, "second replica")
             until(lambda: len(status(running, "counting")["replicas"]) == 2, "word of it")
             until(lambda: len(written(path)) >= 2, "feedback to both")
-            calm.set()
-            for asker in askers:
-                asker.join()
+            busy.unlink()
             until(lambda: count() == 1, "return to one")
             answered = len(sent.acknowledged)
             until(lambda: len(sent.acknowledged) > answered + 100, "feedback to one again")
@@ -97,6 +96,5 @@ def test_load_brings_a_replica_and_takes_it_back() -> None:
             assert sealed == {True, False}, "the one that went has handed over"
             print(f"{len(sent.acknowledged):,} acknowledged: {dict(sent.statuses)}")
         finally:
-            calm.set()
             stop.set()
             running.stop()

@@ -18,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
+from benchmarks.learners import COUNT_LABEL
 from benchmarks.service import Running, status
 from online.client.connection import Connection
 
@@ -121,6 +123,17 @@ def held_by(running: Running, pid: int) -> str:
     return f"process {pid} is {status}; locks: {locks}"
 
 
+def held(url: str, event: str) -> tuple[int, Any] | None:
+    """What feedback is answered; None if the machine was too busy to look who holds the journal."""
+    body = {"features": {event: 1.0}, "label": COUNT_LABEL, "event_id": event}
+    code, answer = post(url, f"{PATH}/feedback", body)
+    if code == 200 or (code == 503 and answer["error"]["code"] == "journal_held"):
+        return code, answer
+    assert code == 503, answer
+    assert answer["error"]["code"] == "journal_unavailable", answer
+    return None
+
+
 def stop_one(running: Running, name: str) -> None:
     """One replica stops inside a commit; the others are not held up for long, nothing is lost."""
     before = [f"{name}-before-{i}" for i in range(10)]
@@ -131,14 +144,14 @@ def stop_one(running: Running, name: str) -> None:
     sending.start()
     holder = until("a replica stands", lambda: stands(running, said))
     (other,) = (url for n, url in replicas.items() if not n.startswith(f"{holder}:"))
-    code, answer = send(Running(running.folder, running.process, other, 0.0), f"{name}-refused")
+    code, answer = until("it is named", lambda: held(other, f"{name}-refused"))
     if code != 200:  # else it was ended by then
-        assert (code, answer["error"]["code"]) == (503, "journal_held"), answer
         assert f"process {holder} " in answer["error"]["message"]
         assert "Nothing was recorded" in answer["error"]["hint"]
     assert predicted(other, before) == [1.0] * 10, "predictions go on"
-    until(
-        "it is ended", lambda: f"ended process {holder}" in log(running),
+    until(  # by Serve, where the machine gives the service's own process too little time
+        "it is ended",
+        lambda: f"ended process {holder}" in log(running) or not psutil.pid_exists(holder),
         saw=lambda: f"{held_by(running, holder)}; the log:\n{log(running)[-4_000:]}",
     )  # fmt: skip
     after = [f"{name}-after-{i}" for i in range(10)]

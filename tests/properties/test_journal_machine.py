@@ -13,6 +13,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from replay.errors import JournalUnavailable
 from replay.journal import sqlite as sqlite_module
 from replay.journal import sqliteappend, sqliteschema, sqlitetrim
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 modest: Any = settings(
@@ -24,10 +25,13 @@ modest: Any = settings(
 )
 
 
-def machine(journal_type: type[SqliteJournal]) -> Any:
+def machine(journal: type[SqliteJournal]) -> Any:
     halves = machine_module.HALVES
 
-    class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]
+    def journal_type(place: Path, *, halves_max: int, **more: Any) -> SqliteJournal:
+        return journal(place, bounds=Bounds(halves=halves_max), **more)
+
+    class SqliteMachine(machine_module.JournalMachine):  # type: ignore[misc]  # its text is the seed
         open_journal = staticmethod(
             lambda at: journal_type(at / "journal.db", synchronous="OFF", halves_max=halves)
         )

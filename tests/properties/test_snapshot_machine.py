@@ -28,7 +28,7 @@ from paramserver.snapshots import history as snapshot_history
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.pieces import Pieces
-from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention, kept
+from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention, retained
 from paramserver.state import Contained, SnapshotState
 
 SPEC = "ab" * 32
@@ -429,7 +429,7 @@ def _thinned(**changed: Any) -> type[SnapshotHistory]:
             def other(created: Any, retention: Retention, **rest: Any) -> set[str]:
                 numbers = {k: v for k, v in changed.items() if k not in ("pinned", "birth")}
                 flags = {k: v for k, v in changed.items() if k not in numbers}
-                return kept(created, replace(retention, **numbers), **{**rest, **flags})
+                return retained(created, replace(retention, **numbers), **{**rest, **flags})
 
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(snapshot_history, "kept", other)

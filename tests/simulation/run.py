@@ -19,13 +19,14 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -102,10 +103,17 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
-def run_seeds(seeds: Sequence[int], name: str | None = None) -> Outcome:
-    """Run seeds, of a mutant if it is named (then no further than the first that notices it)."""
-    vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(), Outcome()
-    climate = {"background": False, "peers": False, **mutant.climate} if name else {}
+def run_seeds(
+    seeds: Sequence[int], name: str | None = None, given: Mapping[str, Any] | None = None
+) -> Outcome:
+    """Run seeds, of a mutant if it is named (then no further than the first that notices it).
+
+    ``given``: what is the same in the climate of all of them, of no mutant.
+    """
+    vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(climate=given or {}), Outcome()
+    climate: dict[str, Any] = {}
+    if name or given:
+        climate = {"background": False, "peers": False, **mutant.climate}
     with folder() as where, mutant.applied():
         for n, seed in enumerate(seeds):
             world = World(vfs, where, seed, faulty=mutant.faulty, climate=climate)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sim_choices import rows_of
 from sim_labels import Journal as Found
 from sim_loop import Process
 from sim_model import KEEP_ROWS_S
@@ -121,13 +122,14 @@ class Observer(Actor):
             keys = [row.key.split(":")[2:] for row in rows if row.kind in REWRITES]
             partitions = await self.thread("main", journal.partitions, MODEL)
             self.trimmed = sum(partition.trimmed for partition in partitions)
-            if self.world.climate.labels:
+            if self.world.climate.labels or self.world.climate.choices:
                 every = [
                     row
                     for partition in partitions
                     for row in await self.thread("main", journal.read, partition.id, 1, 10_000)
                 ]
                 self.found = Found(every, rows)
+                self.world.choices.rows = [*rows_of(every)] if self.world.climate.choices else None
             self.rollbacks = tuple((int(epoch), int(count), name) for epoch, count, name in keys)
             await asyncio.sleep(0.2)
 

@@ -14,7 +14,7 @@ from sim_processes import Replica, Server
 
 import online.errors
 from online.rows.history import Listed
-from online.serving.held_events import Kept
+from online.serving.held_events import HeldEvents
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class LabelClients:
         return True
 
 
-class _Of(Kept):
+class _Of(HeldEvents):
     """Events of one source alone, without a log of decisions."""
 
     source: str | None = None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sim_choices import Choices, is_choice
 from sim_labels import Journal, Labels
 
 from online.models.base import Before, Prediction
@@ -149,6 +150,7 @@ class Oracle:
         self.shaken: set[str] = set()  # what a rollback may have taken out or brought back
         self.undone: set[str] = set()
         self.labels: Labels | None = None  # events whose labels change
+        self.choices: Choices | None = None
         self.lost: dict[str, int] = {}  # lost from the journal: how often it counts without it
         self._durable: dict[int, int] = {}  # by partition: what any server has told
         self._durable_since = 0  # what servers of earlier epochs have told is void
@@ -270,6 +272,9 @@ class Oracle:
         if self.labels is not None:
             self.labels.at_most_once(sums, where, local=local)
             sums = {name: x for name, x in sums.items() if name not in self.labels.events}
+        if self.choices is not None:
+            self.choices.at_most_once(sums, where)
+            sums = {name: x for name, x in sums.items() if not is_choice(name)}
         for name, x in sums.items():
             event = self.events.get(name)
             assert event is not None, f"{where}: {name} = {x} is nothing that was sent"
@@ -304,9 +309,13 @@ class Oracle:
         keys = [
             self.events[name].key
             for name, x in sums.items()
-            if x
+            if x and not is_choice(name)
             for _ in range(round(x / self.events[name].amount))
         ]
+        if self.choices is not None:
+            if (wrong := self.choices.wrong(sums, where)) is not None:
+                return wrong
+            keys += self.choices.keys
         expected = (len(keys), sum(int.from_bytes(k[:8], "big") for k in keys) % 2**64)
         return None if digest == expected else f"{where}: digest {digest}, not {expected}"
 

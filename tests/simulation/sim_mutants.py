@@ -16,6 +16,7 @@ Of these rules no mutant is here, as others cover for each in the whole system:
 
 from __future__ import annotations
 
+from sim_choice_mutants import CHOICE_MUTANTS
 from sim_label_mutants import LABEL_MUTANTS
 from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 from sim_server_mutants import SERVER_MUTANTS
@@ -316,4 +317,5 @@ MUTANTS: dict[str, Mutant] = {
     ),
     **SERVER_MUTANTS,
     **LABEL_MUTANTS,
+    **CHOICE_MUTANTS,
 }

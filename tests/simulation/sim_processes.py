@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import sim_choices
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_labels import Part
@@ -190,6 +191,7 @@ class Learner(Actor):
             task="regression",
             learner="linreg",
             sync=Sync(interval_ms=climate.sync_ms, updates=climate.updates),
+            choose=dict(sim_choices.SETTINGS) if climate.choices else None,
         )
         limits = Limits(feedback_wait_s=climate.feedback_wait_s, ongoing_max=climate.ongoing_max)
         self.model = online.replica.replica.ModelReplica(
@@ -272,6 +274,7 @@ class Replica(Learner):
     def __init__(self, world: World, number: int) -> None:
         self.stopping = False
         self.learning: Learning | None = None
+        self.choosing: Any = None
         # by partition: offset and amount of what was answered here
         self.own: dict[int, dict[str, tuple[int, float]]] = {}
         self.handlers: list[asyncio.Task[Any]] = []
@@ -281,6 +284,9 @@ class Replica(Learner):
         if self.world.climate.peers:
             self._cut_off()
         await self.start(learns=not self.world.climate.background)
+        if self.world.climate.choices:
+            self.choosing = sim_choices.serve(self, SPEC)
+            self.process.spawn(sim_choices.give_for_ever(self.choosing))
         if self.world.climate.background:
             await self._tend()
 
@@ -350,6 +356,17 @@ class Replica(Learner):
         except AssertionError as error:
             self.world.fail(error)
         reply(recorded)
+
+    def ask(self, step: Callable[[Any], Any], reply: Callable[[Any], None]) -> None:
+        """A request about a choice has come."""
+
+        async def answer() -> None:
+            try:
+                reply(await step(self.choosing))
+            except online.errors.RequestError as error:
+                reply(error)
+
+        self.process.spawn(answer())
 
     async def _record(self, rows: list[NewRow], known: list[Example]) -> list[Recorded]:
         """Write the rows as those of one request or, two or four of them, of as many requests."""

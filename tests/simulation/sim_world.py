@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import sim_chaos
 import sim_loss
 from sim_actor import Actor, Observer
+from sim_choices import ChoiceClients, Choices
 from sim_clerk import Clerk, LabelClients
 from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
@@ -77,6 +78,7 @@ class Climate:
     ahead: bool = False
     older: bool = False
     labels: bool = False
+    choices: bool = False
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -175,6 +177,8 @@ class World:
         self.oracle = Oracle(self.events)
         self.labels = Labels(drawn(seed) if self.climate.labels else ())
         self.oracle.labels = self.labels if self.climate.labels else None
+        self.choices = Choices()
+        self.oracle.choices = self.choices if self.climate.choices else None
         self.sealed: set[int] = set()
         self.actors: list[Actor] = []
         self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
@@ -340,6 +344,7 @@ class World:
             self.loop.run_until_complete(self.outside.run(self._task))
         finally:
             self._dispose()
+        self.counts.update(self.choices.met)
         return self.counts
 
     def _task(self) -> Any:
@@ -347,7 +352,7 @@ class World:
 
     async def _live(self) -> None:
         sim_chaos.start(self)
-        clients, labels = Clients(self), LabelClients(self)
+        clients, labels, choices = Clients(self), LabelClients(self), ChoiceClients(self)
         await sim_chaos.storm(self)
         if self.climate.twice:  # between the storms rows become old enough to be removed
             sim_chaos.heal(self)
@@ -360,9 +365,10 @@ class World:
         sim_chaos.heal(self)
         clients.persist()
         labels.persist()
+        choices.persist()
         self._observer = self.start(Observer)
         deadline = self.loop.time() + HEAL_S
-        while (wrong := self._wrong(clients, labels)) is not None:
+        while (wrong := self._wrong(clients, labels, choices)) is not None:
             assert self.loop.time() < deadline, f"it does not heal: {wrong}"
             await self._rest(0.25)
         self.note(f"all is right, {HEAL_S - deadline + self.loop.time():.1f} s after the storm")
@@ -382,9 +388,9 @@ class World:
             if isinstance(actor, (Replica, Learning, Server)) and actor.alive:
                 actor.check()
 
-    def _wrong(self, clients: Clients, labels: LabelClients) -> str | None:
+    def _wrong(self, clients: Clients, labels: LabelClients, choices: ChoiceClients) -> str | None:
         """What is not yet as it must be in the end."""
-        if left := clients.open + labels.open:
+        if left := clients.open + labels.open + choices.open:
             return f"{left} requests have no answer"
         if self._observer is None or self._observer.rollbacks is None:
             return "nobody has looked at the journal"

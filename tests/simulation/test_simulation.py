@@ -13,6 +13,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import run
+from sim_choice_mutants import CHOICES
 from sim_mutants import MUTANTS
 
 SEEDS, COUNTED = 300, 290
@@ -60,6 +61,18 @@ def test_seeds(processes: ProcessPoolExecutor, seeds: int, counted: int) -> None
     assert not failed, "\n".join(failed)
     assert out.counted >= counted, "seeds without a fault do not count"
     assert out.counts.keys() - run.NOT_FAULTS == KINDS, "each kind of fault was met"
+
+
+def test_choices_have_one_reward_or_the_default_whatever_happens(
+    processes: ProcessPoolExecutor,
+) -> None:
+    halves = [range(20), range(20, 40)]
+    out = run.Outcome()
+    for future in [processes.submit(run.run_seeds, some, None, CHOICES) for some in halves]:
+        out.add(future.result())
+    assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
+    met = {"chosen again", "default", "reward learned", "reward duplicate", "reward conflict"}
+    assert met <= out.counts.keys(), f"met: {dict(out.counts)}"
 
 
 @pytest.mark.parametrize("name", MUTANTS)

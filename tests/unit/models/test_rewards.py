@@ -10,7 +10,7 @@ import pytest
 from online.decide import Policy, draw, row, uniform
 from online.models.crossed import alike, hash_of, mix
 from online.models.errors import LearnerUnusable
-from online.models.rewards import Action, RewardModel, Rewards
+from online.models.rewards import Action, RewardModel, Rewards, _order
 from online.models.scored import Scores, Served, served_of
 from paramserver.blocks import Blocks, combine, merge
 from replay.example import Example, Features
@@ -132,6 +132,12 @@ def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
                 sums += held(model, hashed, action ^ salt) * value * number
         assert answers[16:20, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
     assert np.abs(answers[:20] - 0.5).max() > 0.1
+
+
+def test_of_two_features_with_one_place_the_later_of_an_action_counts() -> None:
+    """Two ids of three features each, then two features of the action by one of the context's."""
+    assert _order(3, 2, 2, 1).tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 8]
+    assert _order(2, 1, 1, 0).tolist() == [0, 1]
 
 
 def held(model: RewardModel, left: np.uint64, right: np.uint64) -> np.ndarray:

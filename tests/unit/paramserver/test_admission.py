@@ -13,7 +13,7 @@ from online.learning.deltas import Pulled
 from online.models.experts import EXPERTS
 from online.models.fm import FmModel
 from online.models.lines import TABLE, TableLines
-from online.models.tabled import Part, Table
+from online.models.tabled import Table
 from online.service.parameter_servers import settings_of
 from online.settings import config
 from paramserver import wire
@@ -222,7 +222,7 @@ def test_a_table_by_place_is_as_the_server_has_it_when_rows_leave_or_wait(sights
     since, lonely = (1, 0), 0
     for offset in range(1, 80):
         places = np.unique(np.array(r.sample(range(1 << 9), 12)) // r.choice((1, 8)))
-        table.step([Part(places[None], np.ones((EXPERTS, 1, len(places))))])
+        table.step(places, table.take(places), np.ones((EXPERTS, len(places))))
         push = wire.Push(1, "0" * 64, 1, offset, offset, 1, since, to_wire(table.cut()))
         assert server.push(push, lambda p: Partition()).status == "applied"
         request = wire.SyncRequest(wire.FORMAT, "r", 1, [], since, True, [])

@@ -15,7 +15,7 @@ from server_world import LINEAGE, Died, Head, Info, World, learned, sync, value
 from paramserver import errors, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
 from paramserver.snapshots.history import ancestors, parse_name, snapshot_name
-from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, kept
+from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, retained
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -327,15 +327,15 @@ def test_snapshots_are_withdrawn_for_good_but_the_newest_and_what_a_start_needs(
 def test_kept_names() -> None:
     made = {f"{i}": float(i * HOUR_S // 2) for i in range(96)}  # two days, one each half hour
     none = Retention(1, 0, 0, 0)
-    assert kept(made, none) == {"0", "95"}
-    assert kept(made, none, birth=False) == {"95"}
-    assert kept(made, none, pinned={"7", "gone"}, birth=False) == {"7", "95"}
-    assert kept(made, Retention(2, 3, 0, 0), birth=False) == {"95", "94", "93", "91"}
-    assert kept(made, Retention(1, 0, 7, 0), birth=False) == {"95", "47"}
-    assert kept(made, Retention(1, 0, 0, 4), birth=False) == {"95"}
-    assert kept({}, Retention()) == set()
+    assert retained(made, none) == {"0", "95"}
+    assert retained(made, none, birth=False) == {"95"}
+    assert retained(made, none, pinned={"7", "gone"}, birth=False) == {"7", "95"}
+    assert retained(made, Retention(2, 3, 0, 0), birth=False) == {"95", "94", "93", "91"}
+    assert retained(made, Retention(1, 0, 7, 0), birth=False) == {"95", "47"}
+    assert retained(made, Retention(1, 0, 0, 4), birth=False) == {"95"}
+    assert retained({}, Retention()) == set()
     shifted = {n: t + 40 * DAY_S for n, t in made.items()}
-    assert kept(shifted, Retention()) >= kept(shifted, Retention(), birth=False)
+    assert retained(shifted, Retention()) >= retained(shifted, Retention(), birth=False)
 
 
 def test_new_snapshots_are_spaced_by_their_age() -> None:
@@ -344,7 +344,7 @@ def test_new_snapshots_are_spaced_by_their_age() -> None:
     for i in range(360):
         now = 1_000_003.0 + 10.0 * i
         held[f"{i}"] = now
-        names = kept(held, retention, birth=False)
+        names = retained(held, retention, birth=False)
         held = {name: at for name, at in held.items() if name in names}
         elapsed = 10.0 * i
         assert len(held) <= retention.keep + 2  # those of the hours
@@ -359,7 +359,7 @@ def test_new_snapshots_are_spaced_by_their_age() -> None:
 @pytest.mark.parametrize("keep", [1, 2, 3, 6, 7, 24, 100])
 def test_as_many_new_snapshots_are_kept_as_the_setting_says(keep: int) -> None:
     made = {f"{i}": 10.0 * i for i in range(500)}
-    names = kept(made, Retention(keep, 0, 0, 0), birth=False)
+    names = retained(made, Retention(keep, 0, 0, 0), birth=False)
     assert len(names) == keep
     assert {f"{499 - i}" for i in range(min(keep, 2))} <= names
 

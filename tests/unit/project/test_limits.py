@@ -27,10 +27,6 @@ PARAMETERS_MAX: Final = 8
 EXCEPTIONS: Final = {  # nothing is added here: whoever makes one smaller takes it off
     "online/client/client.py:AsyncClient()": "each parameter is an argument of its users",
     "online/client/client.py:Client()": "each parameter is an argument of its users",
-    "replay/journal/redis.py:RedisJournal": "every method is one step of the store",
-    "replay/journal/redis.py:RedisJournal()": "each parameter is a bound of the settings",
-    "replay/journal/sqlite.py:SqliteJournal": "every method is one step of the store",
-    "replay/journal/sqlite.py:SqliteJournal()": "each parameter is a bound of the settings",
 }
 
 

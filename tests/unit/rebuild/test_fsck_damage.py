@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -24,18 +25,18 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `online fsck`; what it printed, with the exit code that is expected."""
+    """Runs `online fsck`; what it printed (``errors``: there), with the exit code expected."""
     for name in [name for name in os.environ if name.startswith("ONLINE_")]:
         monkeypatch.delenv(name)
 
-    def run(state: Path, *words: str, code: int) -> str:
+    def run(state: Path, *words: str, code: int, errors: bool = False) -> str:
         monkeypatch.setattr(sys, "argv", ["online", "fsck", "--state-dir", str(state), *words])
         with pytest.raises(SystemExit) as ended:
             main()
         said = capsys.readouterr()
         assert (ended.value.code or 0) == code, said
         assert "Traceback" not in said.err
-        return said.out
+        return said.err if errors else said.out
 
     return run
 
@@ -112,3 +113,17 @@ def test_the_verdict_as_data(state: Path, run: Run) -> None:
     (found,) = json.loads(run(state, "--json", code=1))
     assert not found["journal"]["sound"]
     assert found["journal"]["damage"]
+
+
+@pytest.mark.parametrize("why", [errno.EROFS, errno.ENOSPC, errno.EACCES])
+def test_a_disk_that_does_not_let_it_look_is_no_damage(
+    state: Path, run: Run, monkeypatch: pytest.MonkeyPatch, why: int
+) -> None:
+    def refuse(path: Path, wait_s: float) -> None:
+        raise OSError(why, os.strerror(why), f"{path}.lock")
+
+    monkeypatch.setattr("replay.journal.sqlitefile.FairLock", refuse)
+    said = run(state, code=1, errors=True)
+    assert "DAMAGED" not in said
+    assert os.strerror(why) in said
+    assert "needs room and has to be writable" in said

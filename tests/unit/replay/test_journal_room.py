@@ -17,8 +17,13 @@ from replay.errors import (
 )
 from replay.journal import sqlite as sqlite_module
 from replay.journal.base import Half, NewRow, Verdict
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqliteappend import Batch
+
+
+class SmallLog(SqliteJournal):
+    _log_mb_max = 1
 
 
 def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
@@ -66,7 +71,7 @@ def test_new_halves_are_refused_below_the_low_water_mark(path: Path) -> None:
 
 
 def test_halves_above_their_bound_are_not_kept(path: Path) -> None:
-    with closing(SqliteJournal(path, halves_max=2)) as journal:
+    with closing(SqliteJournal(path, bounds=Bounds(halves=2))) as journal:
         p, q = (journal.register(model, "r", "spec", 1.0).id for model in ("m", "n"))
         batch = [half(i, Half.LABEL, float(i)) for i in (1, 2, 3, 1)]
         answer = journal.append(p, 0, batch)
@@ -84,7 +89,7 @@ def test_halves_above_their_bound_are_not_kept(path: Path) -> None:
 
 
 def test_rows_above_the_size_bound_are_refused_until_some_are_trimmed(path: Path) -> None:
-    with closing(SqliteJournal(path, synchronous="OFF", size_mb_max=3, wal_mb_max=1)) as journal:
+    with closing(SmallLog(path, synchronous="OFF", size_mb_max=3)) as journal:
         p, end = journal.register("m", "r", "spec", 1.0).id, 0
         while journal.usage("m").size < (3 << 20) - 150_000:
             end = journal.append(p, end, rows(end, 10, 5_000)).end

@@ -27,6 +27,10 @@ from replay.journal.sqlitefile import SqliteFile
 from replay.journal.sqliteschema import FOLLOW
 
 
+class SmallLog(SqliteJournal):
+    _log_mb_max = 1
+
+
 def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
     return [
         NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, bytes(size), 1.0)
@@ -67,7 +71,7 @@ def test_a_second_opening_keeps_the_locks_of_the_first(path: Path) -> None:
 
 def test_the_log_is_cut_above_its_bound_when_nobody_reads(path: Path) -> None:
     log = path.with_name("journal.db-wal")
-    with closing(SqliteJournal(path, synchronous="OFF", wal_mb_max=1)) as journal:
+    with closing(SmallLog(path, synchronous="OFF")) as journal:
         p = journal.register("m", "r", "spec", 1.0).id
         journal.append(p, 0, rows(0, 8, 100_000))
         assert journal.checkpoint() == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import replay
-from replay.errors import JournalMoved
+from replay.errors import JournalMoved, ReplayError
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqlitefile import SqliteFile
@@ -53,7 +53,7 @@ def test_nothing_is_written_into_a_folder_that_was_moved_and_it_goes_on_when_it_
 LOSES_ITS_LOG = """
 import os, signal, sys
 from pathlib import Path
-from replay.errors import JournalMoved
+from replay.errors import JournalMoved, ReplayError
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 path = Path(sys.argv[1])
@@ -96,6 +96,45 @@ def test_a_removed_file_is_not_made_anew_after_a_disk_error(tmp_path: Path) -> N
         assert not path.exists()
         (tmp_path / "away.db").rename(path)
         assert journal.append(partition, 1, [row(2)]).end == 2
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from replay.journal import sqlitefile
+from replay.journal.sqlite import SqliteJournal
+if "control" in sys.argv:
+    sqlitefile._check_log = lambda path: None
+journal = SqliteJournal(Path(sys.argv[1]))
+journal.checkpoint()
+journal.close()
+"""
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_whoever_opens_it_meanwhile_does_not_empty_the_log_of_those_who_write(
+    tmp_path: Path, guarded: bool
+) -> None:
+    """The control: what was answered is missing, or the file is no database any more."""
+    path, away = tmp_path / "journal.db", tmp_path / "away.db"
+    environment = {**os.environ, "PYTHONPATH": str(Path(replay.__file__).parents[1])}
+    words = [sys.executable, "-c", OPENS, str(path), *([] if guarded else ["control"])]
+    found: set[str] | str
+    with closing(SqliteJournal(path, synchronous="OFF")) as journal:
+        partition = journal.register("m", "r", "spec", 1.0).id
+        journal.append(partition, 0, [row(i) for i in range(1, 50)])
+        path.rename(away)
+        done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=240)
+        assert ("JournalMoved" in done.stderr) is guarded, done.stderr
+        assert path.exists() is not guarded
+        away.rename(path)
+        try:
+            journal.append(partition, 49, [row(50)])
+            journal.checkpoint()
+            found = {one.event_id for one in journal.read(partition, 1, 99)}
+        except ReplayError as error:
+            found = str(error)
+    assert (found == {f"e{i}" for i in range(1, 51)}) is guarded, found
 
 
 def test_without_the_look_what_was_answered_is_in_no_file(

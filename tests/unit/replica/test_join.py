@@ -30,6 +30,7 @@ from replay import codec
 from replay.errors import JournalFull, JournalUnavailable
 from replay.example import NOTES_BYTES_MAX, LabelHalf, PredictionHalf
 from replay.journal.base import Appended, Half, NewRow
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 _NOTED = Struct("<4d")
@@ -200,7 +201,7 @@ def test_a_label_that_waits_too_long_is_unknown(tmp_path: Path) -> None:
 
 def test_no_room_for_another_label(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        journal = SqliteJournal(world.folder / "journal.db", disk_low_mb=0, halves_max=1)
+        journal = SqliteJournal(world.folder / "journal.db", disk_low_mb=0, bounds=Bounds(halves=1))
         replica = await world.replica(journal=journal)
         serving = world.serving(replica)
         assert (await label(serving, "x"))[:2] == (202, "waiting")

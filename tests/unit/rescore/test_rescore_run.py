@@ -96,7 +96,7 @@ def test_csv_is_cut_at_row_ends(texts: list[str], size: int, tmp_path_factory: A
     writer.writerows([["id", "x"], *([i, text] for i, text in enumerate(texts))])
     path = tmp_path_factory.mktemp("cut") / "t.csv"
     path.write_bytes(out.getvalue().encode())
-    one = inputs.found([str(path)])[0]
+    one = inputs.files_of([str(path)])[0]
     before, inputs.TEXT_BYTES = inputs.TEXT_BYTES, size  # type: ignore[misc]
     try:
         counted, shards = inputs.cut([one], np.random.default_rng(0))

@@ -16,7 +16,7 @@ import online
 from online.errors import RequestError
 from online.http.refusing import answer_errors
 from online.http.report import routes
-from online.service.command_settings import clear, told
+from online.service.command_settings import clear, settings_file
 from online.service.report_task import Reporting
 from online.service.trigger_task import Looked, forgotten
 from online.settings.config import Settings, load
@@ -119,7 +119,7 @@ def with_files_of_tokens(folder: Path) -> Settings:
 
 def test_a_command_reads_the_settings_where_tokens_come_from_files(tmp_path: Path) -> None:
     settings = with_files_of_tokens(tmp_path)
-    with told(settings, "report-") as file:
+    with settings_file(settings, "report-") as file:
         again = load(file, {}, {})
     for role in ROLES:
         assert list(map(digest, settings.tokens.of(role))) == list(again.tokens.of(role))
@@ -153,7 +153,7 @@ def test_settings_that_a_killed_process_left_are_removed_and_no_others(
     for folder in left:
         folder.mkdir()
         (folder / "online.yaml").write_text("a password")
-    with told(settings, "report-") as file:
+    with settings_file(settings, "report-") as file:
         clear(tmp_path)
         assert file.exists(), "another process of the folder is making a report"
         assert [folder.exists() for folder in left] == [False, False, True]

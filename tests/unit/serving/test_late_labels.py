@@ -73,7 +73,7 @@ def test_a_late_label_that_is_refused_leaves_the_other_rows_recorded(
         assert calls == [4, 2]
         again = await serving.record([body[0], body[2]])
         assert told(again) == ["learned", "learned"], "sent again, they are taken"
-        found = anomalies.found(replica)
+        found = anomalies.summary_of(replica)
         assert found is not None
         assert (found["rows"], found["unlabelled"]) == (4, 2)
         await replica.stop(1.0)
@@ -132,7 +132,7 @@ def test_a_label_of_a_row_that_was_not_learned_counts_nowhere(
         value = BROKEN if first is failed else 1.0
         (receipt,) = await serving.record([event("first", True, value)])
         assert (receipt.status, receipt.first_outcome) == ("conflict", first.__name__)
-        found = anomalies.found(replica)
+        found = anomalies.summary_of(replica)
         assert found is not None
         assert (found["rows"], found["unlabelled"]) == (1, 1)
         await replica.stop(1.0)

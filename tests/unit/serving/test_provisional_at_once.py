@@ -17,6 +17,7 @@ from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.rows import history
 from replay.errors import JournalHeld, JournalUnavailable
 from replay.journal.base import Row
+from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 
 Scene = Callable[[Any], Awaitable[None]]
@@ -296,7 +297,7 @@ def test_final_labels_that_cannot_be_looked_up_are_refused_definitely(tmp_path: 
 
 def test_a_request_that_is_refused_twice_is_counted_off_once(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0, batch_rows_max=1)
+        journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0, bounds=Bounds(1))
         replica = await world.replica(build=half, journal=journal)
         serving = world.serving(replica)
         await guess(serving, "a", 8.0, source="default")

@@ -21,6 +21,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
 from online.settings.model import ModelSettings
 from online.settings.places import journal_opener, open_journal, snapshots_path
+from replay.journal.batch import Bounds
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 
@@ -389,7 +390,7 @@ def test_an_opened_journal_has_the_bounds_of_the_settings(tmp_path: Path) -> Non
     bare, key_file, lines_max = opener.args
     assert (key_file, lines_max) == (tmp_path / "key", 100_000)
     assert bare.keywords == {
-        "disk_low_mb": 3, "batch_rows_max": 2000, "size_mb_max": 7, "halves_max": 5,
+        "disk_low_mb": 3, "bounds": Bounds(2000, 5), "size_mb_max": 7,
         "lock_wait_s": 3.0, "busy_ms": 1350,
     }  # fmt: skip
     text = pickle.dumps(opener)

@@ -30,7 +30,7 @@ def rows_of(path: Path, features: dict[str, Any] = FEATURES) -> tuple[list[Any],
     """The rows of a table, and number, column and reason of the bad ones."""
     given = {"name": "m", "task": "binary", "learner": "linear", "features": features}
     declared = declared_columns(ModelSettings.model_validate(given))
-    files = inputs.found([str(path)])
+    files = inputs.files_of([str(path)])
     layout = inputs.layout(
         files, key=None, time=None, ignored=(), known=("amount", "gone"), numeric_only=False,
         missing_ok=False, text_bytes_max=100, declared=declared,

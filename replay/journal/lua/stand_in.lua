@@ -1,14 +1,5 @@
-"""The script that lets another row stand where a damaged one was, in Redis."""
-
-from __future__ import annotations
-
-from replay.journal.redisscripts import COMMON
-
-# ARGV: number, offset, then key, event_id, source, verdict, factor, payload and at of the new row.
-# A stream takes nothing between two entries: a copy takes its place, which needs no memory then.
-STAND_IN = (
-    COMMON
-    + """
+-- ARGV: number, offset, then key, event_id, source, verdict, factor, payload and at of the new row.
+-- A stream takes nothing between two entries: a copy takes its place, which needs no memory then.
 local number, at = ARGV[1], ARGV[2]
 local rows, spare = P .. ':rows:' .. number, P .. ':spare:' .. number
 local stored = entry(rows, at)
@@ -65,5 +56,3 @@ redis.call('RENAME', spare, rows)
 for _, key in ipairs(gone) do redis.call('HDEL', ids, key) end
 redis.call('HSET', ids, ARGV[3], here)
 return 'ok'
-"""
-)

@@ -1,0 +1,36 @@
+-- ARGV: name of a stream, what comes before an entry's id in the place of its checksum, the id after
+-- which this page begins, most entries, how many pairs of a field and its value follow, these, and
+-- the ids of the entries that get them.  A stream takes nothing between two entries, so a copy grows
+-- page by page, and takes the place of the stream in the step that finds nothing more to copy: what
+-- was appended meanwhile is in it, and what was trimmed is not.
+local source, spare = P .. ':' .. ARGV[1], P .. ':erasing:' .. ARGV[1]
+local place, after, most, pairs_n = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
+local values, wanted = {}, {}
+for i = 6, 5 + 2 * pairs_n, 2 do values[ARGV[i]] = ARGV[i + 1] end
+for i = 6 + 2 * pairs_n, #ARGV do wanted[ARGV[i]] = true end
+if after == '0' then redis.call('DEL', spare)
+elseif int(last(spare)) ~= after then return {'moved'} end
+local page = redis.call('XRANGE', source, '(' .. after .. '-0', '+', 'COUNT', most)
+for _, row in ipairs(page) do
+  local id, fields = string.match(row[1], '^%d+'), row[2]
+  if wanted[id] then
+    local n = #fields
+    if fields[n - 1] == 'sum' then
+      n = n - 2
+      if fields[n + 2] ~= proof(place .. id, {unpack(fields, 1, n)}) then return {'damaged', id} end
+    end
+    for i = 1, n, 2 do fields[i + 1] = values[fields[i]] or fields[i + 1] end
+    if fields[n + 1] then fields[n + 2] = proof(place .. id, {unpack(fields, 1, n)}) end
+  end
+  redis.call('XADD', spare, row[1], unpack(fields))
+  after = id
+end
+if #page == most then return {'more', after} end
+local oldest = redis.call('XRANGE', source, '-', '+', 'COUNT', 1)[1]
+if oldest then
+  redis.call('XTRIM', spare, 'MINID', oldest[1])
+  redis.call('RENAME', spare, source)
+else
+  redis.call('DEL', spare)
+end
+return {'done', after}

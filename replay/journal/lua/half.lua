@@ -1,0 +1,8 @@
+-- ARGV: model, key.  Whether the half is as it was written; one of a layout before 4 is.
+local packed = redis.call('HGET', P .. ':halves:' .. ARGV[1], ARGV[2])
+if not packed then return 'gone' end
+local read, half = pcall(cmsgpack.unpack, packed)
+if not read or type(half) ~= 'table' then return 'bad' end
+if #half <= 5 then return 'good' end
+local sum = table.remove(half, 7)
+return sum == proof('half ' .. ARGV[1] .. ' ' .. ARGV[2], half) and 'good' or 'bad'

@@ -1,0 +1,2 @@
+-- ARGV: model.
+return running(ARGV[1]) and 1 or 0

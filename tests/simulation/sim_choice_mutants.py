@@ -1,0 +1,89 @@
+"""Rules of choices, their rewards and defaults, taken out one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from sim_mutant import Mutant, only
+
+_CHOOSING: Final = "online.serving.choosing"
+_DEFAULTS: Final = "online.serving.default_rewards"
+_EVENTS: Final = "online.serving.events"
+_JOINED: Final = "return joined(key, made, label, at, half.payload)"
+
+CHOICES: Final[Mapping[str, Any]] = only(
+    "kill replica", "kill server", "kill all", "kill in a step", "lost answers", "cut", "stall",
+    "bad weather", "stop replica",
+    choices=True, labels=False, twice=False, old=0.0, forgets=False, ahead=False,
+)  # fmt: skip
+"""What is the same in all seeds of choices."""
+
+CHOICE_MUTANTS: dict[str, Mutant] = {
+    "a default is a row beside the reward": Mutant(
+        (
+            (
+                _DEFAULTS,
+                _JOINED,
+                "row = joined(key, made, label, at, half.payload)\n"
+                "        key = event_key('default', half.event_id)\n"
+                "        return msgspec.structs.replace(row, key=key, over=None)",
+            ),
+        ),
+        climate=CHOICES,
+        within=20,
+    ),
+    "a default comes before its time": Mutant(
+        (
+            (
+                _DEFAULTS,
+                "            page = await store.read(\n"
+                "                store.journal.predicted, self._replica.settings.name, after,"
+                " at - wait_s, PAGE\n"
+                "            )\n",
+                "            wait_s = 0.0\n"
+                "            page = await store.read(\n"
+                "                store.journal.predicted, self._replica.settings.name, after,"
+                " at, PAGE\n"
+                "            )\n",
+            ),
+        ),
+        climate=CHOICES,
+        within=20,
+    ),
+    "a reward is counted again when it is sent again": Mutant(
+        (
+            (
+                _EVENTS,
+                'key, age_s = event_key("token", event_id), self._now_s() - predicted.at\n',
+                "at = str(self._now_s())\n"
+                '        key, age_s = event_key("token", event_id, at), 0.0\n',
+            ),
+        ),
+        climate=CHOICES,
+        within=20,
+    ),
+    "a choice is drawn again for who asks again": Mutant(
+        (
+            (
+                _CHOOSING,
+                "        if (stored := self._stored(recorded)) is None:\n",
+                "        if (stored := self._stored(recorded)) is None or True:\n",
+            ),
+        ),
+        climate=CHOICES,
+        within=20,
+    ),
+    "a row has an action that was drawn anew": Mutant(
+        (
+            (
+                _DEFAULTS,
+                "            made = msgspec.structs.replace(made, choice=told)\n",
+                "            again = {**made.features, '@': choice.actions[0][0]}\n"
+                "            made = msgspec.structs.replace(made, choice=told, features=again)\n",
+            ),
+        ),
+        climate=CHOICES,
+        within=20,
+    ),
+}
