@@ -44,7 +44,7 @@ def test_five_who_turn_labels_round_are_found_and_nobody_else() -> None:
 
 
 def _measured(n: int, seed: int) -> list[outlying_targets.Row]:
-    draw, rows = random.Random(seed), []
+    draw, rows = random.Random(seed), list[outlying_targets.Row]()
     for _ in range(n):
         x, y = draw.gauss(0.0, 1.0), draw.gauss(0.0, 1.0)
         rows.append(({"x": x, "y": y}, 20.0 + 3.0 * x - 2.0 * y + draw.gauss(0.0, 1.0)))
