@@ -19,7 +19,7 @@ judged together, and not condemned: while they surprise more than the establishe
 surprises of them weighs so little that it is a twentieth of what the established send.
 Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
 weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
-second says half as much, and so on.
+second says a fourth as much, the third a ninth; and what is far off says no more than a surprise.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -115,7 +115,7 @@ class Surprise(Filter):
         # what one sends between two events of the others is about the same moment of the world
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
         if self.losses.numbers:
-            fresh /= self.voices.run(event.source)
+            fresh /= self.voices.run(event.source) ** 2
         hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
         flooding = event.source in self.voices.flooding
@@ -128,7 +128,9 @@ class Surprise(Filter):
                 weight, reason = self._new.weight(rate), _NEW_REASON
         if far:
             far_rate, rush = self.voices.far(event.source)
-            least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
+            least = math.log(rate / hostile)
+            if not self.losses.numbers:  # whose errors have no usual largest
+                least = min(math.log(far_rate / _FAR_HOSTILE), least)
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about and weight > _HEARD:
                 weight, reason = _HEARD, _REASON  # the others have weighed it down already
@@ -194,7 +196,7 @@ class Surprise(Filter):
         if self._answer is None:
             self._new.count(new=new, hit=hit)
         if new:
-            self.voices.pass_by()
+            self.voices.pass_by(source.name)
         else:
             self.voices.hear(source.name, source.taken, hit=hit, far=far)
 

@@ -96,7 +96,7 @@ class Unlikely(Filter):
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.taken) ** 0.5
         if self._surprise.losses.numbers:
-            fresh /= self.voices.run(event.source)
+            fresh /= self.voices.run(event.source) ** 2
         hit = event.loss > bounds.unlikely
         evidence = fresh * _says(hit, rate)
         if not hit:
@@ -139,7 +139,7 @@ class Unlikely(Filter):
         if source.quarantined:
             return
         if source.taken < EARNED:
-            self.voices.pass_by()
+            self.voices.pass_by(source.name)
         else:
             self.voices.hear(source.name, source.taken, hit=hit, far=False)
 

@@ -73,15 +73,15 @@ class Voices:
         self._rush: float | None = None
         self._last, self._run = "", 0
 
-    def pass_by(self) -> None:
+    def pass_by(self, source: str) -> None:
         """An event of a source that is not heard."""
-        self._events += 1
-
-    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
-        """An event that was a surprise or not, far off or not; ``taken``: those of its source."""
         self._events += 1
         self._run = self._run + 1 if source == self._last else 1
         self._last = source
+
+    def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
+        """An event that was a surprise or not, far off or not; ``taken``: those of its source."""
+        self.pass_by(source)
         voice = self._voices.pop(source, None)
         if voice is None:
             voice = _Voice()
