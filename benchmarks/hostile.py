@@ -249,3 +249,18 @@ def admission(
 
     show("clicks by users of a million", bench.run(events, seeds), as_json=as_json)
     show("a flood of names", bench.flood(), as_json=as_json)
+
+
+@app.command()
+def scale(as_json: AsJson = False) -> None:
+    """Shards and relays that the service has not got, at a thousand million rows, in virtual time.
+
+    Example: python -m benchmarks scale
+    """
+    from benchmarks import scale as bench
+
+    costs = bench.unit_costs()
+    show("what a message costs a server, and whoever takes it", costs, as_json=as_json)
+    found = [bench.simulated(at, costs) for at in bench.SETTINGS]
+    show("a shard and a receiver", found, as_json=as_json)
+    show("rows that change together", bench.changed(), as_json=as_json)

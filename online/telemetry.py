@@ -122,6 +122,8 @@ _COUNTERS: Final = {
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices that were answered as they had been before, by their id.",
     "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "labels_defaulted": "Predictions without a label in time, which count as negatives.",
+    "defaults_held": "Times that all waits for a default began anew, as the clock was set back.",
     "choices_activated": "Deferred choices of which somebody said that they were used.",
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",

@@ -252,7 +252,9 @@ def digamma(x: Floats) -> Floats:
 def trigamma(x: Floats) -> Floats:
     """Second derivative of the same (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
     each = 1.0 / np.add.outer(_UNTIL, x)
-    powers = np.multiply.accumulate(np.broadcast_to(each[-1], (len(_SERIES), *x.shape)))
+    powers = np.empty((len(_SERIES), *x.shape))
+    powers[:] = each[-1]
+    np.multiply.accumulate(powers, out=powers)
     each *= each
     found: Floats = np.add.reduce(each[:-1])
     found += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)

@@ -220,13 +220,13 @@ class BaseLearner(ABC):
             learn_example(self._training, example, row.factor, lesson, self._spec, before)
             self.bounds.add(example, row.source)
             self.vocabulary.add(example, row.source)
-        if example.moved is not None or example.provisional:
+        if example.scored:
+            self._count(row, example)
+        else:
             self.tally.add(row.key, {}, None, row.at)
-            if example.provisional and self._task != "regression":
+            if example.moved is None and self._task != "regression":
                 self.tally.meet(label_text(example.label))
-            return
-        self._count(row, example)
-        self.tally.note(example)
+        self.tally.note(example, row.at)
 
     def _before(self, example: Example) -> Before | None:
         """The lesson that the example is learned instead of; None: nothing of it stands."""

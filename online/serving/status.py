@@ -24,7 +24,9 @@ from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
-from online.sure.views import choices_in, confidence_in, slices_in
+from online.sure.slices import Slices
+from online.sure.threshold import Confidence
+from online.sure.views import choices_in, confidence_in, delays_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import (
@@ -98,7 +100,7 @@ class Cluster(HeldEvents):
     async def model(self, name: str) -> dict[str, Any]:
         """Status of one model.  With the server down, what this replica knows, and that it is."""
         replica = self._replicas[name]
-        learner = replica.learner
+        learner, views = replica.learner, replica.learner.tally.views
         server: dict[str, Any] | None
         try:
             server = await self._controls[name].call("status", ASK_TIMEOUT_S)
@@ -128,10 +130,11 @@ class Cluster(HeldEvents):
             "learned": learner.tally.digest[0],
             "quality": self._quality(name),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
-            "confidence": _confidence(replica),
-            "slices": _slices(replica),
+            "confidence": _shown(confidence_in(views)),
+            "slices": _shown(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
+            "conversions": _conversions(replica, journal),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "influence": _influence(replica),
@@ -418,15 +421,8 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     }
 
 
-def _confidence(replica: ModelReplica) -> dict[str, Any] | None:
-    """Return how often sets and intervals had the label; None: answers have none."""
-    found = confidence_in(replica.learner.tally.views)
-    return None if found is None else found.shown()
-
-
-def _slices(replica: ModelReplica) -> dict[str, Any] | None:
-    """Return scores and coverage by the values of features; None: no feature is named for it."""
-    found = slices_in(replica.learner.tally.views)
+def _shown(found: Confidence | Slices | None) -> dict[str, Any] | None:
+    """Return what is summed over the rows as people are shown it; None: nobody asks for it."""
     return None if found is None else found.shown()
 
 
@@ -434,6 +430,13 @@ def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what came of the choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
     return None if found is None else {"answers": answering(replica), **found.shown()}
+
+
+def _conversions(replica: ModelReplica, journal: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return what became of predictions without a label; None: nothing does."""
+    if (found := delays_in(replica.learner.tally.views)) is None:
+        return None
+    return {**found.shown(), "waiting": None if journal is None else journal["waiting"]}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:

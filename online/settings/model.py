@@ -318,6 +318,12 @@ class ModelSettings(Tree):
     )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
+    conversion_window: Seconds | None = Field(
+        None,
+        description="binary: a prediction without a label after this time is a negative, until "
+        "a label comes after all; each prediction is written down, behind its answer. None: it "
+        "teaches nothing",
+    )
     replay: Replay = Replay()
     filters: Literal["default", "none"] | tuple[Test, ...] = Field(
         "default",
@@ -369,6 +375,27 @@ class ModelSettings(Tree):
             raise ValueError(
                 f"choose.reward_wait: {self.choose.reward_wait:g} s is longer than token_lifetime, "
                 f"{self.token_lifetime:g} s, for which a choice is kept: make it shorter"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _conversions_can_wait(self) -> ModelSettings:
+        if (window_s := self.conversion_window) is None:
+            return self
+        if self.task != "binary" or self.anomaly is not None:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s after which no label is a negative, and "
+                f"`task: {self.purpose.name}` has none: leave it out, or take `task: binary`"
+            )
+        if window_s > self.token_lifetime:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s is longer than token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a prediction is kept: make it shorter"
+            )
+        if self.replay.on:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s after which a lesson may be taken back, and "
+                "replay would learn it again: leave one of the two out"
             )
         return self
 

@@ -126,10 +126,10 @@ class Confidence:
 
     # -- learning ----------------------------------------------------------------------------
 
-    def add(self, example: Example) -> None:
+    def add(self, example: Example, at: float = 0.0) -> None:
         """Count one learned row.  One that was answered without a threshold says nothing."""
         score, stamp = example.score, example.sure
-        if not score or stamp is None or len(stamp) != STAMP.size:
+        if not (score and example.scored) or stamp is None or len(stamp) != STAMP.size:
             return
         then, n = STAMP.unpack(stamp)
         if self._number:

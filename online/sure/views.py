@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from online.decide.counted import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
+from online.sure.delays import Delays
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 
@@ -20,6 +21,8 @@ def views_of(model: ModelSettings) -> list[View]:
         views.append(Slices(model.task, model.slices, model.slice_values))
     if model.reward_range is not None:
         views.append(Choices(*model.reward_range, model.slice_values))
+    if model.conversion_window is not None:
+        views.append(Delays(model.conversion_window))
     return views
 
 
@@ -36,3 +39,8 @@ def confidence_in(views: Sequence[View]) -> Confidence | None:
 def choices_in(views: Sequence[View]) -> Choices | None:
     """The one among them that says what came of choices; None: the model does not choose."""
     return next((view for view in views if isinstance(view, Choices)), None)
+
+
+def delays_in(views: Sequence[View]) -> Delays | None:
+    """The one among them that says how late positives come; None: nobody waits for them."""
+    return next((view for view in views if isinstance(view, Delays)), None)

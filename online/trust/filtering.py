@@ -223,6 +223,8 @@ class Filtering:
         if example.moved is not None:
             # a delta of a device is judged as it comes: online.serving.device_pushes
             return row, example
+        if example.late is not None:
+            return self.by_standing(row), example  # nobody has sent that label
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
             return row, example

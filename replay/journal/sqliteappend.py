@@ -21,11 +21,11 @@ from replay.journal.checksum import checksum
 
 _AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
 """As SQLite takes it at once: an adapter is looked for where a text is of a class of its own."""
-_TOGETHER: Final = 512
+_TOGETHER: Final = 1_024
 """Most rows of one statement.  Each hands the interpreter over, and where learning is busy it comes
 back only after the switch interval of some milliseconds: fewer statements are faster."""
 _FEW: Final = 64
-"""Below it any number of rows is a statement of its own; above it the powers of two are."""
+"""Below it any number of rows is a statement of its own; above it the multiples of it are."""
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 _END: Final = 4  # of a partition's columns
 
@@ -77,9 +77,7 @@ class Batch:
         """Outcome of each row; only rows that are new get offsets."""
         outcomes: list[Outcome] = []
         for some in _pieces(rows):
-            if (written := self._insert_all(some)) is None:
-                written = [self._write(row) for row in some]
-            outcomes += written
+            outcomes += self._write_some(some)
         end, halves = self._before
         if self.end != end:  # its checksum is made here: SQLite would wait for the interpreter
             columns = (*self._entry[:_END], self.end, *self._entry[_END + 1 :])
@@ -88,6 +86,15 @@ class Batch:
             self._db.execute(sql.COUNT_HALVES, (self._halves - halves, self._model))
             self._db.execute(sql.PROVE_MODEL, (self._model,))
         return tuple(outcomes)
+
+    def _write_some(self, rows: Sequence[NewRow]) -> list[Outcome]:
+        """Write rows of one statement, or in halves where something stands of some of them."""
+        if (written := self._insert_all(rows)) is not None:
+            return written
+        if len(rows) <= _FEW:
+            return [self._write(row) for row in rows]
+        half = len(rows) // 2 // _FEW * _FEW or _FEW
+        return [*self._write_some(rows[:half]), *self._write_some(rows[half:])]
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome] | None:
         """Write ordinary rows of which nothing stands in one statement; None: some are others.
@@ -214,10 +221,10 @@ def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
     Their numbers come again and again, so SQLite compiles hardly any statement twice, and not
     many are there.
     """
-    start, size = 0, _TOGETHER
+    start = 0
     while start < len(rows):
-        while size > _FEW and size > len(rows) - start:
-            size //= 2
+        left = len(rows) - start
+        size = left if left < _FEW else min(left // _FEW * _FEW, _TOGETHER)
         yield rows[start : start + size]
         start += size
 
