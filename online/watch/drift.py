@@ -33,10 +33,10 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """A replica that was not heard of for so long is gone; its state is none any more."""
 
-TOGETHER: Final = 128
+TOGETHER: Final = 64
 """Rows that the watch is shown together while nobody asks what it knows."""
 
-_WAITING_MAX: Final = 8 * TOGETHER  # of them, if whoever teaches finds no time to look
+_WAITING_MAX: Final = 16 * TOGETHER  # of them, if whoever teaches finds no time to look
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
