@@ -15,7 +15,6 @@ import typer
 from benchmarks.alone import (
     buffers,
     comparison,
-    confidence,
     conversions,
     detectors,
     edge,
@@ -33,6 +32,7 @@ from benchmarks.deciding import (
     bandits,
     choice_cost,
     choices_killed,
+    conversions_killed,
     off_policy,
     poisoned_rewards,
     propensities,
@@ -44,6 +44,7 @@ from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
 from benchmarks.observed import observed
 from benchmarks.starts import start
+from benchmarks.sure import confidence
 from benchmarks.table import AsJson, Rows, app, print_table, show
 
 
@@ -379,6 +380,7 @@ def everything() -> None:
     found.append(_passes(lambda: conversions(share=0.05, seed=1, rows=None)))
     found += [_passes(lambda: choice_cost()), _passes(lambda: propensities(1_000_000))]
     found.append(_passes(lambda: choices_killed(200, 0)))
+    found.append(_passes(lambda: conversions_killed(100, 0)))
     poisoned_rewards(16, 1, "default", None)
     learning_back(seeds=2)
     found += [check_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]

@@ -148,6 +148,24 @@ def choices_killed(
     raise typer.Exit(0 if result.good else 1)
 
 
+@app.command("conversions-killed")
+def conversions_killed(
+    kills: Annotated[int, typer.Option(help="every fourth of all processes", min=1)] = 100,
+    seed: Annotated[int, typer.Option(help="of the pauses between them, and of who dies")] = 0,
+) -> None:
+    """Kill processes of a service that takes no label for a negative, until one comes.
+
+    Exit code 1 if a label is lost, or a default counts twice or stays beside what corrects it.
+    Example: python -m benchmarks conversions-killed --kills 20
+    """
+    from benchmarks import conversions_killed as bench
+
+    result = bench.run(kills, seed=seed)
+    for name, value in {**asdict(result), "good": result.good}.items():
+        print(f"{name.replace('_', ' ')}: {value}")
+    raise typer.Exit(0 if result.good else 1)
+
+
 @app.command("choice-cost")
 def choice_cost(
     turns: Annotated[int, typer.Option(help="blocks of each kind", min=1)] = 9,

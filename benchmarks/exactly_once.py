@@ -138,20 +138,24 @@ class Client(threading.Thread):
             self._sent.unanswered.add(event)
         self._post(event, body)
 
+    def call(self, action: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Status and answer of one request; 0 without one."""
+        client = Connection(self._url(), self._timeout_s, self._token)
+        try:
+            self.in_flight = True
+            return client.post(f"/v1/models/counting/{action}", body)
+        except (OSError, http.client.HTTPException) as lost:
+            closed = isinstance(lost, (ConnectionResetError, BrokenPipeError))
+            return 0, {"error": {"code": CLOSED}} if closed else {}
+        finally:
+            self.in_flight = False
+            client.close()
+
     def _post(self, event: str, body: Mapping[str, Any], *, last: bool = True) -> None:
         """Send a body until it is answered; the ``last`` one of an event acknowledges it."""
         give_up, reasons = time.monotonic() + 120, set[str]()
         while time.monotonic() < give_up:
-            client = Connection(self._url(), self._timeout_s, self._token)
-            try:
-                self.in_flight = True
-                code, answer = client.post("/v1/models/counting/feedback", body)
-            except (OSError, http.client.HTTPException) as lost:
-                closed = isinstance(lost, (ConnectionResetError, BrokenPipeError))
-                code, answer = 0, {"error": {"code": CLOSED}} if closed else {}
-            finally:
-                self.in_flight = False
-                client.close()
+            code, answer = self.call("feedback", body)
             if code == 200:
                 with self._sent.lock:
                     if last:
@@ -337,8 +341,8 @@ def run(
                 whole = embedded or i % _ALL_EVERY == _ALL_EVERY - 1
                 target = "all" if whole else rng.choice(site.targets())
                 time.sleep(rng.uniform(*_PAUSE_S))
-                _wait_answered(sent, (i + 1) * _ANSWERED)
-                in_flight = min(in_flight, _wait_in_flight(threads, min(8, clients)))
+                wait_answered(sent, (i + 1) * _ANSWERED)
+                in_flight = min(in_flight, wait_in_flight(threads, min(8, clients)))
                 killed = site.kill(target)
                 done[killed] += 1
                 answered = len(sent.acknowledged)
@@ -354,14 +358,14 @@ def run(
             site.stop()
 
 
-def _wait_answered(sent: Sent, wanted: int) -> None:
+def wait_answered(sent: Sent, wanted: int) -> None:
     """Until so many events are acknowledged: a busy machine has longer rounds, not smaller ones."""
     deadline = time.monotonic() + _GIVES_UP_S
     while len(sent.acknowledged) < wanted and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def _wait_in_flight(threads: list[Client], wanted: int) -> int:
+def wait_in_flight(threads: list[Client], wanted: int) -> int:
     """Until so many requests are under way; how many are."""
     deadline = time.monotonic() + _GIVES_UP_S
     while time.monotonic() < deadline:

@@ -35,6 +35,20 @@ def adding() -> Any:
     )
 
 
+SLOPE_STEP = 2.0**-9
+
+
+def sloping() -> Any:
+    """A classifier whose weight of a feature of its own row alone is the sum of its lessons.
+
+    The slope of the log loss is a half where nothing is known, and the step so small that it stays
+    one: each row adds 2^-10 times its weight, with the label's sign.
+    """
+    return linear_model.LogisticRegression(
+        optimizer=optim.SGD(SLOPE_STEP), intercept_lr=0.0, l2=0.0
+    )
+
+
 def counting() -> Any:
     """A linear model whose weights count events exactly.
 

@@ -32,6 +32,7 @@ MODELS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ratings, entity": {"learner": "linear", "entity": ["user", "film"]},
     "price, linear": {"learner": "linear"},
     "price, linreg": {"learner": "linreg"},
+    "demand, linear": {"learner": "linear"},
 }
 RATIO_MAX: Final = 1.1
 """Of the error behind one event of a million, or of -1e100, to that without it."""
@@ -40,6 +41,8 @@ _BEFORE: Final = 1_000
 _SPAN: Final = 500
 _PLACES: Final = 4_000  # rows from the place of one seed to that of the next
 _SOURCES: Final = 12
+
+Row = tuple[Features, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,31 +61,32 @@ class Costly:
     good: bool
 
 
-def _rows(stream: str, seed: int) -> list[tuple[Features, float]]:
-    begin, count = seed * _PLACES, _BEFORE + _SPAN
+def rows_of(stream: str, seed: int, count: int = _BEFORE + _SPAN) -> list[Row]:
+    """So many rows in order, from another place with each seed.  Raises StreamUnusable."""
+    begin = seed * _PLACES
     if stream.startswith("ratings"):
         path = (data_dir() or Path()) / "movielens_small" / "ratings.csv.gz"
         with gzip.open(path, "rt", encoding="utf-8") as file:
             told = sorted(csv.DictReader(file), key=lambda row: int(row["timestamp"]))
         some = told[begin : begin + count]
         return [({"user": x["userId"], "film": x["movieId"]}, float(x["rating"])) for x in some]
-    found = []
+    column, found = "nswprice" if stream.startswith("price") else "nswdemand", []
     for features, _ in islice(iter(open_stream("elec2", data_dir()).rows), begin, begin + count):
         left = dict(features)
-        found.append((left, float(left.pop("nswprice") or 0.0)))
+        found.append((left, float(left.pop(column) or 0.0)))
     return found
 
 
 def run(
     seeds: Sequence[int] = (0, 1, 2),
-    models: Sequence[str] = tuple(MODELS),
+    models: Sequence[str] = tuple(MODELS)[:4],
     replicas: Sequence[int] = (1, 2),
     kinds: Sequence[str] = KINDS,
 ) -> Iterator[Costly]:
     """Each attack on each model, in this process."""
     for stream in models:
         for seed in seeds:
-            rows = _rows(stream, seed)
+            rows = rows_of(stream, seed)
             for many in replicas:
                 off = {f: error(stream, rows, f, many, seed, []) for f in FILTERS}
                 for kind in kinds:
@@ -103,7 +107,7 @@ def _labels(kind: str, before: Sequence[float]) -> list[float]:
 
 
 def error(
-    stream: str, rows: Sequence[tuple[Features, float]], filters: str, replicas: int, seed: int,
+    stream: str, rows: Sequence[Row], filters: str, replicas: int, seed: int,
     labels: Sequence[float],
 ) -> float:  # fmt: skip
     """Mean absolute error of the answers behind the labels of a stranger."""

@@ -122,6 +122,8 @@ _COUNTERS: Final = {
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices that were answered as they had been before, by their id.",
     "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "labels_defaulted": "Predictions without a label in time, which count as negatives.",
+    "defaults_held": "Times that all waits for a default began anew, as the clock was set back.",
     "choices_activated": "Deferred choices of which somebody said that they were used.",
     "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
     "learned": "Rows that were learned.",
@@ -360,6 +362,10 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "confidence_level", "Share that is asked for.", sure.get("level")
     yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
     yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
+    sharp = model.get("calibration") or {}
+    text = "By this the logarithms of probabilities are multiplied; 1: they are the model's own."
+    yield "calibration_sharpness", text, sharp.get("sharpness")
+    yield "calibration_gained", "Log loss gained a row by that.", sharp.get("gained")
     odd = model.get("anomaly") or {}
     yield "anomaly_share", "Share of the learned rows answered as anomalies.", odd.get("share")
     yield "anomaly_threshold", "Rank above which a row is one.", odd.get("threshold")

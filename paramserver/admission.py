@@ -2,10 +2,11 @@
 
 A new row is admitted once enough pushes have touched it.  Sights are counted in a sketch (Cormode
 and Muthukrishnan 2005, *An improved data stream summary: the count-min sketch*) with a key of its
-own, so that nobody finds names that count for each other.  Beyond the bound the rows that were used
-least leave, those that were used longest ago first; what was used counts less with each time that
-rows leave.  Half of all sights are forgotten after as many as there may be rows (Einziger et al.
-2017, *TinyLFU*): what is seen once, and then no more, leaves room for others.
+own, so that nobody finds names that count for each other.  Beyond the bound the rows used least
+leave, of some that are looked at, spread over the order of the table: so no push waits for all.  A
+use counts a twentieth less each time that a thirty-second of the rows is new.  Half of all sights
+are forgotten after as many as there may be rows (Einziger et al. 2017, *TinyLFU*): what is seen
+once, and then no more, leaves room for others.
 
 What is not admitted, or has left, is touched, and has no row: so every replica comes to have the
 same ids as the server at the same version.  A delta that was begun before its row left is
@@ -14,6 +15,8 @@ acknowledged and not added to one that came later: it is a difference to what is
 
 from __future__ import annotations
 
+import math
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,15 +36,21 @@ KEPT: Final = "kept."
 TOMBS_MAX: Final = 65_536
 """Rows of which is known when they left."""
 
-_SIGHTS, _USES = f"{KEPT}sights.", f"{KEPT}uses."
+_SIGHTS, _RANKS, _AGE = f"{KEPT}sights.", f"{KEPT}ranks.", f"{KEPT}age."
 _HASHES: Final = 3
 _CELLS: Final = 4  # of a hash, for each row of the table
 _SIGHTS_MAX: Final = 255
 _MIXED: Final = np.uint64(0x9E3779B97F4A7C15)
-_LEAVE_SHARE: Final = 32  # of the rows leave at once
-_AGED: Final = np.float32(0.9)  # what a use counts after that
-_LAST: Final = 2.0**24  # more than a version is told by
+_AGES: Final = 32  # in which as many rows come as there may be
+_AGED: Final = 0.95  # what a use counts after one of them
+_LOOKED: Final = 8  # rows that are looked at for one that leaves
+_LOOKED_LEAST: Final = 512
+_LEAVE_SHARE: Final = 32  # of the rows leave at once, and that many at most
+_LEAVE_MOST: Final = 64
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # of the golden ratio: each place, and far apart
 
+_DOUBLE: Final = struct.Struct("<d")
+_NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _Flags = npt.NDArray[np.bool_]
 
 
@@ -123,20 +132,23 @@ class Keeper:
         self, bounds: TableBounds, kept: Blocks, draw: Callable[[int], bytes] = urandom
     ) -> None:
         self._bounds, self._draw = bounds, draw
-        self._sights = {n: Sights.read(b.data) for n, b in kept.items() if b.kind == OPAQUE}
-        self._uses = {n: b.data.copy() for n, b in kept.items() if b.kind == ROWS}
+        self._sights = {n: Sights.read(b.data) for n, b in kept.items() if n.startswith(_SIGHTS)}
+        self._ranks = {n: b.data.copy() for n, b in kept.items() if n.startswith(_RANKS)}
+        self._ages = {n: _DOUBLE.unpack(b.data)[0] for n, b in kept.items() if n.startswith(_AGE)}
+        self._looked = 0
         self._tombs: OrderedDict[tuple[str, int], int] = OrderedDict()
         self.waiting = self.late = self.left = 0
 
     def blocks(self) -> Blocks:
         """Make the blocks that a snapshot has of it."""
         told = {n: Block(OPAQUE, sights.told()) for n, sights in self._sights.items()}
-        return told | {n: Block(ROWS, uses.copy()) for n, uses in self._uses.items()}
+        told |= {n: Block(OPAQUE, _DOUBLE.pack(age)) for n, age in self._ages.items()}
+        return told | {n: Block(ROWS, ranks.copy()) for n, ranks in self._ranks.items()}
 
     def track(self) -> None:
         """Know from now on what changes."""
-        for uses in self._uses.values():
-            uses.track()
+        for ranks in self._ranks.values():
+            ranks.track()
 
     def counts(self, values: Blocks) -> dict[str, int]:
         """Rows that there are, and what became of others since the start."""
@@ -162,14 +174,15 @@ class Keeper:
         for name, block in values.items():
             if block.kind == ROWS and len(block.data) > self._bounds.rows_max:
                 values[name] = copy_block(block)
-                self._use(name, block.data.ids[:0], count)
+                self._use(name, block.data.ids[:0])
                 self._leave(name, values[name].data, count)
 
     def _stays(self, name: str, table: Block | None, ids: IdArray, base: int) -> _Flags:
         stays = np.zeros(len(ids), bool) if table is None else table.data.has(ids)
         new = np.flatnonzero(~stays)
-        seen = self._sights_of(name).of(ids[new]) >= self._bounds.sights - 1
-        stays[new] = seen & ~self._is_late(name, ids[new], base)
+        stays[new] = ~self._is_late(name, ids[new], base)
+        if self._bounds.sights > 1:
+            stays[new] &= self._sights_of(name).of(ids[new]) >= self._bounds.sights - 1
         return stays
 
     def _is_late(self, name: str, ids: IdArray, base: int) -> _Flags:
@@ -190,41 +203,60 @@ class Keeper:
             late = self._is_late(name, ids[~known], base)
             self.late += int(late.sum())
             self.waiting += len(late) - int(late.sum())
-            self._sights_of(name).add(ids[~known][~late], self._bounds.rows_max)
-            self._use(name, ids[known], count)
+            if self._bounds.sights > 1:
+                self._sights_of(name).add(ids[~known][~late], self._bounds.rows_max)
+            self._use(name, ids[known])
             touched[name] = [ids[~known], self._leave(name, table, count)]
         return touched
 
-    def _use(self, name: str, ids: IdArray, count: int) -> None:
-        uses = self._uses.setdefault(_USES + name, Rows.empty(2))
-        rows, _ = uses.get(ids)
-        rows[:, 0] += 1.0
-        rows[:, 1] = count % _LAST
-        uses.put(ids, rows)
+    def _use(self, name: str, ids: IdArray) -> None:
+        """Each was used once more.
+
+        A rank is the logarithm of the uses, each counted by its age, plus the age of the table: so
+        it stays as it is while they count less and less, and ranks compare at any time.
+        """
+        ranks = self._ranks.setdefault(_RANKS + name, Rows.empty(1))
+        rank, known = ranks.get(ids)
+        new = _AGES * float(np.count_nonzero(~known)) / self._bounds.rows_max
+        age = self._ages[_AGE + name] = self._ages.get(_AGE + name, 0.0) + new
+        before = np.where(known, _AGED ** (age - rank[:, 0].astype(np.float64)), 0.0)
+        rank[:, 0] = age - np.log1p(before) / math.log(_AGED)
+        ranks.put(ids, rank)
 
     def _leave(self, name: str, table: Rows, count: int) -> IdArray:
-        """Let the least used rows leave, if there are too many."""
-        most, ids = self._bounds.rows_max, table.ids
-        if len(ids) <= most:
-            return ids[:0]
-        uses = self._uses[_USES + name]
-        used, _ = uses.get(ids)
-        size, unused = np.zeros(len(ids)), np.flatnonzero(used[:, 0] == 0)
-        if len(unused):  # they were learned before there were uses: the smallest say least
-            numbers, _ = table.get(ids[unused])
+        """Let rows leave, if there are too many: the least used of some that are looked at."""
+        most = self._bounds.rows_max
+        many = len(table) - most
+        if many <= 0:
+            return _NO_IDS
+        many += min(most // _LEAVE_SHARE, _LEAVE_MOST)
+        ranks = self._ranks[_RANKS + name]
+        some = self._look(table, many)
+        rank, known = ranks.get(some)
+        size, unused = np.zeros(len(some)), np.flatnonzero(~known)
+        if len(unused):  # they were learned before there were ranks: the smallest say least
+            numbers, _ = table.get(some[unused])
             size[unused] = np.square(numbers, dtype=np.float64).sum(axis=1)
-        order = np.lexsort((ids, size, used[:, 1], used[:, 0]))
-        gone = ids[order[: len(ids) - most + most // _LEAVE_SHARE]].copy()
+        order = np.lexsort((some, size, np.where(known, rank[:, 0], -np.inf)))
+        gone = some[order[:many]].copy()
         table.drop(gone)
-        uses.drop(gone)
-        kept, numbers = uses.ids.copy(), uses.numbers
-        numbers[:, 0] *= _AGED
-        uses.put(kept, numbers)
+        ranks.drop(gone)
         self.left += len(gone)
         self._tombs.update(dict.fromkeys(((name, i) for i in gone.tolist()), count))
         while len(self._tombs) > TOMBS_MAX:
             self._tombs.popitem(last=False)
         return gone
+
+    def _look(self, table: Rows, many: int) -> IdArray:
+        """Some times as many rows as are to leave, from all over the table; or all of them."""
+        wanted, span = max(_LOOKED * many, _LOOKED_LEAST), table.end - table.begin
+        if 2 * wanted >= span:
+            return table.ids
+        steps = np.arange(self._looked, self._looked + 2 * wanted, dtype=np.uint64)
+        self._looked += 2 * wanted
+        places = ((steps * _SPREAD) >> np.uint64(32)) * np.uint64(span) >> np.uint64(32)
+        some = table.ids_at(np.unique(places).astype(np.int64) + table.begin)
+        return some if len(some) >= many else table.ids
 
     def _sights_of(self, name: str) -> Sights:
         found = self._sights.get(_SIGHTS + name)

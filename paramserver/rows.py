@@ -5,6 +5,10 @@ do the same.  Rows stand in the order in which their ids came, to the table or t
 the numbers of ids, so that no table ever has to number all of its own anew.  What a copy has and
 the table has not is a gap in its order.  A part of a table that was read is as it was but for what
 was touched since, rows that came into gaps among it.
+
+When half of a table is gaps it is packed, in steps: its rows so far stand apart, as an older table,
+and each time that something is written some of them move behind where the order ended.  Whoever has
+read up to a place reads on from there, and meets those again that moved meanwhile.
 """
 
 from __future__ import annotations
@@ -13,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Self
 
 import numpy as np
-import numpy.typing as npt
 
 from paramserver.errors import BlockError
+from paramserver.flags import Flags, Marks
 from paramserver.ids import IdArray, Ids, Numbers
 from paramserver.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
 
@@ -24,11 +28,8 @@ WIDTH_MAX: Final = 1024
 
 _PACKED_LEAST: Final = 1024  # gaps
 _PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
-_Flags = npt.NDArray[np.bool_]
-Marks = npt.NDArray[np.uint8]
-_GONE: Final = np.uint8(1)
-_CHANGED: Final = np.uint8(2)
-_MARKS_LEAST: Final = 1024
+_MOVED: Final = 8  # rows that are packed for one that is written
+_MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
@@ -49,7 +50,9 @@ class Rows:
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
         self.width: int = numbers.shape[1]
         self.gone: IdArray = _NO_IDS
-        self._begin = 0  # where its order begins
+        self._begin = 0  # where the order of its own rows begins
+        self._older: Rows | None = None  # of which all before the place have moved
+        self._place = 0
         self._hold(ids, numbers)
 
     def _hold(self, ids: IdArray, numbers: Floats32) -> None:
@@ -58,8 +61,7 @@ class Rows:
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
         self._pages: Pages = np.arange(pages_for(self._n))
-        self._marks: Marks | None = None  # by number; None: it has rows of all, and nobody asks
-        self._gone, self._tracked = 0, False
+        self._marks = Marks()
 
     @classmethod
     def empty(cls, width: int) -> Self:
@@ -80,12 +82,12 @@ class Rows:
         return made
 
     def __len__(self) -> int:
-        return self._n - self._gone
+        return self._n - self._marks.gone + (len(self._older) if self._older else 0)
 
     @property
     def begin(self) -> int:
         """Where its order begins: behind where it ended before it was packed."""
-        return self._begin
+        return self._begin if self._older is None else self._older.begin
 
     @property
     def end(self) -> int:
@@ -95,6 +97,8 @@ class Rows:
     def lay_out(self) -> None:
         """Make ready to be asked, which takes a second for ten million rows; done once for all."""
         self._ids.lay_out()
+        if self._older is not None:
+            self._older.lay_out()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Rows):
@@ -129,24 +133,30 @@ class Rows:
     def ids(self) -> IdArray:
         """All ids in their order, not to be changed."""
         ids = self._ids.first(self._n)
-        return ids[self._there(0, self._n)] if self._gone else ids
+        if self._marks.gone:
+            ids = ids[self._marks.there(slice(0, self._n), self._n)]
+        return ids if self._older is None else np.concatenate((self._older.ids, ids))
 
     @property
     def numbers(self) -> Floats32:
         """All rows in their order, as an array of their own."""
-        return self._between(0, self._n)
+        numbers = self._between(0, self._n)
+        return numbers if self._older is None else np.concatenate((self._older.numbers, numbers))
 
     def pieces(self) -> Iterator[Floats32]:
         """All rows in their order, some thousands at a time."""
+        if self._older is not None:
+            yield from self._older.pieces()
         for begin in range(0, self._n, _PIECE_ROWS):
             yield self._between(begin, min(begin + _PIECE_ROWS, self._n))
 
     def _between(self, begin: int, end: int) -> Floats32:
         """Rows from the beginning of a page to before a place."""
         rows = self._pool.read_pages(self._pages[pages_for(begin) : pages_for(end)])[: end - begin]
-        return rows[self._there(begin, end)] if self._gone else rows
+        gone = self._marks.gone
+        return rows[self._marks.there(slice(begin, end), self._n)] if gone else rows
 
-    def get(self, ids: IdArray) -> tuple[Floats32, _Flags]:
+    def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
         """Return the rows of these ids, 0 for those that there are none of, and which there are."""
         at = self._places(ids)
         known = at >= 0
@@ -154,28 +164,51 @@ class Rows:
             return self._read(at), known
         out = np.zeros((len(ids), self.width), dtype=np.float32)
         out[known] = self._read(at[known])
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            out[left], known[left] = self._older.get(ids[left])
         return out, known
 
     def select(self, ids: Sequence[IdArray]) -> Rows:
         """Those of the ids, which may stand there more than once; the others are gone."""
         some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
-        at = self._places(some)
-        known = at >= 0
-        selected = Rows(some[known], self._read(at[known]))
+        numbers, known = self.get(some)
+        selected = Rows(some[known], numbers[known])
         selected.gone = some[~known]
         return selected
 
-    def has(self, ids: IdArray) -> _Flags:
+    def has(self, ids: IdArray) -> Flags:
         """Tell which of the ids there are rows of."""
-        return self._places(ids) >= 0
+        known: Flags = self._places(ids) >= 0
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            known[left] = self._older.has(ids[left])
+        return known
 
     def part(self, begin: int, end: int) -> Rows:
         """Rows from one place of the order to before another."""
-        begin, end = max(begin - self._begin, 0), min(end - self._begin, self._n)
-        at = np.arange(begin, end)
-        if self._gone:
-            at = at[self._there(begin, end)]
-        return Rows(self._ids.first(self._n)[at], self._read(at))
+        return self.at(np.arange(max(begin, self.begin), min(end, self.end)))
+
+    def at(self, places: Numbers) -> Rows:
+        """Rows at these places of the order, each once; at some of them is none."""
+        mine = self._mine(places)
+        ids, numbers = self._ids.first(self._n)[mine], self._read(mine)
+        if self._older is None or len(mine) == len(places):
+            return Rows(ids, numbers)
+        older = self._older.at(places[places < self._begin])
+        return Rows(np.append(older.ids, ids), np.append(older.numbers, numbers, axis=0))
+
+    def ids_at(self, places: Numbers) -> IdArray:
+        """Ids of the rows at these places of the order, each once; at some of them is none."""
+        ids = self._ids.first(self._n)[self._mine(places)]
+        if self._older is None:
+            return ids
+        return np.append(self._older.ids_at(places[places < self._begin]), ids)
+
+    def _mine(self, places: Numbers) -> Numbers:
+        """Numbers of its own rows at these places."""
+        mine = places[places >= self._begin] - self._begin
+        return mine[self._marks.there(mine, self._n)] if self._marks.gone else mine
 
     def update(self, new: Rows) -> None:
         """Take these rows in place of those with their ids; and what is gone leaves."""
@@ -186,22 +219,48 @@ class Rows:
         """Have no row of these ids, each once; when half of all have left, the rest are packed."""
         if not len(ids):
             return
+        self._let_go(ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        elif self._marks.gone > max(len(self), _PACKED_LEAST):
+            self._set_apart()
+        self._pack(len(ids))
+
+    def _let_go(self, ids: IdArray) -> None:
         at = self._places(ids)
-        at = at[at >= 0]
-        if not len(at):
+        self._marks.let_go(at[at >= 0])
+
+    def _set_apart(self) -> None:
+        """Begin to pack: all rows are older ones from now on."""
+        older: Rows = object.__new__(type(self))
+        older.__dict__.update(self.__dict__)
+        begin, nothing = self.end, np.empty((0, self.width), dtype=np.float32)
+        self._hold(_NO_IDS, nothing)
+        self._begin, self._older, self._place = begin, older, 0
+
+    def _pack(self, n: int) -> None:
+        """Move some of the older rows, as many as some times what is written."""
+        older = self._older
+        if older is None:
             return
-        self._marked()[at] = _GONE | _CHANGED if self._tracked else _GONE
-        self._gone += len(at)
-        if self._gone > max(len(self), _PACKED_LEAST):
-            kept, numbers, pages, pool = self.ids.copy(), self.numbers, self._pages, self._pool
-            self._begin = self.end  # whoever has read up to somewhere reads all of it again
-            self._hold(kept, numbers)
-            pool.release(pages)
+        end = min(self._place + max(_MOVED * n, _MOVED_LEAST), older._n)
+        part = older.part(older._begin + self._place, older._begin + end)
+        older._let_go(part.ids)
+        self._write(part.ids, part.numbers)
+        self._place = end
+        if end == older._n:
+            self._older = None
 
     def put(self, ids: IdArray, numbers: Floats32) -> None:
         """Take the rows in place of those with these ids, which stand there once each."""
         if len(self.gone):
             self.gone = np.setdiff1d(self.gone, ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        self._write(ids, numbers)
+        self._pack(len(ids))
+
+    def _write(self, ids: IdArray, numbers: Floats32) -> None:
         at = self._ids.find(ids, self._ids.count)
         new = at < 0
         if fresh := int(new.sum()):
@@ -214,74 +273,47 @@ class Rows:
 
     def track(self) -> None:
         """Know from now on which rows are written or leave, until all are packed."""
-        marks = self._marked()
-        marks &= _GONE
-        self._tracked = True
+        if self._older is None:
+            self._marks.track()
 
     @property
     def changes(self) -> int | None:
         """How many rows were written or have left since it began to know; None: it does not."""
-        if not self._tracked:
-            return None
-        return int(np.count_nonzero(self._marked()[: self._n] & _CHANGED))
+        known = self._marks.tracked and self._older is None
+        return self._marks.changes(self._n) if known else None
 
     def changed(self) -> tuple[IdArray, IdArray, Callable[[], Iterator[Floats32]]]:
         """Ids that were written, those that have left, and what makes the rows of the first."""
-        marks = self._marked()[: self._n]
         ids = self._ids.first(self._n)
-        at, gone = np.flatnonzero(marks == _CHANGED), np.flatnonzero(marks == _GONE | _CHANGED)
+        at, gone = self._marks.changed(self._n)
         some = range(0, len(at), _PIECE_ROWS)
         return ids[at], ids[gone], lambda: (self._read(at[i : i + _PIECE_ROWS]) for i in some)
-
-    def _marked(self) -> Marks:
-        """The marks, with room for one of each number."""
-        if self._marks is None or len(self._marks) < self._n:
-            marks = np.zeros(max(2 * self._n, _MARKS_LEAST), dtype=np.uint8)
-            if self._marks is not None:
-                marks[: len(self._marks)] = self._marks
-            self._marks = marks
-        return self._marks
-
-    def _there(self, begin: int, end: int) -> _Flags:
-        """Which of these numbers it has a row of."""
-        there: _Flags = (self._marked()[begin:end] & _GONE) == 0
-        return there
 
     def _places(self, ids: IdArray) -> Numbers:
         """The number of each, -1 if there is no row of it."""
         at = self._ids.find(ids, self._n)
-        if self._gone:
-            at[(self._marked()[at] & _GONE != 0) & (at >= 0)] = -1
+        if self._marks.gone:
+            at[~self._marks.there(at, self._n) & (at >= 0)] = -1
         return at
 
     def _have(self, at: Numbers) -> None:
         """Have a row for each of these numbers, that is written now."""
         begin, end = self._n, int(at.max(initial=-1)) + 1
-        if self._gone:
-            known = at[at < begin]
-            self._gone -= int(np.count_nonzero(self._marked()[known] & _GONE))
+        self._marks.have(at, begin, max(begin, end))
         if end > begin:
             self._n = end
             missing = pages_for(end) - len(self._pages)
             if missing > 0:
                 self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
-            fresh = int(np.count_nonzero(at >= begin))
-            if fresh < end - begin:
-                self._gone += end - begin - fresh
-                self._marked()[begin:end] = _GONE
-        if self._tracked:
-            self._marked()[at] = _CHANGED
-        elif self._marks is not None:
-            self._marked()[at] = 0
 
     def copy(self) -> Rows:
         """The same rows; what is written to one is not in the other."""
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
-        made._begin, made.gone = self._begin, self.gone
-        made._gone, made._tracked = self._gone, self._tracked
-        made._marks = None if self._marks is None else self._marks.copy()
+        made._begin, made.gone, made._place = self._begin, self.gone, self._place
+        made._older = None if self._older is None else self._older.copy()
+        made._marks = self._marks.copy()
         self._pool.share(self._pages)
         return made
 

@@ -101,6 +101,8 @@ class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
         label, weight: What it taught, and how much it weighed.
         source, evidence: Who sent it, and the nats that its filters found for or against that
             source, by test.
+        defaulted: Nobody sent it: no label had come in time, and the event counts in scores as it
+            did then.
     """
 
     partition: int
@@ -110,6 +112,7 @@ class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
     weight: float
     source: str
     evidence: dict[str, float] = {}
+    defaulted: bool = False
 
 
 SENT_LABEL: Final = "\0label"
@@ -149,6 +152,8 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
         corrects: Of a final label that comes after a provisional one: what it takes back.
         taught: Another row has taught the features before: this one brings the label, to judge the
             answer.
+        late: Of a label that nobody sent, because none came in time: what a positive one weighs
+            that comes later.  None: somebody has sent the label.
     """
 
     features: Features
@@ -169,6 +174,18 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     provisional: bool = False
     corrects: Corrects | None = None
     taught: bool = False
+    late: float | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether the label counts in scores: it is not to change, and has not counted before.
+
+        A label by default counts, for its event may have no other; what corrects it does not.
+        """
+        if self.moved is not None or (self.provisional and self.late is None):
+            return False
+        first = self.corrects
+        return first is None or not first.defaulted or first.offset == 0
 
     @property
     def sent_label(self) -> Label:

@@ -268,7 +268,7 @@ class Ahead:
                 continue
             self._ahead.setdefault(row.partition, []).append((row.offset, row.seq))
             example = codec.decode(row.payload)
-            if example.provisional:
+            if not example.scored:
                 continue
             if example.score is not None and example.predicted_at is not None:
                 self._note(row, example)

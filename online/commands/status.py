@@ -66,10 +66,14 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
     shown = "  ".join(f"{name} {short(value)}" for name, value in said if value is not None)
     console.print(f"prequential over {quality['n']:,} answers: {shown or 'no answers yet'}")
     _show_choices(console, model.get("choices"))
+    _show_conversions(console, model.get("conversions"))
     if (sure := model.get("confidence")) is not None and sure["n"]:
         held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
         asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
         console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({asked})")
+    if (sharp := model.get("calibration")) is not None and sharp["n"]:
+        gained = f"log loss {-sharp['gained']:+.4f} a row over {sharp['n']:,} answers"
+        console.print(f"calibrated: sharpness {sharp['sharpness']:.2f}, {gained}")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
         many = len(drift["replicas"])
@@ -166,6 +170,19 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
             f"apprentice: agreed {learns['agreed']:.1%}, sure to keep {kept} of your reward over "
             f"{learns['n']:,} choices, {learns['asked']:.0%} are asked: {ready}"
         )
+
+
+def _show_conversions(console: Console, found: dict[str, Any] | None) -> None:
+    """Say how many wait for their label, and what became of those that had none in time."""
+    if found is None:
+        return
+    waiting = "–" if found["waiting"] is None else f"{found['waiting']:,}"
+    share = found["within"]
+    late = "too few positives to know" if share is None else f"{share:.0%} of the positives have"
+    console.print(
+        f"conversions: {waiting} wait, {found['defaulted']:,} without a label within "
+        f"{span(found['window_s'])} ({late} come by then), {found['corrected']:,} corrected later"
+    )
 
 
 def _show_slices(console: Console, slices: dict[str, dict[str, Any]]) -> None:

@@ -68,8 +68,8 @@ class View(Protocol):
     def named(self) -> Touched:
         """Its blocks, each as a whole."""
 
-    def add(self, example: Example) -> None:
-        """Count one learned row."""
+    def add(self, example: Example, at: float) -> None:
+        """Count one learned row, taken ``at`` (POSIX seconds), if its label is what it counts."""
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -220,12 +220,12 @@ class Tally:
         views: Touched = {name: keys for view in self.views for name, keys in view.named.items()}
         return TALLIED | views
 
-    def note(self, example: Example) -> None:
+    def note(self, example: Example, at: float) -> None:
         """One row was learned, for what else is summed; what another model answered is not."""
         if example.version is not None and example.version[0] <= self.answers_after:
             return
         for view in self.views:
-            view.add(example)
+            view.add(example, at)
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""

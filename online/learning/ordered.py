@@ -23,6 +23,7 @@ from online.learning.values_in_parts import Arriving
 from online.models.base import Model
 from online.models.errors import NothingLearned
 from paramserver import blocks as algebra
+from paramserver.admission import Keeper
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds
 from paramserver.wire import OrderedState, Push, SyncReply, Version
@@ -48,16 +49,22 @@ class _Written:
         self._began = began  # a position, and what has changed since, up to others
         self._spans: list[tuple[int, Touched]] = []
 
-    def add(self, position: int, done: Blocks, sources_max: int) -> None:
-        """The rows since are in the values from here on: ``done`` is what they changed."""
+    def add(self, position: int, done: Blocks, sources_max: int, keeper: Keeper | None) -> Blocks:
+        """The rows since are in the values from here on: ``done`` is what they changed.
+
+        Returns what has left tables that are full.
+        """
         touched = algebra.merge(self.values, done, 1.0)
         keep_bounds(self.values, touched, sources_max)
+        left: Touched = {} if keeper is None else keeper.settle(self.values, done, 0, position)
+        algebra.add_touched(touched, left)
         self.since = []
         self._spans.append((position, touched))
         if len(self._spans) > _SPANS:
             (_, first), (end, second), *later = self._spans
             algebra.add_touched(first, second)
             self._spans = [(end, first), *later]
+        return algebra.select(self.values, left)
 
     def changed(self, kept: int, epoch: int) -> tuple[int, Blocks]:
         """Return what a server of ``epoch`` at the position ``kept`` lacks, and since where."""
@@ -101,6 +108,7 @@ class OrderedLearner(BaseLearner):
         self._known: tuple[int, Version, int] = (BEGIN, (0, 0), 0)  # position, version, learned
         self._standing = 0  # rows learned by the values of ``version``
         self._written = _Written({}, BEGIN, 0)
+        self.tables_keeper: Keeper | None = None  # who learns alone bounds tables itself
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -224,7 +232,9 @@ class OrderedLearner(BaseLearner):
             **self.bounds.cut(),
             **self.vocabulary.cut(),
         }
-        self._written.add(self.position, done, self.evidence.sources_max)
+        left = self._written.add(self.position, done, self.evidence.sources_max, self.tables_keeper)
+        if left:
+            self._training.rebase(left)
 
     # -- exchange -----------------------------------------------------------------------------
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PLAIN_SCALE: Final = "plain"
 """River's scaler, which was the only one once."""
 
+TODAYS_SCALE: Final = "limited"
+"""The scaler of models that begin now."""
+
 SCALED: Final = frozenset({"logreg", "softmax", "linreg", "ftrl", "mlp"})
 """Built-ins that have the setting ``scale``."""
 
@@ -48,7 +51,21 @@ def load_model(
 
         loaded = with_offsets(loaded, model.task, model.entity, model.learner)
     _check_declared(model, numeric_only=loaded.model.numeric_only)
+    if model.conversion_window is not None:
+        _check_taken_back(model, loaded.model)
     return loaded
+
+
+def _check_taken_back(model: ModelSettings, built: Model) -> None:
+    """Refuse labels by default where no later one could take them back.  Raises LearnerUnusable."""
+    from online.models.base import why_not_revised
+
+    if (why := why_not_revised(built)) is not None:
+        from online.models.errors import LearnerUnusable
+
+        problem = f"conversion_window is {model.conversion_window:g} s, and {why}"
+        remedy = "Take one whose lessons can be taken back: auto, linear, logreg, ftrl; or leave it"
+        raise LearnerUnusable(model.learner, problem, f"{remedy} out")
 
 
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:

@@ -475,7 +475,7 @@ class Regression(SelfRateModel):
 
 def _is_final(served: Example | None) -> bool:
     """Whether experts are judged by the label of the row, and not by a later one."""
-    return served is None or not served.provisional
+    return served is None or served.scored
 
 
 def _towards(shares: Floats, column: int) -> Floats:

@@ -28,6 +28,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.sure.views import views_of
 from paramserver import rewrites, wire
+from paramserver.admission import TableBounds
 from paramserver.blocks import COUNT, Block
 from paramserver.filters.sources import SOURCES_MAX
 from paramserver.rewrites import HALVED, Digest, Spans, note_of, packed
@@ -73,6 +74,7 @@ class Method:
         rows_max: Rows that are learned again at most, in memory, if the model raises on one.
         sources_max: Sources that are kept account of.
         views: Makes what else is summed over the rows.
+        table_rows_max: Rows that a table may have; None: there is no bound.
     """
 
     build: Callable[[], Model]
@@ -81,6 +83,7 @@ class Method:
     rows_max: int = 4096
     sources_max: int = SOURCES_MAX
     views: Callable[[], Sequence[View]] = list
+    table_rows_max: int | None = None
 
 
 def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Method:
@@ -89,6 +92,7 @@ def method_of(model: ModelSettings, loaded: Loaded, settings: Settings) -> Metho
     return Method(
         loaded.build, model.task, ordered,
         sources_max=settings.limits.sources_max, views=partial(views_of, model),
+        table_rows_max=settings.limits.table_rows_max,
     )  # fmt: skip
 
 
@@ -135,6 +139,9 @@ class Rebuild:
         )
         self._learner.evidence.sources_max = method.sources_max
         self._learner.tally.views = method.views()
+        if method.table_rows_max is not None:
+            self._server.bound(TableBounds(method.table_rows_max))
+            self._learner.tables_keeper = self._server.keeper
         self._learner.on_reply(self._reply())
         self._learner.undone = decisions.undone
         self._learner.untaught = self._lacks

@@ -201,7 +201,7 @@ class Relearning(Rebuild):
             if not self._window.judges(row.seq) or row.partition not in self._own:
                 continue
             example = codec.decode(row.payload)
-            if example.score and not example.provisional:
+            if example.score and example.scored:
                 asked_at = row.at if example.predicted_at is None else example.predicted_at
                 heapq.heappush(self._asks, (min(asked_at, row.at), row.seq, example))
 

@@ -47,6 +47,14 @@ def _asked(event: Waiter) -> NewRow:
     return event.waiting.rows[event.i]
 
 
+def _said(asked: NewRow) -> Example:
+    """Return what the row says, of which a label by the id of a stored join is one half."""
+    if asked.half is None:
+        return codec.decode(asked.payload)
+    (label,) = codec.decode_labels(asked.payload)
+    return Example({}, label.label, label.weight, event_time=label.event_time)
+
+
 class Corrections:
     """Writes the rows that make labels final.
 
@@ -88,7 +96,7 @@ class Corrections:
         for event, outcome in events:
             first = outcome.row
             assert first is not None
-            label = event.waiting.examples[event.i] or codec.decode(_asked(event).payload)
+            label = event.waiting.examples[event.i] or _said(_asked(event))
             if label.provisional:
                 repeats.append((event, outcome))
             else:

@@ -301,7 +301,7 @@ class Follower:
         if is_again(row):
             return
         track, example = self._learner.tracks.get(row.partition), self._learner.latest
-        if example is None or example.moved is not None or example.provisional:
+        if example is None or not example.scored:
             return
         if track is not None and track.end is None:
             judge.learned(row.partition, row.offset, example, row.at)

@@ -157,14 +157,15 @@ class Writer:
             return 0
         return max(self.known - self._followed.clock.get(self.partition, 0), 0)
 
-    def keep(self, half: NewRow) -> bool:
-        """Write one side of a stored join behind, without waiting; whether there was room for it.
+    def keep(self, *halves: NewRow) -> bool:
+        """Write sides of stored joins behind, without waiting; whether there was room for all.
 
         The bound is ``joins_queue_max`` halves, and so many times ``token_bytes_max`` bytes.
         """
-        if kept := self._halves.put(half):
+        if kept := self._halves.put(halves):
             self._wake.set()
-        self._counts["joins_dropped"] += not kept
+        else:
+            self._counts["joins_dropped"] += len(halves)
         return kept
 
     async def run(self) -> None:

@@ -19,12 +19,12 @@ class Behind:
     def __len__(self) -> int:
         return len(self._halves)
 
-    def put(self, half: NewRow) -> bool:
-        """Whether there was room for it."""
-        size = len(half.payload)
-        if len(self) >= self._rows_max or self._bytes + size > self._bytes_max:
+    def put(self, halves: Sequence[NewRow]) -> bool:
+        """Take all of them, or none; whether there was room."""
+        size = sum(len(half.payload) for half in halves)
+        if len(self) + len(halves) > self._rows_max or self._bytes + size > self._bytes_max:
             return False
-        self._halves.append(half)
+        self._halves.extend(halves)
         self._bytes += size
         return True
 

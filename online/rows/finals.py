@@ -15,7 +15,7 @@ from online.rows.prediction_ids import event_key
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import SENT_LABEL, Corrects, Example
-from replay.journal.base import NewRow, Only, Outcome, Row, Verdict
+from replay.journal.base import Half, NewRow, Only, Outcome, Row, Verdict
 
 _FINAL = "final"
 
@@ -52,7 +52,8 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
     said = codec.decode(first.payload)
     asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)
     evidence = {} if asleep or said.judged is None else dict(said.judged.evidence)
-    corrects = Corrects(0, 0, b"", said.label, said.weight, first.source, evidence)
+    defaulted = said.late is not None
+    corrects = Corrects(0, 0, b"", said.label, said.weight, first.source, evidence, defaulted)
     if lesson is not None:
         corrects = msgspec.structs.replace(
             corrects,
@@ -66,16 +67,22 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
         said,
         raw=raw,
         label=label.label,
-        weight=label.weight,
+        weight=label.weight if lesson is None else label.weight * _lateness(said, label),
         event_time=label.event_time,
         judged=None,
         provisional=False,
+        late=None,
         corrects=corrects,
     )
     name = f"{_FINAL}:{first.partition}:{first.offset}:{first.key.hex()}:{asked.event_id}"
     verdict = Verdict.ACCEPTED if raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)
     return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at, only=only)
+
+
+def _lateness(said: Example, label: Example) -> float:
+    """The share at which a final label is learned: less for a positive one after a default."""
+    return 1.0 if said.late is None or label.label is not True else said.late
 
 
 def is_provisional(row: Row) -> bool:
@@ -85,7 +92,7 @@ def is_provisional(row: Row) -> bool:
 
 def may_change(asked: NewRow, outcome: Outcome) -> bool:
     """Whether the event was there before, with a label that may change."""
-    if outcome.new or outcome.row is None or asked.half is not None:
+    if outcome.new or outcome.row is None or asked.half is Half.PREDICTION:
         return False
     try:
         return is_provisional(outcome.row)

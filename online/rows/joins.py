@@ -211,8 +211,19 @@ def _elsewhere(key: bytes, label: WaitingLabel) -> list[Entry]:
     return [Removed(other, label) for other in label.keys if other != key]
 
 
-def joined(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, over: bytes) -> NewRow:
-    """The row of both halves, to be judged; ``at`` is when the second one came."""
+def joined(
+    key: bytes,
+    made: PredictionHalf,
+    label: WaitingLabel,
+    at: float,
+    over: bytes,
+    *,
+    late: float | None = None,
+) -> NewRow:
+    """The row of both halves, to be judged; ``at`` is when the second one came.
+
+    ``late``: the label is one by default, which may change, and a later one weighs so much.
+    """
     example = Example(
         made.features,
         label.label,
@@ -227,6 +238,8 @@ def joined(key: bytes, made: PredictionHalf, label: WaitingLabel, at: float, ove
         known=made.known,
         choice=made.choice,
         sure=made.sure,
+        provisional=late is not None,
+        late=late,
     )
     verdict = Verdict.ACCEPTED if made.raw is None else Verdict.CLIPPED  # its values were bounded
     payload = codec.encode(example)

@@ -93,8 +93,7 @@ class JournalRows:
     def _example(self, row: Row) -> Example | None:
         try:
             example = decode(row.payload)
-            wanted = example.moved is None and not example.provisional
-            return example if wanted else None
+            return example if example.scored else None
         except (PayloadFormat, PayloadInvalid):
             self.damaged += 1
             return None

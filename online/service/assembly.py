@@ -28,7 +28,8 @@ from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
 from online.service.report_task import Reporting
 from online.serving.choosing import Choosing
-from online.serving.default_rewards import DefaultRewards, give_for_ever
+from online.serving.default_labels import DefaultLabels
+from online.serving.defaults import Defaults, give_for_ever
 from online.serving.device_pushes import Pushes, pushes_for
 from online.serving.journal_room import journal_room
 from online.serving.scores import Reader, threaded
@@ -107,7 +108,7 @@ class Assembly:
         self._servings: dict[str, Serving] = {}
         self._pushes: dict[str, Pushes] = {}
         self._choosing: dict[str, Choosing] = {}
-        self._defaults: dict[str, DefaultRewards] = {}
+        self._defaults: dict[str, Defaults] = {}
         self._giving: asyncio.Task[None] | None = None
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
@@ -126,7 +127,8 @@ class Assembly:
         self._cluster = Cluster(
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
-            free_bytes=journal_room(settings), challengers=challengers, absent=around.absent,
+            free_bytes=journal_room(settings), absent=around.absent,
+            challengers=None if around.challenger is nobody else challengers,
         )  # fmt: skip
 
     def _make(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
@@ -164,7 +166,10 @@ class Assembly:
         choosing = None
         if model.choose is not None:
             choosing = Choosing(serving, door, limits, model.choose)
-        return Part(replica, journal, serving, client, facts, pushes, learner, can, choosing)
+        defaults = _defaults(model, replica, choosing)
+        return Part(
+            replica, journal, serving, client, facts, pushes, learner, can, choosing, defaults
+        )
 
     def _put(self, name: str, part: Part) -> None:
         """Let the part answer for the model from the next request on."""
@@ -177,7 +182,8 @@ class Assembly:
             self._pushes.pop(name, None)
         if part.choosing is not None:
             self._choosing[name] = part.choosing
-            self._defaults[name] = part.choosing.defaults
+        if part.defaults is not None:
+            self._defaults[name] = part.defaults
 
     async def start(self) -> None:
         """Take the newest values; returns when every model can answer."""
@@ -263,6 +269,19 @@ class Assembly:
             threads.shutdown(wait=False)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+
+def _defaults(
+    model: ModelSettings, replica: ModelReplica, choosing: Choosing | None
+) -> Defaults | None:
+    """Return what gives choices their rewards, or predictions their labels; None: nothing does."""
+    if choosing is not None:
+        return choosing.defaults
+    if model.conversion_window is None:
+        return None
+    learner = replica.learner
+    rule = DefaultLabels(model.conversion_window, learner.tally.views, lambda: learner.serving)
+    return Defaults(replica, rule, time.time, time.monotonic)
 
 
 def _tracing(settings: Settings, replica: str) -> Tracing | None:

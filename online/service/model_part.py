@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from online.replica.replica import ModelReplica
 from online.serving.choosing import Choosing
+from online.serving.defaults import Defaults
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
 from paramserver.client import Client
@@ -34,6 +35,7 @@ class Part:
         learner: The process that learns what this one writes; None: this one learns itself.
         exchangeable: Whether a promotion can exchange the part while the process goes on.
         choosing: Chooses among actions; None: the model is no such one.
+        defaults: Gives what has waited for its label, or reward, a default; None: nothing waits.
     """
 
     replica: ModelReplica
@@ -45,3 +47,4 @@ class Part:
     learner: LearnerProcess | None
     exchangeable: bool
     choosing: Choosing | None = None
+    defaults: Defaults | None = None

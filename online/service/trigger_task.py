@@ -82,7 +82,7 @@ def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -
                 continue
             with contextlib.suppress(PayloadFormat, PayloadInvalid):
                 example = codec.decode(row.payload)
-                if example.moved is None and not example.provisional:
+                if example.scored:
                     yield Told(row.source, example.features, example.label)
         if len(page.rows) < _PAGE_ROWS:
             return

@@ -39,6 +39,7 @@ from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.serving.apprentice import CALLER, answering
 from online.serving.default_rewards import DefaultRewards
+from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
 from online.serving.rewarding import Rewarding
 from online.serving.serving import Serving, check_own_id
@@ -76,7 +77,8 @@ class Choosing:
         self._replica, self._issued = serving.replica, serving.issued
         self._door, self._limits, self._settings = door, limits, settings
         replica = serving.replica
-        self.defaults = DefaultRewards(replica, settings, replica.now_s, time.monotonic)
+        rule = DefaultRewards(settings)
+        self.defaults = Defaults(replica, rule, time.time, time.monotonic)
         self.rewards = Rewarding(serving, door, limits, settings)
         self._takes = lru_cache(maxsize=16)(door.takes)
         self._policy = Policy(**settings.policy_parts())
@@ -133,16 +135,10 @@ class Choosing:
         return await self._written(own, choice, features, answer, packed)
 
     def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
-        """Write the choice behind its answer, under the key that its reward will have.
-
-        Whatever reward comes takes its place; one that is lost on the way gets no default.
-        """
+        """Write the choice behind its answer, under the key that its reward will have."""
         key = event_key("token", named)
         half = self._issued.half(named, features, answer, choice=packed, key=key)
-        if not self._replica.writer.keep(half):
-            message = "no room for another choice that may need a default reward"
-            hint = "Send it again after Retry-After; nothing was recorded"
-            raise RequestError(429, "joins_full", message, None, hint, 1)
+        self._issued.keep([half], "choice that may need a default reward")
 
     async def _written(
         self, own: str, choice: Choice, features: Features, answer: Answer, packed: bytes

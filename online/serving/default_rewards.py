@@ -1,110 +1,41 @@
-"""Choices whose wait has ended: each is worth its rewards, or the default, once, whoever says so.
+"""A choice whose wait has ended is worth its rewards, or the default.
 
-A choice is one half of a row in the journal until its reward takes its place.  Every replica looks
-for those that have waited for ``choose.reward_wait``, and writes what its rewards come to
-(:mod:`online.serving.collecting`), or the default, over exactly the half
-that it has seen: if a reward, or the default of another replica, was faster, nothing is written.  A
-reward that comes later is answered as another one for the same choice is.
-
-Where nothing becomes of a choice it is removed, if its token has all of it: a reward that comes
-all the same makes its half again.  Others stay for as long as any half does.  So that nobody reads
-those each second, a look begins where the last one ended, and at the oldest only now and then.
-
-The wall clock may be wrong, so time is counted from the start of the process: what was chosen
-before it waits anew.  A default may be late, and never comes before its time.
+Its rewards are those that were kept until then (:mod:`online.serving.collecting`).  Where nothing
+becomes of a choice it is removed, if its token has all of it: a reward that comes all the same
+makes its half again.  One that comes after a default is answered as another one for the same choice
+is.
 """
 
 from __future__ import annotations
-
-import asyncio
-import logging
-from collections.abc import Callable, Mapping
-from typing import Final
 
 import msgspec
 
 from online.decide.collected import total
 from online.decide.record import RecordInvalid, pack, unpack
-from online.errors import RequestError
-from online.replica.replica import ModelReplica
 from online.rows.joins import joined
 from online.rows.prediction_ids import event_key
+from online.serving.defaults import SOURCE
 from online.settings.choose import Choose
-from replay import codec
-from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
-from replay.example import WaitingLabel
+from replay.example import PredictionHalf, WaitingLabel
 from replay.journal.base import NewRow, Stored, Verdict
-
-log = logging.getLogger("online.default_rewards")
-
-PAGE: Final = 128
-SOURCE: Final = "default"
-WHOLE_S: Final = 60.0
-"""Seconds between looks at all that has waited: what comes late into an old half waits so long."""
-OVERLAP_S: Final = 10.0
-"""How far a look goes back behind the last one: halves are written after they are taken."""
-_LOOK_S: Final = 1.0
-_TURN: Final = 16
-"""After so many choices others have a turn of the event loop."""
 
 
 class DefaultRewards:
-    """Default rewards of one model in one replica.
+    """Rewards by default of one model, for choices whose wait has ended."""
 
-    Parameters:
-        now_s, monotonic_s: POSIX seconds, and seconds since any time.
-    """
+    counted = "rewards_defaulted"
 
-    def __init__(
-        self,
-        replica: ModelReplica,
-        settings: Choose,
-        now_s: Callable[[], float],
-        monotonic_s: Callable[[], float],
-    ) -> None:
-        self._replica, self._settings, self._monotonic_s = replica, settings, monotonic_s
-        self._began_at, self._began_s = now_s(), monotonic_s()
-        self._seen = self._whole_at = float("-inf")
+    def __init__(self, settings: Choose) -> None:
+        self._settings = settings
+        self.wait_s = settings.reward_wait if settings.waits else None
 
-    async def give(self) -> int:
-        """Give each choice its default that has waited long enough; how many.
-
-        Raises RequestError and ReplayError: the journal takes none now.
-        """
-        wait_s, passed_s = self._settings.reward_wait, self._monotonic_s() - self._began_s
-        if not self._settings.waits or passed_s < wait_s:
-            return 0
-        at = self._began_at + passed_s
-        if at >= self._whole_at:
-            self._seen, self._whole_at = float("-inf"), at + WHOLE_S
-        given, after, store = 0, self._seen, self._replica.store
-        while True:
-            page = await store.read(
-                store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
-            )
-            rows = []
-            for i, (key, half) in enumerate(page.waiting):
-                if i % _TURN == _TURN - 1:
-                    await asyncio.sleep(0)
-                if row := self._settled(key, half, at):
-                    rows.append(row)
-            if rows:
-                recorded = await self._replica.writer.record(rows)
-                given += sum(one.row is not None and not one.repeat for one in recorded)
-            if page.upto is None:
-                self._seen = min(after, at - wait_s - OVERLAP_S)
-                self._replica.counts["rewards_defaulted"] += given
-                return given
-            after = page.upto
-
-    def _settled(self, key: bytes, half: Stored, at: float) -> NewRow | None:
+    def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
         """The row of a choice whose wait has ended, or what removes it; None: it stays."""
+        if made.choice is None:
+            return None
         try:
-            made = codec.decode_prediction(half.payload)
-            if made.choice is None:
-                return None
             choice = unpack(made.choice)
-        except (PayloadFormat, PayloadInvalid, RecordInvalid):  # others do not wait for it
+        except RecordInvalid:  # others do not wait for it
             return None
         settings = self._settings
         if given := choice.rewards:
@@ -128,14 +59,3 @@ def _removed(key: bytes, half: Stored) -> NewRow:
         key, half.event_id, half.source, Verdict.ACCEPTED, b"", half.at, half=half.half,
         over=half.payload,
     )  # fmt: skip
-
-
-async def give_for_ever(models: Mapping[str, DefaultRewards]) -> None:
-    """Look every second, for whatever models there are by then."""
-    while True:
-        await asyncio.sleep(_LOOK_S)
-        for name, model in list(models.items()):
-            try:
-                await model.give()
-            except (RequestError, ReplayError) as error:
-                log.warning("default rewards of %s: %s", name, error)

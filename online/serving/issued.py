@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from online.errors import RequestError
 from online.messages.sender import sender
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
 from online.rows.joins import join_key
-from online.rows.prediction_ids import Predicted, Tokens
+from online.rows.prediction_ids import Predicted, Tokens, event_key
 from online.settings.config import Limits
-from online.sure.views import confidence_in
+from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
@@ -36,19 +37,61 @@ class Issued:
     ) -> None:
         self.tokens = tokens
         self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
-        self._sure = confidence_in(replica.learner.tally.views)
 
     def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
         """The id that takes the label: the caller's own, a token, or a short one made here.
 
         All but a token need a stored join: what was predicted is written behind.
         """
+        if self._replica.settings.conversion_window is not None:
+            return self.waiting_ids([(features, answer)], own)[0]
         if own is None:
             if (token := self.token(features, answer)) is not None:
                 return token
             own = f"join-{uuid.uuid4().hex}"
         self._replica.writer.keep(self.half(own, features, answer))
         return own
+
+    def prediction_ids(self, rows: Sequence[Features], answers: Sequence[Answer]) -> list[str]:
+        """The ids of many answers, none of them the caller's own; errors of :meth:`waiting_ids`."""
+        given = list(zip(rows, answers, strict=True))
+        if self._replica.settings.conversion_window is not None:
+            return self.waiting_ids(given)
+        return [self.prediction_id(features, answer) for features, answer in given]
+
+    def waiting_ids(
+        self, rows: Sequence[tuple[Features, Answer]], own: str | None = None
+    ) -> list[str]:
+        """Ids of answers that get a label by default: each is written behind, whatever its id is.
+
+        Raises RequestError 429 ``joins_full``: there is no room for all, and none was taken.
+        """
+        ids, halves = [], []
+        for features, answer in rows:
+            nonce, token = self.tokens.nonce(), None
+            if own is None:
+                token = self.token(features, answer, nonce=nonce)
+            id_ = token or own or f"join-{uuid.uuid4().hex}"
+            named, key = id_, None
+            if token is not None:  # a label by it has this key
+                named = nonce.hex()
+                key = event_key("token", named)
+            ids.append(id_)
+            halves.append(self.half(named, features, answer, key=key))
+        self.keep(halves, "prediction that gets a label by default")
+        return ids
+
+    def keep(self, halves: Sequence[NewRow], what: str) -> None:
+        """Write halves behind that need a default if no label takes their place.
+
+        One that is lost on the way gets no default.  Raises RequestError 429 ``joins_full``.
+        """
+        if not self._replica.writer.keep(*halves):
+            message = (
+                f"no room for another {what}: {self._limits.joins_queue_max} wait to be written"
+            )
+            hint = "Send it again after Retry-After, or raise limits.joins_queue_max; "
+            raise RequestError(429, "joins_full", message, None, hint + "nothing was recorded", 1)
 
     def token(
         self,
@@ -114,7 +157,7 @@ class Issued:
 
     def stamp(self) -> bytes | None:
         """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
-        return None if self._sure is None else self._sure.stamp()
+        return stamp_of(self._replica.learner.tally.views)
 
     def known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.

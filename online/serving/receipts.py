@@ -123,7 +123,7 @@ def _is_provisional(asked: Asked) -> bool:
 
 def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
     """The row whose lesson the standing one has taken back."""
-    if standing.key == asked.row.key or asked.row.half is not None:
+    if standing.key == asked.row.key:
         return msgspec.UNSET
     first = codec.decode(standing.payload).corrects
     if first is None or first.offset == 0:

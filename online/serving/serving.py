@@ -197,7 +197,7 @@ class Serving:
         answers = self.replica.learner.predict_many(features)
         show, text = self._door.show, self._door.text
         rows = []
-        for x, answer in zip(features, answers, strict=True):
+        for answer in answers:
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
                 _check_finite(answer.label)
@@ -208,11 +208,12 @@ class Serving:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
-            if give_ids:
-                row.id = self._reader.issued.prediction_id(x, answer)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer)
             rows.append(row)
+        ids = self._reader.issued.prediction_ids(features, answers) if give_ids else []
+        for row, id_ in zip(rows, ids, strict=False):
+            row.id = id_
         return rows
 
     def _around(self, answer: Answer) -> _Sure:

@@ -296,6 +296,12 @@ class ModelSettings(Tree):
         description="each answer has a set of labels (regression: an interval) that holds the true "
         "one this often, also where the stream changes and labels come late; none: it has none",
     )
+    calibrate: bool = Field(
+        False,
+        description="probabilities are corrected where labels say that they are too sure, or not "
+        "sure enough: by one number for all, so no answer becomes another one, and none that the "
+        "model learns of",
+    )
     slices: tuple[str, ...] = Field(
         (),
         max_length=8,
@@ -318,6 +324,12 @@ class ModelSettings(Tree):
     )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
+    conversion_window: Seconds | None = Field(
+        None,
+        description="binary: a prediction without a label after this time is a negative, until "
+        "a label comes after all; each prediction is written down, behind its answer. None: it "
+        "teaches nothing",
+    )
     replay: Replay = Replay()
     filters: Literal["default", "none"] | tuple[Test, ...] = Field(
         "default",
@@ -373,6 +385,27 @@ class ModelSettings(Tree):
         return self
 
     @model_validator(mode="after")
+    def _conversions_can_wait(self) -> ModelSettings:
+        if (window_s := self.conversion_window) is None:
+            return self
+        if self.task != "binary" or self.anomaly is not None:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s after which no label is a negative, and "
+                f"`task: {self.purpose.name}` has none: leave it out, or take `task: binary`"
+            )
+        if window_s > self.token_lifetime:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s is longer than token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a prediction is kept: make it shorter"
+            )
+        if self.replay.on:
+            raise ValueError(
+                f"conversion_window: {window_s:g} s after which a lesson may be taken back, and "
+                "replay would learn it again: leave one of the two out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _features_are_names(self) -> ModelSettings:
         if self.features is None:
             if self.strict:
@@ -383,6 +416,17 @@ class ModelSettings(Tree):
         if odd := [name for name in self.features if not name or not is_plain(name)]:
             raise ValueError(
                 f"features: {plain(odd[0])!r} is no name: leave control characters out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_to_be_calibrated(self) -> ModelSettings:
+        if self.calibrate and self.task == "regression":
+            raise ValueError("calibrate: a regression has no probabilities; see `confidence`")
+        if self.calibrate and self.replay.on and self.replay.distil:
+            raise ValueError(
+                "calibrate: what is learned again is held to what was answered (replay.distil), "
+                "and would learn the correction; say distil: 0, or leave calibrate out"
             )
         return self
 

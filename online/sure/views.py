@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from online.decide.counted import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
+from online.sure.calibration import Calibration
+from online.sure.delays import Delays
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 
@@ -16,10 +18,14 @@ def views_of(model: ModelSettings) -> list[View]:
     views: list[View] = []
     if model.confidence is not None:
         views.append(Confidence(model.task, model.confidence))
+    if model.calibrate:
+        views.append(Calibration())
     if model.slices:
         views.append(Slices(model.task, model.slices, model.slice_values))
     if model.reward_range is not None:
         views.append(Choices(*model.reward_range, model.slice_values))
+    if model.conversion_window is not None:
+        views.append(Delays(model.conversion_window))
     return views
 
 
@@ -33,6 +39,24 @@ def confidence_in(views: Sequence[View]) -> Confidence | None:
     return next((view for view in views if isinstance(view, Confidence)), None)
 
 
+def calibration_in(views: Sequence[View]) -> Calibration | None:
+    """The one among them that corrects probabilities; None: they are the model's own."""
+    return next((view for view in views if isinstance(view, Calibration)), None)
+
+
+def stamp_of(views: Sequence[View]) -> bytes | None:
+    """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
+    sure, calibrated = confidence_in(views), calibration_in(views)
+    if calibrated is None:
+        return None if sure is None else sure.stamp()
+    return (b"" if sure is None else sure.stamp()) + calibrated.stamp()
+
+
 def choices_in(views: Sequence[View]) -> Choices | None:
     """The one among them that says what came of choices; None: the model does not choose."""
     return next((view for view in views if isinstance(view, Choices)), None)
+
+
+def delays_in(views: Sequence[View]) -> Delays | None:
+    """The one among them that says how late positives come; None: nobody waits for them."""
+    return next((view for view in views if isinstance(view, Delays)), None)

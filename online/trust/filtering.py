@@ -223,6 +223,8 @@ class Filtering:
         if example.moved is not None:
             # a delta of a device is judged as it comes: online.serving.device_pushes
             return row, example
+        if example.late is not None:
+            return self.by_standing(row), example  # nobody has sent that label
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
             return row, example
@@ -272,10 +274,10 @@ class Filtering:
             source=row.source,
             key=row.key,
             gradient=gradient,
-            loss=loss_of(example),
+            loss=loss_of(example, numbers=self.chain.losses.numbers),
             version=count,
             base=count,
-            label=label_text(example.sent_label),
+            label=_said(example, numbers=self.chain.losses.numbers),
             digest=digest,
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
@@ -404,6 +406,7 @@ def filtering_for(
         root.reference if root is not None and scored else None,
         answers=("true", "false") if model.task == "binary" else (),
         rewards=model.reward_range is not None,
+        numbers=model.task == "regression" and model.reward_range is None,
         sources_max=sources_max,
     )
     return Filtering(
@@ -427,6 +430,14 @@ def _digests(example: Example) -> tuple[int | None, int | None]:
         return None, None
     features = zlib.crc32(codec.encode(Example(example.features, "")))
     return zlib.crc32(label_text(example.sent_label).encode(), features), features
+
+
+def _said(example: Example, *, numbers: bool) -> str:
+    """Return the label's JSON text, behind its side of the answer if labels are ``numbers``."""
+    text, score = label_text(example.sent_label), example.score
+    if not numbers or not score:
+        return text
+    return ("+" if float(example.sent_label) > score[""] else "-") + text
 
 
 def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
@@ -453,16 +464,17 @@ def _unweighed(verdict: Verdict) -> Verdict:
     return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
 
 
-def loss_of(example: Example) -> float | None:
+def loss_of(example: Example, *, numbers: bool = False) -> float | None:
     """Return the loss of the answer given before the label was known; None if none was given.
 
-    Log loss, or the log of 1 + the error in regression: any measure that grows with it will do.  A
-    label that the model did not know is no surprise.
+    Log loss; the error where labels are ``numbers``, so that nothing hangs on their unit; the log
+    of 1 + the error of a reward.  A label that the model did not know is no surprise.
     """
     score = example.score
     if not score:
         return None
     if "" in score:
-        return log1p(abs(score[""] - float(example.sent_label)))
+        error = abs(score[""] - float(example.sent_label))
+        return error if numbers else log1p(error)
     share = score.get(label_text(example.label))
     return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0

@@ -315,6 +315,7 @@ def by_name(
     *,
     answers: Sequence[str] = (),
     rewards: bool = False,
+    numbers: bool = False,
     sources_max: int = SOURCES_MAX,
 ) -> Chain:
     """The tests of these names over single rows; those that lack what they need are left out.
@@ -326,6 +327,7 @@ def by_name(
 
     ``answers``: labels that are looked at on their own for how often they surprise, a few.
     ``rewards``: events are rewards of choices, and looked at by action, too.
+    ``numbers``: labels are numbers, each behind its side of the answer (+ or -).
     """
     filters: list[Filter] = [Schema(size)]
     for name in NAMES:
@@ -338,7 +340,7 @@ def by_name(
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
         elif name == "surprise":
-            of_all = Surprise()
+            of_all = Surprise(numbers=numbers)
             filters.append(of_all)
             filters += [
                 Surprise(answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses)

@@ -8,10 +8,15 @@ so the event says the same whenever it is learned, by whomever.
 Each source has its share of a generation, twice an equal one: beyond it an event is not counted, or
 a flood would leave nothing of what the others send.  Sixty-four such events make a generation older
 by one, lest it last for ever where few send nearly everything.
+
+A label that is a number is hardly ever said twice, so a loss is compared with those of the same
+*fifth* of the numbers that were sent lately, and of the same side: large numbers are harder than
+usual ones, and so is one side of the answer.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from math import ceil, floor, log, log2
 from statistics import median
@@ -41,6 +46,7 @@ FAR_LABEL: Final = 1.5
 OF_A_SOURCE: Final = 8
 OF_A_LABEL: Final = 3
 SOURCES_MIN: Final = 4
+FIFTHS: Final = 5
 
 Bins = dict[int, int]
 """Events by bin."""
@@ -75,11 +81,17 @@ def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
 class Losses:
     """Counts of one model's taken events.  ``len`` is that of the keys.
 
+    Parameters:
+        numbers: Whether labels are numbers, each behind its side of the answer (+ or -).
+
     Attributes:
+        numbers: As given.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, numbers: bool = False) -> None:
+        self.numbers = numbers
+        self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
@@ -150,7 +162,7 @@ class Losses:
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
         self._all = {}
         self._of, self._in, self._passed = {}, {}, 0.0
-        self._nulls, self.heard = {}, []
+        self._nulls, self.heard, self._edges = {}, [], []
 
     def _set(self, key: str, n: int) -> int:
         """Make it count ``n``; how many more those are."""
@@ -220,6 +232,36 @@ class Losses:
             self._nulls = self._drawn()
         return self._nulls
 
+    def kind(self, label: str | None) -> str | None:
+        """Return what an event with this label is compared with: a key of the nulls."""
+        if not self.numbers or not label:
+            return label
+        return f"{bisect_right(self._edges, float(label[1:]))}{label[0]}"
+
+    def _by_kind(self) -> dict[str, dict[str, Bins]]:
+        """The bins of each source by label; by fifth and side if labels are numbers."""
+        if not self.numbers:
+            return self._bins
+        said = sorted(
+            (float(label[1:]), sum(map(sum, map(dict.values, of_source.values()))))
+            for label, of_source in self._bins.items()
+            if label
+        )
+        total, passed, edges = sum(n for _, n in said), 0, list[float]()
+        for value, n in said:  # an edge is the least number of the next fifth
+            if passed * FIFTHS >= total * (len(edges) + 1) and len(edges) < FIFTHS - 1:
+                edges.append(value)
+            passed += n
+        self._edges = edges
+        out: dict[str, dict[str, Bins]] = {}
+        for label, of_source in self._bins.items():
+            kind = out.setdefault(self.kind(label) or "", {})
+            for source, bins in of_source.items():
+                of_kind = kind.setdefault(source, {})
+                for bin_, n in bins.items():
+                    of_kind[bin_] = of_kind.get(bin_, 0) + n
+        return out
+
     def _drawn(self) -> dict[str | None, Null]:
         known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
         least = _null({source: self._all[source] for source in known}, OF_A_SOURCE)
@@ -227,11 +269,11 @@ class Losses:
             return {}
         high, mild = least
         out: dict[str | None, Null] = {}
-        for label, of_source in self._bins.items():
+        for label, of_source in self._by_kind().items():
             of_known = {s: x for s, x in of_source.items() if s in known}
             own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
-                unlikely, share = min(mild, DENIED), 0.5
+                unlikely, share = (mild if self.numbers else min(mild, DENIED)), 0.5
                 out[label or None] = Null(high, FAR * high, unlikely, share)
                 continue
             far, unlikely, share = (
@@ -239,7 +281,7 @@ class Losses:
                 max(own[1], mild),
                 1.0 - MILD,
             )
-            if unlikely > DENIED:
+            if unlikely > DENIED and not self.numbers:  # whose losses have a unit
                 unlikely, share = DENIED, _share_above(of_known, DENIED)
             out[label or None] = Null(max(own[0], high), far, unlikely, share)
         return out

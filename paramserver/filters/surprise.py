@@ -17,6 +17,9 @@ nothing.
 Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
 judged together, and not condemned: while they surprise more than the established ones do, what
 surprises of them weighs so little that it is a twentieth of what the established send.
+Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
+weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
+second says a fourth as much, the third a ninth; and what is far off says no more than a surprise.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -61,6 +64,7 @@ class Surprise(Filter):
             drowned in what else the model is asked.  Evidence only: it weighs no single event down.
         enough: Taken events before it says anything.
         losses: Those that another such test counts; None: it counts its own.
+        numbers: Labels are numbers, as those of its losses say it.
 
     Attributes:
         losses: What nulls are drawn from.
@@ -80,11 +84,12 @@ class Surprise(Filter):
         about: bool = False,
         enough: int = _ENOUGH,
         losses: Losses | None = None,
+        numbers: bool = False,
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
-        self.losses: Losses = Losses() if losses is None else losses
+        self.losses: Losses = Losses(numbers=numbers) if losses is None else losses
         self._counts = losses is None
         self._lately = _Lately()
         self.arrivals = Arrivals()
@@ -100,7 +105,7 @@ class Surprise(Filter):
             return OFF
         if not self._concerns(event.answer, event.label):
             return PASS
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self.losses.kind(event.label))
         if event.loss is None or bounds is None:
             return PASS
         rate = self.voices.rate(event.source)
@@ -109,11 +114,13 @@ class Surprise(Filter):
         hostile = max(_HOSTILE, rate + _APART)
         # what one sends between two events of the others is about the same moment of the world
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
+        if self.losses.numbers:
+            fresh /= self.voices.run(event.source) ** 2
         hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
         flooding = event.source in self.voices.flooding
         allowed, weight, reason = 1.0, 1.0, ""
-        if self._answer is None or flooding:
+        if flooding or (self._answer is None and not self.losses.numbers):
             allowed = self._allowed(source, new=new, flooding=flooding)
         if self._answer is None:
             weight, reason = allowed, _OFTEN_REASON
@@ -121,7 +128,9 @@ class Surprise(Filter):
                 weight, reason = self._new.weight(rate), _NEW_REASON
         if far:
             far_rate, rush = self.voices.far(event.source)
-            least = min(math.log(far_rate / _FAR_HOSTILE), math.log(rate / hostile))
+            least = math.log(rate / hostile)
+            if not self.losses.numbers:  # whose errors have no usual largest
+                least = min(math.log(far_rate / _FAR_HOSTILE), least)
             evidence = max(fresh * least, -STEP_MAX)
             if rush and not self._about and weight > _HEARD:
                 weight, reason = _HEARD, _REASON  # the others have weighed it down already
@@ -152,7 +161,8 @@ class Surprise(Filter):
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if event.loss is None:
             return
-        bounds = self.bounds.get(event.label)
+        kind = self.losses.kind(event.label)
+        bounds = self.bounds.get(kind)
         if bounds is not None and self._concerns(event.answer, event.label):
             hit = event.loss > bounds.high
             if self._answer is None:
@@ -161,9 +171,9 @@ class Surprise(Filter):
         taken = taken and not source.doubted
         if not self._counts:
             if taken:
-                self._lately.add(event.source, event.label, event.loss)
+                self._lately.add(event.source, kind, event.loss)
         elif taken and self.losses.add(event.source, event.label, event.loss):
-            self._lately.add(event.source, event.label, event.loss)
+            self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss.
@@ -171,7 +181,7 @@ class Surprise(Filter):
         Where answers are looked at on their own there are two of them: what surprises by more than
         a coin was answered by the other.
         """
-        bounds = self.bounds.get(label)
+        bounds = self.bounds.get(self.losses.kind(label))
         if bounds is None:
             return
         denied = self._answer is not None and loss > math.log(2.0)
@@ -186,7 +196,7 @@ class Surprise(Filter):
         if self._answer is None:
             self._new.count(new=new, hit=hit)
         if new:
-            self.voices.pass_by()
+            self.voices.pass_by(source.name)
         else:
             self.voices.hear(source.name, source.taken, hit=hit, far=far)
 

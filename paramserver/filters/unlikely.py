@@ -83,7 +83,7 @@ class Unlikely(Filter):
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
         if event.loss is None or bounds is None:
             return PASS
         middle = self.voices.middle(event.source)
@@ -95,6 +95,8 @@ class Unlikely(Filter):
             return PASS
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.taken) ** 0.5
+        if self._surprise.losses.numbers:
+            fresh /= self.voices.run(event.source) ** 2
         hit = event.loss > bounds.unlikely
         evidence = fresh * _says(hit, rate)
         if not hit:
@@ -118,13 +120,13 @@ class Unlikely(Filter):
                 self._refill()
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
-        bounds = self.bounds.get(event.label)
+        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
         if event.loss is not None and bounds is not None:
             self._count(source, hit=event.loss > bounds.unlikely)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
-        bounds = self.bounds.get(label)
+        bounds = self.bounds.get(self._surprise.losses.kind(label))
         if bounds is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
@@ -137,7 +139,7 @@ class Unlikely(Filter):
         if source.quarantined:
             return
         if source.taken < EARNED:
-            self.voices.pass_by()
+            self.voices.pass_by(source.name)
         else:
             self.voices.hear(source.name, source.taken, hit=hit, far=False)
 

@@ -71,14 +71,17 @@ class Voices:
         self._rates: list[float] = []
         self._fars: list[float] = []
         self._rush: float | None = None
+        self._last, self._run = "", 0
 
-    def pass_by(self) -> None:
+    def pass_by(self, source: str) -> None:
         """An event of a source that is not heard."""
         self._events += 1
+        self._run = self._run + 1 if source == self._last else 1
+        self._last = source
 
     def hear(self, source: str, taken: int, *, hit: bool, far: bool) -> None:
         """An event that was a surprise or not, far off or not; ``taken``: those of its source."""
-        self._events += 1
+        self.pass_by(source)
         voice = self._voices.pop(source, None)
         if voice is None:
             voice = _Voice()
@@ -185,6 +188,10 @@ class Voices:
         """Events since this source's last one, counting the next."""
         voice = self._voices.get(source)
         return _ARRIVALS if voice is None else self._events + 1 - voice.at
+
+    def run(self, source: str) -> int:
+        """How many events in a row this source has sent with the next, nobody else among them."""
+        return self._run + 1 if source == self._last else 1
 
     def forgive(self) -> None:
         """All have their whole allowance again: it is the world that surprises."""

@@ -44,7 +44,9 @@ from paramserver.snapshots.pieces import Pieces
 from paramserver.state import SnapshotState
 
 CHUNK = 50
-NOT_FAULTS = frozenset({"restart", "superseded", "label ban", "release", "taught again"})
+NOT_FAULTS = frozenset(
+    {"restart", "superseded", "label ban", "release", "taught again", "label by default"}
+)
 """What follows from faults or is an operator's work: it is counted, and is no fault."""
 
 

@@ -36,7 +36,7 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
     "a default comes before its time": Mutant(
         (
             (
-                _DEFAULTS,
+                "online.serving.defaults",
                 "            page = await store.read(\n"
                 "                store.journal.predicted, self._replica.settings.name, after,"
                 " at - wait_s, PAGE\n"

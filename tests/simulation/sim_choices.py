@@ -23,6 +23,7 @@ import online.rows.door
 import online.rows.prediction_ids
 import online.serving.choosing
 import online.serving.default_rewards
+import online.serving.defaults
 import online.serving.serving
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from replay.errors import ReplayError
@@ -55,9 +56,8 @@ def serve(replica: Replica, spec: str) -> Any:
     serving = online.serving.serving.Serving(model, door, tokens, model.limits, spec)
     settings = model.settings.choose
     made = online.serving.choosing.Choosing(serving, door, model.limits, settings)
-    made.defaults = online.serving.default_rewards.DefaultRewards(
-        model, settings, world.wall, world.loop.time
-    )
+    rule = online.serving.default_rewards.DefaultRewards(settings)
+    made.defaults = online.serving.defaults.Defaults(model, rule, world.wall, world.loop.time)
     return made
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim_actor import MODEL, Actor
+from sim_defaults import half_of
 from sim_labels import FINAL, GUESSING, Labels, Part
 from sim_loop import Process
 from sim_processes import Replica, Server
@@ -40,7 +41,9 @@ class LabelClients:
             if dice.random() < 0.1:
                 self._start([first, final], at_s)
                 continue
-            if dice.random() < 0.9:
+            if self._waits(first):
+                self._process.spawn(self._predict(first, at_s))
+            elif dice.random() < 0.9:
                 self._start([first], at_s)
             if dice.random() < 0.85:
                 self._start([final], max(at_s + soon * (dice.random() - 0.1), 0.0))
@@ -59,6 +62,19 @@ class LabelClients:
         except Exception as error:
             self._world.fail(error)
         self.open -= 1
+
+    def _waits(self, first: Part) -> bool:
+        """Whether nobody sends the first label: a replica gives it if no other comes in time."""
+        whole = first.event.factor == 1.0 and not first.event.poison
+        return self._world.climate.defaults and whole and self._world.labels.wait.random() < 0.8
+
+    async def _predict(self, first: Part, at_s: float) -> None:
+        """Ask one replica, which writes down what it has answered."""
+        world = self._world
+        await asyncio.sleep(at_s)
+        if replicas := [replica for replica in world.live(Replica) if replica.ready]:
+            model = world.labels.wait.choice(replicas).model
+            model.writer.keep(half_of(first, model.now_s()))
 
     async def _live(self, parts: Sequence[Part], at_s: float) -> None:
         dice = self._dice

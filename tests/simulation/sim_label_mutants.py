@@ -15,6 +15,7 @@ _CORRECTIONS = "online.replica.corrections"
 _HISTORY = "online.rows.history"
 
 _LABELS: Mapping[str, Any] = {"labels": True, "twice": False, "old": 0.0}
+_DEFAULTS: Mapping[str, Any] = {**_LABELS, "defaults": True}
 
 LABEL_MUTANTS: dict[str, Mutant] = {
     "a final label is a row of each who asks": Mutant(
@@ -80,6 +81,31 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         ((_LOCAL, "                held.add(delta.partition)\n", "                pass\n"),),
         climate=only("cut", "stall", "rollback", **_LABELS, snapshot_s=0.1),
         within=100,
+    ),
+    "a label by default is final": Mutant(
+        (("online.rows.joins", "        provisional=late is not None,\n", ""),),
+        climate=_DEFAULTS,
+        within=40,
+    ),
+    "a label by default has a key of its own": Mutant(
+        (
+            (
+                "online.serving.default_labels",
+                "        return joined(key, made, label, at, half.payload, late=late)\n",
+                "        key = event_key('default', key.hex())\n"
+                "        row = joined(key, made, label, at, b'', late=late)\n"
+                "        return msgspec.structs.replace(row, over=None)\n",
+            ),
+            (
+                "online.serving.default_labels",
+                "from collections.abc import Callable, Sequence\n",
+                "from collections.abc import Callable, Sequence\n"
+                "import msgspec\n"
+                "from online.rows.prediction_ids import event_key\n",
+            ),
+        ),
+        climate=_DEFAULTS,
+        within=40,
     ),
     "who adopts learns one after the other, whatever it waits for": Mutant(
         (("paramserver.leases", " and p not in waits:", ":"),),

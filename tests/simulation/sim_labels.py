@@ -147,12 +147,14 @@ class Labels:
 
     Attributes:
         finals: Where the row with the final label stands, as callers were told.
+        wait: Decides which predictions wait for a label by default, and where.
         again: Events that an operator had learned again.  A rollback that brings back what an
             earlier one took out leaves such a lesson beside the first one if it is not in the clock
             by then: of these only what stands in the end is compared.
     """
 
-    def __init__(self, events: Iterable[Changing]) -> None:
+    def __init__(self, events: Iterable[Changing], seed: int) -> None:
+        self.wait = random.Random(f"waits {seed}")
         self.events = {event.name: event for event in events}
         self._by_key = {event.key.hex(): event.name for event in self.events.values()}
         self.finals: dict[str, tuple[int, int]] = {}

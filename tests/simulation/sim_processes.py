@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sim_choices
+import sim_defaults
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_labels import Part
@@ -284,6 +285,8 @@ class Replica(Learner):
         if self.world.climate.peers:
             self._cut_off()
         await self.start(learns=not self.world.climate.background)
+        if self.world.climate.defaults:
+            self.process.spawn(sim_defaults.give(self))
         if self.world.climate.choices:
             self.choosing = sim_choices.serve(self, SPEC)
             self.process.spawn(sim_choices.give_for_ever(self.choosing))

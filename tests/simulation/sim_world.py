@@ -78,6 +78,7 @@ class Climate:
     ahead: bool = False
     older: bool = False
     labels: bool = False
+    defaults: bool = False
     choices: bool = False
 
     @classmethod
@@ -123,6 +124,8 @@ def climate_of(
         return sim_loss.alone(climate)
     if not given and not climate.twice:  # no label comes when its event is no more known
         climate = replace(climate, labels=random.Random(f"provisional {seed}").random() < 0.25)
+        waits = climate.labels and random.Random(f"defaults {seed}").random() < 0.3
+        climate = replace(climate, defaults=waits)
     if climate.labels:  # what waits for another's row has to find room, or is learned over and over
         climate = replace(climate, retain_bytes=max(climate.retain_bytes, 100_000))
     return climate
@@ -175,7 +178,7 @@ class World:
         self.journal_path = folder / "journal.db"
         self.events = {event.name: event for event in events_of(self.climate, self.r)}
         self.oracle = Oracle(self.events)
-        self.labels = Labels(drawn(seed) if self.climate.labels else ())
+        self.labels = Labels(drawn(seed) if self.climate.labels else (), seed)
         self.oracle.labels = self.labels if self.climate.labels else None
         self.choices = Choices()
         self.oracle.choices = self.choices if self.climate.choices else None

@@ -31,6 +31,20 @@ def test_negatives_that_are_taken_back_cost_less_than_weighted_ones() -> None:
     assert (weighted - at_once) / (weighted - oracle) >= bench.CLOSED
 
 
+def test_a_short_window_costs_what_negatives_at_once_do() -> None:
+    at_once, short, long, weighted = (
+        loss(kind)
+        for kind in (
+            bench.AtOnce,
+            lambda m: bench.Windowed(m, 1.0),
+            lambda m: bench.Windowed(m, 100.0),
+            bench.Weighted,
+        )
+    )
+    assert short == pytest.approx(at_once, abs=0.001)
+    assert short < weighted < long
+
+
 @pytest.mark.parametrize("law", bench.LAWS)
 def test_half_of_the_labels_have_come_after_the_delay(law: str) -> None:
     rng = Random(1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 
-from benchmarks import liars
+from benchmarks import liars, number_lies, outlying_targets
 from benchmarks.abuse import HOSTILE
+from paramserver.filters.losses import Losses
 
 ROWS = [({"x": float(i)}, i % 3) for i in range(2_000)]
 
@@ -39,3 +41,38 @@ def test_five_who_turn_labels_round_are_found_and_nobody_else() -> None:
     assert found.quarantined == set(HOSTILE), found
     unfiltered = liars.play("phishing", events, "none")
     assert not unfiltered.quarantined, "control: without filters nobody is found"
+
+
+def _measured(n: int, seed: int) -> list[outlying_targets.Row]:
+    draw, rows = random.Random(seed), list[outlying_targets.Row]()
+    for _ in range(n):
+        x, y = draw.gauss(0.0, 1.0), draw.gauss(0.0, 1.0)
+        rows.append(({"x": x, "y": y}, 20.0 + 3.0 * x - 2.0 * y + draw.gauss(0.0, 1.0)))
+    return rows
+
+
+def test_who_lies_about_numbers_within_their_range_is_found_and_nobody_else() -> None:
+    groups = number_lies.sent(_measured(1_000, 5), 5, "flip")
+    found = number_lies.play("price, linear", groups, "default", 1)
+    assert found.caught == 5, found
+    assert found.set_aside == 0, found
+    bare = number_lies.play("price, linear", groups, "none", 1)
+    assert found.error < bare.error - 0.1, (found, bare)
+
+
+def test_lies_about_numbers_are_not_found_by_labels_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The control: each number is a label of its own, as if it were a class."""
+    monkeypatch.setattr(Losses, "kind", lambda self, label: label)
+    groups = number_lies.sent(_measured(600, 5), 5, "flip")
+    assert number_lies.play("price, linear", groups, "default", 1).caught == 0
+
+
+@pytest.mark.parametrize("deal", number_lies.DEALS)
+def test_nobody_who_is_honest_about_numbers_is_set_aside(deal: str) -> None:
+    groups = number_lies.sent(_measured(600, 6), 6, None, deal)
+    found = number_lies.play("price, linear", groups, "default", 2)
+    bare = number_lies.play("price, linear", groups, "none", 2)
+    assert found.set_aside == 0, found
+    assert found.error <= 1.05 * bare.error, (found, bare)

@@ -206,7 +206,7 @@ def test_of_values_that_were_learned_elsewhere_the_smallest_rows_leave() -> None
     keeper = Keeper(TableBounds(400), {})
     numbers[:10] /= 1e6
     values["t"].data.put(ids[:10], numbers[:10])
-    keeper._use("t", ids[:10], 1)  # by the first push
+    keeper._use("t", ids[:10])  # by the first push
     keeper.fit(values, 1)
     kept = values["t"].data.ids.tolist()
     assert 380 <= len(kept) <= 400

@@ -125,3 +125,22 @@ def test_lies_about_one_label_are_not_drowned(about: bool) -> None:
         chain.observe(event, chain.decide(event))
     caught = [source.name for source in chain.sources if source.quarantined]
     assert caught == (["s3"] if about else [])
+
+
+def test_numbers_are_compared_with_those_of_their_fifth_and_side_of_the_answer() -> None:
+    losses, draw = Losses(numbers=True), random.Random(4)
+    for i in range(1_000):
+        value, above = draw.random(), draw.random() < 0.5  # large ones are harder, and above
+        size = (0.2 if above else 0.1) * (1.0 + 4.0 * value)
+        losses.add(f"s{i % 10}", f"{'+' if above else '-'}{value!r}", size * draw.random())
+    nulls = losses.nulls()
+    assert nulls.keys() == {f"{fifth}{side}" for fifth in range(5) for side in "+-"}
+    assert [losses.kind(f"+{x}") for x in (-1e9, 0.3, 0.5, 0.7, 1e9)] == [
+        f"{fifth}+" for fifth in range(5)
+    ]
+    assert nulls["4+"].high > nulls["4-"].high >= nulls["0-"].high, "never below that of all"
+    assert nulls["4+"].share == pytest.approx(0.2), "there is no coin among numbers"
+    losses.reset()
+    assert losses.kind("-0.9") == "0-", "nothing is known of numbers then"
+    assert losses.kind(None) is None
+    assert Losses().kind("0.9") == "0.9", "of a class there is one label"

@@ -38,6 +38,7 @@ def walk(seed: int, steps: int = 60) -> int:
     """Tables and their copies beside dicts, whatever is written to which of them."""
     draw = random.Random(seed)
     held: list[tuple[Rows, Plain]] = [(Rows.empty(2), {})]
+    apart = 0
     for _ in range(steps):
         rows, plain = draw.choice(held)
         many = draw.choice((0, 1, 30, 400))
@@ -65,17 +66,20 @@ def walk(seed: int, steps: int = 60) -> int:
         for each, expected_rows in held:
             assert plain_of(each) == expected_rows
             assert len(each) == len(expected_rows)
-    return max(rows.begin for rows, _ in held)
+        apart += sum(each._older is not None for each, _ in held)
+    return apart
 
 
 def walks() -> int:
-    """Beginnings of orders in the end: what was packed begins later."""
+    """How often a table was met that is being packed."""
     return sum(walk(seed) for seed in range(12))
 
 
 @pytest.fixture(autouse=True)
 def packs_early(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows_module, "_PACKED_LEAST", 64)
+    monkeypatch.setattr(rows_module, "_MOVED", 3)
+    monkeypatch.setattr(rows_module, "_MOVED_LEAST", 4)
 
 
 def test_tables_and_their_copies_hold_what_dicts_would() -> None:
@@ -88,10 +92,10 @@ def test_what_leaves_while_parts_are_read_is_read_again_or_gone() -> None:
     read, place, gone = dict[int, list[float]](), 0, set[int]()
     draw = random.Random(4)
     while place < rows.end:
-        end = max(place, rows.begin) + 30
+        end = min(max(place, rows.begin) + 30, rows.end)
         read |= plain_of(rows.part(place, end))
         place = end
-        leave = draw.sample([*plain_of(rows)], 40 if len(gone) < 300 else 0)
+        leave = draw.sample([*plain_of(rows)], 40 if len(gone) < 360 else 0)
         rows.drop(np.array(leave, dtype=np.uint64))
         gone.update(leave)
     assert rows.begin > 0
@@ -115,19 +119,42 @@ def test_a_message_says_which_rows_are_gone() -> None:
     assert read["t"].data.gone.tolist() == [2], "what was put is not gone"
 
 
-def _shrinks_in_place(self: Rows, ids: Any) -> None:
+def packed_in_steps() -> int:
+    """Rows that one write moves at most, while a table that has lost half is packed."""
+    rows, most, kept = rows_of({i: [float(i), 1.0] for i in range(9_000)}), 0, 3_000
+    for begin in range(0, 6_000, 30):
+        rows.drop(np.arange(begin, begin + 30, dtype=np.uint64))
+    for i in range(400):
+        before = len(rows._older) if rows._older is not None else 0
+        rows.put(np.arange(9_000 + i * 5, 9_005 + i * 5, dtype=np.uint64), np.ones((5, 2), "f4"))
+        most = max(most, before - (len(rows._older) if rows._older is not None else 0))
+    assert rows.begin > 0, "it is packed in the end"
+    assert len(rows) == kept + 2_000
+    return most
+
+
+def test_a_table_that_has_lost_half_is_packed_in_steps_by_what_is_written() -> None:
+    assert 0 < packed_in_steps() <= 20, "rows for five that are written, of thousands"
+
+
+def test_a_table_that_is_packed_at_once_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows_module, "_MOVED", 10_000)
+    assert packed_in_steps() == 0, "all had moved with the row that left last"
+
+
+def _shrinks_in_place(self: Rows) -> None:
     """Packs without telling readers that all stands elsewhere now."""
-    _drop(self, ids)
+    _set_apart(self)
     self._begin = 0
 
 
-_drop = Rows.drop
+_set_apart = Rows._set_apart
 
 
 def test_reading_notices_that_what_is_packed_does_not_come_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Rows, "drop", _shrinks_in_place)
+    monkeypatch.setattr(Rows, "_set_apart", _shrinks_in_place)
     with pytest.raises(AssertionError):
         test_what_leaves_while_parts_are_read_is_read_again_or_gone()
 
@@ -207,7 +234,9 @@ def diverge(monkeypatch: pytest.MonkeyPatch) -> int:
         found, known = table.get(more)
         assert known.tolist() == [i in plain for i in more.tolist()]
         assert not found[~known].any()
-    assert sum(table._gone > 0 for table, _ in held) >= 2, "they have rows that others have not"
+    assert sum(table._marks.gone > 0 for table, _ in held) >= 2, (
+        "they have rows that others have not"
+    )
     return most[0]
 
 
@@ -219,10 +248,9 @@ def test_a_copy_that_takes_ids_of_its_own_lays_out_none_anew(
 
 
 def _keeps_gaps(self: Rows, at: Any) -> None:
-    gaps = np.flatnonzero(self._marked()[: self._n] & 1)
+    gaps = np.flatnonzero(~self._marks.there(slice(0, self._n), self._n))
     _have(self, at)
-    self._marked()[gaps] |= 1
-    self._gone = int(np.count_nonzero(self._marked()[: self._n] & 1))
+    self._marks.let_go(gaps[self._marks.there(gaps, self._n)])
 
 
 def _sees_gaps(self: Rows, ids: Any) -> Any:

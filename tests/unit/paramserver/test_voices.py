@@ -40,7 +40,7 @@ def play(seed: int) -> int:
             voices.flooding = frozenset({f"s{rng.randrange(sources)}"})
             continue
         for _ in range(rng.randrange(3)):
-            voices.pass_by()
+            voices.pass_by("other")
         if rng.random() < 0.02:
             voices._events += 200
             continue
@@ -60,3 +60,17 @@ def test_who_has_gone_silent_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(Voices, "_are_the_same", lambda self, now: self._moved.keys() <= now.keys())
     with pytest.raises(AssertionError):
         play(0)
+
+
+def test_events_of_one_source_in_a_row_are_counted_until_another_is_heard() -> None:
+    voices = Voices()
+    assert voices.run("a") == 1
+    for n in range(3):
+        voices.hear("a", 10, hit=False, far=False)
+        assert voices.run("a") == n + 2
+    assert voices.run("b") == 1
+    voices.hear("b", 10, hit=False, far=False)
+    assert voices.run("a") == 1
+    assert voices.run("b") == 2
+    voices.pass_by("b")
+    assert voices.run("b") == 3, "of a new source, too"

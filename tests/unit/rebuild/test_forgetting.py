@@ -17,15 +17,19 @@ from river import linear_model, optim, preprocessing
 from evaluation.streams import open_stream
 from online.errors import StartRefused
 from online.learning.merged import Learner
+from online.learning.ordered import OrderedLearner
 from online.models.base import learn_example
+from online.models.fm import Fm
 from online.models.linear import Linear
+from online.models.lines import TABLE
 from online.rebuild.forget import Bases, check_reach, influence
-from online.rebuild.rebuild import Method, Rebuild, Wanted, nothing, runs
+from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing, runs
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from paramserver import blocks as algebra
 from paramserver import rewrites, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver.admission import KEPT
 from paramserver.blocks import Blocks
 from paramserver.lineage import Lineage
 from paramserver.snapshots.history import SnapshotHistory
@@ -310,6 +314,48 @@ def test_rows_as_spans() -> None:
     undone = rewrites.Undone({1: spans})
     assert [o for o in range(12) if undone.has(1, o)] == offsets
     assert undone.upto({1: 6}) == {1: ((0, 2), (4, 6))}
+
+
+def relearned(folder: Path, most: int | None) -> tuple[int, dict[str, Any], int]:
+    """Rows of a table of which all events were learned anew: in the state, its kept blocks, and in
+    the model."""
+    world = worlds.World(folder)
+    journal = world.journal()
+    partition = journal.register("m", "r", SPEC, 0.0).id
+    examples = [Example({"user": f"user {i}"}, float(i % 2)) for i in range(300)]
+    rows = [
+        replace(worlds.row(f"e{i}"), payload=codec.encode(example))
+        for i, example in enumerate(examples)
+    ]
+    journal.append(partition, 0, rows)
+    learner = OrderedLearner(
+        lambda: Fm(2, table=True).model_for("regression"),
+        task="regression", spec=SPEC, rows_max=16,
+    )  # fmt: skip
+    rebuild = Rebuild(
+        journal, Decisions(SPEC), NOBODY, nothing("m", SPEC, "{}", {}),
+        Method(lambda: None, "regression", table_rows_max=most),  # type: ignore[arg-type, return-value]
+        learner=learner,
+    )  # fmt: skip
+    rebuild.run()
+    values = rebuild.built((1, 0), 1, 5.0).state.values
+    kept = {name: block for name, block in values.items() if name.startswith(KEPT)}
+    model: Any = learner._training
+    return len(values[TABLE].data), kept, len(model._machine.lines._table)
+
+
+def test_a_bounded_table_is_bounded_while_all_is_learned_again(tmp_path: Path) -> None:
+    rows, kept, held = relearned(tmp_path, 100)
+    assert rows <= 100
+    assert held == rows, "the model that learned has what the state has"
+    (ranks,) = [block.data for name, block in kept.items() if block.kind == "rows"]
+    assert len(ranks) == rows, "the server that goes on knows who was used"
+
+
+def test_without_a_bound_it_has_all_rows(tmp_path: Path) -> None:
+    rows, kept, held = relearned(tmp_path, None)
+    assert held == rows > 290
+    assert not kept
 
 
 def test_a_decision_meanwhile_stops_it(tmp_path: Path) -> None:

@@ -376,7 +376,7 @@ _MUTANTS = {
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),
     "no bound": (
-        "len(self) >= self._rows_max or ",
+        "len(self) + len(halves) > self._rows_max or ",
         "",
         "test_predictions_do_not_wait_and_are_dropped_beyond_the_bound",
     ),

@@ -16,7 +16,7 @@ from online.errors import RequestError
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Receipt, Receipts
 from online.rows.joins import ROUNDS_MAX
-from online.serving import collecting, default_rewards
+from online.serving import collecting, defaults
 from online.settings.choose import Choose
 from replay import codec
 from replay.journal.base import Predicted
@@ -227,7 +227,7 @@ def test_what_stays_is_read_again_only_now_and_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: Any) -> None:
-        monkeypatch.setattr(default_rewards, "PAGE", 2)
+        monkeypatch.setattr(defaults, "PAGE", 2)
         one = await shop(world, choose=SUM)
         for i in range(6):
             await one.choose(f"order-{i}")
@@ -245,7 +245,7 @@ def test_what_stays_is_read_again_only_now_and_then(
         assert await one.give(1.0) == 0
         assert looks[4:] == [0], "the next look begins where that one ended"
         await give(one, "order-3", 1.0)
-        assert await one.give(default_rewards.WHOLE_S) == 1
+        assert await one.give(defaults.WHOLE_S) == 1
         assert looks[5:] == [2, 2, 2, 0]
         await one.replica.stop(1)
 

@@ -18,7 +18,8 @@ from online.models.rewards import RewardModel, Rewards
 from online.rows.door import Door
 from online.rows.prediction_ids import event_key
 from online.serving.choosing import Choosing
-from online.serving.default_rewards import PAGE, DefaultRewards
+from online.serving.default_rewards import DefaultRewards
+from online.serving.defaults import PAGE, Defaults
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from replay import codec
@@ -52,7 +53,7 @@ class Shop:
         settings = replica.settings.choose
         self.choosing = Choosing(world.serving(replica), door, replica.limits, settings)
         self.choosing.serving._reader._door = door
-        self.choosing.defaults = DefaultRewards(replica, settings, wall, clock)
+        self.choosing.defaults = Defaults(replica, DefaultRewards(settings), wall, clock)
 
     async def choose(self, own: str | None = None, *, defer: bool = False) -> str:
         self.wall.s += 0.001  # no two are chosen at the same instant

@@ -163,7 +163,7 @@ def test_what_another_model_answered_before_a_promotion_says_nothing() -> None:
     tally.views, tally.answers_after = [part], 3
     given = {"score": {"false": 0.9, "true": 0.1}, "sure": part.stamp()}
     for epoch in (3, 4):
-        tally.note(Example({}, True, version=(epoch, 0, 0), **given))  # type: ignore[arg-type]
+        tally.note(Example({}, True, version=(epoch, 0, 0), **given), 1.0)  # type: ignore[arg-type]
     assert part.shown()["n"] == 1
 
 

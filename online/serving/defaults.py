@@ -1,0 +1,144 @@
+"""Predictions and choices whose wait has ended: each gets its default, once, whoever gives it.
+
+Each is one half of a row in the journal until its label takes its place.  Every replica looks for
+those that have waited long enough, and writes what a rule makes of them
+(:mod:`online.serving.default_rewards`, :mod:`online.serving.default_labels`) over exactly the half
+that it has seen: if a label, or the default of another replica, was faster, nothing is written.
+
+Those that a rule leaves alone stay for as long as any half does.  So that nobody reads them each
+second, a look begins where the last one ended, and at the oldest only now and then.
+
+The wall clock may be wrong, so time is counted from the start of the process: what was asked before
+it waits anew.  If the clock is set back, it was ahead at the start, and what a replica is asked
+that starts now would look old: then all waits anew.  A default may be late, and never comes before
+its time, as far as the clocks of the hosts agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from online.errors import RequestError
+from online.replica.replica import ModelReplica
+from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
+from replay.example import PredictionHalf
+from replay.journal.base import NewRow, Stored
+
+log = logging.getLogger("online.defaults")
+
+PAGE: Final = 128
+WHOLE_S: Final = 60.0
+"""Seconds between looks at all that has waited: what comes late into an old half waits so long."""
+OVERLAP_S: Final = 10.0
+"""How far a look goes back behind the last one: halves are written after they are taken.  A clock
+that is set back by more is one that was ahead."""
+SOURCE: Final = "default"
+"""Who has sent a default of a prediction whose asker is not known."""
+_LOOK_S: Final = 1.0
+_TURN: Final = 16
+"""After so many halves others have a turn of the event loop."""
+
+
+class Rule(Protocol):
+    """Says what becomes of halves of one model that have waited long enough.
+
+    Attributes:
+        wait_s: How long a half waits; None: nothing becomes of any.
+        counted: The counter of those that were given something.
+    """
+
+    @property
+    def wait_s(self) -> float | None: ...
+
+    @property
+    def counted(self) -> str: ...
+
+    def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
+        """The row that takes the half's place ``at`` that time; None: it stays."""
+
+
+class Defaults:
+    """Gives defaults of one model in one replica.
+
+    Parameters:
+        now_s, monotonic_s: POSIX seconds, and seconds since any time.
+    """
+
+    def __init__(
+        self,
+        replica: ModelReplica,
+        rule: Rule,
+        now_s: Callable[[], float],
+        monotonic_s: Callable[[], float],
+    ) -> None:
+        self._replica, self._rule, self._monotonic_s = replica, rule, monotonic_s
+        self._now_s, self._began_at, self._began_s = now_s, now_s(), monotonic_s()
+        self._latest = self._began_at
+        self._seen = self._whole_at = float("-inf")
+
+    async def give(self) -> int:
+        """Give each half its default that has waited long enough; how many.
+
+        Raises RequestError and ReplayError: the journal takes none now.
+        """
+        wait_s = self._rule.wait_s
+        if wait_s is None or self._set_back():
+            return 0
+        if (passed_s := self._monotonic_s() - self._began_s) < wait_s:
+            return 0
+        at = self._began_at + passed_s
+        if at >= self._whole_at:
+            self._seen, self._whole_at = float("-inf"), at + WHOLE_S
+        given, after, store = 0, self._seen, self._replica.store
+        while True:
+            page = await store.read(
+                store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
+            )
+            rows = []
+            for i, (key, half) in enumerate(page.waiting):
+                if i % _TURN == _TURN - 1:
+                    await asyncio.sleep(0)
+                if row := self._settled(key, half, at):
+                    rows.append(row)
+            if rows:
+                recorded = await self._replica.writer.record(rows)
+                given += sum(one.row is not None and not one.repeat for one in recorded)
+            if page.upto is None:
+                self._seen = min(after, at - wait_s - OVERLAP_S)
+                self._replica.counts[self._rule.counted] += given
+                return given
+            after = page.upto
+
+    def _set_back(self) -> bool:
+        """Whether the clock was set back since the last look; then all waits from now on."""
+        now = self._now_s()
+        self._latest = max(self._latest, now)
+        if self._latest - now <= OVERLAP_S:
+            return False
+        self._latest = self._began_at = now
+        self._began_s = self._monotonic_s()
+        self._seen = self._whole_at = float("-inf")
+        self._replica.counts["defaults_held"] += 1
+        return True
+
+    def _settled(self, key: bytes, half: Stored, at: float) -> NewRow | None:
+        try:
+            made = codec.decode_prediction(half.payload)
+        except (PayloadFormat, PayloadInvalid):  # others do not wait for it
+            return None
+        return self._rule.settled(key, half, made, at)
+
+
+async def give_for_ever(models: Mapping[str, Defaults]) -> None:
+    """Look every second, for whatever models there are by then."""
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        for name, model in list(models.items()):
+            try:
+                await model.give()
+            except (RequestError, ReplayError) as error:
+                log.warning("defaults of %s: %s", name, error)

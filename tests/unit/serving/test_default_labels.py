@@ -1,0 +1,267 @@
+"""A prediction without a label within the window is a negative, once, until a label comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import replica_world as worlds
+from pydantic import ValidationError
+from river import linear_model, optim
+
+from online.errors import RequestError
+from online.messages.structs import FeedbackRequest, PredictRequest
+from online.models.errors import LearnerUnusable
+from online.models.from_settings import load_model
+from online.models.linear import Linear
+from online.serving.default_labels import DefaultLabels
+from online.serving.defaults import Defaults
+from online.settings.config import Limits, Settings
+from online.settings.model import ModelSettings
+from online.sure.views import delays_in
+from replay import codec
+from replay.example import Example
+
+WINDOW_S = 600.0
+
+
+class Clock:
+    """Seconds that only pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
+
+
+def build() -> Linear:
+    """The step of a row is its weight times the slope, and no feature has a share in another's."""
+    return Linear(linear_model.LogisticRegression(optim.SGD(1.0), intercept_lr=0.0, l2=0.0))
+
+
+class Site:
+    """A replica that predicts, on a clock of its own."""
+
+    def __init__(self, world: Any, replica: Any, wall: Clock) -> None:
+        self.replica, self.wall, self.clock = replica, wall, Clock()
+        self.serving = world.serving(replica)
+        learner, window = replica.learner, replica.settings.conversion_window
+        rule = DefaultLabels(window, learner.tally.views, lambda: learner.serving)
+        self.defaults = Defaults(replica, rule, wall, self.clock)
+
+    async def predict(self, name: str, own: str | None = None) -> str:
+        self.wall.s += 0.01  # no two are asked at the same instant
+        id_: str = self.serving.predict(PredictRequest(features={name: 1.0}, id=own)).id
+        await worlds.until(lambda: self.replica.writer.idle)
+        return id_
+
+    async def label(self, id_: str, label: bool, **more: Any) -> tuple[int, Any]:
+        self.wall.s += 0.01
+        found: tuple[int, Any] = await self.serving.feedback(
+            FeedbackRequest(id=id_, label=label, **more)
+        )
+        return found
+
+    async def give(self, after_s: float) -> int:
+        self.clock.s += after_s
+        return await self.defaults.give()
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        found = delays_in(self.replica.learner.tally.views)
+        assert found is not None
+        return found.shown()
+
+    def slope(self, name: str) -> float:
+        """What the model has learned of a name: half of a row's weight, by its label's sign."""
+        weight = self.replica.learner.serving.estimator.weights.get(name, 0.0)
+        assert isinstance(weight, float)
+        return weight
+
+
+async def site(world: Any, name: str = "r", wall: Clock | None = None, **more: Any) -> Site:
+    wall, given = wall or Clock(), {"conversion_window": WINDOW_S, **more}
+    given = {**given, "build": build, "task": "binary", "now_s": wall}
+    return Site(world, await world.replica(name, **given), wall)
+
+
+def rows(world: Any) -> list[Example]:
+    with contextlib.closing(world.journal()) as journal:
+        return [codec.decode(row.payload) for row in journal.follow("m", 0, 1000).rows]
+
+
+def test_no_label_within_the_window_is_a_negative_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world)
+        for name, own in (("token", None), ("own", "order-1"), ("early", None)):
+            id_ = await one.predict(name, own)
+        assert (await one.label(id_, True))[1].status == "learned"
+        assert await one.give(WINDOW_S - 1) == 0
+        assert one.slope("token") == 0.0
+        assert await one.give(60.0) == 2
+        assert await one.give(WINDOW_S) == 0
+        assert one.slope("token") == pytest.approx(-0.5)
+        assert one.slope("own") == pytest.approx(-0.5)
+        assert one.slope("early") == pytest.approx(0.5)
+        assert one.replica.counts["labels_defaulted"] == 2
+        assert one.counted["defaulted"] == 2
+        assert one.replica.learner.tally.digest[0] == 3
+        assert one.replica.learner.tally.counters["n"] == 3, "a label by default is judged"
+        assert [(e.label, e.provisional, e.late) for e in rows(world)] == [
+            (True, False, None), (False, True, 1.0), (False, True, 1.0),
+        ]  # fmt: skip
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("own", [None, "order-1"])
+def test_a_label_that_comes_later_takes_the_negative_back_once(
+    tmp_path: Path, own: str | None
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world)
+        id_ = await one.predict("a", own)
+        assert await one.give(WINDOW_S + 1) == 1
+        code, told = await one.label(id_, True)
+        assert (code, told.status) == (200, "learned")
+        assert isinstance(told.corrects, str)
+        again = [await one.label(id_, label) for label in (True, False)]
+        assert [(code, told.status) for code, told in again] == [
+            (200, "duplicate"), (409, "conflict"),
+        ]  # fmt: skip
+        # of the log loss (first label − final label) · x is left of both, whatever came between
+        assert one.slope("a") == pytest.approx(0.5)
+        assert (one.counted["defaulted"], one.counted["corrected"]) == (1, 1)
+        assert one.replica.learner.tally.counters["n"] == 1, "the event is judged once"
+        assert one.replica.counts["corrected"] == 1
+        assert await one.give(WINDOW_S) == 0
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_two_replicas_and_labels_settle_each_prediction_once(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        wall = Clock()
+        one, two = await site(world, "one", wall), await site(world, "two", wall)
+        ids = [await one.predict(f"x{i}") for i in range(40)]
+        for clock in (wall, one.clock, two.clock):
+            clock.s += WINDOW_S + 60
+        given = asyncio.gather(one.defaults.give(), two.defaults.give())
+        told = [(await two.label(id_, True))[1] for id_ in ids[:20]]
+        assert {receipt.status for receipt in told} <= {"learned", "queued"}
+        late = sum(isinstance(receipt.corrects, str) for receipt in told)
+        assert sum(await given) == len(ids) - 20 + late
+        found = rows(world)
+        assert sum(e.late is not None for e in found) == len(ids) - 20 + late
+        assert sum(e.label is True for e in found) == 20
+        assert sum(e.corrects is not None for e in found) == late
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_what_comes_late_weighs_by_the_share_that_has_come_in_time(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world)
+        for i in range(60):  # three of four within the window
+            id_ = await one.predict(f"p{i}")
+            one.wall.s += WINDOW_S / 10 if i % 4 else WINDOW_S * 10
+            await one.label(id_, True)
+        one.clock.s = one.wall.s
+        assert one.counted["within"] == pytest.approx(0.75)
+        id_ = await one.predict("a")
+        assert await one.give(WINDOW_S + 60) == 1
+        assert one.counted["weight"] == pytest.approx(0.75 + 0.25 * 0.25)
+        assert one.slope("a") == pytest.approx(-0.5 * (0.75 + 0.25 * 0.25))
+        back = rows(world)[-1]
+        assert [back.weight, back.late] == pytest.approx([0.8125, 0.25])
+        before = one.replica.learner.serving.predict({"a": 1.0}).probabilities[True]
+        await one.label(id_, True)
+        moved = 0.25 * (1.0 - before) + 0.8125 * before
+        assert one.slope("a") == pytest.approx(-0.5 * 0.8125 + moved)
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_full_queue_refuses_a_prediction_and_takes_nothing_of_it(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
+        many = PredictRequest(instances=[{"a": 1.0}] * 3, ids=True)
+        with pytest.raises(RequestError, match="no room for another prediction") as caught:
+            one.serving.predict(many)
+        assert (caught.value.status, caught.value.code) == (429, "joins_full")
+        assert "joins_queue_max" in (caught.value.hint or "")
+        assert one.replica.writer.halves == 0
+        assert (
+            len(
+                one.serving.predict(
+                    PredictRequest(instances=[{"a": 1.0}] * 2, ids=True)
+                ).predictions
+            )
+            == 2
+        )
+        await worlds.until(lambda: one.replica.writer.idle)
+        assert await one.give(WINDOW_S + 1) == 2
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_all_wait_anew_if_the_clock_was_ahead_and_is_set_back(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        wall = Clock()
+        wall.s += 10 * WINDOW_S
+        one = await site(world, "one", wall)
+        wall.s -= 10 * WINDOW_S
+        two = await site(world, "two", wall)
+        await two.predict("a")  # to the first it would look ten windows old
+        assert await one.give(WINDOW_S + 1) == 0
+        assert one.replica.counts["defaults_held"] == 1
+        assert await one.give(WINDOW_S / 2) == 0
+        assert await one.give(WINDOW_S) == 1
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_without_a_window_nothing_is_written_and_nothing_given(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world, conversion_window=None)
+        await one.predict("a")
+        assert await one.give(10 * WINDOW_S) == 0
+        with contextlib.closing(world.journal()) as journal:
+            assert journal.usage("m").halves == 0
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"task": "regression"}, "take `task: binary`"),
+        ({"task": "anomaly"}, "`task: anomaly` has none"),
+        ({"conversion_window": "8d"}, "longer than token_lifetime"),
+        ({"replay": {"policy": "recent"}}, "leave one of the two out"),
+    ],
+)
+def test_settings_that_can_not_be_kept_are_refused(given: dict[str, Any], said: str) -> None:
+    base = {"name": "m", "task": "binary", "learner": "logreg", "conversion_window": "1h"}
+    with pytest.raises(ValidationError, match=said):
+        ModelSettings.model_validate({**base, **given})
+
+
+def test_a_model_that_takes_no_lesson_back_is_refused(tmp_path: Path) -> None:
+    model = {"name": "m", "task": "binary", "learner": "fm", "conversion_window": "1h"}
+    settings = Settings.model_validate({"state_dir": tmp_path, "models": [model]})
+    with pytest.raises(LearnerUnusable, match="conversion_window is 3600 s"):
+        load_model(settings.models[0], settings, bytes(32))
