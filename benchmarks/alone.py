@@ -332,35 +332,6 @@ def relearning(rows: Rows = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def confidence(
-    stream: Annotated[
-        list[str] | None, typer.Option(help="a stream of the table; may be given again")
-    ] = None,
-    peer: Annotated[
-        Path | None, typer.Option(help="Python of an environment with online-conformal==1.0.2")
-    ] = None,
-    rows: Rows = None,
-    as_json: AsJson = False,
-) -> None:
-    """Coverage of sets and intervals, with labels at once, 48 and 500 rows late, beside SAOCP.
-
-    Needs the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks confidence --stream elec2
-    """
-    from benchmarks import confidence as bench
-    from online.settings.config import data_dir
-
-    data = data_dir()
-    if data is None:
-        raise typer.BadParameter("set ONLINE_DATA_DIR: the streams are read from there")
-    names = stream or [*bench.PROVE, *bench.UNSEEN]
-    told = partial(print, file=sys.stderr)
-    found = bench.run(names, data, peer=peer, most=rows, progress=told)
-    show(
-        "sets and intervals that are to have the label in 90 of 100 answers", found, as_json=as_json
-    )
-
-
-@app.command()
 def factors(
     learner: Annotated[
         list[str] | None, typer.Option(help="a learner of the table; may be given again")

@@ -15,7 +15,6 @@ import typer
 from benchmarks.alone import (
     buffers,
     comparison,
-    confidence,
     conversions,
     detectors,
     edge,
@@ -45,6 +44,7 @@ from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
 from benchmarks.observed import observed
 from benchmarks.starts import start
+from benchmarks.sure import confidence
 from benchmarks.table import AsJson, Rows, app, print_table, show
 
 

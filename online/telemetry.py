@@ -362,6 +362,10 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "confidence_level", "Share that is asked for.", sure.get("level")
     yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
     yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
+    sharp = model.get("calibration") or {}
+    text = "By this the logarithms of probabilities are multiplied; 1: they are the model's own."
+    yield "calibration_sharpness", text, sharp.get("sharpness")
+    yield "calibration_gained", "Log loss gained a row by that.", sharp.get("gained")
     odd = model.get("anomaly") or {}
     yield "anomaly_share", "Share of the learned rows answered as anomalies.", odd.get("share")
     yield "anomaly_threshold", "Rank above which a row is one.", odd.get("threshold")

@@ -90,11 +90,9 @@ class ParameterServer:
                 return
             pause.wait(settings.retry_s)
         # apart from each other: writing a large snapshot must not delay the look at the epoch
-        pause_s = settings.confirm_s
-        threading.Thread(
-            target=_repeat, args=(self.snapshot_if_due, pause_s), name="snapshots", daemon=True
-        ).start()
-        _repeat(self.confirm, pause_s)
+        often = (self.snapshot_if_due, settings.confirm_s)
+        threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
+        _repeat(self.confirm, settings.confirm_s)
 
     # -- start -------------------------------------------------------------------------------
 
@@ -251,6 +249,10 @@ class ParameterServer:
     def answers(self, note: bytes) -> dict[str, Any]:
         """Let the model answer by itself, or no longer, see :meth:`Decisions.answers`."""
         return self._decisions.answers(note)
+
+    def upgrade(self, note: bytes) -> dict[str, Any]:
+        """Have one of today's defaults beside it, or no longer, see :meth:`Decisions.upgrade`."""
+        return self._decisions.upgrade(note)
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """Quarantine a source's rows, or no longer, see :meth:`Decisions.ban`."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from paramserver import answering, rewrites
+from paramserver import answering, rewrites, upgrading
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
@@ -118,6 +118,28 @@ class Decisions:
                 seq = server.control
             said, version = "model" if wanted.itself else "caller", list(server.version)
             return {"answers": said, "control": seq or server.control, "version": version}
+
+    def upgrade(self, note: bytes) -> dict[str, Any]:
+        """Have a model of today's defaults beside this one, or no longer.
+
+        Parameters:
+            note: :class:`paramserver.upgrading.Upgrade` as JSON.
+
+        Returns:
+            dict: ``control`` (number of the row by which it is so; of the newest row if nothing was
+                ever decided) and ``on``.  A repeat changes nothing.
+
+        Raises:
+            NotReady, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
+        """
+        wanted = msgspec.json.decode(note, type=upgrading.Upgrade)
+        with self._running.decision() as now:
+            seq, stands = upgrading.newest(_controls(now)) or (0, upgrading.Upgrade(on=False))
+            if wanted != stands:
+                self._decide(now, upgrading.UPGRADE, f"{upgrading.UPGRADE}:{seq}", wanted)
+                seq = now.server.control
+            return {"control": seq or now.server.control, "on": wanted.on}
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
         """From now on the rows of a source are quarantined, or no longer.

@@ -3,26 +3,68 @@
 A promotion is a control row of the journal, so it holds after a restart whatever the settings file
 says, until that names a third model or the journal is learned again (``--relearn``, ``--fresh``).
 The model that served before becomes the challenger, and may be promoted back.
+
+A model goes on with the defaults that it was born with; one of today's learns beside it where an
+operator has said so (:mod:`paramserver.upgrading`), and may be promoted as any challenger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
 from online.errors import StartRefused
-from online.models.from_settings import PLAIN_SCALE, SCALED, load_model
+from online.models.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
 from online.rows.prediction_ids import Keys
-from online.settings.config import Settings
+from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import rewrites
+from paramserver import rewrites, upgrading
 from paramserver.rewrites import Promote
 from replay.journal.base import Journal
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """The journal's word on which of two lineages a model of no named scaler means.
+
+    Attributes:
+        lineages: All that ever had a server, a challenger's too.
+        partitions: Specs by which rows were written, in the order of the partitions: those that
+            served.
+        promotions: All of the model, in order.
+    """
+
+    lineages: frozenset[str]
+    partitions: Sequence[str]
+    promotions: Sequence[Promote]
+
+    @classmethod
+    def of(cls, journal: Journal, model: str) -> _Past:
+        controls = journal.controls(model, 0)
+        return cls(
+            frozenset(journal.lineages(model)),
+            [partition.spec for partition in journal.partitions(model)],
+            [
+                msgspec.json.decode(control.payload, type=Promote)
+                for control in controls
+                if control.kind == rewrites.PROMOTE
+            ],
+        )
+
+    def means(self, before: str, now: str) -> bool:
+        """Whether it is the one of ``before``: promotions between the two are applied later."""
+        pair = {before, now}
+        if first := next((p for p in self.promotions if {p.before, p.after} == pair), None):
+            return first.before == before
+        if served := [spec for spec in self.partitions if spec in pair]:
+            return served[-1] == before
+        return before in self.lineages and now not in self.lineages
 
 
 def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]]:
@@ -32,15 +74,18 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
     """
     models, lines = [], []
     for given in settings.models:
-        lineages = journal.lineages(given.name)
-        model = as_born(settings, given, lineages)
-        if model.params != given.params:
+        past, controls = _Past.of(journal, given.name), journal.controls(given.name, 0)
+        model = _as_born(settings, given, past)
+        found = rewrites.promoted(controls)
+        if model.params != given.params and found is None:
             lines.append(
-                f"model {model.name}: goes on with `scale: plain`, as it began; name it as its "
-                "own challenger with `scale: limited` to compare it with today's default"
+                f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
+                f"upgrade {model.name}` has today's default learn beside it, and compares them"
             )
-        found = rewrites.promoted(journal.controls(model.name, 0))
-        served = model if found is None else _served(settings, model, *found, lineages)
+        beside = upgrading.newest(controls)
+        if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
+            model = _beside(model)
+        served = model if found is None else _served(settings, model, *found, past)
         models.append(served)
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
@@ -55,14 +100,31 @@ def as_stored(settings: Settings) -> Settings:
         return as_served(settings, journal)[0]
 
 
-def as_born(settings: Settings, model: ModelSettings, lineages: Collection[str]) -> ModelSettings:
+def _beside(model: ModelSettings) -> ModelSettings:
+    """The model with one of today's defaults as its challenger, unless the file names another."""
+    todays = of_today(model)
+    if model.challenger is not None or todays is None:
+        return model
+    return model.model_copy(update={"challenger": todays})
+
+
+def of_today(model: ModelSettings) -> Challenge | None:
+    """The model with today's defaults; None: it has them, or has chosen others by itself."""
+    chosen = model.learner not in SCALED or bool(model.params.get("ids"))  # whose default it is
+    if chosen or model.params.get("scale") != PLAIN_SCALE:
+        return None
+    made = model.made_of()
+    return Challenge.model_validate({**made, "params": {**model.params, "scale": TODAYS_SCALE}})
+
+
+def _as_born(settings: Settings, model: ModelSettings, past: _Past) -> ModelSettings:
     """The model, and its challenger, with the defaults that its lineage was born with.
 
     A default that has changed since is for lineages that begin: old state goes on as it is.
     """
-    challenger, params = model.challenger, _born(settings, model, lineages)
+    challenger, params = model.challenger, _born(settings, model, past)
     if challenger is not None and (challenging := model.challenging) is not None:
-        own = _born(settings, challenging, lineages)
+        own = _born(settings, challenging, past)
         if own != challenger.params:
             challenger = challenger.model_copy(update={"params": own})
     if params == model.params and challenger is model.challenger:
@@ -70,19 +132,19 @@ def as_born(settings: Settings, model: ModelSettings, lineages: Collection[str])
     return model.model_copy(update={"params": params, "challenger": challenger})
 
 
-def _born(settings: Settings, model: ModelSettings, lineages: Collection[str]) -> dict[str, Any]:
+def _born(settings: Settings, model: ModelSettings, past: _Past) -> dict[str, Any]:
     """Parameters that say which scaler it is if the state is of the one before today's default."""
-    if model.learner not in SCALED or "scale" in model.params or not lineages:
+    if model.learner not in SCALED or "scale" in model.params or not past.lineages:
         return model.params
     plain = {**model.params, "scale": PLAIN_SCALE}
     before = _spec(settings, model.model_copy(update={"params": plain}))
-    if before in lineages and _spec(settings, model) not in lineages:
+    if before in past.lineages and past.means(before, _spec(settings, model)):
         return plain
     return model.params
 
 
 def _served(
-    settings: Settings, model: ModelSettings, seq: int, note: Promote, lineages: Collection[str]
+    settings: Settings, model: ModelSettings, seq: int, note: Promote, past: _Past
 ) -> ModelSettings:
     spec = _spec(settings, model)
     if spec != note.before:
@@ -92,7 +154,7 @@ def _served(
         parts = {**challenger.model_dump(mode="json"), **note.was}
         challenger = Challenge.model_validate(parts)
     served = model.made_as(note.now).model_copy(update={"challenger": None})
-    served = as_born(settings, served, lineages).model_copy(update={"challenger": challenger})
+    served = _as_born(settings, served, past).model_copy(update={"challenger": challenger})
     if _spec(settings, served) != note.after:
         raise StartRefused(
             f"model {model.name}: {served.learner} was promoted (control row {seq}), and its code, "
@@ -140,7 +202,7 @@ def follow_file(settings: Settings, journal: Journal) -> list[str]:
         found = rewrites.promoted(journal.controls(model.name, 0))
         if found is None:
             continue
-        spec = _spec(settings, as_born(settings, model, journal.lineages(model.name)))
+        spec = _spec(settings, _as_born(settings, model, _Past.of(journal, model.name)))
         if spec == found[1].before:
             take_back(journal, model.name, found[0], found[1], "settings")
             lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")

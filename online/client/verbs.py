@@ -168,6 +168,11 @@ class ModelVerbs(ChoiceVerbs):
         return (yield from self._post("/promote", body))
 
     @verb
+    def upgrade(self, *, on: bool = True) -> Steps[Data]:
+        """Have the model with today's defaults learn in shadow beside it; False: no longer."""
+        return (yield from self._post("/upgrade", {"on": on}))
+
+    @verb
     def forget(
         self,
         source: str,

@@ -1,9 +1,10 @@
-"""`online models`: does a learner keep what the service needs of it?"""
+"""`online models`: does a learner keep what the service needs of it, and is it of today?"""
 
 from __future__ import annotations
 
 import inspect
 import json
+import time
 import traceback
 from collections.abc import Sequence
 from itertools import islice
@@ -13,8 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from evaluation.metrics import Task
-from online.commands.base import AsJson, load_settings
-from online.errors import ConfigError
+from online.client.asking import Asking
+from online.commands.base import AsJson, Context, checked, common, load_settings, pick
+from online.errors import ConfigError, StartRefused
 from online.models.base import Model
 from online.settings.anomaly import Anomaly
 from online.settings.config import data_dir
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 
 _N = 90
+_LOOK_S = 0.2
 _NOT_PARAMS = ("artifact", "keys")  # settings of their own
 _NAMES = ("a", "b", "c", "d")
 _LABELS: dict[str, Sequence[Label]] = {
@@ -201,6 +204,75 @@ def seal(
     part.write_bytes(sealed(data, keys.secret))
     part.replace(out)
     print(f"{out}: {len(data):,} bytes under the seal of the service's key")
+
+
+@app.command("upgrade")
+@common(model=False)
+def upgrade(
+    context: Context,
+    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="end it, and learn it no more")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for the comparison")] = 120.0,
+) -> None:
+    """Compare a model that keeps older defaults with one of today's, which learns beside it.
+
+    A model goes on with the defaults that it began with.  This builds the same learner with those
+    of today as its challenger: it learns the whole journal, then what comes, answers nobody, and
+    both scores are shown.  It serves when you say so: online promote.  With --wait 0 it only
+    begins; ask again, or see online status.
+
+    Example: online models upgrade clicks
+    """
+    client = context.connect()
+    name = pick(client, model)
+    done = checked(client.post(f"/v1/models/{name}/upgrade", json={"on": not stop}))
+    found = None if stop else _compared(client, name, done["params"], wait)
+    if context.as_json:
+        print(json.dumps({**done, "model": name, "challenger": found}))
+        return
+    if stop:
+        print(f"{name}: no challenger of today's defaults from now on")
+        return
+    print(f"{name}: {json.dumps(done['params'])} learns beside it")
+    if found is None or found["state"] != "learning" or not found["rows"]:
+        print("  nothing is compared yet: online status")
+        return
+    _show_scores(found)
+
+
+def _compared(
+    client: Asking, name: str, params: dict[str, Any], wait_s: float
+) -> dict[str, Any] | None:
+    """The challenger's standing once it has learned all rows, or as it is when the time is up."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        found: dict[str, Any] | None = None
+        try:
+            found = checked(client.get(f"/v1/models/{name}"))["challenger"]
+        except StartRefused:  # replicas are replaced just now
+            if time.monotonic() > deadline:
+                raise
+        if found is not None and found["params"] != params:
+            found = None  # a replica that is about to be replaced
+        done = found is not None and found["state"] == "learning" and not found["behind_rows"]
+        if done or time.monotonic() > deadline:
+            return found
+        time.sleep(_LOOK_S)
+
+
+def _show_scores(found: dict[str, Any]) -> None:
+    """Both scores side by side, and what may be done."""
+    losses = found["champion_loss"], found["challenger_loss"]
+    score = "accuracy" if losses[0] is not None else "error"  # of a regression, in the mean
+    low, high = found["interval"]
+    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {found['rows']:,} rows")
+    print(f"  {score:10}{found['champion']:>10.4f}{found['challenger']:>10.4f}")
+    if losses[0] is not None and losses[1] is not None:
+        print(f"  {'log loss':10}{losses[0]:>10.4f}{losses[1]:>10.4f}")
+    print(f"  {found['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
+    if found["behind_rows"]:
+        print(f"  {found['behind_rows']:,} rows behind: online status")
+    print("  let it serve: online promote; end it: online models upgrade --stop")
 
 
 def _show(row: dict[str, Any], promise: str) -> None:

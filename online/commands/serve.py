@@ -217,7 +217,8 @@ def _watch(
 ) -> int:
     """Until a signal (0), or until Ray is gone (2).
 
-    At SIGHUP the settings are read again; a model that was promoted takes its place.
+    At SIGHUP the settings are read again; a model that was promoted takes its place, and one of
+    today's defaults begins or ends beside it.
     """
     changing: threading.Thread | None = None
     tending: threading.Thread | None = None  # a disk that stalls must not hold this loop
@@ -227,8 +228,8 @@ def _watch(
             if hangup.is_set():
                 hangup.clear()
                 change = partial(_change, "reloaded", partial(_reload, running, load))
-            elif running.promoted():
-                change = partial(_change, "promoted", running.go_over)
+            elif (decided := running.decided()) is not None:
+                change = partial(_change, *decided)
             if change is not None:
                 changing = threading.Thread(target=change, daemon=True)
                 changing.start()

@@ -71,6 +71,9 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         held = f"{sure['size']:.2f} labels" if "size" in sure else f"width {sure['width']:.4g}"
         asked = f"asked {sure['level']:g}, {held} in the mean over {sure['n']:,} answers"
         console.print(f"sure: {sure['coverage']:.3f} of answers had the label ({asked})")
+    if (sharp := model.get("calibration")) is not None and sharp["n"]:
+        gained = f"log loss {-sharp['gained']:+.4f} a row over {sharp['n']:,} answers"
+        console.print(f"calibrated: sharpness {sharp['sharpness']:.2f}, {gained}")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
         many = len(drift["replicas"])

@@ -77,6 +77,13 @@ class DecideRequest(BaseModel):
         return self
 
 
+class UpgradeRequest(BaseModel):
+    """Whether a model of today's defaults is to learn beside the one that serves."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"on": True}]})
+    on: bool = Field(True, strict=True, description="false: it is ended")
+
+
 class ForgetRequest(BaseModel):
     """A state that `online forget` has built aside, and which rows it is without."""
 
@@ -196,10 +203,28 @@ def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
         return await cluster.pin(model, name, on=on)
 
     _add_rewrites(routes, known, cluster)
+    _add_upgrade(routes, known, cluster)
     _add_freezes(routes, known, cluster)
     _add_events(routes, known, cluster)
     _add_quarantine(routes, known, cluster)
     return routes
+
+
+def _add_upgrade(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+    @routes.post(
+        "/upgrade",
+        summary="A model of today's defaults learns in shadow beside one that keeps older ones",
+        responses=_answers(
+            "Decided, durably. The service starts it as the challenger; the status says how both "
+            "do, and nothing is promoted",
+            {"control": 9, "on": True, "params": {"scale": "limited"}},
+            e409="It has today's defaults, or a challenger already, or the service is one process",
+            e503=_UNAVAILABLE,
+        ),
+    )
+    async def upgrade(model: str, body: UpgradeRequest) -> dict[str, Any]:
+        known(model)
+        return await cluster.upgrade(model, on=body.on)
 
 
 def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:

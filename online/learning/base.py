@@ -58,6 +58,10 @@ def _lacks_nothing(partition: int, offset: int, key: bytes) -> bool:
     return False
 
 
+def _as_it_is(answer: Prediction) -> Prediction:
+    return answer
+
+
 class BaseLearner(ABC):
     """Everything that learners have in common: the model that answers, and what is known of it.
 
@@ -80,6 +84,7 @@ class BaseLearner(ABC):
         untaught: Says of a partition, an offset and a key whether that row has taught nothing that
             stands, though ``undone`` does not have it: it failed, or is left out.
         memory: Past rows that are learned again with fresh ones; None: there are none.
+        corrected: Makes the model's answer the one that is given.
         latest: The row at hand, if it was learned.
         waits: Partitions of which the server lacks rows that have to come before what is to be
             sent.
@@ -103,6 +108,7 @@ class BaseLearner(ABC):
         self.tally, self.evidence = Tally(), Evidence()
         self.bounds = Bounds(free_names(self.serving), targets=task == "regression")
         self.vocabulary = Vocabulary(words_of(self.serving))
+        self.corrected: Callable[[Prediction], Prediction] = _as_it_is
         self.latest: Example | None = None
         self.version: Version = (0, 0)
         self.clock: dict[int, int] = {}
@@ -120,11 +126,12 @@ class BaseLearner(ABC):
 
     def predict(self, features: Features) -> Prediction:
         """Answer of the local model.  Changes nothing."""
-        return self.serving.predict(self.bounds.answered(features))
+        return self.corrected(self.serving.predict(self.bounds.answered(features)))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
         """Answers of :meth:`predict`, within 1e-12."""
-        return self.serving.predict_many([self.bounds.answered(x) for x in rows])
+        answered = self.bounds.answered
+        return list(map(self.corrected, self.serving.predict_many([answered(x) for x in rows])))
 
     def score(self, prediction: Prediction) -> dict[str, float] | None:
         """A prediction as it is kept in rows: by the label's JSON text, or ``{"": number}``."""

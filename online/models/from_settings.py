@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 PLAIN_SCALE: Final = "plain"
 """River's scaler, which was the only one once."""
 
+TODAYS_SCALE: Final = "limited"
+"""The scaler of models that begin now."""
+
 SCALED: Final = frozenset({"logreg", "softmax", "linreg", "ftrl", "mlp"})
 """Built-ins that have the setting ``scale``."""
 

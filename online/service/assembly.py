@@ -127,7 +127,8 @@ class Assembly:
         self._cluster = Cluster(
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
-            free_bytes=journal_room(settings), challengers=challengers, absent=around.absent,
+            free_bytes=journal_room(settings), absent=around.absent,
+            challengers=None if around.challenger is nobody else challengers,
         )  # fmt: skip
 
     def _make(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:

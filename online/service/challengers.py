@@ -1,4 +1,4 @@
-"""The challengers of a running service: their processes, and who was promoted."""
+"""The challengers of a running service: their processes, who was promoted, what begins or ends."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver import rewrites
+from paramserver.upgrading import UPGRADE
 from replay.journal.base import Journal
 
 
@@ -19,6 +20,7 @@ class Challengers:
         self._running: dict[str, tuple[ModelSettings, Any]] = {}
         self._seen: dict[str, int] = {}  # newest control row, by model
         self._promoted: dict[str, str] = {}  # what the newest promotion lets serve
+        self._upgraded = False
 
     def start(self, settings: Settings) -> None:
         """Bring the processes to these settings; returns before they have begun."""
@@ -44,6 +46,7 @@ class Challengers:
         for name in serving:
             for control in journal.controls(name, self._seen.get(name, 0)):
                 self._seen[name] = control.seq
+                self._upgraded |= control.kind == UPGRADE
                 if (found := rewrites.promoted([control])) is not None:
                     self._promoted[name] = (
                         found[1].after if found[1].before == serving[name] else ""
@@ -51,3 +54,8 @@ class Challengers:
         return any(
             self._promoted.get(name) not in (None, "", spec) for name, spec in serving.items()
         )
+
+    def upgraded(self) -> bool:
+        """Whether one of today's defaults was to begin or to end, since the last time."""
+        found, self._upgraded = self._upgraded, False
+        return found

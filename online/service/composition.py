@@ -20,7 +20,7 @@ from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.sure.views import views_of
+from online.sure.views import calibration_in, views_of
 from online.tracing.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
@@ -61,6 +61,8 @@ def model_replica(
     learns = for_others or learns_here(model, rule)
     learner = _learner(model, settings, loaded, for_others=for_others)
     learner.tally.views = views_of(model)
+    if (calibration := calibration_in(learner.tally.views)) is not None:
+        learner.corrected = calibration.answered
     rows, root = root_rows(model, settings, numeric_only=loaded.model.numeric_only), None
     if rows and model.root_set is not None:
         root = RootSet(model.root_set, rows, lambda: learner.serving)

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -273,8 +274,7 @@ class Service:
 
     def _note(self) -> None:
         """Write down what commands need to know, the specs that serve among it."""
-        facts = {**self._facts, "specs": self._specs()}
-        processes.note(run_path(self._settings), facts)
+        processes.note(run_path(self._settings), {**self._facts, "specs": self._specs()})
 
     def _deploy(self, settings: Settings) -> None:
         from online.service.deployment import Replica  # it imports Ray, after its flags are set
@@ -386,15 +386,18 @@ class Service:
         took = f"after {time.monotonic() - begun_s:.1f} s"
         return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
 
-    def promoted(self) -> bool:
-        """Whether a model was promoted since the last time."""
+    def decided(self) -> tuple[str, Callable[[], list[str]]] | None:
+        """A model was promoted, or one of today's defaults begins or ends: what is to be done."""
         if (journal := self._tending.journal) is None:
-            return False
+            return None
         try:
-            return self._challengers.promoted(journal, self._specs())
+            if self._challengers.promoted(journal, self._specs()):
+                return "promoted", self.go_over
         except ReplayError as error:
             log.warning("journal: %s", error)
-            return False
+            return None
+        again = partial(self.reload, self._given)
+        return ("upgraded", again) if self._challengers.upgraded() else None
 
     def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
         """Whether replicas have to tell their curvature that did not, as there was only one."""
@@ -459,9 +462,8 @@ class Service:
             if self._owner is None:
                 return
             processes.end(processes.own_processes(), wait_s=1.0)
-            processes.end(
-                list(processes.leftovers(run_path(self._settings), self._private)), wait_s=1.0
-            )
+            left = processes.leftovers(run_path(self._settings), self._private)
+            processes.end(list(left), wait_s=1.0)
             if self._ports is not None:
                 self._ports.close()
             run_path(self._settings).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from online.models.base import Prediction
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
 from online.sure.contributions import Contributions, NotExplained, added_up, explaining
+from online.sure.views import calibration_in
 from replay.example import Features, Label
 
 _MORE_S: Final = 0.002
@@ -50,6 +51,9 @@ class Explained:
         Raises RequestError: it can't be explained.
         """
         learner = self._replica.learner
+        calibration = calibration_in(learner.tally.views)
+        if calibration is not None and calibration.on:
+            return None  # the weights say what the model adds up, and the answer is another one
         try:
             found = added_up(learner.serving, learner.bounds.answered(features))
         except NotExplained as error:

@@ -13,7 +13,7 @@ from online.replica.replica import ModelReplica
 from online.rows.joins import join_key
 from online.rows.prediction_ids import Predicted, Tokens, event_key
 from online.settings.config import Limits
-from online.sure.views import confidence_in
+from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Features, PredictionHalf, Value
 from replay.journal.base import Half, NewRow, Verdict
@@ -37,7 +37,6 @@ class Issued:
     ) -> None:
         self.tokens = tokens
         self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
-        self._sure = confidence_in(replica.learner.tally.views)
 
     def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
         """The id that takes the label: the caller's own, a token, or a short one made here.
@@ -158,7 +157,7 @@ class Issued:
 
     def stamp(self) -> bytes | None:
         """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
-        return None if self._sure is None else self._sure.stamp()
+        return stamp_of(self._replica.learner.tally.views)
 
     def known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.

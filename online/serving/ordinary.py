@@ -26,7 +26,7 @@ from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
 from online.rows.door import INTEGER_MAX, NUMBER_MAX, Door
-from online.sure.views import confidence_in
+from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
 from replay.journal.base import NewRow, Verdict
@@ -98,7 +98,6 @@ class Ordinary:
     ) -> None:
         self._replica, self._door, self._known, self._now_s = replica, door, known, now_s
         self._unfit = unfit
-        self._sure = confidence_in(replica.learner.tally.views)
         self._names: OrderedDict[tuple[str, ...], bool] = OrderedDict()
         self._sources: OrderedDict[str, Any] = OrderedDict()
         # of a binary task there are few, by type: 1 is not True here
@@ -179,8 +178,9 @@ class Ordinary:
         model = self._replica.learner.serving
         if (by_column := getattr(model, "predict_columns", None)) is not None:
             answers: list[Answer] = by_column(list(names), x)
-            return answers
-        return [model.predict(row) for row in rows]
+        else:
+            answers = [model.predict(row) for row in rows]
+        return list(map(self._replica.learner.corrected, answers))
 
     def _asked(
         self, events: Sequence[Event], answers: Sequence[Answer]
@@ -189,7 +189,7 @@ class Ordinary:
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
-        sure = None if self._sure is None else self._sure.stamp()
+        sure = stamp_of(learner.tally.views)
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
         out: list[Asked | RequestError | None] = [None] * len(events)

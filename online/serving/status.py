@@ -23,24 +23,18 @@ from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
+from online.serving.commanded import refused
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
+from online.serving.upgrading import upgrading
+from online.sure.calibration import Calibration
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
-from online.sure.views import choices_in, confidence_in, delays_in, slices_in
+from online.sure.views import calibration_in, choices_in, confidence_in, delays_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
-from paramserver.errors import (
-    BackfillRefused,
-    BanRefused,
-    ForgetRefused,
-    NotReady,
-    ParamServerError,
-    PromoteRefused,
-    RollbackRefused,
-    SnapshotMissing,
-    SnapshotName,
-)
+from paramserver.errors import ParamServerError
 from paramserver.rewrites import Digest, promoted
+from paramserver.upgrading import Upgrade
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -54,7 +48,6 @@ BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
 _INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
 _INFLUENCE_SHOWN = 20
-_LIST = "`online snapshot list` names those that are kept"
 
 
 class ParameterServerControl(Protocol):
@@ -71,7 +64,8 @@ class Cluster(HeldEvents):
         facts: What does not change of a model, by its name.
         free_bytes: What the journal's disk may still take before feedback is refused; None: it is
             on none.
-        challengers: The ways to the challengers, of the models that have one.
+        challengers: The ways to the challengers, of the models that have one; None: there can't be
+            any.
         absent: Why another replica does not start, None if nothing is wrong; called on a thread.
     """
 
@@ -90,6 +84,7 @@ class Cluster(HeldEvents):
         super().__init__(replicas, journals, facts)
         self._controls, self._free_bytes, self._monotonic_s = controls, free_bytes, monotonic_s
         self._challengers, self._absent = challengers or {}, absent
+        self._shadows = challengers is not None
         self._first_room: dict[str, journal_room.Room] = {}
         self._reason: str | None = None
 
@@ -128,9 +123,10 @@ class Cluster(HeldEvents):
             "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
             "learned": learner.tally.digest[0],
-            "quality": self._quality(name),
+            "quality": _quality(replica),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _shown(confidence_in(views)),
+            "calibration": _shown(calibration_in(views)),
             "slices": _shown(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
@@ -156,14 +152,6 @@ class Cluster(HeldEvents):
         except Exception as error:  # whatever Ray raises: what it said before is shown
             log.warning("Serve does not say how its replicas are: %r", error)
         return None if self._reason is None else f"a replica does not start: {self._reason}"
-
-    def _quality(self, name: str) -> dict[str, Any]:
-        """Prequential metrics of all learned events beside their baselines."""
-        counters = self._replicas[name].learner.tally.counters
-        found: dict[str, Any] = asdict(summary(self._replicas[name].settings.task, counters))
-        if (choices := choices_in(self._replicas[name].learner.tally.views)) is not None:
-            found |= choices.rules()
-        return found
 
     async def challenger(self, name: str) -> dict[str, Any] | None:
         """How the challenger stands against what serves; None: there is none."""
@@ -208,6 +196,13 @@ class Cluster(HeldEvents):
         note = decision(replica.settings, replica.spec, found["spec_hash"], why, evidence)
         done = dict(await self._command(name, "promote", note))
         return {"control": done["control"], "from": done["before"], "to": done["after"], **evidence}
+
+    async def upgrade(self, name: str, *, on: bool) -> dict[str, Any]:
+        """Have the model with today's defaults learn in shadow beside it, or no longer."""
+        found = await self.challenger(name)
+        todays = upgrading(self._replicas[name].settings, found, can=self._shadows) if on else None
+        done = await self._command(name, "upgrade", msgspec.json.encode(Upgrade(on)))
+        return {**done, "params": None if todays is None else todays.params}
 
     async def _served_before(self, name: str, spec: str) -> bool:
         """Whether the newest promotion took its place."""
@@ -362,32 +357,6 @@ class Cluster(HeldEvents):
             raise refused(error) from None
 
 
-def refused(error: ParamServerError) -> RequestError:
-    """The answer to a command that the parameter server refuses, or did not answer."""
-    text, hint = str(error), "See `online status`"
-    if isinstance(error, SnapshotMissing | SnapshotName):
-        return RequestError(404, "unknown_snapshot", text, "name", _LIST)
-    if isinstance(error, RollbackRefused):
-        return RequestError(422, "rollback_refused", text, "to", _LIST)
-    if isinstance(error, PromoteRefused):
-        return RequestError(409, "promote_refused", text, None, "Ask again")
-    if isinstance(error, ForgetRefused):
-        again = "Build the state again: online forget"
-        return RequestError(422, "forget_refused", text, "snapshot", again)
-    if isinstance(error, BackfillRefused):
-        again = "Teach the tables again: online backfill"
-        return RequestError(422, "backfill_refused", text, "snapshot", again)
-    if isinstance(error, BanRefused):
-        other = "Unban one, take its token away, or raise limits.banned_max"
-        return RequestError(422, "ban_refused", text, "source", other)
-    if isinstance(error, NotReady):
-        same = "Nothing was changed; ask again"
-        return RequestError(503, "server_unavailable", text, None, same, 1)
-    if error.definite:
-        return RequestError(422, "refused", text, None, hint)
-    return RequestError(503, "server_unavailable", text, None, hint)
-
-
 def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """Rows judged and their score in each of the newest epochs, newest first.
 
@@ -407,6 +376,15 @@ def by_epoch(task: str, ends: Sequence[Mapping[str, float]]) -> list[dict[str, A
     return shown[::-1]
 
 
+def _quality(replica: ModelReplica) -> dict[str, Any]:
+    """Prequential metrics of all learned events beside their baselines."""
+    tally = replica.learner.tally
+    found: dict[str, Any] = asdict(summary(replica.settings.task, tally.counters))
+    if (choices := choices_in(tally.views)) is not None:
+        found |= choices.rules()
+    return found
+
+
 def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica keeps to learn again; None if it keeps nothing."""
     if (memory := replica.learner.memory) is None:
@@ -421,7 +399,7 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     }
 
 
-def _shown(found: Confidence | Slices | None) -> dict[str, Any] | None:
+def _shown(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
     """Return what is summed over the rows as people are shown it; None: nobody asks for it."""
     return None if found is None else found.shown()
 

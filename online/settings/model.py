@@ -296,6 +296,12 @@ class ModelSettings(Tree):
         description="each answer has a set of labels (regression: an interval) that holds the true "
         "one this often, also where the stream changes and labels come late; none: it has none",
     )
+    calibrate: bool = Field(
+        False,
+        description="probabilities are corrected where labels say that they are too sure, or not "
+        "sure enough: by one number for all, so no answer becomes another one, and none that the "
+        "model learns of",
+    )
     slices: tuple[str, ...] = Field(
         (),
         max_length=8,
@@ -410,6 +416,17 @@ class ModelSettings(Tree):
         if odd := [name for name in self.features if not name or not is_plain(name)]:
             raise ValueError(
                 f"features: {plain(odd[0])!r} is no name: leave control characters out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _is_to_be_calibrated(self) -> ModelSettings:
+        if self.calibrate and self.task == "regression":
+            raise ValueError("calibrate: a regression has no probabilities; see `confidence`")
+        if self.calibrate and self.replay.on and self.replay.distil:
+            raise ValueError(
+                "calibrate: what is learned again is held to what was answered (replay.distil), "
+                "and would learn the correction; say distil: 0, or leave calibrate out"
             )
         return self
 

@@ -94,8 +94,8 @@ PURPOSES: Final[Mapping[str, Purpose]] = {
             unlabelled=True,
             closed=dict.fromkeys(
                 (
-                    "replay", "confidence", "slices", "challenger", "triggers", "devices",
-                    "root_set",
+                    "replay", "confidence", "calibrate", "slices", "challenger", "triggers",
+                    "devices", "root_set",
                 ),
                 _FEW_LABELS,
             ),

@@ -129,9 +129,9 @@ class Confidence:
     def add(self, example: Example, at: float = 0.0) -> None:
         """Count one learned row.  One that was answered without a threshold says nothing."""
         score, stamp = example.score, example.sure
-        if not (score and example.scored) or stamp is None or len(stamp) != STAMP.size:
+        if not (score and example.scored) or stamp is None or len(stamp) < STAMP.size:
             return
-        then, n = STAMP.unpack(stamp)
+        then, n = STAMP.unpack_from(stamp)
         if self._number:
             self._add_number(float(example.label), score.get("", 0.0), then, n)
         else:
@@ -241,9 +241,9 @@ class Confidence:
 def held(task: Task, example: Example) -> tuple[bool, float] | None:
     """Whether what the row was answered with had its label, and its size; None: nothing was."""
     score, stamp = example.score, example.sure
-    if not score or stamp is None or len(stamp) != STAMP.size:
+    if not score or stamp is None or len(stamp) < STAMP.size:
         return None
-    then = STAMP.unpack(stamp)[0]
+    then = STAMP.unpack_from(stamp)[0]
     if task == "regression":
         return _held_number(float(example.label), score.get("", 0.0), then)
     return _held_label(label_text(example.label), score, then)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from online.decide.counted import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
+from online.sure.calibration import Calibration
 from online.sure.delays import Delays
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
@@ -17,6 +18,8 @@ def views_of(model: ModelSettings) -> list[View]:
     views: list[View] = []
     if model.confidence is not None:
         views.append(Confidence(model.task, model.confidence))
+    if model.calibrate:
+        views.append(Calibration())
     if model.slices:
         views.append(Slices(model.task, model.slices, model.slice_values))
     if model.reward_range is not None:
@@ -34,6 +37,19 @@ def slices_in(views: Sequence[View]) -> Slices | None:
 def confidence_in(views: Sequence[View]) -> Confidence | None:
     """The one among them that answers are sure by; None: there is none."""
     return next((view for view in views if isinstance(view, Confidence)), None)
+
+
+def calibration_in(views: Sequence[View]) -> Calibration | None:
+    """The one among them that corrects probabilities; None: they are the model's own."""
+    return next((view for view in views if isinstance(view, Calibration)), None)
+
+
+def stamp_of(views: Sequence[View]) -> bytes | None:
+    """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
+    sure, calibrated = confidence_in(views), calibration_in(views)
+    if calibrated is None:
+        return None if sure is None else sure.stamp()
+    return (b"" if sure is None else sure.stamp()) + calibrated.stamp()
 
 
 def choices_in(views: Sequence[View]) -> Choices | None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from online.challenger import promotion
@@ -16,6 +17,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from paramserver import rewrites
+from paramserver.upgrading import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 BEFORE = {
@@ -73,11 +75,89 @@ def test_a_lineage_keeps_the_scaler_of_its_birth(
     found, lines = promotion.as_served(given, journal)
     assert spec(found) == BEFORE[learner]
     assert "goes on with `scale: plain`" in lines[0]
+    assert "`online models upgrade m`" in lines[0]
     assert served(found, journal) == found.models[0]
     chosen = settings(tmp_path, learner, scale="limited")
     assert served(chosen, journal) is chosen.models[0], "who says it gets it"
     journal.begin_epoch("m", spec(chosen), 0)
     assert served(given, journal) is given.models[0], "a lineage of today's default has begun"
+
+
+def test_a_challenger_of_todays_default_is_not_taken_for_the_model(
+    tmp_path: Path, journal: Journal
+) -> None:
+    """Its lineage has begun, too, but no row was ever written under it."""
+    given = settings(tmp_path, "logreg", {"learner": "logreg", "params": {"scale": "limited"}})
+    plain, limited = BEFORE["logreg"], spec(settings(tmp_path, "logreg"))
+    journal.begin_epoch("m", plain, 0)
+    journal.register("m", "r1", plain, 0.0)
+    journal.begin_epoch("m", limited, 0)
+    now = served(given, journal)
+    assert now.params == {"scale": "plain"}
+    assert now.challenger is not None
+    assert now.challenger.params == {"scale": "limited"}
+    assert served(settings(tmp_path, "logreg"), journal).params == {"scale": "plain"}, "nor later"
+    journal.register("m", "r1", limited, 0.0)  # the settings named it, and it was learned again
+    assert served(settings(tmp_path, "logreg"), journal).params == {}
+
+
+def upgrade(journal: Journal, *, on: bool) -> None:
+    number = len(journal.controls("m", 0))
+    journal.write_control("m", UPGRADE, f"upgrade:{number}", msgspec.json.encode(Upgrade(on)))
+
+
+def test_an_upgrade_has_todays_default_as_challenger_and_it_may_be_promoted(
+    tmp_path: Path, journal: Journal
+) -> None:
+    given = settings(tmp_path, "logreg", None, l2=0.5)
+    old = settings(tmp_path, "logreg", None, l2=0.5, scale="plain")
+    new = settings(tmp_path, "logreg", None, l2=0.5, scale="limited")
+    plain, limited = spec(old), spec(new)
+
+    def stands() -> tuple[Any, Any]:
+        now = served(given, journal)
+        return now.params["scale"], None if now.challenger is None else now.challenger.params
+
+    journal.begin_epoch("m", plain, 0)
+    journal.register("m", "r1", plain, 0.0)
+    assert stands() == ("plain", None), "nothing begins by itself"
+    upgrade(journal, on=True)
+    assert stands() == ("plain", {"l2": 0.5, "scale": "limited"})
+    journal.begin_epoch("m", limited, 0)
+    assert stands() == ("plain", {"l2": 0.5, "scale": "limited"}), "its lineage has begun"
+    own = settings(tmp_path, "logreg", {"learner": "linear"}, l2=0.5)
+    challenger = served(own, journal).challenger
+    assert challenger is not None
+    assert challenger.learner == "linear", "the file's own goes first"
+    named = settings(tmp_path, "logreg", None, l2=0.5, scale="limited")
+    assert served(named, journal).challenger is None, "the file names today's by itself"
+    embedded = given.model_copy(update={"cluster": "embedded"})
+    assert served(embedded, journal).challenger is None, "one process has no room for it"
+
+    was = served(given, journal)
+    note = decision(was, plain, limited, "operator", {})
+    journal.write_control("m", rewrites.PROMOTE, "promote:1", note)
+    assert stands() == ("limited", {"l2": 0.5, "scale": "plain"})
+    journal.register("m", "r1", limited, 0.0)
+    assert stands() == ("limited", {"l2": 0.5, "scale": "plain"}), "once it has written rows, too"
+    upgrade(journal, on=False)
+    assert stands() == ("limited", None)
+    upgrade(journal, on=True)
+    back = decision(served(given, journal), limited, plain, "back", {})
+    journal.write_control("m", rewrites.PROMOTE, "promote:2", back)
+    assert stands() == ("plain", {"l2": 0.5, "scale": "limited"}), "and back"
+
+
+def test_only_older_defaults_are_upgraded(tmp_path: Path) -> None:
+    for learner, params in (
+        ("logreg", {"scale": "limited"}), ("logreg", {}), ("logreg", {"scale": False}),
+        ("linear", {}), ("mlp", {"scale": "plain", "ids": {"a": 3}}),
+    ):  # fmt: skip
+        model = settings(tmp_path, learner, None, **params).models[0]
+        assert promotion.of_today(model) is None, (learner, params)
+    found = promotion.of_today(settings(tmp_path, "ftrl", None, scale="plain").models[0])
+    assert found is not None
+    assert (found.learner, found.params, found.promote) == ("ftrl", {"scale": "limited"}, "manual")
 
 
 def test_other_models_and_other_scalers_are_left_alone(tmp_path: Path, journal: Journal) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import PromoteRefused
 from paramserver.lineage import Lineage
+from paramserver.upgrading import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 A, B, C = "logreg", "linear", "ftrl"
@@ -136,6 +138,54 @@ def test_a_promotion_that_failed_is_taken_back(tmp_path: Path, journal: Journal)
     assert newest is not None
     assert newest[1].why == "failed"
     assert msgspec.json.decode(msgspec.json.encode(newest[1]), type=rewrites.Promote) == newest[1]
+
+
+def test_a_service_is_told_once_that_an_upgrade_was_decided(
+    tmp_path: Path, journal: Journal
+) -> None:
+    challengers, serving = Challengers(), {"m": spec(tmp_path, A)}
+    assert not challengers.promoted(journal, serving)
+    assert not challengers.upgraded()
+    journal.write_control("m", UPGRADE, "upgrade:0", msgspec.json.encode(Upgrade(on=True)))
+    assert not challengers.promoted(journal, serving), "it is no promotion"
+    assert challengers.upgraded()
+    assert not challengers.promoted(journal, serving)
+    assert not challengers.upgraded()
+
+
+def test_a_service_begins_and_ends_todays_defaults_beside_a_model(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = settings(tmp_path, A, None, params={"scale": "plain"})
+    deployed: list[Any] = []
+    begun: list[Any] = []
+
+    def deploy(replica: object, settings: Settings, *_: object) -> None:
+        deployed.append(settings.models[0].challenger)
+
+    def start(self: Challengers, settings: Settings) -> None:
+        begun.append(settings.models[0].challenger)
+
+    monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr(parameter_servers, "start", lambda *_: None)
+    monkeypatch.setattr(Service, "_wait_http", lambda self: None)
+    monkeypatch.setattr(Challengers, "start", start)
+    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    service = Service(given, lambda _: None)
+    service._loaded = Models(given, lambda _: None).load()
+    service._tending = SimpleNamespace(journal=journal)  # type: ignore[assignment]
+    assert service.decided() is None
+    for number, on in enumerate((True, False)):
+        note = msgspec.json.encode(Upgrade(on))
+        journal.write_control("m", UPGRADE, f"upgrade:{number}", note)
+        decided = service.decided()
+        assert decided is not None
+        what, step = decided
+        assert (what, step()[0]) == ("upgraded", "models.m.challenger changed")
+        assert service.decided() is None, "once"
+    for found in (deployed, begun):
+        assert found[0].params == {"scale": "limited"}
+        assert found[1] is None
 
 
 def test_a_challenger_that_is_the_same_model_is_refused(tmp_path: Path) -> None:

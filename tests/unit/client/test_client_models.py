@@ -175,6 +175,7 @@ OPERATIONS = [
     ("freeze", [], {}, "POST", "/freeze", None),
     ("unfreeze", [], {}, "POST", "/unfreeze", None),
     ("promote", [], {"back": True}, "POST", "/promote", {"back": True}),
+    ("upgrade", [], {"on": False}, "POST", "/upgrade", {"on": False}),
     ("forget", ["bot"], {"snapshot": "aside-1", "undone": {3: [0, 2]}}, "POST", "/forget",
      {"source": "bot", "snapshot": "aside-1", "undone": {"3": [0, 2]}}),
     ("events", ["undone"], {}, "GET", "/events?status=undone&limit=100", None),

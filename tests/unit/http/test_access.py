@@ -81,6 +81,7 @@ ALLOWED: Final[dict[tuple[str, str], frozenset[str]]] = {
     ("POST", "/v1/models/{model}/snapshots/{name}/pin"): ADMIN,
     ("POST", "/v1/models/{model}/rollback"): ADMIN,
     ("POST", "/v1/models/{model}/promote"): ADMIN,
+    ("POST", "/v1/models/{model}/upgrade"): ADMIN,
     ("POST", "/v1/models/{model}/freeze"): ADMIN,
     ("POST", "/v1/models/{model}/unfreeze"): ADMIN,
     ("GET", "/v1/models/{model}/events"): ADMIN,

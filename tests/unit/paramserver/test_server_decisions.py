@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from server_world import LINEAGE, Control, Died, Info, World, learned, sync, value
 
-from paramserver import errors, wire
+from paramserver import errors, upgrading, wire
 from paramserver.actor import ServerSettings
 from paramserver.answering import Answers, newest
 from paramserver.rewrites import Rollback
@@ -42,6 +42,24 @@ def test_who_answers_is_decided_once_whoever_repeats_it(world: Any) -> None:
     assert [c.key for c in world.store.control] == ["answers:0", "answers:1", "answers:2"]
     found = newest(world.store.control)
     assert found == (3, Answers(True, {"n": 3}))
+    assert sync(server).control == sync(world.serving()).control == 3
+    assert value(server) == 4.0
+
+
+# -- one of today's defaults beside it -------------------------------------------------------------
+
+
+def test_an_upgrade_is_decided_once_and_leaves_the_values(world: Any) -> None:
+    server = learned(world, 4)
+
+    def upgrade(on: bool) -> tuple[bool, int]:
+        said = server.upgrade(msgspec.json.encode(upgrading.Upgrade(on)))
+        return said["on"], said["control"]
+
+    assert upgrade(False) == (False, 0)  # nothing was decided
+    assert [upgrade(True), upgrade(True)] == [(True, 1)] * 2
+    assert [upgrade(False), upgrade(True)] == [(False, 2), (True, 3)]
+    assert upgrading.newest(world.store.control) == (3, upgrading.Upgrade(True))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
 

@@ -26,6 +26,7 @@ TABLES: Final = {
     "admission",
     "bandits",
     "buffers",
+    "calibration",
     "challenger",
     "checksums",
     "choice-cost",

@@ -46,6 +46,7 @@ def status(model: str = "m") -> dict[str, Any]:
         "rewrites": rewrites,
         "challenger": rival, "slices": {"city": {"here": {"accuracy": 0.9}}},
         "confidence": {"coverage": 0.9, "level": 0.9, "size": 1.1, "width": 2.0},
+        "calibration": {"sharpness": 0.8, "n": 40, "late": 3.0, "gained": 0.01},
         "anomaly": {"threshold": 0.99, "rows": 9, "unlabelled": 7, "above": 1, "share": 0.1},
     }  # fmt: skip
 

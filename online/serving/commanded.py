@@ -1,0 +1,46 @@
+"""This module tells a caller of a command that the parameter server refused, or did not answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from online.errors import RequestError
+from paramserver.errors import (
+    BackfillRefused,
+    BanRefused,
+    ForgetRefused,
+    NotReady,
+    ParamServerError,
+    PromoteRefused,
+    RollbackRefused,
+    SnapshotMissing,
+    SnapshotName,
+)
+
+_LIST: Final = "`online snapshot list` names those that are kept"
+
+
+def refused(error: ParamServerError) -> RequestError:
+    """The answer to a command that the parameter server refuses, or did not answer."""
+    text, hint = str(error), "See `online status`"
+    if isinstance(error, SnapshotMissing | SnapshotName):
+        return RequestError(404, "unknown_snapshot", text, "name", _LIST)
+    if isinstance(error, RollbackRefused):
+        return RequestError(422, "rollback_refused", text, "to", _LIST)
+    if isinstance(error, PromoteRefused):
+        return RequestError(409, "promote_refused", text, None, "Ask again")
+    if isinstance(error, ForgetRefused):
+        again = "Build the state again: online forget"
+        return RequestError(422, "forget_refused", text, "snapshot", again)
+    if isinstance(error, BackfillRefused):
+        again = "Teach the tables again: online backfill"
+        return RequestError(422, "backfill_refused", text, "snapshot", again)
+    if isinstance(error, BanRefused):
+        other = "Unban one, take its token away, or raise limits.banned_max"
+        return RequestError(422, "ban_refused", text, "source", other)
+    if isinstance(error, NotReady):
+        same = "Nothing was changed; ask again"
+        return RequestError(503, "server_unavailable", text, None, same, 1)
+    if error.definite:
+        return RequestError(422, "refused", text, None, hint)
+    return RequestError(503, "server_unavailable", text, None, hint)
