@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 
@@ -107,6 +108,10 @@ class Follower:
                 if rest_s and row.partition == self._writer.partition:  # not what a dead one left
                     await asyncio.sleep(rest_s)
                     turn_s = now()
+                if self._judge is not None and self._judge.due:  # a turn of its own
+                    await asyncio.sleep(0)
+                    self._judge.look()
+                    turn_s = -math.inf
                 if now() - turn_s >= _TURN_S / 2.0:
                     await asyncio.sleep(0)
                     turn_s = now()

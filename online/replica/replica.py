@@ -300,7 +300,5 @@ class ModelReplica:
         while True:
             await self.exchange.turn()
             self.durations.note("exchange", self.exchange.took_s)
-            if self.judge is not None:
-                self.judge.look()
             self._memory.look()
             await self._reactions.act()

@@ -33,8 +33,10 @@ STATES: Final = ("not enough data", "ok", "watch", "act")
 HEARD_S: Final = 30.0
 """A replica that was not heard of for so long is gone; its state is none any more."""
 
-TOGETHER: Final = 128
-"""Rows that the watch is shown together, at least, while nobody asks what it knows."""
+TOGETHER: Final = 64
+"""Rows that the watch is shown together while nobody asks what it knows."""
+
+_WAITING_MAX: Final = 16 * TOGETHER  # of them, if whoever teaches finds no time to look
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
@@ -114,8 +116,8 @@ class Judge:
     def learned_all(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
         """Rows of this replica were learned one after the other, none of them once more.
 
-        The watch is shown them when some dozens are there, or somebody asks what it knows: a look
-        costs as much as twenty rows.
+        The watch is shown them by :meth:`look`, when some dozens are there, or somebody asks what
+        it knows: a look costs as much as twenty rows.
         """
         partition = rows[0].partition
         looked = None
@@ -133,8 +135,13 @@ class Judge:
             self._taken.append((n, rows[n - first].at))
         self._without.judged_all(looked.answers)
         self._waiting.extend(looked.columns)
-        if len(self._waiting.features) >= TOGETHER:
+        if len(self._waiting.features) >= _WAITING_MAX:
             self.look()
+
+    @property
+    def due(self) -> bool:
+        """Whether so many rows wait that they are to be looked at, in a turn of the loop's own."""
+        return len(self._waiting.features) >= TOGETHER
 
     def look(self) -> None:
         """Show the watch the rows that wait for it: it says what it would have said at each."""

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import replica_world as worlds
 from test_ordinary import event, taught
+from test_turns import turns as others
 
 from online.replica import follower
 from online.replica.follower import Follower
+from online.watch.drift import TOGETHER
 
 US = 1e-6
 
@@ -55,6 +57,35 @@ def test_cheap_rows_come_in_long_passes_and_dear_ones_in_short_ones(
         assert 8 <= max(dear) <= 13, dear
         assert max(dearest) == 2, dearest
         assert 20 <= max(again) <= 32, again
+
+    worlds.play(tmp_path, scene)
+
+
+def test_the_judge_looks_in_a_turn_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving, rng = await taught(world), random.Random(1)
+        replica, turns = serving.replica, dict[str, list[int]]()
+        assert replica.judge is not None
+
+        def counted(owner: Any, name: str) -> None:
+            real, seen = getattr(owner, name), turns.setdefault(name, [])
+
+            def step(*given: Any) -> Any:
+                seen.append(count[0])
+                return real(*given)
+
+            monkeypatch.setattr(owner, name, step)
+
+        monkeypatch.setattr(replica, "_slow_gauges", dict)  # they look, too, once a second
+        async with others() as count:
+            counted(replica.judge, "look")
+            counted(replica.learner, "learn_alike")
+            await serving.record([event(rng, 1000 + k) for k in range(1000)])
+        assert len(turns["look"]) >= 1000 // TOGETHER, turns
+        assert not set(turns["look"]) & set(turns["learn_alike"]), turns
+        await replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
 

@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from evaluation.drift.alarm import Alarm
 from online.settings.model import Drift
-from online.watch.drift import TOGETHER, Judge
+from online.watch.drift import _WAITING_MAX, TOGETHER, Judge
 from replay.example import Example
 from replay.journal.base import Row, Verdict
 
@@ -114,9 +115,9 @@ def test_a_difference_is_noticed(
         play("binary", 1)
 
 
-def test_rows_are_looked_at_when_some_dozens_wait() -> None:
-    rng, judge = random.Random(3), watched("binary", [])
-    seen = list[int]()
+def looks(rows: int, *, asked: bool) -> list[int]:
+    """How many rows the watch was shown at each look."""
+    rng, judge, seen = random.Random(3), watched("binary", []), list[int]()
     real = judge._watch.learned
 
     def noted(features: Any, *columns: Any) -> Any:
@@ -124,11 +125,21 @@ def test_rows_are_looked_at_when_some_dozens_wait() -> None:
         return real(features, *columns)
 
     judge._watch.learned = noted  # type: ignore[method-assign]
-    examples = [example(rng, "binary", False) for _ in range(600)]
-    usual = [x for x in examples if x.score and max(x.score.values()) <= 1.0][: 5 * TOGETHER // 2]
-    for i, one in enumerate(usual, 1):
+    usual = example(random.Random(4), "binary", False)
+    for i in range(1, rows + 1):
+        one = msgspec.structs.replace(usual, label=rng.random() < 0.5)
         row = Row(i, 1, i, bytes(16), str(i), "s", Verdict.ACCEPTED, 1.0, b"", float(i))
         judge.learned_all([row], [one])
-    assert seen == [TOGETHER, TOGETHER]
-    assert judge.report()["drift_judged"] == len(usual)
-    assert seen == [TOGETHER, TOGETHER, TOGETHER // 2]
+        if asked and judge.due:
+            judge.look()
+    assert judge.report()["drift_judged"] == rows
+    return seen
+
+
+def test_rows_are_due_when_some_dozens_wait() -> None:
+    half = TOGETHER // 2
+    assert looks(2 * TOGETHER + half, asked=True) == [TOGETHER, TOGETHER, half]
+
+
+def test_no_more_wait_than_the_bound_if_nobody_looks() -> None:
+    assert looks(_WAITING_MAX + 5, asked=False) == [_WAITING_MAX, 5]
