@@ -12,7 +12,7 @@ from operated import MODEL, folder, good, online, refused
 
 from benchmarks.service import Running, launch, settle, status, write_settings
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.long]
 
 N = 120
 
