@@ -432,11 +432,16 @@ def _digests(example: Example) -> tuple[int | None, int | None]:
     return zlib.crc32(label_text(example.sent_label).encode(), features), features
 
 
-def _said(example: Example, *, numbers: bool) -> str:
-    """Return the label's JSON text, behind its side of the answer if labels are ``numbers``."""
+def _said(example: Example, *, numbers: bool) -> str | None:
+    """Return the label's JSON text, behind its side of the answer if labels are ``numbers``.
+
+    None: such a number to which there was no answer.
+    """
     text, score = label_text(example.sent_label), example.score
-    if not numbers or not score:
+    if not numbers:
         return text
+    if not score or "" not in score:
+        return None
     return ("+" if float(example.sent_label) > score[""] else "-") + text
 
 

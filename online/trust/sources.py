@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
 from paramserver.filters.chain import Chain
-from paramserver.filters.losses import LOSSES
+from paramserver.filters.losses import LOSS_BLOCKS
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
 from replay.journal.base import Row
 
@@ -179,9 +179,9 @@ class Reputations:
                 add_counts(self._mine, pending.effects)
         else:
             add_counts(self._mine, effects, -1)
-            if LOSSES in effects:  # hardly one is there twice
-                data = self._mine[LOSSES].data
-                for key in [key for key in effects[LOSSES].data if data[key] == 0]:
+            for name in LOSS_BLOCKS & effects.keys():  # hardly one is there twice
+                data = self._mine[name].data
+                for key in [key for key in effects[name].data if data[key] == 0]:
                     del data[key]
 
     def _apply(self, effects: Blocks) -> None:
@@ -191,7 +191,7 @@ class Reputations:
             data: dict[str, Any] = {}
             for source, x in block.data.items():
                 known = self._chain.sources.get(source)
-                if name == LOSSES:
+                if name in LOSS_BLOCKS:
                     data[source] = self._chain.losses.count(source) + x
                     continue
                 if name == TAKEN:
@@ -219,7 +219,7 @@ def _data(blocks: Blocks, name: str) -> dict[str, Any]:
 
 
 def _named(blocks: Blocks) -> list[str]:
-    of_sources = (block.data for name, block in blocks.items() if name != LOSSES)
+    of_sources = (block.data for name, block in blocks.items() if name not in LOSS_BLOCKS)
     return list(dict.fromkeys(source for data in of_sources for source in data))
 
 

@@ -30,7 +30,7 @@ from paramserver.filters.base import (
 )
 from paramserver.filters.direction import Direction
 from paramserver.filters.favours import Favours
-from paramserver.filters.losses import LOSSES, Losses
+from paramserver.filters.losses import Losses
 from paramserver.filters.norm import Norm
 from paramserver.filters.rate import Rate
 from paramserver.filters.reference import Reference
@@ -242,8 +242,8 @@ class Chain:
 
     def rebase(self, values: Blocks) -> None:
         """Take the server's values, with what is open on top, and act on what all have seen."""
-        if LOSSES in values:
-            self.losses.rebase(values[LOSSES].data)
+        if (block := values.get(self.losses.block)) is not None:
+            self.losses.rebase(block.data)
         for source in self.sources.rebase(values, self._arrivals):
             if source.standing < QUARANTINE_AT and not self.drift:
                 self.sources.quarantine(source)

@@ -25,7 +25,10 @@ from typing import Final, NamedTuple
 from paramserver.blocks import COUNT, Block, Blocks
 
 LOSSES: Final = "filter.losses"
-"""The block: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``."""
+NUMBER_LOSSES: Final = "filter.losses.numbers"
+LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES))
+"""The blocks: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``.  The second is of labels
+that are numbers: the first may hold such of earlier versions, without side and in other units."""
 
 _OF_AN_OCTAVE: Final = 16
 _LEAST: Final = 2.0**-20
@@ -86,11 +89,13 @@ class Losses:
 
     Attributes:
         numbers: As given.
+        block: Name of the block that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self, *, numbers: bool = False) -> None:
         self.numbers = numbers
+        self.block: str = NUMBER_LOSSES if numbers else LOSSES
         self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
@@ -139,7 +144,7 @@ class Losses:
     def cut(self) -> Blocks:
         """Return what was counted since the last cut."""
         out, self._open = self._open, {}
-        return {LOSSES: Block(COUNT, out)} if out else {}
+        return {self.block: Block(COUNT, out)} if out else {}
 
     def rebase(self, values: Mapping[str, float]) -> None:
         """Take new counts of the keys named, with what is open on top."""
@@ -233,9 +238,14 @@ class Losses:
         return self._nulls
 
     def kind(self, label: str | None) -> str | None:
-        """Return what an event with this label is compared with: a key of the nulls."""
+        """Return what an event with this label is compared with: a key of the nulls.
+
+        A number without its side, as of a row that the model had not answered, is no label.
+        """
         if not self.numbers or not label:
             return label
+        if label[0] not in "+-":
+            return None
         return f"{bisect_right(self._edges, float(label[1:]))}{label[0]}"
 
     def _by_kind(self) -> dict[str, dict[str, Bins]]:
@@ -245,7 +255,7 @@ class Losses:
         said = sorted(
             (float(label[1:]), sum(map(sum, map(dict.values, of_source.values()))))
             for label, of_source in self._bins.items()
-            if label
+            if label[:1] in ("+", "-")
         )
         total, passed, edges = sum(n for _, n in said), 0, list[float]()
         for value, n in said:  # an edge is the least number of the next fifth

@@ -16,7 +16,7 @@ from typing import Final
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
-from paramserver.filters.losses import LOSSES, keep_newest
+from paramserver.filters.losses import LOSS_BLOCKS, keep_newest
 from paramserver.filters.surprise import ABOUT
 
 SOURCES_MAX: Final = 100_000
@@ -48,10 +48,10 @@ def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
             data = values[name].data
             for source in keys:
                 data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
-    if LOSSES in touched or (LOSSES in values and not touched):
-        kept = keep_newest(values[LOSSES].data)
+    for name in LOSS_BLOCKS & (touched.keys() or values.keys()):
+        kept = keep_newest(values[name].data)
         if kept is not None:  # anew: a snapshot may hold the old ones
-            values[LOSSES].data = kept
+            values[name].data = kept
     blocks = [block for name, block in values.items() if _is_of_sources(name)]
     if all(len(block.data) <= sources_max for block in blocks):
         return 0
@@ -73,7 +73,7 @@ def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
 
 def _is_of_sources(name: str) -> bool:
     """Whether the block's keys are sources."""
-    return name.startswith(_PREFIX) and name != LOSSES
+    return name.startswith(_PREFIX) and name not in LOSS_BLOCKS
 
 
 def of_sources(blocks: Blocks) -> Blocks:

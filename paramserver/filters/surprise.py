@@ -19,7 +19,8 @@ judged together, and not condemned: while they surprise more than the establishe
 surprises of them weighs so little that it is a twentieth of what the established send.
 Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
 weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
-second says a fourth as much, the third a ninth; and what is far off says no more than a surprise.
+second and those after it say a fourth as much, as lies come in large bodies too (to the test on
+unlikely labels the n-th an n²-th); and what is far off says no more than a surprise.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -43,6 +44,7 @@ _HOSTILE: Final = 0.7
 _APART: Final = 0.2
 
 _RHO_MAX: Final = 0.8
+_OF_A_RUN: Final = 0.25
 
 _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
@@ -115,7 +117,7 @@ class Surprise(Filter):
         # what one sends between two events of the others is about the same moment of the world
         fresh = self._fresh / self.voices.size(source.taken) ** 0.5
         if self.losses.numbers:
-            fresh /= self.voices.run(event.source) ** 2
+            fresh *= max(1.0 / self.voices.run(event.source) ** 2, _OF_A_RUN)
         hit, far = event.loss > bounds.high, event.loss > bounds.far
         new = source.taken < EARNED
         flooding = event.source in self.voices.flooding
@@ -149,8 +151,8 @@ class Surprise(Filter):
     def _allowed(self, source: Source, *, new: bool, flooding: bool) -> float:
         """Weight of the source's events, by how often it has surprised, and how much it sends."""
         allowed = 1.0 if new else self.voices.weight(source.name, source.taken)
-        if flooding and self.arrivals.budget is not None:
-            allowed = min(allowed, self.arrivals.budget / self.arrivals.count(source.name))
+        if flooding and (most := self.arrivals.budget) is not None:  # its rows may have left
+            allowed = min(allowed, most / max(self.arrivals.count(source.name), most))
         return allowed
 
     def _concerns(self, answer: str | None, label: str | None) -> bool:

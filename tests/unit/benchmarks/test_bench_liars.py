@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import liars, number_lies, outlying_targets
 from benchmarks.abuse import HOSTILE
+from paramserver.filters import surprise
 from paramserver.filters.losses import Losses
 
 ROWS = [({"x": float(i)}, i % 3) for i in range(2_000)]
@@ -67,6 +68,24 @@ def test_lies_about_numbers_are_not_found_by_labels_as_they_are(
     monkeypatch.setattr(Losses, "kind", lambda self, label: label)
     groups = number_lies.sent(_measured(600, 5), 5, "flip")
     assert number_lies.play("price, linear", groups, "default", 1).caught == 0
+
+
+@pytest.mark.parametrize("says", [surprise._OF_A_RUN, 0.0])
+def test_lies_about_numbers_in_bodies_of_many_rows_are_found(
+    monkeypatch: pytest.MonkeyPatch, says: float
+) -> None:
+    """0: the mutant, to which a whole body says less than two rows do."""
+    monkeypatch.setattr(surprise, "_OF_A_RUN", says)
+    groups, draw = list[list[number_lies.Sent]](), random.Random(8)
+    for n in range(3_200):
+        lying = n >= 1_600 and n // 96 % 2 == 1  # four of them, one after the other
+        who = f"liar{n // 24 % 4}" if lying else f"s{n % 12}"
+        x = draw.random()
+        label = 10.0 * (1.0 - x if lying else x) + draw.gauss(0.0, 0.5)
+        groups.append([(who, {"x": x}, label, lying)])
+    found = number_lies.play("price, linreg", groups, "default", 1)
+    assert (found.caught == 4) is (says > 0.0), found
+    assert found.set_aside == 0, found
 
 
 @pytest.mark.parametrize("deal", number_lies.DEALS)

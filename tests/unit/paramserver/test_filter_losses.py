@@ -12,7 +12,7 @@ from online.trust.sources import Reputations
 from paramserver.blocks import Block, Blocks, merge
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
-from paramserver.filters.losses import LOSSES, Losses
+from paramserver.filters.losses import LOSSES, NUMBER_LOSSES, Losses
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 
 
@@ -144,3 +144,28 @@ def test_numbers_are_compared_with_those_of_their_fifth_and_side_of_the_answer()
     assert losses.kind("-0.9") == "0-", "nothing is known of numbers then"
     assert losses.kind(None) is None
     assert Losses().kind("0.9") == "0.9", "of a class there is one label"
+
+
+def test_numbers_that_an_earlier_version_has_counted_are_none_of_these() -> None:
+    """They stand without their side of the answer, and in other units."""
+    old, draw = Losses(), random.Random(5)
+    for i in range(400):
+        old.add(f"s{i % 12}", draw.choice(["5e-05", "0.001", "12.5"]), draw.random())
+    left = old.cut()
+    chain = by_name(("surprise",), None, None, numbers=True)
+    chain.rebase(left)
+    assert chain.losses.events == 0
+    chain.losses.add("s1", "+12.5", 2.0)
+    assert chain.losses.cut().keys() == {NUMBER_LOSSES}
+    server = {NUMBER_LOSSES: left[LOSSES]}
+    server[NUMBER_LOSSES].data["99\n1\n+1.0\ns0"] = 1
+    keep_bounds(server, {NUMBER_LOSSES: {"99\n1\n+1.0\ns0"}}, 1)
+    assert set(server[NUMBER_LOSSES].data) == {"99\n1\n+1.0\ns0"}, "bounded as the others are"
+
+
+def test_a_number_without_its_side_is_no_label() -> None:
+    losses = Losses(numbers=True)
+    for i in range(400):
+        losses.add(f"s{i % 12}", "5e-05" if i % 2 else "+5e-05", 0.5 + i % 7)
+    assert losses.nulls().keys() == {None, "0+"}
+    assert [losses.kind(label) for label in ("5e-05", "12.5", "")] == [None, None, ""]

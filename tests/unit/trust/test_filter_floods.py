@@ -12,7 +12,7 @@ from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source
 from paramserver.filters.chain import Chain, Verdict
 from paramserver.filters.losses import Losses
-from paramserver.filters.surprise import _New
+from paramserver.filters.surprise import Surprise, _New
 from paramserver.filters.unlikely import Unlikely
 from paramserver.filters.voices import Voices
 
@@ -151,6 +151,16 @@ def test_where_one_source_sends_nearly_all_losses_still_leave() -> None:
     for i in range(60_000):
         losses.add("big" if i % 1_000 else f"s{i % 7}", "true", 0.1 if i < 20_000 else 3.0)
     assert losses.nulls() == {} or losses.nulls()["true"][0] > 2.0
+
+
+def test_a_flood_whose_rows_have_left_the_window_weighs_what_it_has_earned() -> None:
+    test, arrivals = Surprise(numbers=True), Arrivals()
+    arrivals.budget, arrivals.flooding = 20.0, frozenset(("night",))
+    test.watch(arrivals)
+    assert test._allowed(Source("night", taken=100), new=False, flooding=True) == 1.0
+    for _ in range(40):
+        arrivals.add("night", new=False)
+    assert test._allowed(Source("night", taken=100), new=False, flooding=True) == 0.5
 
 
 def test_an_allowance_comes_back_when_all_have_used_theirs_up() -> None:
