@@ -69,7 +69,8 @@ def attack(
         command = [
             sys.executable, "-m", "schemathesis.cli", "run", document, "--url", url,
             "--checks", "all", "--exclude-checks", LEFT_OUT, "--max-examples", str(cases),
-            "--request-timeout", str(ANSWER_S), "--max-response-time", str(ANSWER_S), "--seed", "1", "--generation-database", "none",
+            "--request-timeout", str(ANSWER_S), "--max-response-time", str(ANSWER_S),
+            "--seed", "1", "--generation-database", "none",
             "--no-color", "--no-shrink", "--continue-on-failure",
             "--report", "har", "--report-har-path", str(report), *more,
         ]  # fmt: skip
