@@ -191,6 +191,32 @@ def test_what_comes_late_weighs_by_the_share_that_has_come_in_time(tmp_path: Pat
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_names_that_waited_longer_than_their_promise_keep_to_the_bound(
+    tmp_path: Path, *, labelled: bool
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world)
+        names = one.replica.learner.vocabulary
+        names.most = 4
+        for turn in range(3):
+            for i in range(2):
+                await one.predict(f"n{turn}{i}", f"order-{turn}{i}")
+            one.wall.s += one.replica.settings.label_wait + 1  # nothing is promised any more
+        if labelled:
+            for turn in range(3):
+                for i in range(2):
+                    await one.label(f"order-{turn}{i}", True)
+        one.clock.s = one.wall.s
+        assert await one.give(WINDOW_S) == (0 if labelled else 6)
+        assert len(names) == 2, "half of the four is one source's"
+        assert sum(bool(row.raw) for row in rows(world)) == 4
+        assert one.replica.counts["names_left_out"] == 4
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_full_queue_refuses_a_prediction_and_takes_nothing_of_it(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await site(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
