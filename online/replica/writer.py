@@ -165,8 +165,6 @@ class Writer:
         """
         if kept := self._halves.put(halves):
             self._wake.set()
-        else:
-            self._counts["joins_dropped"] += len(halves)
         return kept
 
     async def run(self) -> None:
