@@ -147,7 +147,7 @@ _COUNTERS: Final = {
     "joins_joined": "Predictions that met a label that was there.",
     "joins_reused": "Predictions with an id that had one already.",
     "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
-    "joins_refused": "Labels that got 429 for want of room to wait.",
+    "joins_refused": "Labels and predictions that were refused for want of room to wait.",
     "values_clipped": "Numbers far beyond all before, learned as the end of what came lately.",
     "names_left_out": "Values of new names that were left out, as the model has no room for them.",
     "ids_from_the_future": "Labels of ids that are ahead of the clock.",

@@ -302,8 +302,13 @@ class Server:
         metrics: Mapping[str, float],
         base: tuple[wire.Version, Base] | None = None,
     ) -> SnapshotState:
-        """State of this version, which later pushes leave alone, and which may lean on a base."""
+        """State of this version, which later pushes leave alone, and which may lean on a base.
+
+        Not on one of its own version, of which the head was not moved: it takes that one's name.
+        """
         state, self._shared = self.state(created_at, parent, metrics), set(self.values)
+        if base is not None and base[0] == self.version:
+            base = None
         if self._changes.few_since(base, state.values):
             return replace(state, base=base and base[1])
         self._shared -= self._changes.begin(self.values, self.version, self.keeper)

@@ -130,14 +130,21 @@ class JournalDamaged(ReplayError):
     )
 
 
-class JournalMoved(ReplayError):
-    """A file of the journal is not where it was opened: what is written there nobody would find."""
+class JournalMoved(JournalUnavailable):
+    """A file of the journal is not where it was opened: what is written there nobody would find.
 
-    path: str
+    Definite, but a call before it may not have been: whoever tries until it is known goes on.
+    """
+
+    definite = True
     text = (
         "{path} was moved, removed or replaced while it was in use: keep the service running and "
         "put it back, as docs/runbook.md says (The journal's file is gone); nothing was written"
     )
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 class JournalHeld(JournalUnavailable):

@@ -36,6 +36,8 @@ NEW_ACT: Final = 0.01
 MOVED_MIN: Final = 0.1
 """Standard deviations that the mean moved, from which on it has a direction."""
 _TOGETHER: Final = 128  # rows that are counted at once
+_NUMBERS_MAX: Final = 4_096  # in them: of wide rows fewer are, but no less than _WIDE
+_WIDE: Final = 32
 _FEW: Final = 16  # below it numpy's calls cost more than they save
 _NUMBERS: Final = frozenset({float, int, bool})
 _SURE: Final = 4.0  # standard errors
@@ -92,6 +94,8 @@ class Window:
 
     def __init__(self, reference: Reference) -> None:
         phases = reference.phases
+        wide = max(len(reference.bins), 1)
+        self._together = min(_TOGETHER, max(_WIDE, _NUMBERS_MAX // wide))
         self._bins = list(reference.bins.items())
         self.rows = [0] * phases
         self._counts: dict[str, list[list[int]]] = {
@@ -109,7 +113,7 @@ class Window:
         if len(features) > len(self._bins):
             found = sum(features.get(name) is not None for name, _ in self._bins)
             self.unknown += max(len(features) - found, 0)
-        if len(self._later) >= _TOGETHER:
+        if len(self._later) >= self._together:
             self._count()
 
     def add_all(self, rows: Sequence[Mapping[str, Value]]) -> None:
@@ -120,7 +124,7 @@ class Window:
             if len(features) > len(self._bins):
                 found = sum(features.get(name) is not None for name, _ in self._bins)
                 self.unknown += max(len(features) - found, 0)
-        if len(self._later) >= _TOGETHER:
+        if len(self._later) >= self._together:
             self._count()
 
     def _table(self, rows: Sequence[Mapping[str, Value]]) -> np.ndarray | None:

@@ -276,6 +276,17 @@ class Watch:
         return out
 
     @property
+    def cheap(self) -> int:
+        """Rows up to the end of the window, behind which each compares a feature; 0: some still do.
+
+        A comparison takes longer than a row.
+        """
+        if self._closed is not None:
+            return 0
+        settings, window = self.settings, self.window
+        return settings.window_rows - (0 if window is None else window.n)
+
+    @property
     def judged_rows(self) -> int:
         """Labelled rows so far."""
         return self._rising.rows

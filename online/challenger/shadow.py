@@ -17,11 +17,10 @@ from online.models.load import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
-from online.settings.places import journal_opener, snapshots_path
+from online.settings.places import journal_opener, retention_of, snapshots_path
 from paramserver import rewrites, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
-from paramserver.snapshots.store import Retention
 from paramserver.wire import FORMAT, OrderedState, SyncRequest
 from replay.errors import ReplayError
 from replay.example import Example
@@ -142,16 +141,14 @@ class Shadow:
         return sum(p.spec == self._rival and not p.sealed for p in self._partitions.values()) < 2
 
     def _start_server(self) -> ParameterServer:
-        snapshots = self._model.snapshots
-        keep = Retention(snapshots.keep, snapshots.hourly, snapshots.daily, snapshots.weekly)
         loaded = self._loaded
         return ParameterServer(
             Lineage(self._model.name, loaded.spec_hash, loaded.spec_text, "ordered"),
             journal_opener(self._settings),
             snapshots_path(self._settings),
             ServerSettings(
-                interval_s=snapshots.interval_s,
-                retention=keep,
+                interval_s=self._model.snapshots.interval_s,
+                retention=retention_of(self._model),
                 keep_rows_s=_FOR_EVER_S,
                 halves_keep_s=_FOR_EVER_S,
             ),

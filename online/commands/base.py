@@ -176,10 +176,10 @@ def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:
     return Asking(reached.url, reached.token, timeout_s)
 
 
-def pick(client: Asking, model: str | None) -> str:
-    """The model meant: the only one served, unless it is named."""
+def pick(client: Asking, model: str | None, option: str = "--model") -> str:
+    """The model meant by an option: the only one served, unless it is named."""
     served = (str(m["model"]) for m in checked(client.get("/v1/models"))["models"])
-    return only({name: name for name in served}, model)
+    return only({name: name for name in served}, model, option=option)
 
 
 def pick_model(settings: Settings, name: str | None) -> ModelSettings:
@@ -188,8 +188,9 @@ def pick_model(settings: Settings, name: str | None) -> ModelSettings:
 
 
 def only(
-    known: Mapping[str, T], name: str | None, are: str = "are served", is_not: str = "is not served"
-) -> T:
+    known: Mapping[str, T], name: str | None, are: str = "are served",
+    is_not: str = "is not served", option: str = "--model",
+) -> T:  # fmt: skip
     """The one that is named, or the only one that there is.  Raises ConfigError."""
     if name is None and len(known) == 1:
         return next(iter(known.values()))
@@ -198,7 +199,7 @@ def only(
     what = f"several models {are}" if name is None else f"{name!r} {is_not}"
     near = difflib.get_close_matches(name or "", known, n=1)
     meant = f"Did you mean `{near[0]}`? " if near else ""
-    raise ConfigError("--model", what, f"{meant}Name one of: {', '.join(known)}")
+    raise ConfigError(option, what, f"{meant}Name one of: {', '.join(known)}")
 
 
 def agreed(text: str, question: str, *, more: str = "") -> None:

@@ -224,7 +224,7 @@ def upgrade(
     Example: online models upgrade clicks
     """
     client = context.connect()
-    name = pick(client, model)
+    name = pick(client, model, "NAME")
     done = checked(client.post(f"/v1/models/{name}/upgrade", json={"on": not stop}))
     found = None if stop else _compared(client, name, done["params"], wait)
     if context.as_json:

@@ -78,7 +78,7 @@ class Choices:
         self._actions: set[str] = set()
         self._known: dict[str, tuple[str, str]] = {}  # keys of actions that are counted
 
-    def add(self, example: Example, at: float = 0.0) -> None:
+    def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row, if it is the reward of a choice."""
         if example.choice is None:
             return

@@ -233,7 +233,7 @@ class BaseLearner(ABC):
             self.tally.add(row.key, {}, None, row.at)
             if example.moved is None and self._task != "regression":
                 self.tally.meet(label_text(example.label))
-        self.tally.note(example, row.at)
+        self.tally.note(example, row.at, row.source)
 
     def _before(self, example: Example) -> Before | None:
         """The lesson that the example is learned instead of; None: nothing of it stands."""

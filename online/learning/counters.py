@@ -68,8 +68,8 @@ class View(Protocol):
     def named(self) -> Touched:
         """Its blocks, each as a whole."""
 
-    def add(self, example: Example, at: float) -> None:
-        """Count one learned row, taken ``at`` (POSIX seconds), if its label is what it counts."""
+    def add(self, example: Example, at: float, source: str) -> None:
+        """Count one learned row of a source, taken ``at`` (POSIX seconds), if it counts such."""
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
@@ -220,12 +220,12 @@ class Tally:
         views: Touched = {name: keys for view in self.views for name, keys in view.named.items()}
         return TALLIED | views
 
-    def note(self, example: Example, at: float) -> None:
+    def note(self, example: Example, at: float, source: str = "") -> None:
         """One row was learned, for what else is summed; what another model answered is not."""
         if example.version is not None and example.version[0] <= self.answers_after:
             return
         for view in self.views:
-            view.add(example, at)
+            view.add(example, at, source)
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""

@@ -115,7 +115,7 @@ class Learner(LocalModel):
         for row, example in zip(rows, examples, strict=True):
             if example.judged is not None:
                 self.evidence.add(row, example.judged)
-            self.tally.note(example, row.at)
+            self.tally.note(example, row.at, row.source)
         opened.rows += [(row, example, ()) for row, example in zip(rows, examples, strict=True)]
         opened.last = rows[-1].offset
         self.tracks[opened.partition].next += len(rows)

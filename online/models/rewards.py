@@ -82,6 +82,7 @@ _SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
 _NORMALISED: Final[Floats] = np.array(NORMALISED)
 _PRIOR: Final = 0.3
+_ORDER_KEPT: Final = 65_536  # places whose order is kept; a longer one is made each time
 """Squared slopes that stand for a standard logistic distribution of a weight before any row."""
 
 _FREE: Final = {
@@ -405,8 +406,13 @@ class _Taught(NamedTuple):
     order: Places
 
 
-@lru_cache(maxsize=64)
 def _order(features: int, columns: int, of_action: int, plain: int) -> Places:
+    """The order of places, kept for another time unless it is long: a context may be wide."""
+    long = features * columns + plain * of_action > _ORDER_KEPT
+    return (_order_of if long else _kept_order)(features, columns, of_action, plain)
+
+
+def _order_of(features: int, columns: int, of_action: int, plain: int) -> Places:
     """In which order places are taught: of two that are one the later counts.
 
     Ids come one after the other, each with its features, then the action's features each with the
@@ -416,6 +422,9 @@ def _order(features: int, columns: int, of_action: int, plain: int) -> Places:
     by_id = np.arange(size).reshape(features, columns).T.ravel()
     by_feature = size + np.arange(more).reshape(plain, of_action).T.ravel()
     return np.concatenate((by_id, by_feature, np.arange(size + more, size + more + bool(plain))))
+
+
+_kept_order = lru_cache(maxsize=64)(_order_of)
 
 
 def _sums(x: Context, held: _Held) -> Floats:

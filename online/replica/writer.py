@@ -23,6 +23,7 @@ import msgspec
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Corrections
 from online.replica.filtered import filtered
+from online.replica.joined_names import within_room
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, waiting_for
 from online.replica.queue import Queue
@@ -164,8 +165,6 @@ class Writer:
         """
         if kept := self._halves.put(halves):
             self._wake.set()
-        else:
-            self._counts["joins_dropped"] += len(halves)
         return kept
 
     async def run(self) -> None:
@@ -239,8 +238,9 @@ class Writer:
             sizes = list(accumulate(len(event.entry.rows) for event in events))
             fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
             some, later = events[:fit], events[fit:]
-            judged = self._control.judged
+            judged, shared = self._control.judged, self._shared
             rows = [row if e.decided else judged(row) for e in some for row in e.entry.rows]
+            rows = [within_room(row, shared) for row in rows]
             try:
                 outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except ReplayError as error:

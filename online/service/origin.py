@@ -15,6 +15,7 @@ from online.settings.config import Settings
 
 APP: Final = "online"
 _PACKAGES = ("online", "evaluation", "paramserver", "replay", "refusals")
+_READ_AT_START = (("online/http", "html"), ("replay/journal/lua", "lua"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,15 @@ class Origin:
 
 
 def code_hash() -> str:
-    """Hash of the service's own source files, as they are on the disk of this machine now."""
+    """Hash of the service's own source files, as they are on the disk of this machine now.
+
+    Pages, and the scripts that a journal in Redis runs, are read from their files at the start.
+    """
     root = Path(__file__).parents[2]
-    files = sorted(p for name in _PACKAGES for p in (root / name).rglob("*.py"))
     found = hashlib.sha256()
-    for file in (*files, *sorted((root / "online" / "http").glob("*.html"))):
-        found.update(file.read_bytes())
+    for folder, ending in (*((name, "py") for name in _PACKAGES), *_READ_AT_START):
+        for file in sorted((root / folder).rglob(f"*.{ending}")):
+            found.update(file.read_bytes())
     return found.hexdigest()
 
 

@@ -16,11 +16,10 @@ from online.models.load import Loaded
 from online.service.patience import Patience
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import journal_opener, server_name, snapshots_path
+from online.settings.places import journal_opener, retention_of, server_name, snapshots_path
 from paramserver.actor import ServerSettings
 from paramserver.admission import TableBounds
 from paramserver.lineage import Lineage
-from paramserver.snapshots.store import Retention
 
 log = logging.getLogger("online.cluster")
 
@@ -91,10 +90,9 @@ def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: 
 
 def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
     """How the server of a model works."""
-    kept = model.snapshots
     return ServerSettings(
-        interval_s=kept.interval_s,
-        retention=Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every),
+        interval_s=model.snapshots.interval_s,
+        retention=retention_of(model),
         lease_s=settings.limits.adopt_s / 2,
         confirm_s=_CONFIRM_S,
         keep_rows_s=model.dedupe_window + _RETRY_WINDOW_S,

@@ -49,7 +49,8 @@ class Issued:
             if (token := self.token(features, answer)) is not None:
                 return token
             own = f"join-{uuid.uuid4().hex}"
-        self._replica.writer.keep(self.half(own, features, answer))
+        if not self._replica.writer.keep(self.half(own, features, answer)):
+            self._replica.counts["joins_dropped"] += 1
         return own
 
     def prediction_ids(self, rows: Sequence[Features], answers: Sequence[Answer]) -> list[str]:
@@ -64,7 +65,7 @@ class Issued:
     ) -> list[str]:
         """Ids of answers that get a label by default: each is written behind, whatever its id is.
 
-        Raises RequestError 429 ``joins_full``: there is no room for all, and none was taken.
+        Errors of :meth:`keep`: then none was taken.
         """
         ids, halves = [], []
         for features, answer in rows:
@@ -84,14 +85,23 @@ class Issued:
     def keep(self, halves: Sequence[NewRow], what: str) -> None:
         """Write halves behind that need a default if no label takes their place.
 
-        One that is lost on the way gets no default.  Raises RequestError 429 ``joins_full``.
+        One that is lost on the way gets no default.  Raises RequestError: 429 ``joins_full``, or
+        422 if there is no room for so many even when none wait.
         """
-        if not self._replica.writer.keep(*halves):
+        writer, most = self._replica.writer, self._limits.joins_queue_max
+        if writer.keep(*halves):
+            return
+        self._replica.counts["joins_refused"] += 1
+        if len(halves) > most or not writer.halves:
             message = (
-                f"no room for another {what}: {self._limits.joins_queue_max} wait to be written"
+                f"{len(halves)} rows at once, and no more than {most} may wait to be written, of "
+                f"{self._limits.token_bytes_max} bytes in the mean"
             )
-            hint = "Send it again after Retry-After, or raise limits.joins_queue_max; "
-            raise RequestError(429, "joins_full", message, None, hint + "nothing was recorded", 1)
+            hint = "Send fewer, or raise limits.joins_queue_max; nothing was recorded"
+            raise RequestError(422, "invalid_value", message, None, hint)
+        message = f"no room for another {what}: {writer.halves} wait to be written"
+        hint = "Send it again after Retry-After, or raise limits.joins_queue_max; "
+        raise RequestError(429, "joins_full", message, None, hint + "nothing was recorded", 1)
 
     def token(
         self,

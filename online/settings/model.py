@@ -393,10 +393,11 @@ class ModelSettings(Tree):
                 f"conversion_window: {window_s:g} s after which no label is a negative, and "
                 f"`task: {self.purpose.name}` has none: leave it out, or take `task: binary`"
             )
-        if window_s > self.token_lifetime:
+        if window_s > self.token_lifetime / 2:  # after a restart predictions wait anew
             raise ValueError(
-                f"conversion_window: {window_s:g} s is longer than token_lifetime, "
-                f"{self.token_lifetime:g} s, for which a prediction is kept: make it shorter"
+                f"conversion_window: {window_s:g} s is longer than half of token_lifetime, "
+                f"{self.token_lifetime:g} s, for which a prediction is kept, and after a restart "
+                "they wait anew: make it shorter, or token_lifetime longer"
             )
         if self.replay.on:
             raise ValueError(

@@ -11,6 +11,8 @@ from online.errors import StartRefused
 from online.settings.addresses import hidden
 from online.settings.config import Settings
 from online.settings.glimpse import RUN
+from online.settings.model import ModelSettings
+from paramserver.snapshots.store import Retention
 from replay.errors import JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
@@ -118,6 +120,12 @@ def open_journal(settings: Settings) -> Journal:
 def snapshots_path(settings: Settings) -> str:
     """Folder or URI of the snapshots of all lineages of all models."""
     return settings.snapshot_dir or str(settings.state_dir / "snapshots")
+
+
+def retention_of(model: ModelSettings) -> Retention:
+    """Which snapshots of a model are kept, and which of them are whole."""
+    kept = model.snapshots
+    return Retention(kept.keep, kept.hourly, kept.daily, kept.weekly, kept.full_every)
 
 
 def run_path(settings: Settings) -> Path:

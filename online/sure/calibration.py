@@ -124,7 +124,7 @@ class Calibration:
 
     # -- learning ----------------------------------------------------------------------------
 
-    def add(self, example: Example, at: float = 0.0) -> None:
+    def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row.  One that was answered without a sharpness says nothing."""
         score, stamp = example.score, _own_part(example.sure)
         if stamp is None or not (score and example.scored) or len(score) < 2:

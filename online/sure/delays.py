@@ -9,12 +9,18 @@ A window that ends before all positives have come takes some of them for negativ
 If the share F has come, negatives weigh F + (1 − F)·v and positives that come later v: then both
 weigh alike in the sum, whatever v is.  With v = 1 each label weighs as one, and what is still on
 its way counts fully on the wrong side.  With v = 0 it does not, and nothing is learned of what
-comes late; if F is small, nothing is learned at all.  Here v is 1 − F.
+comes late; if F is small, nothing is learned at all.  Here v is 1 − F, and at least a tenth: what
+comes late is never all but lost, whoever says that all comes at once.
+
+F is that of all sources together, and no source counts for more than twice the mean of the others:
+one that sends many positives at once does not decide what those of others weigh.  Sources are told
+apart by a hash of their names, 64 of them.  Nothing fades: all rows count alike, old and new.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any, Final
 
 from paramserver.blocks import COUNT, Block, Blocks, Touched
@@ -33,8 +39,12 @@ _LEAST_S: Final = 0.001
 _OCTAVE: Final = 4
 _FIRST, _LAST = -40, 108
 """Buckets: from 1 ms to a few years."""
-_LATE_MIN: Final = 0.01
-"""A row weighs something."""
+_LATE_MIN: Final = 0.1
+"""What comes late weighs at least so much."""
+_PLACES: Final = 64
+"""Places that sources are hashed to: the block is bounded, whatever names they give themselves."""
+_OTHERS: Final = 2.0
+"""Times the mean of the others that one of them counts."""
 
 
 class Delays:
@@ -46,11 +56,11 @@ class Delays:
 
     def __init__(self, window_s: float) -> None:
         self._window_s = window_s
-        self._all, self._within = f"all of {window_s:g}", f"within {window_s:g}"
+        self._all, self._within = f"all of {window_s:g} by ", f"within {window_s:g} by "
         self._sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
 
-    def add(self, example: Example, at: float) -> None:
+    def add(self, example: Example, at: float, source: str = "") -> None:
         """Count one learned row: a label by default, one that corrects it, or a positive one."""
         if example.moved is not None:
             return
@@ -63,9 +73,10 @@ class Delays:
             return
         if (delay_s := at - example.predicted_at) >= _LEAST_S:
             self._sum(f"{_DELAY}{math.floor(_place(delay_s))}")
-            self._sum(self._all)
+            place = zlib.crc32(source.encode()) % _PLACES
+            self._sum(f"{self._all}{place}")
             if delay_s < self._window_s:
-                self._sum(self._within)
+                self._sum(f"{self._within}{place}")
 
     def _sum(self, name: str) -> None:
         self._sums[name] = self._sums.get(name, 0) + 1
@@ -107,8 +118,16 @@ class Delays:
         Of those that came while the window was another one the buckets tell, until there are enough
         that came since.
         """
-        if (n := self._sums.get(self._all, 0)) >= POSITIVES_MIN:
-            return self._sums.get(self._within, 0) / n
+        found = [
+            (n, self._sums.get(f"{self._within}{place}", 0.0))
+            for place in range(_PLACES)
+            if (n := self._sums.get(f"{self._all}{place}", 0.0)) > 0
+        ]
+        if (all_ := sum(n for n, _ in found)) >= POSITIVES_MIN:
+            others = max(len(found) - 1, 1)
+            counts = [min(n, _OTHERS * (all_ - n) / others) if all_ > n else n for n, _ in found]
+            shares = zip(counts, found, strict=True)
+            return sum(count * within / n for count, (n, within) in shares) / sum(counts)
         if (total := self.positives) < POSITIVES_MIN:
             return 0.0
         place, within = _place(self._window_s), 0.0

@@ -41,7 +41,7 @@ class Slices:
         self._open: dict[str, float] = {}
         self._values: dict[str, set[str]] = {name: set() for name in names}
 
-    def add(self, example: Example, at: float = 0.0) -> None:
+    def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row, if something was answered to it."""
         if not (score := example.score) or not example.scored:
             return

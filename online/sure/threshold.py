@@ -126,7 +126,7 @@ class Confidence:
 
     # -- learning ----------------------------------------------------------------------------
 
-    def add(self, example: Example, at: float = 0.0) -> None:
+    def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row.  One that was answered without a threshold says nothing."""
         score, stamp = example.score, example.sure
         if not (score and example.scored) or stamp is None or len(stamp) < STAMP.size:

@@ -34,7 +34,12 @@ HEARD_S: Final = 30.0
 """A replica that was not heard of for so long is gone; its state is none any more."""
 
 TOGETHER: Final = 64
-"""Rows that the watch is shown together while nobody asks what it knows."""
+"""Rows that the watch is shown together at most, while nobody asks what it knows."""
+
+NUMBERS: Final = 1_000
+"""Numbers in them: a look holds the loop, and takes as long as rows are wide."""
+
+_FEW: Final = 8  # fewer rows are not worth a look, as wide as they may be
 
 _WAITING_MAX: Final = 16 * TOGETHER  # of them, if whoever teaches finds no time to look
 
@@ -141,7 +146,10 @@ class Judge:
     @property
     def due(self) -> bool:
         """Whether so many rows wait that they are to be looked at, in a turn of the loop's own."""
-        return len(self._waiting.features) >= TOGETHER
+        rows = self._waiting.features
+        if (n := len(rows)) < _FEW:
+            return False
+        return n >= TOGETHER or n * len(rows[-1]) >= NUMBERS or n >= self._watch.cheap
 
     def look(self) -> None:
         """Show the watch the rows that wait for it: it says what it would have said at each."""

@@ -330,8 +330,8 @@ class SnapshotHistory:
         Refused files are removed once as many good snapshots are newer as retention keeps.
         Birth, pins and ``held`` are kept as files but hold no rows of the journal, so they are
         not among what is returned.  What others lean on is kept with them, and one snapshot more
-        if all new ones lean on the same: it may be damaged.  After an OSError the next call goes
-        on where this one ended.
+        if all new ones lean on the same: it may be damaged.  Those that lean go before whole ones.
+        After an OSError the next call goes on where this one ended.
 
         Parameters:
             head: Name of the snapshot that the store's head points to.
@@ -344,7 +344,8 @@ class SnapshotHistory:
         recent |= self._on_another(recent)
         files = retained(created, self._retention, pinned=pins) | recent | set(held)
         files = self.needed_for(files)
-        for name in created.keys() - files:
+        leaves = [name for name in created if name not in files]
+        for name in sorted(leaves, key=lambda name: self._manifests[name].base is None):
             self.withdraw(name)
         good = [m.version for m in self._manifests.values()]
         for name in self.refused.keys() - files - pins:

@@ -28,6 +28,7 @@ _FEW: Final = 64
 """Below it any number of rows is a statement of its own; above it the multiples of it are."""
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 _END: Final = 4  # of a partition's columns
+_KEY: Final = 3  # of a row's
 
 
 class Batch:
@@ -88,13 +89,41 @@ class Batch:
         return tuple(outcomes)
 
     def _write_some(self, rows: Sequence[NewRow]) -> list[Outcome]:
-        """Write rows of one statement, or in halves where something stands of some of them."""
-        if (written := self._insert_all(rows)) is not None:
+        """Write rows in one statement, or where something stands of some of them, those one by one.
+
+        What stands is looked for once, and a stretch of new rows between two others is written
+        together: no row is made more than twice.
+        """
+        halves = {key for (key,) in self._of(sql.HALVES_OF, rows)} if self._halves else set()
+        ordinary = not halves and not any(map(_apart, rows))
+        if ordinary and (written := self._insert_all(rows)) is not None:
             return written
-        if len(rows) <= _FEW:
-            return [self._write(row) for row in rows]
-        half = len(rows) // 2 // _FEW * _FEW or _FEW
-        return [*self._write_some(rows[:half]), *self._write_some(rows[half:])]
+        stands = {found[_KEY]: found for found in self._of(sql.BY_KEYS, rows)}
+        out: list[Outcome] = []
+        stretch: list[NewRow] = []
+        seen: set[bytes] = set()
+        for row in rows:
+            key = bytes(row.key)
+            if key in stands or key in halves or key in seen or _apart(row):
+                out += self._write_new(stretch)
+                stretch = []
+                out.append(self._write(row, stands.get(key)))
+            else:
+                stretch.append(row)
+            seen.add(key)
+        return out + self._write_new(stretch)
+
+    def _of(self, statement: str, rows: Sequence[NewRow]) -> list[tuple[Any, ...]]:
+        """Return what stands under the keys of these rows."""
+        keys = [bytes(row.key) for row in rows]
+        return self._db.execute(_with_keys(statement, len(keys)), (self._model, *keys)).fetchall()
+
+    def _write_new(self, rows: Sequence[NewRow]) -> list[Outcome]:
+        out: list[Outcome] = []
+        for some in _pieces(rows):
+            written = self._insert_all(some)
+            out += [self._write(row) for row in some] if written is None else written
+        return out
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome] | None:
         """Write ordinary rows of which nothing stands in one statement; None: some are others.
@@ -102,8 +131,6 @@ class Batch:
         Each statement hands the interpreter over and back, so nobody looks before: SQLite leaves
         out what has a key that stands.  Then the rest is taken out again, and nothing was written.
         """
-        if any(map(_apart, rows)) or (self._halves and self._any_half(rows)):
-            return None
         before = self.end, self._seq, self.wrote
         made = [self._next(row, bytes(row.key)) for row in rows]
         values: list[Any] = []
@@ -116,11 +143,6 @@ class Batch:
             return None
         self._answered.update(row.key for row in made)
         return [Outcome(True, row) for row in made]
-
-    def _any_half(self, rows: Sequence[NewRow]) -> bool:
-        keys = {bytes(row.key) for row in rows}
-        found = self._db.execute(_with_keys(sql.ANY_HALF, len(keys)), (self._model, *keys))
-        return found.fetchone() is not None
 
     def _next(self, row: NewRow, key: bytes) -> Row:
         """The row with the partition's next offset and the store's next seq."""
@@ -141,9 +163,11 @@ class Batch:
         )  # fmt: skip
         return (*columns, checksum(*columns))
 
-    def _write(self, row: NewRow) -> Outcome:
+    def _write(self, row: NewRow, found: tuple[Any, ...] | None = None) -> Outcome:
+        """Write one row; ``found``: what stands under its key, if that was looked for."""
         key = bytes(row.key)
-        found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
+        if found is None:
+            found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
         if found is None:
             return self._new(key, row)
         if not proof.good_row(found, self._unchecked):

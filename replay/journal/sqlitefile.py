@@ -182,6 +182,7 @@ class SqliteFile:
 
     def _open(self) -> None:
         """Open both connections, make the tables if there are none, sync what lies in the log."""
+        _check_log(self._path)
         self._writer = self._connect()
         try:
             self._prepare(self._writer)
@@ -229,7 +230,9 @@ class SqliteFile:
         try:
             self._check_places()  # else an empty file would be made, and the open one let go of
             with self._reading:
-                self._places = {}  # nothing is open from here on
+                # Nothing is open from here on, and log and index may come anew: not the database.
+                database = str(self._path)
+                self._places = {n: place for n, place in self._places.items() if n == database}
                 self._reader.close()
                 self._writer.close()
                 self._open()

@@ -105,6 +105,7 @@ INSERT_NEW = f"INSERT INTO rows ({ROW}) VALUES {{}} ON CONFLICT DO NOTHING"
 DROP_AFTER = "DELETE FROM rows WHERE seq > ?"
 SET_SEQ = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'rows'"
 BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
+BY_KEYS = f"SELECT {ROW} FROM rows WHERE model = ? AND key IN ({{}})"
 FIND = f"SELECT {ROW} FROM rows WHERE model = {MODEL} AND key = ?"
 READ = (
     f'SELECT {ROW} FROM rows WHERE partition = ? AND "offset" >= ? AND "offset" < ?'
@@ -168,7 +169,7 @@ SET_END = 'UPDATE partitions SET "end" = ?, checksum = ? WHERE id = ?'
 HALF_COLUMNS = "model, key, half, event_id, source, payload, at, ran, checksum"
 TAKEN_AT = HALF_COLUMNS.split(", ").index("at")
 KEPT_HALF = f"SELECT {HALF_COLUMNS} FROM halves WHERE model = ? AND key = ?"
-ANY_HALF = "SELECT 1 FROM halves WHERE model = ? AND key IN ({}) LIMIT 1"
+HALVES_OF = "SELECT key FROM halves WHERE model = ? AND key IN ({})"
 TAKEN_BETWEEN = (
     f"SELECT {HALF_COLUMNS} FROM halves WHERE model = {MODEL} AND at > ? AND at < ?"
     " ORDER BY at LIMIT ?"

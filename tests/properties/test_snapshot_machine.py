@@ -432,7 +432,7 @@ def _thinned(**changed: Any) -> type[SnapshotHistory]:
                 return retained(created, replace(retention, **numbers), **{**rest, **flags})
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(snapshot_history, "kept", other)
+                patch.setattr(snapshot_history, "retained", other)
                 return super().retain(head, held)
 
     return Thinned

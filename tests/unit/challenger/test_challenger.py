@@ -23,6 +23,7 @@ from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings, Snapshots
 from online.settings.places import open_journal
 from paramserver import rewrites
+from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Row, Verdict
@@ -218,6 +219,16 @@ def test_answers_of_what_served_before_are_not_compared(tmp_path: Path) -> None:
     assert first == 30
     assert shadow.learner.tally.counters["n"] == shadow.learner.tally.digest[0] == 90
     assert now.rows == 30
+
+
+def test_its_snapshots_are_kept_as_the_settings_say(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path, "binary", "logreg", "linear")
+    kept = Snapshots(keep=6, hourly=5, daily=3, weekly=2, full_every=1)
+    model = settings.models[0].model_copy(update={"snapshots": kept})
+    shadow = World(settings.model_copy(update={"models": (model,)})).shadow()
+    assert shadow._server is not None
+    assert shadow._server._running.settings.retention == Retention(6, 5, 3, 2, 1)
+    shadow.close()
 
 
 def test_it_goes_on_where_it_was(tmp_path: Path) -> None:

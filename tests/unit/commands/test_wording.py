@@ -43,6 +43,9 @@ def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -
     with served("clicks", "prices") as client, pytest.raises(ConfigError) as refused:
         base.pick(client, model)
     assert said in str(refused.value)
+    with served("clicks", "prices") as client, pytest.raises(ConfigError) as refused:
+        base.pick(client, model, "NAME")  # of a command whose argument it is
+    assert said.replace("--model", "NAME") in str(refused.value)
 
 
 @pytest.mark.parametrize(

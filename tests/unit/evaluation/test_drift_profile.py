@@ -211,3 +211,14 @@ def test_memory_does_not_grow_with_rows() -> None:
             window.add({**row, "colour": f"c{Random(n).random()}"})
         sizes.append(sum(len(c) for phases in window.counts.values() for c in phases))
     assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize(("wide", "rows"), [(4, 128), (60, 68), (200, 32)])
+def test_wide_rows_are_counted_in_smaller_numbers(wide: int, rows: int) -> None:
+    row = {f"f{i}": 1.0 for i in range(wide)}
+    window = Window(build([row] * 200))
+    for _ in range(rows - 1):
+        window.add(row)
+    assert len(window._later) == rows - 1
+    window.add_all([row])
+    assert not window._later

@@ -73,7 +73,7 @@ def test_steps_are_shown(folder: Path) -> None:
     [
         (("--since", "soon"), "no time"),
         (("--since", "1h", "--until", "2001-01-01"), "not before the end"),
-        (("--model", "other"), "none of them"),
+        (("--model", "other"), "is not served"),
     ],
 )
 def test_wrong_words_are_refused(folder: Path, words: tuple[str, ...], said: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from online.decide import Policy, draw, row, uniform
 from online.models.crossed import alike, hash_of, mix
 from online.models.errors import LearnerUnusable
-from online.models.rewards import Action, RewardModel, Rewards, _order
+from online.models.rewards import Action, RewardModel, Rewards, _order, _order_of
 from online.models.scored import Scores, Served, served_of
 from paramserver.blocks import Blocks, combine, merge
 from replay.example import Example, Features
@@ -287,3 +287,11 @@ def test_scores_are_frozen() -> None:
     with pytest.raises(AttributeError):
         scores.low = 1.0  # type: ignore[misc]
     assert np.isfinite(scores.shares).all()
+
+
+def test_the_order_of_a_wide_context_is_made_each_time() -> None:
+    """Its numbers would stay for good: 1,500 features with as many of an action are 18 MB."""
+    few, many = (8, 12, 4, 8), (1_500, 12, 1_500, 1_500)
+    assert _order(*few) is _order(*few)
+    assert _order(*many) is not _order(*many)
+    assert (_order(*many) == _order_of(*many)).all()

@@ -18,7 +18,7 @@ from paramserver.server import Server
 from paramserver.snapshots import chain
 from paramserver.snapshots.format import equal, read_manifest
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.snapshots.store import DirectorySnapshots, Retention
+from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention
 
 N = 5_000
 WIDTH = 4
@@ -214,6 +214,58 @@ def test_a_base_whose_file_is_gone_makes_the_next_one_whole(world: World) -> Non
     pushing.push(np.arange(3))
     assert base_of(world, pushing.publish()) == name
     assert equal(values(world.serving()), values(pushing.server))
+
+
+def test_one_written_again_under_its_own_name_does_not_lean_on_itself(world: World) -> None:
+    """The head could not be moved to the first file, and nothing has changed since."""
+    pushing = Pushing(world)
+    pushing.push(np.arange(N))
+    world.store.failing["move_head"] = "before"
+    with pytest.raises(errors.PublishFailed):
+        pushing.publish()
+    assert stored(world).names() == ["1-1"]
+    world.store.failing.clear()
+    assert pushing.publish() == "1-1"
+    assert base_of(world, "1-1") is None
+    pushing.push(np.arange(3))
+    assert base_of(world, pushing.publish()) == "1-1"
+    again = world.serving()
+    assert not again.status()["refused"]
+    assert equal(values(again), values(pushing.server))
+
+
+class Removing(Disk):
+    """A disk that tells what it removes, and removes nothing of some."""
+
+    def __init__(self) -> None:
+        self.asked, self.stays = list[str](), set[str]()
+
+    def remove(self, path: Path) -> None:
+        self.asked.append(path.stem)
+        if path.stem in self.stays:
+            raise OSError(5, "Input/output error")
+        super().remove(path)
+
+
+def test_a_base_leaves_after_what_leans_on_it(world: World) -> None:
+    world.settings = ServerSettings(retention=Retention(full_every=2))
+    _, names = begun(world, more=15)
+    leaning = [name for name in names if base_of(world, name) is not None]
+    disk = Removing()
+    disk.stays.update(leaning)
+    place = DirectorySnapshots(world.file("1-1").parent, disk)
+    found = SnapshotHistory(place, Retention(1, 0, 0, 0))
+    found.index()
+    with pytest.raises(OSError, match="Input/output"):
+        found.retain(names[-1])
+    assert set(stored(world).names()) == set(names), disk.asked
+    assert found.drop_vanished(names[-1]) == []
+    assert found.vanished.incident is None
+    disk.asked.clear()
+    disk.stays.clear()
+    found.retain(names[-1])
+    assert len(disk.asked) == 13, "all but the first, the newest, and what that one leans on"
+    assert set(disk.asked[:7]) == {*leaning} - {names[-1]}, disk.asked
 
 
 def test_what_is_withdrawn_leaves_what_the_newest_leans_on(world: World) -> None:

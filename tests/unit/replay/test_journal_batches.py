@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from replay.journal import sqliteappend, sqliteschema
-from replay.journal.base import NewRow, Verdict
+from replay.journal.base import NewRow, Outcome, Verdict
+from replay.journal.checksum import checksum
 from replay.journal.sqlite import SqliteJournal
 
 SIZES = (1, 2, 63, 64, 65, 127, 128, 129, 511, 513, 1000, 1024)
@@ -54,30 +56,76 @@ def test_small_statements_are_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
         assert inserts(journal, p, 0, rows(0, 1000)) > 2
 
 
-def statements(tmp_path: Path) -> int:
-    """How many it takes to write a thousand rows, one of which was there before."""
-    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
-        p, seen = journal.register("m", "r", "spec", 1.0).id, list[str]()
-        end = journal.append(p, 0, rows(0, 10)).end
+def work(
+    folder: Path, again: Callable[[int], bool], patch: pytest.MonkeyPatch, many: int = 1024
+) -> tuple[int, int, int]:
+    """How many of so many rows were there before, and how many statements and checksums it took.
+
+    They are repeats where ``again`` says so of their place, of rows before this batch and, every
+    third of them, of a row within it.
+    """
+    batch = rows(5000, many)
+    for i in filter(again, range(many)):
+        batch[i] = batch[i - 1] if i % 3 == 0 and i and not again(i - 1) else rows(i, 1)[0]
+    made, seen = list[int](), list[str]()
+
+    def counted(*columns: int | float | str | bytes | None) -> int:
+        made.append(1)
+        return checksum(*columns)
+
+    with closing(SqliteJournal(folder / "journal.db", synchronous="OFF")) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        end = journal.append(p, 0, rows(0, many)).end
+        patch.setattr(sqliteappend, "checksum", counted)
         journal._file._writer.set_trace_callback(seen.append)
-        answer = journal.append(p, end, [*rows(100, 400), *rows(5, 1), *rows(500, 599)])
+        answer = journal.append(p, end, batch)
         journal._file._writer.set_trace_callback(None)
-        assert [i for i, one in enumerate(answer.outcomes) if not one.new] == [400]
-        assert [row.key for row in journal.read(p, end + 1, 1000)] == [
-            row.key for row in [*rows(100, 400), *rows(500, 599)]
+        patch.setattr(sqliteappend, "checksum", checksum)
+        old = [i for i, one in enumerate(answer.outcomes) if not one.new]
+        assert old == list(filter(again, range(many)))
+        assert [one.row and one.row.key for one in answer.outcomes] == [row.key for row in batch]
+        assert [row.key for row in journal.read(p, end + 1, many)] == [
+            row.key for i, row in enumerate(batch) if not again(i)
         ]
-        return len(seen)
+    return len(old), len(seen), len(made)
 
 
-def test_a_repeat_makes_few_others_go_one_by_one(tmp_path: Path) -> None:
-    assert statements(tmp_path) < 3 * sqliteappend._FEW
+PLACES: dict[str, Callable[[int], bool]] = {
+    "one": lambda i: i == 400,
+    "every sixtieth": lambda i: i % 60 == 0,
+    "every second": lambda i: i % 2 == 0,
+    "all": lambda i: True,
+}
 
 
-def test_a_batch_that_goes_one_by_one_for_a_repeat_is_noticed(
+@pytest.mark.parametrize("places", list(PLACES))
+def test_repeats_cost_a_look_and_a_statement_each(
+    places: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repeats, statements, checksums = work(tmp_path, PLACES[places], monkeypatch)
+    assert statements <= 12 + 2 * repeats, (repeats, statements)
+    assert checksums <= 2 * 1024 + 1, (repeats, checksums)
+    if places == "all":  # they are found together
+        assert statements <= 12, statements
+
+
+def test_halving_until_rows_are_few_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqliteappend, "_FEW", 1000)
-    assert statements(tmp_path) > 1000
+    real = sqliteappend.Batch._write_some
+
+    def in_halves(self: sqliteappend.Batch, some: Sequence[NewRow]) -> list[Outcome]:
+        if len(some) <= 64:
+            return real(self, some)
+        if (written := self._insert_all(some)) is not None:
+            return written
+        half = len(some) // 2
+        return [*in_halves(self, some[:half]), *in_halves(self, some[half:])]
+
+    monkeypatch.setattr(sqliteappend.Batch, "_write_some", in_halves)
+    _, statements, checksums = work(tmp_path, PLACES["every sixtieth"], monkeypatch)
+    assert statements > 12 + 2 * 18, statements
+    assert checksums > 2 * 1024 + 1, checksums
 
 
 def test_a_repeat_in_the_second_statement_finds_its_first_row(tmp_path: Path) -> None:

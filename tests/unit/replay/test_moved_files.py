@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import replay
-from replay.errors import JournalMoved, ReplayError
+from replay.errors import JournalMoved, JournalUnavailable, ReplayError
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqlitefile import SqliteFile
@@ -27,6 +29,8 @@ def refused(journal: SqliteJournal, partition: int, known: int) -> JournalMoved:
     with pytest.raises(JournalMoved) as found:
         journal.append(partition, known, [row(99)])
     assert found.value.definite
+    again = pickle.loads(pickle.dumps(found.value))
+    assert (str(again), again.path) == (str(found.value), found.value.path)
     return found.value
 
 
@@ -96,6 +100,53 @@ def test_a_removed_file_is_not_made_anew_after_a_disk_error(tmp_path: Path) -> N
         assert not path.exists()
         (tmp_path / "away.db").rename(path)
         assert journal.append(partition, 1, [row(2)]).end == 2
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_file_that_is_moved_after_a_disk_error_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: bool
+) -> None:
+    """Nothing is open then; if another process has it, the log stays, and is not thrown away."""
+    path, away = tmp_path / "journal.db", tmp_path / "away.db"
+    with closing(SqliteJournal(path, synchronous="OFF")) as journal:
+        partition = journal.register("m", "r", "spec", 1.0).id
+        other = None if last else SqliteJournal(path, synchronous="OFF")
+        journal.append(partition, 0, [row(1)])
+
+        def fails(self: SqliteFile) -> sqlite3.Connection:
+            raise sqlite3.OperationalError("disk I/O error")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(SqliteFile, "_connect", fails)
+            journal._file._recover()
+        path.rename(away)
+        with pytest.raises(JournalUnavailable, match="moved"):
+            journal.append(partition, 1, [row(2)])
+        assert not path.exists()
+        away.rename(path)
+        assert journal.append(partition, 1, [row(2)]).end == 2
+        assert [found.event_id for found in journal.read(partition, 1, 9)] == ["e1", "e2"]
+        if other is not None:
+            other.close()
+
+
+def test_a_file_that_is_moved_just_before_it_is_opened_again_is_not_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, away = tmp_path / "journal.db", tmp_path / "away.db"
+    with (
+        closing(SqliteJournal(path, synchronous="OFF")) as journal,
+        closing(SqliteJournal(path, synchronous="OFF")),
+    ):
+        partition = journal.register("m", "r", "spec", 1.0).id
+        journal.append(partition, 0, [row(1)])
+        with monkeypatch.context() as late:
+            late.setattr(SqliteFile, "_check_places", lambda self: path.rename(away))
+            journal._file._recover()
+        assert not path.exists()
+        away.rename(path)
+        assert journal.append(partition, 1, [row(2)]).end == 2
+        assert [found.event_id for found in journal.read(partition, 1, 9)] == ["e1", "e2"]
 
 
 OPENS = """

@@ -83,7 +83,8 @@ def test_the_judge_looks_in_a_turn_of_its_own(
             counted(replica.judge, "look")
             counted(replica.learner, "learn_alike")
             await serving.record([event(rng, 1000 + k) for k in range(1000)])
-        assert len(turns["look"]) >= 1000 // TOGETHER, turns
+        # A look comes behind a pass, which may have many more rows than were missing.
+        assert len(turns["look"]) >= 1000 // (4 * TOGETHER), turns
         assert not set(turns["look"]) & set(turns["learn_alike"]), turns
         await replica.stop(1.0)
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from online.errors import StartRefused
+from online.service import origin
 from online.service.origin import Origin
 from online.service.rollout import Changes, absent, changes, reason
 from online.service.service import check_nodes
@@ -177,3 +178,26 @@ def test_a_replica_on_another_machine_needs_redis_and_the_same_keys(
     Origin.here(settings(tmp_path / "other"), {})  # makes another key
     with pytest.raises(StartRefused, match="is not the key file"):
         origin.check_place(other)
+
+
+@pytest.mark.parametrize(
+    ("file", "noticed"),
+    [
+        ("replay/journal/lua/append.lua", True),
+        ("replay/journal/redis.py", True),
+        ("online/http/page.html", True),
+        ("replay/journal/notes.txt", False),
+    ],
+)
+def test_a_reload_notices_other_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, noticed: bool
+) -> None:
+    """Scripts of a journal in Redis are code, too: replicas read them at their start."""
+    monkeypatch.setattr(origin, "__file__", str(tmp_path / "online" / "service" / "origin.py"))
+    path = tmp_path / file
+    path.parent.mkdir(parents=True)
+    path.write_text("as it was")
+    before = origin.code_hash()
+    assert before == origin.code_hash()
+    path.write_text("as it is now")
+    assert (origin.code_hash() != before) is noticed

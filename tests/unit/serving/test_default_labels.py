@@ -191,23 +191,49 @@ def test_what_comes_late_weighs_by_the_share_that_has_come_in_time(tmp_path: Pat
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("labelled", [False, True])
+def test_names_that_waited_longer_than_their_promise_keep_to_the_bound(
+    tmp_path: Path, *, labelled: bool
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await site(world)
+        names = one.replica.learner.vocabulary
+        names.most = 4
+        for turn in range(3):
+            for i in range(2):
+                await one.predict(f"n{turn}{i}", f"order-{turn}{i}")
+            one.wall.s += one.replica.settings.label_wait + 1  # nothing is promised any more
+        if labelled:
+            for turn in range(3):
+                for i in range(2):
+                    await one.label(f"order-{turn}{i}", True)
+        one.clock.s = one.wall.s
+        assert await one.give(WINDOW_S) == (0 if labelled else 6)
+        assert len(names) == 2, "half of the four is one source's"
+        assert sum(bool(row.raw) for row in rows(world)) == 4
+        assert one.replica.counts["names_left_out"] == 4
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_full_queue_refuses_a_prediction_and_takes_nothing_of_it(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         one = await site(world, limits=Limits(feedback_wait_s=60, joins_queue_max=2))
+        two = PredictRequest(instances=[{"a": 1.0}] * 2, ids=True)
         many = PredictRequest(instances=[{"a": 1.0}] * 3, ids=True)
-        with pytest.raises(RequestError, match="no room for another prediction") as caught:
+        with pytest.raises(RequestError, match="3 rows at once, and no more than 2") as never:
             one.serving.predict(many)
+        assert never.value.status == 422, "it would never fit"
+        assert "Send fewer" in (never.value.hint or "")
+        assert one.replica.writer.halves == 0
+        assert len(one.serving.predict(two).predictions) == 2
+        with pytest.raises(RequestError, match=r"another prediction.*: 2 wait to be") as caught:
+            one.serving.predict(two)
         assert (caught.value.status, caught.value.code) == (429, "joins_full")
         assert "joins_queue_max" in (caught.value.hint or "")
-        assert one.replica.writer.halves == 0
-        assert (
-            len(
-                one.serving.predict(
-                    PredictRequest(instances=[{"a": 1.0}] * 2, ids=True)
-                ).predictions
-            )
-            == 2
-        )
+        counts = one.replica.counts
+        assert (counts["joins_refused"], counts["joins_dropped"]) == (2, 0)
         await worlds.until(lambda: one.replica.writer.idle)
         assert await one.give(WINDOW_S + 1) == 2
         await one.replica.stop(1)
@@ -250,7 +276,7 @@ def test_without_a_window_nothing_is_written_and_nothing_given(tmp_path: Path) -
     [
         ({"task": "regression"}, "take `task: binary`"),
         ({"task": "anomaly"}, "`task: anomaly` has none"),
-        ({"conversion_window": "8d"}, "longer than token_lifetime"),
+        ({"conversion_window": "4d"}, "345600 s is longer than half of token_lifetime, 604800 s"),
         ({"replay": {"policy": "recent"}}, "leave one of the two out"),
     ],
 )

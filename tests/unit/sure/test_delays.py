@@ -59,3 +59,22 @@ def test_replicas_add_up_and_count_what_was_corrected() -> None:
     assert two.positives == 81
     assert two.reached() == pytest.approx(40 / 81)
     assert (two.shown()["defaulted"], two.shown()["corrected"]) == (1, 1)
+
+
+def test_a_source_that_sends_many_at_once_does_not_decide_for_the_others() -> None:
+    made = Delays(60.0)
+    for i in range(60):
+        made.add(*positive(30.0 if i % 4 == 0 else 600.0), "shop")
+    assert made.reached() == pytest.approx(0.25)
+    for _ in range(1000):
+        made.add(*positive(1.0), "flood")
+    assert made.reached() == pytest.approx((15 + 120) / 180), "it counts twice the other"
+    for source in ("a", "b", "c"):
+        for i in range(60):
+            made.add(*positive(30.0 if i % 4 == 0 else 600.0), source)
+    assert made.reached() == pytest.approx((4 * 15 + 120) / (4 * 60 + 120))
+
+
+def test_what_comes_late_weighs_a_tenth_at_least() -> None:
+    default, late = seen(60.0, *([30.0] * 1000)).weights()
+    assert (default, late) == pytest.approx((1.0, 0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -115,8 +116,8 @@ def test_a_difference_is_noticed(
         play("binary", 1)
 
 
-def looks(rows: int, *, asked: bool) -> list[int]:
-    """How many rows the watch was shown at each look."""
+def looks(rows: int, *, asked: bool, wide: int = 3) -> list[int]:
+    """How many rows of so many features the watch was shown at each look."""
     rng, judge, seen = random.Random(3), watched("binary", []), list[int]()
     real = judge._watch.learned
 
@@ -126,6 +127,7 @@ def looks(rows: int, *, asked: bool) -> list[int]:
 
     judge._watch.learned = noted  # type: ignore[method-assign]
     usual = example(random.Random(4), "binary", False)
+    usual = msgspec.structs.replace(usual, features={f"f{i}": 1.0 for i in range(wide)})
     for i in range(1, rows + 1):
         one = msgspec.structs.replace(usual, label=rng.random() < 0.5)
         row = Row(i, 1, i, bytes(16), str(i), "s", Verdict.ACCEPTED, 1.0, b"", float(i))
@@ -139,6 +141,21 @@ def looks(rows: int, *, asked: bool) -> list[int]:
 def test_rows_are_due_when_some_dozens_wait() -> None:
     half = TOGETHER // 2
     assert looks(2 * TOGETHER + half, asked=True) == [TOGETHER, TOGETHER, half]
+
+
+@pytest.mark.parametrize(("wide", "rows"), [(30, 34), (60, 17), (200, 8)])
+def test_the_wider_rows_are_the_fewer_are_looked_at_at_once(wide: int, rows: int) -> None:
+    assert looks(3 * rows + 1, asked=True, wide=wide) == [rows, rows, rows, 1]
+
+
+def test_a_window_ends_with_a_look_and_its_comparisons_are_shared_out() -> None:
+    """Behind it each row compares a feature, which takes longer than the row."""
+    reference, window, wide = SETTINGS.reference_rows, SETTINGS.window_rows, 30
+    seen = looks(reference + window + wide + 60, asked=True, wide=wide)
+    ends = list(itertools.accumulate(seen))
+    assert reference + window in ends, ends
+    behind = ends.index(reference + window) + 1
+    assert set(seen[behind : behind + 3]) == {8}, seen
 
 
 def test_no_more_wait_than_the_bound_if_nobody_looks() -> None:
