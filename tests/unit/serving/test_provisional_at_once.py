@@ -177,6 +177,8 @@ async def a_rollback_and_a_relearn_come_before_the_final_label_is_written(world:
 
     meanwhile(first, taken_out_and_taught_again)
     assert (await sent(world.serving(first), "a", 2.0))[1].status == "learned"
+    # Without the rule it is answered before the replica has read what was decided.
+    await worlds.until(lambda: bool(first.control.decisions.rewrites), 30.0)
     rewrite = first.control.decisions.rewrites[-1].seq
     both = (first, second)
     await worlds.until(lambda: all(r.learner.rewrite == rewrite for r in both), 30.0)
