@@ -11,7 +11,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
 from typing import Any, Protocol
 
 import msgspec
@@ -25,12 +24,13 @@ from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
+from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
 from online.serving.upgrading import upgrading
 from online.sure.calibration import Calibration
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
-from online.sure.views import calibration_in, choices_in, confidence_in, delays_in, slices_in
+from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
@@ -47,8 +47,6 @@ _PUSH_S = 5.0  # an exchange takes some 60 ms
 _ACT_POLL_S = 0.05
 BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
-_AHEAD_S = 1e9  # halves of whatever clock
-_OLDEST = 64  # halves among which the oldest prediction is looked for
 _INFLUENCE_NAMES = 256  # of one row: to look at more would take too long
 _INFLUENCE_SHOWN = 20
 
@@ -133,7 +131,7 @@ class Cluster(HeldEvents):
             "slices": _shown(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
-            "conversions": await self._conversions(replica, journal),
+            "conversions": await conversions(replica, journal, self._read),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "influence": _influence(replica),
@@ -226,20 +224,6 @@ class Cluster(HeldEvents):
         free = None if self._free_bytes is None else self._free_bytes()
         now = journal_room.Room(self._monotonic_s(), usage, free)
         return journal_room.describe(self._first_room.setdefault(name, now), now)
-
-    async def _conversions(
-        self, replica: ModelReplica, journal: Mapping[str, Any] | None
-    ) -> dict[str, Any] | None:
-        """Return what became of predictions without a label; None: nothing does."""
-        if (found := delays_in(replica.learner.tally.views)) is None:
-            return None
-        waiting = None if journal is None else journal["waiting"]
-        name, now_s, oldest_s = replica.settings.name, replica.now_s(), None
-        with contextlib.suppress(ReplayError, TimeoutError):
-            step = partial(self._journals[name].predicted, name, -1.0, now_s + _AHEAD_S, _OLDEST)
-            halves = (await self._read(name, step)).waiting
-            oldest_s = max(now_s - halves[0][1].at, 0.0) if halves else None
-        return {**found.shown(), "waiting": waiting, "oldest_s": oldest_s}
 
     async def _rewrites(self, name: str) -> dict[str, Any] | None:
         """Return what was decided about the model's events; None: the journal does not answer."""

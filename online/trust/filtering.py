@@ -19,7 +19,7 @@ import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from math import inf, log, log1p
+from math import log, log1p
 from typing import Any, Final
 
 import msgspec
@@ -31,12 +31,12 @@ from online.models.base import Model
 from online.models.slopes import Sloped
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
+from online.trust.asking import Asking
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
 from paramserver.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event, Favour
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
-from paramserver.filters.rate import Rate
 from paramserver.filters.sources import TAKEN
 from replay import codec
 from replay.example import Corrects, Example, label_text
@@ -59,8 +59,6 @@ _SHOWN: Final = 20
 _FACTOR_MIN: Final = 1e-3
 _WHOLE_MIN: Final = 0.25
 _SHARE_MIN: Final = 1e-15
-_ASKED_EVERY: Final = 50
-"""Labels by default between two looks at what the median source asks."""
 
 
 class _Recent:
@@ -126,9 +124,7 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
-        budgets = any(test.budgets for test in chain.filters)
-        self._asked = Rate(refuse_at=inf, pool_share=inf) if budgets else None
-        self._defaulted = 0
+        self._asking = Asking(chain.sources) if any(t.budgets for t in chain.filters) else None
 
     # -- before the append -------------------------------------------------------------------
 
@@ -230,7 +226,11 @@ class Filtering:
             # a delta of a device is judged as it comes: online.serving.device_pushes
             return row, example
         if example.late is not None:
-            return self._by_default(row, example.weight), example  # nobody has sent that label
+            row = self.by_standing(row)  # nobody has sent that label
+            if self._asking is not None and self.active and row.verdict is not Written.QUARANTINED:
+                row = self._asking.judged(row, example.weight)
+                self.counts[Written.CLIPPED.value] += row.factor < 1.0
+            return row, example
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
             return row, example
@@ -261,26 +261,6 @@ class Filtering:
             return row
         self.counts[Written.QUARANTINED.value] += 1
         return msgspec.structs.replace(row, verdict=Written.QUARANTINED)
-
-    def _by_default(self, row: NewRow, weight: float) -> NewRow:
-        """A label that nobody has sent: by its asker's standing, and what that one asks of late.
-
-        Where budgets hold for who sends, one of the same kind holds for who asks.
-        """
-        row = self.by_standing(row)
-        if self._asked is None or not self.active or row.verdict is Written.QUARANTINED:
-            return row
-        known, arrivals = self.chain.sources, self._asked.arrivals
-        event = Event(row.source, row.key, weight=weight)
-        factor = max(self._asked.judge(event, known.get(row.source)).factor, _FACTOR_MIN)
-        arrivals.add(row.source, new=False, weight=weight)
-        self._defaulted += 1
-        if self._defaulted % _ASKED_EVERY == 0:
-            arrivals.refresh(map(known.get, arrivals.lately(_SEEN_MAX)))
-        if factor == 1.0:
-            return row
-        self.counts[Written.CLIPPED.value] += 1
-        return msgspec.structs.replace(row, verdict=Written.CLIPPED, factor=factor)
 
     def _is_repeat(self, row: NewRow) -> bool:
         if self.reputations.waits(row.key):
