@@ -75,7 +75,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What came of the rows of a stream that have one value of a feature, labels so many rows late.
+    """A group has the rows of a stream with one value of a feature, labels so many rows late.
 
     Attributes:
         one, own: Coverage with one threshold for all, and with a part of it for each group.
@@ -201,7 +201,7 @@ def _play(
     slices: Sequence[str] = (),
     seed: int = 1,
 ) -> list[tuple[bool, float] | None]:
-    """What was answered to each row, in so many replicas."""
+    """Answer each row by thresholds in so many replicas; whether it had the label, and its size."""
     draw = random.Random(seed)
     parts = [Confidence(asked.task, LEVEL, slices, VALUES) for _ in range(replicas)]
     values: Blocks = {}
