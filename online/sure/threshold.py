@@ -17,7 +17,9 @@ The second part alone has the guarantee, for what counts is the set that was ans
 labels it alone swings, because a move shows only when the answers that it changed are labelled.
 The first one looks at the same score with the threshold of now, as a quantile is tracked.  The
 second one's step is learned from how late labels are: it is divided by the labels that came between
-the question and its label, beyond a horizon.
+the question and its label, beyond a horizon.  Where labels come :data:`_NEAR` labels late and more,
+it moves by as much as the errors of answers of late say more than chance does: else it goes on
+swinging after what it has done itself.
 
 With slices (the values of named features) each value has a part of the threshold of its own, which
 is added to that of all: half of each move goes there, shared by the row's features.  So each slice
@@ -51,12 +53,17 @@ CONFIDENCE: Final = "confidence"
 STAMP: Final = struct.Struct("<fI")
 """The threshold of an answer, and how many labels had moved it, modulo 2^32."""
 
-_MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS = (
-    "moved", "n", "asked", "covered", "size", "log_n", "log_error",
+_MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS, _STRAYED = (
+    "moved", "n", "asked", "covered", "size", "log_n", "log_error", "strayed",
 )  # fmt: skip
 _ODDS_MAX: Final = 8.0
 _ALL: Final = _ODDS_MAX + 1.0
 _OF_LATE: Final = 1_000.0
+_NEAR: Final = 50
+_STRAY: Final = 500.0
+"""Labels over which the errors of late are summed."""
+_CHANCE: Final = 3.0
+"""Standard deviations of that sum from which on it says all."""
 _OWN: Final = 0.5
 """Share of a move that is of the row's slices alone."""
 _EXACT: Final = 1e-9  # an error is taken for at least this share of the target
@@ -201,7 +208,10 @@ class Confidence(Sums):
             late = 0
         by = steps.step * (missed - alpha)
         if missed_then is not None:
-            by += steps.late * min(1.0, steps.horizon / (late + 1)) * (missed_then - alpha)
+            share = min(1.0, steps.horizon / (late + 1))
+            if late >= _NEAR:
+                share = min(share, max(_NEAR / (late + 1), self._strayed(missed_then - alpha)))
+            by += steps.late * share * (missed_then - alpha)
         by /= 1.0 + self._others / max(self._own, 1.0)
         self._own += 1.0
         at = self._at(own)
@@ -213,6 +223,12 @@ class Confidence(Sums):
             self._sum(f"{key}\t{_MOVED}", by * _OWN / len(own))
         self._sum(_MOVED, by * (1.0 - _OWN) if own else by)
         self._sum(_N, 1)
+
+    def _strayed(self, error: float) -> float:
+        """How sure the errors of late say that the coverage is not what is asked, up to 1."""
+        self._sum(_STRAYED, error - self._sums.get(_STRAYED, 0.0) / _STRAY)
+        variance = self.level * (1.0 - self.level) * _STRAY / 2.0
+        return min(1.0, self._sums[_STRAYED] ** 2 / (variance * _CHANCE**2))
 
     def _sum(self, name: str, value: float) -> None:
         self._stamp = b""
