@@ -109,6 +109,19 @@ def test_the_label_is_there_as_often_as_asked(task: Task, late: int) -> None:
     assert 0.885 - lost < share(hits) < 0.92
 
 
+def test_late_labels_of_a_world_that_stands_still_do_not_swing_the_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def swing() -> float:
+        hits = play("multiclass", 500)[1_000:]
+        windows = [share(hits[i : i + 250]) for i in range(0, len(hits), 250)]
+        return max(windows) - min(windows)
+
+    heeding = swing()
+    monkeypatch.setattr(Confidence, "_strayed", lambda *_: 1.0)  # each error moves it in full
+    assert heeding < 0.75 * swing(), heeding
+
+
 def test_a_threshold_that_stays_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Confidence, "_move", lambda *_: None)
     assert abs(share(play("multiclass", 0)[500:]) - 0.9) > 0.03
