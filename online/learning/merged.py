@@ -72,7 +72,8 @@ class Learner(LocalModel):
             failed, learned = Failed(row, why), False
         if learned:
             example = example or codec.decode(row.payload)
-            behind = _taken_back(row, example, able=why_not_revised(self._training) is None)
+            if example.corrects is not None:
+                behind = _taken_back(row, example, able=why_not_revised(self._training) is None)
         self._cut_before(row, behind)
         opened = self._opened_at(row, behind)
         if learned and example is not None:
