@@ -348,18 +348,14 @@ class RewardModel(OfParts):
     def predict(self, features: Features) -> Prediction:
         """Answer for one row: a context with one action."""
         context, name, action = split(features)
-        return self._answer(float(self.score(context, [(name, action)]).shares[0]))
-
-    def _answer(self, share: float) -> Prediction:
+        share = float(self.score(context, [(name, action)]).shares[0])
         if self._binary:
             return by_probability(share)
         return Prediction(self._low + self._range * share, None)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row, up to the last bits."""
-        parts = [split(features) for features in rows]
-        several = self.score_many([(context, [(x, a)], None) for context, x, a in parts])
-        return [self._answer(float(scores.shares[0])) for scores in several]
+        """Return the answer that :meth:`predict` gives to each row."""
+        return [self.predict(features) for features in rows]
 
     # -- learning --------------------------------------------------------------------------------
 
