@@ -114,7 +114,7 @@ class Policy:
     def decide_many(
         self, several: Sequence[Scores], allowed: Sequence[Sequence[bool] | None]
     ) -> list[Decision]:
-        """What :meth:`decide` says of each, within 1e-6: those that are alike in one array."""
+        """Return what :meth:`decide` says of each, within 1e-6: alike ones in one array."""
         groups: dict[object, list[int]] = {}
         for i, (scores, free) in enumerate(zip(several, allowed, strict=True)):
             together = self.kind == "auto" and free is None and scores.context

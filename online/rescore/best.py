@@ -54,23 +54,23 @@ class BestAction:
         return Prediction(name, {name: float(scores.means[place])})
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`."""
+        """Return the answer of :meth:`predict` to each."""
         return list(map(self.predict, rows))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Refuse to."""
+        """Refuse to learn a row."""
         raise NotImplementedError(self.why_not_mergeable)
 
     def cut(self) -> Blocks:
-        """Nothing was learned."""
+        """Return nothing: nothing was learned."""
         return {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values."""
+        """Take new values for some keys."""
         self._model.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``."""
+        """Become exactly these ``values``."""
         self._model.reset(values)
 
 
