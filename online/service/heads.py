@@ -34,7 +34,7 @@ class Heads(HttpToolsProtocol):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no longer."""
+        """Wait no longer for a head."""
         self._whole()
         super().connection_lost(exc)
 
@@ -64,7 +64,7 @@ class Heads(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Take the end of a request."""
+        """Take the end of one request."""
         self._came = 0
         super().on_message_complete()
 
