@@ -27,6 +27,7 @@ from online.service.patience import Patience
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
+from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
 from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
@@ -126,6 +127,7 @@ class Models:
             for spec, history in histories.items():
                 shortfall.check(journal, history, model.name, spec)
             return
+        check_whole(model, "going on without lost events")
         for note in acceptance.accept(journal, model.name, histories, time.time()):
             self._progress(
                 f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
@@ -180,6 +182,7 @@ class Models:
         controls = journal.controls(name, 0)
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            check_whole(next(m for m in self._settings.models if m.name == name), "beginning anew")
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
