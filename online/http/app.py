@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import secrets
 from collections.abc import Mapping
@@ -60,6 +59,7 @@ from online.serving.slots import choose_slots
 from online.serving.status import Cluster
 from online.settings.config import Limits
 from paramserver.acting import acting
+from refusals import meant
 
 log = logging.getLogger("online.app")
 
@@ -365,9 +365,7 @@ def _busy(limit: int) -> RequestError:
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
-    near = difflib.get_close_matches(model[:80], known, n=1)
-    hint = f"Did you mean `{near[0]}`? " if near else ""
-    hint += f"Served here: {', '.join(sorted(known))}"
+    hint = meant(model, known, f"Served here: {', '.join(sorted(known))}")
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
 

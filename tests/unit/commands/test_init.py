@@ -86,7 +86,7 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
 
 def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:
     run("init", str(table))
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already there"):
         run("init", str(table))
     said = json.loads(run("init", str(table), "--force", "--json", "--rows", "50", "--name", "c"))
     assert (said["model"], said["task"], said["rows"]) == ("c", "binary", 50)
