@@ -14,8 +14,6 @@ from random import Random
 from typing import Final
 
 from benchmarks.studies.scoring import Episode, score
-from benchmarks.studies.seed import Seed
-from benchmarks.studies.stepd import Stepd
 from evaluation.drift.alarm import Change, Direction
 from evaluation.drift.detectors import DETECTORS, Detector
 
@@ -56,7 +54,7 @@ CONTROLS: Final[Mapping[str, Make]] = {
     "every 500": lambda: Every(500),
     "every 50": lambda: Every(50),
 }
-ALL: Final[Mapping[str, Make]] = {**DETECTORS, "stepd": Stepd, "seed": Seed, **CONTROLS}
+ALL: Final[Mapping[str, Make]] = {**DETECTORS, **CONTROLS}
 
 
 @dataclass(frozen=True, slots=True)

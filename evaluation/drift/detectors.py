@@ -16,7 +16,9 @@ from river.drift import binary
 from evaluation.drift.alarm import Change
 from evaluation.drift.errors import DriftSettingUnusable
 from evaluation.drift.glr import Glr
+from evaluation.drift.seed import Seed
 from evaluation.drift.share import change, share
+from evaluation.drift.stepd import Stepd
 
 RECENT: Final = 50
 """Rows that river's detectors without a change point are taken to have alarmed for."""
@@ -116,6 +118,8 @@ DETECTORS: Final[Mapping[str, Callable[[], Detector]]] = {
     "ddm": lambda: River(binary.DDM()),
     "hddm_a": lambda: River(binary.HDDMA(two_sided_test=True)),
     "hddm_w": lambda: River(binary.HDDMW(two_sided_test=True)),
+    "stepd": Stepd,
+    "seed": Seed,
 }
 """What can be named in settings.  All see rises and falls, but those in ``ONLY_RISES``."""
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.seed import Seed
-from benchmarks.studies.stepd import Stepd
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 from evaluation.drift.glr import Glr
 from evaluation.drift.profile import build
+from evaluation.drift.seed import Seed
+from evaluation.drift.stepd import Stepd
 from evaluation.drift.watch import Watch, WatchSettings
 
 SHORT = WatchSettings(reference_rows=400, window_rows=300)
