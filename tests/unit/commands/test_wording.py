@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
+from online.client import play
+from online.client.calls import Retry
 from online.commands import base, serve, snapshot
 from online.errors import ConfigError, RequestError
 from online.http.app import _unknown
@@ -88,6 +91,26 @@ def test_what_cant_be_played_is_refused_before_anything_starts(
     monkeypatch.setattr(serve, "_Foreground", None)  # nobody gets that far
     with pytest.raises(StreamUnusable, match="Did you mean `phishing`"):
         serve.serve(None, state_dir=tmp_path, play="phisning")
+
+
+def test_who_plays_to_nobody_is_told_once_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(play, "_RETRY", Retry(attempts=100, give_up_s=30.0, cap_s=0.5))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(play.PlayFailed, match="Is the service running"):
+            next(
+                play.play(
+                    open_stream("phishing"), url, "m", rate=None, rows=1, times=1, source="s",
+                    stopped=lambda: False,
+                )
+            )  # fmt: skip
+    assert [one.getMessage() for one in caplog.records if one.name == "online.play"] == [
+        "model m: no answer; asking again for 30 s"
+    ]
 
 
 def test_a_length_of_time_in_digits_is_seconds() -> None:
