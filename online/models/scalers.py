@@ -64,7 +64,7 @@ class OfNames(ABC):
         """Hold this for the names that it has."""
 
     def _mine(self) -> dict[str, Any]:
-        """What the rows since the cut have done, as plain data."""
+        """Return what the rows since the cut have done, as plain data."""
         return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
 
     def cut(self) -> Blocks:
