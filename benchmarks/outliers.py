@@ -21,7 +21,7 @@ from itertools import islice
 from typing import Any, Final
 
 from benchmarks.dealt import Dealt
-from benchmarks.service import service
+from benchmarks.service import form, service
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.client.connection import Connection
@@ -153,7 +153,7 @@ def over_http(
             models = [
                 {**_settings(stream, f), "name": name} for (stream, _, f), name in wanted.items()
             ]
-            settings = {"replicas": many, "models": models}
+            settings = {**form(many), "models": models}
             found: dict[tuple[str, str, str], tuple[float, int]] = {}
             with service(settings) as running, contextlib.closing(Connection(running.url)) as way:
                 for (stream, kind, f), name in wanted.items():
