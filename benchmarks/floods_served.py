@@ -1,7 +1,7 @@
 """The floods of :mod:`benchmarks.floods` sent over HTTP, by a token each where tokens vouch.
 
-A service for many attacks, a model for each, so that starts cost little.  Honest rows are asked,
-and then sent, one by one; the lies between two of them at the same moment.
+A service for each attack, with a model for each run of it: idle models exchange, too.  Honest
+rows are asked, and then sent, one by one; the lies between two of them at the same moment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.desk import Outside
 from benchmarks.floods import Played, Sent, settings_of
 from benchmarks.service import Running, form, service, status
 
-_MODELS: Final = 5  # of each kind in one service
+_MODELS: Final = {"none": 2, "default": 1}  # of a service: those of one attack
 _ANYBODY: Final = "anybody"
 _ADMIN: Final = "admin-".ljust(32, "a")
 _AT_ONCE: Final = 4
@@ -73,7 +73,7 @@ class OverHttp:
         self._tokens = {name: f"{name}-".ljust(32, "t") for name in names}
         feedback = [{"source": k, "token": v} for k, v in self._tokens.items()] or _ADMIN
         self._tokens[_ANYBODY] = _ADMIN
-        self._free = {x: [f"{x}-{i}" for i in range(_MODELS)] for x in ("none", "default")}
+        self._free = {x: [f"{x}-{i}" for i in range(n)] for x, n in _MODELS.items()}
         models = [
             {**settings, "name": model, "filters": x}
             for x, own in self._free.items()
