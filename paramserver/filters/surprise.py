@@ -17,8 +17,10 @@ nothing.
 Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
 judged together, and not condemned: while they surprise more than the established ones do, what
 surprises of them weighs so little that it is a twentieth of what the established send.
-Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
-weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
+Where labels are numbers there are evidence and floods alone, for where a level has moved each row
+that weighs less is learned late; but an error beyond what nine of ten are is learned as that: of
+lies seven hundred times as large as the usual error the first turned the model, and then all
+surprised.  What one sends in a row, nobody else between, is of one moment: the
 second and those after it say a fourth as much, as lies come in large bodies too (to the test on
 unlikely labels the n-th an n²-th); and what is far off says no more than a surprise.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
@@ -50,10 +52,16 @@ _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
 """Weight of what is far off in a rush of it: the sources are known before it is believed."""
 
+_LARGEST: Final = 1.0
+"""Errors of what nine of ten labels that are numbers are not above, which one event may teach."""
+
 ABOUT: Final = "surprise about "
 """Name of a test of what is about one label, which follows."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
+_LARGE_REASON: Final = (
+    "surprise: an error larger than the usual ones is learned as the largest of them"
+)
 
 
 class Surprise(Filter):
@@ -128,6 +136,8 @@ class Surprise(Filter):
             weight, reason = allowed, _OFTEN_REASON
             if new and hit:
                 weight, reason = self._new.weight(rate), _NEW_REASON
+            if self.losses.numbers and (most := _LARGEST * bounds.high) < weight * event.loss:
+                weight, reason = most / event.loss, _LARGE_REASON
         if far:
             far_rate, rush = self.voices.far(event.source)
             least = math.log(rate / hostile)
