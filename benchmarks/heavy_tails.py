@@ -29,6 +29,7 @@ RECOVERED: Final = 1_000
 """Rows from the middle on after which nothing is clipped any more."""
 
 _SOURCES: Final = 20
+_ROUNDING: Final = 1e-9
 
 Drawn = Callable[[random.Random, int], tuple[float, float]]
 """The number, and what it says of the label."""
@@ -132,7 +133,7 @@ def run(
                     moved = kind != "unit" or last < settled
                     yield Hard(
                         kind, learner, seed, many, _percent(bare), _percent(found), below, late,
-                        len(clipped), last, below <= POINTS and late <= POINTS and moved,
+                        len(clipped), last, below <= POINTS + _ROUNDING and moved,
                     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ class Surprise(Filter):
         self._lately = _Lately()
         self.arrivals = Arrivals()
         self.voices = Voices()
-        self._new = _New()
+        self._new = Newcomers()
         self.bounds: dict[str | None, Null] = {}
         self.again = 0.0
         self._fresh = 1.0  # how much of an event is new, after the one before
@@ -236,8 +236,8 @@ _OFTEN_REASON: Final = "surprise: the source often says what others that send no
 _NEW_REASON: Final = "surprise: new sources together say what established ones do not"
 
 
-class _New:
-    """The sources that are not established, as one."""
+class Newcomers:
+    """The sources that are not established, as one: how often they say what is a *hit*."""
 
     def __init__(self) -> None:
         self._rate = 0.0
@@ -245,14 +245,14 @@ class _New:
         self._established = 0.0  # events of the others, lately
 
     def count(self, *, new: bool, hit: bool) -> None:
-        """Count one event, of a ``new`` source or not, that was a surprise (``hit``) or not."""
+        """Count one event, of a ``new`` source or not, that was a ``hit`` or not."""
         self._surprises = self._surprises * _FADE + (new and hit)
         self._established = self._established * _FADE + (not new)
         if new:
             self._rate += (hit - self._rate) / _NEW_LATELY
 
     def weight(self, rate: float) -> float:
-        """Weight of what surprises, if established sources surprise at most at this rate."""
+        """Weight of a hit of theirs, if established sources have hits at most at this rate."""
         if self._rate <= rate:
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + 1.0), 1.0)
