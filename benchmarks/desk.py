@@ -175,19 +175,19 @@ class Outside:
             connection.close()
 
     def asked(self, who: str, features: Features, own: str | None, at: int) -> Any:
-        """As :meth:`predict`, for who awaits nothing."""
+        """Ask like :meth:`predict`, for who awaits nothing."""
         body = {"features": features} if own is None else {"features": features, "id": own}
         code, answer = self._at(who, at).post(f"{self._path}/predict", body)
         assert code == 200, answer
         return answer["prediction"]
 
     def told(self, who: str, event: Mapping[str, Any], at: int) -> str:
-        """As :meth:`label`; several threads may send, each for other senders."""
+        """Tell like :meth:`label`; several threads may send, each for other senders."""
         _, answer = self._at(who, at).post(f"{self._path}/feedback", dict(event))
         return str(answer["error"]["code"] if "error" in answer else answer["status"])
 
     def probabilities(self, who: str, rows: Sequence[Features]) -> list[dict[str, float]]:
-        """Of each label, for each of some rows."""
+        """Ask for the probability of each label, for each of some rows."""
         body = {"instances": list(rows)}
         code, answer = self._at(who, 0).post(f"{self._path}/predict", body)
         assert code == 200, answer

@@ -86,7 +86,7 @@ class OverHttp:
 
 
 class _Sending:
-    """What is sent to one model, and what was said of it.
+    """All that is sent to one model, and what was said of it.
 
     Attributes:
         set_aside: Honest rows that came among the lies, by source.
