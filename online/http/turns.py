@@ -1,4 +1,4 @@
-"""What is asked beside predictions and feedback is worked out a few requests at a time.
+"""Requests beside predictions and feedback are worked out a few at a time.
 
 A status, metrics or a document take some milliseconds each of the loop that everybody shares.
 Hundreds that are begun at once would all be worked out before whoever waits for the loop has a
