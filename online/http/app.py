@@ -33,6 +33,7 @@ from online.http.refusing import answer_errors
 from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
+from online.http.turns import Turns
 from online.http.untaken import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole import in_one_piece
@@ -133,6 +134,7 @@ class App:
             choosing=some.choosing,
             reports=some.reports,
         )
+        self._turns = Turns(self._rest)  # type: ignore[arg-type]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
@@ -223,7 +225,7 @@ class App:
             body = JSON.encode(said if openinference.speaks(path) else error_body(error))
             await _send(send, error.status, JSON.content_type, body, _head(error))
             return
-        await self._rest(scope, receive, send)  # type: ignore[arg-type]
+        await self._turns(scope, receive, send)
 
     async def _hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
