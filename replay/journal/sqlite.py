@@ -94,7 +94,7 @@ class SqliteJournal(Journal):
         self._bounds = bounds
         self._file = self._file_type(
             self._path,
-            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA),
+            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA, sql.NEWEST_SEQ),
             synchronous=synchronous,
             wal_max=self._log_mb_max << 20,
             lock_wait_s=lock_wait_s,
@@ -109,6 +109,13 @@ class SqliteJournal(Journal):
     @property
     def batch_rows_max(self) -> int:
         return self._bounds.batch_rows
+
+    @property
+    def lost(self) -> int:
+        return self._file.lost()
+
+    def accept_lost(self) -> None:
+        self._file.accept()
 
     def checkpoint(self) -> int:
         """The step is as large as what was committed since the last one: call it often."""
