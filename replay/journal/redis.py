@@ -106,13 +106,6 @@ class RedisJournal(Journal):
     def batch_rows_max(self) -> int:
         return self._bounds.batch_rows
 
-    @property
-    def lost(self) -> int:
-        return 0  # the server's files have no second note
-
-    def accept_lost(self) -> None:
-        pass
-
     def checkpoint(self) -> int:
         return 0  # the server rewrites its append-only file itself
 

@@ -154,15 +154,8 @@ class SqliteJournal(Journal):
             batch = Batch(db, partition, known, self._bounds.halves, epoch)
             outcomes = batch.write(rows)
             if batch.wrote:
-                self._check_room(db, free)
+                _check_room(free, self._disk_low_mb, self._file, db, self._size_max)
         return Appended(outcomes, batch.end, batch.epoch)
-
-    def _check_room(self, db: sqlite3.Connection, free_mb: float) -> None:
-        """Refuse what the transaction has written if the disk or the bound has no room for it."""
-        if free_mb < self._disk_low_mb:
-            raise JournalFull(free_mb, self._disk_low_mb)
-        if self._size_max is not None and (size := self._file.size(db)) > self._size_max:
-            raise SizeFull(size / _MB, self._size_max / _MB)
 
     def seal(self, partition: int) -> int:
         with self._file.write() as db:
@@ -363,6 +356,16 @@ def _free_mb(folder: Path) -> float:
     except OSError as error:
         raise JournalUnavailable(str(error)) from error
     return disk.f_bavail * disk.f_frsize / _MB
+
+
+def _check_room(
+    free_mb: float, low_mb: int, file: SqliteFile, db: sqlite3.Connection, most: int | None
+) -> None:
+    """Refuse what the transaction has written if the disk or the bound has no room for it."""
+    if free_mb < low_mb:
+        raise JournalFull(free_mb, low_mb)
+    if most is not None and (size := file.size(db)) > most:
+        raise SizeFull(size / _MB, most / _MB)
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:

@@ -51,6 +51,7 @@ class Mark:
     def __init__(self, path: Path, newest: str) -> None:
         self._path, self._query, self._fd = path, newest, -1
         self._spoilt: tuple[tuple[int, int] | None, str | None] | None = None
+        self._known: tuple[bytes, Marked | None] = (b"", None)  # as was read or written last
         with suppress(OSError):
             mode = path.stat().st_mode & 0o666
             self._fd = os.open(f"{path}.mark", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
@@ -61,16 +62,15 @@ class Mark:
             found = os.pread(self._fd, _LAYOUT.size + _SUM.size, 0)
         except OSError:
             return None
-        body, check = found[: _LAYOUT.size], found[_LAYOUT.size :]
-        if check != _SUM.pack(zlib.crc32(body)):
-            return None
-        name, size, time_ns, newest = _LAYOUT.unpack(body)
-        return Marked((size, time_ns), newest) if name == _NAME else None
+        if found != self._known[0]:
+            self._known = (found, _parsed(found))
+        return self._known[1]
 
     def _write(self, marked: Marked) -> None:
         body = _LAYOUT.pack(_NAME, *marked.file, marked.newest)
+        self._known = (body + _SUM.pack(zlib.crc32(body)), marked)
         with suppress(OSError):
-            os.pwrite(self._fd, body + _SUM.pack(zlib.crc32(body)), 0)
+            os.pwrite(self._fd, self._known[0], 0)
 
     def _note_file(self, file: tuple[int, int] | None) -> None:
         if file is not None:
@@ -89,10 +89,10 @@ class Mark:
         self._note_file(self._now())
 
     def note_newest(self, db: sqlite3.Connection) -> None:
-        """Say that the rows of this connection were committed."""
-        newest, found = self._newest(db), self.read()
+        """Say that the rows of this connection were committed, after :meth:`check`."""
+        newest, found = self._newest(db), self._known[1]
         if found is not None and newest > found.newest:
-            self._write(replace(found, newest=newest))
+            self._write(Marked(found.file, newest))
 
     def _newest(self, db: sqlite3.Connection) -> int:
         found = db.execute(self._query).fetchone()
@@ -172,3 +172,11 @@ class Mark:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+def _parsed(found: bytes) -> Marked | None:
+    body, check = found[: _LAYOUT.size], found[_LAYOUT.size :]
+    if check != _SUM.pack(zlib.crc32(body)):
+        return None
+    name, size, time_ns, newest = _LAYOUT.unpack(body)
+    return Marked((size, time_ns), newest) if name == _NAME else None
