@@ -62,7 +62,7 @@ def _unusable(state_dir: Path, error: OSError) -> StartRefused:
     why = "it is no folder" if state_dir.is_file() else error.strerror
     return StartRefused(
         f"the state folder {state_dir} can't be used: {why}",
-        "Give a folder that can be made and written, on a disk with room: --state-dir, or state_dir",
+        "Give a folder that can be made and written, with room: --state-dir, or state_dir",
     )
 
 
