@@ -235,7 +235,7 @@ def defaults(
     found = bench.run(
         data_dir() or Path(),
         streams=stream or list(bench.STREAMS),
-        learners=learner or [*bench.LEARNERS, *bench.VOWPAL],
+        learners=learner or [*bench.LEARNERS, "mlp", *bench.VOWPAL],
         rows=rows,
         progress=lambda x: print(x, file=sys.stderr),
     )

@@ -142,6 +142,7 @@ def _known(name: str) -> Callable[[Path], Iterable[Row]]:
 STREAMS: Final[Mapping[str, Source]] = {
     "elec2": Source("binary", _known("elec2")),
     "elec2 48 late": Source("binary", _known("elec2"), 48),
+    "elec2 336 late": Source("binary", _known("elec2"), 336),
     "elec2 500 late": Source("binary", _known("elec2"), 500),
     "insects": Source("multiclass", _known("insects")),
     "insects 48 late": Source("multiclass", _known("insects"), 48),
@@ -356,6 +357,18 @@ def _ours(source: Source, learner: str, **params: Any) -> Any:
     return built(learner, source.task, **params)
 
 
+def _network(source: Source, rows: Sequence[Row]) -> tuple[Any, list[Row]]:
+    """A small network at its defaults, and the rows that it takes: numbers; classes by place."""
+    names = sorted({name for x, _ in rows for name in _numbers(x)})
+    places, outputs = {y: y for _, y in rows}, 1
+    if source.task == "multiclass":
+        places = {y: i for i, y in enumerate(sorted(places, key=str))}
+        outputs = len(places)
+    none = dict.fromkeys(names, 0.0)
+    told: list[Row] = [({**none, **_numbers(x)}, places[y]) for x, y in rows]
+    return built("mlp", source.task, inputs=names, outputs=outputs), told
+
+
 class OnlyNumbers:
     """A model that takes numbers only, given those of each row."""
 
@@ -418,6 +431,8 @@ def measure(stream: str, learner: str, data: Path, limit: int | None = None) -> 
             return None
         labels = sorted({y for _, y in rows}, key=str) if source.task == "multiclass" else ()
         made: Any = Vowpal(source, labels, words)
+    elif learner == "mlp":
+        made, rows = _network(source, rows)
     else:
         made = LEARNERS[learner](source)
     if made is None:

@@ -177,6 +177,8 @@ def _show_conversions(console: Console, found: dict[str, Any] | None) -> None:
     if found is None:
         return
     waiting = "–" if found["waiting"] is None else f"{found['waiting']:,}"
+    if (oldest_s := found["oldest_s"]) is not None:
+        waiting += f" (the oldest for {span(oldest_s)})"
     share = found["within"]
     late = "too few positives to know" if share is None else f"{share:.0%} of the positives have"
     console.print(

@@ -21,7 +21,8 @@ from typing import Any, Final
 
 from evaluation.comparison import Compared, Comparison
 from online.decide.record import Choice, RecordInvalid, unpack
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 from replay.example import Example, label_of, label_text
 
 CHOICES: Final = "choices"
@@ -63,7 +64,7 @@ class Standing:
     ready: bool
 
 
-class Choices:
+class Choices(Sums):
     """Sums over the rewarded choices of one model, with an open delta; a view of the rows.
 
     Parameters:
@@ -73,8 +74,7 @@ class Choices:
 
     def __init__(self, low: float, high: float, most: int, alpha: float = 0.05) -> None:
         self._low, self._range, self._most, self._alpha = low, high - low, most, alpha
-        self._sums: dict[str, float] = {}
-        self._open: dict[str, float] = {}
+        super().__init__(CHOICES)
         self._actions: set[str] = set()
         self._known: dict[str, tuple[str, str]] = {}  # keys of actions that are counted
 
@@ -150,36 +150,18 @@ class Choices:
                 self._known[action] = found
         return found
 
-    def _sum(self, name: str, value: float) -> None:
-        self._sums[name] = self._sums.get(name, 0) + value
-        self._open[name] = self._open.get(name, 0) + value
-
-    # -- the verbs of a view -----------------------------------------------------------------
-
-    @property
-    def named(self) -> Touched:
-        """The blocks, each as a whole."""
-        return {CHOICES: None}
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        opened, self._open = self._open, {}
-        return {CHOICES: Block(COUNT, opened)} if opened else {}
-
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
-        if (block := values.get(CHOICES)) is None:
-            return
-        for name, value in block.data.items():
-            self._sums[name] = value + self._open.get(name, 0)
+        super().rebase(values)
+        for name in values[CHOICES].data if CHOICES in values else ():
             action, tab, _ = name.partition("\t")
             if tab and action != OTHERS:
                 self._actions.add(action)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open, self._actions, self._known = {}, {}, set(), {}
-        self.rebase(values)
+        self._actions, self._known = set(), {}
+        super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
 

@@ -38,8 +38,8 @@ class DefaultLabels:
         if made.choice is not None:
             return None
         weight = late = 1.0
-        if self._delays is not None and getattr(self._serving(), "takes_weight", True):
-            weight, late = self._delays.weights()
         source = half.source or SOURCE
+        if self._delays is not None and getattr(self._serving(), "takes_weight", True):
+            weight, late = self._delays.weights(source)
         label = WaitingLabel(False, weight, None, source, half.event_id, at, ())
         return joined(key, made, label, at, half.payload, late=late)

@@ -10,8 +10,10 @@ second, a look begins where the last one ended, and at the oldest only now and t
 
 The wall clock may be wrong, so time is counted from the start of the process: what was asked before
 it waits anew.  If the clock is set back, it was ahead at the start, and what a replica is asked
-that starts now would look old: then all waits anew.  A default may be late, and never comes before
-its time, as far as the clocks of the hosts agree.
+that starts now would look old: then all waits anew.  While it stays ahead, others' rows tell: it is
+no later than the newest row of other replicas that are alive, and what has passed since that was
+first seen.  A default may be late, and never comes before its time, as far as the clocks of the
+other hosts agree.
 
 What was stamped by a clock that was ahead would wait until then.  So a half from the future waits
 from when a look at all of them has first met it.
@@ -22,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final, Protocol
 
 from online.errors import RequestError
@@ -85,7 +88,8 @@ class Defaults:
         self._replica, self._rule, self._monotonic_s = replica, rule, monotonic_s
         self._now_s, self._began_at, self._began_s = now_s, now_s(), monotonic_s()
         self._latest = self._began_at
-        self._seen = self._whole_at = float("-inf")
+        self._seen = self._whole_at = self._told_at = -inf
+        self._others: dict[int, tuple[float, float]] = {}
         self._met: dict[bytes, float] = {}  # from the future: when (monotonic) it was first seen
 
     async def give(self) -> int:
@@ -96,16 +100,17 @@ class Defaults:
         wait_s = self._rule.wait_s
         if wait_s is None or self._set_back():
             return 0
-        if (passed_s := self._monotonic_s() - self._began_s) < wait_s:
+        await self._hear_others()
+        now_s = self._monotonic_s()
+        if (passed_s := now_s - self._began_s) < wait_s:
             return 0
-        at = self._began_at + passed_s
-        if whole := at >= self._whole_at:
-            self._seen, self._whole_at = float("-inf"), at + WHOLE_S
+        at = min(self._began_at + passed_s, self._by_others(now_s))
+        if whole := now_s >= self._whole_at:
+            self._seen, self._whole_at = -inf, now_s + WHOLE_S
         given, after = await self._give(self._seen, at - wait_s, at, lambda key: True)
         self._seen = min(after, at - wait_s - OVERLAP_S)
         if whole:
             met, self._met = self._met, {}
-            now_s = self._monotonic_s()
 
             def waited(key: bytes) -> bool:
                 if (since_s := met.get(key, now_s)) <= now_s - wait_s:
@@ -114,7 +119,7 @@ class Defaults:
                     self._met[key] = since_s
                 return False
 
-            given += (await self._give(at + AHEAD_S, float("inf"), at, waited))[0]
+            given += (await self._give(at + AHEAD_S, inf, at, waited))[0]
         self._replica.counts[self._rule.counted] += given
         return given
 
@@ -140,6 +145,24 @@ class Defaults:
                 return given, after
             after = page.upto
 
+    async def _hear_others(self) -> None:
+        """Look, now and then, at the newest row of each other replica that is alive."""
+        now_s, replica = self._monotonic_s(), self._replica
+        if now_s < self._told_at + WHOLE_S:
+            return
+        self._told_at, journal = now_s, replica.store.journal
+        found = await replica.store.read(journal.partitions, replica.settings.name)
+        others = [p for p in found if p.end and not p.sealed and p.id != replica.writer.partition]
+        known, self._others = self._others, {}
+        for other in others:
+            for row in await replica.store.read(journal.read, other.id, other.end, 1):
+                before = known.get(other.id, (-inf, now_s))
+                self._others[other.id] = (row.at, now_s) if row.at > before[0] else before
+
+    def _by_others(self, now_s: float) -> float:
+        """The time by the clock of the other replica that is most ahead; infinite: by nobody's."""
+        return max((at + now_s - seen_s for at, seen_s in self._others.values()), default=inf)
+
     def _set_back(self) -> bool:
         """Whether the clock was set back since the last look; then all waits from now on."""
         now = self._now_s()
@@ -148,7 +171,7 @@ class Defaults:
             return False
         self._latest = self._began_at = now
         self._began_s = self._monotonic_s()
-        self._seen = self._whole_at = float("-inf")
+        self._seen = self._whole_at = -inf
         self._replica.counts["defaults_held"] += 1
         return True
 

@@ -24,12 +24,13 @@ from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
+from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
 from online.serving.upgrading import upgrading
 from online.sure.calibration import Calibration
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
-from online.sure.views import calibration_in, choices_in, confidence_in, delays_in, slices_in
+from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
@@ -130,7 +131,7 @@ class Cluster(HeldEvents):
             "slices": _shown(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
-            "conversions": _conversions(replica, journal),
+            "conversions": await conversions(replica, journal, self._read),
             "drift": _drift(replica, replicas),
             "example": _example(replica),
             "influence": _influence(replica),
@@ -408,13 +409,6 @@ def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what came of the choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
     return None if found is None else {"answers": answering(replica), **found.shown()}
-
-
-def _conversions(replica: ModelReplica, journal: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what became of predictions without a label; None: nothing does."""
-    if (found := delays_in(replica.learner.tally.views)) is None:
-        return None
-    return {**found.shown(), "waiting": None if journal is None else journal["waiting"]}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:

@@ -32,7 +32,8 @@ import numpy.typing as npt
 
 from online.models.base import Prediction
 from online.sure.threshold import STAMP
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 from replay.example import Example, label_text
 
 CALIBRATION: Final = "calibration"
@@ -60,12 +61,11 @@ _LOSSES: Final = tuple(f"loss/{i}" for i in range(len(GRID)))
 Floats = npt.NDArray[np.float64]
 
 
-class Calibration:
+class Calibration(Sums):
     """The sharpness of one model's answers, with an open delta; a view of the learned rows."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
-        self._open: dict[str, float] = {}
+        super().__init__(CALIBRATION)
         self._step: int | None = 0  # None: it is to be found again
 
     # -- asking ------------------------------------------------------------------------------
@@ -151,32 +151,17 @@ class Calibration:
 
     def _sum(self, name: str, value: float) -> None:
         self._step = None
-        self._sums[name] = self._sums.get(name, 0) + value
-        self._open[name] = self._open.get(name, 0) + value
-
-    # -- the verbs of a view -----------------------------------------------------------------
-
-    @property
-    def named(self) -> Touched:
-        """The blocks, each as a whole."""
-        return {CALIBRATION: None}
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        opened, self._open = self._open, {}
-        return {CALIBRATION: Block(COUNT, opened)} if opened else {}
+        super()._sum(name, value)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
-        if (block := values.get(CALIBRATION)) is not None:
-            self._step = None
-            for name, value in block.data.items():
-                self._sums[name] = value + self._open.get(name, 0)
+        self._step = None if CALIBRATION in values else self._step
+        super().rebase(values)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open, self._step = {}, {}, None
-        self.rebase(values)
+        self._step = 0
+        super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
 

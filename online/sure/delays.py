@@ -12,9 +12,11 @@ its way counts fully on the wrong side.  With v = 0 it does not, and nothing is 
 comes late; if F is small, nothing is learned at all.  Here v is 1 − F, and at least a tenth: what
 comes late is never all but lost, whoever says that all comes at once.
 
-F is that of all sources together, and no source counts for more than twice the mean of the others:
-one that sends many positives at once does not decide what those of others weigh.  Sources are told
-apart by a hash of their names, 64 of them.  Nothing fades: all rows count alike, old and new.
+F is that of the source's own positives once there are enough of them.  For others it is that of all
+sources together, of which none counts for more than the mean of the others: one that sends many
+positives at once does not decide what the labels of others weigh.  Sources are told apart by a hash
+of their names, 64 of them.  What a source's positives have said fades, over about :data:`_MEMORY`
+of them: if they come later than they used to, F follows.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ import math
 import zlib
 from typing import Any, Final
 
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.sums import Sums
 from replay.example import Example
 
 DELAYS: Final = "delays"
@@ -43,11 +45,13 @@ _LATE_MIN: Final = 0.1
 """What comes late weighs at least so much."""
 _PLACES: Final = 64
 """Places that sources are hashed to: the block is bounded, whatever names they give themselves."""
-_OTHERS: Final = 2.0
-"""Times the mean of the others that one of them counts."""
+_MEMORY: Final = 1_000.0
+"""Positives of a source over which its share fades."""
+_ENOUGH: Final = _MEMORY * (1.0 - (1.0 - 1.0 / _MEMORY) ** POSITIVES_MIN) - 1e-6
+"""What is left of the least that say something."""
 
 
-class Delays:
+class Delays(Sums):
     """Delays of the positive labels of one model, with an open delta; a view of the rows.
 
     Parameters:
@@ -55,55 +59,26 @@ class Delays:
     """
 
     def __init__(self, window_s: float) -> None:
+        super().__init__(DELAYS)
         self._window_s = window_s
         self._all, self._within = f"all of {window_s:g} by ", f"within {window_s:g} by "
-        self._sums: dict[str, float] = {}
-        self._open: dict[str, float] = {}
 
     def add(self, example: Example, at: float, source: str = "") -> None:
         """Count one learned row: a label by default, one that corrects it, or a positive one."""
         if example.moved is not None:
             return
         if example.late is not None:
-            self._sum("defaulted")
+            self._sum("defaulted", 1)
             return
         if (first := example.corrects) is not None and first.defaulted:
-            self._sum("corrected")
+            self._sum("corrected", 1)
         if example.label is not True or example.provisional or example.predicted_at is None:
             return
         if (delay_s := at - example.predicted_at) >= _LEAST_S:
-            self._sum(f"{_DELAY}{math.floor(_place(delay_s))}")
-            place = zlib.crc32(source.encode()) % _PLACES
-            self._sum(f"{self._all}{place}")
-            if delay_s < self._window_s:
-                self._sum(f"{self._within}{place}")
-
-    def _sum(self, name: str) -> None:
-        self._sums[name] = self._sums.get(name, 0) + 1
-        self._open[name] = self._open.get(name, 0) + 1
-
-    # -- the verbs of a view -----------------------------------------------------------------
-
-    @property
-    def named(self) -> Touched:
-        """The blocks, each as a whole."""
-        return {DELAYS: None}
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        opened, self._open = self._open, {}
-        return {DELAYS: Block(COUNT, opened)} if opened else {}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
-        if (block := values.get(DELAYS)) is not None:
-            for name, value in block.data.items():
-                self._sums[name] = value + self._open.get(name, 0)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open = {}, {}
-        self.rebase(values)
+            self._sum(f"{_DELAY}{math.floor(_place(delay_s))}", 1)
+            place, within = _hashed(source), delay_s < self._window_s
+            for name, more in (f"{self._all}{place}", 1.0), (f"{self._within}{place}", within):
+                self._sum(name, more - self._sums.get(name, 0.0) / _MEMORY)
 
     # -- what is told ------------------------------------------------------------------------
 
@@ -112,33 +87,36 @@ class Delays:
         """Positive labels of which the delay is known."""
         return int(sum(n for name, n in self._sums.items() if name.startswith(_DELAY)))
 
-    def reached(self) -> float:
-        """Share of the positives that have come within the window; 0 before enough have.
+    def reached(self, source: str | None = None) -> float | None:
+        """Share of the positives that have come within the window; None before enough have.
 
-        Of those that came while the window was another one the buckets tell, until there are enough
-        that came since.
+        Of those of this source, if there are enough; else of all.  Of those that came while the
+        window was another one the buckets tell, until there are enough that came since.
         """
-        found = [
-            (n, self._sums.get(f"{self._within}{place}", 0.0))
+        found = {
+            place: (n, self._sums.get(f"{self._within}{place}", 0.0))
             for place in range(_PLACES)
-            if (n := self._sums.get(f"{self._all}{place}", 0.0)) > 0
-        ]
-        if (all_ := sum(n for n, _ in found)) >= POSITIVES_MIN:
-            others = max(len(found) - 1, 1)
-            counts = [min(n, _OTHERS * (all_ - n) / others) if all_ > n else n for n, _ in found]
-            shares = zip(counts, found, strict=True)
-            return sum(count * within / n for count, (n, within) in shares) / sum(counts)
+            if (n := self._sums.get(f"{self._all}{place}", 0.0)) > 0.0
+        }
+        own, in_time = (0.0, 0.0) if source is None else found.get(_hashed(source), (0.0, 0.0))
+        if own >= _ENOUGH:
+            return in_time / own
+        if (all_ := sum(n for n, _ in found.values())) >= _ENOUGH:
+            others = len(found) - 1
+            counts = [min(n, (all_ - n) / others) if others else n for n, _ in found.values()]
+            pairs = zip(counts, found.values(), strict=True)
+            return sum(count * within / n for count, (n, within) in pairs) / sum(counts)
         if (total := self.positives) < POSITIVES_MIN:
-            return 0.0
+            return None
         place, within = _place(self._window_s), 0.0
         for name, n in self._sums.items():
             if name.startswith(_DELAY):
                 within += n * min(max(place - int(name.removeprefix(_DELAY)), 0.0), 1.0)
         return within / total
 
-    def weights(self) -> tuple[float, float]:
+    def weights(self, source: str | None = None) -> tuple[float, float]:
         """The weight of a negative by default, and of a positive label that comes after it."""
-        share = self.reached()
+        share = self.reached(source) or 0.0
         late = max(1.0 - share, _LATE_MIN)
         return share + (1.0 - share) * late, late
 
@@ -148,12 +126,16 @@ class Delays:
         return {
             "window_s": self._window_s,
             "positives": self.positives,
-            "within": self.reached() if self.positives >= POSITIVES_MIN else None,
+            "within": self.reached(),
             "defaulted": int(self._sums.get("defaulted", 0)),
             "corrected": int(self._sums.get("corrected", 0)),
             "weight": default,
             "late_weight": late,
         }
+
+
+def _hashed(source: str) -> int:
+    return zlib.crc32(source.encode()) % _PLACES
 
 
 def _place(delay_s: float) -> float:

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from evaluation.metrics import Task
 from online.sure.threshold import held
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 from replay.example import Example, Value, label_of, label_text
 
 SLICES: Final = "slices"
@@ -27,7 +28,7 @@ MISSING: Final = "missing"
 _CHARS: Final = 64  # of a value
 
 
-class Slices:
+class Slices(Sums):
     """Counters of one model by slice, with an open delta; a view of the learned rows.
 
     Parameters:
@@ -36,9 +37,8 @@ class Slices:
     """
 
     def __init__(self, task: Task, names: Sequence[str], most: int) -> None:
+        super().__init__(SLICES)
         self._task, self._names, self._most = task, tuple(names), most
-        self._sums: dict[str, float] = {}
-        self._open: dict[str, float] = {}
         self._values: dict[str, set[str]] = {name: set() for name in names}
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
@@ -56,9 +56,7 @@ class Slices:
         for name in self._names:
             value = self._value(name, example)
             for counter, number in counted.items():
-                key = f"{name}\t{value}\t{counter}"
-                self._sums[key] = self._sums.get(key, 0.0) + number
-                self._open[key] = self._open.get(key, 0.0) + number
+                self._sum(f"{name}\t{value}\t{counter}", number)
 
     def _value(self, name: str, example: Example) -> str:
         value = _text(example.features.get(name))
@@ -69,33 +67,18 @@ class Slices:
             known.add(value)
         return value
 
-    # -- the verbs of a view -----------------------------------------------------------------
-
-    @property
-    def named(self) -> Touched:
-        """The blocks, each as a whole."""
-        return {SLICES: None}
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        opened, self._open = self._open, {}
-        return {SLICES: Block(COUNT, opened)} if opened else {}
-
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
-        if (block := values.get(SLICES)) is None:
-            return
-        for key, number in block.data.items():
-            self._sums[key] = number + self._open.get(key, 0.0)
+        super().rebase(values)
+        for key in values[SLICES].data if SLICES in values else ():
             name, value, _ = key.split("\t")
             if value not in (MISSING, OTHERS) and name in self._values:
                 self._values[name].add(value)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open = {}, {}
         self._values = {name: set() for name in self._names}
-        self.rebase(values)
+        super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
 

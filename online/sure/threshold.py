@@ -32,7 +32,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from evaluation.metrics import Task
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 from replay.example import Example, label_text
 
 _Label = TypeVar("_Label")
@@ -72,7 +73,7 @@ _LABELS: Final = _Steps(start=2.0, low=0.0, high=_ALL, step=0.15, late=0.15, hor
 _NUMBER: Final = _Steps(start=1.0, low=-8.0, high=6.0, step=0.02, late=0.2, horizon=25)
 
 
-class Confidence:
+class Confidence(Sums):
     """The threshold of one model, with an open delta; a view of the learned rows.
 
     Parameters:
@@ -80,11 +81,10 @@ class Confidence:
     """
 
     def __init__(self, task: Task, level: float) -> None:
+        super().__init__(CONFIDENCE)
         self.level = level
         self._number = task == "regression"
         self._steps = _NUMBER if self._number else _LABELS
-        self._sums: dict[str, float] = {}
-        self._open: dict[str, float] = {}
         self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
         self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
 
@@ -185,28 +185,14 @@ class Confidence:
 
     def _sum(self, name: str, value: float) -> None:
         self._stamp = b""
-        self._sums[name] = self._sums.get(name, 0) + value
-        self._open[name] = self._open.get(name, 0) + value
-
-    # -- the verbs of a view -----------------------------------------------------------------
-
-    @property
-    def named(self) -> Touched:
-        """The blocks, each as a whole."""
-        return {CONFIDENCE: None}
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        opened, self._open = self._open, {}
-        return {CONFIDENCE: Block(COUNT, opened)} if opened else {}
+        super()._sum(name, value)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
         if (block := values.get(CONFIDENCE)) is not None:
             self._stamp = b""
             self._note_others(block.data.get(_N, 0.0))
-            for name, value in block.data.items():
-                self._sums[name] = value + self._open.get(name, 0)
+        super().rebase(values)
 
     def _note_others(self, n: float) -> None:
         """So many labels moved the values of the server."""
@@ -218,8 +204,8 @@ class Confidence:
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open, self._stamp = {}, {}, b""
-        self.rebase(values)
+        self._stamp = b""
+        super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from online.models.base import Model
 from online.models.slopes import Sloped
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
+from online.trust.asking import Asking
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
 from paramserver.blocks import Blocks
@@ -123,6 +124,7 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
+        self._asking = Asking(chain.sources) if any(t.budgets for t in chain.filters) else None
 
     # -- before the append -------------------------------------------------------------------
 
@@ -224,7 +226,11 @@ class Filtering:
             # a delta of a device is judged as it comes: online.serving.device_pushes
             return row, example
         if example.late is not None:
-            return self.by_standing(row), example  # nobody has sent that label
+            row = self.by_standing(row)  # nobody has sent that label
+            if self._asking is not None and self.active and row.verdict is not Written.QUARANTINED:
+                row = self._asking.judged(row, example.weight)
+                self.counts[Written.CLIPPED.value] += row.factor < 1.0
+            return row, example
         self._see(row.source, row.at)
         if not self.active or example.judged is not None:
             return row, example

@@ -32,7 +32,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression"])
 def test_every_learner_takes_every_kind_of_value(task: str) -> None:
-    for name in bench.LEARNERS:
+    for name in (*bench.LEARNERS, "mlp"):
         line = bench.measure(task, name, Path())
         if name == "naive bayes" and task == "regression":
             assert line is None

@@ -176,17 +176,19 @@ def test_what_comes_late_weighs_by_the_share_that_has_come_in_time(tmp_path: Pat
             one.wall.s += WINDOW_S / 10 if i % 4 else WINDOW_S * 10
             await one.label(id_, True)
         one.clock.s = one.wall.s
-        assert one.counted["within"] == pytest.approx(0.75)
+        share = one.counted["within"]
+        assert share == pytest.approx(0.75, abs=0.01)
+        weight, late = share + (1.0 - share) ** 2, 1.0 - share
         id_ = await one.predict("a")
         assert await one.give(WINDOW_S + 60) == 1
-        assert one.counted["weight"] == pytest.approx(0.75 + 0.25 * 0.25)
-        assert one.slope("a") == pytest.approx(-0.5 * (0.75 + 0.25 * 0.25))
+        assert one.counted["weight"] == pytest.approx(weight)
+        assert one.slope("a") == pytest.approx(-0.5 * weight)
         back = rows(world)[-1]
-        assert [back.weight, back.late] == pytest.approx([0.8125, 0.25])
+        assert [back.weight, back.late] == pytest.approx([weight, late])
         before = one.replica.learner.serving.predict({"a": 1.0}).probabilities[True]
         await one.label(id_, True)
-        moved = 0.25 * (1.0 - before) + 0.8125 * before
-        assert one.slope("a") == pytest.approx(-0.5 * 0.8125 + moved)
+        moved = late * (1.0 - before) + weight * before
+        assert one.slope("a") == pytest.approx(-0.5 * weight + moved)
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
@@ -283,6 +285,30 @@ def test_what_was_stamped_in_a_wrong_future_waits_from_when_it_is_seen(
     monkeypatch.setattr(defaults, "AHEAD_S", 1e12)  # the control: it would wait for a month
     with pytest.raises(AssertionError, match="assert 0 == 1"):
         worlds.play(tmp_path / "without", scene)
+
+
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_replica_whose_clock_is_ahead_gives_nothing_before_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, heard: bool
+) -> None:
+    if not heard:
+        monkeypatch.setattr(Defaults, "_by_others", lambda *_: float("inf"))
+
+    async def scene(world: Any) -> None:
+        wall, fast = Clock(), Clock()
+        fast.s += 10 * WINDOW_S
+        one, two = await site(world, "one", wall), await site(world, "two", fast)
+        await one.label(await one.predict("row"), True)
+        assert await two.give(0.0) == 0
+        wall.s += WINDOW_S
+        await one.predict("a")
+        early = await two.give(WINDOW_S + 1)
+        assert early == (0 if heard else 1), "it looks ten windows old"
+        assert await two.give(WINDOW_S) == 1 - early, "and gets its label all the same"
+        for each in (one, two):
+            await each.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
 
 
 def test_without_a_window_nothing_is_written_and_nothing_given(tmp_path: Path) -> None:

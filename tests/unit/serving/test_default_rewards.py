@@ -204,7 +204,8 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
         other = await one.choose()
         one.wall.s += 1e6  # a clock that jumps gives nothing either
         assert await one.give(1.0) == 0
-        assert await two.give(60.0) == 1
+        assert await two.give(60.0) == 0, "by the row of the other it was asked just now"
+        assert await two.give(WAIT_S + 1) == 1
         assert await one.reward(other, 1.0) == "conflict"
         for each in (one, two):
             await each.replica.stop(1)

@@ -10,11 +10,15 @@ from benchmarks import floods
 from online.trust.filtering import Filtering, _unweighed
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source
-from paramserver.filters.chain import Chain, Verdict
+from paramserver.filters.chain import Chain, by_name
+from paramserver.filters.chain import Verdict as Judged
 from paramserver.filters.losses import Losses
 from paramserver.filters.surprise import Surprise, _New
 from paramserver.filters.unlikely import Unlikely
 from paramserver.filters.voices import Voices
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
 
 NAME, BEFORE = "phishing", 700
 ROWS = floods.rows_of(NAME, None, 0)[: BEFORE + 250]
@@ -109,6 +113,23 @@ def _counts(groups: list[list[floods.Sent]]) -> dict[str, int]:
     return out
 
 
+@pytest.mark.parametrize("bounded", [True, False])
+def test_who_asks_most_does_not_say_most_of_what_has_no_label(bounded: bool) -> None:
+    chain = by_name(("rate",) if bounded else (), None, None)
+    filters = Filtering(chain, model=lambda: None, clock=dict, count=lambda: 0)  # type: ignore[arg-type, return-value]
+    honest, taught = [f"h{i}" for i in range(9)], {"h0": 0.0, "flood": 0.0}
+    sources = [source for _ in range(80) for source in (*honest, *["flood"] * 30)]
+    for i, source in enumerate(sources):
+        example = Example({"x": 1.0}, False, 0.9, provisional=True, late=0.2)
+        asked = NewRow(b"%d" % i, str(i), source, Verdict.ACCEPTED, codec.encode(example), i / 10)
+        (row,) = filters.judge([asked])
+        assert row.verdict in (Verdict.ACCEPTED, Verdict.CLIPPED), "nobody is set aside for it"
+        if source in taught and i >= len(sources) // 2:
+            taught[source] += row.factor
+    assert taught["h0"] == 40.0, "the others weigh what they did"
+    assert (taught["flood"] < 4.0 * taught["h0"]) is bounded, taught
+
+
 # -- the parts -----------------------------------------------------------------------------------
 
 
@@ -199,7 +220,7 @@ def test_a_model_that_takes_no_weight_learns_whole_or_not_at_all(
     factor: float, verdict: str
 ) -> None:
     """What a flood sends too much of would be learned whole, or else."""
-    given = Verdict("clipped", 1.0, factor, 3.0, "surprise: often", ())
+    given = Judged("clipped", 1.0, factor, 3.0, "surprise: often", ())
     made = _unweighed(given)
     assert (made.verdict, made.factor) == (verdict, float(verdict == "accepted"))
     assert made.reason == ("surprise: often" if verdict == "quarantined" else "")

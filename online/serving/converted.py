@@ -1,0 +1,34 @@
+"""This module says what became of predictions that wait for a label, as the status has it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from online.replica.replica import ModelReplica
+from online.sure.views import delays_in
+from replay.errors import ReplayError
+
+_AHEAD_S: Final = 1e9  # halves of whatever clock
+_OLDEST: Final = 64  # halves among which the oldest prediction is looked for
+
+
+async def conversions(
+    replica: ModelReplica,
+    journal: Mapping[str, Any] | None,
+    read: Callable[..., Awaitable[Any]],
+) -> dict[str, Any] | None:
+    """Return what became of predictions without a label; None: nothing does.
+
+    ``read`` does a step of the journal, which may not answer.
+    """
+    if (found := delays_in(replica.learner.tally.views)) is None:
+        return None
+    waiting = None if journal is None else journal["waiting"]
+    name, now_s, oldest_s = replica.settings.name, replica.now_s(), None
+    with contextlib.suppress(ReplayError, TimeoutError):
+        step = replica.store.journal.predicted
+        halves = (await read(name, step, name, -1.0, now_s + _AHEAD_S, _OLDEST)).waiting
+        oldest_s = max(now_s - halves[0][1].at, 0.0) if halves else None
+    return {**found.shown(), "waiting": waiting, "oldest_s": oldest_s}
