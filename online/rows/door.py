@@ -14,6 +14,7 @@ import msgspec
 
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
+from online.rows.crossing import Crossing
 from online.rows.schema import schema_of
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -35,6 +36,7 @@ class Door:
     Attributes:
         schema: What the settings declare of the features; None: any name and type is taken.
         numbers: Types of the values of a row that is taken if it has only numbers (:meth:`takes`).
+        crossing: Counts what rows and choices cross; None: the model does not choose.
     """
 
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
@@ -47,6 +49,10 @@ class Door:
         self._bounded = settings.filters != "none"
         self.schema = schema_of(settings)
         self.numbers: frozenset[type] = _NUMBERS if self.schema is None else _DECLARED_NUMBERS
+        self.crossing: Crossing | None = None
+        if settings.choose is not None:
+            text = settings.params.get("text", ())
+            self.crossing = Crossing([x for x in text if isinstance(x, str)], limits.products_max)
         classes = settings.classes or {"negative": False, "positive": True}
         self._names: dict[bool, Label] = {
             False: classes["negative"],
@@ -89,6 +95,8 @@ class Door:
                 raise invalid(field, f"a name of {len(name)} characters", "Use a shorter name")
         if not recorded and (odd := self.odd_name(value)) is not None:
             raise not_plain(field, "a name", odd)
+        if self.crossing is not None:
+            self.crossing.check_rows([value], field)
         found: Features = value
         return found
 
@@ -98,7 +106,9 @@ class Door:
         short = all(len(name) <= self._limits.text_bytes_max for name in names)
         if self.schema is not None and not self.schema.only_numbers(names):
             return False
-        return fit and short and self.odd_name(dict.fromkeys(names)) is None
+        row = dict.fromkeys(names)
+        narrow = self.crossing is None or self.crossing.takes(row)
+        return fit and short and narrow and self.odd_name(row) is None
 
     def undeclared(self, features: Any, field: str) -> RequestError | None:
         """Why the declaration lets no new row have these features; None: one may."""
@@ -114,7 +124,10 @@ class Door:
 
     def many(self, instances: list[dict[str, Any]]) -> list[Features]:
         """Checked features of many rows."""
-        return [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
+        rows = [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
+        if self.crossing is not None:
+            self.crossing.check_rows(rows, "instances")
+        return rows
 
     def _check_other(self, item: Any, field: str, *, key: bool) -> None:
         if isinstance(item, int):  # bool too: river computes with it as 0 or 1

@@ -74,7 +74,7 @@ class _Http:
         made = uvicorn.Config(
             assembly.app(), lifespan="off", log_config=None, access_log=False,
             timeout_keep_alive=_KEEP_ALIVE_S, timeout_graceful_shutdown=_DRAIN_S,
-            server_header=False,
+            server_header=False, http=_protocol(),
         )  # fmt: skip
         self._server = uvicorn.Server(made)
         assert self._socket is not None
@@ -93,6 +93,15 @@ class _Http:
         """Let others have the port."""
         if self._socket is not None:
             self._socket.close()
+
+
+def _protocol() -> Any:
+    """Return how uvicorn reads requests: their heads are bounded."""
+    try:
+        from online.service.heads import Heads
+    except ModuleNotFoundError:  # without httptools it reads them with h11, which bounds them
+        return "auto"
+    return Heads
 
 
 class Embedded:

@@ -104,6 +104,9 @@ class Choosing:
             check_own_id(request.id, one=True)
         context, table = self._context(request.context), self._table(request.actions)
         actions = self._actions(request.actions, table)
+        if self._door.crossing is not None:
+            described = [features for _, features in actions]
+            self._door.crossing.check(context, described, "actions", alike=table is not None)
         places = {action: i for i, (action, _) in enumerate(actions)}
         excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
         if len(excluded) == len(actions):

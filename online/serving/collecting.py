@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -99,7 +99,7 @@ class Collecting:
                 found[i] = asked
             else:
                 name = asked.row.key.hex()
-                open_.setdefault(name, _one(asked)).sent.append((i, reward))
+                open_.setdefault(name, _one(asked)).sent.append((i, _of(asked, reward)))
         left = list(open_.values())
         for _ in range(ROUNDS_MAX):
             made = []
@@ -246,6 +246,14 @@ class Collecting:
                 found[i] = Receipt(
                     "expired", one.event_id, reason=f"{reason}, or with a label of its own"
                 )
+
+
+def _of(asked: Asked, sent: Sent) -> Sent:
+    """The reward as that of whoever sends it: an access token may stand for another source."""
+    if sent.event.source == asked.row.source:
+        return sent
+    event = msgspec.structs.replace(sent.event, source=asked.row.source)
+    return replace(sent, event=event)
 
 
 def _one(asked: Asked) -> _One:

@@ -60,6 +60,7 @@ class Limits(Tree):
     rows_max: int = Field(1_000, ge=1, le=100_000, description="rows of one request")
     actions_max: int = Field(256, ge=1, le=10_000, description="actions of one choice")
     slots_max: int = Field(64, ge=1, le=10_000, description="slots of one choice")
+    products_max: int = Field(500_000, ge=1_000, description="products of features in a choice")
     features_max: int = Field(4_096, ge=1, description="features of one row")
     explain_max: int = Field(
         512, ge=8, description="answers that a model is asked for to explain one, two a feature"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from test_default_rewards import WAIT_S, Shop, rewards, shop
 from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Reward, RewardRequest
+from online.messages.sender import sender
 from online.messages.structs import Receipt, Receipts
 from online.rows.joins import ROUNDS_MAX
 from online.serving import collecting, defaults
 from online.settings.choose import Choose
+from online.settings.tokens import Grant
 from replay import codec
 from replay.journal.base import Predicted
 
@@ -79,6 +82,29 @@ def test_a_repeat_is_known_by_its_own_id_and_without_one_is_another_reward(tmp_p
         assert [(x.status, x.idempotent) for x in both] == [("waiting", False)] * 2
         await one.give(WAIT_S + 60)
         assert list(rewards(world).values()) == [3.0]
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("aggregate", ["sum", "last"])
+def test_rewards_are_of_the_source_that_their_token_stands_for(
+    tmp_path: Path, aggregate: str
+) -> None:
+    """Else a ban, a forget and the filters would never meet who has sent them."""
+
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose={**SUM, "aggregate": aggregate})
+        id_ = await one.choose()
+        sender.set(Grant("bob"))
+        assert (await give(one, id_, 3.0, "r")).status == "waiting"
+        sender.set(Grant("alice"))
+        assert await refused(one, id_, 9.0) == (409, "another_source")
+        assert await refused(one, id_, 9.0, source="bob") == (403, "source_fixed")
+        sender.set(Grant())
+        await one.give(WAIT_S + 60)
+        with contextlib.closing(world.journal()) as journal:
+            assert [row.source for row in journal.follow("m", 0, 1000).rows] == ["bob"]
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -84,6 +84,26 @@ def test_no_more_slots_are_taken_than_the_setting_says(tmp_path: Path) -> None:
     worlds.play(tmp_path, scene)
 
 
+def test_no_choice_crosses_more_features_than_the_setting_says(tmp_path: Path) -> None:
+    """A kilobyte of names would hold the loop for seconds, and fill the memory."""
+
+    async def scene(world: Any) -> None:
+        limits = Limits(feedback_wait_s=60, products_max=5_000)
+        one = await shop(world, choose={"default_reward": None}, limits=limits)
+        moment = {f"c-{i}": "x" for i in range(20)}
+        wide = Action("wide", {f"f-{i}": "y" for i in range(100)})
+        few = [Action("a"), Action("b")]
+        assert (await one.choosing.choose(ChooseRequest(few, moment))).action in ("a", "b")
+        with pytest.raises(RequestError, match="products") as caught:
+            await one.choosing.choose(ChooseRequest([*few, wide], moment))
+        assert (caught.value.status, caught.value.field) == (422, "actions")
+        assert "limits.products_max" in str(caught.value.hint)
+        assert not one.replica.writer.halves
+        await one.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_others_have_turns_while_rewards_are_taken_and_choices_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

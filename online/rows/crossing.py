@@ -1,0 +1,78 @@
+"""How many products of features a choice asks for: those of the moment by those of the actions.
+
+A body grows by the sum of both, what the model looks up by their product: a few kilobytes of names
+would hold a replica for seconds and fill its memory.  So they are counted before they are made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from online.errors import RequestError, invalid
+
+ACTION: Final = "@"
+"""How names begin, in a row of a choice, that are of its action."""
+
+_FORMS: Final = 3  # a number as it is, and by the two knots beside it
+_HEADS: Final = 2  # by each action's id: what it brings, and beside the others
+
+_Row = Mapping[str, Any]
+
+
+class Crossing:
+    """Counts what the rows and choices of one model cross.
+
+    Parameters:
+        text: Features that are bags of words, those of actions with their sign before them.
+        most: Products of one request; of several slots those of each.
+    """
+
+    def __init__(self, text: Collection[str], most: int) -> None:
+        self._of_moment = [name for name in text if not name.startswith(ACTION)]
+        self._of_action = [name[len(ACTION) :] for name in text if name.startswith(ACTION)]
+        self._most = most
+
+    def check(
+        self, context: _Row, actions: Sequence[_Row], field: str, *, alike: bool = False
+    ) -> None:
+        """Raises RequestError: the actions of a choice have too many products with its moment.
+
+        ``alike``: all of them have the same names, which are crossed once.
+        """
+        moment, ids = 1 + _parts(context, self._of_moment), _HEADS * len(actions)
+        widest = 1 + max(_parts(row, self._of_action) for row in actions)
+        products = moment * (_FORMS * ids + widest * (1 if alike else len(actions)))
+        if products > self._most:
+            raise self._refusal(products, field)
+
+    def check_rows(self, rows: Sequence[_Row], field: str) -> None:
+        """Raises RequestError: rows, with one action each, have too many products together."""
+        products = sum(map(self._of_row, rows))
+        if products > self._most:
+            raise self._refusal(products, field)
+
+    def takes(self, row: _Row) -> bool:
+        """Whether a row may be one of a request."""
+        return self._of_row(row) <= self._most
+
+    def _of_row(self, row: _Row) -> int:
+        described = sum(name.startswith(ACTION) for name in row)
+        context = 1 + len(row) - described + _words(row, self._of_moment)
+        words = _words(row, [ACTION + name for name in self._of_action])
+        return context * (_FORMS * _HEADS + 1 + described + words)
+
+    def _refusal(self, products: int, field: str) -> RequestError:
+        message = f"{products} products of features of the moment and of actions"
+        hint = f"Send fewer features: at most {self._most}, or raise limits.products_max"
+        return invalid(field, message, hint)
+
+
+def _parts(row: _Row, text: Collection[str]) -> int:
+    return len(row) + _words(row, text)
+
+
+def _words(row: _Row, text: Collection[str]) -> int:
+    """Return how many words the row's texts may have, beside one for each."""
+    found = (row.get(name) for name in text)
+    return sum(len(value) // 2 for value in found if isinstance(value, str))
