@@ -254,6 +254,7 @@ class Journal(Protocol):
 
     def accept_lost(self) -> None:
         """Go on without them: :attr:`lost` is 0 from now on."""
+        return
 
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
