@@ -1,4 +1,4 @@
-"""What the database file was when the service last changed it, and how far it was written.
+"""A mark says how the service left the database file, and how far it was written.
 
 SQLite itself finds out neither that another program has changed the file under it (a copy of a
 backup over it, a cut) nor that a log with commits in it was removed: it mixes pages of two files,
@@ -78,7 +78,7 @@ class Mark:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """What the block writes into the database is the service's own doing.
+        """The block writes into the database, which is the service's own doing.
 
         Who dies in it leaves a mark that says nothing of the file.  A change by others that nobody
         has looked through stays known until the block has ended well.
