@@ -175,7 +175,8 @@ def _stop(running: Any, code: int) -> None:
     """End it gently, and if that takes too long, at once."""
     watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
     watchdog.daemon = True
-    watchdog.start()
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: then without it
+        watchdog.start()
     running.stop()
     watchdog.cancel()
 

@@ -284,12 +284,16 @@ class OneProcess:
         except ReplayError as error:
             log.warning("journal: %s", error)
             return
+        said: str | None = None
         with contextlib.closing(journal):
             while not self._stopping.wait(_TEND_S):
                 try:
                     journal.checkpoint()
+                    said = None
                 except ReplayError as error:
-                    log.warning("journal: %s", error)
+                    if str(error) != said:
+                        log.warning("journal: %s", error)
+                    said = str(error)
 
     # -- stop --------------------------------------------------------------------------------
 
