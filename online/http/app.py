@@ -34,6 +34,7 @@ from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.turns import Turns
+from online.http.unread import read_no_sources
 from online.http.untaken import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole import in_one_piece
@@ -455,6 +456,7 @@ def build_rest(
     app.include_router(decide_routes({} if choosing is None else choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
+    read_no_sources(app)
     return app
 
 
