@@ -36,6 +36,10 @@ PROVE: Final = ("elec2", "insects", "acs", "demand")
 UNSEEN: Final = ("sea", "mixed", "ratings")
 DELAYS: Final = (0, 48, 500)
 LEVEL: Final = 0.9
+GROUPS: Final = ("RAC1P", "SEX", "DIS")
+"""Features of `acs` by which its groups are told apart: race, sex, disability."""
+GROUP_MIN: Final = 300
+VALUES: Final = 32
 _WINDOW, _SKIPPED, _TOGETHER = 500, 1_000, 64
 _PEER: Final = Path(__file__).with_name("studies") / "saocp_peer.py"
 
@@ -67,6 +71,26 @@ class Line:
     least: float | None
     fifth: float | None
     least_able: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A group has the rows of a stream with one value of a feature, labels so many rows late.
+
+    Attributes:
+        one, own: Coverage with one threshold for all, and with a part of it for each group.
+        size, size_own: Labels in a set, in the mean of the group.
+    """
+
+    stream: str
+    delay: int
+    who: str
+    group: str
+    rows: int
+    one: float
+    own: float
+    size: float
+    size_own: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +163,54 @@ def ask(name: str, data: Path, delay: int, most: int | None) -> Asked:
     return Asked(name, delay, task, answers)
 
 
-def ours(asked: Asked, replicas: int = 1, seed: int = 1) -> Line:
+def ours(asked: Asked, replicas: int = 1) -> Line:
     """Thresholds of the service, in so many replicas."""
+    seen = _play(asked, replicas)
+    return _line(asked, "ours" if replicas == 1 else f"ours, {replicas} replicas", seen)
+
+
+def grouped(
+    asked: Asked, rows: Sequence[Features], names: Sequence[str], replicas: int = 1
+) -> list[Group]:
+    """Groups of at least so many rows by these features, with one threshold and with own parts."""
+    one, own = (_play(asked, replicas, rows, slices) for slices in ((), names))
+    groups: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        for name in names:
+            groups.setdefault(f"{name} {row[name]}", []).append(i)
+    who = "ours" if replicas == 1 else f"ours, {replicas} replicas"
+    out = []
+    for group, places in sorted(groups.items()):
+        if len(places) >= GROUP_MIN:
+            first, second = (np.array([seen[i] or (0, 0) for i in places]) for seen in (one, own))
+            covered, covered_own = float(first[:, 0].mean()), float(second[:, 0].mean())
+            size, size_own = float(first[:, 1].mean()), float(second[:, 1].mean())
+            out.append(
+                Group(
+                    asked.stream, asked.delay, who, group, len(places), round(covered, 4),
+                    round(covered_own, 4), round(size, 3), round(size_own, 3),
+                )
+            )  # fmt: skip
+    return out
+
+
+def _play(
+    asked: Asked,
+    replicas: int,
+    rows: Sequence[Features] = (),
+    slices: Sequence[str] = (),
+    seed: int = 1,
+) -> list[tuple[bool, float] | None]:
+    """Answer each row by thresholds in so many replicas; whether it had the label, and its size."""
     draw = random.Random(seed)
-    parts = [Confidence(asked.task, LEVEL) for _ in range(replicas)]
+    parts = [Confidence(asked.task, LEVEL, slices, VALUES) for _ in range(replicas)]
     values: Blocks = {}
     examples: list[Example] = []
     seen: list[tuple[bool, float] | None] = []
     for i, (score, label) in enumerate(asked.answers):
         part = parts[i % replicas]
-        example = Example({}, label, score=score, sure=part.stamp())
+        row = rows[i] if rows else {}
+        example = Example(row, label, score=score, sure=part.stamp(row))
         examples.append(example)
         seen.append(held(asked.task, example))
         if i >= asked.delay:
@@ -158,7 +220,7 @@ def ours(asked: Asked, replicas: int = 1, seed: int = 1) -> Line:
                 merge(values, one.cut())
             for one in parts:
                 one.rebase(copy(values))
-    return _line(asked, "ours" if replicas == 1 else f"ours, {replicas} replicas", seen)
+    return seen
 
 
 def saocp(asked: Asked, peer: Path) -> Line:
@@ -222,6 +284,23 @@ def _windows(hits: Floats, skipped: int = _SKIPPED) -> Floats:
 
 def _right(score: dict[str, float] | None, label: Label) -> bool:
     return bool(score) and max(score or {}, key=(score or {}).__getitem__) == label_text(label)
+
+
+def run_groups(
+    data: Path,
+    *,
+    most: int | None = None,
+    delays: Sequence[int] = DELAYS,
+    progress: Progress = lambda text: None,
+) -> list[Group]:
+    """People of `acs` by their groups, with labels at once and late, in one replica and four."""
+    rows = [{name: x[name] for name in GROUPS} for x, _ in rows_of("acs", data, most)[1]]
+    found = []
+    for delay in delays:
+        progress(f"acs by groups, labels {delay} late")
+        asked = ask("acs", data, delay, most)
+        found += grouped(asked, rows, GROUPS) + grouped(asked, rows, GROUPS, replicas=4)
+    return found
 
 
 def run(

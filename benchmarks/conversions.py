@@ -11,6 +11,7 @@ log loss of what it answers to each row, by the label that the row turns out to 
 * *after 1*, *25*, *100*: as a service with ``conversion_window`` of so many rows does, by its own
   rule: then a negative, weighed by the share of positives that have come by then
   (:mod:`online.sure.delays`), and later positives in its place;
+* *known*: the true label of each row after 100 rows: whoever waits so long knows no more;
 * *whole*: the last of them with negatives and late positives that weigh one;
 * *weighted*: fake negatives by importance (Ktena et al. 2019), the peer;
 * *beside*: a negative at once, and a positive learned beside it when it comes.
@@ -80,6 +81,7 @@ class Line:
     after_25: float
     after_100: float
     whole: float
+    known: float
     weighted: float
     beside: float
     closed_at_once: float
@@ -100,6 +102,9 @@ class Plain:
     def after(self, seen: Seen) -> float | None:
         """Rows until a row without a positive label is a negative; None: nobody knows yet."""
         return 0.0
+
+    def asked(self, example: Example) -> None:
+        """A row was answered; the label is what it turns out to have."""
 
     def answer(self, features: Features) -> float:
         """The probability of True."""
@@ -123,6 +128,25 @@ class Oracle(Plain):
 
     def positive(self, example: Example, *, told: bool) -> None:
         """The label is known already."""
+
+
+class Known(Plain):
+    """Learns the true label when the longest window has passed."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model)
+        self._waiting: deque[Example] = deque()
+
+    def asked(self, example: Example) -> None:
+        self._waiting.append(example)
+        if len(self._waiting) > WINDOWS[-1]:
+            learn_example(self.model, self._waiting.popleft())
+
+    def negative(self, example: Example) -> None:
+        """It is known later."""
+
+    def positive(self, example: Example, *, told: bool) -> None:
+        """It is known later."""
 
 
 class AtOnce(Plain):
@@ -199,6 +223,7 @@ KINDS: Final[tuple[Callable[[Model], Plain], ...]] = (
     Plain,
     *(partial(Windowed, window=float(rows)) for rows in WINDOWS),
     partial(Windowed, window=float(WINDOWS[-1]), weighs=False),
+    Known,
 )
 
 
@@ -252,6 +277,7 @@ def loss(learner: Plain, rows: list[Row], law: str, seed: int) -> float:
         total -= math.log(p if label else 1.0 - p)
         score = {"false": 1.0 - p, "true": p}
         open_[i] = Example(features, label, 1.0, score, None, float(i), notes=answer.notes)
+        learner.asked(open_[i])
         if label:
             heapq.heappush(coming, (i + delay(law, rng), i, True))
         if (rows_on := learner.after(seen)) == 0.0:
@@ -302,7 +328,7 @@ def run(
     for learner in learners:
         losses = [loss(kind(built(learner, "binary").model), rows, law, seed) for kind in KINDS]
         oracle, at_once, drawn, weighted, beside, *windows = losses
-        after_1, after_25, after_100, whole = windows
+        after_1, after_25, after_100, whole, known = windows
         gap = weighted - oracle if weighted > oracle else math.nan
         yield Line(
             name,
@@ -316,6 +342,7 @@ def run(
             after_25,
             after_100,
             whole,
+            known,
             weighted,
             beside,
             closed_at_once=(weighted - at_once) / gap,

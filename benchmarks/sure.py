@@ -20,6 +20,9 @@ def confidence(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with online-conformal==1.0.2")
     ] = None,
+    groups: Annotated[
+        bool, typer.Option("--groups", help="people of acs by race, sex and disability instead")
+    ] = False,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -35,6 +38,10 @@ def confidence(
         raise typer.BadParameter("set ONLINE_DATA_DIR: the streams are read from there")
     names = stream or [*bench.PROVE, *bench.UNSEEN]
     told = partial(print, file=sys.stderr)
+    if groups:
+        by = bench.run_groups(data, most=rows, progress=told)
+        show("coverage of groups, with one threshold and with parts of it", by, as_json=as_json)
+        return
     found = bench.run(names, data, peer=peer, most=rows, progress=told)
     show(
         "sets and intervals that are to have the label in 90 of 100 answers", found, as_json=as_json

@@ -39,6 +39,11 @@ _GROUPS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """By command with commands below it: the module with its ``app``."""
 
+_BEHIND: Final = frozenset({"forget", "backfill", "report"})
+"""Commands that compute for seconds beside a service, whose answers go first."""
+
+_NICENESS: Final = 10
+
 
 def application(only: str | None = None) -> typer.Typer:
     """The command line, with the command ``only`` or with every one if there is none of the name.
@@ -87,8 +92,22 @@ def _top(
 def main() -> None:
     """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage."""
     with nothing_begun():
-        commands = application(sys.argv[1] if sys.argv[1:] else None)
+        only = sys.argv[1] if sys.argv[1:] else None
+        if only in _BEHIND:
+            stand_behind()
+        commands = application(only)
     run(commands, "online")
+
+
+def stand_behind() -> None:
+    """Leave the processors of this machine to whoever answers requests, if they want them.
+
+    A command that learns thousands of rows again takes a whole one: with two of them predictions
+    waited until it was done.
+    """
+    with contextlib.suppress(OSError):
+        nice = os.getpriority(os.PRIO_PROCESS, 0)
+        os.setpriority(os.PRIO_PROCESS, 0, max(nice, _NICENESS))
 
 
 @contextlib.contextmanager

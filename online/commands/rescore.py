@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partial
@@ -24,6 +24,7 @@ from online.settings.config import Settings, environment
 from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
+    from online.models.rewards import Action
     from online.rescore.plan import Plan
     from online.rescore.pool import Deal
     from online.rescore.run import Outcome, Request, Scored, Start
@@ -79,6 +80,10 @@ def rescore(
     missing_ok: Annotated[
         bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
     ] = False,
+    actions: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of actions: name the best of them for each row's context"),
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="default: of files and snapshot")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="publish though scores moved, or features are older")
@@ -106,11 +111,14 @@ def rescore(
         in_private(settings)  # elsewhere it is not for us to say who may read
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
+    if actions is not None and chosen.choose is None:
+        raise ConfigError("--actions", f"{chosen.name} does not choose", "Set `task: choose`")
     need_packages()
     if every is not None:
         if run_id is not None:
             raise ConfigError("--run-id", "one run is made once", "Leave it out with --every")
         repeat(in_child(without(sys.argv[1:], "--every")), seconds("--every", every))
+    from online.rescore.best import actions_in
     from online.rescore.run import Request
     from online.rows.schema import declared_columns
 
@@ -118,13 +126,14 @@ def rescore(
         tuple(files), output, run_id, key, time_column, frozenset(ignore or ()), missing_ok, force,
         ttl_s, settings.limits.text_bytes_max, declared_columns(chosen),
     )  # fmt: skip
+    among = () if actions is None else actions_in(actions)
     begin = partial(start, output, ray or environment().get("RAY_ADDRESS"), workers, ray_rows)
-    _once(request, settings, chosen, snapshot, store, begin, as_json=context.as_json)
+    _once(request, settings, chosen, snapshot, store, among, begin, as_json=context.as_json)
 
 
 def _once(
     request: Request, settings: Settings, model: ModelSettings, snapshot: str, store: str | None,
-    begin: Start, *, as_json: bool,
+    actions: Sequence[Action], begin: Start, *, as_json: bool,
 ) -> None:  # fmt: skip
     from online.rescore.run import execute, planned
     from online.rescore.snapshot import scored
@@ -133,7 +142,7 @@ def _once(
     begun = planned(request.output, request.run) if request.run is not None else None
     if begun is not None and snapshot == "latest":  # go on with the one it was begun with
         snapshot = begun.snapshot
-    source = scored(model, settings, snapshot)
+    source = scored(model, settings, snapshot, actions)
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
     began = time.monotonic()
     with (

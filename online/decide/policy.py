@@ -18,6 +18,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from online.models.arms import Counted
 from online.models.experts import Floats
 from online.models.scored import Scores
 from paramserver.pages import Floats32
@@ -104,11 +105,40 @@ class Policy:
         else:
             at = np.flatnonzero(np.array(allowed, bool))
         found, tried = self._found(scores, at)
-        found = bounded(found, scores.shares[at], self.floor, self.budget)
+        found = self._bounded(found, scores.shares[at])
         if at is not _EACH:
             found = _spread(found, at, n)
             tried = {name: _spread(p, at, n) for name, p in tried.items()}
         return Decision(found, tried, allowed)
+
+    def decide_many(
+        self, several: Sequence[Scores], allowed: Sequence[Sequence[bool] | None]
+    ) -> list[Decision]:
+        """Return what :meth:`decide` says of each, within 1e-6: alike ones in one array."""
+        groups: dict[object, list[int]] = {}
+        for i, (scores, free) in enumerate(zip(several, allowed, strict=True)):
+            together = self.kind == "auto" and free is None and scores.context
+            key = (len(scores.ids), id(scores.tried)) if together else -i
+            groups.setdefault(key, []).append(i)
+        found: dict[int, Decision] = {}
+        for places in groups.values():
+            if len(places) == 1:
+                found[places[0]] = self.decide(several[places[0]], allowed[places[0]])
+                continue
+            some = [several[i] for i in places]
+            shares = np.array([scores.shares for scores in some])
+            p, each = by_width(shares, np.array([widths(scores) for scores in some]), some[0].tried)
+            if self.budget < 1.0:
+                p = np.array([self._bounded(*one) for one in zip(p, shares, strict=True)])
+            else:
+                p = self._bounded(p, shares)
+            for n, i in enumerate(places):
+                tried = dict(zip(_NAMES, each[n], strict=True))
+                found[i] = Decision(p[n], tried, [True] * len(shares[n]))
+        return [found[i] for i in range(len(several))]
+
+    def _bounded(self, found: Floats, shares: Floats) -> Floats:
+        return bounded(found, shares, self.floor, self.budget)
 
     def _found(self, scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         """Return the distribution over these actions, before its bounds."""
@@ -178,19 +208,28 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         changed = np.abs(late - mean) > CHANGED * late_spread
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean, spread), {}
-    means, spread = logit(scores.shares[at]), widths(scores)[at]
-    each = thompson(means, _WIDTHS * spread)
-    gains = [scores.tried.get(name, 0.0) for name in _NAMES]
-    rate, most = ETA / math.sqrt(1.0 + scores.tried.get("", 0.0)), max(gains)
-    weights = np.array([math.exp(rate * (gain - most)) for gain in gains])
-    found: Floats = weights @ each / weights.sum()
+    found, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
     return found, dict(zip(_NAMES, each, strict=True))
+
+
+def by_width(shares: Floats, spread: Floats, tried: Mapping[str, float]) -> tuple[Floats, Floats]:
+    """Thompson's rule weighted by what each of its widths has gained, and at each of them.
+
+    Numbers of actions are the last dimension, what is before it are choices.
+    """
+    each = thompson(logit(shares)[..., None, :], _WIDTHS * spread[..., None, :])
+    gains = [tried.get(name, 0.0) for name in _NAMES]
+    rate, most = ETA / math.sqrt(1.0 + tried.get("", 0.0)), max(gains)
+    weights = np.array([math.exp(rate * (gain - most)) for gain in gains])
+    found: Floats = weights @ each
+    found /= weights.sum()
+    return found, each
 
 
 def greedy(means: Floats) -> Floats:
     """The best action; the best ones evenly if there are several."""
-    best = means >= means.max()
-    found: Floats = best / best.sum()
+    best = means >= np.maximum.reduce(means, axis=-1, keepdims=True)
+    found: Floats = best / np.add.reduce(best, axis=-1, keepdims=True)
     return found
 
 
@@ -263,13 +302,18 @@ def trigamma(x: Floats) -> Floats:
 
 def widths(scores: Scores) -> Floats:
     """Standard deviation of what is expected of each action, in logits."""
-    both = _beta(scores.arms.n, scores.arms.total, scores.arms.prior)
-    own = np.add.reduce(trigamma(both))
     met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
-    found: Floats = 1.0 / own
-    found += 1.0 / met
-    np.sqrt(found, out=found)
-    np.divide(1.0, found, out=found)
+    np.divide(1.0, met, out=met)
+    met += _precisions(scores.arms)
+    np.sqrt(met, out=met)
+    np.divide(1.0, met, out=met)
+    return met
+
+
+@lru_cache(maxsize=64)
+def _precisions(arms: Counted) -> Floats:
+    """1 / variance of the log odds of each action's mean reward; not to be changed."""
+    found: Floats = 1.0 / np.add.reduce(trigamma(_beta(arms.n, arms.total, arms.prior)))
     return found
 
 
@@ -325,10 +369,13 @@ def _normal(z: Floats32, bell: Floats32) -> Floats32:
 
 
 def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -> Floats:
-    """The distribution with at most ``budget`` beside the best action, and the floor below each."""
-    n, found = len(probabilities), probabilities
+    """The distribution with at most ``budget`` beside the best action, and the floor below each.
+
+    Without a budget there may be a row for each of several choices.
+    """
+    n, found = probabilities.shape[-1], probabilities
     if budget >= 1.0 and floor <= 0.0:
-        whole: Floats = found / np.add.reduce(found)
+        whole: Floats = found / np.add.reduce(found, axis=-1, keepdims=True)
         return whole
     if budget < 1.0:
         best = int(means.argmax())
@@ -339,12 +386,14 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
             found[best] = 1.0 - budget
     least = min(floor, 1.0 / n)
     above = np.maximum(found - least, 0.0)
-    if (total := float(np.add.reduce(above))) <= 0.0:
-        return np.full(n, 1.0 / n)
+    total = np.add.reduce(above, axis=-1, keepdims=True)
+    if np.minimum.reduce(total, axis=None) <= 0.0:  # there is no more than the floors
+        above, total = np.where(total > 0.0, above, 1.0), np.where(total > 0.0, total, n)
     above *= (1.0 - n * least) / total
     above += least
-    above /= np.add.reduce(above)
-    return above
+    above /= np.add.reduce(above, axis=-1, keepdims=True)
+    floored: Floats = above
+    return floored
 
 
 def _spread(found: Floats, at: Chosen, n: int) -> Floats:

@@ -8,27 +8,22 @@ import numpy as np
 
 from online.models.arms import Counted
 from online.models.base import Model
-from online.models.crossed import Alike, hash_of, row
-from online.models.rewards import Action, RewardModel
+from online.models.crossed import hash_of, row
+from online.models.rewards import Action, Question, RewardModel
 from online.models.scored import Scores
 from replay.example import Features
 
 
-def score(
-    model: Model,
-    context: Features,
-    actions: Sequence[Action],
-    low: float = 0.0,
-    high: float = 1.0,
-    table: Alike | None = None,
-) -> Scores:
-    """Score each action; ``low`` and ``high`` are those of rewards.  Changes nothing.
+def score_many(
+    model: Model, asked: Sequence[Question], low: float = 0.0, high: float = 1.0
+) -> list[Scores]:
+    """Score the actions of several choices; ``low`` and ``high`` are those of rewards.
 
-    ``table`` has the actions' features, if these are alike and it is known already.
+    Changes nothing.
     """
     if isinstance(model, RewardModel):
-        return model.score(context, actions, table)
-    return by_predictions(model, context, actions, low, high)
+        return model.score_many(asked)
+    return [by_predictions(model, context, actions, low, high) for context, actions, _ in asked]
 
 
 def by_predictions(

@@ -72,7 +72,7 @@ class Learner(LocalModel):
             failed, learned = Failed(row, why), False
         if learned:
             example = example or codec.decode(row.payload)
-            behind = _taken_back(row, example, able=why_not_revised(self._training) is None)
+            behind = _taken_back(row, example, self._training)
         self._cut_before(row, behind)
         opened = self._opened_at(row, behind)
         if learned and example is not None:
@@ -349,17 +349,18 @@ class Learner(LocalModel):
         self._switch()
 
 
-def _taken_back(row: Row, example: Example, *, able: bool) -> Place | None:
+def _taken_back(row: Row, example: Example, model: Model) -> Place | None:
     """The row of another partition that this one takes back; None: there is none.
 
     A snapshot that has a correction without what it corrects could not be gone back to.  A model
-    that is not ``able`` to take a lesson back has learned none, and the first row may be known to
-    its source's evidence alone.
+    that can't take a lesson back has learned none, and the first row may be known to its source's
+    evidence alone.
     """
     first = example.corrects
     if first is None or first.offset == 0 or first.partition == row.partition:
         return None
-    return (first.partition, first.offset) if able or first.evidence else None
+    known = first.evidence or why_not_revised(model) is None
+    return (first.partition, first.offset) if known else None
 
 
 def _clock(reply: SyncReply) -> dict[int, int]:

@@ -7,8 +7,8 @@ two replicas is, up to the rows between two merges, what one would have taken aw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
@@ -23,6 +23,7 @@ ARMS: Final = "arms"
 _ALL: Final = ""
 _PARTS: Final = "nrms"
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
+_KEPT: Final = 16  # sets of actions whose numbers are kept until one of them changes
 
 
 class Sums:
@@ -55,7 +56,8 @@ class Sums:
         self.rebase(values)
 
 
-class Counted(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Counted:
     """Rewards of some actions and their sums as shares of the range, so far and of late.
 
     ``prior`` is the mean over all actions.
@@ -66,14 +68,15 @@ class Counted(NamedTuple):
     late_n: Floats
     late_total: Floats
     prior: float
+    means: Floats = field(init=False)
+    """Mean reward of each action so far and of late: shape (2, actions)."""
 
-    def means(self) -> Floats:
-        """Mean reward of each action so far and of late: shape (2, actions)."""
-        n, total = np.array((self.n, self.late_n)), np.array((self.total, self.late_total))
+    def __post_init__(self) -> None:
+        n, means = np.array((self.n, self.late_n)), np.array((self.total, self.late_total))
         n += PRIOR
-        total += PRIOR * self.prior
-        total /= n
-        return total
+        means += PRIOR * self.prior
+        means /= n
+        object.__setattr__(self, "means", means)
 
 
 class Arms(Sums):
@@ -82,13 +85,19 @@ class Arms(Sums):
     def __init__(self) -> None:
         super().__init__(ARMS)
         self._each: dict[int, list[float]] = {}  # the same of each action in one place
+        self._kept: dict[tuple[int, ...], Counted] = {}  # since the last change
 
-    def of(self, ids: Sequence[int]) -> Counted:
-        """Return what is known of these actions."""
+    def of(self, ids: tuple[int, ...]) -> Counted:
+        """Return what is known of these actions: until that changes, the very same value."""
+        if (kept := self._kept.get(ids)) is not None:
+            return kept
         get, each = self.now.get, self._each.get
         sums = np.array([each(name, _NONE) for name in ids]).T
         prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
-        return Counted(sums[0], sums[1], sums[2], sums[3], prior)
+        found = Counted(sums[0], sums[1], sums[2], sums[3], prior)
+        if len(self._kept) < _KEPT:
+            self._kept[ids] = found
+        return found
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward of an action."""
@@ -100,10 +109,12 @@ class Arms(Sums):
             name = f"{part}:{action}"
             add(name, more - fade * now.get(name, 0.0))
         self._each[action] = [now[f"{part}:{action}"] for part in _PARTS]
+        self._kept.clear()
 
     def rebase(self, values: Blocks) -> None:
         """Take new values with the open delta on top."""
         super().rebase(values)
+        self._kept.clear()
         for name in values[ARMS].data if ARMS in values else ():
             part, _, action = name.partition(":")
             if action != _ALL:
@@ -113,4 +124,5 @@ class Arms(Sums):
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
         self._each = {}
+        self._kept.clear()
         super().reset(values)

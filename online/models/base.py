@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Protocol, cast, runtime_checkable
+from typing import Final, Protocol, TypeGuard, cast, runtime_checkable
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -18,6 +19,8 @@ from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label
 from replay.memory import Lesson
+
+_NOTES: Final[WeakKeyDictionary[type, bool]] = WeakKeyDictionary()
 
 
 class Prediction(msgspec.Struct, frozen=True, gc=False):
@@ -242,12 +245,20 @@ def learn_example(
     if lesson and isinstance(model, Rehearsing):
         model.rehearse(example, weight, lesson)
         return
-    if example.notes is not None and isinstance(model, Noting):
+    if example.notes is not None and _notes(model):
         model.learn_noted(example, weight)
     else:
         model.learn(example.features, example.label, weight)
     if lesson and isinstance(model, Repeating):
         _learn_again(model, example, weight, lesson)
+
+
+def _notes(model: Model) -> TypeGuard[Noting]:
+    """Whether it learns notes, which is looked up once for each class: every row asks."""
+    kind = type(model)
+    if (known := _NOTES.get(kind)) is None:
+        known = _NOTES[kind] = isinstance(model, Noting)
+    return known
 
 
 def _learn_again(model: Repeating, example: Example, weight: float, lesson: Lesson) -> None:

@@ -2,7 +2,8 @@
 
 A row of a choice holds one context and one action: features of the context under their own names,
 the action's id under ``@`` and its features under ``@`` and their names.  A product of two features
-has the place ``mix(a, b)`` in a table, worked out in arrays: nothing is looked up by name.
+has a place in a table that follows from both their hashes, worked out in arrays: nothing is looked
+up by name.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Hashes = npt.NDArray[np.uint64]
 
 _REACH: Final = 3.0
 _SPACING: Final = 0.5
-_KNOTS: Final = np.uint64(13)
+_KNOTS: Final = 13
 """Knots from −3 to 3 standard deviations, half a one apart."""
 
 _BIAS: Final = "bias"
@@ -40,8 +41,10 @@ _NO_WORDS: Final = {_BIAS: 1.0}
 _LEFT: Final = np.uint64(0x9E3779B97F4A7C15)
 _RIGHT: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _SHIFT: Final = np.uint64(32)
-_ONE: Final = np.uint64(1)
 _KNOT: Final = np.uint64(0xA0761D6478BD642F)
+_SIDES: Final[Hashes] = np.arange(1, _KNOTS + 1, dtype=np.uint64) * _KNOT * _LEFT
+"""Each knot as a side of products: added to that of a feature, it is that of the feature there."""
+
 _BITS: Final = 31
 _SEED: Final = 31
 _NUMBERS: Final[frozenset[type]] = frozenset({float, int})
@@ -81,26 +84,36 @@ class Vector(NamedTuple):
     numbers: Floats
 
 
-class Context(NamedTuple):
-    """A context twice, the bias first: its numbers as they are, and as shares of two knots.
+class Taken(NamedTuple):
+    """Features of what is no number, the bias first, and those of numbers: hashes and numbers."""
 
-    The knots are those beside the number: what is linear in its shares is piecewise linear in it.
+    hashes: list[int]
+    values: list[float]
+    names: list[int]
+    numbers: list[float]
+
+
+class Context(NamedTuple):
+    """Contexts of the same shape, each twice, the bias first: its numbers as are, and on knots.
+
+    The knots are those beside the number: what is linear in its shares of two of them is piecewise
+    linear in it.
 
     Attributes:
-        hashes: Of the features as they are, then of those on knots, without a number's place in a
-            table.
-        forms: Numbers of both, a row for each, 0 where the other has its features.
+        sides: Hashes of the features as they are, then of those on knots, as left sides of
+            products: shape (contexts, features).
+        forms: Numbers of both, (contexts, 2, features), 0 where the other form has its features.
         plain: How many features there are as they are.
     """
 
-    hashes: Hashes
+    sides: Hashes
     forms: Floats
     plain: int
 
     @property
-    def told(self) -> Vector:
-        """The features as they are."""
-        return Vector(self.hashes[: self.plain], self.forms[0, : self.plain])
+    def told(self) -> Floats:
+        """The numbers of the features as they are."""
+        return self.forms[:, 0, : self.plain]
 
 
 class Alike(NamedTuple):
@@ -153,71 +166,104 @@ class Crossing(OfParts):
         self._seed = seed
         self._parts: tuple[Limited, Limited] = (Limited("scaler"), Limited("actions"))
 
-    def context(self, features: Features, *, learns: bool) -> Context:
-        """Return a context in numbers; the moments learn it first if it ``learns``."""
-        hashes, values, names, numbers = self._taken(self._parts[0], features, learns=learns)
-        words, n = len(hashes), len(names)
-        plain, all_ = words + n, 2 * words + 3 * n
-        placed = np.empty(all_, np.uint64)
-        placed[:plain] = hashes + names
-        placed[plain : plain + words] = hashes
-        forms = np.zeros((2, all_))
-        forms[0, :plain] = values + numbers
-        forms[1, plain : plain + words] = values
-        if n:
-            z = forms[0, words:plain]
-            u = (np.minimum(np.maximum(z, -_REACH), _REACH) + _REACH) / _SPACING
-            at = np.minimum(u.astype(np.uint64), _KNOTS - np.uint64(2))
-            share = forms[1, -n:] = u - at
-            forms[1, -2 * n : -n] = 1.0 - share
-            before = placed[words:plain] + (at + _ONE) * _KNOT
-            placed[-2 * n : -n], placed[-n:] = before, before + _KNOT
-        return Context(placed, forms, plain)
+    def context(self, features: Features, *, learns: bool) -> Taken:
+        """Return a context for :func:`laid_out`; the moments learn it first if it ``learns``."""
+        return self._taken(self._parts[0], features, learns=learns)
 
     def action(self, features: Features, *, learns: bool) -> Vector:
         """Return an action without its id, the bias first."""
         named = {ACTION + name: value for name, value in features.items()}
         hashes, values, names, numbers = self._taken(self._parts[1], named, learns=learns)
-        return Vector(np.array(hashes + names, dtype=np.uint64), np.array(values + numbers))
+        return Vector(_array(tuple(hashes + names)), np.array(values + numbers))
 
-    def actions(self, rows: Sequence[Features], table: Alike | None) -> Vector:
-        """All actions of a choice, none of them learned; ``table`` has them if they are alike.
+    def alike(self, tables: Sequence[Alike]) -> Vector:
+        """The actions of choices that have the same names, none of them learned.
 
-        Numbers have the shape (actions, features), hashes that or, of those alike, (1, features).
+        Numbers have the shape (choices, actions, features), hashes (1, features).
         """
-        if table is not None:
-            kept, z = self._parts[1].transform_many(_as_sent(table.names), table.numbers)
-            numbers = np.empty((len(z), len(kept) + 1))
-            numbers[:, 0], numbers[:, 1:] = 1.0, z
-            return Vector(_placed(tuple(kept), self._seed), numbers)
+        first = tables[0]
+        several = len(tables) > 1
+        rows = np.concatenate([table.numbers for table in tables]) if several else first.numbers
+        kept, z = self._parts[1].transform_many(_as_sent(first.names), rows)
+        numbers = np.empty((len(z), len(kept) + 1))
+        numbers[:, 0], numbers[:, 1:] = 1.0, z
+        shape = len(tables), len(first.numbers), len(kept) + 1
+        return Vector(_placed(tuple(kept), self._seed), numbers.reshape(shape))
+
+    def actions(self, rows: Sequence[Features]) -> Vector:
+        """The actions of one choice whatever they have, none of them learned.
+
+        Numbers have the shape (1, actions, features), hashes (actions, features).
+        """
         each = [self.action(features, learns=False) for features in rows]
         shape = len(each), max(len(one.numbers) for one in each)
-        out = Vector(np.zeros(shape, np.uint64), np.zeros(shape))
+        out = Vector(np.zeros(shape, np.uint64), np.zeros((1, *shape)))
         for i, one in enumerate(each):
-            out.hashes[i, : len(one.hashes)], out.numbers[i, : len(one.numbers)] = one
+            size = len(one.hashes)
+            out.hashes[i, :size], out.numbers[0, i, :size] = one
         return out
 
-    def _taken(
-        self, scaler: Limited, features: Features, *, learns: bool
-    ) -> tuple[list[int], list[float], list[int], list[float]]:
-        """Hashes and numbers of what is no number, the bias first, and of what is one."""
+    def _taken(self, scaler: Limited, features: Features, *, learns: bool) -> Taken:
         numbers = {n: v for n, v in features.items() if type(v) is float or type(v) is int}
         row = _NO_WORDS
         if len(numbers) < len(features):
             words = {n: v for n, v in features.items() if n not in numbers}
             row = self._words.row(words, learns=False)
         z: dict[str, float] = scaler.learn(numbers) if learns else scaler.transform(numbers)
-        return (
+        return Taken(
             [_BIAS_HASH if name == _BIAS else int(name) for name in row],
             list(row.values()),
-            [_place(name, self._seed) for name in z],
+            _places(tuple(z), self._seed),
             list(z.values()),
         )
+
+
+def laid_out(contexts: Sequence[Taken]) -> Context:
+    """Contexts in arrays: they have as many numbers as each other, and as much that is none."""
+    words, n = len(contexts[0].hashes), len(contexts[0].names)
+    plain = words + n
+    sides = np.array([_sides(tuple(one.hashes + one.names), words) for one in contexts])
+    forms = np.zeros((len(contexts), 2, sides.shape[1]))
+    forms[:, 0, :plain] = [one.values + one.numbers for one in contexts]
+    forms[:, 1, plain : plain + words] = forms[:, 0, :words]
+    if n:
+        u = np.maximum(forms[:, 0, words:plain], -_REACH)
+        np.minimum(u, _REACH, out=u)
+        u += _REACH
+        u /= _SPACING
+        at = u.astype(np.int64)
+        np.minimum(at, _KNOTS - 2, out=at)
+        share = np.subtract(u, at, out=forms[:, 1, -n:])
+        np.subtract(1.0, share, out=forms[:, 1, -2 * n : -n])
+        sides[:, -2 * n : -n] += _SIDES[at]
+        at += 1
+        sides[:, -n:] += _SIDES[at]
+    return Context(sides, forms, plain)
 
 
 @lru_cache(maxsize=65_536)
 def _place(name: str, seed: int) -> int:
     return mmh3.hash(name, seed, signed=False)
+
+
+@lru_cache(maxsize=256)
+def _places(names: tuple[str, ...], seed: int) -> list[int]:
+    """The hash of each name; not to be changed."""
+    return [_place(name, seed) for name in names]
+
+
+@lru_cache(maxsize=256)
+def _array(hashes: tuple[int, ...]) -> Hashes:
+    """The hashes in one array, to be read only."""
+    return np.array(hashes, np.uint64)
+
+
+@lru_cache(maxsize=256)
+def _sides(hashes: tuple[int, ...], words: int) -> Hashes:
+    """Sides of a context's features, of numbers twice more, for the knots; to be read only."""
+    plain = np.array(hashes, np.uint64)
+    named = plain[words:]
+    return left(np.concatenate((plain, plain[:words], named, named)))
 
 
 @lru_cache(maxsize=256)
@@ -248,8 +294,3 @@ def settled(mixed: Hashes, bits: int) -> Places:
     mixed *= _RIGHT
     mixed >>= np.uint64(64 - bits)
     return mixed.view(np.int64)  # at most 31 bits
-
-
-def mix(one: Hashes, other: Hashes, bits: int) -> Places:
-    """Places of products, below 2^bits; the arrays are broadcast against each other."""
-    return settled(left(one) ^ right(other), bits)

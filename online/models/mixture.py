@@ -21,16 +21,20 @@ _LOSSES: Final = "losses"
 
 
 class Mixture:
-    """Losses of late, by expert, and what follows for their votes."""
+    """Losses of late, by expert, and what follows for their votes.
+
+    Attributes:
+        losses: Another array after each change.
+    """
 
     def __init__(self, experts: int) -> None:
-        self._losses: Floats = np.zeros(experts)
+        self.losses: Floats = np.zeros(experts)
         self._experts = experts
         self._judged = False  # since the cut
 
     def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
         """Each free expert's vote, 0 for the others; they sum to 1."""
-        losses = self._losses
+        losses = self.losses
         votes: Floats = losses[free].min() - losses
         np.exp(votes, out=votes)
         votes *= free
@@ -42,7 +46,7 @@ class Mixture:
         fade = FADE**weight
         miss = np.abs(answers - y)
         losses = ((miss > 0.5) + miss * miss) * (2.0 / 3.0)
-        self._losses = fade * self._losses + (1.0 - fade) / (1.0 - FADE) * losses
+        self.losses = fade * self.losses + (1.0 - fade) / (1.0 - FADE) * losses
         self._judged = True
 
     def cut(self) -> Blocks:
@@ -50,14 +54,14 @@ class Mixture:
         if not self._judged:
             return {}
         self._judged = False
-        return {_LOSSES: Block(LOCAL, array_bytes(self._losses))}
+        return {_LOSSES: Block(LOCAL, array_bytes(self.losses))}
 
     def rebase(self, values: Blocks) -> None:
         """Take new values, unless rewards were judged since the cut."""
         if not self._judged and (block := values.get(_LOSSES)) is not None:
-            self._losses = array_of(block.data).copy()
+            self.losses = array_of(block.data).copy()
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, which may be empty."""
-        self._losses, self._judged = np.zeros(self._experts), False
+        self.losses, self._judged = np.zeros(self._experts), False
         self.rebase(values)

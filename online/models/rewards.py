@@ -46,11 +46,12 @@ from online.models.crossed import (
     Crossing,
     Hashes,
     Places,
+    Taken,
     Vector,
     alike,
     hash_of,
     hashes_of,
-    left,
+    laid_out,
     right,
     settled,
     split,
@@ -61,12 +62,15 @@ from online.models.hashed import check_hashing
 from online.models.mixture import Mixture
 from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Table
+from online.models.tabled import Table, order_of
 from paramserver.pages import Floats32
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
 """An action's id and its features."""
+
+Question = tuple[Features, Sequence[Action], Alike | None]
+"""A context with its actions, and with their features in one array, if it is known to be that."""
 
 HEADS: Final = 5
 ALL: Final = HEADS * EXPERTS + 2
@@ -82,7 +86,7 @@ _SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
 _NORMALISED: Final[Floats] = np.array(NORMALISED)
 _PRIOR: Final = 0.3
-_ORDER_KEPT: Final = 65_536  # places whose order is kept; a longer one is made each time
+_AT_ONCE: Final = 8  # choices in the same arrays, which more of them would be too large for
 """Squared slopes that stand for a standard logistic distribution of a weight before any row."""
 
 _FREE: Final = {
@@ -109,7 +113,7 @@ def _ids_of(hashes: tuple[int, ...]) -> _Ids:
 
 
 class _Held(NamedTuple):
-    """Holds what the table has for a choice: the features first, and at each place six numbers.
+    """Holds what the table has for choices: the features first, and at each place six numbers.
 
     Attributes
     ----------
@@ -118,11 +122,12 @@ class _Held(NamedTuple):
     numbers
         At these places.
     formed
-        Both forms of the context by ids and heads: shape (features, columns, 6).
+        Both forms of the context by ids and heads: shape (choices, features, columns, 6).
     crossed
-        The context's features by those of the actions: (features, alike or actions, features, 6).
+        The context's features by those of the actions: (choices, features, alike or actions,
+        features, 6).
     offset
-        The ids alone: (ids, 6).
+        The ids alone: (choices, ids, 6).
     """
 
     places: Places
@@ -184,6 +189,7 @@ class RewardModel(OfParts):
         self._table, self._mixture = Table("experts", recipe.bits), Mixture(ALL)
         self._arms, self._tried = Arms(), Sums("tried")
         self._parts = (self._crossing, self._table, self._mixture, self._arms, self._tried)
+        self._cast: tuple[Floats, dict[tuple[bool, bool], Floats]] = (np.zeros(0), {})
         self.structure = f"rewards 2, {task}, {recipe!r}"
 
     # -- answers ---------------------------------------------------------------------------------
@@ -195,92 +201,148 @@ class RewardModel(OfParts):
 
         ``table`` has the actions' features, if these are alike and it is known already.
         """
-        rows = [features for _, features in actions]
-        table = alike(rows) if table is None else table
-        x = self._crossing.context(context, learns=False)
-        ids = hashes_of(tuple([name for name, _ in actions]))
-        arms = self._arms.of(ids)
-        answers, met = self._answers(x, ids, self._crossing.actions(rows, table), arms)
-        votes = self._votes(context=bool(context), described=table is not None or any(rows))
-        return Scores(
-            low=self._low,
-            range=self._range,
-            ids=ids,
-            answers=answers,
-            votes=votes,
-            shares=votes @ answers,
-            met=met,
-            context=bool(context),
-            arms=arms,
-            tried=dict(self._tried.now),
-        )
+        return self.score_many([(context, actions, table)])[0]
+
+    def score_many(self, asked: Sequence[Question]) -> list[Scores]:
+        """Say of several choices what :meth:`score` says of each, up to the last bits.
+
+        Those whose contexts have the same shape, and whose actions are as many and alike, are
+        worked out in the same arrays.
+        """
+        groups: dict[object, list[int]] = {}
+        taken: list[tuple[Taken, Alike | None]] = []
+        for i, (context, actions, table) in enumerate(asked):
+            x = self._crossing.context(context, learns=False)
+            if table is None:
+                table = alike([features for _, features in actions])
+            taken.append((x, table))
+            alone = i if table is None else table.names
+            shape = len(x.hashes), len(x.names), len(actions), bool(context), alone
+            groups.setdefault(shape, []).append(i)
+        found: dict[int, Scores] = {}
+        for places in groups.values():
+            for begin in range(0, len(places), _AT_ONCE):
+                some = places[begin : begin + _AT_ONCE]
+                scores = self._scored([asked[i] for i in some], [taken[i] for i in some])
+                found |= zip(some, scores, strict=True)
+        return [found[i] for i in range(len(asked))]
+
+    def _scored(
+        self, asked: Sequence[Question], taken: Sequence[tuple[Taken, Alike | None]]
+    ) -> list[Scores]:
+        """Score choices of one shape."""
+        ids = [hashes_of(tuple([name for name, _ in actions])) for _, actions, _ in asked]
+        arms = [self._arms.of(some) for some in ids]
+        if tables := [table for _, table in taken if table is not None]:
+            described = self._crossing.alike(tables)
+        else:
+            described = self._crossing.actions([features for _, features in asked[0][1]])
+        answers, met = self._answers(laid_out([x for x, _ in taken]), ids, described, arms)
+        context, tried = bool(asked[0][0]), dict(self._tried.now)
+        told = bool(tables) or any(features for _, features in asked[0][1])
+        votes = self._votes(context=context, described=told)
+        shares = (votes @ answers.reshape(ALL, -1)).reshape(met.shape)
+        return [
+            Scores(
+                low=self._low,
+                range=self._range,
+                ids=ids[i],
+                answers=answers[:, i],
+                votes=votes,
+                shares=shares[i],
+                met=met[i],
+                context=context,
+                arms=arms[i],
+                tried=tried,
+            )
+            for i in range(len(asked))
+        ]
 
     def _votes(self, *, context: bool, described: bool) -> Floats:
-        """Each expert's vote; those that have nothing to go by have none."""
-        return self._mixture.votes(_FREE[context, described])
+        """Each expert's vote; those that have nothing to go by have none.  Not to be changed."""
+        losses = self._mixture.losses
+        if self._cast[0] is not losses:
+            self._cast = losses, {}
+        kept, kind = self._cast[1], (context, described)
+        if (votes := kept.get(kind)) is None:
+            votes = kept[kind] = self._mixture.votes(_FREE[kind])
+        return votes
 
     def _answers(
-        self, x: Context, ids: tuple[int, ...], described: Vector, arms: Counted
+        self,
+        x: Context,
+        ids: Sequence[tuple[int, ...]],
+        described: Vector,
+        arms: Sequence[Counted],
     ) -> tuple[Floats, Floats]:
-        """Return what each expert expects of each action: shares of the range, (ALL, actions).
+        """Return what each expert expects of each action: shares of the range.
 
-        And the variance of what is expected of each by its features, in logits: a mean over them,
-        each by its number's square, by the squared slopes that the slow expert has met at each
-        alone.  Were they all one feature, or all alike, it would be a logistic regression's.
+        Their shape is (ALL, choices, actions).  And the variance of what is expected of each by its
+        features, in logits: a mean over them, each by its number's square, by the squared slopes
+        that the slow expert has met at each alone.  Were they all one feature, or all alike, it
+        would be a logistic regression's.
         """
-        n, sides = len(ids), _ids_of(ids)
+        k, n, sides = len(ids), len(ids[0]), [_ids_of(some) for some in ids]
         heads = 1 if n == 1 else 2  # asked of one alone, a rival would always say 1
-        held = self._held(x, sides.formed[:, :heads].reshape(2, heads * n), sides.shared, described)
-        by_eight = np.empty((3, 2 * EXPERTS, n))  # own, rivals; on knots the same; shared, the rest
+        formed = np.array([side.formed[:, :heads].reshape(2, heads * n) for side in sides])
+        held = self._held(x, formed, np.array([side.shared for side in sides]), described)
+        # own, rivals; on knots the same; shared, the rest
+        by_eight = np.empty((3, 2 * EXPERTS, k, n))
         own, rivals = by_eight[:, :EXPERTS], by_eight[:2, EXPERTS:]
-        sums = _sums(x, held).reshape(2, heads, n, -1)[..., :EXPERTS].swapaxes(2, 3)
-        own[:2] = sums[:, 0]
-        met = np.full(n, np.inf)
-        if len(held.crossed):
-            numbers, ones = described.numbers, x.told.numbers
-            inner = (ones @ held.crossed.reshape(len(ones), -1)).reshape(held.crossed.shape[1:])
-            each = numbers @ inner[0] if len(inner) == 1 else (numbers[:, None, :] @ inner)[:, 0]
+        sums = _sums(x, held).reshape(k, 2, heads, n, -1)[..., :EXPERTS].transpose(2, 1, 4, 0, 3)
+        own[:2] = sums[0]
+        if held.crossed.size:
+            numbers, ones, crossed = described.numbers, x.told[:, None], held.crossed
+            inner = (ones @ crossed.reshape(k, x.plain, -1)).reshape(k, *crossed.shape[2:])
+            if inner.shape[1] == 1:
+                each = numbers @ inner[:, 0]
+            else:
+                each = (numbers[:, :, None] @ inner)[:, :, 0]
             each += held.offset
-            own[2] = each[:, :EXPERTS].T
+            own[2] = each[..., :EXPERTS].transpose(2, 0, 1)
             squares = numbers * numbers
-            unsure = 1.0 / (_PRIOR + held.crossed[0, :, :, EXPERTS])  # the bias comes first
-            met = (squares * unsure).sum(axis=1)
-            met /= squares.sum(axis=1)
+            unsure = 1.0 / (_PRIOR + crossed[:, 0, :, :, EXPERTS])  # the bias comes first
+            met = np.add.reduce(squares * unsure, axis=-1)
+            met /= np.add.reduce(squares, axis=-1)
         else:
-            own[2] = own[0]
+            own[2], met = own[0], np.full((k, n), np.inf)
         _to_shares(own)
         if heads == 1:
             rivals[:] = own[:2]
         else:
-            rivals[:] = sums[:, 1]
+            rivals[:] = sums[1]
             _compete(rivals)
-        by_eight[2, EXPERTS : EXPERTS + 2] = arms.means()
-        return by_eight.reshape(-1, n)[:ALL], met
+        for i, counted in enumerate(arms):
+            by_eight[2, EXPERTS : EXPERTS + 2, i] = counted.means
+        return by_eight.reshape(-1, k, n)[:ALL], met
 
     def _held(self, x: Context, formed: Hashes, shared: Hashes, described: Vector) -> _Held:
-        """Look all up at once: ``formed`` by form and column, ``shared`` by id."""
-        sides, plain = left(x.hashes), x.plain
-        shape, at = (len(sides), formed.shape[1]), len(sides) * formed.shape[1]
-        crossing = plain if described.numbers.shape[1] > 1 else 0
-        offsets = len(shared) if crossing else 0
+        """Look all up at once.
+
+        ``formed`` by choice, form and column, ``shared`` by choice and id; the actions' features
+        are the same for all choices.
+        """
+        (k, features), plain, columns = x.sides.shape, x.plain, formed.shape[2]
+        crossing = plain if described.numbers.shape[-1] > 1 else 0
         crossed = right(described.hashes ^ _SALT_SHARED)
-        until = at + crossing * crossed.size
-        mixed = np.empty(until + offsets, np.uint64)
-        by_id = mixed[:at].reshape(shape)
-        np.bitwise_xor(sides[:plain, None], formed[0], out=by_id[:plain])
-        np.bitwise_xor(sides[plain:, None], formed[1], out=by_id[plain:])
+        at = k * features * columns
+        until = at + k * crossing * crossed.size
+        mixed = np.empty(until + (shared.size if crossing else 0), np.uint64)
+        by_id, sides = mixed[:at].reshape(k, features, columns), x.sides[:, :, None]
+        np.bitwise_xor(sides[:, :plain], formed[:, :1], out=by_id[:, :plain])
+        np.bitwise_xor(sides[:, plain:], formed[:, 1:], out=by_id[:, plain:])
         if crossing:
-            by_feature = mixed[at:until].reshape(plain, -1)
-            np.bitwise_xor(sides[:plain, None], crossed.ravel(), out=by_feature)
-            np.bitwise_xor(sides[0], shared, out=mixed[until:])
+            by_feature = mixed[at:until].reshape(k, plain, -1)
+            np.bitwise_xor(sides[:, :plain], crossed.ravel(), out=by_feature)
+            np.bitwise_xor(sides[:, 0], shared, out=mixed[until:].reshape(shared.shape))
         places = settled(mixed, self._recipe.bits)
         numbers = self._table.take(places)
         return _Held(
             places,
             numbers,
-            numbers[:at].reshape(*shape, -1),
-            numbers[at:until].reshape(crossing, *crossed.shape, numbers.shape[1]),
-            numbers[until:],
+            numbers[:at].reshape(k, features, columns, -1),
+            numbers[at:until].reshape(k, crossing, *crossed.shape, numbers.shape[1]),
+            numbers[until:].reshape(k, -1, numbers.shape[1]),
         )
 
     def predict(self, features: Features) -> Prediction:
@@ -311,9 +373,9 @@ class RewardModel(OfParts):
     ) -> None:
         context, name, action = split(features)
         y = min(1.0, max(0.0, (float(label) - self._low) / self._range))
-        x = self._crossing.context(context, learns=True)
+        x = laid_out([self._crossing.context(context, learns=True)])
         a = self._crossing.action(action, learns=True)
-        a = Vector(a.hashes[None, :], a.numbers[None, :])
+        a = Vector(a.hashes[None, :], a.numbers[None, None, :])
         own = hash_of(name)
         rivals = tuple((None if served is None else served.rivals(own)) or ())
         rivals = rivals if len(rivals) > 1 else ()
@@ -350,8 +412,9 @@ class RewardModel(OfParts):
         formed, shared = sides.formed[:, 0, chosen : chosen + 1], sides.shared[chosen : chosen + 1]
         if rivals:
             formed = np.concatenate((formed, sides.formed[:, 1]), axis=1)
-        held = self._held(x, formed, shared, a)
-        columns = formed.shape[1]
+        held = self._held(x, formed[None], shared[None], a)
+        forms = x.forms[0]
+        features, columns, plain = forms.shape[1], formed.shape[1], x.plain
         sums = _sums(x, held).reshape(2, columns, -1)[..., :EXPERTS].transpose(2, 0, 1)
         slopes = sums.copy()  # the experts, forms, and columns: its own, then the rivals
         expected = now[: _SHARED.start].reshape(2, 2, EXPERTS)
@@ -367,22 +430,24 @@ class RewardModel(OfParts):
             expected[:, 1] = p.T
             shares *= (of_rivals * (1.0 - (1.0 - y) / np.maximum(1.0 - p, 1e-9)))[:, :, None]
             shares[:, :, chosen] = of_rivals * (p - y)
-        slopes[2:] *= (_NORMALISED[:, None] / (1.0 + (x.forms * x.forms).sum(axis=1)))[:, :, None]
-        size, plain = len(x.hashes) * columns, x.plain
+        slopes[2:] *= (_NORMALISED[:, None] / (1.0 + np.add.reduce(forms * forms, axis=1)))[
+            :, :, None
+        ]
+        size = features * columns
         steps = np.empty((EXPERTS, len(held.places)))
-        by_form = steps[:, :size].reshape(EXPERTS, len(x.hashes), columns)
-        np.multiply(x.forms[0, :plain, None], slopes[:, :1], out=by_form[:, :plain])
-        np.multiply(x.forms[1, plain:, None], slopes[:, 1:], out=by_form[:, plain:])
+        by_form = steps[:, :size].reshape(EXPERTS, features, columns)
+        np.multiply(forms[0, :plain, None], slopes[:, :1], out=by_form[:, :plain])
+        np.multiply(forms[1, plain:, None], slopes[:, 1:], out=by_form[:, plain:])
         now[_SHARED] = now[_OWN]
-        described = len(held.crossed) > 0
+        described = held.crossed.size > 0
         if described:
-            told = x.told.numbers
+            told = x.told[0]
             numbers = np.empty(len(held.places) - size)
-            np.multiply.outer(told, a.numbers[0], out=numbers[:-1].reshape(len(told), -1))
+            np.multiply.outer(told, a.numbers[0, 0], out=numbers[:-1].reshape(len(told), -1))
             numbers[-1] = told[0]
             now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
-        now[_ARMS] = self._arms.of([own]).means()[:, 0]
-        order = _order(len(x.hashes), columns, a.numbers.shape[1], described * plain)
+        now[_ARMS] = self._arms.of((own,)).means[:, 0]
+        order = order_of(features, columns, a.numbers.shape[2], described * plain)
         return _Taught(now, held.places, held.numbers, steps, order)
 
 
@@ -406,30 +471,9 @@ class _Taught(NamedTuple):
     order: Places
 
 
-def _order(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """The order of places, kept for another time unless it is long: a context may be wide."""
-    long = features * columns + plain * of_action > _ORDER_KEPT
-    return (_order_of if long else _kept_order)(features, columns, of_action, plain)
-
-
-def _order_of(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """In which order places are taught: of two that are one the later counts.
-
-    Ids come one after the other, each with its features, then the action's features each with the
-    context's, and then the offset.
-    """
-    size, more = features * columns, plain * of_action
-    by_id = np.arange(size).reshape(features, columns).T.ravel()
-    by_feature = size + np.arange(more).reshape(plain, of_action).T.ravel()
-    return np.concatenate((by_id, by_feature, np.arange(size + more, size + more + bool(plain))))
-
-
-_kept_order = lru_cache(maxsize=64)(_order_of)
-
-
 def _sums(x: Context, held: _Held) -> Floats:
-    """Sums over the features of each form: shape (2, columns * 6)."""
-    sums: Floats = x.forms @ held.formed.reshape(len(held.formed), -1)
+    """Sums over the features of each form: shape (choices, 2, columns * 6)."""
+    sums: Floats = x.forms @ held.formed.reshape(*held.formed.shape[:2], -1)
     return sums
 
 

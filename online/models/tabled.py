@@ -6,6 +6,7 @@ travel as rows by place.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,7 @@ from paramserver.pages import Floats32
 from paramserver.rows import Rows
 
 _NUMBERS: Final = 6
+_ORDER_KEPT: Final = 65_536  # places whose order is kept; a longer one is made each time
 _ADAGRAD: Final[Floats] = np.array(ADAGRAD)[:, None]
 
 
@@ -125,3 +127,24 @@ class Table:
             self._touched[old] = False
         self._touched[places] = True
         self._opened = [(places, before)] if len(places) else []
+
+
+def order_of(features: int, columns: int, of_action: int, plain: int) -> Places:
+    """The order of places, kept for another time unless it is long: a context may be wide."""
+    long = features * columns + plain * of_action > _ORDER_KEPT
+    return (_made_order if long else _kept_order)(features, columns, of_action, plain)
+
+
+def _made_order(features: int, columns: int, of_action: int, plain: int) -> Places:
+    """In which order places are taught: of two that are one the later counts.
+
+    Ids come one after the other, each with its features, then the action's features each with the
+    context's, and then the offset.
+    """
+    size, more = features * columns, plain * of_action
+    by_id = np.arange(size).reshape(features, columns).T.ravel()
+    by_feature = size + np.arange(more).reshape(plain, of_action).T.ravel()
+    return np.concatenate((by_id, by_feature, np.arange(size + more, size + more + bool(plain))))
+
+
+_kept_order = lru_cache(maxsize=64)(_made_order)

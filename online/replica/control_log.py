@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 from online.replica.journal_threads import JournalThreads
 from online.rows.history import Decisions
 from replay.journal.base import NewRow, Row, Verdict
+
+FAILED: Final = "failed"
+"""Kind of the control rows that say which rows could not be learned."""
 
 
 class ControlLog:
@@ -49,5 +54,5 @@ class ControlLog:
         self.decisions.failed[row.key.hex()] = reason
         key = f"failed:{self._spec[:16]}:{row.key.hex()}"
         await self._store.write(
-            self._store.journal.write_control, self._model, "failed", key, reason.encode()
+            self._store.journal.write_control, self._model, FAILED, key, reason.encode()
         )

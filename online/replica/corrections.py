@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from online.replica.answers import Answers, Waiter
+from online.replica.control_log import FAILED
 from online.replica.pending import Written
 from online.replica.shared import Shared
 from online.rows import history
@@ -23,7 +24,7 @@ from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Example
 from replay.journal.base import Journal, NewRow, Only, Outcome, Row, Verdict
 
-DECIDING: Final = tuple(sorted({*rewrites.DECISIONS, rewrites.SOURCE}))
+DECIDING: Final = tuple(sorted({*rewrites.DECISIONS, rewrites.SOURCE, FAILED}))
 """Kinds of control rows that change what teaches an event, or may be taught."""
 
 Write = Callable[

@@ -136,7 +136,7 @@ class _Found:
         if not len(fine):
             return
         regression = self._plan.task == "regression"
-        low, high = (-_RANGE, _RANGE) if regression else (0.0, 1.0)
+        low, high = (-_RANGE, _RANGE) if regression else self._plan.within
         self.outside += int(((fine < low) | (fine > high)).sum())
         self.least, self.greatest = min(self.least, fine.min()), max(self.greatest, fine.max())
         if self._plan.task == "multiclass":

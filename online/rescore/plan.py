@@ -45,6 +45,7 @@ class Plan(msgspec.Struct, frozen=True):
     since: str = ""
     changed: tuple[str, ...] = ()
     ends: dict[str, tuple[float, float, float, float]] = {}
+    within: tuple[float, float] = (0.0, 1.0)
 
     @property
     def rows(self) -> int:

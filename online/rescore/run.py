@@ -56,7 +56,7 @@ _SEED: Final = 8  # of the rows that are drawn for the audit
 class Scored:
     """The model that scores: ``make`` makes it, and ``snapshot`` is what it was made of.
 
-    ``ends``: what it takes numbers for, by feature; as of the plan.
+    ``ends`` (what it takes numbers for, by feature) and ``within`` are as of the plan.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Scored:
     make: MakeModel
     classes: tuple[str | int | bool, ...] = ()
     ends: Mapping[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    within: tuple[float, float] = (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +227,7 @@ def prepare(
     made = Plan(
         FORMAT, name, scored.name, scored.task, scored.spec, scored.version, scored.snapshot,
         scored.classes, method, now_s, layout, tuple(counted), tuple(shards), ends=ends,
+        within=scored.within,
     )  # fmt: skip
     made, why = _since(made, model, folder, before)
     folder.write(f"runs/{name}/plan.json", plan.encode(made))

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from hashlib import sha256
+
+import msgspec
 
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.models.base import Model
 from online.models.from_settings import load_model
+from online.models.rewards import Action
+from online.rescore.best import BestAction
 from online.rescore.run import Scored
+from online.rescore.work import MakeModel
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -21,11 +27,14 @@ from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 
 
-def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Scored:
+def scored(
+    model: ModelSettings, settings: Settings, name: str = "latest", actions: Sequence[Action] = ()
+) -> Scored:
     """The model as a snapshot of the service has it; the service need not run.
 
     Parameters:
         name: Of the snapshot, or ``latest``.
+        actions: Of which the best is to be named, by a model of choices; empty: rows are scored.
 
     Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """
@@ -46,20 +55,37 @@ def scored(model: ModelSettings, settings: Settings, name: str = "latest") -> Sc
     state = snapshot_format.decode(data)
     classes = model.classes
     bounds = Bounds.of(state.values, on=model.filters != "none")
+    task, spec, within = model.task, loaded.spec_hash, (0.0, 1.0)
+    make = partial(_made, model, settings, keys.secret, keys.old_secrets, data)
+    if actions and model.choose is not None:  # another question: its answers are actions' ids
+        task, within = "multiclass", model.choose.reward_range
+        spec = sha256(msgspec.json.encode((spec, actions))).hexdigest()
+        make = partial(_asked_for_best, make, actions, within)
     return Scored(
         model.name,
-        model.task,
-        loaded.spec_hash,
+        task,
+        spec,
         f"{state.version[0]}.{state.version[1]}",
         name,
-        partial(_made, model, settings, keys.secret, keys.old_secrets, data),
+        make,
         () if classes is None else (classes["negative"], classes["positive"]),
         bounds.ends(bounds.names),
+        within,
     )
 
 
+def _asked_for_best(
+    make: MakeModel, actions: Sequence[Action], within: tuple[float, float]
+) -> Model:
+    return BestAction(make(), actions, *within)
+
+
 def _made(
-    model: ModelSettings, settings: Settings, secret: bytes, old: Sequence[bytes], data: bytes
+    model: ModelSettings,
+    settings: Settings,
+    secret: bytes,
+    old: Sequence[bytes],
+    data: bytes,
 ) -> Model:
     built = load_model(model, settings, secret, old).model
     built.reset(snapshot_format.decode(data).values)

@@ -97,9 +97,10 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_RETRIES": "2",  # what ends a process does not go round all of them
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
             # Serve has no setting for how long the head of a request may take, and without one
-            # a byte a minute holds a connection for ever.  This one goes into the same section.
+            # a byte a minute holds a connection for ever.  This one goes into the same section,
+            # and so does that no line is sent to a log, which nobody reads, for each good answer.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
-                ("leastconn", head_in_time, _nobody())
+                ("leastconn", head_in_time, _nobody(), "option dontlog-normal")
             ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }

@@ -12,17 +12,17 @@ from __future__ import annotations
 import hashlib
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
 
-from online.decide import Policy, draw, row, uniform
+from online.decide import Decision, Policy, draw, row, uniform
 from online.decide.record import Choice, RecordInvalid, pack, unpack
-from online.decide.scoring import score
+from online.decide.scoring import score_many
 from online.errors import RequestError, damaged, invalid
 from online.messages.choices import (
     Action,
@@ -33,11 +33,13 @@ from online.messages.choices import (
 from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.models.crossed import Alike, alike
+from online.models.scored import Scores
 from online.replica.pending import Recorded
 from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.serving.apprentice import CALLER, answering
+from online.serving.at_once import AtOnce
 from online.serving.default_rewards import DefaultRewards
 from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
@@ -57,7 +59,28 @@ _RESERVED: Final = "@"
 _NO_HALF: Final = b"?"
 """The payload of no half: what is put over it is told what stands there, and changes nothing."""
 
+_TOGETHER_MAX: Final = 512
+"""Numbers of a choice that is worked out together with others: one of more takes long by itself."""
+
 _Version = tuple[int, int, int]
+
+
+class _Asked(NamedTuple):
+    """A question, what its draw follows from, its actions in one array, and the caller's own id."""
+
+    choice: Choice
+    nonce: bytes
+    table: Alike | None
+    own: str | None
+
+
+class _Unwritten(NamedTuple):
+    """A choice that is to be written before it is answered, and the model that made it."""
+
+    own: str
+    choice: Choice
+    half: NewRow
+    version: _Version
 
 
 class Choosing:
@@ -82,6 +105,7 @@ class Choosing:
         self.rewards = Rewarding(serving, door, limits, settings)
         self._takes = lru_cache(maxsize=16)(door.takes)
         self._policy = Policy(**settings.policy_parts())
+        self._together = AtOnce(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
@@ -124,18 +148,25 @@ class Choosing:
         asked = Choice(
             context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
         )
-        nonce = self._issued.tokens.nonce()
-        choice, answer = self._chosen(asked, nonce, table)
-        features = row(context, *actions[choice.chosen])
-        packed = pack(choice, columns_of(table))
-        if request.id is None and not request.defer:
-            token = self._issued.token(features, answer, choice=packed, nonce=nonce)
+        one = _Asked(asked, self._issued.tokens.nonce(), table, request.id)
+        small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
+        made = await self._together.ask(one) if small else self._made(one, *self._decide([one]))
+        return made if isinstance(made, Chosen) else await self._written(made)
+
+    def _made(self, one: _Asked, found: tuple[Scores, Decision]) -> Chosen | _Unwritten:
+        """The answer, or what is to be written before it."""
+        choice, answer = self._chosen(one, *found)
+        features = row(choice.context, *choice.actions[choice.chosen])
+        packed = pack(choice, columns_of(one.table))
+        if one.own is None and not choice.deferred:
+            token = self._issued.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
                 if self._settings.waits:
-                    self._keep(nonce.hex(), features, answer, packed)
+                    self._keep(one.nonce.hex(), features, answer, packed)
                 return self._answer(token, choice, self._issued.version())
-        own = f"choice-{uuid.uuid4().hex}" if request.id is None else request.id
-        return await self._written(own, choice, features, answer, packed)
+        own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
+        half = self._issued.half(own, features, answer, choice=packed)
+        return _Unwritten(own, choice, half, self._issued.version())
 
     def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
         """Write the choice behind its answer, under the key that its reward will have."""
@@ -143,12 +174,9 @@ class Choosing:
         half = self._issued.half(named, features, answer, choice=packed, key=key)
         self._issued.keep([half], "choice that may need a default reward")
 
-    async def _written(
-        self, own: str, choice: Choice, features: Features, answer: Answer, packed: bytes
-    ) -> Chosen:
+    async def _written(self, made: _Unwritten) -> Chosen:
         """The choice under an id that everybody finds it by, or the one that stands there."""
-        half = self._issued.half(own, features, answer, choice=packed)
-        version = self._issued.version()
+        own, choice, half, version = made
         recorded = (await self._replica.writer.record([half]))[0]
         self._replica.counts["choices_written"] += 1
         if (stored := self._stored(recorded)) is None:
@@ -160,24 +188,32 @@ class Choosing:
         self._replica.counts["choices_repeated"] += repeated
         return self._answer(own, standing, version, repeated=repeated)
 
-    def _chosen(self, asked: Choice, nonce: bytes, table: Alike | None) -> tuple[Choice, Answer]:
+    def _decide(self, several: Sequence[_Asked]) -> list[tuple[Scores, Decision]]:
+        """Return what is expected of each choice's actions, and how likely each of them is."""
+        questions, allowed = [], list[Sequence[bool] | None]()
+        for asked, _, table, _ in several:
+            if table is not None and not self._inside(table):
+                table = None
+            questions.append((*self._bounded(asked, table), table))
+            excluded = asked.excluded
+            allowed.append(
+                [i not in excluded for i in range(len(asked.actions))] if excluded else None
+            )
+        model = self._replica.learner.serving
+        scores = score_many(model, questions, *self._settings.reward_range)
+        return list(zip(scores, self._policy.decide_many(scores, allowed), strict=True))
+
+    def _chosen(self, one: _Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:
         """Draw one of the actions; the choice, and the model's answer about it."""
-        learner = self._replica.learner
-        if table is not None and not self._inside(table):
-            table = None
-        context, actions = self._bounded(asked, table)
-        scores = score(learner.serving, context, actions, *self._settings.reward_range, table=table)
-        allowed = None
-        if asked.excluded:
-            allowed = [i not in asked.excluded for i in range(len(actions))]
-        decision = self._policy.decide(scores, allowed)
-        chosen = draw(decision.probabilities, uniform(self._issued.tokens.drawing_key, nonce, 0))
+        asked = one.choice
+        u = uniform(self._issued.tokens.drawing_key, one.nonce, 0)
+        chosen = draw(decision.probabilities, u)
         estimates = tuple(scores.means.tolist())
         drawn = None
         if self.apprentice:  # what is answered was certain, whatever would be drawn
             assert asked.baseline is not None
             drawn, chosen = chosen, asked.baseline
-            alone = np.zeros(len(actions))
+            alone = np.zeros(len(asked.actions))
             alone[chosen] = 1.0
             decision = replace(decision, probabilities=alone)
         probabilities = tuple(decision.probabilities.tolist())

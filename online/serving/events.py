@@ -146,7 +146,7 @@ class Events:
             self._replica.newest_label,
             notes_of(answer, score),
             known=known,
-            sure=self.issued.stamp(),
+            sure=self.issued.stamp(features),
             provisional=event.provisional,
         )
         idempotent = event.event_id is not None

@@ -117,7 +117,7 @@ class Issued:
         notes, asker, known = notes_of(answer, score), sender.get().source, self.known()
         predicted = Predicted(
             1, features, score, version, now, newest, spec, notes, asker, known, choice,
-            self.stamp(),
+            self.stamp(features),
         )  # fmt: skip
         token = self.tokens.issue(predicted, nonce)
         if len(token) <= self._limits.token_bytes_max:
@@ -139,7 +139,7 @@ class Issued:
         ``key``: another one than that of the id.
         """
         learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
-        score, asker = self.score(answer), sender.get().source
+        score, asker, stamp = self.score(answer), sender.get().source, self.stamp(features)
         features, left = learner.vocabulary.taught(features, asker or "", now, settings.label_wait)
         features, far = learner.bounds.taught(features)
         predicted = PredictionHalf(
@@ -152,7 +152,7 @@ class Issued:
             as_sent(left, far),
             self.known(),
             choice,
-            self.stamp(),
+            stamp,
         )
         payload = codec.encode_prediction(predicted)
         key, source = join_key(asker, own) if key is None else key, asker or ""
@@ -165,9 +165,9 @@ class Issued:
             return None
         return score
 
-    def stamp(self) -> bytes | None:
-        """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
-        return stamp_of(self._replica.learner.tally.views)
+    def stamp(self, features: Features) -> bytes | None:
+        """Return what the answer to a row is sure by, as ids and rows keep it; None: by nothing."""
+        return stamp_of(self._replica.learner.tally.views, features)
 
     def known(self) -> dict[int, int] | None:
         """Return what the model here has learned, for a challenger to be asked as of then.

@@ -189,7 +189,8 @@ class Ordinary:
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
-        sure = stamp_of(learner.tally.views)
+        views, sliced = learner.tally.views, replica.settings.slices
+        sure = stamp_of(views, {})
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
         out: list[Asked | RequestError | None] = [None] * len(events)
@@ -220,8 +221,11 @@ class Ordinary:
             if targets:
                 newest = replica.newest_label
                 replica.note_label(label)
+            features = event.features or {}
+            if sliced:
+                sure = stamp_of(views, features)
             example = Example(
-                event.features or {}, label, 1.0, score, version, now_s, event.event_time,
+                features, label, 1.0, score, version, now_s, event.event_time,
                 newest, notes, None, None, None, known, None, sure,
             )  # fmt: skip
             digest, data = hashed.copy(), name.encode()

@@ -184,7 +184,7 @@ class Serving:
             includes,
             from_peer,
             *named,
-            *self._around(answer),
+            *self._around(answer, features),
             said,
             anomalies.score_of(replica, answer),
         )
@@ -197,7 +197,7 @@ class Serving:
         answers = self.replica.learner.predict_many(features)
         show, text = self._door.show, self._door.text
         rows = []
-        for answer in answers:
+        for asked, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
             if answer.probabilities is None:
                 _check_finite(answer.label)
@@ -209,18 +209,18 @@ class Serving:
             if give_ids and self.replica.judge is not None:  # its label may come
                 self.replica.judge.asked(answer)
             if self._sure is not None:
-                row.label_set, row.interval = self._around(answer)
+                row.label_set, row.interval = self._around(answer, asked)
             rows.append(row)
         ids = self._reader.issued.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):
             row.id = id_
         return rows
 
-    def _around(self, answer: Answer) -> _Sure:
+    def _around(self, answer: Answer, features: Features) -> _Sure:
         """Return the set of labels, or the interval, that the answer is given with."""
         if (sure := self._sure) is None:
             return msgspec.UNSET, msgspec.UNSET
-        stamp = sure.stamp()
+        stamp = sure.stamp(features)
         if isinstance(answer.label, float) and answer.probabilities is None:
             ends = sure.interval(stamp, answer.label)
             return msgspec.UNSET, None if ends is None else list(ends)

@@ -13,7 +13,7 @@ the sharpness of now.  It is applied only
   labels are, the more, for the gain is one of the past, and with labels that come more than
   :data:`_LATE_MAX` labels later never;
 * while what it has lost by all labels so far, if anything, is less than :data:`_BUDGET` a row, and
-  :data:`_FREE`.
+  :data:`_FREE`; the later labels are, the less, for what is under way is lost, too.
 
 What the model itself had said follows from the answer and its sharpness, which travels with it in
 three bytes, with the number of labels then.  So the state is a sum over rows: a block that adds
@@ -104,11 +104,12 @@ class Calibration(Sums):
         seen, lost = sums.get(_SEEN, 0.0), -sums.get(_GAINED, 0.0)
         if seen < _ROWS_MIN + _LATE_ROWS * self._late or self._late > _LATE_MAX:
             return 0
-        if lost > _BUDGET * sums.get(_COMPARED, 0.0) + _FREE:
+        times = 1.0 + self._late / _LATE
+        if lost * times > _BUDGET * sums.get(_COMPARED, 0.0) + _FREE:
             return 0
         losses = [sums.get(name, 0.0) for name in _LOSSES]
         best = min(range(len(GRID)), key=losses.__getitem__)
-        if -losses[best] <= _GAIN * seen * (1.0 + self._late / _LATE) + _FREE:
+        if -losses[best] <= _GAIN * seen * times + _FREE:
             return 0
         at = float(best)
         if 0 < best < len(GRID) - 1:

@@ -12,20 +12,13 @@ from typing import Any, Final
 
 from evaluation.metrics import Task
 from online.sure.threshold import held
+from online.sure.values import Values, plain_value
 from paramserver.blocks import Blocks
 from paramserver.sums import Sums
-from replay.example import Example, Value, label_of, label_text
+from replay.example import Example, label_text
 
 SLICES: Final = "slices"
 """The block: sums over the learned rows."""
-
-OTHERS: Final = "others"
-"""The value of rows whose own is one too many."""
-
-MISSING: Final = "missing"
-"""The value of rows that do not have the feature."""
-
-_CHARS: Final = 64  # of a value
 
 
 class Slices(Sums):
@@ -38,8 +31,7 @@ class Slices(Sums):
 
     def __init__(self, task: Task, names: Sequence[str], most: int) -> None:
         super().__init__(SLICES)
-        self._task, self._names, self._most = task, tuple(names), most
-        self._values: dict[str, set[str]] = {name: set() for name in names}
+        self._task, self._values = task, Values(names, most)
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
         """Count one learned row, if something was answered to it."""
@@ -53,31 +45,19 @@ class Slices(Sums):
             counted["correct"] = float(top == label_text(example.label))
         if (found := held(self._task, example)) is not None:
             counted |= {"asked": 1.0, "covered": float(found[0])}
-        for name in self._names:
-            value = self._value(name, example)
+        for key in self._values.keys(example.features, learned=True):
             for counter, number in counted.items():
-                self._sum(f"{name}\t{value}\t{counter}", number)
-
-    def _value(self, name: str, example: Example) -> str:
-        value = _text(example.features.get(name))
-        known = self._values[name]
-        if value not in known and value != MISSING:
-            if len(known) >= self._most:
-                return OTHERS
-            known.add(value)
-        return value
+                self._sum(f"{key}\t{counter}", number)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
         super().rebase(values)
-        for key in values[SLICES].data if SLICES in values else ():
-            name, value, _ = key.split("\t")
-            if value not in (MISSING, OTHERS) and name in self._values:
-                self._values[name].add(value)
+        if (block := values.get(SLICES)) is not None:
+            self._values.meet(block.data)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._values = {name: set() for name in self._names}
+        self._values.forget()
         super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
@@ -87,11 +67,11 @@ class Slices(Sums):
 
         Features that are not named any more are left out.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._names}
+        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
         for key, number in self._sums.items():
             name, value, counter = key.split("\t")
             if name in found:
-                found[name].setdefault(_plain(value), {})[counter] = number
+                found[name].setdefault(plain_value(value), {})[counter] = number
         return {
             name: {
                 value: self._scores(counted)
@@ -110,18 +90,3 @@ class Slices(Sums):
         if asked:
             out["coverage"] = counted.get("covered", 0.0) / asked
         return out
-
-
-def _text(value: Value) -> str:
-    """A value as it stands in keys: its JSON text, so that a tab ends it."""
-    if value is None:
-        return MISSING
-    return label_text(value[:_CHARS] if isinstance(value, str) else value)
-
-
-def _plain(value: str) -> str:
-    """A value as people are shown it: a text without its quotes."""
-    if value in (MISSING, OTHERS):
-        return value
-    meant = label_of(value)
-    return meant if isinstance(meant, str) and meant not in (MISSING, OTHERS) else value

@@ -17,7 +17,15 @@ The second part alone has the guarantee, for what counts is the set that was ans
 labels it alone swings, because a move shows only when the answers that it changed are labelled.
 The first one looks at the same score with the threshold of now, as a quantile is tracked.  The
 second one's step is learned from how late labels are: it is divided by the labels that came between
-the question and its label, beyond a horizon.
+the question and its label, beyond a horizon.  Where labels come :data:`_NEAR` labels late and more,
+it moves by as much as the errors of answers of late say more than chance does: else it goes on
+swinging after what it has done itself.
+
+With slices (the values of named features) each value has a part of the threshold of its own, which
+is added to that of all: half of each move goes there, shared by the row's features.  So each slice
+has its own sum of errors, and the share of misses is alpha in each in the long run, overlapping
+ones, too; that is the gradient of the pinball loss in a threshold that is linear in the slices
+(Jung et al. 2023, *Batch multivalid conformal prediction*; Gibbs, Cherian and Candès 2023).
 
 What the answer was given with travels with it (:meth:`Confidence.stamp`), in the id and in the row.
 So the state is a sum over rows: a block that adds over replicas, and is never averaged.
@@ -27,14 +35,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from evaluation.metrics import Task
+from online.sure.values import Values, plain_value
 from paramserver.blocks import Blocks
 from paramserver.sums import Sums
-from replay.example import Example, label_text
+from replay.example import Example, Features, label_text
 
 _Label = TypeVar("_Label")
 
@@ -44,12 +53,19 @@ CONFIDENCE: Final = "confidence"
 STAMP: Final = struct.Struct("<fI")
 """The threshold of an answer, and how many labels had moved it, modulo 2^32."""
 
-_MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS = (
-    "moved", "n", "asked", "covered", "size", "log_n", "log_error",
+_MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS, _STRAYED = (
+    "moved", "n", "asked", "covered", "size", "log_n", "log_error", "strayed",
 )  # fmt: skip
 _ODDS_MAX: Final = 8.0
 _ALL: Final = _ODDS_MAX + 1.0
 _OF_LATE: Final = 1_000.0
+_NEAR: Final = 50
+_STRAY: Final = 500.0
+"""Labels over which the errors of late are summed."""
+_CHANCE: Final = 3.0
+"""Standard deviations of that sum from which on it says all."""
+_OWN: Final = 0.5
+"""Share of a move that is of the row's slices alone."""
 _EXACT: Final = 1e-9  # an error is taken for at least this share of the target
 
 
@@ -78,29 +94,41 @@ class Confidence(Sums):
 
     Parameters:
         level: Share of sets and intervals that are to have the label, above 0 and below 1.
+        slices: Features whose values have a part of the threshold of their own.
+        most: Values that each has; others are one.
     """
 
-    def __init__(self, task: Task, level: float) -> None:
+    def __init__(self, task: Task, level: float, slices: Sequence[str] = (), most: int = 0) -> None:
         super().__init__(CONFIDENCE)
         self.level = level
         self._number = task == "regression"
         self._steps = _NUMBER if self._number else _LABELS
         self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
+        self._values = Values(slices, most)
         self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
 
     # -- asking ------------------------------------------------------------------------------
 
-    def stamp(self) -> bytes:
-        """The threshold of now, as ids and rows keep it."""
-        if not self._stamp:
-            sums = self._sums
-            self._stamp = STAMP.pack(self._now(), int(sums.get(_N, 0)) & 0xFFFFFFFF)
-            self._least = _least(STAMP.unpack(self._stamp)[0])
+    def stamp(self, features: Features | None = None) -> bytes:
+        """The threshold of now for a row with these features, as ids and rows keep it."""
+        own = self._values.keys(features or {}) if self._values.names else ()
+        if not self._stamp or own:
+            n = int(self._sums.get(_N, 0)) & 0xFFFFFFFF
+            stamp = STAMP.pack(self._now(own), n)
+            if own:
+                return stamp
+            self._stamp, self._least = stamp, _least(STAMP.unpack(stamp)[0])
         return self._stamp
 
-    def _now(self) -> float:
+    def _at(self, own: Sequence[str]) -> float:
+        """How far the threshold has moved, for rows of these slices."""
+        sums = self._sums
+        moved = sums.get(_MOVED, 0.0) + sum([sums.get(f"{key}\t{_MOVED}", 0.0) for key in own])
+        return self._steps.start + moved
+
+    def _now(self, own: Sequence[str]) -> float:
         steps = self._steps
-        moved = min(max(steps.start + self._sums.get(_MOVED, 0.0), steps.low), steps.high)
+        moved = min(max(self._at(own), steps.low), steps.high)
         if not self._number:
             return moved
         logs = self._sums.get(_LOGS, 0.0)
@@ -132,29 +160,34 @@ class Confidence(Sums):
         if not (score and example.scored) or stamp is None or len(stamp) < STAMP.size:
             return
         then, n = STAMP.unpack_from(stamp)
+        own = self._values.keys(example.features, learned=True)
         if self._number:
-            self._add_number(float(example.label), score.get("", 0.0), then, n)
+            self._add_number(float(example.label), score.get("", 0.0), then, n, own)
         else:
-            self._add_label(label_text(example.label), score, then, n)
+            self._add_label(label_text(example.label), score, then, n, own)
 
-    def _add_label(self, label: str, score: Mapping[str, float], then: float, n: int) -> None:
+    def _add_label(
+        self, label: str, score: Mapping[str, float], then: float, n: int, own: Sequence[str]
+    ) -> None:
         covered, size = _held_label(label, score, then)
         self._count(covered, size)
         right = label == max(score, key=score.__getitem__)
         against = -_ALL if right else _against(score.get(label, -1.0))
-        self._move(against > self._now(), not covered, n)
+        self._move(against > self._now(own), not covered, n, own)
 
-    def _add_number(self, target: float, answer: float, then: float, n: int) -> None:
+    def _add_number(
+        self, target: float, answer: float, then: float, n: int, own: Sequence[str]
+    ) -> None:
         error = max(abs(target - answer), _EXACT * max(abs(target), abs(answer)))
         if not math.isfinite(error):
             return
-        before = self._now()
+        before = self._now(own)
         log = math.log(error) if error > 0.0 else -math.inf
         found = _held_number(target, answer, then)
         if found is not None:
             self._count(*found)
         if before < math.inf:
-            self._move(log > before, None if found is None else not found[0], n)
+            self._move(log > before, None if found is None else not found[0], n, own)
         if error > 0.0:
             self._sum(_LOGS, 1)
             self._sum(_ERRORS, log)
@@ -164,8 +197,10 @@ class Confidence(Sums):
         self._sum(_COVERED, int(covered))
         self._sum(_SIZE, size)
 
-    def _move(self, missed: bool, missed_then: bool | None, n: int) -> None:
-        """A label came; ``n``: how many had when it was asked."""
+    def _move(
+        self, missed: bool, missed_then: bool | None, n: int, own: Sequence[str] = ()
+    ) -> None:
+        """A label came of a row in the slices ``own``; ``n``: how many had when it was asked."""
         steps, alpha = self._steps, 1.0 - self.level
         seen = int(self._sums.get(_N, 0))
         late = (seen - n) & 0xFFFFFFFF
@@ -173,15 +208,27 @@ class Confidence(Sums):
             late = 0
         by = steps.step * (missed - alpha)
         if missed_then is not None:
-            by += steps.late * min(1.0, steps.horizon / (late + 1)) * (missed_then - alpha)
+            share = min(1.0, steps.horizon / (late + 1))
+            if late >= _NEAR:
+                share = min(share, max(_NEAR / (late + 1), self._strayed(missed_then - alpha)))
+            by += steps.late * share * (missed_then - alpha)
         by /= 1.0 + self._others / max(self._own, 1.0)
         self._own += 1.0
-        at = steps.start + self._sums.get(_MOVED, 0.0)
+        at = self._at(own)
         # Beyond its ends, where several replicas together may bring it, nobody moves it further;
         # nor back at once, for then all of them would.
         room = max(steps.high - at, 0.0) if by > 0.0 else min(steps.low - at, 0.0)
-        self._sum(_MOVED, min(by, room) if by > 0.0 else max(by, room))
+        by = min(by, room) if by > 0.0 else max(by, room)
+        for key in own:
+            self._sum(f"{key}\t{_MOVED}", by * _OWN / len(own))
+        self._sum(_MOVED, by * (1.0 - _OWN) if own else by)
         self._sum(_N, 1)
+
+    def _strayed(self, error: float) -> float:
+        """How sure the errors of late say that the coverage is not what is asked, up to 1."""
+        self._sum(_STRAYED, error - self._sums.get(_STRAYED, 0.0) / _STRAY)
+        variance = self.level * (1.0 - self.level) * _STRAY / 2.0
+        return min(1.0, self._sums[_STRAYED] ** 2 / (variance * _CHANCE**2))
 
     def _sum(self, name: str, value: float) -> None:
         self._stamp = b""
@@ -192,6 +239,7 @@ class Confidence(Sums):
         if (block := values.get(CONFIDENCE)) is not None:
             self._stamp = b""
             self._note_others(block.data.get(_N, 0.0))
+            self._values.meet(block.data)
         super().rebase(values)
 
     def _note_others(self, n: float) -> None:
@@ -205,6 +253,7 @@ class Confidence(Sums):
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
         self._stamp = b""
+        self._values.forget()
         super().reset(values)
 
     # -- what is told ------------------------------------------------------------------------
@@ -212,16 +261,25 @@ class Confidence(Sums):
     def shown(self) -> dict[str, Any]:
         """Coverage of the answers whose labels came, and the mean size or width of what was said.
 
-        Both are None before the first.
+        Both are None before the first.  ``slices``: by feature and value, how much more than that
+        of all its threshold is.
         """
         n = self._sums.get(_ASKED, 0)
         size = "width" if self._number else "size"
-        return {
+        out: dict[str, Any] = {
             "level": self.level,
             "n": int(n),
             "coverage": self._sums[_COVERED] / n if n else None,
             size: self._sums[_SIZE] / n if n else None,
         }
+        if names := self._values.names:
+            own: dict[str, dict[str, float]] = {name: {} for name in names}
+            for key, moved in self._sums.items():
+                name, tab, rest = key.partition("\t")
+                if tab and name in own:
+                    own[name][plain_value(rest.partition("\t")[0])] = moved
+            out["slices"] = own
+        return out
 
 
 def held(task: Task, example: Example) -> tuple[bool, float] | None:

@@ -11,13 +11,14 @@ from online.sure.calibration import Calibration
 from online.sure.delays import Delays
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
+from replay.example import Features
 
 
 def views_of(model: ModelSettings) -> list[View]:
     """New ones, of no row; none if the settings ask for none."""
     views: list[View] = []
     if model.confidence is not None:
-        views.append(Confidence(model.task, model.confidence))
+        views.append(Confidence(model.task, model.confidence, model.slices, model.slice_values))
     if model.calibrate:
         views.append(Calibration())
     if model.slices:
@@ -44,12 +45,12 @@ def calibration_in(views: Sequence[View]) -> Calibration | None:
     return next((view for view in views if isinstance(view, Calibration)), None)
 
 
-def stamp_of(views: Sequence[View]) -> bytes | None:
-    """Return what answers are sure by now, as ids and rows keep it; None: by nothing."""
+def stamp_of(views: Sequence[View], features: Features) -> bytes | None:
+    """Return what the answer to a row is sure by now, as ids and rows keep it; None: by nothing."""
     sure, calibrated = confidence_in(views), calibration_in(views)
     if calibrated is None:
-        return None if sure is None else sure.stamp()
-    return (b"" if sure is None else sure.stamp()) + calibrated.stamp()
+        return None if sure is None else sure.stamp(features)
+    return (b"" if sure is None else sure.stamp(features)) + calibrated.stamp()
 
 
 def choices_in(views: Sequence[View]) -> Choices | None:

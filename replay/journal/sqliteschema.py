@@ -101,7 +101,9 @@ ROW = (
 RAN = 13  # place of the running time in these
 INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_ROW = INSERT.split(" VALUES ")[1]
-INSERT_NEW = f"INSERT INTO rows ({ROW}) VALUES {{}} ON CONFLICT DO NOTHING"
+INSERT_NEW = f"INSERT OR FAIL INTO rows ({ROW}) VALUES {{}} ON CONFLICT DO NOTHING"
+# OR FAIL: else SQLite copies each page aside, to put it back if the statement fails halfway.  Here
+# whatever fails takes the whole transaction back.
 DROP_AFTER = "DELETE FROM rows WHERE seq > ?"
 SET_SEQ = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'rows'"
 BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"

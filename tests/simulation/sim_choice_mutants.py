@@ -86,4 +86,26 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
         climate=CHOICES,
         within=20,
     ),
+    "a reward of several is added again when it comes again": Mutant(
+        (
+            (
+                "online.serving.collecting",
+                "            if sent.named is not None and other.named == sent.named:\n",
+                "            if False:\n",
+            ),
+        ),
+        climate={**CHOICES, "aggregate": "sum"},
+        within=20,
+    ),
+    "the first of several rewards stands for the last": Mutant(
+        (
+            (
+                "online.decide.collected",
+                "            newest |= one.values\n",
+                "            newest = newest or one.values\n",
+            ),
+        ),
+        climate={**CHOICES, "aggregate": "last"},
+        within=20,
+    ),
 }

@@ -11,12 +11,14 @@ import asyncio
 import random
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from sim_loop import Process
+from sim_network import answer_of
 
 import online.errors
 import online.rows.door
@@ -38,7 +40,22 @@ SETTINGS: Final[Mapping[str, Any]] = {
 }  # fmt: skip
 _ACTIONS: Final = [Action(name) for name in "abcd"]
 _REWARDS: Final = (0.5, 1.0)
+_PARTS: Final = (0.5, 0.125, 0.0625)
+"""Rewards of a choice that takes several: no sum of them is the default, and all differ."""
 _NAME: Final = "choice "
+
+
+def settings(aggregate: str) -> dict[str, Any]:
+    """How the model chooses."""
+    return {**SETTINGS, "aggregate": aggregate}
+
+
+def _sums(values: Iterable[float]) -> set[float]:
+    """Return what some of the values may add up to."""
+    found = {0.0}
+    for value in values:
+        found |= {value + x for x in found}
+    return found
 
 
 def is_choice(event: str) -> bool:
@@ -109,7 +126,10 @@ class Choices:
         Those of the journal; None: nobody has looked yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aggregate: str = "earliest") -> None:
+        self._aggregate = aggregate
+        self.sent: dict[str, list[float]] = defaultdict(list)
+        self.counted: dict[str, list[float]] = defaultdict(list)
         self.met: Counter[str] = Counter()
         self.actions: dict[str, str] = {}
         self.committed: set[str] = set()
@@ -135,9 +155,33 @@ class Choices:
             assert status == "conflict", f"{name}: a reward was answered {status}"
             self.refused[name].add(reward)
 
+    def kept(self, name: str, reward: float, status: str) -> None:
+        """Somebody was answered about one of several rewards, which are learned as one."""
+        self.met[f"reward {status}"] += 1
+        if status in ("waiting", "duplicate"):
+            assert reward not in self.refused[name], f"{name}: {reward} was too late before"
+            if reward not in self.counted[name]:
+                self.counted[name].append(reward)
+        else:
+            assert status == "expired", f"{name}: a reward was answered {status}"
+            assert reward not in self.counted[name], f"{name}: {reward} was kept before"
+            self.refused[name].add(reward)
+
+    def _may_be(self, name: str) -> set[float]:
+        """Labels that the rewards of a choice allow: of some nobody knows whether they came."""
+        counted = self.counted[name]
+        unknown = [x for x in self.sent[name] if x not in counted and x not in self.refused[name]]
+        if self._aggregate == "sum":
+            found = {sum(counted) + x for x in _sums(unknown)}
+        else:
+            found = {*counted[-1:], *unknown}
+        return found - {0.0} if counted else (found - {0.0}) | {DEFAULT}
+
     def at_most_once(self, sums: Mapping[str, float], where: str) -> None:
         """At any time: one reward or the default, whole."""
-        right = (0.0, DEFAULT, *_REWARDS)
+        right: Collection[float] = (0.0, DEFAULT, *_REWARDS)
+        if self._aggregate != "earliest":
+            right = {DEFAULT, *_sums(_PARTS)}
         for name, x in sums.items():
             assert not is_choice(name) or x in right, f"{where}: {name} counts {x}"
 
@@ -154,12 +198,17 @@ class Choices:
             assert row.action == row.recorded, f"{name}: {row}"
             assert row.action == self.actions.get(name, row.action), f"{name}: {row}"
             assert row.label == self.learned.get(name, row.label), f"{name}: {row}"
-            assert row.label not in self.refused[name], f"{name}: {row} was refused"
-            early = row.label == DEFAULT and row.waited_s < WAIT_S
-            assert not early, f"{name}: the default of {row} came before its time"
+            if self._aggregate == "earliest":
+                assert row.label not in self.refused[name], f"{name}: {row} was refused"
+            else:
+                right = self._may_be(name)
+                assert row.label in right, f"{name}: {row}, not one of {right}"
+            waits = row.label == DEFAULT or self._aggregate != "earliest"
+            early = waits and row.waited_s < WAIT_S
+            assert not early, f"{name}: {row} came before its time"
             if sums.get(name, 0.0) != row.label:
                 return f"{where}: {name} counts {sums.get(name, 0.0)}, not {row.label}"
-        for name in self.committed | self.learned.keys():
+        for name in self.committed | self.learned.keys() | self.counted.keys():
             if name not in by_name:
                 return f"{where}: {name} has no row yet"
         self.met["default"] = sum(row.label == DEFAULT for row in self.rows)
@@ -217,6 +266,9 @@ class ChoiceClients:
         if dice.random() < 0.3:
             return
         await asyncio.sleep(dice.choice((0.2, 1.0, 2.0)) * dice.random() * WAIT_S)
+        if world.climate.aggregate != "earliest":
+            await self._several(*answer)
+            return
         reward, other = dice.sample(_REWARDS, 2)
         while not await self._reward(*answer, reward):
             if not self._persistent and dice.random() < 0.05:
@@ -225,6 +277,20 @@ class ChoiceClients:
         while dice.random() < 0.4:
             await asyncio.sleep(dice.random())
             await self._reward(*answer, dice.choice((reward, reward, other)))
+
+    async def _several(self, name: str, id_: str) -> None:
+        """Send some rewards one after the other, each until it is answered, and some again."""
+        dice = self._dice
+        for reward in dice.sample(_PARTS, dice.randint(1, len(_PARTS))):
+            self._world.choices.sent[name].append(reward)
+            while not await self._reward(name, id_, reward):
+                if not self._persistent and dice.random() < 0.05:
+                    return
+                await asyncio.sleep(dice.random() * 0.3)
+            while dice.random() < 0.3:
+                await asyncio.sleep(dice.random() * 0.3)
+                await self._reward(name, id_, reward)
+            await asyncio.sleep(dice.random())
 
     async def _choose(self, name: str, *, own: bool) -> tuple[str, str] | None:
         """The choice's name and id; None: no answer."""
@@ -246,11 +312,13 @@ class ChoiceClients:
 
     async def _reward(self, name: str, id_: str, reward: float) -> bool:
         """Whether it was answered."""
-        said = RewardRequest(id_, reward)
+        several = self._world.climate.aggregate != "earliest"
+        said = RewardRequest(id_, reward, reward_id=f"{reward}" if several else None)
         answer = await self._ask(lambda choosing: choosing.rewards.take(said))
         if answer is None:
             return False
-        self._world.choices.rewarded(name, reward, answer[1].status)
+        note = self._world.choices.kept if several else self._world.choices.rewarded
+        note(name, reward, answer[1].status)
         return True
 
     async def _ask(self, step: Callable[[Any], Awaitable[Any]]) -> Any:
@@ -260,19 +328,5 @@ class ChoiceClients:
         replicas: list[Any] = [one for one in choosing if one.alive and one.ready]  # type: ignore[attr-defined]
         if not replicas:
             return None
-        replica, arrived = self._dice.choice(replicas), world.loop.create_future()
-
-        def deliver(answer: Any) -> None:
-            if not arrived.done():
-                arrived.set_result(answer)
-
-        def reply(answer: Any) -> None:
-            world.network.send(replica.process, self._process, lambda: deliver(answer))
-
-        world.network.send(self._process, replica.process, lambda: replica.ask(step, reply))
-        try:
-            async with asyncio.timeout(world.patience_s(5.0)):
-                answer = await arrived
-        except TimeoutError:
-            return None
-        return None if isinstance(answer, Exception) else answer
+        replica = self._dice.choice(replicas)
+        return await answer_of(world, self._process, replica, partial(replica.ask, step))

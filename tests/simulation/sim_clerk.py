@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sim_actor import MODEL, Actor
 from sim_defaults import half_of
 from sim_labels import FINAL, GUESSING, Labels, Part
 from sim_loop import Process
+from sim_network import answer_of
 from sim_processes import Replica, Server
 
 import online.errors
@@ -97,22 +99,9 @@ class LabelClients:
         replicas = [replica for replica in world.live(Replica) if replica.ready]
         if not replicas:
             return False
-        replica, arrived = self._dice.choice(replicas), world.loop.create_future()
-
-        def deliver(answer: Any) -> None:
-            if not arrived.done():
-                arrived.set_result(answer)
-
-        def reply(answer: Any) -> None:
-            world.network.send(replica.process, self._process, lambda: deliver(answer))
-
-        world.network.send(self._process, replica.process, lambda: replica.feedback(parts, reply))
-        try:
-            async with asyncio.timeout(world.patience_s(5.0)):
-                answer = await arrived
-        except TimeoutError:
-            return False
-        if isinstance(answer, Exception):
+        replica = self._dice.choice(replicas)
+        asked = partial(replica.feedback, parts)
+        if (answer := await answer_of(world, self._process, replica, asked)) is None:
             return False
         for part, one in zip(parts, answer, strict=True):
             place = (one.row.partition, one.row.offset)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 from sim_loop import Process
 from sim_model import Event
+from sim_network import answer_of
 from sim_processes import Replica
 
 if TYPE_CHECKING:
@@ -77,23 +79,10 @@ class Clients:
         if not replicas:
             return False
         replica = world.r.choice(replicas)
-        arrived = world.loop.create_future()
-
-        def reply(answer: Any) -> None:
-            def deliver() -> None:
-                if not arrived.done():
-                    arrived.set_result(answer)
-
-            world.network.send(replica.process, self._process, deliver)
-
         known, asked = dict(world.oracle.told), world.answers
-        world.network.send(self._process, replica.process, lambda: replica.feedback(events, reply))
-        try:
-            async with asyncio.timeout(world.patience_s(5.0)):
-                answer = await arrived
-        except TimeoutError:
-            return False
-        if isinstance(answer, Exception) or asked != world.answers:
+        step = partial(replica.feedback, events)
+        answer = await answer_of(world, self._process, replica, step)
+        if answer is None or asked != world.answers:
             return False
         for event, one in zip(events, answer, strict=True):
             place = (one.row.partition, one.row.offset)

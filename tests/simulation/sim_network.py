@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sim_loop import Process, SimLoop
+
+if TYPE_CHECKING:
+    from sim_actor import Actor
+    from sim_world import World
 
 
 @dataclass
@@ -63,3 +68,28 @@ class Network:
             self._counts["reorder"] += 1
         self._newest[link] = max(number, self._newest.get(link, 0))
         deliver()
+
+
+async def answer_of(
+    world: World, caller: Process, replica: Actor, ask: Callable[[Callable[[Any], None]], object]
+) -> Any:
+    """Return what a replica says to one request; None: nothing in time, or an error.
+
+    ``ask`` hands the request over, with what takes the answer.
+    """
+    arrived = world.loop.create_future()
+
+    def deliver(answer: Any) -> None:
+        if not arrived.done():
+            arrived.set_result(answer)
+
+    def reply(answer: Any) -> None:
+        world.network.send(replica.process, caller, lambda: deliver(answer))
+
+    world.network.send(caller, replica.process, lambda: ask(reply))
+    try:
+        async with asyncio.timeout(world.patience_s(5.0)):
+            answer = await arrived
+    except TimeoutError:
+        return None
+    return None if isinstance(answer, Exception) else answer

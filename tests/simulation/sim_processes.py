@@ -192,7 +192,7 @@ class Learner(Actor):
             task="regression",
             learner="linreg",
             sync=Sync(interval_ms=climate.sync_ms, updates=climate.updates),
-            choose=dict(sim_choices.SETTINGS) if climate.choices else None,
+            choose=sim_choices.settings(climate.aggregate) if climate.choices else None,
         )
         limits = Limits(feedback_wait_s=climate.feedback_wait_s, ongoing_max=climate.ongoing_max)
         self.model = online.replica.replica.ModelReplica(

@@ -80,6 +80,7 @@ class Climate:
     labels: bool = False
     defaults: bool = False
     choices: bool = False
+    aggregate: str = "earliest"
 
     @classmethod
     def draw(cls, r: random.Random) -> Climate:
@@ -180,7 +181,7 @@ class World:
         self.oracle = Oracle(self.events)
         self.labels = Labels(drawn(seed) if self.climate.labels else (), seed)
         self.oracle.labels = self.labels if self.climate.labels else None
-        self.choices = Choices()
+        self.choices = Choices(self.climate.aggregate)
         self.oracle.choices = self.choices if self.climate.choices else None
         self.sealed: set[int] = set()
         self.actors: list[Actor] = []

@@ -63,15 +63,23 @@ def test_seeds(processes: ProcessPoolExecutor, seeds: int, counted: int) -> None
     assert out.counts.keys() - run.NOT_FAULTS == KINDS, "each kind of fault was met"
 
 
+@pytest.mark.parametrize(
+    ("aggregate", "seeds", "told"),
+    [
+        ("earliest", 40, {"learned", "conflict"}),
+        ("sum", 12, {"waiting", "expired"}),
+        ("last", 12, {"waiting", "expired"}),
+    ],
+)
 def test_choices_have_one_reward_or_the_default_whatever_happens(
-    processes: ProcessPoolExecutor,
+    processes: ProcessPoolExecutor, aggregate: str, seeds: int, told: set[str]
 ) -> None:
-    halves = [range(20), range(20, 40)]
-    out = run.Outcome()
-    for future in [processes.submit(run.run_seeds, some, None, CHOICES) for some in halves]:
+    halves = [range(seeds // 2), range(seeds // 2, seeds)]
+    out, given = run.Outcome(), {**CHOICES, "aggregate": aggregate}
+    for future in [processes.submit(run.run_seeds, some, None, given) for some in halves]:
         out.add(future.result())
     assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
-    met = {"chosen again", "default", "reward learned", "reward duplicate", "reward conflict"}
+    met = {"chosen again", "default", *(f"reward {status}" for status in {*told, "duplicate"})}
     assert met <= out.counts.keys(), f"met: {dict(out.counts)}"
 
 

@@ -19,6 +19,16 @@ def test_the_table_has_each_delay_in_one_replica_and_in_four(tmp_path: Path) -> 
     assert all(line.alone is not None and line.alone < 0.7 for line in lines)
 
 
+def test_groups_are_told_apart_on_the_same_answers(tmp_path: Path) -> None:
+    asked = confidence.ask("bananas", tmp_path, 0, 800)
+    rows = [{"half": i % 2, "rare": i == 7} for i in range(800)]
+    found = confidence.grouped(asked, rows, ("half", "rare"), replicas=2)
+    assert [(one.group, one.rows) for one in found] == [
+        ("half 0", 400), ("half 1", 400), ("rare False", 799),
+    ]  # fmt: skip
+    assert all(0.8 < one.own < 1.0 and 0.8 < one.one < 1.0 for one in found)
+
+
 def test_a_peer_is_judged_on_the_same_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def test_a_short_window_costs_what_negatives_at_once_do() -> None:
         )
     )
     assert short == pytest.approx(at_once, abs=0.001)
+    assert long == pytest.approx(loss(bench.Known), abs=0.02), "it waits for as long"
     assert short < weighted < long
 
 

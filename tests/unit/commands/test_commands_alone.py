@@ -175,3 +175,17 @@ def test_ctrl_c_while_a_command_is_being_read_ends_it_without_a_word() -> None:
     code, said = end("control")
     assert code != 130
     assert "KeyboardInterrupt" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "before", "after"),
+    [("forget", 0, [10]), ("backfill", 4, [10]), ("report", 15, [15]), ("status", 0, [])],
+)
+def test_a_command_that_computes_leaves_the_processor_to_a_service(
+    run: Run, monkeypatch: pytest.MonkeyPatch, command: str, before: int, after: list[int]
+) -> None:
+    nice: list[int] = []
+    monkeypatch.setattr(os, "getpriority", lambda which, who: before)
+    monkeypatch.setattr(os, "setpriority", lambda which, who, level: nice.append(level))
+    run(command, "--help")
+    assert nice == after

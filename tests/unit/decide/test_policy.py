@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from online.decide import Policy, draw, policy, row, uniform
 from online.decide.policy import KINDS, WIDTHS, beliefs, bounded, digamma, thompson, trigamma
-from online.decide.scoring import score
+from online.decide.scoring import score_many
 from online.models.arms import Counted
 from online.models.rewards import Action, Rewards
 from online.models.scored import Scores
@@ -188,7 +188,7 @@ def test_a_model_that_knows_no_choices_is_asked_row_by_row() -> None:
     model = SelfRate().model_for("binary")
     for t in range(200):
         model.learn(row({"x": float(t % 2)}, "ab"[t % 3 % 2], {}), t % 3 % 2 == 0, 1.0)
-    scores = score(model, {"x": 1.0}, [("a", {}), ("b", {})])
+    (scores,) = score_many(model, [({"x": 1.0}, [("a", {}), ("b", {})], None)])
     assert scores.means[0] > scores.means[1]
     decision = Policy().decide(scores)
     assert decision.probabilities[0] > 0.99

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from online.decide import Policy, draw, row, uniform
-from online.models.crossed import alike, hash_of, mix
+from online.models.crossed import alike, hash_of, laid_out, right, settled
 from online.models.errors import LearnerUnusable
-from online.models.rewards import Action, RewardModel, Rewards, _order, _order_of
+from online.models.rewards import Action, Question, RewardModel, Rewards
 from online.models.scored import Scores, Served, served_of
+from online.models.tabled import _made_order, order_of
 from paramserver.blocks import Blocks, combine, merge
 from replay.example import Example, Features
 
@@ -115,34 +116,35 @@ def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
         teach_one(model, t, told)
     context = {"x": 0.7, "kind": "u"}
     answers = model.score(context, told).answers
-    x = model._crossing.context(context, learns=False)
+    x = laid_out([model._crossing.context(context, learns=False)])
+    sides, forms = x.sides[0], x.forms[0]
     for i, (name, features) in enumerate(told):
         one, own = model._crossing.action(features, learns=False), hash_of(name)
         for head, form, part in ((0, 0, slice(0, x.plain)), (2, 1, slice(x.plain, None))):
             sums = np.zeros(4)
-            for hashed, number in zip(x.hashes[part], x.forms[form, part], strict=True):
+            for side, number in zip(sides[part], forms[form, part], strict=True):
                 salt = 0xD6E8FEB86659FD93 * head % 2**64
-                sums += held(model, hashed, np.uint64(own ^ salt)) * number
+                sums += held(model, side, np.uint64(own ^ salt)) * number
             at = slice(4 * head, 4 * head + 4)
             assert answers[at, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
         salt = np.uint64(0xD6E8FEB86659FD93 * 4 % 2**64)
-        sums = held(model, x.hashes[0], np.uint64(own) ^ salt).astype(np.float64)
+        sums = held(model, sides[0], np.uint64(own) ^ salt).astype(np.float64)
         for action, value in zip(one.hashes, one.numbers, strict=True):
-            for hashed, number in zip(*x.told, strict=True):
-                sums += held(model, hashed, action ^ salt) * value * number
+            for side, number in zip(sides[: x.plain], x.told[0], strict=True):
+                sums += held(model, side, action ^ salt) * value * number
         assert answers[16:20, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
     assert np.abs(answers[:20] - 0.5).max() > 0.1
 
 
 def test_of_two_features_with_one_place_the_later_of_an_action_counts() -> None:
     """Two ids of three features each, then two features of the action by one of the context's."""
-    assert _order(3, 2, 2, 1).tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 8]
-    assert _order(2, 1, 1, 0).tolist() == [0, 1]
+    assert order_of(3, 2, 2, 1).tolist() == [0, 2, 4, 1, 3, 5, 6, 7, 8]
+    assert order_of(2, 1, 1, 0).tolist() == [0, 1]
 
 
-def held(model: RewardModel, left: np.uint64, right: np.uint64) -> np.ndarray:
+def held(model: RewardModel, side: np.uint64, hashed: np.uint64) -> np.ndarray:
     """What the table has of each expert at the place of a product."""
-    place = mix(np.array([left]), np.array([right]), 18)[0]
+    place = settled(np.array([side]) ^ right(np.array([hashed])), 18)[0]
     return model._table._now[place, :4].astype(np.float64)
 
 
@@ -187,6 +189,46 @@ def test_actions_that_are_alike_are_scored_in_one_array_as_each_by_itself() -> N
     assert together.shares.tolist() == pytest.approx(apart.shares.tolist(), abs=1e-12)
     assert together.met.tolist() == pytest.approx(apart.met.tolist(), rel=1e-12)
     assert together.means[0] != pytest.approx(together.means[4], abs=1e-3)
+
+
+def test_choices_that_are_asked_together_are_scored_and_decided_as_each_by_itself() -> None:
+    model, rng = model_of(), np.random.default_rng(3)
+    for t in range(60):
+        teach(model, t)
+    asked: list[Question] = []
+    for t in range(40):
+        told: list[Action] = [
+            (f"a{(i + t // 7) % 9}", {"price": float(rng.normal()), "size": 1.0 + i})
+            for i in range(3 + t % 2)
+        ]
+        if t % 5 == 0:  # not alike
+            told[0] = told[0][0], {"red": True}
+        context = context_of(t) if t % 4 else {"x": 1.0, "y": float(t)}
+        asked.append(({} if t % 11 == 0 else context, told, None))
+    policies = Policy(floor=0.05), Policy(budget=0.2), Policy(kind="softmax"), Policy()
+    together = model.score_many(asked)
+    shapes = {id(scores.tried) for scores in together}
+    assert len(shapes) < 30  # some of them were in the same arrays
+    allowed = [
+        [j != 1 for j in range(len(told))] if t % 3 else None
+        for t, (_, told, _) in enumerate(asked)
+    ]
+    for policy in policies:
+        several = policy.decide_many(together, allowed)
+        for question, scores, decision, free in zip(asked, together, several, allowed, strict=True):
+            alone = model.score(*question)
+            assert scores.answers == pytest.approx(alone.answers, abs=1e-12)
+            assert scores.met == pytest.approx(alone.met, rel=1e-12)
+            assert scores.ids == alone.ids
+            one = policy.decide(alone, free)
+            assert decision.probabilities == pytest.approx(one.probabilities, abs=1e-6)
+            assert decision.tried.keys() == one.tried.keys()
+            for name, p in one.tried.items():
+                assert decision.tried[name] == pytest.approx(p, abs=1e-6)
+            assert list(decision.allowed) == list(one.allowed)
+    rows = [row(context, *told[0]) for context, told, _ in asked]
+    for answer, features in zip(model.predict_many(rows), rows, strict=True):
+        assert answer.label == pytest.approx(model.predict(features).label, abs=1e-12)
 
 
 @pytest.mark.parametrize("odd", [True, "text", None, 2**53 + 1, 10**400])
@@ -292,6 +334,6 @@ def test_scores_are_frozen() -> None:
 def test_the_order_of_a_wide_context_is_made_each_time() -> None:
     """Its numbers would stay for good: 1,500 features with as many of an action are 18 MB."""
     few, many = (8, 12, 4, 8), (1_500, 12, 1_500, 1_500)
-    assert _order(*few) is _order(*few)
-    assert _order(*many) is not _order(*many)
-    assert (_order(*many) == _order_of(*many)).all()
+    assert order_of(*few) is order_of(*few)
+    assert order_of(*many) is not order_of(*many)
+    assert (order_of(*many) == _made_order(*many)).all()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from replay.errors import JournalUnavailable
 from replay.journal import sqliteappend, sqliteschema
 from replay.journal.base import NewRow, Outcome, Verdict
 from replay.journal.checksum import checksum
@@ -31,7 +35,7 @@ def inserts(journal: SqliteJournal, partition: int, known: int, batch: list[NewR
         assert journal.append(partition, known, batch).end == known + len(batch)
     finally:
         journal._file._writer.set_trace_callback(None)
-    return sum(statement.startswith("INSERT INTO rows") for statement in seen)
+    return sum(statement.startswith(("INSERT INTO", "INSERT OR FAIL INTO")) for statement in seen)
 
 
 def test_a_batch_of_any_size_is_written_whole_and_in_order(tmp_path: Path) -> None:
@@ -54,6 +58,47 @@ def test_small_statements_are_noticed(tmp_path: Path, monkeypatch: pytest.Monkey
     with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
         p = journal.register("m", "r", "spec", 1.0).id
         assert inserts(journal, p, 0, rows(0, 1000)) > 2
+
+
+def bytes_for_each_of_the_log(path: Path) -> float:
+    """How many bytes this thread writes for each that the log grows by, where keys lie apart."""
+    with closing(SqliteJournal(path, synchronous="OFF")) as journal:
+        p, end = journal.register("m", "r", "spec", 1.0).id, 0
+        for some in (rows(0, 1024), rows(1024, 1024), rows(2048, 1024)):
+            log, before = os.stat(f"{path}-wal").st_size, _written()
+            scattered = [structs.replace(r, key=hashlib.md5(r.key).digest()) for r in some]
+            end = journal.append(p, end, scattered).end
+        return (_written() - before) / (os.stat(f"{path}-wal").st_size - log)
+
+
+def _written() -> int:
+    lines = Path("/proc/thread-self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("wchar"))
+
+
+@pytest.mark.skipif(not Path("/proc/thread-self/io").exists(), reason="it tells no bytes written")
+@pytest.mark.parametrize("aside", [False, True])
+def test_no_page_is_copied_aside_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, aside: bool
+) -> None:
+    if aside:
+        monkeypatch.setattr(
+            sqliteschema, "INSERT_NEW", sqliteschema.INSERT_NEW.replace("OR FAIL ", "")
+        )
+    assert (bytes_for_each_of_the_log(tmp_path / "journal.db") > 1.2) == aside
+
+
+def test_a_statement_that_fails_halfway_leaves_nothing(tmp_path: Path) -> None:
+    with closing(SqliteJournal(tmp_path / "journal.db", synchronous="OFF")) as journal:
+        p = journal.register("m", "r", "spec", 1.0).id
+        journal._file._writer.execute(
+            "CREATE TEMP TRIGGER fails BEFORE INSERT ON rows WHEN new.event_id = 'e7'"
+            " BEGIN SELECT raise(FAIL, 'halfway'); END"
+        )
+        with pytest.raises(JournalUnavailable, match="halfway"):
+            journal.append(p, 0, rows(0, 10))
+        assert journal.read(p, 1, 10) == ()
+        assert journal.append(p, 0, rows(0, 10)).end == 10  # the trigger went with the connection
 
 
 def work(

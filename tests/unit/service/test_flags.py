@@ -41,7 +41,7 @@ def test_callers_have_so_long(tmp_path: Path) -> None:
 
 
 def test_without_any_replica_the_balancer_says_so_and_when_to_come_again(tmp_path: Path) -> None:
-    (line,) = flags(tmp_path)["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()[2:]
+    line = flags(tmp_path)["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()[2]
     before, body, after = re.split(r'(?<!\\)"', line.strip())
     assert before == "http-error status 503 content-type application/json string "
     assert after == " hdr Retry-After 5"
@@ -51,6 +51,11 @@ def test_without_any_replica_the_balancer_says_so_and_when_to_come_again(tmp_pat
         "field",
         "hint",
     }
+
+
+def test_the_balancer_sends_no_line_about_a_good_answer(tmp_path: Path) -> None:
+    lines = flags(tmp_path)["RAY_SERVE_HAPROXY_BALANCE_ALGORITHM"].splitlines()
+    assert "option dontlog-normal" in [line.strip() for line in lines]
 
 
 def test_a_ray_of_our_own_asks_for_a_new_token(tmp_path: Path) -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+from collections.abc import Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import pytest
 import replica_world as worlds
 
+import online.serving.choosing
 from online.decide.record import unpack
+from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models.rewards import Rewards
 from online.rows.door import Door
+from online.serving.at_once import AtOnce
 from online.serving.choosing import Choosing
 from replay import codec
 
@@ -99,3 +105,79 @@ def test_numbers_far_beyond_all_before_are_bounded_in_questions_too(tmp_path: Pa
         await choosing.serving.replica.stop(1)
 
     worlds.play(tmp_path, scene)
+
+
+def test_choices_that_come_together_are_each_answered_as_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of twelve, some are odd, one is refused, one is written first, and one caller goes away."""
+    sizes: list[int] = []
+
+    async def scene(world: Any) -> None:
+        choosing = await chooser(world)
+        score_many = online.serving.choosing.score_many
+
+        def scored(model: Any, asked: Any, *args: float) -> Any:
+            sizes.append(len(asked))
+            return score_many(model, asked, *args)
+
+        monkeypatch.setattr(online.serving.choosing, "score_many", scored)
+        told = [[Action(x, {"y": float(t + i)}) for i, x in enumerate("abc")] for t in range(12)]
+        asked = [ChooseRequest(told[t], {"x": float(t)}) for t in range(12)]
+        asked[3].exclude = ["a", "b", "c"]
+        asked[4].exclude = ["b"]
+        asked[5].id = "own-5"
+        asked[6].context = {}
+        asked[7].actions = [Action("a", {"y": 1.0}), Action("b")]
+        tasks = [asyncio.create_task(choosing.choose(one)) for one in asked]
+        await asyncio.sleep(0)
+        tasks[10].cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(found[3], RequestError)
+        assert isinstance(found[10], asyncio.CancelledError)
+        for t, (one, answer) in enumerate(zip(asked, found, strict=True)):
+            if isinstance(answer, BaseException):
+                assert t in (3, 10), answer
+                continue
+            assert answer.id == "own-5" if t == 5 else len(answer.id) > 64
+            if t != 5:
+                choice = logged(choosing, answer.id)
+                assert (choice.context, choice.propensity) == (one.context, answer.probability)
+                assert [action for action, _ in choice.actions] == [x.id for x in one.actions]
+            assert answer.action not in one.exclude
+            assert sum(x.probability for x in answer.ranking) == pytest.approx(1.0)
+        again = await choosing.choose(asked[5])
+        assert again.repeated
+        assert again.action == found[5].action  # type: ignore[union-attr]
+        await choosing.serving.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+    assert max(sizes) > 1, sizes
+    assert sum(sizes) == 12, sizes  # one is refused before, one is asked twice
+
+
+def test_one_that_can_not_be_worked_out_fails_alone() -> None:
+    async def scene() -> None:
+        def find(several: Sequence[int]) -> list[float]:
+            return [1.0 / one for one in several]
+
+        def answer(asked: int, found: float) -> str:
+            if asked == 4:
+                raise ValueError("four")
+            return f"{asked}: {found} for {who.get()}"
+
+        async def ask(n: int) -> str:
+            who.set(n)
+            return await together.ask(n)
+
+        who: ContextVar[int] = ContextVar("who")
+        together = AtOnce(find, answer)
+        said = await asyncio.gather(*map(ask, [1, 0, 2, 4]), return_exceptions=True)
+        assert said[0] == "1: 1.0 for 1"
+        assert isinstance(said[1], ZeroDivisionError)
+        assert said[2] == "2: 0.5 for 2"
+        assert isinstance(said[3], ValueError)
+        with pytest.raises(ZeroDivisionError):
+            await ask(0)
+
+    asyncio.run(scene())

@@ -15,6 +15,7 @@ import online.replica.corrections
 import online.rows.history
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.rows import history
+from replay import codec
 from replay.errors import JournalHeld, JournalUnavailable
 from replay.journal.base import Row
 from replay.journal.batch import Bounds
@@ -188,6 +189,23 @@ async def a_rollback_and_a_relearn_come_before_the_final_label_is_written(world:
     await asyncio.gather(first.stop(5), second.stop(5))
 
 
+async def the_first_label_fails_before_the_final_one_is_written(world: Any) -> None:
+    replica = await world.replica(build=half)
+    await guess(world.serving(replica), "a", 8.0)
+    (first,) = replica.store.journal.follow("m", 0, 10).rows
+
+    async def failed() -> None:
+        await replica.control.write_failed(first, "a test")
+
+    meanwhile(replica, failed)
+    assert (await sent(world.serving(replica), "a", 2.0))[1].status == "learned"
+    last = replica.store.journal.follow("m", 0, 10).rows[-1]
+    corrects = codec.decode(last.payload).corrects
+    assert corrects is not None
+    assert corrects.offset == 0, "it takes back what has taught nothing"
+    await replica.stop(5)
+
+
 async def it_dies_after_the_first_row_that_it_writes(world: Any) -> None:
     """The final label of an event that is undone is one row: nothing is taught without it."""
     journal = FailingJournal(world.folder / "journal.db", disk_low_mb=0)
@@ -208,6 +226,7 @@ SCENES: dict[str, Scene] = {
         undone_one_is_taught_at_the_same_time,
         a_ban_is_lifted_before_the_final_label_is_written,
         a_rollback_and_a_relearn_come_before_the_final_label_is_written,
+        the_first_label_fails_before_the_final_one_is_written,
         it_dies_after_the_first_row_that_it_writes,
     )
 }
@@ -246,6 +265,7 @@ def test_a_rule_that_is_left_out_is_noticed(
     [
         a_ban_is_lifted_before_the_final_label_is_written,
         a_rollback_and_a_relearn_come_before_the_final_label_is_written,
+        the_first_label_fails_before_the_final_one_is_written,
     ],
 )
 def test_a_final_label_that_is_written_whatever_was_decided_is_noticed(

@@ -109,6 +109,19 @@ def test_the_label_is_there_as_often_as_asked(task: Task, late: int) -> None:
     assert 0.885 - lost < share(hits) < 0.92
 
 
+def test_late_labels_of_a_world_that_stands_still_do_not_swing_the_threshold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def swing() -> float:
+        hits = play("multiclass", 500)[1_000:]
+        windows = [share(hits[i : i + 250]) for i in range(0, len(hits), 250)]
+        return max(windows) - min(windows)
+
+    heeding = swing()
+    monkeypatch.setattr(Confidence, "_strayed", lambda *_: 1.0)  # each error moves it in full
+    assert heeding < 0.75 * swing(), heeding
+
+
 def test_a_threshold_that_stays_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Confidence, "_move", lambda *_: None)
     assert abs(share(play("multiclass", 0)[500:]) - 0.9) > 0.03
@@ -303,3 +316,93 @@ def test_forgetting_a_source_leaves_what_the_others_rows_say(tmp_path: Path) -> 
             if row.source != wanted.source:
                 again.add(codec.decode(row.payload))
         assert values(wanted) == again.cut()[CONFIDENCE].data
+
+
+# -- slices ------------------------------------------------------------------------------------
+
+
+def two_groups(slices: tuple[str, ...], late: int = 0, replicas: int = 1) -> dict[str, float]:
+    """Coverage of two groups; of one the answers are right, of the other far too bold."""
+    parts = [Confidence("binary", 0.9, slices, 2) for _ in range(replicas)]
+    values, draw = Blocks(), random.Random(4)
+    rows, hits = list[Example](), dict[str, list[bool]]()
+    for i in range(ROWS):
+        group, odds = draw.choice(("plain", "plain", "bold")), draw.gauss(0.0, 2.0)
+        right = 1.0 / (1.0 + math.exp(-odds * (0.2 if group == "bold" else 1.0)))
+        p, features, part = 1.0 / (1.0 + math.exp(-odds)), {"group": group}, parts[i % replicas]
+        score = {"false": 1.0 - p, "true": p}
+        row = Example(features, draw.random() < right, score=score, sure=part.stamp(features))
+        rows.append(row)
+        hits.setdefault(group, []).append(has(part, row))
+        if i >= late:
+            parts[(i * 7 + i // 5) % replicas].add(rows[i - late])
+        if replicas > 1 and i % 64 == 0:
+            for one in parts:
+                merge(values, one.cut())
+            for one in parts:
+                one.rebase(copy(values))
+    return {group: share(of[300:]) for group, of in hits.items()}
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+@pytest.mark.parametrize("late", [0, 48])
+def test_each_slice_has_the_coverage(late: int, replicas: int) -> None:
+    found = two_groups(("group",), late, replicas)
+    assert found == pytest.approx({"plain": 0.9, "bold": 0.9}, abs=0.025)
+
+
+def test_one_threshold_for_all_is_wrong_for_each() -> None:
+    found = two_groups(())
+    assert found["plain"] > 0.93
+    assert found["bold"] < 0.87
+
+
+def test_asking_makes_no_value_known_and_status_says_how_far_slices_are() -> None:
+    part = Confidence("binary", 0.9, ["group"], 1)
+    before = part.stamp({"group": "new"})
+    part.add(Example({"group": "a"}, True, score={"false": 1.0, "true": 0.0}, sure=before))
+    known, unknown = (STAMP.unpack(part.stamp({"group": value}))[0] for value in "ab")
+    assert known > unknown
+    assert part.shown()["slices"] == {"group": {"a": pytest.approx(0.3 * 0.9 * 0.5)}}
+    part.add(Example({"group": "b"}, True, score={"false": 1.0, "true": 0.0}, sure=before))
+    assert part.shown()["slices"]["group"].keys() == {"a", "others"}
+    again = Confidence("binary", 0.9, ["group"], 1)
+    again.reset(part.cut())
+    for value in ("a", "b", "c"):
+        asked = STAMP.unpack(part.stamp({"group": value}))
+        assert STAMP.unpack(again.stamp({"group": value})) == pytest.approx(asked)
+
+
+def test_what_is_served_has_the_threshold_of_its_slice(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        settings = {"task": "binary", "confidence": 0.9, "slices": ["group"]}
+        replica = await world.replica(build=logistic, **settings)
+        serving = world.serving(replica)
+        part = confidence_in(replica.learner.tally.views)
+        assert part is not None
+        labelled = [({"group": float(i % 2), "a": 1.0}, bool(i % 2)) for i in range(20)]
+        for features, label in labelled:
+            said = serving.predict(PredictRequest(features=features))
+            assert isinstance(said, Prediction)
+            await serving.feedback(FeedbackRequest(id=said.id, label=label))
+        own = [Event(features=features, label=label) for features, label in labelled]
+        await serving.record(own)
+        serving.predict(PredictRequest(features=labelled[0][0], id="mine"))
+        await worlds.until(lambda: replica.counts["joins_kept"] == 1)
+        await serving.feedback(FeedbackRequest(id="mine", label=True))
+        journal = world.journal()
+        rows = [r for p in journal.partitions("m") for r in journal.read(p.id, 1, 100)]
+        again = Confidence("binary", 0.9, ["group"], 32)
+        for i, row in enumerate(rows):
+            example = codec.decode(row.payload)
+            if i < len(labelled) or i == len(rows) - 1:  # the others were asked together
+                asked = STAMP.unpack(example.sure or b"")
+                assert STAMP.unpack(again.stamp(example.features)) == pytest.approx(asked), i
+            again.add(example)
+        assert len(rows) == 2 * len(labelled) + 1
+        shown = part.shown()["slices"]["group"]
+        assert shown.keys() == {"0.0", "1.0"}
+        assert again.shown()["slices"]["group"] == pytest.approx(shown)
+        await replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
