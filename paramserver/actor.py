@@ -20,6 +20,7 @@ from paramserver.decisions import Decisions
 from paramserver.errors import (
     FormatRefused,
     NotReady,
+    PublishFailed,
     RequestRefused,
     StartRefused,
     StoreUnavailable,
@@ -341,7 +342,7 @@ class ParameterServer:
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
                 "vanished": 0 if history is None else history.vanished.files,
-                "incident": None if history is None else history.vanished.incident,
+                "incident": (history and history.vanished.incident) or running.unpublished,
             }
 
 
@@ -359,5 +360,7 @@ def _repeat(step: Callable[[], None], pause_s: float) -> None:
         pause.wait(pause_s)
         try:
             step()
+        except PublishFailed as error:
+            _log.warning("%s", error)
         except Exception:  # the store or the disk is away: serve on, and try again
             _log.exception("%s failed; it is tried again", step.__qualname__)

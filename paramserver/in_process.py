@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 
 from paramserver.actor import FindGone, Host, ParameterServer, ServerSettings
 from paramserver.client import Client
-from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.errors import ParamServerError, PublishFailed, ServerUnavailable
 from paramserver.lineage import Lineage
 from paramserver.running import SERVING
 from paramserver.sharing import Shard
@@ -156,6 +156,8 @@ class InProcess:
             return
         try:
             step(server)
+        except PublishFailed as error:
+            _log.warning("%s", error)
         except Exception:  # the store or the disk is away: serve on, and try again
             if server.ping() == SERVING:
                 _log.exception("%s failed; it is tried again", step.__qualname__)

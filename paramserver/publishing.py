@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from paramserver import rewrites
-from paramserver.errors import Superseded
+from paramserver.errors import PublishFailed, Superseded
 from paramserver.lineage import publish
 from paramserver.running import Running
 from paramserver.server import Server
@@ -66,6 +66,10 @@ class Publishing:
                 except Superseded as error:
                     running.end(error)
                     raise
+                except PublishFailed as error:
+                    running.unpublished = str(error)
+                    raise
+                running.unpublished = None
                 running.published, running.parent = state.version[1], name
                 with running.lock:
                     server.note_durable(state)

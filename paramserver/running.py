@@ -50,6 +50,7 @@ class Running:
         server, store, history: None until it is restored.
         base, parent, published: Version of the snapshot that the next one follows, its name, and
             the count that it holds.
+        unpublished: Why the newest snapshot that was tried could not be written; None: it was.
         needed: By a start from before the last rewrite; None: nothing.
         begun: Epoch in which the lineage began anew.
         asides: States built aside whose files are here.
@@ -73,6 +74,7 @@ class Running:
         self.base: wire.Version | None = None
         self.parent: str | None = None
         self.published: int | None = None
+        self.unpublished: str | None = None
         self.needed: rewrites.Needed | None = None
         self.begun = 0
         self.asides: set[str] = set()

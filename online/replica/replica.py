@@ -217,7 +217,8 @@ class ModelReplica:
     def incidents(self) -> list[str]:
         """Everything that an operator has to look at, each thing once."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
-        found = [self.exchange.refused, unwritten, damaged, self._unexpected]
+        surprises = [self.writer.unjudged, self._unexpected]
+        found = [self.exchange.refused, unwritten, damaged, *surprises]
         return list(dict.fromkeys(filter(None, [*found, *self._reactions.incidents])))
 
     @property

@@ -105,9 +105,19 @@ class Models:
         """
         out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
+            missing = acceptance.without_a_trace(journal)
+            for model in self._settings.models:
+                self._check_loss(journal, model, out[model.name], accept=accept_loss)
+            if missing is not None and not accept_loss:
+                raise StartRefused(
+                    missing,
+                    "Put the journal's newest copy back, with its log; or go on without what no "
+                    "snapshot has of them, of whatever model: online serve --accept-loss",
+                )
+            if missing is not None:
+                self._progress(f"{missing}; what no snapshot has of them is gone")
             for model in self._settings.models:
                 loaded = out[model.name]
-                self._check_loss(journal, model, loaded, accept=accept_loss)
                 if relearn and not accept_loss:
                     self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
@@ -205,8 +215,9 @@ class Models:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "
                 f"{self._settings.state_dir} was learned",
-                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
-                "--fresh to begin without them, or put the old model back",
+                f"Start with --relearn (in Python: relearn=True) to learn the {rows:,} events of "
+                "the journal again, with --fresh (fresh=True) to begin without them, or put the "
+                "old model back",
             )
         if rows and relearn and not fresh:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")

@@ -297,12 +297,16 @@ class OneProcess:
         except ReplayError as error:
             log.warning("journal: %s", error)
             return
+        said: str | None = None
         with contextlib.closing(journal):
             while not self._stopping.wait(_TEND_S):
                 try:
                     journal.checkpoint()
+                    said = None
                 except ReplayError as error:
-                    log.warning("journal: %s", error)
+                    if str(error) != said:
+                        log.warning("journal: %s", error)
+                    said = str(error)
 
     # -- stop --------------------------------------------------------------------------------
 
@@ -375,7 +379,7 @@ def settings_for(
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(
             "task",
-            f"{what} may be for several",
+            f"{what} does not say which it is for",
             "Give task: binary, multiclass or regression (or choose, or anomaly)",
         )
     learner = model if isinstance(model, str) else handed_over.hand_over(name, model)

@@ -14,7 +14,7 @@ from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
 from paramserver.shards import shard_name
 from paramserver.snapshots.store import Retention
-from replay.errors import JournalNotDurable, ReplayError
+from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
@@ -112,6 +112,8 @@ def open_journal(settings: Settings) -> Journal:
             "journal_accept_loss: true takes one that fails over; nothing else is let pass"
         )
         raise StartRefused(str(error), remedy) from None
+    except JournalDamaged as error:
+        raise StartRefused(str(error), "Look at the disk and the memory of the machine") from None
     except ReplayError as error:
         where = hidden(settings.journal)
         what = getattr(error, "reason", error)
