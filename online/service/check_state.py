@@ -74,6 +74,12 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+    """Rows that the lineage was begun without, the last time that it was begun."""
+    begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+    return dict(begun[-1].clock) if begun else {}
+
+
 class Models:
     """The models of the settings against the journal and snapshots of the state folder."""
 
@@ -264,7 +270,7 @@ class Models:
         rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
             values = _base(history, name, base).values
-            skipped = self._skipped(controls, loaded.spec_hash)
+            skipped = _skipped(controls, loaded.spec_hash)
             skipped |= {p: n for p, n in gone.items() if p not in base.clock}
             closed, position = frozenset(base.closed), base.position
             clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
@@ -297,12 +303,6 @@ class Models:
             self._progress(
                 f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
             )
-
-    @staticmethod
-    def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
-        """Rows that the lineage was begun without, the last time that it was begun."""
-        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
-        return dict(begun[-1].clock) if begun else {}
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
