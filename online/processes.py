@@ -33,7 +33,10 @@ class Owner:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "owner.lock"
         try:
-            state_dir.mkdir(parents=True, exist_ok=True)
+            if not state_dir.exists():
+                state_dir.mkdir(parents=True, exist_ok=True)
+                # The signing key and what callers sent lie here: git is to leave them out.
+                (state_dir / ".gitignore").write_text("*\n")
             self._file = self._path.open("a+")
         except OSError as error:
             raise _unusable(state_dir, error) from error

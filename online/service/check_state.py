@@ -212,8 +212,9 @@ class Models:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "
                 f"{self._settings.state_dir} was learned",
-                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
-                "--fresh to begin without them, or put the old model back",
+                f"Start with --relearn (in Python: relearn=True) to learn the {rows:,} events of "
+                "the journal again, with --fresh (fresh=True) to begin without them, or put the "
+                "old model back",
             )
         if rows and relearn and not fresh:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")

@@ -366,7 +366,7 @@ def settings_for(
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(
             "task",
-            f"{what} may be for several",
+            f"{what} does not say which it is for",
             "Give task: binary, multiclass or regression (or choose, or anomaly)",
         )
     learner = model if isinstance(model, str) else handed_over.hand_over(name, model)

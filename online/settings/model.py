@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -252,12 +252,13 @@ class Feature(Tree):
         return self
 
 
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
 class ModelSettings(Tree):
     """The settings of one model that is served."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="name in addresses and metrics"
-    )
+    name: str = Field(pattern=NAME, description="name in addresses and metrics")
     task: Literal["binary", "multiclass", "regression"] = Field(
         description="two labels, several, or a number; `choose`: among actions, by the reward that "
         "is expected of each (read as `regression` with `choose`); `anomaly`: is a row unlike the "

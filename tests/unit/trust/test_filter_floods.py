@@ -13,7 +13,7 @@ from paramserver.filters.base import PASS, Source
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.chain import Verdict as Judged
 from paramserver.filters.losses import Losses
-from paramserver.filters.surprise import Surprise, _New
+from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.unlikely import Unlikely
 from paramserver.filters.voices import Voices
 from replay import codec
@@ -76,7 +76,7 @@ def test_new_names_are_judged_together(
     monkeypatch: pytest.MonkeyPatch, together: bool, vouched: bool
 ) -> None:
     if not together:  # the mutant
-        monkeypatch.setattr(_New, "weight", lambda self, rate: 1.0)
+        monkeypatch.setattr(Newcomers, "weight", lambda self, rate: 1.0)
     rows = ROWS[: BEFORE + 200]
     groups = floods.many_names(rows, BEFORE, 33)
     weights: list[float] = []
