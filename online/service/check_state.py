@@ -27,6 +27,7 @@ from online.service.patience import Patience
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
+from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
 from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
@@ -71,6 +72,12 @@ def histories_of(
     path = snapshots_path(settings)
     places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+
+
+def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+    """Rows that the lineage was begun without, the last time that it was begun."""
+    begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+    return dict(begun[-1].clock) if begun else {}
 
 
 class Models:
@@ -136,6 +143,7 @@ class Models:
             for spec, history in histories.items():
                 shortfall.check(journal, history, model.name, spec)
             return
+        check_whole(model, "going on without lost events")
         for note in acceptance.accept(journal, model.name, histories, time.time()):
             self._progress(
                 f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
@@ -190,6 +198,7 @@ class Models:
         controls = journal.controls(name, 0)
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            check_whole(next(m for m in self._settings.models if m.name == name), "beginning anew")
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
@@ -261,7 +270,7 @@ class Models:
         rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
             values = _base(history, name, base).values
-            skipped = self._skipped(controls, loaded.spec_hash)
+            skipped = _skipped(controls, loaded.spec_hash)
             skipped |= {p: n for p, n in gone.items() if p not in base.clock}
             closed, position = frozenset(base.closed), base.position
             clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
@@ -294,12 +303,6 @@ class Models:
             self._progress(
                 f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
             )
-
-    @staticmethod
-    def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
-        """Rows that the lineage was begun without, the last time that it was begun."""
-        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
-        return dict(begun[-1].clock) if begun else {}
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""

@@ -13,6 +13,7 @@ from online.settings.anomaly import Anomaly
 from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
 from online.settings.purposes import PURPOSES, Purpose
+from online.settings.sharded import check_shards
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
 
@@ -323,6 +324,12 @@ class ModelSettings(Tree):
         description="background: feedback is answered 202 queued when it is durable, and learned "
         "by a process of its own, so that a slow model delays no prediction",
     )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="parameter servers; each holds a part of the keys of its tables",
+    )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
     conversion_window: Seconds | None = Field(
@@ -460,6 +467,11 @@ class ModelSettings(Tree):
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_hold_parts(self) -> ModelSettings:
+        check_shards(self)
         return self
 
     def made_of(self) -> dict[str, Any]:
