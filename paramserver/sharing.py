@@ -22,7 +22,7 @@ from paramserver.rewrites import Needed, Rollback
 from paramserver.running import Running
 from paramserver.server import Server
 from paramserver.shards import ShardStore, shard_place
-from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import Contained
 from paramserver.store import Store
 from paramserver.trimming import contained_in_all
@@ -242,14 +242,19 @@ class Sharing:
         Not those of a shard that follows: shard 0 may be about to decide for one.
         """
         names = set() if held is None else {held.snapshot}
-        return names if self.follows else history.drop_asides(names)
+        if self.follows:
+            return {name for name in names if name.startswith(ASIDE)}
+        return history.drop_asides(names)
 
-    def followed(self) -> None:
-        """A decision was taken in: what was kept for it is not any more."""
-        for name in self._promised:
+    def followed(self, name: str | None) -> None:
+        """A decision was taken in: the snapshot that it names is needed, and so stays by itself.
+
+        Others were promised for decisions that may come still.
+        """
+        if name in self._promised:
             with contextlib.suppress(Exception):
                 self._running.serving().history.pin(name, False)
-        self._promised.clear()
+                self._promised.remove(name)
 
     # -- which rows ------------------------------------------------------------------------------
 

@@ -190,9 +190,7 @@ class SqliteFile:
     def _open(self) -> None:
         """Open both connections, make the tables if there are none, sync what lies in the log."""
         _check_log(self._path)
-        if self._mark.foreign:
-            self._mark.look_through()
-        with self._mark.changing():
+        with self._mark.opening():
             self._writer = self._connect()
             try:
                 _prepare(self._writer, self._tables)
@@ -215,7 +213,7 @@ class SqliteFile:
     def _check_unchanged(self) -> None:
         """Refuse to write into files that nobody finds, or that another program has spoilt.
 
-        Raises JournalMoved or JournalDamaged (both definite).
+        Raises JournalMoved or JournalDamaged (both definite), or JournalUnavailable.
         """
         self._check_places()
         if self._mark.check():
@@ -379,6 +377,7 @@ class SqliteFile:
             with suppress(JournalHeld), self._exclusive():
                 try:
                     with self._changing():  # whoever is the last one moves all of the log
+                        self._reader.close()  # it was opened anew if others have changed the file
                         self._writer.close()
                 except ReplayError:
                     self._writer.close()

@@ -23,21 +23,26 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from replay.errors import JournalDamaged
+from replay.errors import JournalDamaged, JournalUnavailable
 
-_LAYOUT: Final = struct.Struct("<4sqqq")
+_LAYOUT: Final = struct.Struct("<4sqqqq")
 _SUM: Final = struct.Struct("<I")
-_NAME: Final = b"OLM1"
+_NAME: Final = b"OLM2"
 _CHANGING: Final = (-1, -1)
 """Stands for size and time while the service itself changes the file."""
+_NUMBERED: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence'"
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Size and time (ns) of the database file, and the number of the newest row."""
+    """Size and time (ns) of the database file, and the number of the newest row.
+
+    ``looks``: how often what another program had changed was looked through and opened.
+    """
 
     file: tuple[int, int]
     newest: int
+    looks: int = 0
 
 
 class Mark:
@@ -49,7 +54,7 @@ class Mark:
     """
 
     def __init__(self, path: Path, newest: str) -> None:
-        self._path, self._query, self._fd = path, newest, -1
+        self._path, self._query, self._fd, self._looks = path, newest, -1, 0
         self._spoilt: tuple[tuple[int, int] | None, str | None] | None = None
         self._known: tuple[bytes, Marked | None] = (b"", None)  # as was read or written last
         with suppress(OSError):
@@ -67,17 +72,32 @@ class Mark:
         return self._known[1]
 
     def _write(self, marked: Marked) -> None:
-        body = _LAYOUT.pack(_NAME, *marked.file, marked.newest)
+        body = _LAYOUT.pack(_NAME, *marked.file, marked.newest, marked.looks)
         self._known = (body + _SUM.pack(zlib.crc32(body)), marked)
         with suppress(OSError):
             os.pwrite(self._fd, self._known[0], 0)
 
-    def _note_file(self, file: tuple[int, int] | None) -> None:
+    def _note_file(self, file: tuple[int, int] | None, looks: int = 0) -> None:
         if file is not None:
-            self._write(replace(self.read() or Marked(file, 0), file=file))
+            found = self.read() or Marked(file, 0)
+            self._write(replace(found, file=file, looks=found.looks + looks))
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
+    def opening(self) -> Iterator[None]:
+        """The block opens the database anew; what others have changed is looked through first.
+
+        Whoever has it open already finds that they did, and opens it anew, too.  Raises
+        JournalDamaged, or sqlite3.Error.
+        """
+        if foreign := self.foreign:
+            self.look_through()
+        with self.changing(looks=int(foreign)):
+            yield
+        found = self.read()
+        self._looks = 0 if found is None else found.looks
+
+    @contextmanager
+    def changing(self, looks: int = 0) -> Iterator[None]:
         """The block writes into the database, which is the service's own doing.
 
         Who dies in it leaves a mark that says nothing of the file.  A change by others that nobody
@@ -86,13 +106,13 @@ class Mark:
         if not self.foreign:
             self._note_file(_CHANGING)
         yield
-        self._note_file(self._now())
+        self._note_file(self._now(), looks)
 
     def note_newest(self, db: sqlite3.Connection) -> None:
         """Say that the rows of this connection were committed, after :meth:`check`."""
         newest, found = self._newest(db), self._known[1]
         if found is not None and newest > found.newest:
-            self._write(Marked(found.file, newest))
+            self._write(replace(found, newest=newest))
 
     def _newest(self, db: sqlite3.Connection) -> int:
         found = db.execute(self._query).fetchone()
@@ -122,7 +142,7 @@ class Mark:
         try:
             with closing(sqlite3.connect(place, uri=True)) as db:
                 found = " ".join(db.execute("PRAGMA integrity_check(1)").fetchone()[0].split())
-                if db.execute("SELECT 1 FROM sqlite_schema").fetchone():
+                if db.execute(_NUMBERED).fetchone():
                     newest = self._newest(db)
         except sqlite3.OperationalError:
             raise
@@ -139,11 +159,12 @@ class Mark:
         """Whether what another program has changed has to be read anew.
 
         One that has only moved pages out of the log has spoilt nothing.  Raises JournalDamaged if
-        it has, or sqlite3.Error.
+        it has, also if another process has opened it since, or JournalUnavailable.
         """
-        if not self.foreign:
+        marked = self.read()
+        if not self.foreign and (marked is None or marked.looks == self._looks):
             return False
-        now, marked = self._now(), self.read()
+        now = self._now()
         if self._spoilt is None or self._spoilt[0] != now:
             try:
                 newest, why = self.look_through(), None
@@ -152,6 +173,8 @@ class Mark:
                     why = f"an older one lies in its place, which lacks the newest {lost:,} rows"
             except JournalDamaged as error:
                 why = error.why
+            except sqlite3.Error as error:
+                raise JournalUnavailable(f"{self._path}: {error}") from error
             self._spoilt = (now, why)
         if (why := self._spoilt[1]) is not None:
             raise JournalDamaged(str(self._path), why)
@@ -178,5 +201,5 @@ def _parsed(found: bytes) -> Marked | None:
     body, check = found[: _LAYOUT.size], found[_LAYOUT.size :]
     if check != _SUM.pack(zlib.crc32(body)):
         return None
-    name, size, time_ns, newest = _LAYOUT.unpack(body)
-    return Marked((size, time_ns), newest) if name == _NAME else None
+    name, size, time_ns, newest, looks = _LAYOUT.unpack(body)
+    return Marked((size, time_ns), newest, looks) if name == _NAME else None

@@ -209,7 +209,7 @@ class Learner(Actor):
             Who(self.name, SPEC, learns),
             Outside(
                 journal,
-                client([Client(self, shard) for shard in range(climate.shards)]),
+                client(world, [Client(self, shard) for shard in range(climate.shards)]),
                 Peers(self) if climate.peers and isinstance(self, Replica) else None,
             ),
             clocks=Clocks(world.wall, world.loop.time),

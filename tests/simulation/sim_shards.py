@@ -11,6 +11,7 @@ from sim_model import counted, sums_of
 import paramserver.sharded_client
 import paramserver.shards
 import paramserver.sharing
+from paramserver import wire
 from paramserver.errors import RollbackRefused, ServerUnavailable
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -53,11 +54,21 @@ def newest(world: World, number: int) -> Server | None:
     return servers[-1] if servers else None
 
 
-def client(clients: list[Any]) -> Any:
-    """The way to all of them."""
-    return (
-        clients[0] if len(clients) == 1 else paramserver.sharded_client.ShardedClient("m", clients)
-    )
+def client(world: World, clients: list[Any]) -> Any:
+    """The way to all of them; what is durable is what all say."""
+    if len(clients) == 1:
+        return clients[0]
+
+    class Told(paramserver.sharded_client.ShardedClient):
+        """Has the oracle hear what a replica is told."""
+
+        async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+            reply = await super().sync(request, timeout_s)
+            for shard, epoch in enumerate(self._newest):
+                world.oracle.told_durable(epoch, reply.durable, shard)
+            return reply
+
+    return Told("m", clients)
 
 
 def can_roll_back(server: Server, name: str) -> bool:

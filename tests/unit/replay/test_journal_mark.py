@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from replay.errors import JournalDamaged
+from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal import sqlitemark
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
@@ -76,6 +76,67 @@ def test_nothing_is_written_over_an_older_copy_and_it_goes_on_when_the_newest_is
     with closing(opened(used.path)) as again:
         assert again.partition(used.partition).end == 401  # type: ignore[union-attr]
         assert again.lost == 0
+
+
+def test_another_process_that_opens_an_older_copy_lets_nobody_write_over_it(
+    used: Open, tmp_path: Path
+) -> None:
+    newest = tmp_path / "newest.db"
+    shutil.copyfile(used.path, newest)
+    shutil.copyfile(used.copy, used.path)
+    told = used.refused()
+    with closing(opened(used.path)) as other:  # as `online fsck` does
+        assert other.lost == 300
+    assert not used.journal._file._mark.foreign, "it has looked through it, and noted it"
+    assert used.refused() == told
+    shutil.copyfile(newest, used.path)
+    used.add()
+    assert used.journal.lost == 0
+
+
+def test_what_another_process_has_looked_through_is_opened_anew_once(
+    used: Open,
+) -> None:
+    os.utime(used.path)
+    opened(used.path).close()
+    before = used.journal._file._writer
+    used.add()
+    now = used.journal._file._writer
+    assert now is not before
+    used.add()
+    used.journal.checkpoint()
+    assert used.journal._file._writer is now
+
+
+def test_another_programs_database_takes_no_rows(used: Open, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
+        other.execute("CREATE TABLE its (own)")
+        other.commit()
+    shutil.copyfile(tmp_path / "other.db", used.path)
+    assert "lacks the newest 400 rows" in used.refused()
+
+
+def test_a_look_that_fails_is_no_certain_answer_and_is_repeated(
+    used: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(mark: Mark) -> int:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    os.utime(used.path)
+    with monkeypatch.context() as failing:
+        failing.setattr(Mark, "look_through", look)
+        with pytest.raises(JournalUnavailable):
+            used.add()
+        with pytest.raises(JournalUnavailable):
+            used.journal.checkpoint()
+    used.add()
+
+
+def test_a_close_leaves_no_log_though_others_have_changed_the_file(used: Open) -> None:
+    used.add()
+    os.utime(used.path)
+    used.journal.close()
+    assert not Path(f"{used.path}-wal").exists()
 
 
 @pytest.mark.parametrize("size", [0, 8192, 50_000])
