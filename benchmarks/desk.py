@@ -174,15 +174,30 @@ class Outside:
         for connection in self._open.values():
             connection.close()
 
-    async def predict(self, who: str, features: Features, own: str | None, at: int) -> Any:
+    def asked(self, who: str, features: Features, own: str | None, at: int) -> Any:
+        """Ask like :meth:`predict`, for who awaits nothing."""
         body = {"features": features} if own is None else {"features": features, "id": own}
         code, answer = self._at(who, at).post(f"{self._path}/predict", body)
         assert code == 200, answer
         return answer["prediction"]
 
-    async def label(self, who: str, event: Mapping[str, Any], at: int) -> str:
+    def told(self, who: str, event: Mapping[str, Any], at: int) -> str:
+        """Tell like :meth:`label`; several threads may send, each for other senders."""
         _, answer = self._at(who, at).post(f"{self._path}/feedback", dict(event))
         return str(answer["error"]["code"] if "error" in answer else answer["status"])
+
+    def probabilities(self, who: str, rows: Sequence[Features]) -> list[dict[str, float]]:
+        """Ask for the probability of each label, for each of some rows."""
+        body = {"instances": list(rows)}
+        code, answer = self._at(who, 0).post(f"{self._path}/predict", body)
+        assert code == 200, answer
+        return [row["probabilities"] for row in answer["predictions"]]
+
+    async def predict(self, who: str, features: Features, own: str | None, at: int) -> Any:
+        return self.asked(who, features, own, at)
+
+    async def label(self, who: str, event: Mapping[str, Any], at: int) -> str:
+        return self.told(who, event, at)
 
     async def outcomes(self, who: str, events: Sequence[Mapping[str, Any]]) -> list[str]:
         out: list[str] = []

@@ -25,7 +25,7 @@ from benchmarks.abuse import HONEST, HOSTILE
 from benchmarks.dealt import Dealt
 from benchmarks.desk import Desk, Outside, inside
 from benchmarks.liars import sent
-from benchmarks.service import Running, service
+from benchmarks.service import Running, form, service
 from evaluation.streams import open_stream
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -363,7 +363,7 @@ def served(
             for seed in seeds:
                 models = [settings_of(name, case[0], f"m{i}") for i, case in enumerate(cases)]
                 given = rows_of(name, data_dir, seed, rows)
-                with service({"replicas": n, "models": models, "tokens": access}) as running:
+                with service({**form(n), "models": models, "tokens": access}) as running:
                     yield from _served(running, only, name, n, seed, given, tokens)
 
 

@@ -17,10 +17,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from benchmarks.dealt import Dealt
 from evaluation.streams import open_stream
@@ -89,9 +90,22 @@ class Flooded:
     good: bool
 
 
-def rows_of(name: str, data_dir: Path | None, seed: int) -> list[Row]:
-    """Return as many rows as the attack needs; each seed begins elsewhere in a long stream."""
+def settings_of(name: str, filters: str, learner: str | None = None) -> dict[str, Any]:
+    """Return the settings of a model for the stream."""
+    task, usual, _, _ = STREAMS[name]
+    return {"name": "m", "task": task, "learner": learner or usual, "filters": filters}
+
+
+def parts_of(name: str, most: int | None = None) -> tuple[int, int]:
+    """Rows before the lies and among them, ``most`` of both together."""
     _, _, before, among = STREAMS[name]
+    whole = min(most or before + among, before + among)
+    return before * whole // (before + among), among * whole // (before + among)
+
+
+def rows_of(name: str, data_dir: Path | None, seed: int, most: int | None = None) -> list[Row]:
+    """Return as many rows as the attack needs; each seed begins elsewhere in a long stream."""
+    before, among = parts_of(name, most)
     if name == "acs":
         rows = _acs(data_dir, seed * (before + among) % 60_000, before + among)
     else:
@@ -176,13 +190,25 @@ class Played:
     taken: int
 
 
+class Play(Protocol):
+    """Sends it all, in this process (:func:`play`) or over HTTP.
+
+    ``quiet``: lies go to the last replica, and nothing else goes there.
+    """
+
+    def __call__(
+        self, name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
+        *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+    ) -> Played:  # fmt: skip
+        """Return what became of it."""
+
+
 def play(
     name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
     *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
 ) -> Played:  # fmt: skip
-    """Send it all.  ``quiet``: lies go to the last replica, and nothing else goes there."""
-    task, usual, _, _ = STREAMS[name]
-    given = {"name": "m", "task": task, "learner": learner or usual, "filters": filters}
+    """Send it all to replicas of this process."""
+    given = settings_of(name, filters, learner)
     loop = Dealt(ModelSettings.model_validate(given), replicas, vouched=vouched)
     set_aside, condemned, taken, right = Counter[str](), dict[str, None](), 0, 0
     for n, group in enumerate(groups):
@@ -204,14 +230,14 @@ def play(
 
 def attacked(
     name: str, groups: Sequence[list[Sent]], before: int, seed: int, replicas: int, what: str,
-    *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+    *, clean: float | None = None, by: Play = play, **given: Any,
 ) -> Flooded:  # fmt: skip
-    """One attack: without it, without filters, and with them."""
-    truth = [[event for event in group if not event[3]] for group in groups]
-    given: dict[str, Any] = {"quiet": quiet, "vouched": vouched, "learner": learner}
-    clean = play(name, truth, before, "none", replicas, **given).accuracy
-    bare = play(name, groups, before, "none", replicas, **given).accuracy
-    found = play(name, groups, before, "default", replicas, **given)
+    """One attack: without it (unless ``clean`` is known), without filters, and with them."""
+    if clean is None:
+        truth = [[event for event in group if not event[3]] for group in groups]
+        clean = by(name, truth, before, "none", replicas, **given).accuracy
+    bare = by(name, groups, before, "none", replicas, **given).accuracy
+    found = by(name, groups, before, "default", replicas, **given)
     liars = {event[0] for group in groups for event in group if event[3]}
     lies = sum(event[3] for group in groups for event in group)
     aside = 100.0 * sum(found.set_aside.values()) / (len(groups) - before)
@@ -231,47 +257,77 @@ def run(
     data_dir: Path | None, names: Sequence[str], seeds: Sequence[int],
     kinds: Sequence[str] = ATTACKS,
     liars: Sequence[int] = LIARS, lies: Sequence[int] = LIES, replicas: Sequence[int] = (1, 2),
-    learner: str | None = None,
+    learner: str | None = None, way: AbstractContextManager[Play] | None = None,
+    most: int | None = None,
 ) -> Iterator[Flooded]:  # fmt: skip
-    """Each attack on each stream with each seed.  Raises StreamUnusable."""
-    for name in names:
-        before = STREAMS[name][2]
-        for seed in seeds:
-            rows = rows_of(name, data_dir, seed)
-            for kind in kinds:
-                for many in replicas if kind != "quiet" else (2,):
-                    yield from _each(name, rows, before, kind, seed, many, liars, lies, learner)
+    """Each attack on each stream with each seed; ``way``: not in this process; ``most`` rows.
+
+    Raises StreamUnusable.
+    """
+    with way or nullcontext(play) as by:
+        for name in names:
+            before, _ = parts_of(name, most)
+            for seed in seeds:
+                rows = rows_of(name, data_dir, seed, most)
+                for kind in kinds:
+                    for many in replicas if kind != "quiet" else (2,):
+                        one = _Case(name, rows, before, seed, many, by, learner)
+                        yield from one.each(kind, liars, lies)
 
 
-def _each(
-    name: str, rows: Sequence[Row], before: int, kind: str, seed: int, replicas: int,
-    liars: Sequence[int], lies: Sequence[int], learner: str | None,
-) -> Iterator[Flooded]:  # fmt: skip
-    if kind in ("flood", "quiet"):
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Rows of a stream, and how many replicas get them."""
+
+    name: str
+    rows: Sequence[Row]
+    before: int
+    seed: int
+    replicas: int
+    by: Play
+    learner: str | None
+
+    def each(self, kind: str, liars: Sequence[int], lies: Sequence[int]) -> Iterator[Flooded]:
+        if kind == "names":
+            for vouched in (True, False):
+                yield self._attacked(
+                    many_names(self.rows, self.before, self.seed), f"names, {_tokens(vouched)}",
+                    vouched=vouched,
+                )  # fmt: skip
+            return
+        if kind == "few":
+            yield from (self._few(vouched=vouched) for vouched in (True, False))
+            return
+        clean: float | None = None  # the same, whoever would lie: all have sent the same rows
         for k in liars:
             for n in lies if kind == "flood" else (1,):
-                groups = flood(rows, before, k, n, seed)
-                what = f"{kind}, {k} liars, {n} a row"
-                yield attacked(
-                    name, groups, before, seed, replicas, what,
-                    quiet=kind == "quiet", learner=learner,
-                )  # fmt: skip
-        return
-    for vouched in (True, False):
-        what = f"{kind}, {'tokens' if vouched else 'no tokens'}"
-        if kind == "names":
-            groups = many_names(rows, before, seed)
-            yield attacked(
-                name, groups, before, seed, replicas, what, vouched=vouched, learner=learner
-            )
-            continue
-        groups = few_each(rows, seed)
-        given: dict[str, Any] = {"vouched": vouched, "learner": learner}
-        bare = play(name, groups, 0, "none", replicas, **given).accuracy
-        found = play(name, groups, 0, "default", replicas, **given)
-        aside = 100.0 * sum(found.set_aside.values()) / len(groups)
-        good = not found.set_aside and abs(found.accuracy - bare) <= FEW_POINTS
-        yield Flooded(
-            f"{name}, {what}", seed, replicas, found.accuracy, bare, bare, 0, 0, aside,
-            len(found.quarantined), 0, 0, good,
+                groups = flood(self.rows, self.before, k, n, self.seed)
+                found = self._attacked(
+                    groups, f"{kind}, {k} liars, {n} a row", quiet=kind == "quiet", clean=clean
+                )
+                clean = found.clean
+                yield found
+
+    def _attacked(self, groups: Sequence[list[Sent]], what: str, **given: Any) -> Flooded:
+        return attacked(
+            self.name, groups, self.before, self.seed, self.replicas, what, by=self.by,
+            learner=self.learner, **given,
         )  # fmt: skip
+
+    def _few(self, *, vouched: bool) -> Flooded:
+        groups = few_each(self.rows, self.seed)
+        bare, found = (
+            self.by(self.name, groups, 0, filters, self.replicas, vouched=vouched,
+                    learner=self.learner)
+            for filters in ("none", "default")
+        )  # fmt: skip
+        aside = 100.0 * sum(found.set_aside.values()) / len(groups)
+        good = not found.set_aside and abs(found.accuracy - bare.accuracy) <= FEW_POINTS
+        return Flooded(
+            f"{self.name}, few, {_tokens(vouched)}", self.seed, self.replicas, found.accuracy,
+            bare.accuracy, bare.accuracy, 0, 0, aside, len(found.quarantined), 0, 0, good,
+        )  # fmt: skip
+
+
+def _tokens(vouched: bool) -> str:
+    return "tokens" if vouched else "no tokens"

@@ -117,7 +117,7 @@ def liars(
 
 @app.command()
 def doors(
-    only: Annotated[str, typer.Argument(help="weight, joins or ids")],
+    only: Annotated[str, typer.Argument(help="weight, joins, ids or forget")],
     stream: Annotated[
         list[str] | None, typer.Option(help="a stream of the table; may be given again")
     ] = None,
@@ -130,19 +130,26 @@ def doors(
 ) -> None:
     """A heavy weight, lies by short ids, guessed ids: what each costs, and who is caught.
 
-    In this process; with --http by a running service.  Needs Elec2 and INSECTS in ONLINE_DATA_DIR.
-    Example: python -m benchmarks doors joins --stream phishing --seeds 1 --rows 600
+    In this process; with --http by a running service.  *forget*: of who made an attack on a running
+    service; exits 1 if its model is not as if they had sent nothing.  Needs Elec2 and INSECTS in
+    ONLINE_DATA_DIR.  Example: python -m benchmarks doors joins --stream phishing
     """
     from benchmarks import doors as bench
+    from benchmarks import forgotten
     from online.settings.config import data_dir
 
-    if only not in ("weight", "joins", "ids"):
-        raise typer.BadParameter("give weight, joins or ids")
+    if only not in ("weight", "joins", "ids", "forget"):
+        raise typer.BadParameter("give weight, joins, ids or forget")
     if unknown := set(stream or ()) - set(bench.STREAMS):
         known = ", ".join(bench.STREAMS)
         raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    places = range(first, first + seeds)
+    if only == "forget":
+        lines = list(forgotten.run(stream or list(bench.STREAMS), places, data_dir(), rows))
+        show("forget", lines, as_json=as_json)
+        raise typer.Exit(0 if all(line.good for line in lines) else 1)
     make = bench.served if http else bench.tables
-    found, asked = [], (stream or list(bench.STREAMS), range(first, first + seeds))
+    found, asked = [], (stream or list(bench.STREAMS), places)
     for line in make(only, *asked, replicas or [1, 2], data_dir(), rows):
         print(line, file=sys.stderr)
         found.append(line)
@@ -159,6 +166,11 @@ def floods(
     ] = None,
     seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    liars: Annotated[list[int] | None, typer.Option(help="how many; may be given again")] = None,
+    lies: Annotated[list[int] | None, typer.Option(help="a row; may be given again")] = None,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    http: Annotated[bool, typer.Option("--http", help="sent to services")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Sources that behave and then flood, names without end, a replica that hears few.
@@ -169,15 +181,18 @@ def floods(
     --seeds 1
     """
     from benchmarks import floods as bench
+    from benchmarks.floods_served import OverHttp
     from online.settings.config import data_dir
 
     for given, known in ((stream, bench.STREAMS), (kind, bench.ATTACKS)):
         if unknown := set(given or ()) - set(known):
             raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
     found = []
-    kinds = tuple(kind or bench.ATTACKS)
-    places = range(first, first + seeds)
-    for line in bench.run(data_dir(), stream or list(bench.STREAMS), places, kinds):
+    for line in bench.run(
+        data_dir(), stream or list(bench.STREAMS), range(first, first + seeds),
+        tuple(kind or bench.ATTACKS), liars or bench.LIARS, lies or bench.LIES, replicas or (1, 2),
+        way=OverHttp() if http else None, most=rows,
+    ):  # fmt: skip
         print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
         found.append(line)
     show("floods", found, as_json=as_json)
@@ -214,16 +229,23 @@ def outliers(
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
     http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="of regression, instead")] = False,
+    honest: Annotated[
+        bool, typer.Option("--honest", help="nobody attacks: heavy tails, and streams in order")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """One true event with numbers that are far off, and many: what it costs a model.
 
-    Exits 1 if one of them costs more than half a point.  Example: python -m benchmarks outliers
-    --seeds 1
+    Exits 1 if one of them costs more than half a point, or bounds an honest stream a fifth.
+    Example: python -m benchmarks outliers --seeds 1
     """
+    from benchmarks import heavy_tails, outlying_targets
     from benchmarks import outliers as bench
-    from benchmarks import outlying_targets
 
+    if honest:
+        hard = [*heavy_tails.in_order(), *heavy_tails.run(range(first, first + seeds))]
+        show("outliers, honest numbers", hard, as_json=as_json)
+        raise typer.Exit(0 if all(x.good for x in hard) else 1)
     if targets:
         costs = list(outlying_targets.run(seeds=range(first, first + seeds)))
         show("outliers, targets", costs, as_json=as_json)

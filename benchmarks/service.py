@@ -20,7 +20,9 @@ from online.load import own_service
 from online.load.own_service import write_settings
 from online.settings import config
 
-__all__ = ["Running", "launch", "own_environment", "service", "settle", "status", "write_settings"]
+__all__ = [
+    "Running", "form", "launch", "own_environment", "service", "settle", "status", "write_settings",
+]  # fmt: skip
 
 _ROOT: Final = Path(__file__).parents[1]  # where this package lies, and the tests beside it
 
@@ -52,7 +54,9 @@ class Running:
 
     def replica_urls(self) -> dict[str, str]:
         """URL of each live replica's own port, by the replica's name."""
-        first, last = self.facts["replica_ports"]
+        if (ports := self.facts.get("replica_ports")) is None:
+            return {"": self.url}  # one process: it answers itself
+        first, last = ports
         found = {}
         for connection in psutil.net_connections("tcp"):
             local = connection.laddr
@@ -110,6 +114,11 @@ def launch(
         folder, *arguments, environment=own_environment(environment), file=file
     )
     return Running(folder, process, url, time.monotonic() - begun, text.splitlines())
+
+
+def form(replicas: int) -> dict[str, Any]:
+    """Settings of so many replicas; one is a process by itself, without Ray."""
+    return {"cluster": "embedded"} if replicas == 1 else {"replicas": replicas}
 
 
 @contextlib.contextmanager

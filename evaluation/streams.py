@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import gzip
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +12,7 @@ from typing import Any, Final
 
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
-from refusals import reason
+from refusals import meant, reason
 from replay.example import Features, Label, Value
 
 Row = tuple[Features, Label]
@@ -91,12 +90,14 @@ def open_stream(
     path = Path(name_or_path)
     if path.name.lower().endswith((".csv", ".csv.gz")):
         return _table(path, label)
-    near = difflib.get_close_matches(name, _NAMES, n=1)
-    meant = f"Did you mean `{near[0]}`? " if near else ""
     raise StreamUnusable(
         name_or_path,
         "no stream has this name",
-        f"{meant}Known: {', '.join(_NAMES)}; or name a .csv or .csv.gz file with a header",
+        meant(
+            name,
+            _NAMES,
+            f"Known: {', '.join(_NAMES)}; or name a .csv or .csv.gz file with a header",
+        ),
     )
 
 

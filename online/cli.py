@@ -136,7 +136,7 @@ def run(commands: Callable[[], object], name: str) -> None:
         from replay.errors import ReplayError
 
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
-    acting.set(this_user())
+    nobody = acting.set(this_user())
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
     try:
         commands()
@@ -153,6 +153,8 @@ def run(commands: Callable[[], object], name: str) -> None:
             raise
         print(f"{name}: {NoAnswer(str(error))}", file=sys.stderr)
         sys.exit(1)
+    finally:
+        acting.reset(nobody)
 
 
 def _is_of_transport(error: Exception) -> bool:

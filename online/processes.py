@@ -33,14 +33,13 @@ class Owner:
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "owner.lock"
         try:
-            state_dir.mkdir(parents=True, exist_ok=True)
+            if not state_dir.exists():
+                state_dir.mkdir(parents=True, exist_ok=True)
+                # The signing key and what callers sent lie here: git is to leave them out.
+                (state_dir / ".gitignore").write_text("*\n")
             self._file = self._path.open("a+")
         except OSError as error:
-            why = "it is no folder" if state_dir.is_file() else error.strerror
-            raise StartRefused(
-                f"the state folder {state_dir} can't be used: {why}",
-                "Give a folder that can be made and written: --state-dir, or state_dir",
-            ) from error
+            raise _unusable(state_dir, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -50,13 +49,24 @@ class Owner:
                 f"{state_dir} is in use by another service ({holder})",
                 "Stop that one, or give this one its own --state-dir",
             ) from None
-        self._file.truncate(0)
-        self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+        try:
+            self._file.truncate(0)
+            self._file.write(f"pid {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
+        except OSError as error:
+            raise _unusable(state_dir, error) from error
 
     def release(self) -> None:
         """Let the next service have the folder."""
         self._file.close()
+
+
+def _unusable(state_dir: Path, error: OSError) -> StartRefused:
+    why = "it is no folder" if state_dir.is_file() else error.strerror
+    return StartRefused(
+        f"the state folder {state_dir} can't be used: {why}",
+        "Give a folder that can be made and written, with room: --state-dir, or state_dir",
+    )
 
 
 def private_dir(state_dir: Path) -> Path:

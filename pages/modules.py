@@ -22,7 +22,10 @@ together is in [the architecture](architecture.md), and what happens to one even
 
 ## Rooms of online/
 
-A room imports from lower floors alone: a contract of `make check` says so.
+A room imports from lower floors alone: a contract of `make check` says so. Others, beside it in
+`pyproject.toml`, name the few modules that may import Ray, FastAPI, Redis or torch; `learning`,
+`rows`, `messages`, `replay` and `evaluation` reach none of these, not even through others, but for
+the two modules that are there for it: `replay/journal/redisserver` and `evaluation/dense`.
 
 | floor | room | |
 |---|---|---|

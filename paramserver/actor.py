@@ -20,15 +20,18 @@ from paramserver.decisions import Decisions
 from paramserver.errors import (
     FormatRefused,
     NotReady,
+    PublishFailed,
     RequestRefused,
     StartRefused,
     StoreUnavailable,
     Superseded,
 )
+from paramserver.following import Following
 from paramserver.lineage import Lineage, recover
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
 from paramserver.running import Running
+from paramserver.sharing import Shard, Sharing
 from paramserver.snapshots.format import SCHEMA
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -55,6 +58,7 @@ class ParameterServer:
         find_gone: Tells partitions whose owner is known not to live, to adopt them without a wait.
         background: False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
             :meth:`snapshot_if_due`.
+        shard: Which of several servers of the model it is; None: the only one.
     """
 
     def __init__(
@@ -67,14 +71,19 @@ class ParameterServer:
         *,
         host: Host | None = None,
         background: bool = True,
+        shard: Shard | None = None,
     ) -> None:
         settings = ServerSettings() if settings is None else settings
         if settings.umask is not None:
             os.umask(settings.umask)
+        if shard is not None:
+            open_store, directory = shard.own(open_store, directory)
         self._open_store, self._place, self._find_gone = open_store, directory, find_gone
         self._running = Running(lineage, settings, Host() if host is None else host)
-        self._publishing = Publishing(self._running)
-        self._swapping = Swapping(self._running)
+        self._sharing = Sharing(self._running, shard)
+        self._following = Following(self._running, self._sharing)
+        self._publishing = Publishing(self._running, self._sharing)
+        self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
         self._identity = ""  # reads files, so the thread does it
         self._refused: dict[str, str] = {}
@@ -122,13 +131,10 @@ class ParameterServer:
         self._refused = history.refused
         found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
-        asides = history.drop_asides(set() if found.needed is None else {found.needed.snapshot})
-        running.begin(found, history, asides, *self._look_at_partitions(running.store))
+        asides = self._sharing.drop_asides(history, found.needed)
+        looked = _looked(running.store, lineage.model, self._find_gone)
+        running.begin(found, history, asides, *looked)
         self._restore_s = running.restored_s - self._started_s
-
-    def _look_at_partitions(self, store: Store) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
-        partitions = store.partitions(self._running.lineage.model)
-        return partitions, frozenset(self._find_gone(partitions) if self._find_gone else ())
 
     # -- replicas ----------------------------------------------------------------------------
 
@@ -165,12 +171,12 @@ class ParameterServer:
             asked = [p for p in orphans if p not in message.adopting]
             confirmed_ms = 1000.0 * (now_s - running.confirmed_s)
             reply = server.reply(message, acks, asked, confirmed_ms, keeper=keeper)
+            reply = self._sharing.told(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
             if marks := running.marks.since(message.since, message.partition):
                 reply = msgspec.structs.replace(reply, marks=marks)
-            # encoded under the lock: the reply shares its blocks with the server
-            return wire.encode(reply)
+            return wire.encode(reply)  # under the lock: it shares its blocks with the server
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running
@@ -194,12 +200,17 @@ class ParameterServer:
             if newest != server.epoch:
                 running.end(Superseded(server.epoch, newest))
                 return
-            partitions, gone = self._look_at_partitions(store)
+            partitions, gone = _looked(store, running.lineage.model, self._find_gone)
             with running.lock:
                 running.confirmed_s = asked_s
                 running.leases.tick(asked_s)
                 running.note_partitions(server, partitions, gone)
                 running.replicas.drop_old(asked_s)
+        self._following.take()
+
+    def shared(self, method: str, *args: Any) -> Any:
+        """Answer another shard, see :class:`Sharing`."""
+        return getattr(self._sharing, method)(*args)
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -331,8 +342,16 @@ class ParameterServer:
                 "reach_s": None if reach is None else wall_s - reach,
                 "refused": dict(self._refused),
                 "vanished": 0 if history is None else history.vanished.files,
-                "incident": None if history is None else history.vanished.incident,
+                "incident": (history and history.vanished.incident) or running.unpublished,
             }
+
+
+def _looked(
+    store: Store, model: str, find_gone: FindGone | None
+) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
+    """The model's partitions, and those whose owner is known not to live."""
+    partitions = store.partitions(model)
+    return partitions, frozenset(find_gone(partitions) if find_gone else ())
 
 
 def _repeat(step: Callable[[], None], pause_s: float) -> None:
@@ -341,5 +360,7 @@ def _repeat(step: Callable[[], None], pause_s: float) -> None:
         pause.wait(pause_s)
         try:
             step()
+        except PublishFailed as error:
+            _log.warning("%s", error)
         except Exception:  # the store or the disk is away: serve on, and try again
             _log.exception("%s failed; it is tried again", step.__qualname__)

@@ -18,9 +18,10 @@ from typing import Any, Final, Protocol
 
 from paramserver.actor import FindGone, Host, ParameterServer, ServerSettings
 from paramserver.client import Client
-from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.errors import ParamServerError, PublishFailed, ServerUnavailable
 from paramserver.lineage import Lineage
 from paramserver.running import SERVING
+from paramserver.sharing import Shard
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class InProcess:
 
     Parameters:
         name: For messages.
-        lineage, open_store, directory, settings, find_gone: As of
+        lineage, open_store, directory, settings, find_gone, shard: As of
             :class:`paramserver.actor.ParameterServer`.
     """
 
@@ -53,13 +54,14 @@ class InProcess:
         directory: str,
         settings: ServerSettings,
         find_gone: FindGone,
+        shard: Shard | None = None,
     ) -> None:
         self.name = name
         self._settings, self._open_store = settings, open_store
         self._stores: list[Closable] = []
         self._make = partial(
             ParameterServer, lineage, self._opened, directory, settings, find_gone,
-            host=Host(die=self._end), background=False,
+            host=Host(die=self._end), background=False, shard=shard,
         )  # fmt: skip
         self._ended = threading.Event()
         self._stopped = threading.Event()
@@ -78,6 +80,10 @@ class InProcess:
     def status(self) -> dict[str, Any]:
         """Everything about the server, see :class:`paramserver.actor.ParameterServer`."""
         return self._server.status()
+
+    def shared(self, method: str, *args: object) -> Any:
+        """Answer another shard; raises whatever comes."""
+        return self._server.shared(method, *args)
 
     async def ask(self, method: str, args: tuple[object, ...]) -> Any:
         """Result of a method of the server.  Raises ParamServerError."""
@@ -150,6 +156,8 @@ class InProcess:
             return
         try:
             step(server)
+        except PublishFailed as error:
+            _log.warning("%s", error)
         except Exception:  # the store or the disk is away: serve on, and try again
             if server.ping() == SERVING:
                 _log.exception("%s failed; it is tried again", step.__qualname__)

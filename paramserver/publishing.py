@@ -9,12 +9,13 @@ from typing import Any, Final
 import msgspec
 
 from paramserver import rewrites
-from paramserver.errors import Superseded
+from paramserver.errors import PublishFailed, Superseded
 from paramserver.lineage import publish
 from paramserver.running import Running
 from paramserver.server import Server
+from paramserver.sharing import Sharing
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import Contained
+from paramserver.state import SnapshotState
 from paramserver.status import rows_since, scores
 from paramserver.store import Store
 from paramserver.trimming import Trimming, contained_in_all
@@ -25,9 +26,8 @@ _log: Final = logging.getLogger(__name__)
 class Publishing:
     """The snapshots of one running server."""
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._kept: list[Contained] = []  # by the last retention
+    def __init__(self, running: Running, sharing: Sharing) -> None:
+        self._running, self._sharing = running, sharing
         settings, host = running.settings, running.host
         self._trimming = Trimming(
             settings.keep_rows_s, settings.halves_keep_s, settings.running_s,
@@ -42,7 +42,8 @@ class Publishing:
             self._trimming.count(store, running.lineage.model, running.lineage.spec, server.epoch)
         except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
             _log.warning("the running time could not be counted: %r", error)
-        if running.host.monotonic() - running.published_s >= running.settings.interval_s:
+        interval_s = running.settings.interval_s * (2 if self._sharing.follows else 1)
+        if running.chosen or running.host.monotonic() - running.published_s >= interval_s:
             self.snapshot()
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
@@ -58,20 +59,17 @@ class Publishing:
         with running.publishing:
             server, store, history = running.serving()
             head_gone = running.parent in history.drop_vanished(running.parent)
-            with running.lock:
-                state = None
-                if server.count != running.published or head_gone:
-                    parent = None if head_gone else running.parent
-                    metrics = {**running.replicas.metrics(), **scores(server)}
-                    state = server.begin_snapshot(
-                        running.host.wall(), parent, metrics, history.base_for_next()
-                    )
+            state = self._begun(server, history, head_gone=head_gone)
             if state is not None:
                 try:
                     name = publish(store, history, state, running.base)
                 except Superseded as error:
                     running.end(error)
                     raise
+                except PublishFailed as error:
+                    running.unpublished = str(error)
+                    raise
+                running.unpublished = None
                 running.published, running.parent = state.version[1], name
                 with running.lock:
                     server.note_durable(state)
@@ -82,6 +80,23 @@ class Publishing:
             described = next(row for row in history.listed() if row.name == running.parent)
             row: dict[str, Any] = msgspec.to_builtins(described)
             return row
+
+    def _begun(
+        self, server: Server, history: SnapshotHistory, *, head_gone: bool
+    ) -> SnapshotState | None:
+        """The state that is to be published; None: the head holds it."""
+        running = self._running
+        chosen, running.chosen = running.chosen, None
+        if chosen is not None:
+            return chosen
+        if server.count == running.published and not head_gone:
+            self._sharing.complete(server)
+            return None
+        with self._sharing.at_one_moment(server):
+            parent = None if head_gone else running.parent
+            metrics = {**running.replicas.metrics(), **scores(server)}
+            base = history.base_for_next()
+            return server.begin_snapshot(running.host.wall(), parent, metrics, base)
 
     def withdraw(self, names: list[str]) -> list[str]:
         """Remove snapshots for good, pins of them too; those that are there no more afterwards.
@@ -119,7 +134,7 @@ class Publishing:
 
     def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
         running = self._running
-        positions = [contained.control for contained in self._kept]
+        positions = [contained.control for contained in self._sharing.kept]
         held = rewrites.held(running.needed, positions)
         try:
             kept = history.retain(head, held)
@@ -129,7 +144,7 @@ class Publishing:
         except OSError as error:
             _log.warning("old snapshots could not be removed yet: %s", error)
             return
-        self._kept = kept
+        self._sharing.kept = kept
         with running.lock:
             for partition in running.waiting:
                 server.close(partition, kept)
@@ -140,6 +155,7 @@ class Publishing:
     def _trim(self, server: Server, store: Store, upto: Mapping[int, int]) -> None:
         model, spec = self._running.lineage.model, self._running.lineage.spec
         try:
+            upto = self._sharing.rows_of_all(upto)
             self._trimming.run(store, model, spec, server.epoch, upto)
         except Exception as error:  # of whatever store: its head says what is so
             newest = store.head(model, spec).epoch

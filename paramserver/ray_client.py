@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -19,12 +19,14 @@ from paramserver.actor import FindGone, ParameterServer, ServerSettings, identit
 from paramserver.client import Client
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
+from paramserver.sharing import Shard
 from paramserver.store import Store
 
 NAMESPACE: Final = "online"
 _CONCURRENCY: Final = 8
 _STATUS_S: Final = 10.0
 _SNAPSHOT_S: Final = 60.0
+_SHARD_S: Final = 1.0
 
 
 def start_or_get(
@@ -35,6 +37,7 @@ def start_or_get(
     settings: ServerSettings,
     find_gone: FindGone | None = None,
     *,
+    shard: Shard | None = None,
     namespace: str = NAMESPACE,
 ) -> Callable[[], Any]:
     """The server of that name, which begins to start if there is none; a way to its handle.
@@ -43,8 +46,10 @@ def start_or_get(
     spec, formats or settings publishes a snapshot and is replaced then.  It blocks for up to about
     a minute; not for an event loop.
     """
-    made = partial(_create, name, lineage, open_store, directory, settings, find_gone, namespace)
-    handle, wanted = made(), identity(lineage, directory, settings)
+    given = lineage, open_store, directory, settings, find_gone
+    made = partial(_create, name, namespace, given, shard)
+    place = directory if shard is None else shard.place(directory)
+    handle, wanted = made(), identity(lineage, place, settings)
     return lambda: _as_wanted(handle, wanted, made, partial(_exists, name, namespace))
 
 
@@ -64,15 +69,13 @@ def _as_wanted(
     return made()
 
 
-def _create(
-    name: str,
-    lineage: Lineage,
-    open_store: Callable[[], Store],
-    directory: str,
-    settings: ServerSettings,
-    find_gone: FindGone | None,
-    namespace: str,
-) -> Any:
+def ask_actor(names: Sequence[str], shard: int, method: str, *args: object) -> Any:
+    """Ask another shard's server, for a second at most; raises whatever comes."""
+    handle = ray.get_actor(names[shard], NAMESPACE)
+    return ray.get(handle.shared.remote(method, *args), timeout=_SHARD_S)
+
+
+def _create(name: str, namespace: str, given: tuple[Any, ...], shard: Shard | None) -> Any:
     actor = ray.remote(ParameterServer).options(
         name=name,
         namespace=namespace,
@@ -83,7 +86,7 @@ def _create(
         num_cpus=0,
         max_concurrency=_CONCURRENCY,
     )
-    return actor.remote(lineage, open_store, directory, settings, find_gone)
+    return actor.remote(*given, **({} if shard is None else {"shard": shard}))
 
 
 def _identity_of(handle: Any, wanted: str) -> str:

@@ -441,7 +441,7 @@ def note_of(control: ControlInfo) -> Note:
 
 def kind_of(note: Note) -> str:
     """The kind of the control row that holds it."""
-    return next(kind for kind, known in _NOTES.items() if type(note) is known)
+    return next(kind for kind, known in _NOTES.items() if isinstance(note, known))
 
 
 def held(newest: Needed | None, kept: Collection[int]) -> set[str]:

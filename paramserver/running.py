@@ -20,8 +20,9 @@ from paramserver.lineage import Lineage, Recovered
 from paramserver.marks import Marks
 from paramserver.process import Host, ServerSettings
 from paramserver.replicas import Replicas
-from paramserver.server import Server
+from paramserver.server import MergeRule, Server
 from paramserver.snapshots.history import SnapshotHistory, parse_name
+from paramserver.state import SnapshotState
 from paramserver.store import PartitionInfo, Store
 
 _log: Final = logging.getLogger(__name__)
@@ -49,9 +50,11 @@ class Running:
         server, store, history: None until it is restored.
         base, parent, published: Version of the snapshot that the next one follows, its name, and
             the count that it holds.
+        unpublished: Why the newest snapshot that was tried could not be written; None: it was.
         needed: By a start from before the last rewrite; None: nothing.
         begun: Epoch in which the lineage began anew.
         asides: States built aside whose files are here.
+        chosen: A snapshot of a moment that other shards have chosen, to be published; None: none.
         partitions, waiting, open, gone: All by number; those that are not closed; of these the ones
             that are not sealed, or not fully in the clock; those whose owner is known not to live.
         marks: Those that go with the values to other replicas.
@@ -71,9 +74,11 @@ class Running:
         self.base: wire.Version | None = None
         self.parent: str | None = None
         self.published: int | None = None
+        self.unpublished: str | None = None
         self.needed: rewrites.Needed | None = None
         self.begun = 0
         self.asides: set[str] = set()
+        self.chosen: SnapshotState | None = None
         self.partitions: dict[int, PartitionInfo] = {}
         self.waiting: list[PartitionInfo] = []
         self.open: list[PartitionInfo] = []
@@ -107,13 +112,17 @@ class Running:
             self.note_partitions(found.server, partitions, gone)
             self.state, self.reason = SERVING, ""
 
-    def go_over(self, server: Server) -> None:
+    def go_over(self, state: SnapshotState, rule: MergeRule, epoch: int) -> None:
         """Serve another state from now on, under the epoch just taken."""
+        settings = self.settings
+        server = Server.restored(
+            state, rule, epoch, history_max=settings.history_max, part_keys=settings.part_keys
+        )
         server.sources_max = self.settings.sources_max
         server.bound(self.settings.tables)
         with self.lock:
             parent = None if self.parent is None else parse_name(self.parent)
-            self.server, self.published = server, None
+            self.server, self.published, self.chosen = server, None, None
             self.base = None if parent is None else parent[0]
             self.confirmed_s = self.host.monotonic()
             self.published_s = self.confirmed_s - self.settings.interval_s  # publish it soon

@@ -26,9 +26,9 @@ from paramserver.errors import (
 )
 from paramserver.lineage import decide, needed, replayed
 from paramserver.running import Running, Serving
-from paramserver.server import Server
+from paramserver.sharing import Sharing
 from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
-from paramserver.state import SnapshotState
+from paramserver.state import Contained, SnapshotState
 
 GROWN: Final = 10.0
 """Times that weights have to be longer than before for a model to count as diverged."""
@@ -37,8 +37,8 @@ GROWN: Final = 10.0
 class Swapping:
     """The values of one running server, which operators, or its replicas, have replaced."""
 
-    def __init__(self, running: Running) -> None:
-        self._running = running
+    def __init__(self, running: Running, sharing: Sharing) -> None:
+        self._running, self._sharing = running, sharing
         self._relearn_from_s = -math.inf
 
     def rollback(self, name: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Swapping:
             raise self._refusal(history, name, reason)
         with self._running.rewriting():
             note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
-            return self._rewrite(now, note, target)
+            return self._rewrite(now, self._of_all(note, target), target)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
         """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
@@ -126,7 +126,11 @@ class Swapping:
                     reason = f"its weights are {grown:.3g} times as long: the stream has changed"
                     raise self._refusal(history, name, reason)
                 note = rewrites.learn_again(server.state(0.0, None, {}), name, target)
-                return self._rewrite(now, note, target)
+                return self._rewrite(now, self._of_all(note, target), target)
+
+    def _of_all(self, note: rewrites.Rollback, target: SnapshotState) -> rewrites.Rollback:
+        contained = Contained(target.clock, target.closed, target.control)
+        return self._sharing.rollback(note, note.snapshot, contained)
 
     def _newest_of(
         self, now: Serving, before: float, again: str | None = None
@@ -239,6 +243,8 @@ class Swapping:
         (server, store, history), name = now, asked.snapshot
         if not name.startswith(ASIDE):
             raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+        if (why := self._sharing.lacks(name)) is not None:
+            raise aside.refusal(asked, why)
         try:
             built = history.load(name)
             partitions = store.partitions(server.model)
@@ -276,12 +282,7 @@ class Swapping:
             raise uncertain from error
         seq = controls[-1].seq
         self._running.needed = rewrites.Needed(seq, name)
-        settings = self._running.settings
-        restored = Server.restored(
-            state, server.rule, epoch,
-            history_max=settings.history_max, part_keys=settings.part_keys,
-        )  # fmt: skip
-        self._running.go_over(restored)
+        self._running.go_over(state, server.rule, epoch)
         return {
             "snapshot": name,
             "version": [epoch, state.version[1]],

@@ -14,18 +14,25 @@ checkers know both, and the error crosses processes as its class and the values 
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import Parameter, Signature
 from typing import Any, ClassVar, dataclass_transform
 
-__all__ = ["Refusal", "reason"]
+__all__ = ["Refusal", "meant", "reason"]
 
 
 def reason(error: BaseException) -> str:
     """Why it failed, in words: an error of the system says its number and the file beside them."""
     words = error.strerror if isinstance(error, OSError) else None
     return words or str(error) or type(error).__name__
+
+
+def meant(name: str, known: Iterable[str], more: str = "") -> str:
+    """Ask whether the nearest of the known names was meant, if one is near, and say ``more``."""
+    near = difflib.get_close_matches(name[:80], list(known), n=1)
+    return f"Did you mean `{near[0]}`? {more}".rstrip() if near else more
 
 
 @dataclass_transform(eq_default=False)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from evaluation.errors import TableUnusable
+from refusals import meant
 
 ROLES: Final = ("label", "prediction", "score", "time", "label_time", "version", "source")
 
@@ -137,12 +137,8 @@ def _asked_for(asked: Asked) -> set[str]:
 def _named(file: str, names: Sequence[str], role: str, name: str | None) -> str | None:
     if name is None or name in names:
         return name
-    near = difflib.get_close_matches(name, names, n=1)
-    meant = f"Did you mean {near[0]!r}? " if near else ""
-    option = role.replace("_", "-")
-    raise TableUnusable(
-        file, name, "there is no such column", f"{meant}Give --{option} one of: {_list(names)}"
-    )
+    hint = meant(name, names, f"Give --{role.replace('_', '-')} one of: {_list(names)}")
+    raise TableUnusable(file, name, "there is no such column", hint)
 
 
 def _guess(names: Sequence[str], role: str, taken: set[str]) -> str | None:

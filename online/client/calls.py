@@ -28,7 +28,7 @@ _RECEIPTS: Final = (409, 410, 422)  # or an error: the body says
 _AGAIN: Final = (408, 429, 500, 502, 503, 504)
 _MAYBE_RECORDED: Final = frozenset({"internal", "journal_unavailable"})  # docs/errors.md
 _IN_VAIN: Final = frozenset(  # an operator's, but for too_old, which the caller has to decide
-    {"not_finite", "journal_full", "journal_refused", "too_old"}
+    {"not_finite", "journal_full", "journal_refused", "too_old", "unjudged"}
 )
 _ROW_AGAIN: Final = frozenset(
     {

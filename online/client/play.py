@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +21,10 @@ from online.errors import ClientError, OnlineError
 from online.messages.structs import Prediction
 from replay.example import Label
 
+log = logging.getLogger("online.play")
+
 _RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more
+_TOLD_S: Final = 2.0  # of waiting for one row, after which it is said
 TOKEN_REMEDY: Final = "Set ONLINE_TOKEN to a token with the roles predict and feedback"
 
 
@@ -88,10 +92,16 @@ def play(
     """
     score = Score(stream.task)
     begun = time.monotonic()
+    row, waited = 0, 0.0
 
     def pause(seconds: float) -> None:
+        nonlocal row, waited
         if stopped():
             raise PlayFailed(f"model {model}: no answer before the end", "Play it again")
+        before = waited if row == score.rows else 0.0
+        row, waited = score.rows, before + seconds
+        if before < _TOLD_S <= waited:
+            log.warning("model %s: no answer; asking again for %g s", model, _RETRY.give_up_s)
         score.retries += 1
         time.sleep(seconds)
 

@@ -150,6 +150,7 @@ class _Work:
         from online.rebuild.backfill import look
         from online.service.check_state import Models
         from online.settings.places import snapshots_path
+        from online.settings.sharded import check_whole
         from online.tables.places import Folder, Place
         from paramserver import rewrites
         from paramserver.lineage import Lineage
@@ -157,6 +158,7 @@ class _Work:
         from paramserver.snapshots.places import lineage_place, open_snapshots
         from paramserver.snapshots.store import Retention
 
+        check_whole(model, "a backfill")
         self._settings, self._model, self._journal = settings, model, journal
         self._tables, self._source, self._progress, self._again = tables, source, progress, again
         alone = settings.model_copy(update={"models": (model,)})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import inspect
 import os
@@ -29,6 +28,7 @@ import typer
 
 from online.client.asking import Answer, Asking
 from online.errors import ConfigError, StartRefused
+from refusals import meant
 from replay.plain import PlainStream, plain
 
 if TYPE_CHECKING:  # imported where they are used: a question to the service needs few of them
@@ -197,9 +197,8 @@ def only(
     if name is not None and name in known:
         return known[name]
     what = f"several models {are}" if name is None else f"{name!r} {is_not}"
-    near = difflib.get_close_matches(name or "", known, n=1)
-    meant = f"Did you mean `{near[0]}`? " if near else ""
-    raise ConfigError(option, what, f"{meant}Name one of: {', '.join(known)}")
+    hint = meant(name or "", known, f"Name one of: {', '.join(known)}")
+    raise ConfigError(option, what, hint)
 
 
 def agreed(text: str, question: str, *, more: str = "") -> None:

@@ -15,6 +15,7 @@ from online.rebuild import erase
 from online.rebuild.erase import Done, Erasure
 from online.settings.config import Settings
 from online.settings.places import snapshots_path
+from paramserver.shards import SHARDS_MAX, shard_name, shard_place
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -29,6 +30,19 @@ _LOOK_S: Final = 0.2
 _SHOWN: Final = 3
 
 Told = Callable[[str], Any]
+
+
+def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
+    """StartRefused: the model had several servers once, whose snapshots are there still."""
+    for shard in range(1, SHARDS_MAX):
+        for spec in journal.lineages(shard_name(model, shard)):
+            place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
+            if open_snapshots(place).names():
+                raise StartRefused(
+                    f"snapshots in {place} are of a time when {model} had several parameter "
+                    "servers, and may hold what is to be erased",
+                    "Remove that folder, and run the same command again",
+                )
 
 
 @dataclass(frozen=True, slots=True)

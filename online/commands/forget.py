@@ -8,7 +8,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from online.rebuild.verdicts_again import Review
     from online.settings.config import Settings
     from paramserver.rewrites import Digest
+    from paramserver.snapshots.history import SnapshotHistory
     from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
@@ -207,12 +208,18 @@ class _Work:
     @contextlib.contextmanager
     def prepared(self, to: str | None, wish: Wish) -> Iterator[None]:
         """Find what the source has taught, and where to begin; the journal is open meanwhile."""
+        from online.commands.erasing import check_no_shards
         from online.rebuild.forget import Bases, check_reach, influence
         from online.rows.history import Decisions
         from online.settings.places import open_journal
+        from online.settings.sharded import check_whole
 
+        if wish.erase:
+            check_whole(self._model, "erasing")
         spec, wanted = self._loaded.spec_hash, self._wanted
         with contextlib.closing(open_journal(self._settings)) as journal:
+            if wish.erase:
+                check_no_shards(journal, self._settings, self.name)
             self._journal, self._decisions = journal, Decisions(spec)
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
@@ -226,6 +233,8 @@ class _Work:
             self._history.index()
             head = journal.head(self.name, spec).snapshot
             bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
+            if self._model.shards > 1:  # no snapshot holds all of it: from the first row on
+                head = None
             if to is None:
                 self._base = bases.before(self._history, head, self._begun(spec), found)
             else:
@@ -278,13 +287,15 @@ class _Work:
         }  # fmt: skip
         may_stand = False
         try:
-            self._history.publish(aside, built.state)
+            for history, part in self._parts(built.state):
+                history.publish(aside, part)
             may_stand = True
             answer = self._client.post(f"/v1/models/{self.name}/forget", json=asked)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
             if not may_stand:  # no control row names it
-                self._history.withdraw(aside)
+                for history, _ in self._parts(built.state):
+                    history.withdraw(aside)
         done = checked(answer)
         self._swapped = True
         review = built.review
@@ -292,6 +303,24 @@ class _Work:
             **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
             "review": None if review is None else review.shown(),
         }  # fmt: skip
+
+    def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:
+        """Return where the snapshots of each server are, and what it is to have."""
+        from online.settings.places import snapshots_path
+        from paramserver.shards import Cut, shard_place
+        from paramserver.snapshots.history import SnapshotHistory
+        from paramserver.snapshots.places import lineage_place, open_snapshots
+        from paramserver.snapshots.store import Retention
+
+        if self._model.shards == 1:
+            return [(self._history, state)]
+        found = []
+        for shard, values in enumerate(Cut(self._model.shards).blocks(state.values)):
+            place = shard_place(snapshots_path(self._settings), shard)
+            where = open_snapshots(lineage_place(place, self.name, state.spec))
+            part = replace(state, values=values)
+            found.append((SnapshotHistory(where, Retention()), part))
+        return found
 
     def ban_only(self) -> dict[str, Any]:
         """Ban the source of which the model holds nothing."""

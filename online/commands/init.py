@@ -124,7 +124,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
 def _free(places: list[Path]) -> None:
     if there := [str(place) for place in places if place.exists()]:
         remedy = "Say --force to replace it, or --folder for another place"
-        raise ConfigError("--folder", f"{', '.join(there)} is there already", remedy)
+        raise ConfigError("--folder", f"already there: {', '.join(there)}", remedy)
 
 
 def _of_labels(named: Mapping[str, str | None]) -> None:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,9 @@ from online.settings import config
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
 from replay.errors import ReplayError
+
+if TYPE_CHECKING:
+    from evaluation.streams import Stream
 
 KNOWN_ERRORS = (OnlineError, ParamServerError, ReplayError, OSError)
 _STOP_S = 4.0  # then everything is ended at once, which takes up to a second
@@ -58,6 +61,7 @@ def serve(
 
     settings = load()
     token = _token_to_play(settings, play)
+    stream = None if play is None else _stream(play)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     foreground = _Foreground(settings, load)
 
@@ -70,8 +74,8 @@ def serve(
             collect_seldom()
         url = foreground.running.url
         _print_urls(settings, url)
-        if play is not None:
-            to_play = (Reached(url, token), settings, play, rate, foreground.stop)
+        if stream is not None:
+            to_play = (Reached(url, token), settings, stream, rate, foreground.stop)
             threading.Thread(target=_play_forever, args=to_play, daemon=True).start()
 
     raise typer.Exit(foreground.run(begin))
@@ -171,7 +175,8 @@ def _stop(running: Any, code: int) -> None:
     """End it gently, and if that takes too long, at once."""
     watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
     watchdog.daemon = True
-    watchdog.start()
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: then without it
+        watchdog.start()
     running.stop()
     watchdog.cancel()
 
@@ -269,13 +274,18 @@ def _print_urls(settings: config.Settings, url: str) -> None:
     print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n", flush=True)
 
 
-def _play_forever(
-    reached: Reached, settings: config.Settings, name: str, rate: float, stop: threading.Event
-) -> None:
+def _stream(name: str) -> Stream:
+    """The stream that is to be played; one that can't be is refused before anything starts."""
     from evaluation.streams import open_stream
+
+    return open_stream(name, config.data_dir())
+
+
+def _play_forever(
+    reached: Reached, settings: config.Settings, stream: Stream, rate: float, stop: threading.Event
+) -> None:
     from online.client.play import PlayFailed, line, play
 
-    stream = open_stream(name, config.data_dir())
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
     shown = time.monotonic()

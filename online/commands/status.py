@@ -76,9 +76,10 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         console.print(f"calibrated: sharpness {sharp['sharpness']:.2f}, {gained}")
     if (drift := model["drift"]) is not None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
-        many = len(drift["replicas"])
-        rows = f"{drift['judged']:,} labelled rows" + (f" of {many} replicas" if many else "")
-        console.print(f"drift: {state}: {drift['why']} ({rows})")
+        judged, many = drift["judged"], len(drift["replicas"])
+        rows = f" ({judged:,} labelled rows" + (f" of {many} replicas)" if many else ")")
+        told = drift["why"].startswith(f"{judged} labelled rows")
+        console.print(f"drift: {state}: {drift['why']}{'' if told else rows}")
     if server is None:
         console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 import secrets
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 
@@ -35,6 +34,7 @@ from online.http.report import Reports
 from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.turns import Turns
+from online.http.unread import read_no_sources
 from online.http.untaken import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole import in_one_piece
@@ -61,6 +61,7 @@ from online.serving.slots import choose_slots
 from online.serving.status import Cluster
 from online.settings.config import Limits
 from paramserver.acting import acting
+from refusals import meant
 
 log = logging.getLogger("online.app")
 
@@ -367,9 +368,7 @@ def _busy(limit: int) -> RequestError:
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
-    near = difflib.get_close_matches(model[:80], known, n=1)
-    hint = f"Did you mean `{near[0]}`? " if near else ""
-    hint += f"Served here: {', '.join(sorted(known))}"
+    hint = meant(model, known, f"Served here: {', '.join(sorted(known))}")
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
 
@@ -440,19 +439,24 @@ def build_rest(
         known(model)
         return await cluster.model(model)
 
-    app.include_router(operations(known, cluster))
+    async def served(model: str) -> None:
+        known(model)
+
+    of_served = partial(app.include_router, dependencies=[Depends(served)])
+    of_served(operations(cluster))
     published = None if state is None else state / "edge"
     app.include_router(edge_routes(known, published, guarded=guarded, pushes=pushes))
     if state is not None:
-        app.include_router(history_routes(known, state / FOLDER))
+        of_served(history_routes(state / FOLDER))
     if live:
         replica = next(iter(servings.values())).replica.replica
-        app.include_router(live_routes(known, live, replica))
+        of_served(live_routes(live, replica))
     if reports is not None:
-        app.include_router(report_routes(known, reports))
+        of_served(report_routes(reports))
     app.include_router(decide_routes({} if choosing is None else choosing))
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
+    read_no_sources(app)
     return app
 
 

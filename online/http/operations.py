@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -178,39 +177,35 @@ def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[i
 _UNAVAILABLE = "The server or the journal does not answer; ask again, it is done once"
 
 
-def operations(known: Callable[[str], None], cluster: Cluster) -> APIRouter:
-    """Routes under ``/v1/models/{model}``; ``known`` raises for a model that is not served."""
+def operations(cluster: Cluster) -> APIRouter:
+    """Routes under ``/v1/models/{model}``, for models that are served."""
     routes = APIRouter(prefix="/v1/models/{model}", tags=["operations"])
 
     @routes.get("/snapshots", summary="Snapshots kept")
     async def snapshots(model: str) -> dict[str, Any]:
-        known(model)
         return {"snapshots": await cluster.snapshots(model)}
 
     @routes.post("/snapshots", summary="Publish one now")
     async def snapshot(model: str, pin: bool = False) -> dict[str, Any]:
-        known(model)
         return await cluster.snapshot(model, pin=pin)
 
     @routes.post("/snapshots/withdraw", summary="Remove some for good, but the newest")
     async def withdraw(model: str, body: WithdrawRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.withdraw(model, body.names)
 
     @routes.post("/snapshots/{name}/pin", summary="Keep it, or not")
     async def pin(model: str, name: str, on: bool = True) -> dict[str, Any]:
-        known(model)
         return await cluster.pin(model, name, on=on)
 
-    _add_rewrites(routes, known, cluster)
-    _add_upgrade(routes, known, cluster)
-    _add_freezes(routes, known, cluster)
-    _add_events(routes, known, cluster)
-    _add_quarantine(routes, known, cluster)
+    _add_rewrites(routes, cluster)
+    _add_upgrade(routes, cluster)
+    _add_freezes(routes, cluster)
+    _add_events(routes, cluster)
+    _add_quarantine(routes, cluster)
     return routes
 
 
-def _add_upgrade(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+def _add_upgrade(routes: APIRouter, cluster: Cluster) -> None:
     @routes.post(
         "/upgrade",
         summary="A model of today's defaults learns in shadow beside one that keeps older ones",
@@ -223,11 +218,10 @@ def _add_upgrade(routes: APIRouter, known: Callable[[str], None], cluster: Clust
         ),
     )
     async def upgrade(model: str, body: UpgradeRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.upgrade(model, on=body.on)
 
 
-def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+def _add_rewrites(routes: APIRouter, cluster: Cluster) -> None:
     back = {
         "snapshot": "3-120", "control": 5, "undone": 240, "version": [4, 121], "complete": True,
         "missing": [],
@@ -244,7 +238,6 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         ),
     )
     async def rollback(model: str, body: RollbackRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.rollback(model, body.to)
 
     promoted = {
@@ -266,7 +259,6 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         ),
     )
     async def promote(model: str, body: PromoteRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.promote(model, back=body.back, force=body.force)
 
     @routes.post(
@@ -280,7 +272,6 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         ),
     )
     async def forget(model: str, body: ForgetRequest) -> dict[str, Any]:
-        known(model)
         asked = body.source, body.since, body.base, body.undone, body.digests
         return await cluster.forget(model, body.snapshot, *asked)
 
@@ -295,11 +286,10 @@ def _add_rewrites(routes: APIRouter, known: Callable[[str], None], cluster: Clus
         ),
     )
     async def backfill(model: str, body: BackfillRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.backfill(model, body.snapshot, body.model_dump(exclude={"snapshot"}))
 
 
-def _add_freezes(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+def _add_freezes(routes: APIRouter, cluster: Cluster) -> None:
     acted = {"control": 6, "frozen": 6, "version": [4, 130], "complete": True, "missing": []}
 
     @routes.post(
@@ -312,7 +302,6 @@ def _add_freezes(routes: APIRouter, known: Callable[[str], None], cluster: Clust
         ),
     )
     async def freeze(model: str) -> dict[str, Any]:
-        known(model)
         return await cluster.freeze(model)
 
     @routes.post(
@@ -325,11 +314,10 @@ def _add_freezes(routes: APIRouter, known: Callable[[str], None], cluster: Clust
         ),
     )
     async def unfreeze(model: str) -> dict[str, Any]:
-        known(model)
         return await cluster.unfreeze(model)
 
 
-def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+def _add_events(routes: APIRouter, cluster: Cluster) -> None:
     page = {"events": [_EVENT], "cursor": "5:3:120", "left": 239, "removed": 0}
     done = {
         "learned": 198, "queued": 0, "failed": 0, "duplicate": 2, "banned": 0,
@@ -344,7 +332,6 @@ def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluste
     async def events(
         model: str, status: Status, after: After = None, limit: Limit = 100
     ) -> dict[str, Any]:
-        known(model)
         return await cluster.events(model, status, after, limit)
 
     @routes.post(
@@ -358,11 +345,10 @@ def _add_events(routes: APIRouter, known: Callable[[str], None], cluster: Cluste
         ),
     )
     async def relearn(model: str, body: RelearnRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.relearn(model, body.status, body.after, body.limit)
 
 
-def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cluster) -> None:
+def _add_quarantine(routes: APIRouter, cluster: Cluster) -> None:
     kept = {**_EVENT, "status": "quarantined"}
     page = {"events": [kept], "cursor": "0:3:120", "left": 239, "removed": 0}
     one = {**kept, "features": {"a": 1.5}, "weight": 1.0, "answered": {"true": 0.2}}
@@ -382,7 +368,6 @@ def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cl
         after: After = None,
         limit: Limit = 100,
     ) -> dict[str, Any]:
-        known(model)
         return await cluster.events(model, QUARANTINED, after, limit, source)
 
     @routes.get(
@@ -391,11 +376,9 @@ def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cl
         responses=_answers("The event", shown, e404="No such event", e503=_UNAVAILABLE),
     )
     async def quarantined(model: str, event: str, source: Of = None) -> dict[str, Any]:
-        known(model)
         return await cluster.quarantined(model, event, source)
 
     async def decide(model: str, choice: Choice, body: DecideRequest) -> dict[str, Any]:
-        known(model)
         if body.rows is not None:
             return await cluster.decide_rows(model, choice, body.rows)
         assert body.source is not None
@@ -416,7 +399,6 @@ def _add_quarantine(routes: APIRouter, known: Callable[[str], None], cluster: Cl
         ),
     )
     async def sources(model: str, body: BanRequest) -> dict[str, Any]:
-        known(model)
         return await cluster.ban(model, body.source, banned=body.banned)
 
     @routes.post(

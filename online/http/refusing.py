@@ -11,7 +11,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from online.errors import RequestError, failed, invalid
-from online.messages.bodies import Scope, error_body, meant
+from online.messages.bodies import Scope, error_body
+from refusals import meant
 
 log = logging.getLogger("online.app")
 
@@ -28,6 +29,17 @@ def _methods(app: FastAPI, scope: Scope) -> str:
         if route.matches({**scope, "method": method})[0] is Match.FULL
     )
     return ", ".join(dict.fromkeys(taken))
+
+
+def _like(app: FastAPI, path: str) -> list[str]:
+    """The paths with as many parts as this one, and its own names where a route takes any."""
+    parts = path.rstrip("/").split("/")
+    routes = (str(getattr(route, "path", "")).split("/") for route in app.routes)
+    return [
+        "/".join(theirs if ours.startswith("{") else ours for ours, theirs in named)
+        for route in routes
+        if len(route) == len(parts) and (named := zip(route, parts, strict=True))
+    ]
 
 
 def answer_errors(app: FastAPI) -> None:
@@ -50,7 +62,8 @@ def answer_errors(app: FastAPI) -> None:
     async def on_route(request: Request, error: HTTPException) -> JSONResponse:
         status, path, headers = error.status_code, request.url.path, dict(error.headers or {})
         if status == 404:
-            body = RequestError(404, "unknown_path", f"no {path}", None, "See /docs")
+            hint = meant(path, _like(app, path), "See /docs")
+            body = RequestError(404, "unknown_path", f"no {path}", None, hint)
         elif status == 405:
             message = f"{request.method}: {error.detail}"
             body = RequestError(405, "method", message, None, "See /docs")
@@ -70,7 +83,8 @@ def answer_errors(app: FastAPI) -> None:
         field, hint = str(first["loc"][-1]), "See /docs"
         got = f"{first['msg']}, got {str(first.get('input'))[:80]!r}"
         if first["type"] == "extra_forbidden" and (known := _known_fields(request)):
-            got, hint = f"unknown field `{field[:80]}`", meant(field, known)
+            got = f"unknown field `{field[:80]}`"
+            hint = meant(field, known) or f"Known here: {', '.join(known)}"
         return JSONResponse(error_body(invalid(field, got, hint)), 422)
 
 

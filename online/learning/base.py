@@ -76,6 +76,7 @@ class BaseLearner(ABC):
         mergeable: Whether what replicas learn apart is merged by the server.
         version, clock, durable: The server's values that are here, and how much of each partition
             is in them, and in a published snapshot.
+        first: Of several shards, that of shard 0; None: there is one server.
         tracks: Partitions that are learned here.
         ready, want_all: Whether there are values to begin with, and whether the server is asked for
             all of them.
@@ -111,6 +112,7 @@ class BaseLearner(ABC):
         self.corrected: Callable[[Prediction], Prediction] = _as_it_is
         self.latest: Example | None = None
         self.version: Version = (0, 0)
+        self.first: Version | None = None
         self.clock: dict[int, int] = {}
         self.durable: dict[int, int] = {}
         self.tracks: Tracks = {}
@@ -150,7 +152,12 @@ class BaseLearner(ABC):
     @property
     def stamp(self) -> str:
         """``epoch.count+own``: the local model with its own rows on top."""
-        return f"{self.version[0]}.{self.version[1]}+{self.own}"
+        return f"{self.shown[0]}.{self.shown[1]}+{self.own}"
+
+    @property
+    def shown(self) -> Version:
+        """The version that answers tell, and whose epoch the journal knows: shard 0's."""
+        return self.version if self.first is None else self.first
 
     @abstractmethod
     def includes(self, partition: int, offset: int) -> bool:

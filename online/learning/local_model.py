@@ -10,6 +10,7 @@ from functools import partial
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
+from online.learning.apart import Apart
 from online.learning.base import BaseLearner
 from online.learning.deltas import (
     Delta,
@@ -70,6 +71,7 @@ class LocalModel(BaseLearner):
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
         self._served: dict[int, int] = {}  # until then: the clock of what answers
         self._pending_n = self._waited = 0
+        self._apart: Apart | None = None
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -185,6 +187,8 @@ class LocalModel(BaseLearner):
         if (opened := self._open) is None:
             return
         full = opened.partition != row.partition or len(opened.rows) >= self._rows_max
+        if self._apart is not None:  # no delta goes beyond where a shard stands
+            full = full or opened.last in self._apart.at(opened.partition)
         if full or (behind is not None and not self.arrival.has(*behind)):
             self._cut()
 
@@ -200,6 +204,46 @@ class LocalModel(BaseLearner):
             within = self._open.within
             within[partition] = max(offset, within.get(partition, 0))
         return self._open
+
+    def _pending(self) -> list[Delta]:
+        """Own deltas that are not in the values; of what some shards have, the rest."""
+        pending = self._deltas.pending(self.clock)
+        return pending if self._apart is None else self._apart.lacking(pending)
+
+    def _ahead(self, partition: int) -> int:
+        """How far some shard is in a partition, if not all are there; 0: they are."""
+        if self._apart is None or (track := self.tracks.get(partition)) is None:
+            return 0
+        ahead = self._apart.ahead(partition, track.end)
+        return ahead if ahead > self.clock.get(partition, 0) else 0
+
+    def _straddled(self, begun: Collection[tuple[int, Track]]) -> list[int]:
+        """Partitions in which a shard stands within a delta, of those that it is not beyond."""
+        if self._apart is None:
+            return []
+        unbroken, opened = self._deltas.unbroken, self._open
+        return [
+            p
+            for p, track in begun
+            for clock in self._apart.clocks
+            if clock.get(p, 0) < track.next and not unbroken(p, track.next, clock, opened)
+        ]
+
+    def _torn(self) -> set[int]:
+        """Partitions with a delta in whose midst the server lacks what a row takes back.
+
+        An earlier server had it.  The rows are learned again, in deltas that can wait for it.
+        """
+        kept: list[Delta | Opened] = [*self._deltas.pending(self.clock)]
+        kept += [] if self._open is None else [self._open]
+        has = self.arrival.has
+        return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
+
+    def _lags_behind(self) -> None:
+        """No answer counts twice what some shard has: it comes from the old copy until all have."""
+        for partition, track in self.tracks.items():
+            if not track.held and track.next <= (ahead := self._ahead(partition)):
+                self._targets[partition] = max(ahead + 1, self._targets.get(partition, 0))
 
     def _reset_tally(self, pending: Sequence[Delta]) -> None:
         self.tally.reset(self._pulled.with_deltas(pending, self.tally.tallied))

@@ -20,12 +20,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import cast
 
+from online.learning.apart import apart
 from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import numbers_of
 from online.learning.counters import DIGEST
 from online.learning.deltas import (
     CLOSED,
-    Delta,
     Opened,
     Place,
     finish,
@@ -40,6 +40,7 @@ from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
 from paramserver.blocks import Blocks, Touched
 from paramserver.filters.sources import keep_bounds, of_sources
+from paramserver.sharded_client import ShardedReply
 from paramserver.wire import SyncReply
 from replay import codec
 from replay.example import Example
@@ -80,6 +81,8 @@ class Learner(LocalModel):
         self._note_evidence(row)
         opened.last = row.offset
         self.tracks[row.partition].next += 1
+        if self._apart is not None and row.offset == self._ahead(row.partition):
+            self._rebuild((), self._served)  # what some shards had counts twice until then
         self._switch()
         return failed
 
@@ -158,7 +161,7 @@ class Learner(LocalModel):
             self._learn(row, example, again)
 
     def _mend(self, model: Mendable, names: Collection[str]) -> None:
-        pending = self._deltas.pending(self.clock)
+        pending = self._pending()
         model.mend(self._pulled.with_deltas(pending, model.touched(names)), names)
         self.bounds.mend(self._pulled.with_deltas(pending, self.bounds.touched(names)), names)
         named = self.vocabulary.touched()
@@ -167,7 +170,7 @@ class Learner(LocalModel):
 
     def _values(self) -> Blocks:
         """Return the values pulled, with all own deltas on top."""
-        return self._pulled.with_deltas(self._deltas.pending(self.clock))
+        return self._pulled.with_deltas(self._pending())
 
     def _switch(self) -> None:
         """Answer from the copy that learns, as soon as it has all that the old one had."""
@@ -251,7 +254,9 @@ class Learner(LocalModel):
             return False
         changed = (reply.epoch, reply.count) != self.version or whole
         served, opened = self._contained(), self._open
-        if opened and (whole or clock.get(opened.partition, 0) >= opened.first):
+        was_apart, self._apart = self._apart, apart(reply, self.tracks)
+        anew = whole or was_apart is not None or self._apart is not None
+        if opened and (anew or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
         own = [d for d in self._deltas.pending(self.clock) if d.last <= clock.get(d.partition, 0)]
         touched: Touched = {}
@@ -264,6 +269,7 @@ class Learner(LocalModel):
         self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock
+        self.first = reply.first if isinstance(reply, ShardedReply) else None
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
         self.arrival.note(reply, clock, taken=whole)
         self._note_decided(reply)
@@ -274,7 +280,7 @@ class Learner(LocalModel):
         lost = self._broken()
         if whole and others and not self.mergeable:
             lost = self.tracks.keys()  # states that were cut hold other rows than the values
-        if whole or lost:
+        if anew or lost:
             self._rebuild(lost, served, None if coming is None else coming.model)
         else:
             fresh = self._pulled.with_deltas(self._deltas.pending(clock), touched)
@@ -299,17 +305,7 @@ class Learner(LocalModel):
         """Partitions whose deltas are no unbroken chain from clock + 1 to what was learned."""
         unbroken, begun = self._deltas.unbroken, [t for t in self.tracks.items() if not t[1].held]
         lost = [p for p, t in begun if not unbroken(p, t.next, self.clock, self._open)]
-        return self._together([*lost, *self._torn() - {*lost}])
-
-    def _torn(self) -> set[int]:
-        """Partitions with a delta in whose midst the server lacks what a row takes back.
-
-        An earlier server had it.  The rows are learned again, in deltas that can wait for it.
-        """
-        kept: list[Delta | Opened] = [*self._deltas.pending(self.clock)]
-        kept += [] if self._open is None else [self._open]
-        has = self.arrival.has
-        return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
+        return self._together([*lost, *(self._torn().union(self._straddled(begun)) - {*lost})])
 
     def _rebuild(
         self, lost: Collection[int], served: dict[int, int], copy: Model | None = None
@@ -331,7 +327,8 @@ class Learner(LocalModel):
             restart = self.clock.get(partition, 0) + 1
             self.relearned += max(track.next - restart, 0)
             track.next = restart
-        pending = self._deltas.pending(self.clock)
+        self._lags_behind()
+        pending = self._pending()
         if copy is None:
             self._training = self._build()
             self._become(self._training, self._values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import (
@@ -24,6 +23,7 @@ import msgspec
 from online.errors import RequestError
 from online.messages.choices import ChooseRequest, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
+from refusals import meant
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -301,12 +301,6 @@ def _fields(decoder: Callable[[bytes], Any]) -> tuple[str, ...]:
     return getattr(kind, "__struct_fields__", ())
 
 
-def meant(name: str, known: Collection[str]) -> str:
-    """Which of the known names may be meant, for a hint: those of an unknown field or model."""
-    near = difflib.get_close_matches(name[:_SHOWN], known, n=1)
-    return f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
-
-
 def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError:
     """422 from the decoder's message, which names neither an unknown field nor a huge number."""
     message, _, path = text.partition(" - at `$")
@@ -316,7 +310,9 @@ def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError
         name = match[1][:_SHOWN]
         message = f"Object contains unknown field `{name}`"
         field = f"{field}.{name}".lstrip(".")
-        hint = meant(match[1], known) if known else "Leave it out; see /docs for the fields"
+        hint = "Leave it out; see /docs for the fields"
+        if known:
+            hint = meant(match[1], known) or f"Known here: {', '.join(known)}"
     elif message == "Number out of range":
         huge = [m for m in _NUMBER.finditer(body) if math.isinf(float(m[2]))]
         if huge:

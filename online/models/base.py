@@ -96,6 +96,23 @@ class Model(Protocol):
         """Become exactly ``values`` (all blocks; empty: as built), with an empty open delta."""
 
 
+class Merging:
+    """Says of a :class:`Model` that its deltas merge, and has it answer many rows one by one."""
+
+    mergeable = True
+    learns = True
+    numeric_only = False
+    why_not_mergeable: str | None = None
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        raise NotImplementedError
+
+    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
+        """Return the answer that :meth:`predict` gives to each row."""
+        return [self.predict(x) for x in rows]
+
+
 @runtime_checkable
 class Forgetful(Protocol):
     """A model of which a copy can be let go of piece by piece.

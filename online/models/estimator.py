@@ -18,7 +18,7 @@ import numpy.typing as npt
 from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
 
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.inputs import Inputs, labels_for
 from online.models.structure import describe
@@ -142,17 +142,14 @@ class RowByRow:
         return dict(zip(self.labels, shares, strict=True))
 
 
-class LinearEstimator:
+class LinearEstimator(Merging):
     """Adapter of a linear model for which :func:`why_not_mergeable` says None.
 
     Attributes:
         inputs, labels: Names of the features, and labels of a classifier.
     """
 
-    mergeable = True
-    learns = True
     numeric_only = True
-    why_not_mergeable: str | None = None
 
     def __init__(self, recipe: Estimator, task: Task) -> None:
         self._rows = RowByRow(recipe, task, None)
@@ -179,10 +176,6 @@ class LinearEstimator:
         except NotImplementedError:
             return Prediction(label, None)
         return Prediction(max(shares, key=shares.__getitem__), shares)
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
-        return [self.predict(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """One ``partial_fit``.  Raises LabelUnknown, StateNotFinite."""

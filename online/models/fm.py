@@ -149,11 +149,6 @@ class FmModel(OfParts, Hashing):
     but for what they are.
     """
 
-    mergeable = True
-    learns = True
-    numeric_only = False
-    why_not_mergeable: str | None = None
-
     def __init__(self, recipe: Fm, task: Task) -> None:
         self._recipe, self._regression = recipe, task == "regression"
         self.ids: Collection[str] = frozenset(recipe.ids)
@@ -176,10 +171,6 @@ class FmModel(OfParts, Hashing):
         """Answer for one row; a feature that was never learned has no part in it."""
         raw = self._machine.output(self.numbers(features))
         return Prediction(self._number(raw), None) if self._regression else by_logit(raw)
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
-        return [self.predict(x) for x in rows]
 
     def _spelled(self, features: Features) -> Features:
         """The row with its ids as texts."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from online.settings.config import Settings
@@ -50,10 +53,30 @@ def load_model(
         from online.models.personal import with_offsets
 
         loaded = with_offsets(loaded, model.task, model.entity, model.learner)
+    if model.shards > 1:
+        loaded = _cut(loaded, model)
     _check_declared(model, numeric_only=loaded.model.numeric_only)
     if model.conversion_window is not None:
         _check_taken_back(model, loaded.model)
     return loaded
+
+
+def _cut(loaded: Loaded, model: ModelSettings) -> Loaded:
+    """The model under the spec of its shards: a server's part is of no use to another number.
+
+    Raises LearnerUnusable: it can't be merged, so each replica learns all of it.
+    """
+    from online.models.errors import LearnerUnusable
+
+    if not loaded.model.mergeable:
+        problem = f"shards: {model.shards}, and what replicas learn of it can't be merged"
+        remedy = "Leave `shards` out, or take a learner that can: fm, ftrl, linear"
+        raise LearnerUnusable(model.learner, problem, remedy)
+    spec = {**json.loads(loaded.spec_text), "shards": model.shards}
+    text = json.dumps(spec, sort_keys=True)
+    same = hashlib.sha256(f"{loaded.alike}/{model.shards}".encode()).hexdigest()
+    spec_hash = hashlib.sha256(text.encode()).hexdigest()
+    return replace(loaded, spec_hash=spec_hash, spec_text=text, alike=same)
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:

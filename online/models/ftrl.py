@@ -68,11 +68,6 @@ class Ftrl:
 class FtrlModel(Hashing):
     """Adapter of an :class:`Ftrl`."""
 
-    mergeable = True
-    learns = True
-    numeric_only = False
-    why_not_mergeable: str | None = None
-
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
         scaler = scaler_of(recipe.scale, "scaler")
@@ -93,10 +88,6 @@ class FtrlModel(Hashing):
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
         return self._answer(self.numbers(features))
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
-        return [self.predict(x) for x in rows]
 
     def _answer(self, row: Mapping[str, float]) -> Prediction:
         raw = {label: output.dot(row) for label, output in self._outputs.items()}

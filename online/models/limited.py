@@ -14,8 +14,7 @@ import numpy as np
 from river import base, preprocessing
 
 from online.models.errors import StateNotFinite
-from online.models.scalers import NO_MOMENTS, Columns, Standard, Walked, on_top
-from paramserver.blocks import MOMENTS, Block, Blocks, Touched
+from online.models.scalers import NO_MOMENTS, Columns, OfNames, Standard, Walked
 
 LIMIT: Final = 8.0
 """Standard deviations: for a :class:`Limited`, numbers further out are that far out."""
@@ -53,18 +52,16 @@ class LimitedScaler(base.Transformer):  # type: ignore[misc]
         return out
 
 
-class Limited:
+class Limited(OfNames):
     """Moments as of a ``StandardScaler``, with a limit on what enters them and on what comes out.
 
     So a few numbers that are far off spoil neither.
     """
 
     def __init__(self, name: str, scaler: LimitedScaler | None = None) -> None:
-        self._name = name
         self._scaler = LimitedScaler() if scaler is None else scaler
         self._now = self._scaler.held
-        self.built = {name: {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()}}
-        self._open: dict[str, list[float]] = {}  # n, mean, M2 of the rows since the cut
+        super().__init__(name, {key: (n, mean, m2) for key, (n, mean, m2, _) in self._now.items()})
 
     @property
     def known(self) -> Collection[str]:
@@ -154,41 +151,11 @@ class Limited:
         for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
             self._now[name], self._open[name] = list(now), mine
 
-    def cut(self) -> Blocks:
-        delta, self._open = self._mine(), {}
-        return {self._name: Block(MOMENTS, delta)} if delta else {}
+    def _held(self) -> tuple[dict[str, Any], ...]:
+        return (self._now,)
 
-    def _mine(self) -> dict[str, tuple[float, float, float]]:
-        return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
-
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            self._set(on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
-
-    def reset(self, values: Blocks) -> None:
-        self._open = {}
-        self._now.clear()
-        self._set(self.built[self._name])
-        self.rebase(values)
-
-    def touched(self, names: Collection[str]) -> Touched:
-        return {self._name: set(names)}
-
-    def mend(self, values: Blocks, names: Collection[str]) -> None:
-        self._open = {}
-        built = self.built[self._name]
-        for name in names:
-            self._now.pop(name, None)
-        self._set({name: built[name] for name in names if name in built})
-        self.rebase(values)
-
-    def forget(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            for name in block.data:
-                self._now.pop(name, None)
-
-    def _set(self, moments: Mapping[str, tuple[float, float, float]]) -> None:
-        for name, (n, mean, m2) in moments.items():
+    def _set(self, state: Mapping[str, Any]) -> None:
+        for name, (n, mean, m2) in state.items():
             self._now[name] = [n, mean, m2, _inverse(n, m2)]
 
 

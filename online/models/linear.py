@@ -98,10 +98,7 @@ class Linear(RevisedLinear):
         halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
-    mergeable = True
-    learns = True
     numeric_only = True
-    why_not_mergeable: str | None = None
     halves = True
     by_column = True
 

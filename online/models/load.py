@@ -46,6 +46,7 @@ from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
 from online.settings.model import StateOf, Training
+from refusals import meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,13 +309,15 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
         return handed_over.factory(name), {"kind": "object"}
     if not colon:
         if learner not in BUILT_IN:
-            near = difflib.get_close_matches(learner, BUILT_IN, n=1)
-            meant = f"Did you mean `{near[0]}`? " if near else ""
             raise LearnerUnusable(
                 learner,
                 "no built-in learner",
-                f"{meant}Known: {', '.join(BUILT_IN)}; or write file.py:factory, module:factory, "
-                "onnx:file.onnx, mlflow:folder",
+                meant(
+                    learner,
+                    BUILT_IN,
+                    f"Known: {', '.join(BUILT_IN)}; or write file.py:factory, "
+                    "module:factory, onnx:file.onnx, mlflow:folder",
+                ),
             )
         return BUILT_IN[learner], {"kind": "built-in", "name": learner}
     if place.endswith(".py"):

@@ -34,7 +34,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
-from online.models.base import Prediction
+from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.head import Head, made
 from online.models.inputs import Inputs
@@ -89,7 +89,7 @@ class Network:
         return NetworkModel(self, task)
 
 
-class NetworkModel:
+class NetworkModel(Merging):
     """Adapter of a copy of a :class:`Network`; the module stays in evaluation mode.
 
     Attributes:
@@ -99,10 +99,7 @@ class NetworkModel:
         halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
     """
 
-    mergeable = True
-    learns = True
     numeric_only = True
-    why_not_mergeable: str | None = None
     halves = True
     by_column = False
 
@@ -195,10 +192,6 @@ class NetworkModel:
         x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
         with torch.no_grad():
             return self._head.answer(self.answering(x)[0].tolist())
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`: many rows at once would differ in their last bits."""
-        return [self.predict(x) for x in rows]
 
     def slope(self, features: Features, label: Label, score: Score) -> Slope | None:
         """Gradient of the row's loss by the last linear layer, as the network answers now."""

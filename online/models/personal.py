@@ -93,9 +93,6 @@ class Personal(Hashing):
         halves: Whether the shared model's rate can be halved.
     """
 
-    mergeable = True
-    learns = True
-    why_not_mergeable: str | None = None
     why_no_replay = "offsets by key would count the rows that are learned again twice"
 
     def __init__(self, shared: Model, task: Task, entity: Entity, learner: str) -> None:
@@ -153,10 +150,6 @@ class Personal(Hashing):
                 number = 1.0 if not feature else x.get(feature, 0.0)
                 by += believed[place] * offsets.of(key) * number
         return self._beside.answer(rest, by)
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
-        return [self.predict(x) for x in rows]
 
     def _without_keys(self, features: Features) -> Features:
         rest = dict(features)

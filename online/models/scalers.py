@@ -6,8 +6,9 @@ met: ``transform_one`` would insert them.  Our own is in :mod:`online.models.lim
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,73 @@ class Walked(NamedTuple):
     opened: list[list[float]]
 
 
-class Standard:
+class OfNames(ABC):
+    """Holds numbers by name, and what the rows since the cut have done to them, as one block.
+
+    Parameters:
+        name: Of the block.
+        built: What is held as the model was built.
+
+    Attributes:
+        built: The same, by the block's name.
+    """
+
+    kind: ClassVar[str] = MOMENTS
+
+    def __init__(self, name: str, built: dict[str, Any]) -> None:
+        self._name = name
+        self._open: dict[str, Any] = {}
+        self.built = {name: built}
+
+    @abstractmethod
+    def _held(self) -> tuple[dict[str, Any], ...]:
+        """All that is held by name."""
+
+    @abstractmethod
+    def _set(self, state: Mapping[str, Any]) -> None:
+        """Hold this for the names that it has."""
+
+    def _mine(self) -> dict[str, Any]:
+        """Return what the rows since the cut have done, as plain data."""
+        return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
+
+    def cut(self) -> Blocks:
+        delta, self._open = self._mine(), {}
+        return {self._name: Block(self.kind, delta)} if delta else {}
+
+    def rebase(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            self._set(on_top(self.kind, block.data, self.built[self._name], self._mine()))
+
+    def reset(self, values: Blocks) -> None:
+        self._open = {}
+        for held in self._held():
+            held.clear()
+        self._set(self.built[self._name])
+        self.rebase(values)
+
+    def touched(self, names: Collection[str]) -> Touched:
+        return {self._name: set(names)}
+
+    def mend(self, values: Blocks, names: Collection[str]) -> None:
+        self._open = {}
+        built = self.built[self._name]
+        self._drop(names)
+        self._set({name: built[name] for name in names if name in built})
+        self.rebase(values)
+
+    def forget(self, values: Blocks) -> None:
+        if (block := values.get(self._name)) is not None:
+            self._drop(block.data)
+
+    def _drop(self, names: Iterable[str]) -> None:
+        held = self._held()
+        for name in names:
+            for numbers in held:
+                numbers.pop(name, None)
+
+
+class Standard(OfNames):
     """A ``StandardScaler``, and the moments of the rows since the cut.
 
     They have an accumulator of their own: the difference of two states would lose all digits of
@@ -45,9 +112,7 @@ class Standard:
 
     def __init__(self, scaler: Any, name: str) -> None:
         self._scaler = scaler
-        self._name = name
-        self._open: dict[str, list[float]] = {}  # n, mean, M2
-        self.built = {name: _moments(scaler)}
+        super().__init__(name, _moments(scaler))
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
         # transform_one would insert an unknown name, and weight 0 is all that it could meet.
@@ -122,44 +187,15 @@ class Standard:
             scaler.counts[name], scaler.means[name], scaler.vars[name] = int(count), mean, var
             self._open[name] = mine
 
-    def cut(self) -> Blocks:
-        delta, self._open = self._mine(), {}
-        return {self._name: Block(MOMENTS, delta)} if delta else {}
-
-    def _mine(self) -> dict[str, tuple[float, float, float]]:
+    def _mine(self) -> dict[str, Any]:
         return {name: (int(n), mean, m2) for name, (n, mean, m2) in self._open.items()}
 
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is None:
-            return
-        self._set(on_top(MOMENTS, block.data, self.built[self._name], self._mine()))
+    def _held(self) -> tuple[dict[str, Any], ...]:
+        return self._scaler.counts, self._scaler.means, self._scaler.vars
 
-    def reset(self, values: Blocks) -> None:
-        self._open = {}
-        for held in (self._scaler.counts, self._scaler.means, self._scaler.vars):
-            held.clear()
-        self._set(self.built[self._name])
-        if self._name in values:
-            self.rebase(values)
-
-    def touched(self, names: Collection[str]) -> Touched:
-        return {self._name: set(names)}
-
-    def mend(self, values: Blocks, names: Collection[str]) -> None:
-        self._open = {}
-        scaler, built = self._scaler, self.built[self._name]
-        _forget(names, scaler.counts, scaler.means, scaler.vars)
-        self._set({name: built[name] for name in names if name in built})
-        self.rebase(values)
-
-    def forget(self, values: Blocks) -> None:
+    def _set(self, state: Mapping[str, Any]) -> None:
         scaler = self._scaler
-        if (block := values.get(self._name)) is not None:
-            _forget(block.data, scaler.counts, scaler.means, scaler.vars)
-
-    def _set(self, moments: dict[str, tuple[float, float, float]]) -> None:
-        scaler = self._scaler
-        for name, (n, mean, m2) in moments.items():
+        for name, (n, mean, m2) in state.items():
             scaler.counts[name] = int(n)
             scaler.means[name] = mean
             if scaler.with_std:
@@ -186,16 +222,15 @@ def on_top(
     return data
 
 
-class MinMax:
+class MinMax(OfNames):
     """A ``MinMaxScaler``, and the least and greatest values of the rows since the cut."""
+
+    kind = EXTREMA
 
     def __init__(self, scaler: Any, name: str) -> None:
         self._scaler = scaler
-        self._name = name
-        self._open: dict[str, tuple[float, float]] = {}
-        self.built = {
-            name: {key: (low.get(), scaler.max[key].get()) for key, low in scaler.min.items()}
-        }
+        built = {key: (low.get(), scaler.max[key].get()) for key, low in scaler.min.items()}
+        super().__init__(name, built)
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
         known = self._scaler.min
@@ -225,45 +260,16 @@ class MinMax:
         out: dict[str, Any] = self._scaler.transform_one(x)
         return out
 
-    def cut(self) -> Blocks:
-        delta, self._open = self._open, {}
-        return {self._name: Block(EXTREMA, delta)} if delta else {}
+    def _mine(self) -> dict[str, Any]:
+        return self._open
 
-    def rebase(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            self._set(on_top(EXTREMA, block.data, self.built[self._name], self._open))
+    def _held(self) -> tuple[dict[str, Any], ...]:
+        return self._scaler.min, self._scaler.max
 
-    def reset(self, values: Blocks) -> None:
-        self._open = {}
-        self._scaler.min.clear()
-        self._scaler.max.clear()
-        self._set(self.built[self._name])
-        self.rebase(values)
-
-    def touched(self, names: Collection[str]) -> Touched:
-        return {self._name: set(names)}
-
-    def mend(self, values: Blocks, names: Collection[str]) -> None:
-        self._open = {}
-        built = self.built[self._name]
-        _forget(names, self._scaler.min, self._scaler.max)
-        self._set({name: built[name] for name in names if name in built})
-        self.rebase(values)
-
-    def forget(self, values: Blocks) -> None:
-        if (block := values.get(self._name)) is not None:
-            _forget(block.data, self._scaler.min, self._scaler.max)
-
-    def _set(self, extrema: dict[str, tuple[float, float]]) -> None:
-        for name, (low, high) in extrema.items():
+    def _set(self, state: Mapping[str, Any]) -> None:
+        for name, (low, high) in state.items():
             self._scaler.min[name].min = low
             self._scaler.max[name].max = high
-
-
-def _forget(names: Iterable[str], *held: Any) -> None:
-    for name in names:
-        for numbers in held:
-            numbers.pop(name, None)
 
 
 def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns]:

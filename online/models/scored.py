@@ -78,6 +78,13 @@ def served_of(notes: bytes) -> Served | None:
         return None
 
 
+def unanswered(notes: bytes) -> bytes | None:
+    """A choice's notes without what the experts expected; None if they are not ours."""
+    if (served := served_of(notes)) is None:
+        return None
+    return msgspec.msgpack.encode(msgspec.structs.replace(served, answers=b""))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
     """Expectations of the actions of one choice.

@@ -97,10 +97,6 @@ class SelfRate:
 class SelfRateModel(Hashing):
     """Adapter of a :class:`SelfRate`; what differs by task is in the subclasses."""
 
-    mergeable = True
-    learns = True
-    numeric_only = False
-    why_not_mergeable: str | None = None
     kind = "linear 1"
     noted = Noted(EXPERTS)
 
@@ -119,10 +115,6 @@ class SelfRateModel(Hashing):
     def predict(self, features: Features) -> Prediction:
         """Answer for one row."""
         return self._answer(self._read(features, learns=False))
-
-    def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
-        return [self.predict(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """One step of all experts, which are judged by what they answer now.

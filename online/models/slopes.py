@@ -15,7 +15,7 @@ import mmh3
 import numpy as np
 import numpy.typing as npt
 
-from online.models.base import Prediction
+from online.models.base import Merging, Prediction
 from replay.example import Features, Label, label_text
 
 Slope = npt.NDArray[np.float32]
@@ -52,7 +52,7 @@ class Sloped(Protocol):
         """Mean gradient of some rows, as the model answers now; zeros for those without."""
 
 
-class Hashing:
+class Hashing(Merging):
     """The slope of a linear model that tells the numbers that it multiplies its weights with."""
 
     slope_size = PLACES
@@ -72,10 +72,6 @@ class Hashing:
         for features, label in rows:
             total += self.slope(features, label, None)
         return np.asarray(total / max(len(rows), 1), dtype=np.float32)
-
-    def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
-        raise NotImplementedError
 
 
 def errors(answer: Prediction | Mapping[str, float], label: Label) -> dict[str, float]:

@@ -45,6 +45,16 @@ from replay.journal.base import Control, Journal, NewRow, Partition, Verdict
 _STEP_ROWS: Final = 500
 
 
+def without_a_trace(journal: Journal) -> str | None:
+    """Say how many answered rows the journal lacks, by the note beside its file; None: none."""
+    if not (lost := journal.lost):
+        return None
+    return (
+        f"the journal lacks its newest {lost:,} rows: it was written further, and an older copy "
+        "was put in its place, or its write-ahead log was removed or cut"
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Found:
     """A lineage's newest good snapshot, and what the journal lacks of it and of all others."""
@@ -68,6 +78,7 @@ def accept(
         StartRefused: It can't be gone on from what is there.
     """
     found = _look(journal, model, histories)
+    journal.accept_lost()
     controls = journal.controls(model, 0)
     if not any(_needed(controls, spec, one) for spec, one in found.items()):
         return []

@@ -18,6 +18,7 @@ from typing import Any
 from online.challenger.promotion import as_stored
 from online.errors import StartRefused
 from online.models.from_settings import load_model
+from online.rebuild.acceptance import without_a_trace
 from online.rebuild.erase import unfinished
 from online.rebuild.holdings import (
     Counts,
@@ -265,7 +266,7 @@ def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tup
         return lacks, str(error)
     except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
         return lacks, f"{type(error).__name__}: {error}"
-    return lacks, None
+    return lacks, without_a_trace(journal)
 
 
 def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:

@@ -20,10 +20,11 @@ from online.errors import StartRefused
 from online.learning.base import Failed
 from online.learning.counters import View, digest_of, event_hash
 from online.learning.ordered import OrderedLearner
-from online.models.base import Model
+from online.models.base import Model, Noting
 from online.models.from_settings import merge_rule
+from online.models.scored import unanswered
 from online.rebuild.verdicts_again import Review
-from online.rows.history import Decisions, origin
+from online.rows.history import LEARNED, Decisions, origin
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.sure.views import views_of
@@ -34,7 +35,9 @@ from paramserver.filters.sources import SOURCES_MAX
 from paramserver.rewrites import HALVED, Digest, Spans, note_of, packed
 from paramserver.server import Server
 from paramserver.state import SnapshotState
+from replay import codec
 from replay.codec import is_erased
+from replay.example import Example, label_text
 from replay.journal.base import Journal, Row, Verdict
 
 if TYPE_CHECKING:
@@ -150,6 +153,7 @@ class Rebuild:
         self._at = {**base.clock, **{p: ends[p] for p in base.closed}}
         self._out: dict[int, list[int]] = {}
         self._left_out: set[tuple[int, int]] = set()
+        self._tainted = False  # whether answers of then may be of a model that learned such a row
         self._standing = digest_of(base.values)
         self._after = base.position
         self.learned = self.unlearned = 0
@@ -198,6 +202,7 @@ class Rebuild:
             )
         self._at[row.partition] = row.offset
         counts = self._decisions.learned(row)
+        self._tainted = self._tainted or self._decisions.forgotten(row)
         if counts:
             count, total = self._standing
             self._standing = count + 1, total + event_hash(row.key) & _MASK
@@ -218,7 +223,10 @@ class Rebuild:
         return row.verdict is Verdict.QUARANTINED and undecided and not is_erased(row.payload)
 
     def _learn(self, row: Row) -> Failed | None:
-        return self._learner.learn(row, self._decisions.failure(row))
+        example = None
+        if self._tainted and row.verdict in LEARNED and not is_erased(row.payload):
+            example = asked_again(codec.decode(row.payload), self._learner.serving)
+        return self._learner.learn(row, self._decisions.failure(row), example)
 
     def _lacks(self, partition: int, offset: int, key: bytes) -> bool:
         """Whether the row has taught nothing here, so that a final label has nothing to correct."""
@@ -226,6 +234,7 @@ class Rebuild:
         return out or self._decisions.lacks(partition, offset, key)
 
     def _leave_out(self, row: Row) -> None:
+        self._tainted = True
         self._left_out.add((row.partition, row.offset))
         self._out.setdefault(row.partition, []).append(row.offset)
 
@@ -254,6 +263,28 @@ class Rebuild:
         )
         undone = {p: packed(runs(offsets)) for p, offsets in sorted(self._out.items())}
         return Built(state, undone, self.learned, self.unlearned, self.review)
+
+
+def asked_again(example: Example, model: Model) -> Example:
+    """The example with notes of what the model answers now, instead of what it answered then.
+
+    Then it had learned what is left out, and its experts would be judged by that.  A label that
+    came at once finds what it would have found without those rows; a late one is judged by newer
+    answers.  A choice keeps how likely it was, for that is how it was made.
+    """
+    if example.notes is None or not isinstance(model, Noting):
+        return example
+    if example.choice is not None:
+        return msgspec.structs.replace(example, notes=unanswered(example.notes))
+    answer, score = model.predict(example.features), example.score
+    notes = answer.notes
+    if score is not None and answer.probabilities is not None:
+        order = [label_text(label) for label in answer.probabilities]  # the notes have it, too
+        if len(order) == len(score) and all(label in score for label in order):
+            score = {label: score[label] for label in order}
+        else:
+            notes = None
+    return msgspec.structs.replace(example, notes=notes, score=score)
 
 
 def runs(offsets: Sequence[int]) -> Spans:

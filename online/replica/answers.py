@@ -257,10 +257,29 @@ class Answers:
             in_part = not waiting.each and len(places) < len(waiting.rows)
             self._end(waiting, places, refusal_of(error, in_part=in_part))
 
+    def abandon(self, batch: Sequence[Waiting]) -> None:
+        """Tell those of whom nobody else will know any more that their rows may be written.
+
+        Who waits for a row that was committed is answered when it is learned.
+        """
+        self.changing, self._unanswered = [], []
+        waits = {(id(w.waiting), w.i) for some in self._waiters.values() for w in _several(some)}
+        for waiting in batch:
+            if waiting.refused and not waiting.each:
+                continue
+            places = [
+                i
+                for i, result in enumerate(waiting.results)
+                if result is None and (id(waiting), i) not in waits and i not in waiting.refused
+            ]
+            if places:
+                self._counts["refused_journal"] += len(places)
+                self._end(waiting, places, unanswered_in_time())
+
     def _end(self, waiting: Waiting, places: Sequence[int], error: RequestError) -> None:
         """End the request, or those of the rows at these places, with an error."""
         self.requests -= len(places) if waiting.each else not waiting.refused
-        waiting.refused = True
+        waiting.refused = (*waiting.refused, *places)
         waiting.fail(error, places)
 
 

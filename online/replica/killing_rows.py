@@ -74,7 +74,12 @@ class Claims:
                 careful = before >= ADOPTERS
             self._row_by_row[partition] = careful
             if careful:
-                log.warning("partition %d: %d learners before; row by row", partition, before)
+                log.warning(
+                    "partition %d: %d processes ended before they had learned all of its rows; "
+                    "they are learned one by one now, to find one that ends them",
+                    partition,
+                    before,
+                )
         if not self._row_by_row[partition]:
             return None
         self._begun = row

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import msgspec
 
@@ -53,7 +54,8 @@ class Waiting:
 
     ``joins``: a row is one side of a stored join.  ``trace``: of the request, if it is traced.
     ``each``: the rows are of as many requests, and these are who waits for each of them; nobody
-    waits for ``done`` then.  ``refused``: rows of the request were not written, so it has ended.
+    waits for ``done`` then.  ``refused``: places of rows that were not written; a lone request has
+    ended with the first.
     """
 
     rows: tuple[NewRow, ...]
@@ -67,7 +69,7 @@ class Waiting:
     trace: Trace | None = None
     each: Sequence[asyncio.Future[Recorded | None]] = ()
     late: asyncio.TimerHandle | None = None
-    refused: bool = False
+    refused: tuple[int, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -119,3 +121,21 @@ class Written:
     def decided(self) -> bool:
         """Whether an operator has."""
         return self.waiting is not None and self.waiting.decided
+
+
+class _Asked(Protocol):
+    @property
+    def waiting(self) -> Waiting | None: ...
+
+
+def middle(events: Sequence[_Asked]) -> int | None:
+    """Where events can be parted so that no request's are: about in the middle.
+
+    None: all of them are of one request.
+    """
+    apart = [
+        i
+        for i, (before, event) in enumerate(pairwise(events), start=1)
+        if (waiting := event.waiting) is None or waiting.each or waiting is not before.waiting
+    ]
+    return apart[len(apart) // 2] if apart else None

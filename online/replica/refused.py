@@ -10,6 +10,13 @@ from replay.errors import JournalFull, JournalHeld, ReplayError
 _AGAIN: Final = "Send it again after Retry-After; nothing was recorded"
 
 
+class Unjudged(ReplayError):
+    """The rows can't be written, since judging them has failed.  Definite: nothing was begun."""
+
+    reason: str
+    text = "what judges feedback has failed at it: {reason}"
+
+
 def stopping() -> RequestError:
     """Say that this replica takes no more."""
     return RequestError(503, "stopping", "this replica is stopping", None, "Send it again", 1)
@@ -41,6 +48,9 @@ def refusal_of(error: ReplayError, *, in_part: bool) -> RequestError:
         return RequestError(503, "journal_unavailable", str(error), None, hint, 1)
     if isinstance(error, JournalHeld):
         return journal_held(str(error))
+    if isinstance(error, Unjudged):
+        hint = "Nothing was recorded. It is a bug: the service's log has it"
+        return RequestError(503, "unjudged", str(error), None, hint)
     full = isinstance(error, JournalFull)
     hint = "Nothing was recorded. Free disk space" if full else "Nothing was recorded"
     code = "journal_full" if full else "journal_refused"

@@ -211,13 +211,14 @@ class ModelReplica:
     @property
     def version(self) -> str:
         """``epoch.count`` of the values that the local model stands on."""
-        return f"{self.learner.version[0]}.{self.learner.version[1]}"
+        return "{}.{}".format(*self.learner.shown)
 
     @property
     def incidents(self) -> list[str]:
         """Everything that an operator has to look at, each thing once."""
         unwritten, damaged = self.writer.answers.incident, self._follower.incident
-        found = [self.exchange.refused, unwritten, damaged, self._unexpected]
+        surprises = [self.writer.unjudged, self._unexpected]
+        found = [self.exchange.refused, unwritten, damaged, *surprises]
         return list(dict.fromkeys(filter(None, [*found, *self._reactions.incidents])))
 
     @property
@@ -245,7 +246,7 @@ class ModelReplica:
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
         gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
-        gauges |= {"served_events": self.served, "served_epoch": self.learner.version[0]}
+        gauges |= {"served_events": self.served, "served_epoch": self.learner.shown[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights

@@ -6,35 +6,32 @@ that goes away changes nothing: learning follows what was committed.
 
 Predictions that a stored join needs are written behind, in the same commits, before the feedback
 that waits: a label finds its prediction if both are here and fit.  Nobody waits for them; beyond
-their bound they are dropped and counted.  What a half meets in the store is decided about and
-written in a second step of the same commit (:mod:`online.rows.joins`).
+their bound they are dropped and counted (:mod:`online.replica.joining`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
-from itertools import accumulate, islice
 
 import msgspec
 
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Corrections
-from online.replica.filtered import filtered
-from online.replica.joined_names import within_room
+from online.replica.filtered import Filtered
+from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Waiting, Written, waiting_for
+from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
 from online.replica.queue import Queue
-from online.replica.refused import stopping
+from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
 from online.replica.targets import Targets
 from online.replica.written_behind import Behind
-from online.rows.joins import ROUNDS_MAX, Whole, entry_of, fate
+from online.rows.joins import Whole
 from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
-from replay.errors import JournalHeld, JournalUnavailable, ReplayError
+from replay.errors import JournalHeld, ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome, Row, Verdict
 
@@ -55,14 +52,16 @@ class Writer:
         to_learn: The last row of the partition that is not frozen.
         writing, committing: Whether a commit is under way, and one of rows that are not frozen.
         judged_by: Newest control row that was known when these were judged.
+        unjudged: Why rows could not be judged, if that has ever happened.
     """
 
     def __init__(self, shared: Shared, filters: Filtering | None) -> None:
         self.stopping = self.writing = self.committing = False
+        self.unjudged: str | None = None
         self.committed: deque[Row] = deque()
         self.decoded: dict[int, Example] = {}
         self.to_learn, self.judged_by, self._targets = 0, 0, Targets(shared)
-        self._shared, self._filters, self._limits = shared, filters, shared.limits
+        self._shared, self._filters, self._limits = shared, Filtered(filters), shared.limits
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         most = shared.limits.joins_queue_max
@@ -70,6 +69,7 @@ class Writer:
         self._at, self._wake = Partition(shared, self._move_on), asyncio.Event()
         self.answers = Answers(shared, self._at)
         self._corrections = Corrections(shared, self.answers, self._write)
+        self._joins = Joining(shared, self.answers, self._write, self._refuse)
         self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._traces: list[Trace] = []
 
@@ -183,15 +183,20 @@ class Writer:
         self._traces = [waiting.trace for waiting in batch if waiting.trace is not None]
         self._step("wait")
         try:
-            if halves or any(waiting.joins for waiting in batch):
-                await self._write_joins(halves, batch)
-            else:
-                await self._write_whole(batch)
-            await self._corrections.give()
-        finally:
-            self.writing = self.committing = False
-            self._queue.written(batch)
-        await self.answers.after_commit()
+            try:
+                if halves or any(waiting.joins for waiting in batch):
+                    await self._joins.write(halves, batch)
+                else:
+                    await self._write_whole(batch)
+                await self._corrections.give()
+            finally:
+                self.writing = self.committing = False
+                self._queue.written(batch)
+            await self.answers.after_commit()
+        except Exception:  # nobody waits in vain for what was not expected, and the next goes on
+            self.answers.abandon(batch)
+            self._wake.set()
+            raise
 
     def _step(self, name: str) -> None:
         """A step of the commit under way has ended, for those of its requests that are traced."""
@@ -207,14 +212,20 @@ class Writer:
             judged, given = self._control.judged, zip(rows, events, strict=True)
             rows = [row if event.waiting.decided else judged(row) for row, event in given]
         most = self._store.journal.batch_rows_max
-        for start in range(0, len(events), most):
-            stop = start + most
+        steps = deque((i, min(i + most, len(events))) for i in range(0, len(events), most))
+        while steps:
+            start, stop = steps.popleft()
             known = examples[start:stop]
             try:
                 written, outcomes = await self._write(rows[start:stop], known)
+            except Unjudged as error:
+                if (at := middle(events[start:stop])) is None:
+                    self._refuse_rows(events[start:stop], error)
+                else:  # whose it is, he alone is refused
+                    steps.extendleft([(start + at, stop), (start, start + at)])
+                continue
             except ReplayError as error:
-                left = [(e.waiting, e.i) for e in events[start:]]
-                self._refuse([Written(Whole(w.rows[i]), w, i) for w, i in left], error)
+                self._refuse_rows(events[start:], error)
                 return
             # Without a pause: whoever learns a new row finds who waits for it.
             for event, row, example, outcome in zip(
@@ -223,36 +234,6 @@ class Writer:
                 stands = self.answers.note_written(event, outcome)
                 if example is not None and stands is not None and stands.payload == row.payload:
                     self.decoded[stands.offset] = example
-
-    async def _write_joins(self, halves: list[NewRow], batch: list[Waiting]) -> None:
-        """The same for rows among which are sides of stored joins: each may take several steps."""
-        since = self._shared.clocks.now_s() - self._shared.settings.token_lifetime
-        most = self._limits.waiting_labels_max
-        events = [Written(entry_of(half, most, since), half=half) for half in halves]
-        for waiting in batch:
-            entries = (entry_of(row, most, since) for row in waiting.rows)
-            events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
-        for _ in range(ROUNDS_MAX):
-            if not events:
-                return
-            sizes = list(accumulate(len(event.entry.rows) for event in events))
-            fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
-            some, later = events[:fit], events[fit:]
-            judged, shared = self._control.judged, self._shared
-            rows = [row if e.decided else judged(row) for e in some for row in e.entry.rows]
-            rows = [within_room(row, shared) for row in rows]
-            try:
-                outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
-            except ReplayError as error:
-                self._refuse(events, error)
-                return
-            left: list[Written] = []
-            for event in some:
-                # Without a pause: whoever learns a new row finds who waits for it.
-                found = list(islice(outcomes, len(event.entry.rows)))
-                left += self._settle(event, found)
-            events = left + later
-        self._refuse(events, JournalUnavailable("other replicas were faster each time"))
 
     async def _write(
         self, rows: list[NewRow], examples: list[Example | None]
@@ -266,43 +247,22 @@ class Writer:
             rows = [msgspec.structs.replace(row, verdict=Verdict.FROZEN) for row in rows]
         else:
             self.committing = True
-            if self._filters is not None:
-                rows = await filtered(self._filters, rows, examples)
-                self._step("judge")
+            rows = await self._filters.judge(rows, examples)
+            self._step("judge")
         try:
             appended = await self._at.append(rows)
-        except ReplayError:
-            if self._filters is not None:
-                self._filters.dropped()
+        except Exception:
+            self._filters.dropped()
             raise
         self._step("commit")
         self.answers.incident = None
-        if self._filters is not None:
-            self._filters.committed(rows, appended.outcomes)
         fresh = [outcome.row for outcome in appended.outcomes if outcome.new and outcome.row]
         self._take(fresh)
+        self._filters.committed(rows, appended.outcomes)
         self._shared.wake.set()
         if self._at.new_server:  # do not wait to meet it
             self._shared.pace.now.set()
         return rows, appended.outcomes
-
-    def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
-        """Return what has to be appended next after these outcomes of the event's rows."""
-        entry, waiting = event.entry, event.waiting
-        try:
-            entry.take(outcomes)
-        except ReplayError as error:  # a half that nobody can read
-            self._refuse([event], error)
-            return []
-        if (outcome := entry.outcome) is None:
-            return [event]
-        if event.half is not None:
-            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
-        if waiting is not None:
-            if (row := outcome.row) is not None:
-                waiting.keys[event.i] = row.key
-            self.answers.note_written(Waiter(waiting, event.i), outcome)
-        return [Written(after) for after in entry.after]
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
@@ -312,8 +272,14 @@ class Writer:
         if self._followed is None:
             self.committed.extend(self.answers.expect(rows))
 
+    def _refuse_rows(self, events: Sequence[Waiter], error: ReplayError) -> None:
+        self._refuse([Written(Whole(e.waiting.rows[e.i]), e.waiting, e.i) for e in events], error)
+
     def _refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """Nothing more is written of the events; of a request's others something may have been."""
+        if isinstance(error, Unjudged):
+            self._counts["internal_errors"] += 1
+            self.unjudged = str(error)
         behind = [event.half for event in events if event.half is not None]
         if isinstance(error, JournalHeld):  # the next commit takes them
             self._halves.put_back(behind)
@@ -327,8 +293,7 @@ class Writer:
         self.committed.clear()
         self.decoded.clear()
         self._learner.abandon(self.partition)
-        if self._filters is not None:
-            self._filters.reputations.leave(self.partition)
+        self._filters.leave(self.partition)
         await self._at.open()
         self.to_learn = 0
         await self.answers.leave_to_adopter(waiters)

@@ -20,6 +20,7 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import snapshots_path
+from online.settings.sharded import check_whole
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.chain import read_whole
 from paramserver.snapshots.history import SnapshotHistory
@@ -38,6 +39,7 @@ def scored(
 
     Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """
+    check_whole(model, "re-scoring tables")
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
     place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)

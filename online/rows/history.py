@@ -242,6 +242,13 @@ class Decisions:
         """Whether a rewrite took the row out, at any time."""
         return any(taken.has(row.partition, row.offset) for _, taken in self.taken)
 
+    def forgotten(self, row: Row) -> bool:
+        """Whether a forget took the row out: whoever answered until then had learned it."""
+        seqs = {c.seq for c in self.rewrites if c.kind == rewrites.FORGET}
+        return bool(seqs) and any(
+            seq in seqs and taken.has(row.partition, row.offset) for seq, taken in self.taken
+        )
+
     def from_first(self, event: Origin) -> list[int]:
         """Decisions from the first that can have taken the event out, or kept it back."""
         if (decided := self.decided.get(event.key)) is not None:

@@ -17,6 +17,7 @@ from online.errors import RequestError, invalid
 from online.settings.model import Feature, FeatureType, ModelSettings
 from online.tables.columns import Kind
 from online.tables.layout import Column
+from refusals import meant
 from replay.example import Features
 from replay.plain import plain
 
@@ -118,9 +119,8 @@ class Schema:
         return invalid(f"{field}.{name}", f"it is required, and {how}", hint)
 
     def _meant(self, name: str) -> str:
-        near = difflib.get_close_matches(name, self._takes, n=1)
-        if near:
-            return f"Did you mean `{near[0]}`?"
+        if near := meant(name, self._takes):
+            return near
         shown, more = list(self._takes)[:_SHOWN], len(self._takes) - _SHOWN
         return f"Declared: {', '.join(shown)}" + (f" and {more} more" if more > 0 else "")
 

@@ -42,6 +42,8 @@ from online.settings.tokens import ROLES
 from online.trust.trigger_watch import Looked
 from online.watch.on_rise import Relearn
 from paramserver.client import Client
+from paramserver.sharded_client import sharded
+from paramserver.shards import shard_name
 from replay.journal.base import Journal
 
 if TYPE_CHECKING:
@@ -135,11 +137,14 @@ class Assembly:
         """The model's part of this process, which has not begun."""
         name, around, limits = model.name, self._around, settings.limits
         rule = merge_rule(model, loaded.model)
-        client = around.server(name, loaded.spec_hash)
+        client = sharded(
+            name,
+            [around.server(shard_name(name, s), loaded.spec_hash) for s in range(model.shards)],
+        )
         journal = self._open_one()
         replica = model_replica(
             model, settings, loaded, journal, around.replica, client,
-            peers=around.peers(name),
+            peers=around.peers(name) if model.shards == 1 else None,
             relearn=around.relearn(settings, name),
             search=around.search(settings, name),
             crossing=None if self._tracing is None else self._tracing.crossing(),

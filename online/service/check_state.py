@@ -27,6 +27,7 @@ from online.service.patience import Patience
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
+from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
 from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
@@ -73,6 +74,12 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
+    """Rows that the lineage was begun without, the last time that it was begun."""
+    begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+    return dict(begun[-1].clock) if begun else {}
+
+
 class Models:
     """The models of the settings against the journal and snapshots of the state folder."""
 
@@ -104,9 +111,19 @@ class Models:
         """
         out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
+            missing = acceptance.without_a_trace(journal)
+            for model in self._settings.models:
+                self._check_loss(journal, model, out[model.name], accept=accept_loss)
+            if missing is not None and not accept_loss:
+                raise StartRefused(
+                    missing,
+                    "Put the journal's newest copy back, with its log; or go on without what no "
+                    "snapshot has of them, of whatever model: online serve --accept-loss",
+                )
+            if missing is not None:
+                self._progress(f"{missing}; what no snapshot has of them is gone")
             for model in self._settings.models:
                 loaded = out[model.name]
-                self._check_loss(journal, model, loaded, accept=accept_loss)
                 if relearn and not accept_loss:
                     self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
@@ -126,6 +143,7 @@ class Models:
             for spec, history in histories.items():
                 shortfall.check(journal, history, model.name, spec)
             return
+        check_whole(model, "going on without lost events")
         for note in acceptance.accept(journal, model.name, histories, time.time()):
             self._progress(
                 f"model {model.name}: goes on from {note.snapshot} (of {note.base}), without "
@@ -180,6 +198,7 @@ class Models:
         controls = journal.controls(name, 0)
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
+            check_whole(next(m for m in self._settings.models if m.name == name), "beginning anew")
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
@@ -202,8 +221,9 @@ class Models:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "
                 f"{self._settings.state_dir} was learned",
-                f"Start with --relearn to learn the {rows:,} events of the journal again, with "
-                "--fresh to begin without them, or put the old model back",
+                f"Start with --relearn (in Python: relearn=True) to learn the {rows:,} events of "
+                "the journal again, with --fresh (fresh=True) to begin without them, or put the "
+                "old model back",
             )
         if rows and relearn and not fresh:
             self._progress(f"model {name}: learning {rows:,} events of the journal again")
@@ -250,7 +270,7 @@ class Models:
         rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
             values = _base(history, name, base).values
-            skipped = self._skipped(controls, loaded.spec_hash)
+            skipped = _skipped(controls, loaded.spec_hash)
             skipped |= {p: n for p, n in gone.items() if p not in base.clock}
             closed, position = frozenset(base.closed), base.position
             clock = {**gone, **{p: max(n, gone.get(p, 0)) for p, n in base.clock.items()}}
@@ -283,12 +303,6 @@ class Models:
             self._progress(
                 f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
             )
-
-    @staticmethod
-    def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
-        """Rows that the lineage was begun without, the last time that it was begun."""
-        begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
-        return dict(begun[-1].clock) if begun else {}
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""

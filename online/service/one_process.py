@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError as TooLate
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -32,7 +33,7 @@ from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
 from online.service.assembly import Around, Assembly, nobody
 from online.service.check_state import Models
-from online.service.parameter_servers import settings_of
+from online.service.parameter_servers import settings_of, shard_of
 from online.service.patience import Patience
 from online.settings import config
 from online.settings import file_modes as modes
@@ -49,6 +50,7 @@ from online.settings.purposes import TaskName
 from paramserver.errors import ParamServerError
 from paramserver.in_process import InProcess, InProcessClient
 from paramserver.lineage import Lineage
+from paramserver.shards import shard_name
 from replay.errors import ReplayError
 
 log = logging.getLogger("online.service.one_process")
@@ -198,16 +200,24 @@ class OneProcess:
             lineage = Lineage(
                 model.name, one.spec_hash, one.spec_text, merge_rule(model, one.model)
             )
-            self._servers[model.name] = InProcess(
-                server_name(model.name, one.spec_hash),
-                lineage,
-                journal_opener(settings),
-                snapshots_path(settings),
-                dataclasses.replace(settings_of(model, settings), umask=None),
-                self._gone,
-            )
-            self._servers[model.name].start()
-        learners = {model.name: model.learner for model in settings.models}
+            names = [shard_name(model.name, shard) for shard in range(model.shards)]
+            for shard, name in enumerate(names):
+                self._servers[name] = InProcess(
+                    server_name(name, one.spec_hash),
+                    lineage,
+                    journal_opener(settings),
+                    snapshots_path(settings),
+                    dataclasses.replace(settings_of(model, settings), umask=None),
+                    self._gone,
+                    shard_of(shard, partial(self._ask_shard, names), model.shards),
+                )
+            for name in names:
+                self._servers[name].start()
+        learners = {
+            shard_name(model.name, shard): model.learner
+            for model in settings.models
+            for shard in range(model.shards)
+        }
         for name, server in self._servers.items():
             status = server.status()
             while status["state"] != "serving":
@@ -224,6 +234,9 @@ class OneProcess:
             if status["refused"]:
                 text += f", after refusing {status['refused']}"
             self._progress(text)
+
+    def _ask_shard(self, names: Sequence[str], shard: int, method: str, *args: object) -> Any:
+        return self._servers[names[shard]].shared(method, *args)
 
     def _gone(self, partitions: Sequence[Any]) -> list[int]:
         """Partitions of services that do not run any more: of those in this process, all others."""
@@ -284,12 +297,16 @@ class OneProcess:
         except ReplayError as error:
             log.warning("journal: %s", error)
             return
+        said: str | None = None
         with contextlib.closing(journal):
             while not self._stopping.wait(_TEND_S):
                 try:
                     journal.checkpoint()
+                    said = None
                 except ReplayError as error:
-                    log.warning("journal: %s", error)
+                    if str(error) != said:
+                        log.warning("journal: %s", error)
+                    said = str(error)
 
     # -- stop --------------------------------------------------------------------------------
 
@@ -362,7 +379,7 @@ def settings_for(
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(
             "task",
-            f"{what} may be for several",
+            f"{what} does not say which it is for",
             "Give task: binary, multiclass or regression (or choose, or anomaly)",
         )
     learner = model if isinstance(model, str) else handed_over.hand_over(name, model)

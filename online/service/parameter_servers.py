@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from online import processes
@@ -16,10 +17,18 @@ from online.models.load import Loaded
 from online.service.patience import Patience
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from online.settings.places import journal_opener, retention_of, server_name, snapshots_path
+from online.settings.places import (
+    journal_opener,
+    retention_of,
+    server_name,
+    server_names,
+    snapshots_path,
+)
 from paramserver.actor import ServerSettings
 from paramserver.admission import TableBounds
 from paramserver.lineage import Lineage
+from paramserver.shards import shard_name
+from paramserver.sharing import Shard
 
 log = logging.getLogger("online.cluster")
 
@@ -61,7 +70,7 @@ def begin(
     only: Collection[str] | None = None,
 ) -> list[Begun]:
     """Let the server of each model start, all of them side by side; ``only``: of these models."""
-    from paramserver.ray_client import start_or_get
+    from paramserver.ray_client import ask_actor, start_or_get
 
     begun = []
     for model in settings.models:
@@ -70,16 +79,28 @@ def begin(
         one = loaded[model.name]
         rule = merge_rule(model, one.model)
         progress(f"starting the parameter server of {model.name} (merge: {rule})")
-        handle = start_or_get(
-            server_name(model.name, one.spec_hash),
-            Lineage(model.name, one.spec_hash, one.spec_text, rule),
-            journal_opener(settings),
-            snapshots_path(settings),
-            settings_of(model, settings),
-            processes.gone,
-        )
-        begun.append(Begun(model.name, handle))
+        names = server_names(model.name, one.spec_hash, model.shards)
+        for shard, name in enumerate(names):
+            handle = start_or_get(
+                name,
+                Lineage(model.name, one.spec_hash, one.spec_text, rule),
+                journal_opener(settings),
+                snapshots_path(settings),
+                settings_of(model, settings),
+                processes.gone,
+                shard=shard_of(shard, partial(ask_actor, names), model.shards),
+            )
+            begun.append(Begun(model.name, handle))
     return begun
+
+
+def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
+    """The specs of all servers by what is in their names, where models have several."""
+    return {
+        shard_name(model.name, shard): specs[model.name]
+        for model in settings.models
+        for shard in range(model.shards)
+    }
 
 
 def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: Patience) -> None:
@@ -99,14 +120,19 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
         halves_keep_s=max(model.token_lifetime, model.label_wait),
         banned_max=settings.limits.banned_max,
         sources_max=settings.limits.sources_max,
-        tables=_bounds_of(settings),
+        tables=_bounds_of(settings, model.shards),
         umask=settings.umask,
     )
 
 
-def _bounds_of(settings: Settings) -> TableBounds | None:
+def shard_of(number: int, ask: Callable[..., Any], of: int) -> Shard | None:
+    """Which of several servers it is; None: the only one."""
+    return None if of == 1 else Shard(number, of, ask)
+
+
+def _bounds_of(settings: Settings, shards: int) -> TableBounds | None:
     most, sights = settings.limits.table_rows_max, settings.limits.table_sights
-    return None if most is None else TableBounds(most, sights)
+    return None if most is None else TableBounds(max(most // shards, 1), sights)
 
 
 def _wait_serving(

@@ -24,7 +24,7 @@ closed then."""
 @contextlib.contextmanager
 def fewest_processes() -> Iterator[None]:
     """While this lasts `ray.init` starts Ray's store of names and its raylet alone."""
-    from ray._private import services
+    from ray._private import services, utils
     from ray._private.node import Node
 
     start: Callable[..., Any] = services.start_ray_process
@@ -40,6 +40,7 @@ def fewest_processes() -> Iterator[None]:
         (Node, "start_api_server", nothing),
         (Node, "start_log_monitor", nothing),
         (services, "start_ray_process", start_ray_process),
+        (utils, "get_dashboard_dependency_error", ImportError),  # else it imports them to know
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in changed]
     for place, name, value in changed:

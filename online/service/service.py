@@ -449,7 +449,7 @@ class Service:
         logging.getLogger("ray").setLevel(logging.CRITICAL)  # what ends while others ask for it
         with quiet(self._settings.state_dir / "stop.log"):
             serve.shutdown()
-            specs = self._specs()
+            specs = parameter_servers.of_all(self._settings, self._specs())
             lines = parameter_servers.last_snapshots(specs)
             if self._settings.cluster != "local":  # there they would go on without us
                 parameter_servers.end(specs)

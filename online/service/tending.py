@@ -33,6 +33,7 @@ class Tending:
         self._standstill = None if bound_s is None else Standstill(bound_s)
         self._progress = progress
         self._held_by: str | None = None  # as was said
+        self._refused: str | None = None  # as well
         self.journal: Journal | None = None
 
     def once(self, settings: Settings, ports: Sequence[int] | None) -> None:
@@ -51,9 +52,11 @@ class Tending:
                 if (line := self._standstill.end(seen, time.monotonic())) is not None:
                     self._progress(line)
         except ReplayError as error:
-            log.warning("journal: %s", error)
+            if str(error) != self._refused:
+                log.warning("journal: %s", error)
+            self._refused = str(error)
         else:
-            self._held_by = None
+            self._held_by = self._refused = None
             if self._standstill is not None:
                 self._standstill.moved()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from evaluation.put_off import SERVE, PutOff, install
 
@@ -13,5 +13,15 @@ HOOK: Final = f"{__name__}.without_tables"
 
 
 def without_tables() -> None:
-    """Import Ray Serve without pandas, which it has for tables that no request of ours carries."""
+    """Import Ray and Serve without pandas and pyarrow, which they have for tables to send.
+
+    No message of ours carries one.  Whoever else imports them has them.
+    """
     install(PutOff(SERVE, absent=True))
+    from ray._private import arrow_serialization
+
+    arrow_serialization._register_custom_datasets_serializers = _nothing
+
+
+def _nothing(context: Any) -> None:
+    """Have Ray's pickles know no tables of pyarrow."""

@@ -14,6 +14,9 @@ that starts now would look old: then all waits anew.  While it stays ahead, othe
 no later than the newest row of other replicas that are alive, and what has passed since that was
 first seen.  A default may be late, and never comes before its time, as far as the clocks of the
 other hosts agree.
+
+What was stamped by a clock that was ahead would wait until then.  So a half from the future waits
+from when a look at all of them has first met it.
 """
 
 from __future__ import annotations
@@ -39,6 +42,10 @@ WHOLE_S: Final = 60.0
 OVERLAP_S: Final = 10.0
 """How far a look goes back behind the last one: halves are written after they are taken.  A clock
 that is set back by more is one that was ahead."""
+AHEAD_S: Final = 3600.0
+"""A stamp later than now by more is of a wrong clock, as trimming has it."""
+_MET_MAX: Final = 8192
+"""Halves from the future that wait at a time; the others have their turn when these are done."""
 SOURCE: Final = "default"
 """Who has sent a default of a prediction whose asker is not known."""
 _LOOK_S: Final = 1.0
@@ -83,6 +90,7 @@ class Defaults:
         self._latest = self._began_at
         self._seen = self._whole_at = self._told_at = -inf
         self._others: dict[int, tuple[float, float]] = {}
+        self._met: dict[bytes, float] = {}  # from the future: when (monotonic) it was first seen
 
     async def give(self) -> int:
         """Give each half its default that has waited long enough; how many.
@@ -97,26 +105,44 @@ class Defaults:
         if (passed_s := now_s - self._began_s) < wait_s:
             return 0
         at = min(self._began_at + passed_s, self._by_others(now_s))
-        if now_s >= self._whole_at:
+        if whole := now_s >= self._whole_at:
             self._seen, self._whole_at = -inf, now_s + WHOLE_S
-        given, after, store = 0, self._seen, self._replica.store
+        given, after = await self._give(self._seen, at - wait_s, at, lambda key: True)
+        self._seen = min(after, at - wait_s - OVERLAP_S)
+        if whole:
+            met, self._met = self._met, {}
+
+            def waited(key: bytes) -> bool:
+                if (since_s := met.get(key, now_s)) <= now_s - wait_s:
+                    return True
+                if len(self._met) < _MET_MAX:
+                    self._met[key] = since_s
+                return False
+
+            given += (await self._give(at + AHEAD_S, inf, at, waited))[0]
+        self._replica.counts[self._rule.counted] += given
+        return given
+
+    async def _give(
+        self, after: float, before: float, at: float, due: Callable[[bytes], bool]
+    ) -> tuple[int, float]:
+        """Give what was taken between these times and is due; how many, and the last one's time."""
+        given, store = 0, self._replica.store
         while True:
             page = await store.read(
-                store.journal.predicted, self._replica.settings.name, after, at - wait_s, PAGE
+                store.journal.predicted, self._replica.settings.name, after, before, PAGE
             )
             rows = []
             for i, (key, half) in enumerate(page.waiting):
                 if i % _TURN == _TURN - 1:
                     await asyncio.sleep(0)
-                if row := self._settled(key, half, at):
+                if due(key) and (row := self._settled(key, half, at)):
                     rows.append(row)
             if rows:
                 recorded = await self._replica.writer.record(rows)
                 given += sum(one.row is not None and not one.repeat for one in recorded)
             if page.upto is None:
-                self._seen = min(after, at - wait_s - OVERLAP_S)
-                self._replica.counts[self._rule.counted] += given
-                return given
+                return given, after
             after = page.upto
 
     async def _hear_others(self) -> None:

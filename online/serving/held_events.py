@@ -24,6 +24,9 @@ from replay.errors import ReplayError
 from replay.journal.base import Journal, Row
 
 ASK_TIMEOUT_S: Final = 2.0
+PUSH_S: Final = 5.0
+"""How long the server is waited for; an exchange takes some 60 ms."""
+_LOOK_S: Final = 0.05
 _ROW: Final = re.compile(r"[1-9][0-9]{0,17}:[1-9][0-9]{0,17}")
 
 
@@ -171,6 +174,10 @@ class HeldEvents:
         replica = self._replicas[model]
         rows = [row for event in events if (row := event.again(replica.now_s())) is not None]
         recorded = await replica.writer.record(rows, decided=True) if rows else []
+        if (
+            rows
+        ):  # else a rollback that is asked for now would leave them on top of what it restores
+            await pushed(replica)
         new = Counter(result.status for result in recorded if not result.repeat)
         new["learned"] += new.pop("clipped", 0)
         if new["frozen"]:  # frozen meanwhile: what was written says so, and is asked for again
@@ -233,3 +240,17 @@ def _evidence(row: Row) -> dict[str, Any]:
     if judged is None:
         return {}
     return {"reason": judged.reason, "score": judged.score, "evidence": judged.evidence}
+
+
+async def pushed(replica: ModelReplica) -> None:
+    """Wait until the server has the rows of this replica that are learned when this begins.
+
+    It is waited for at most :data:`PUSH_S` seconds.
+    """
+    learner, partition = replica.learner, replica.writer.partition
+    if (track := learner.tracks.get(partition)) is None or track.held:
+        return
+    last, looks = track.next - 1, int(PUSH_S / _LOOK_S)
+    while looks and partition in learner.tracks and learner.clock.get(partition, 0) < last:
+        looks -= 1
+        await asyncio.sleep(_LOOK_S)

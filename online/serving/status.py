@@ -25,7 +25,7 @@ from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
 from online.serving.converted import conversions
-from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents
+from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
 from online.serving.upgrading import upgrading
 from online.sure.calibration import Calibration
 from online.sure.slices import Slices
@@ -43,7 +43,6 @@ log = logging.getLogger("online.status")
 
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0
-_PUSH_S = 5.0  # an exchange takes some 60 ms
 _ACT_POLL_S = 0.05
 BEHIND_MAX = 2_000
 """Rows that a challenger may be behind when it is promoted: they are learned afterwards."""
@@ -246,22 +245,10 @@ class Cluster(HeldEvents):
     async def snapshot(self, model: str, *, pin: bool) -> dict[str, Any]:
         """Publish a snapshot of the model now, with what this replica has learned by now.
 
-        If the server does not take the rows within ``_PUSH_S``, the snapshot is of what it has.
+        If the server does not take the rows within ``PUSH_S``, the snapshot is of what it has.
         """
-        await self._pushed(self._replicas[model])
+        await pushed(self._replicas[model])
         return dict(await self._command(model, "snapshot", pin))
-
-    async def _pushed(self, replica: ModelReplica) -> None:
-        """Wait until the server has the rows of this replica that are learned when this begins."""
-        learner, partition = replica.learner, replica.writer.partition
-        deadline = self._monotonic_s() + _PUSH_S
-        if (track := learner.tracks.get(partition)) is None or track.held:
-            return
-        last = track.next - 1
-        while partition in learner.tracks and learner.clock.get(partition, 0) < last:
-            if self._monotonic_s() > deadline:
-                return
-            await asyncio.sleep(_ACT_POLL_S)
 
     async def pin(self, model: str, snapshot: str, *, on: bool) -> dict[str, Any]:
         """Keep a snapshot beyond the retention, or no longer."""
@@ -280,7 +267,7 @@ class Cluster(HeldEvents):
         It is done when the server says so; then this waits until the replicas answer from it.
         What this replica has learned by now is pushed first: it would be learned again otherwise.
         """
-        await self._pushed(self._replicas[model])
+        await pushed(self._replicas[model])
         answer = dict(await self._command(model, "rollback", snapshot))
         return {**await self._acted(model, answer["control"], None), **answer}
 

@@ -7,18 +7,16 @@ nearest known one.  ``ONLINE_HOST``, ``ONLINE_PORT``, ``ONLINE_REPLICAS``, ``ONL
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     Field,
     SecretStr,
     SerializationInfo,
@@ -35,10 +33,12 @@ from online.settings.glimpse import STATE_DIR, given_token
 from online.settings.glimpse import environment as environment
 from online.settings.model import ModelSettings
 from online.settings.origins import check_host, check_origin
-from online.settings.replicas import TAGS, Replicas
+from online.settings.replicas import Replicas
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.settings.tokens import ROLES, WEIGHT_MAX, Grant, entry_of
 from online.settings.tree import Tree
+from online.settings.wording import explained
+from refusals import meant
 
 log = logging.getLogger("online.config")
 
@@ -249,6 +249,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
         data = _read(path)
         data.setdefault("base_dir", str(path.resolve().parent))
     data.setdefault("models", [dict(DEFAULT_MODEL)])
+    _look_for_slips(environ)
     for name in ENVIRONMENT:
         if (value := environ.get(f"ONLINE_{name.upper()}")) is not None:
             data[name] = value
@@ -258,7 +259,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
-        raise _explain(error) from None
+        raise explained(error, Settings) from None
     if settings.cluster == EMBEDDED and "replicas" not in data:
         settings = settings.model_copy(update={"replicas": 1})
     settings = settings.model_copy(update={"tokens": _read_tokens(settings)})
@@ -269,6 +270,16 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
         resolved["snapshot_dir"] = str(Path(settings.snapshot_dir).resolve())
     return settings.model_copy(update=resolved)
+
+
+def _look_for_slips(environ: Mapping[str, str]) -> None:
+    """Warn of names in the environment that look like one of ours, and that nobody reads."""
+    known = {name.upper() for name in (*ENVIRONMENT, "token", "data_dir")}
+    for name in environ:
+        said = name.removeprefix("ONLINE_")
+        if said not in (name, *known) and (near := meant(said, known)):
+            near = near.replace("`", "`ONLINE_", 1)
+            log.warning("%s of the environment is not read. %s", name, near)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -332,60 +343,6 @@ def read_token_file(path: Path, field: str) -> list[str]:
     if not tokens:
         raise ConfigError(field, f"{path} holds no token", "Write one token a line")
     return tokens
-
-
-_PLAIN: Mapping[str, str] = {
-    "missing": "it is required",
-    "tuple_type": "a list is needed: a line each that begins with `-`",
-    "list_type": "a list is needed: a line each that begins with `-`",
-    "dict_type": "a mapping is needed: lines of `name: value`",
-    "model_type": "a mapping is needed: lines of `name: value`",
-    "model_attributes_type": "a mapping is needed: lines of `name: value`",
-    "string_type": "text is needed",
-    "int_type": "a whole number is needed",
-    "int_parsing": "a whole number is needed",
-    "int_from_float": "a whole number is needed",
-    "float_type": "a number is needed",
-    "float_parsing": "a number is needed",
-    "bool_type": "true or false is needed",
-    "bool_parsing": "true or false is needed",
-}
-"""What pydantic's kinds of error are in the words of somebody who writes YAML."""
-
-
-def _explain(error: ValidationError) -> ConfigError:
-    errors = error.errors()
-    first = errors[0]
-    if first["type"] == "missing":  # perhaps it is there, and misspelt
-        first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
-    loc = tuple(part for part in first["loc"] if part not in TAGS)
-    field = ".".join(str(part) for part in loc)
-    if first["type"] == "extra_forbidden":
-        known = _fields(loc[:-1])
-        near = difflib.get_close_matches(str(loc[-1]), known, n=1)
-        remedy = f"Did you mean `{near[0]}`?" if near else f"Known here: {', '.join(known)}"
-        return ConfigError(field, "unknown setting", remedy)
-    secret = first["type"] == "missing" or first["loc"][0] in ("tokens", "alerts")
-    value = "" if secret else f", got {hidden(repr(first['input']))}"
-    said = _PLAIN.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    return ConfigError(field, f"{said}{value}", "`online config show` prints every default")
-
-
-def _fields(loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings at a place of the tree."""
-    node: Any = Settings
-    for part in loc:
-        if isinstance(part, int):  # the place in a list
-            continue
-        if isinstance(node, type) and issubclass(node, BaseModel):
-            annotation = node.model_fields[str(part)].annotation
-            kinds = (annotation, *get_args(annotation))
-            trees = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
-            maps = (k for k in kinds if get_origin(k) is dict)
-            node = next(trees, None) or next(maps, node)
-        elif get_origin(node) is dict:  # a name that whoever writes the file has given
-            node = get_args(node)[1]
-    return list(getattr(node, "model_fields", ()))
 
 
 def _check(settings: Settings) -> None:

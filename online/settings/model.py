@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,7 @@ from online.settings.anomaly import Anomaly
 from online.settings.choose import Choose
 from online.settings.entity import Keys, check_entity
 from online.settings.purposes import PURPOSES, Purpose
+from online.settings.sharded import check_shards
 from online.settings.tree import Seconds, Tree
 from replay.plain import is_plain, plain
 
@@ -252,12 +253,13 @@ class Feature(Tree):
         return self
 
 
+NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+
 class ModelSettings(Tree):
     """The settings of one model that is served."""
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="name in addresses and metrics"
-    )
+    name: str = Field(pattern=NAME, description="name in addresses and metrics")
     task: Literal["binary", "multiclass", "regression"] = Field(
         description="two labels, several, or a number; `choose`: among actions, by the reward that "
         "is expected of each (read as `regression` with `choose`); `anomaly`: is a row unlike the "
@@ -321,6 +323,12 @@ class ModelSettings(Tree):
         "inline",
         description="background: feedback is answered 202 queued when it is durable, and learned "
         "by a process of its own, so that a slow model delays no prediction",
+    )
+    shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="parameter servers; each holds a part of the keys of its tables",
     )
     dedupe_window: Seconds = Field(7 * 86_400, description="how long a repeat is known by its id")
     label_wait: Seconds = Field(60, description="how long a label waits for its prediction")
@@ -459,6 +467,11 @@ class ModelSettings(Tree):
         known = self.features or self.slices
         if odd := [x for x in self.slices if x not in known or not x or not is_plain(x)]:
             raise ValueError(f"slices: {plain(odd[0])!r} is no name, or not one of `features`")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_hold_parts(self) -> ModelSettings:
+        check_shards(self)
         return self
 
     def made_of(self) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from online.settings.addresses import hidden
 from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
+from paramserver.shards import shard_name
 from paramserver.snapshots.store import Retention
-from replay.errors import JournalNotDurable, ReplayError
+from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
@@ -22,6 +23,11 @@ from replay.journal.sqlite import SqliteJournal
 def server_name(model: str, spec: str) -> str:
     """Name of the parameter server actor of one lineage: two may live while one is promoted."""
     return f"ParameterServer:{model}:{spec[:16]}"
+
+
+def server_names(model: str, spec: str, shards: int) -> tuple[str, ...]:
+    """Names of the parameter servers of a lineage, one or several."""
+    return tuple(server_name(shard_name(model, shard), spec) for shard in range(shards))
 
 
 def challenger_name(model: str) -> str:
@@ -106,6 +112,8 @@ def open_journal(settings: Settings) -> Journal:
             "journal_accept_loss: true takes one that fails over; nothing else is let pass"
         )
         raise StartRefused(str(error), remedy) from None
+    except JournalDamaged as error:
+        raise StartRefused(str(error), "Look at the disk and the memory of the machine") from None
     except ReplayError as error:
         where = hidden(settings.journal)
         what = getattr(error, "reason", error)

@@ -75,7 +75,7 @@ def open_table(path: Path) -> Table:
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise _unreadable(path, error) from error
     if len(head) < 2:
-        raise InputRefused(str(path), f"it has {len(head)} lines", "Give a file with rows")
+        raise InputRefused(str(path), "it has no rows", "Give a file with a header and rows")
     delimiter = _delimiter(head)
     cells = list(csv.reader(head, delimiter=delimiter, **_quotes(delimiter)))
     header = _is_header(cells[0], cells[1:])

@@ -17,8 +17,10 @@ nothing.
 Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
 judged together, and not condemned: while they surprise more than the established ones do, what
 surprises of them weighs so little that it is a twentieth of what the established send.
-Where labels are numbers there are evidence and floods alone: where a level has moved, each row that
-weighs less is learned late.  What one sends in a row, nobody else between, is of one moment: the
+Where labels are numbers there are evidence and floods alone, for where a level has moved each row
+that weighs less is learned late; but an error beyond what nine of ten are is learned as that: of
+lies seven hundred times as large as the usual error the first turned the model, and then all
+surprised.  What one sends in a row, nobody else between, is of one moment: the
 second and those after it say a fourth as much, as lies come in large bodies too (to the test on
 unlikely labels the n-th an n²-th); and what is far off says no more than a surprise.
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
@@ -50,10 +52,16 @@ _FAR_HOSTILE: Final = 0.5
 _HEARD: Final = 0.3
 """Weight of what is far off in a rush of it: the sources are known before it is believed."""
 
+_LARGEST: Final = 1.0
+"""Errors of what nine of ten labels that are numbers are not above, which one event may teach."""
+
 ABOUT: Final = "surprise about "
 """Name of a test of what is about one label, which follows."""
 
 _REASON: Final = "surprise: one of many labels at once that are far from what was expected"
+_LARGE_REASON: Final = (
+    "surprise: an error larger than the usual ones is learned as the largest of them"
+)
 
 
 class Surprise(Filter):
@@ -96,7 +104,7 @@ class Surprise(Filter):
         self._lately = _Lately()
         self.arrivals = Arrivals()
         self.voices = Voices()
-        self._new = _New()
+        self._new = Newcomers()
         self.bounds: dict[str | None, Null] = {}
         self.again = 0.0
         self._fresh = 1.0  # how much of an event is new, after the one before
@@ -128,6 +136,8 @@ class Surprise(Filter):
             weight, reason = allowed, _OFTEN_REASON
             if new and hit:
                 weight, reason = self._new.weight(rate), _NEW_REASON
+            if self.losses.numbers and (most := _LARGEST * bounds.high) < weight * event.loss:
+                weight, reason = most / event.loss, _LARGE_REASON
         if far:
             far_rate, rush = self.voices.far(event.source)
             least = math.log(rate / hostile)
@@ -226,8 +236,8 @@ _OFTEN_REASON: Final = "surprise: the source often says what others that send no
 _NEW_REASON: Final = "surprise: new sources together say what established ones do not"
 
 
-class _New:
-    """The sources that are not established, as one."""
+class Newcomers:
+    """The sources that are not established, as one: how often they say what is a *hit*."""
 
     def __init__(self) -> None:
         self._rate = 0.0
@@ -235,14 +245,14 @@ class _New:
         self._established = 0.0  # events of the others, lately
 
     def count(self, *, new: bool, hit: bool) -> None:
-        """Count one event, of a ``new`` source or not, that was a surprise (``hit``) or not."""
+        """Count one event, of a ``new`` source or not, that was a ``hit`` or not."""
         self._surprises = self._surprises * _FADE + (new and hit)
         self._established = self._established * _FADE + (not new)
         if new:
             self._rate += (hit - self._rate) / _NEW_LATELY
 
     def weight(self, rate: float) -> float:
-        """Weight of what surprises, if established sources surprise at most at this rate."""
+        """Weight of a hit of theirs, if established sources have hits at most at this rate."""
         if self._rate <= rate:
             return 1.0
         return min(_NEW_SHARE * self._established / (self._surprises + 1.0), 1.0)

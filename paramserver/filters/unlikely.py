@@ -15,7 +15,8 @@ to lie for long.  Events of one source are compared with how long ago its last o
 sources surprise together is over after some events, so only who sends at once says less.  And
 before there is evidence enough to set anybody aside, those in *doubt* (the same test, less careful)
 share an allowance: together they weigh a tenth of what the others send.  One unlucky source among
-many hardly uses it; liars of whom there are many have little of it each.
+many hardly uses it; liars of whom there are many have little of it each.  New sources are weighed
+together, as by the test on surprise: where lies seldom surprise, new names for ever were believed.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from paramserver.filters.base import (
     Source,
 )
 from paramserver.filters.losses import Null
-from paramserver.filters.surprise import Surprise
+from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.voices import Voices
 
 _MORE: Final = 0.1
@@ -59,6 +60,7 @@ _DEPTH: Final = 3.0
 _KNOWN: Final = 1024
 
 _REASON: Final = "unlikely: sources in doubt together say what others find unlikely"
+_NEW_REASON: Final = "unlikely: new sources together say what others find unlikely"
 
 
 class Unlikely(Filter):
@@ -79,6 +81,7 @@ class Unlikely(Filter):
         self.voices = Voices()
         self._doubts: dict[str, float] = {}  # nats, last judged at the end
         self._left = _DEPTH
+        self._new = Newcomers()
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
@@ -101,8 +104,9 @@ class Unlikely(Filter):
         evidence = fresh * _says(hit, rate)
         if not hit:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
-        if source.taken < EARNED:  # these are weighed together by the test on surprise
-            return Opinion(1.0, evidence, event.loss)
+        if source.taken < EARNED:
+            weight = self._new.weight(usual + _MORE) if hit else 1.0
+            return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = fresh * _says(hit, max(usual + _DOUBT_MORE, _DOUBT_RATE_MIN))
         doubt = min(self._doubts.get(event.source, 0.0) + doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or event.source in self.voices.flooding
@@ -138,6 +142,7 @@ class Unlikely(Filter):
     def _count(self, source: Source, *, hit: bool) -> None:
         if source.quarantined:
             return
+        self._new.count(new=source.taken < EARNED, hit=hit)
         if source.taken < EARNED:
             self.voices.pass_by(source.name)
         else:

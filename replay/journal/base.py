@@ -247,6 +247,15 @@ class Journal(Protocol):
     def batch_rows_max(self) -> int:
         """Most rows of one append."""
 
+    @property
+    def lost(self) -> int:
+        """Rows that were answered, as far as the store has a second note of it, and are gone."""
+        return 0
+
+    def accept_lost(self) -> None:
+        """Go on without them: :attr:`lost` is 0 from now on."""
+        return
+
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 

@@ -94,7 +94,7 @@ class SqliteJournal(Journal):
         self._bounds = bounds
         self._file = self._file_type(
             self._path,
-            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA),
+            Tables(sql.SCHEMA, sql.FORMAT, sql.UPGRADES, sql.PROVE_SCHEMA, sql.NEWEST_SEQ),
             synchronous=synchronous,
             wal_max=self._log_mb_max << 20,
             lock_wait_s=lock_wait_s,
@@ -109,6 +109,13 @@ class SqliteJournal(Journal):
     @property
     def batch_rows_max(self) -> int:
         return self._bounds.batch_rows
+
+    @property
+    def lost(self) -> int:
+        return self._file.lost()
+
+    def accept_lost(self) -> None:
+        self._file.accept()
 
     def checkpoint(self) -> int:
         """The step is as large as what was committed since the last one: call it often."""
@@ -147,15 +154,8 @@ class SqliteJournal(Journal):
             batch = Batch(db, partition, known, self._bounds.halves, epoch)
             outcomes = batch.write(rows)
             if batch.wrote:
-                self._check_room(db, free)
+                _check_room(free, self._disk_low_mb, self._file, db, self._size_max)
         return Appended(outcomes, batch.end, batch.epoch)
-
-    def _check_room(self, db: sqlite3.Connection, free_mb: float) -> None:
-        """Refuse what the transaction has written if the disk or the bound has no room for it."""
-        if free_mb < self._disk_low_mb:
-            raise JournalFull(free_mb, self._disk_low_mb)
-        if self._size_max is not None and (size := self._file.size(db)) > self._size_max:
-            raise SizeFull(size / _MB, self._size_max / _MB)
 
     def seal(self, partition: int) -> int:
         with self._file.write() as db:
@@ -356,6 +356,16 @@ def _free_mb(folder: Path) -> float:
     except OSError as error:
         raise JournalUnavailable(str(error)) from error
     return disk.f_bavail * disk.f_frsize / _MB
+
+
+def _check_room(
+    free_mb: float, low_mb: int, file: SqliteFile, db: sqlite3.Connection, most: int | None
+) -> None:
+    """Refuse what the transaction has written if the disk or the bound has no room for it."""
+    if free_mb < low_mb:
+        raise JournalFull(free_mb, low_mb)
+    if most is not None and (size := file.size(db)) > most:
+        raise SizeFull(size / _MB, most / _MB)
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:

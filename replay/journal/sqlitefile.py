@@ -15,6 +15,8 @@ Why each part is as it is:
 * No write goes into a file that is not in its place any more, since it was moved or removed by
   hand: what is in the log then goes into the database, and the caller is refused.  Nor is a log
   opened whose database is not there.
+* Nor into one that another program has changed where it lies: it is looked through first
+  (:mod:`replay.journal.sqlitemark`).
 * After an I/O error nothing is believed: a second sync may succeed without having written
   anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The file is
   reopened, the log is copied into the database and truncated, and the caller sends again.
@@ -27,7 +29,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,6 +46,7 @@ from replay.errors import (
 from replay.journal.checksum import checksum
 from replay.journal.filelock import FairLock, posix_holder
 from replay.journal.sqlitelog import broken
+from replay.journal.sqlitemark import Mark
 
 Synchronous = Literal["FULL", "OFF"]
 _Place = tuple[int, int]
@@ -72,19 +75,22 @@ class Tables:
         upgrades: Statements that make a file of a lower format, the key, one of the next format;
             all that a file needs are one transaction.
         prove: The statement that writes down what the tables are, after they were made or changed.
+        newest: A query for the greatest number of a row that was ever given.
     """
 
     schema: str
     format: int
     upgrades: Mapping[int, str]
     prove: str
+    newest: str
 
 
 class SqliteFile:
     """One file, one connection that writes and one that reads, each used by one thread at a time.
 
     Parameters:
-        path: ``<path>.lock``, ``.queue``, ``.elder``, ``-wal`` and ``-shm`` appear beside it.
+        path: ``<path>.lock``, ``.queue``, ``.elder``, ``.mark``, ``-wal`` and ``-shm`` appear
+            beside it.
         tables: They are made in a new file, and an older file is changed to have them.
         synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
             machine.
@@ -124,7 +130,7 @@ class SqliteFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             _check_log(path)
             _make(path)
-            self._lock = FairLock(path, lock_wait_s)
+            self._lock, self._mark = FairLock(path, lock_wait_s), Mark(path, tables.newest)
             with self._exclusive():
                 if (why := broken(Path(f"{path}-wal"))) is not None:
                     raise JournalDamaged(f"{path}-wal", why)
@@ -162,6 +168,7 @@ class SqliteFile:
 
     def _close_locks(self) -> None:
         if self._lock is not None:
+            self._mark.close()
             self._lock.close()
         self._lock = None
 
@@ -183,16 +190,17 @@ class SqliteFile:
     def _open(self) -> None:
         """Open both connections, make the tables if there are none, sync what lies in the log."""
         _check_log(self._path)
-        self._writer = self._connect()
-        try:
-            self._prepare(self._writer)
-            self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only = 1")
-            self._places = _places(self._path)
-        except (sqlite3.Error, OSError, JournalFormat):
-            self._writer.close()
-            raise
+        with self._mark.opening():
+            self._writer = self._connect()
+            try:
+                _prepare(self._writer, self._tables)
+                self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                self._reader = self._connect()
+                self._reader.execute("PRAGMA query_only = 1")
+                self._places = _places(self._path)
+            except (sqlite3.Error, OSError, JournalFormat):
+                self._writer.close()
+                raise
 
     def _check_places(self) -> None:
         """Refuse to write into files that nobody finds.  Raises JournalMoved (definite)."""
@@ -202,44 +210,36 @@ class SqliteFile:
                     self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 raise JournalMoved(name)
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
-        if tables:
-            if "meta" not in tables:
-                raise JournalFormat(None, self._tables.format)
-            (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
-            if found is None or found > self._tables.format:
-                raise JournalFormat(found, self._tables.format)
-            if found < self._tables.format:
-                steps = "".join(self._tables.upgrades[i] for i in range(found, self._tables.format))
-                db.executescript(
-                    f"BEGIN IMMEDIATE; {steps} {self._tables.prove}"
-                    f"UPDATE meta SET value = {self._tables.format} WHERE name = 'format'; COMMIT;"
-                )
-        (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
-        if not tables:
-            db.executescript(
-                f"BEGIN IMMEDIATE; {self._tables.schema} {self._tables.prove}"
-                f"INSERT INTO meta VALUES ('format', {self._tables.format}); COMMIT;"
-            )
+    def _check_unchanged(self) -> None:
+        """Refuse to write into files that nobody finds, or that another program has spoilt.
+
+        Raises JournalMoved or JournalDamaged (both definite), or JournalUnavailable.
+        """
+        self._check_places()
+        if self._mark.check():
+            self._recover()  # nothing that was read before is believed
+
+    def _changing(self) -> AbstractContextManager[None]:
+        """The block moves pages of the log into the file."""
+        self._check_unchanged()
+        return self._mark.changing()
 
     def _recover(self) -> None:
         """Start again from what the disk holds.  Called with the file lock held."""
         try:
             self._check_places()  # else an empty file would be made, and the open one let go of
-            with self._reading:
+            with self._reading, self._mark.changing():
                 # Nothing is open from here on, and log and index may come anew: not the database.
                 database = str(self._path)
                 self._places = {n: place for n, place in self._places.items() if n == database}
                 self._reader.close()
                 self._writer.close()
                 self._open()
-            busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            with self._mark.changing():
+                busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             # A read-only disk lets itself be opened: then reads go on, and this is tried again.
             self._writer.execute("DELETE FROM meta WHERE false")
-        except (sqlite3.Error, OSError, JournalFormat, JournalMoved) as error:
+        except (sqlite3.Error, OSError, JournalFormat, JournalMoved, JournalDamaged) as error:
             self._broken = str(error)
             return
         self._broken = "a reader holds the log" if busy else None
@@ -252,12 +252,13 @@ class SqliteFile:
                 self._recover()
                 if self._broken is not None:
                     raise JournalUnavailable(self._broken)
-            self._check_places()
+            self._check_unchanged()
             db = self._writer
             try:
                 db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
+                self._mark.note_newest(db)
             except sqlite3.Error as error:
                 if self._foreign(error):
                     found = posix_holder(f"{self._path}-shm")
@@ -299,6 +300,16 @@ class SqliteFile:
         with self._reading:
             return self._reader.execute(sql, values).fetchall()
 
+    def lost(self) -> int:
+        """Rows that were committed, by the mark, and that it does not have."""
+        with self._alone():
+            return self._mark.lost(self._writer)
+
+    def accept(self) -> None:
+        """Believe from now on that no more was ever committed than the file has."""
+        with self._alone():
+            self._mark.accept(self._writer)
+
     def size(self, db: sqlite3.Connection | None = None) -> int:
         """Bytes in use: pages that are not free, and the log's file.
 
@@ -318,7 +329,7 @@ class SqliteFile:
         reads.
         """
         bound = self._wal_max if wal_max is None else wal_max
-        with self._alone():
+        with self._alone(), self._changing():
             try:
                 _, frames, moved = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 page = int(self._writer.execute("PRAGMA page_size").fetchone()[0])
@@ -338,7 +349,7 @@ class SqliteFile:
         None: somebody reads, and keeps the log from being cut.  Pages that the block changes are
         read anew by every process that writes: a commit after it says that there is something new.
         """
-        with self._alone():
+        with self._alone(), self._changing():
             db = self._writer
             try:
                 db.execute(f"PRAGMA busy_timeout = {_STILL_MS}")
@@ -364,10 +375,40 @@ class SqliteFile:
             with self._reading:
                 self._reader.close()
             with suppress(JournalHeld), self._exclusive():
-                self._writer.close()
+                try:
+                    with self._changing():  # whoever is the last one moves all of the log
+                        self._reader.close()  # it was opened anew if others have changed the file
+                        self._writer.close()
+                except ReplayError:
+                    self._writer.close()
             self._close_locks()
         finally:
             self._writing.release()
+
+
+def _prepare(db: sqlite3.Connection, its: Tables) -> None:
+    """Make the tables if there are none, or those of this version of what an older one made."""
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
+    if tables:
+        if "meta" not in tables:
+            raise JournalFormat(None, its.format)
+        (found,) = db.execute("SELECT max(value) FROM meta WHERE name = 'format'").fetchone()
+        if found is None or found > its.format:
+            raise JournalFormat(found, its.format)
+        if found < its.format:
+            steps = "".join(its.upgrades[i] for i in range(found, its.format))
+            db.executescript(
+                f"BEGIN IMMEDIATE; {steps} {its.prove}"
+                f"UPDATE meta SET value = {its.format} WHERE name = 'format'; COMMIT;"
+            )
+    (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
+    if mode != "wal":
+        raise sqlite3.OperationalError(f"no write-ahead log on this disk (mode {mode})")
+    if not tables:
+        db.executescript(
+            f"BEGIN IMMEDIATE; {its.schema} {its.prove}"
+            f"INSERT INTO meta VALUES ('format', {its.format}); COMMIT;"
+        )
 
 
 def _check_log(path: Path) -> None:

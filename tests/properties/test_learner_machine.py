@@ -206,7 +206,7 @@ MUTANTS = {
         (0, 1, 2),
     ),
     "the open delta is not cut at a merge": Mutant(
-        (_learner("whole or clock.get(opened.partition, 0) >= opened.first", "False"),),
+        (_learner("anew or clock.get(opened.partition, 0) >= opened.first", "False"),),
         (8, 1290),
     ),
     "closed is no clock": Mutant(

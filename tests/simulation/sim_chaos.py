@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sim_actor import Actor, Head
@@ -21,7 +22,8 @@ _REPLICAS = 3
 
 def start(world: World) -> None:
     """The service starts: all at once, as it may."""
-    world.start(Server)
+    for shard in range(world.climate.shards):
+        world.start(partial(Server, shard=shard))
     world.start(Head)
     for _ in range(world.r.randint(1, _REPLICAS)):
         world.start(Replica)
@@ -63,9 +65,10 @@ async def storm(world: World) -> None:
 
 def supervise(world: World) -> None:
     """What is missing is started again."""
-    if not world.live(Server):
-        world.start(Server)
-        world.counts["restart"] += 1
+    for shard in range(world.climate.shards):
+        if not world.servers(shard):
+            world.start(partial(Server, shard=shard))
+            world.counts["restart"] += 1
     if not world.live(Head):
         world.start(Head)
         world.counts["restart"] += 1
@@ -138,14 +141,15 @@ def _pause(kind: type[Actor]) -> Callable[[World], None]:
 
 def _second_server(world: World) -> None:
     """Another one starts, and the old one lives on for some."""
-    old = world.live(Server)
+    shard = world.r.randrange(world.climate.shards) if world.climate.shards > 1 else 0
+    old = world.servers(shard)
     if not old or len(old) > 2:
         return
     world.counts["second server"] += 1
     for replica in world.live(Replica):
         if world.r.random() < 0.5:
-            world.servers_of[replica.name] = old[-1]
-    world.start(Server)
+            world.servers_of[replica.name, shard] = old[-1]
+    world.start(partial(Server, shard=shard))
 
 
 def _cut(world: World) -> None:
@@ -219,14 +223,14 @@ def _stop(world: World) -> None:
 
 
 def _rollback(world: World) -> None:
-    servers = world.live(Server)
+    servers = world.servers()
     if servers and world.r.random() < 0.5:
         server = world.r.choice(servers)
         server.decide(server.roll_back)
 
 
 def _freeze(world: World) -> None:
-    servers = world.live(Server)
+    servers = world.servers()
     if servers and world.r.random() < 0.3:
         server = world.r.choice(servers)
         server.decide(server.freeze)
@@ -234,7 +238,7 @@ def _freeze(world: World) -> None:
 
 
 def _unfreeze(world: World) -> None:
-    servers = world.live(Server)
+    servers = world.servers()
     if servers:
         servers[-1].decide(servers[-1].real.unfreeze)
 

@@ -37,15 +37,8 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
         (
             (
                 "online.serving.defaults",
-                "            page = await store.read(\n"
-                "                store.journal.predicted, self._replica.settings.name, after,"
-                " at - wait_s, PAGE\n"
-                "            )\n",
-                "            wait_s = 0.0\n"
-                "            page = await store.read(\n"
-                "                store.journal.predicted, self._replica.settings.name, after,"
-                " at, PAGE\n"
-                "            )\n",
+                "await self._give(self._seen, at - wait_s, at, lambda key: True)",
+                "await self._give(self._seen, at, at, lambda key: True)",
             ),
         ),
         climate=CHOICES,

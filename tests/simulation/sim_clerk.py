@@ -13,7 +13,7 @@ from sim_defaults import half_of
 from sim_labels import FINAL, GUESSING, Labels, Part
 from sim_loop import Process
 from sim_network import answer_of
-from sim_processes import Replica, Server
+from sim_processes import Replica
 
 import online.errors
 from online.rows.history import Listed
@@ -159,7 +159,7 @@ class Clerk(Actor):
 
     async def _ban(self, source: str, on: bool) -> bool:
         """Whether the server has done it."""
-        servers = self.world.live(Server)
+        servers = self.world.servers()
         if not servers:
             return False
         try:

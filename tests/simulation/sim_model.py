@@ -73,11 +73,24 @@ class Ledger:
     why_not_mergeable: str | None = None
     why_not_revised: str | None = None
 
-    def __init__(self, die: Callable[[], None], twice: Callable[[str], None] | None = None) -> None:
-        self._twice = twice
+    def __init__(
+        self,
+        die: Callable[[], None],
+        twice: Callable[[str], None] | None = None,
+        *,
+        counts: bool = False,
+    ) -> None:
+        self._twice, self._counts = twice, counts
+        self.seen: dict[str, float] = {}  # the same sums, in a block that stands on one shard
+        self._open_seen: dict[str, float] = {}
         self.sums: dict[str, float] = {}
         self._open: dict[str, float] = {}
         self._die = die
+
+    @property
+    def torn(self) -> bool:
+        """Whether it has other events of one shard than of another."""
+        return self._counts and self.seen != self.sums
 
     def predict(self, features: Features) -> Prediction:
         """The sum of the event that the features name."""
@@ -107,7 +120,8 @@ class Ledger:
 
     def _add(self, features: Features, x: float) -> None:
         event = str(features["event"])
-        for sums in (self.sums, self._open):
+        both = (self.sums, self._open, self.seen, self._open_seen)
+        for sums in both if self._counts else both[:2]:
             sums[event] = sums.get(event, 0.0) + x
         if features["poison"]:
             self.sums["damage"] = self._open["damage"] = 8.0
@@ -124,16 +138,20 @@ class Ledger:
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
         opened, self._open = self._open, {}
-        return {"sums": Block("additive", opened)} if opened else {}
+        seen, self._open_seen = self._open_seen, {}
+        blocks = {"sums": Block("additive", opened)} if opened else {}
+        return blocks | ({"seen": Block("count", seen)} if self._counts and seen else {})
 
     def rebase(self, values: Blocks) -> None:
         """New values, with the open delta on top."""
         for event, x in values["sums"].data.items() if "sums" in values else ():
             self.sums[event] = x + self._open.get(event, 0.0)
+        for event, x in values["seen"].data.items() if "seen" in values else ():
+            self.seen[event] = x + self._open_seen.get(event, 0.0)
 
     def reset(self, values: Blocks) -> None:
         """Exactly the values."""
-        self.sums, self._open = {}, {}
+        self.sums, self._open, self.seen, self._open_seen = {}, {}, {}, {}
         self.rebase(values)
 
 
@@ -152,9 +170,9 @@ class Oracle:
         self.labels: Labels | None = None  # events whose labels change
         self.choices: Choices | None = None
         self.lost: dict[str, int] = {}  # lost from the journal: how often it counts without it
-        self._durable: dict[int, int] = {}  # by partition: what any server has told
-        self._durable_since = 0  # what servers of earlier epochs have told is void
-        self._forgot = 0
+        self._durable: dict[tuple[int, int], int] = {}  # by shard and partition: what was told
+        self._durable_since: dict[int, int] = {}  # what servers of earlier epochs have told is void
+        self._forgot: dict[int, int] = {}
 
     def answer(
         self,
@@ -201,11 +219,12 @@ class Oracle:
         if status == "failed" and first[0] == learned:
             self.told[event.name] = told
 
-    def told_durable(self, epoch: int, durable: Mapping[int, int]) -> None:
+    def told_durable(self, epoch: int, durable: Mapping[int, int], shard: int = 0) -> None:
         """A replica was told that snapshots have so much, and drops what it kept of it."""
-        if epoch >= self._durable_since:
+        if epoch >= self._durable_since.get(shard, 0):
             for partition, offset in durable.items():
-                self._durable[partition] = max(offset, self._durable.get(partition, 0))
+                at = shard, partition
+                self._durable[at] = max(offset, self._durable.get(at, 0))
 
     def restored(
         self,
@@ -215,15 +234,19 @@ class Oracle:
         *,
         at_head: bool,
         forgot: int,
+        shard: int = 0,
     ) -> None:
         """A server has started: from the head (or its snapshot could not be read then).
 
         ``forgot``: by which row its values are without a source, 0 by none.  They were built from
         less than what was durable, and the rows above are in the journal still.
         """
-        if not at_head or forgot != self._forgot:
-            self._durable, self._durable_since, self._forgot = {}, epoch, forgot
-        for partition, offset in self._durable.items():
+        if not at_head or forgot != self._forgot.get(shard, 0):
+            self._durable = {at: last for at, last in self._durable.items() if at[0] != shard}
+            self._durable_since[shard], self._forgot[shard] = epoch, forgot
+        for (of, partition), offset in self._durable.items():
+            if of != shard:
+                continue
             has = offset if partition in closed else clock.get(partition, 0)
             assert has >= offset, f"{offset} rows of {partition} were durable, a start has {has}"
 
@@ -249,7 +272,7 @@ class Oracle:
         for name, event in self.events.items():
             if event.poison:
                 self.told.pop(name, None)
-        self._durable, self._durable_since = {}, 0
+        self._durable, self._durable_since = {}, {}
 
     def decided(self, keys: Iterable[tuple[int, int, str]]) -> None:
         """The rollbacks and forgets that stand in the journal, in their order."""
@@ -324,3 +347,9 @@ def sums_of(values: Any) -> dict[str, float]:
     """The ledger in a server's values."""
     block = values.get("sums")
     return {} if block is None else dict(block.data)
+
+
+def counted(values: Any) -> set[str]:
+    """Events that count in a server's values; on shard 0, those of all shards."""
+    sums = values["seen"].data if "seen" in values else sums_of(values)
+    return {name for name, x in sums.items() if x}

@@ -20,6 +20,7 @@ from sim_choice_mutants import CHOICE_MUTANTS
 from sim_label_mutants import LABEL_MUTANTS
 from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 from sim_server_mutants import SERVER_MUTANTS
+from sim_shard_mutants import SHARD_MUTANTS
 from sim_world import Faulty
 
 _APPEND = "replay.journal.sqliteappend"
@@ -318,4 +319,5 @@ MUTANTS: dict[str, Mutant] = {
     **SERVER_MUTANTS,
     **LABEL_MUTANTS,
     **CHOICE_MUTANTS,
+    **SHARD_MUTANTS,
 }

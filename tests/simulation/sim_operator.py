@@ -16,7 +16,7 @@ from sim_actor import MODEL, SPEC, Actor
 from sim_disk import SnapshotDisk
 from sim_labels import SOURCES as ALL_LABELS
 from sim_model import SOURCES, Ledger
-from sim_processes import Server
+from sim_shards import publish_aside
 
 import online.errors
 import online.rebuild.forget
@@ -27,6 +27,7 @@ from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
+from paramserver.state import Contained
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:
@@ -101,16 +102,20 @@ class Operator(Actor):
         bases = online.rebuild.forget.Bases(journal, MODEL, decisions, journal.partitions(MODEL))
         head = journal.head(MODEL, SPEC).snapshot
         base = bases.before(history, head, 0, found)
+        if self.world.climate.shards > 1:  # no snapshot has all of it
+            base = online.rebuild.forget.Base(None, Contained({}, frozenset()))
         start = online.rebuild.rebuild.nothing(MODEL, SPEC, "{}", {})
         if base.name is not None:
             start = history.load(base.name)
         method = online.rebuild.rebuild.Method(
-            partial(Ledger, _deadly), "regression", rows_max=self.world.climate.rows_max
+            partial(Ledger, _deadly, counts=self.world.climate.shards > 1),
+            "regression",
+            rows_max=self.world.climate.rows_max,
         )
         rebuild = online.rebuild.rebuild.Rebuild(journal, decisions, wanted, start, method)
         rebuild.run()
         made = rebuild.built((0, self._number(aside)), rewrite, self.world.wall())
-        history.publish(aside, made.state)
+        publish_aside(self.world, history, aside, made.state, SnapshotDisk(self.world.disk))
         names = set()
         for partition in journal.partitions(MODEL):
             upto = made.state.clock.get(partition.id, 0)
@@ -176,7 +181,7 @@ class Operator(Actor):
 
     async def _ask(self, step: Callable[[Any], Any]) -> Any:
         """What the newest server answers.  TimeoutError: none, or it has another reason."""
-        servers = self.world.live(Server)
+        servers = self.world.servers()
         if not servers:
             raise TimeoutError
         server, arrived = servers[-1], self.world.loop.create_future()

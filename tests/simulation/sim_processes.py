@@ -12,7 +12,9 @@ import sim_defaults
 from sim_actor import MODEL, SPEC, Actor
 from sim_disk import DeadProcess, SnapshotDisk
 from sim_labels import Part
-from sim_model import KEEP_ROWS_S, Event, Ledger, sums_of
+from sim_model import KEEP_ROWS_S, Event, Ledger, counted, sums_of
+from sim_shards import can_roll_back, client, shard_of
+from sim_ways import Client, Peers
 
 import online.errors
 import online.learning.merged
@@ -23,9 +25,8 @@ import paramserver.lineage
 from online.replica.surroundings import Clocks, Outside, Who
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
-from paramserver import wire
 from paramserver.actor import Host, ServerSettings
-from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import ASIDE
 from paramserver.snapshots.store import Retention
 from replay import codec
@@ -43,8 +44,8 @@ class Server(Actor):
 
     kind = "server"
 
-    def __init__(self, world: World, number: int) -> None:
-        climate = world.climate
+    def __init__(self, world: World, number: int, shard: int = 0) -> None:
+        climate, self.shard = world.climate, shard
         settings = ServerSettings(
             interval_s=climate.snapshot_s,
             retention=Retention(climate.keep, 0, 0, 0),
@@ -65,6 +66,7 @@ class Server(Actor):
             world.find_gone,
             host=host,
             background=False,
+            shard=shard_of(world, shard, lambda: self),
         )
         self.settings = settings
         self.inbox: list[Callable[[], None]] = []
@@ -96,6 +98,7 @@ class Server(Actor):
             status["closed"],
             at_head=not status["refused"],
             forgot=needed.seq if forgot else 0,
+            shard=self.shard,
         )
         return True
 
@@ -118,8 +121,10 @@ class Server(Actor):
         names = [row["name"] for row in self.real.snapshots()]
         if names:
             name = world.r.choice(names)
+            if not can_roll_back(self, name):  # meanwhile it may be pushed to
+                return
             key = (server.epoch, server.count, name)
-            now = {n for n, x in sums_of(server.values).items() if x}
+            now = counted(server.values)
             world.oracle.roll_back(key, now, world.published[name.partition("-from-")[0]])
             world.counts["rollback"] += 1
             world.note(f"{self.name} is rolled back to {name}")
@@ -165,6 +170,8 @@ class Server(Actor):
         """Nothing counts twice in what it has at present."""
         if (server := self.real._running.server) is not None:
             self.world.oracle.at_most_once(sums_of(server.values), self.name)
+            if "seen" in server.values:
+                self.world.oracle.at_most_once(server.values["seen"].data, self.name)
 
 
 class Learner(Actor):
@@ -181,7 +188,7 @@ class Learner(Actor):
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
         learner = online.learning.merged.Learner(
-            lambda: Ledger(self._die, self._note_twice),
+            lambda: Ledger(self._die, self._note_twice, counts=climate.shards > 1),
             task="regression",
             spec=SPEC,
             retain_bytes=climate.retain_bytes,
@@ -202,7 +209,7 @@ class Learner(Actor):
             Who(self.name, SPEC, learns),
             Outside(
                 journal,
-                Client(self),
+                client(world, [Client(self, shard) for shard in range(climate.shards)]),
                 Peers(self) if climate.peers and isinstance(self, Replica) else None,
             ),
             clocks=Clocks(world.wall, world.loop.time),
@@ -226,6 +233,8 @@ class Learner(Actor):
     def _note_twice(self, event: str) -> None:
         if event in self.world.oracle.lost:  # a repeat of what the journal has lost
             return
+        if self.model is not None and self.model.learner._apart is not None:
+            return  # some shards have it, and no answer comes from this copy until all have
         before = self.model is None or self.model.learner.rewrite != self.world.rewritten
         if event in self.world.labels.events and before:  # values that it is about to drop
             return
@@ -247,6 +256,7 @@ class Learner(Actor):
         self.version = learner.version
         is_newest = learner.rewrite == self.world.rewritten
         self.world.oracle.at_most_once(learner.serving.sums, self.name, local=is_newest)
+        self.world.oracle.at_most_once(learner.serving.seen, self.name, local=is_newest)
         errors = self.model.counts["internal_errors"]
         assert not errors, f"{self.name}: {self.model.incidents}"
 
@@ -415,77 +425,3 @@ class Replica(Learner):
                     continue
                 answer = learner.predict({"event": name}).label
                 assert answer == x, f"{self.name}: its own {name} counts {answer}, not {x}"
-
-
-class Peers:
-    """A replica's way to another one, in the server's place."""
-
-    def __init__(self, replica: Learner) -> None:
-        self._replica = replica
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """Values of one of those that answer."""
-        world, me = self._replica.world, self._replica
-        others = [one for one in world.live(Replica) if one.ready and one is not me]
-        if not others:
-            raise ServerUnavailable("a peer", "there is no other replica")
-        peer = world.dice.choice(others)
-        data, arrived = wire.encode(request), world.loop.create_future()
-
-        def deliver(answer: bytes | None) -> None:
-            if not arrived.done():
-                arrived.set_result(answer)
-
-        tasks: list[asyncio.Task[None]] = []
-
-        async def tell() -> None:
-            told = await peer.model.tell(data) if peer.alive else None
-            world.network.send(peer.process, me.process, lambda: deliver(told))
-
-        def ask() -> None:
-            tasks.append(world.loop.create_task(tell()))
-
-        world.network.send(me.process, peer.process, ask)
-        try:
-            async with asyncio.timeout(world.patience_s(timeout_s)):
-                answer = await arrived
-        except TimeoutError as error:
-            raise ServerUnavailable("a peer", "no answer") from error
-        if answer is None:
-            raise ServerUnavailable("a peer", "it has nothing")
-        return wire.decode_reply(answer)
-
-
-class Client:
-    """A replica's way to whoever it takes for the server."""
-
-    def __init__(self, replica: Learner) -> None:
-        self._replica = replica
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """As the real client: an answer, the server's own error, or no answer."""
-        world, me = self._replica.world, self._replica
-        server = world.server_of(me)
-        if server is None or not server.alive:
-            await asyncio.sleep(0.05)
-            raise ServerUnavailable(MODEL, "no actor has that name")
-        data, arrived = wire.encode(request), world.loop.create_future()
-
-        def reply(answer: Any) -> None:
-            def deliver() -> None:
-                if not arrived.done():
-                    arrived.set_result(answer)
-
-            world.network.send(server.process, me.process, deliver)
-
-        world.network.send(me.process, server.process, lambda: server.receive(data, reply))
-        try:
-            async with asyncio.timeout(world.patience_s(timeout_s)):
-                answer = await arrived
-        except TimeoutError as error:
-            raise ServerUnavailable(MODEL, "no answer") from error
-        if isinstance(answer, ParamServerError):
-            raise answer
-        told = wire.decode_reply(answer)
-        world.oracle.told_durable(told.epoch, told.durable)
-        return told

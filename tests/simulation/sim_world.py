@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,10 +22,11 @@ from sim_clients import Clients
 from sim_disk import DeadProcess, SimDisk
 from sim_labels import Labels, drawn
 from sim_loop import Process, SimLoop
-from sim_model import Event, Oracle, sums_of
+from sim_model import Event, Oracle
 from sim_network import Network
 from sim_operator import Operator
 from sim_processes import Learning, Replica, Server
+from sim_shards import held_by, not_served, note_published
 from sim_vfs import Vfs
 
 import replay.journal.sqlitefile
@@ -80,6 +82,7 @@ class Climate:
     labels: bool = False
     defaults: bool = False
     choices: bool = False
+    shards: int = 1
     aggregate: str = "earliest"
 
     @classmethod
@@ -172,7 +175,7 @@ class World:
         self.outside = contextvars.copy_context()
         self.disk = SimDisk(self.r, self.counts)
         self.disk.lying = self.faulty.lying_disk
-        self.disk.between, self.disk.encoding = self._between, self._note_published
+        self.disk.between, self.disk.encoding = self._between, partial(note_published, self)
         self._vfs = vfs
         vfs.begin(self.disk, seed)
         self.network = Network(self.loop, self.r, self.counts)
@@ -185,7 +188,8 @@ class World:
         self.oracle.choices = self.choices if self.climate.choices else None
         self.sealed: set[int] = set()
         self.actors: list[Actor] = []
-        self.servers_of: dict[str, Server] = {}  # replicas that stick to an older server
+        # by replica and shard: those that stick to an older server
+        self.servers_of: dict[tuple[str, int], Server] = {}
         self.calm = False
         self.rewritten = 0  # by which row
         self.slow_s = 0.0
@@ -270,12 +274,16 @@ class World:
         self.disk.power_cut()
         self.servers_of.clear()
 
-    def server_of(self, replica: Replica) -> Server | None:
+    def servers(self, shard: int = 0) -> list[Server]:
+        """Those of a shard that were not killed, oldest first."""
+        return [server for server in self.live(Server) if server.shard == shard]
+
+    def server_of(self, replica: Replica, shard: int = 0) -> Server | None:
         """Whom a replica takes for the server: the newest, or one that lives on beside it."""
-        stuck = self.servers_of.get(replica.name)
+        stuck = self.servers_of.get((replica.name, shard))
         if stuck is not None and stuck.alive and self.chance(0.6):
             return stuck
-        servers = self.live(Server)
+        servers = self.servers(shard)
         return servers[-1] if servers else None
 
     def find_gone(self, partitions: Iterable[Any]) -> list[int]:
@@ -318,10 +326,6 @@ class World:
                 self._spread()
             elif not actor.alive:
                 self.kill(actor)
-
-    def _note_published(self, state: Any) -> None:
-        name = "-".join(map(str, state.version))
-        self.published[name] = {n for n, x in sums_of(state.values).items() if x}
 
     def _spread(self) -> None:
         """What has killed one in the middle of a step may have hit all."""
@@ -408,18 +412,17 @@ class World:
         if journal is not None and (lost := self.labels.lost(journal)) is not None:
             return lost
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
-        if len(servers) != 1 or servers[0].real.ping() != "serving" or not replicas:
-            return f"{len(servers)} servers, {len(replicas)} replicas"
-        server: Any = servers[0].real._running.server
-        if server.frozen:
-            return "the model is frozen"
-        digest = server.values.get("digest")
-        found = (digest.data["count"], digest.data["sum"]) if digest else (0, 0)
-        sums = sums_of(server.values)
-        wrong = self.oracle.wrong(sums, found, servers[0].name, journal)
+        if (unserved := not_served(servers, self.climate.shards, len(replicas))) is not None:
+            return unserved
+        sums, digests = held_by(servers)
+        wrong = None
+        for name, found in digests.items():
+            wrong = wrong or self.oracle.wrong(sums, found, name, journal)
         for replica in replicas:
             learner = replica.model.learner
             here = learner.serving.sums
+            if learner.serving.torn:
+                return f"{replica.name} has not the same of all shards"
             if {n: x for n, x in here.items() if x} != {n: x for n, x in sums.items() if x}:
                 return f"{replica.name} differs from the server"
             digest_here = learner.tally.digest

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import run
 from sim_choice_mutants import CHOICES
 from sim_mutants import MUTANTS
+from sim_shard_mutants import DECIDED
 
 SEEDS, COUNTED = 300, 290
 MANY, COUNTED_OF_MANY = 1_020, 1_000
@@ -81,6 +82,21 @@ def test_choices_have_one_reward_or_the_default_whatever_happens(
     assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
     met = {"chosen again", "default", *(f"reward {status}" for status in {*told, "duplicate"})}
     assert met <= out.counts.keys(), f"met: {dict(out.counts)}"
+
+
+@pytest.mark.parametrize("seeds", [5, pytest.param(300, marks=pytest.mark.long)])
+def test_several_servers_of_one_model_are_as_one(
+    processes: ProcessPoolExecutor, seeds: int
+) -> None:
+    out = run.Outcome()
+    climates = [(0, {"shards": 2}), (1000, DECIDED), (2000, {"shards": 3})]
+    for future in [
+        processes.submit(run.run_seeds, range(first, first + seeds), None, climate)
+        for first, climate in climates
+    ]:
+        out.add(future.result())
+    assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
+    assert {"rollback", "crash server", "crash replica"} <= out.counts.keys(), f"{out.counts}"
 
 
 @pytest.mark.parametrize("name", MUTANTS)

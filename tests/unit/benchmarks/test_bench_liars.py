@@ -95,3 +95,20 @@ def test_nobody_who_is_honest_about_numbers_is_set_aside(deal: str) -> None:
     bare = number_lies.play("price, linear", groups, "none", 2)
     assert found.set_aside == 0, found
     assert found.error <= 1.05 * bare.error, (found, bare)
+
+
+@pytest.mark.parametrize("largest", [surprise._LARGEST, 1e9])
+def test_one_error_teaches_no_more_than_the_largest_usual_one(
+    monkeypatch: pytest.MonkeyPatch, largest: float
+) -> None:
+    """1e9: the mutant, by which a lie is learned whole until its source is known."""
+    monkeypatch.setattr(surprise, "_LARGEST", largest)
+    groups, draw = list[list[number_lies.Sent]](), random.Random(3)
+    for n in range(600):
+        x = draw.random()
+        label = 10.0 * x + draw.gauss(0.0, 0.1)
+        groups.append([(f"s{n % 12}", {"x": x}, label, False)])
+    groups[500].append(("s3", {"x": 0.0}, 10.0, True))
+    found = number_lies.play("price, linreg", groups, "default", 1)
+    assert (found.weight < 0.5) is (largest < 2.0), found
+    assert found.set_aside == 0, found

@@ -86,7 +86,7 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
 
 def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:
     run("init", str(table))
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="already there"):
         run("init", str(table))
     said = json.loads(run("init", str(table), "--force", "--json", "--rows", "50", "--name", "c"))
     assert (said["model"], said["task"], said["rows"]) == ("c", "binary", 50)
@@ -125,7 +125,8 @@ REAL: dict[str, tuple[str, Any, str, str]] = {
     "movielens": ("movielens_small/ratings.csv.gz", "regression", "rating", "mae"),
     "acs": ("acs_employment_MA/employment_MA_reference.pq", "binary", "employed", "accuracy"),
 }
-ATLEAST = {"elec2": 0.9220, "insects": 0.7969, "sms": 0.9410, "acs": 0.0, "movielens": 0.0}
+ATLEAST = {"elec2": 0.9220, "insects": 0.7969, "sms": 0.9410, "acs": 0.8002}
+MAE_ATMOST = {"movielens": 0.6817}
 """Documented of the built-in learners: docs/models.md, docs/measured.md."""
 
 
@@ -158,8 +159,8 @@ def test_real_tables_are_learned_as_well_as_is_documented(name: str, tmp_path: P
     print(found)
     score = found[REAL[name][3]]
     if found["task"] == "regression":
-        assert score < found["mean_mae"]
-        assert score < found["last_mae"]
+        assert round(score, 4) <= MAE_ATMOST[name]
+        assert score < min(found["mean_mae"], found["last_mae"])
     else:
         assert round(score, 4) >= ATLEAST[name]
         assert found["accuracy"] > max(found["majority"], found["no_change"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from pydantic import BaseModel, ConfigDict
 
 from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
-from online.commands import base, snapshot
+from online.client import play
+from online.client.calls import Retry
+from online.commands import base, serve, snapshot
 from online.errors import ConfigError, RequestError
 from online.http.app import _unknown
 from online.http.refusing import answer_errors
@@ -59,6 +62,13 @@ def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -
         ({"models": [{**ONE, "token_lifetime": "7 days"}]}, "one letter: write 7d, got '7 days'"),
         ({"models": [{**ONE, "label_wait": "1.5 Hours"}]}, "one letter: write 1.5h"),
         ({"models": [{**ONE, "label_wait": "soon"}]}, "as 90s, 5m, 12h, 7d or 2w, got 'soon'"),
+        ({"models": [{**ONE, "name": "my prices"}]}, "models.0.name: letters, digits, `_`, `-`"),
+        ({"models": [{**ONE, "task": "chose"}]}, "choose, anomaly is needed, got 'chose'. Did you"),
+        (
+            {"models": [{**ONE, "classes": {"negative": 0, "positve": 1}}]},
+            "models.0.classes.positve: one of negative, positive is needed, got 'positve'. "
+            "Did you mean `positive`?",
+        ),
     ],
 )
 def test_settings_are_explained_in_words_of_yaml(data: dict[str, Any], said: str) -> None:
@@ -66,6 +76,41 @@ def test_settings_are_explained_in_words_of_yaml(data: dict[str, Any], said: str
         load(None, data, {})
     assert said in str(refused.value)
     assert "valid" not in str(refused.value)
+
+
+def test_a_slip_in_the_environment_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    load(None, {}, {"ONLINE_PROT": "1", "ONLINE_PORT": "2", "ONLINE_SERVICE_URL": "x", "HOME": "/"})
+    assert [one.getMessage() for one in caplog.records] == [
+        "ONLINE_PROT of the environment is not read. Did you mean `ONLINE_PORT`?"
+    ]
+
+
+def test_what_cant_be_played_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "_Foreground", None)  # nobody gets that far
+    with pytest.raises(StreamUnusable, match="Did you mean `phishing`"):
+        serve.serve(None, state_dir=tmp_path, play="phisning")
+
+
+def test_who_plays_to_nobody_is_told_once_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(play, "_RETRY", Retry(attempts=100, give_up_s=30.0, cap_s=0.5))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and never listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(play.PlayFailed, match="Is the service running"):
+            next(
+                play.play(
+                    open_stream("phishing"), url, "m", rate=None, rows=1, times=1, source="s",
+                    stopped=lambda: False,
+                )
+            )  # fmt: skip
+    assert [one.getMessage() for one in caplog.records if one.name == "online.play"] == [
+        "model m: no answer; asking again for 30 s"
+    ]
 
 
 def test_a_length_of_time_in_digits_is_seconds() -> None:
@@ -145,8 +190,15 @@ def test_fields_of_operators_requests_too() -> None:
     async def ask() -> Any:
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(base_url="http://s", transport=transport) as client:
-            return (await client.post("/x", json={"band": True})).json()["error"]
+            bodies = [
+                await client.post(path, json={"band": True}) for path in ("/x", "/v1/mm/stats")
+            ]
+            return [body.json()["error"] for body in bodies]
 
-    error = asyncio.run(ask())
+    @app.get("/v1/{model}/status")
+    async def status(model: str) -> None: ...
+
+    error, nowhere = asyncio.run(ask())
+    assert nowhere["hint"] == "Did you mean `/v1/mm/status`? See /docs"
     assert (error["field"], error["message"]) == ("band", "unknown field `band`")
     assert error["hint"] == "Did you mean `banned`?"

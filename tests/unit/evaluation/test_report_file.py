@@ -60,7 +60,7 @@ def test_columns_as_they_are_named_by_the_caller() -> None:
     roles = assign("f", names, Asked(label="sold", score="p", time="none", features=("a", "time")))
     assert (roles.label, roles.score, roles.time) == ("sold", "p", None)
     assert roles.features == ("a", "time")
-    with pytest.raises(TableUnusable, match="Did you mean 'sold'"):
+    with pytest.raises(TableUnusable, match="Did you mean `sold`"):
         assign("f", names, Asked(label="solt"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_of_an_unknown_name_without_end_little_is_looked_at(
         looked.append(len(name))
         return []
 
-    monkeypatch.setattr(bodies.difflib, "get_close_matches", close)
+    monkeypatch.setattr(difflib, "get_close_matches", close)
     with pytest.raises(RequestError) as caught:
         decode(JSON.predict, b'{"' + b"featurs" * 100_000 + b'": 1}')
     assert looked == [80]

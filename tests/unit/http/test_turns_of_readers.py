@@ -84,3 +84,34 @@ def test_whoever_takes_no_answer_keeps_no_turn() -> None:
         assert inner.done == MANY + 1
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("turn_s", [0.01, 3600.0], ids=["bounded", "control"])
+def test_whoever_waits_for_what_stands_still_keeps_no_turn(turn_s: float) -> None:
+    async def scene() -> None:
+        begun, answers = 0, asyncio.Event()
+
+        async def inner(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal begun
+            begun += 1
+            if scope["path"] != "/metrics":
+                await answers.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+
+        turns = Turns(inner, turn_s=turn_s)
+        waits = [asks(turns, "/v1/models/m/snapshots") for _ in range(AT_ONCE)]
+        still = [asyncio.ensure_future(one) for one in waits]
+        other = asyncio.ensure_future(asks(turns, "/metrics"))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert begun == AT_ONCE
+        assert not other.done()
+        if turn_s < 1:
+            await asyncio.wait_for(other, 60)
+            assert not any(one.done() for one in still)
+        answers.set()
+        await asyncio.gather(*still, other)
+        await asks(turns, "/metrics")
+        assert turns._places._value == AT_ONCE, "each place is given back once"
+
+    asyncio.run(scene())

@@ -220,8 +220,10 @@ def test_full_disk_leaves_the_head(world: World) -> None:
     disk.full = True
     with pytest.raises(errors.PublishFailed, match="No space"):
         server.snapshot()
+    assert "1-1 was not published ([Errno 28] No space" in server.status()["incident"]
     disk.full = False
     assert server.snapshot()["name"] == "1-1"
+    assert server.status()["incident"] is None
 
 
 def test_store_that_is_away_is_indefinite(world: World) -> None:

@@ -115,7 +115,7 @@ def test_a_table_is_asked_for_in_the_checkout() -> None:
         capture_output=True, text=True, timeout=240, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "weight, joins or ids" in done.stderr
+    assert "weight, joins, ids or forget" in done.stderr
     assert "Usage: python -m benchmarks doors" in done.stderr
 
 

@@ -21,6 +21,7 @@ from replay.errors import (
     JournalUnavailable,
     PartitionSealed,
 )
+from replay.journal import sqlitefile
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqlitefile import SqliteFile
@@ -287,14 +288,14 @@ def test_a_disk_that_stays_broken_is_tried_again_at_each_write(
 ) -> None:
     p = journal.register("m", "r", "spec", 1.0).id
     broken = [True]
-    prepare = SqliteFile._prepare
+    prepare = sqlitefile._prepare
 
-    def failing(file: SqliteFile, db: sqlite3.Connection) -> None:
+    def failing(db: sqlite3.Connection, its: sqlitefile.Tables) -> None:
         if broken[0]:
             raise sqlite3.OperationalError("unable to open database file")
-        prepare(file, db)
+        prepare(db, its)
 
-    monkeypatch.setattr(SqliteFile, "_prepare", failing)
+    monkeypatch.setattr(sqlitefile, "_prepare", failing)
     journal._file._writer.close()
     for call in (
         lambda: journal.append(p, 0, rows(1)),

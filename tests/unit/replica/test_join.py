@@ -403,7 +403,12 @@ def test_mutants_of_the_writer_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     rule, instead, test = _MUTANTS[name]
-    names = ("online.replica.written_behind", "online.rows.joins", "online.replica.writer")
+    names = (
+        "online.replica.written_behind",
+        "online.rows.joins",
+        "online.replica.joining",
+        "online.replica.writer",
+    )
     sources = {module: inspect.getsource(sys.modules[module]) for module in names}
     (changed,) = (module for module, source in sources.items() if rule in source)
     assert sources[changed].count(rule) == 1, name

@@ -14,7 +14,7 @@ import pytest
 from replica_world import World, play, row, until
 from test_filtering import counted, nats, opened, rows_of, told
 
-import online.replica.writer
+import online.replica.joining
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows import joins
 from online.rows.joins import Labelled, Predicted, entry_of, join_key
@@ -386,7 +386,7 @@ def test_an_event_that_others_are_always_faster_than_is_refused(
 ) -> None:
     from online.errors import RequestError
 
-    monkeypatch.setattr(online.replica.writer, "ROUNDS_MAX", 3)
+    monkeypatch.setattr(online.replica.joining, "ROUNDS_MAX", 3)
     monkeypatch.setattr(Labelled, "take", lambda self, outcomes: None)
 
     async def scene(world: World) -> None:

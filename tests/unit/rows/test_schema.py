@@ -185,7 +185,7 @@ def test_the_declaration_decides_nothing_about_the_model() -> None:
     ("given", "field", "says"),
     [
         ({"features": {"a": {"tpye": "number"}}}, "models.0.features.a.tpye", "`type`"),
-        ({"features": {"a": "float"}}, "models.0.features.a.type", "'number', 'category'"),
+        ({"features": {"a": "float"}}, "models.0.features.a.type", "number, category"),
         ({"features": {"a": {"type": "text", "range": [0, 1]}}}, "a", "it is for a number"),
         ({"features": {"a": {"type": "number", "range": [2, 1]}}}, "a", "2 is above 1"),
         ({"features": {"a": {"type": "bool", "example": "x"}}}, "a", "'x' is no bool"),

@@ -92,6 +92,30 @@ def test_serve_without_the_setup_imports_pandas() -> None:
     assert "pandas" in heavy("from ray import serve")
 
 
+_PICKLES = """
+from ray.util import serialization_addons
+class Context:
+    def __getattr__(self, name):
+        return lambda *args, **named: None
+serialization_addons.apply(Context())
+"""
+
+
+def test_rays_pickles_know_tables_of_pyarrow_only_without_the_setup() -> None:
+    setup = "from online.service.worker_setup import without_tables\nwithout_tables()\n"
+    assert "pyarrow" not in heavy(setup + _PICKLES)
+    assert "pyarrow" in heavy(_PICKLES)
+
+
+def test_ray_starts_without_a_look_at_its_dashboard() -> None:
+    script = "import sys\nfrom ray._private import utils\n"
+    look = "assert utils.get_dashboard_dependency_error() is {}\n"
+    spared = "from online.service.ray_processes import fewest_processes\n"
+    spared += "with fewest_processes():\n    error = utils.get_dashboard_dependency_error()\n"
+    spared += "assert isinstance(error, ImportError) and 'aiohttp' not in sys.modules\n"
+    heavy(script + spared + look.format("None") + "assert 'aiohttp' in sys.modules\n")
+
+
 def test_what_ray_calls_first_in_a_process_can_be_called() -> None:
     from ray._private import ray_constants
     from ray._private.runtime_env.setup_hook import load_class
@@ -118,12 +142,13 @@ def test_raylet_is_started_with_nobody_in_the_place_of_its_agents(tmp_path: Path
 
 
 def test_ray_is_as_it_was_afterwards() -> None:
-    from ray._private import services
+    from ray._private import services, utils
     from ray._private.node import Node
 
     def state() -> list[Any]:
         names = ("start_monitor", "start_api_server", "start_log_monitor")
-        return [services.start_ray_process, *(vars(Node)[name] for name in names)]
+        found = [services.start_ray_process, utils.get_dashboard_dependency_error]
+        return [*found, *(vars(Node)[name] for name in names)]
 
     before = state()
     with fewest_processes():

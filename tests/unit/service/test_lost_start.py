@@ -104,6 +104,33 @@ def test_it_is_refused_whatever_else_is_asked_for(folder: Folder) -> None:
     assert folder.journal_path.read_bytes() == before, "nothing was changed"
 
 
+def test_rows_that_no_snapshot_has_are_missed_and_counted(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.feed(5)
+    folder.check()
+    folder.keep()
+    with closing(open_journal(folder.settings)) as journal:  # answered, and in no snapshot yet
+        p = journal.register(folder.model.name, "r", folder.lineage.spec, 0.0).id
+        payload = codec.encode(Example({}, True))
+        for i in range(3):
+            key = event_key("event", "s", f"late-{i}")
+            journal.append(p, i, [NewRow(key, f"late-{i}", "s", Verdict.ACCEPTED, payload, 4e9)])
+    for end in ("", "-wal", "-shm"):
+        Path(f"{folder.journal_path}{end}").unlink(missing_ok=True)
+    shutil.copy(folder.copy, folder.journal_path)
+    for how in ({}, {"relearn": True}, {"fresh": True}):
+        with pytest.raises(StartRefused, match=r"lacks its newest 3 rows(.|\n)*--accept-loss"):
+            folder.check(**how)
+    found = fsck.check(folder.settings, folder.model.name)
+    assert not found.good
+    assert "lacks its newest 3 rows" in str(found)
+    folder.said.clear()
+    folder.check(accept_loss=True)
+    assert any("newest 3 rows" in line for line in folder.said), folder.said
+    folder.check()
+    assert fsck.check(folder.settings, folder.model.name).good
+
+
 def test_it_goes_on_without(folder: Folder) -> None:
     folder.check(accept_loss=True)
     assert any("without 7 events that the journal has lost" in line for line in folder.said)

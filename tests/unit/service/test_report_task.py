@@ -187,7 +187,7 @@ def test_the_page_comes_whole_and_loads_nothing() -> None:
         spans.append((model, since, until))
         return b"<!doctype html><p>ok"
 
-    app.include_router(routes(lambda model: None, make))
+    app.include_router(routes(make))
     answer = ask(app, "/v1/models/m/report?since=10&until=20.5")
     assert (answer.status_code, answer.text) == (200, "<!doctype html><p>ok")
     assert answer.headers["content-type"].startswith("text/html")

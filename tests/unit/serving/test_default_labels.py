@@ -17,6 +17,7 @@ from online.messages.structs import FeedbackRequest, PredictRequest
 from online.models.errors import LearnerUnusable
 from online.models.from_settings import load_model
 from online.models.linear import Linear
+from online.serving import defaults
 from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults
 from online.settings.config import Limits, Settings
@@ -259,6 +260,31 @@ def test_all_wait_anew_if_the_clock_was_ahead_and_is_set_back(tmp_path: Path) ->
             await each.replica.stop(1)
 
     worlds.play(tmp_path, scene)
+
+
+def test_what_was_stamped_in_a_wrong_future_waits_from_when_it_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: Any) -> None:
+        month, wall = 30 * 86_400.0, Clock()
+        wall.s += month
+        ahead = await site(world, "ahead", wall)
+        await ahead.predict("then", "order-1")
+        await ahead.replica.stop(1)
+        two = await site(world, "two")  # the clock is right again
+        await two.predict("now", "order-2")
+        assert await two.give(WINDOW_S + 1) == 1
+        assert two.slope("now") == pytest.approx(-0.5), "it stops no other"
+        assert await two.give(WINDOW_S - 1) == 0, "it is not hurried: it was first seen then"
+        assert await two.give(defaults.WHOLE_S + 2) == 1
+        assert two.slope("then") == pytest.approx(-0.5)
+        assert await two.give(WINDOW_S) == 0
+        await two.replica.stop(1)
+
+    worlds.play(tmp_path / "with", scene)
+    monkeypatch.setattr(defaults, "AHEAD_S", 1e12)  # the control: it would wait for a month
+    with pytest.raises(AssertionError, match="assert 0 == 1"):
+        worlds.play(tmp_path / "without", scene)
 
 
 @pytest.mark.parametrize("heard", [True, False])

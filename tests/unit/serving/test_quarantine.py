@@ -19,6 +19,7 @@ from online.errors import RequestError
 from online.messages.structs import FeedbackRequest
 from online.replica.control_log import ControlLog
 from online.replica.writer import Writer
+from online.serving import held_events
 from online.serving.status import Cluster
 from paramserver import errors
 from paramserver.actor import ServerSettings
@@ -249,3 +250,31 @@ def test_a_ban_is_bounded_and_survives_a_restart(tmp_path: Path) -> None:
     assert {s for s in decisions.sources if decisions.banned(s)} == {"b", "c"}
     assert world.server.ban("b", True)["control"] == 2
     assert decisions.summary()["banned"] == ["b", "c"]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_what_is_learned_again_is_answered_when_the_server_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, waits: bool
+) -> None:
+    """Else a rollback right after it would leave the row on top of values that hold the event."""
+    monkeypatch.setattr(held_events, "PUSH_S", 240.0 if waits else 0.0)
+
+    async def scene(world: Any) -> None:
+        replica = await world.replica()
+        one = cluster(world, replica)
+        await set_aside(replica, "x", source="bot")
+        partition = replica.writer.partition
+        world.client.down = True
+        asked = asyncio.create_task(one.decide_rows("m", "released", [f"{partition}:1"]))
+        await worlds.until(lambda: world.weight(replica, "x") == 1)
+        if waits:
+            assert not asked.done(), "the server has not heard of it"
+        else:  # the control
+            assert (await asked)["learned"] == 1
+            assert replica.learner.clock.get(partition, 0) < 2
+        world.client.down = False
+        assert (await asked)["learned"] == 1
+        await worlds.until(lambda: replica.learner.clock.get(partition, 0) == 2)
+        await replica.stop(30)
+
+    worlds.play(tmp_path, scene)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -87,7 +88,20 @@ def test_the_parameter_server_takes_the_umask_of_its_settings(tmp_path: Path) ->
 def test_without_it_they_are_open(tmp_path: Path) -> None:
     """The control: the umask is what keeps them private."""
     Owner(tmp_path / "state")
-    assert loose(tmp_path / "state", "700") == {".": "777", "owner.lock": "666"}
+    open_to_all = {".": "777", "owner.lock": "666", ".gitignore": "666"}
+    assert loose(tmp_path / "state", "700") == open_to_all
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_leaves_the_key_and_the_journal_out(tmp_path: Path) -> None:
+    """``git add -A`` beside a notebook must not take the signing key along."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    Owner(tmp_path / "online-state" / "clicks").release()
+    (tmp_path / "online-state" / "clicks" / "key").write_bytes(b"secret")
+    listing = ["git", "-C", tmp_path, "status", "--porcelain"]
+    assert subprocess.run(listing, check=True, capture_output=True, text=True).stdout == ""
+    (tmp_path / "online-state" / "clicks" / ".gitignore").unlink()
+    assert subprocess.run(listing, check=True, capture_output=True, text=True).stdout != ""
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""Sides of stored joins are written: what a half meets in the store is decided about there.
+
+It is written in a second step of the same commit (:mod:`online.rows.joins`).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from itertools import accumulate, islice
+
+from online.replica.answers import Answers, Waiter
+from online.replica.corrections import Write
+from online.replica.joined_names import within_room
+from online.replica.pending import Waiting, Written, middle
+from online.replica.refused import Unjudged
+from online.replica.shared import Shared
+from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from replay.errors import JournalUnavailable, ReplayError
+from replay.journal.base import NewRow, Outcome
+
+
+class Joining:
+    """Writes the sides of stored joins of one model.
+
+    Parameters:
+        answers: Takes what became of each event.
+        write: Appends rows to the partition of this process.
+        refuse: Ends the requests of events that are not written.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        answers: Answers,
+        write: Write,
+        refuse: Callable[[Sequence[Written], ReplayError], None],
+    ) -> None:
+        self._shared, self._limits = shared, shared.limits
+        self._store, self._control, self._counts = shared.store, shared.control, shared.counts
+        self._write, self._refuse, self._answers = write, refuse, answers
+
+    async def write(self, halves: list[NewRow], batch: list[Waiting]) -> None:
+        """Append rows among which are sides of stored joins: each may take several steps."""
+        since = self._shared.clocks.now_s() - self._shared.settings.token_lifetime
+        most = self._limits.waiting_labels_max
+        events = [Written(entry_of(half, most, since), half=half) for half in halves]
+        for waiting in batch:
+            entries = (entry_of(row, most, since) for row in waiting.rows)
+            events += [Written(entry, waiting, i) for i, entry in enumerate(entries)]
+        await self._append(events)
+
+    async def _append(self, events: list[Written]) -> None:
+        for _ in range(ROUNDS_MAX):
+            if not events:
+                return
+            sizes = list(accumulate(len(event.entry.rows) for event in events))
+            fit = max(bisect_right(sizes, self._store.journal.batch_rows_max), 1)
+            some, later = events[:fit], events[fit:]
+            judged, shared = self._control.judged, self._shared
+            rows = [row if e.decided else judged(row) for e in some for row in e.entry.rows]
+            rows = [within_room(row, shared) for row in rows]
+            try:
+                outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
+            except Unjudged as error:
+                if (at := middle(events)) is None:
+                    self._refuse(events, error)
+                else:
+                    await self._append(events[:at])
+                    await self._append(events[at:])
+                return
+            except ReplayError as error:
+                self._refuse(events, error)
+                return
+            left: list[Written] = []
+            for event in some:
+                # Without a pause: whoever learns a new row finds who waits for it.
+                found = list(islice(outcomes, len(event.entry.rows)))
+                left += self._settle(event, found)
+            events = left + later
+        self._refuse(events, JournalUnavailable("other replicas were faster each time"))
+
+    def _settle(self, event: Written, outcomes: list[Outcome]) -> list[Written]:
+        """Return what has to be appended next after these outcomes of the event's rows."""
+        entry, waiting = event.entry, event.waiting
+        try:
+            entry.take(outcomes)
+        except ReplayError as error:  # a half that nobody can read
+            self._refuse([event], error)
+            return []
+        if (outcome := entry.outcome) is None:
+            return [event]
+        if event.half is not None:
+            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
+        if waiting is not None:
+            if (row := outcome.row) is not None:
+                waiting.keys[event.i] = row.key
+            self._answers.note_written(Waiter(waiting, event.i), outcome)
+        return [Written(after) for after in entry.after]

@@ -1,0 +1,42 @@
+"""This module refuses what a model with several parameter servers can't have with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from online.errors import StartRefused
+
+if TYPE_CHECKING:
+    from online.settings.model import ModelSettings
+
+
+def check_shards(model: ModelSettings) -> None:
+    """Refuse settings whose work one server would have to do with all values.  Raises ValueError.
+
+    They read or replace the state of a model as a whole, which no process holds then.
+    """
+    if model.shards == 1:
+        return
+    given = {
+        "learn: background": model.learn == "background",
+        f"sync.merge: {model.sync.merge}": model.sync.merge in ("ordered", "overlay", "lagging"),
+        "challenger": model.challenger is not None,
+        "devices": model.devices is not None,
+        "drift.on_rise: relearn": model.drift.on_rise == "relearn",
+        "triggers.on_trigger: forget": model.triggers.on_trigger == "forget",
+    }
+    if found := [name for name, there in given.items() if there]:
+        raise ValueError(
+            f"shards: {model.shards} servers hold a part of the model each, and {found[0]} needs "
+            "all of it in one: leave one of the two out"
+        )
+
+
+def check_whole(model: ModelSettings, what: str) -> None:
+    """Refuse what reads one server's snapshots as the whole model.  Raises StartRefused."""
+    if model.shards > 1:
+        raise StartRefused(
+            f"model {model.name} has {model.shards} parameter servers, each with snapshots of its "
+            f"part: {what} needs a model with one",
+            "Start it with `shards: 1` and --relearn, which learns the journal again",
+        )

@@ -1,0 +1,78 @@
+"""Mistakes in a settings file, said in the words of somebody who writes YAML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from online.errors import ConfigError
+from online.settings.addresses import hidden
+from online.settings.model import NAME
+from online.settings.purposes import PURPOSES
+from online.settings.replicas import TAGS
+from refusals import meant
+
+_PLAIN: Final[Mapping[str, str]] = {
+    "missing": "it is required",
+    "tuple_type": "a list is needed: a line each that begins with `-`",
+    "list_type": "a list is needed: a line each that begins with `-`",
+    "dict_type": "a mapping is needed: lines of `name: value`",
+    "model_type": "a mapping is needed: lines of `name: value`",
+    "model_attributes_type": "a mapping is needed: lines of `name: value`",
+    "string_type": "text is needed",
+    "int_type": "a whole number is needed",
+    "int_parsing": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_type": "a number is needed",
+    "float_parsing": "a number is needed",
+    "bool_type": "true or false is needed",
+    "bool_parsing": "true or false is needed",
+    NAME: "letters, digits, `_`, `-` and `.` are needed, at most 64, a letter or digit first",
+}
+"""What pydantic's kinds of error, and patterns, are in the words of somebody who writes YAML."""
+
+
+def explained(error: ValidationError, tree: type[BaseModel]) -> ConfigError:
+    """The first mistake in a tree of settings as a refusal, with the name that may be meant."""
+    errors = error.errors()
+    first = errors[0]
+    if first["type"] == "missing":  # perhaps it is there, and misspelt
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
+    loc = tuple(part for part in first["loc"] if part not in (*TAGS, "[key]"))
+    field = ".".join(str(part) for part in loc)
+    if first["type"] == "extra_forbidden":
+        known = _fields(tree, loc[:-1])
+        remedy = meant(str(loc[-1]), known) or f"Known here: {', '.join(known)}"
+        return ConfigError(field, "unknown setting", remedy)
+    secret = first["type"] == "missing" or first["loc"][0] in ("tokens", "alerts")
+    value = "" if secret else f", got {hidden(repr(first['input']))}"
+    context = first.get("ctx", {})
+    kind = context.get("pattern", first["type"])
+    said = _PLAIN.get(kind) or first["msg"].removeprefix("Value error, ")
+    remedy = "`online config show` prints every default"
+    names = re.findall(r"'(.+?)'", context.get("expected", ""))
+    if kind == "literal_error" and names:
+        known = list(PURPOSES) if loc[-1] == "task" else names
+        said = f"one of {', '.join(known)} is needed"
+        remedy = meant(str(first["input"]), known) or remedy
+    return ConfigError(field, f"{said}{value}", remedy)
+
+
+def _fields(tree: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings at a place of the tree."""
+    node: Any = tree
+    for part in loc:
+        if isinstance(part, int):  # the place in a list
+            continue
+        if isinstance(node, type) and issubclass(node, BaseModel):
+            annotation = node.model_fields[str(part)].annotation
+            kinds = (annotation, *get_args(annotation))
+            trees = (k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+            maps = (k for k in kinds if get_origin(k) is dict)
+            node = next(trees, None) or next(maps, node)
+        elif get_origin(node) is dict:  # a name that whoever writes the file has given
+            node = get_args(node)[1]
+    return list(getattr(node, "model_fields", ()))

@@ -1,0 +1,268 @@
+"""The servers of one model's shards ask each other, and answer.
+
+Shard 0 decides for all, so it has to know that the others can follow: that they have a snapshot of
+the same rows, or the state that was built aside.  It removes rows of the journal that each of them
+has in all of its snapshots.  And when it publishes one it does so, if it can, at a moment when all
+have the same rows, and they then publish theirs of that moment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from paramserver.errors import RollbackRefused
+from paramserver.rewrites import Needed, Rollback
+from paramserver.running import Running
+from paramserver.server import Server
+from paramserver.shards import ShardStore, shard_place
+from paramserver.snapshots.history import ASIDE, SnapshotHistory
+from paramserver.state import Contained
+from paramserver.store import Store
+from paramserver.trimming import contained_in_all
+from paramserver.wire import SyncReply
+
+_log: Final = logging.getLogger(__name__)
+
+
+def _pause() -> None:
+    time.sleep(0.005)  # a push to all takes about as long
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of several servers of a model.
+
+    Attributes:
+        number, of: It is this one of so many.
+        ask: Asks another one: its number, a method of :class:`Sharing`, then the arguments.  It may
+            raise anything, and takes no longer than a second.
+        tries, pause: How often it is looked whether all have the same rows, and what is done
+            between two times.
+    """
+
+    number: int
+    of: int
+    ask: Callable[..., Any]
+    tries: int = 40
+    pause: Callable[[], None] = _pause
+
+    @property
+    def others(self) -> range:
+        """Those that follow shard 0."""
+        return range(1, self.of)
+
+    def own(
+        self, open_store: Callable[[], Store], directory: str
+    ) -> tuple[Callable[[], Store], str]:
+        """The store as this one sees it, and the place of its snapshots, from those of shard 0."""
+        if self.number == 0:
+            return open_store, directory
+        return lambda: ShardStore(open_store(), self.number), self.place(directory)
+
+    def place(self, directory: str) -> str:
+        """The place of its snapshots, from that of shard 0's."""
+        return shard_place(directory, self.number)
+
+
+class ShardedRollback(Rollback, frozen=True):
+    """A rollback of several shards; ``parts``: the snapshot of each, whose rows are the same."""
+
+    parts: list[str] = msgspec.field(default_factory=list)
+
+
+class Sharing:
+    """One shard's questions to the others, and answers to theirs; with one server: nothing."""
+
+    def __init__(self, running: Running, shard: Shard | None) -> None:
+        self._running, self._shard = running, shard
+        self._aligned = True  # whether all have published what shard 0 has
+        self.kept: list[Contained] = []  # snapshots from which a start may go on
+        self._promised: set[str] = set()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is shard 0 of several."""
+        return self._shard is not None and self._shard.number == 0
+
+    @property
+    def follows(self) -> bool:
+        """Whether another one decides."""
+        return self._shard is not None and self._shard.number > 0
+
+    def told(self, reply: SyncReply) -> SyncReply:
+        """The reply of one of several says where closed partitions end: others may not be there."""
+        if self._shard is None or not reply.closed:
+            return reply
+        ends = {p: self._running.partitions[p].end for p in reply.closed}
+        clock, durable = {**reply.clock, **ends}, {**reply.durable, **ends}
+        return msgspec.structs.replace(reply, clock=clock, durable=durable, closed=[])
+
+    # -- asked by shard 0 ------------------------------------------------------------------------
+
+    def begin_cut(self, rows: Mapping[int, int], control: int) -> bool:
+        """Begin a snapshot if these are the rows that the values have; it is published soon."""
+        running = self._running
+        if not running.publishing.acquire(blocking=False):
+            return False
+        try:
+            server, _, history = running.serving()
+            with running.lock:
+                if server.control != control or self._rows(server) != dict(rows):
+                    return False
+                if server.count == running.published:  # the head holds it
+                    return True
+                base = history.base_for_next()
+                running.chosen = server.begin_snapshot(
+                    running.host.wall(), running.parent, {}, base
+                )
+            return True
+        finally:
+            running.publishing.release()
+
+    def partner(self, rows: Mapping[int, int], control: int) -> str | None:
+        """Name of a snapshot with these rows, which is kept from now on; None: there is none."""
+        running = self._running
+        with running.publishing:
+            _, _, history = running.serving()
+            found = self._with_rows(history, rows, control)
+            if found is not None and not any(r.pinned for r in history.listed() if r.name == found):
+                history.pin(found, True)
+                self._promised.add(found)
+            return found
+
+    def _with_rows(
+        self, history: SnapshotHistory, rows: Mapping[int, int], control: int
+    ) -> str | None:
+        for name, one in history.contained().items():
+            if one.control == control and self._of(one) == dict(rows):
+                return name
+        return None
+
+    def holds(self, name: str) -> bool:
+        """Whether the state that was built aside under the name is here, and good."""
+        history = self._running.serving().history
+        try:
+            history.load(name)
+        except Exception as error:
+            _log.warning("%s can't be taken: %s", name, error)
+            return False
+        return True
+
+    def contained(self) -> dict[int, int]:
+        """By partition the last row that every snapshot has from which a start may go on."""
+        return contained_in_all(self.kept, self._running.partitions.values())
+
+    # -- shard 0 asks ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def at_one_moment(self, server: Server) -> Iterator[None]:
+        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can."""
+        shard, running = self._shard, self._running
+        if shard is None or shard.number:
+            with running.lock:
+                yield
+            return
+        self._aligned = False
+        for left in reversed(range(shard.tries)):
+            with running.lock:
+                self._aligned = self._all_begin(server)
+                if self._aligned or not left:
+                    yield
+                    return
+            shard.pause()
+
+    def complete(self, server: Server) -> None:
+        """Have the others publish what shard 0 has published, if they did not."""
+        if self.leads and not self._aligned:
+            with self._running.lock:
+                self._aligned = self._all_begin(server)
+
+    def _all_begin(self, server: Server) -> bool:
+        """Whether all others begin a snapshot of the rows that this one has; under the lock."""
+        assert self._shard is not None
+        rows, control = self._rows(server), server.control
+        try:
+            return all(
+                self._shard.ask(other, "begin_cut", rows, control) for other in self._shard.others
+            )
+        except Exception as error:  # it is away: this one is published alone
+            _log.info("no snapshot at one moment: %s", error)
+            return False
+
+    def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
+        """Return what the snapshots of all contain of this; raises what comes."""
+        if self._shard is None or self._shard.number:
+            return dict(upto)
+        out = dict(upto)
+        for other in self._shard.others:
+            has = self._shard.ask(other, "contained")
+            out = {p: min(last, has[p]) for p, last in out.items() if p in has}
+        return out
+
+    def rollback(self, note: Rollback, name: str, target: Contained) -> Rollback:
+        """The same decision for all.  Raises RollbackRefused: one can't follow."""
+        if not self.leads:
+            return note
+        assert self._shard is not None
+        parts, rows = [name], self._of(target)
+        for other in self._shard.others:
+            try:
+                found = self._shard.ask(other, "partner", rows, target.control)
+            except Exception as error:
+                reason = f"shard {other} does not answer: {error}"
+                raise RollbackRefused(name, reason, ()) from error
+            if found is None:
+                reason = f"shard {other} has no snapshot of the same rows; take another one"
+                raise RollbackRefused(name, reason, ())
+            parts.append(found)
+        return ShardedRollback(**msgspec.structs.asdict(note), parts=parts)
+
+    def lacks(self, name: str) -> str | None:
+        """Why not all can go on with the state of this name; None: they can."""
+        if self.leads:
+            assert self._shard is not None
+            for other in self._shard.others:
+                try:
+                    if not self._shard.ask(other, "holds", name):
+                        return f"shard {other} does not have it"
+                except Exception as error:
+                    return f"shard {other} does not answer: {error}"
+        return None
+
+    def drop_asides(self, history: SnapshotHistory, held: Needed | None) -> set[str]:
+        """Remove states that were built aside and that nothing leads to; those that stay.
+
+        Not those of a shard that follows: shard 0 may be about to decide for one.
+        """
+        names = set() if held is None else {held.snapshot}
+        if self.follows:
+            return {name for name in names if name.startswith(ASIDE)}
+        return history.drop_asides(names)
+
+    def followed(self, name: str | None) -> None:
+        """A decision was taken in: the snapshot that it names is needed, and so stays by itself.
+
+        Others were promised for decisions that may come still.
+        """
+        if name in self._promised:
+            with contextlib.suppress(Exception):
+                self._running.serving().history.pin(name, False)
+                self._promised.remove(name)
+
+    # -- which rows ------------------------------------------------------------------------------
+
+    def _rows(self, server: Server) -> dict[int, int]:
+        return self._of(Contained(server.clock, frozenset(server.closed)))
+
+    def _of(self, one: Contained) -> dict[int, int]:
+        """Last offset of each partition, closed ones too: the same whatever has been closed."""
+        known = self._running.partitions
+        ends = {p: known[p].end for p in one.closed if p in known}
+        return {p: last for p, last in sorted({**one.clock, **ends}.items()) if last}

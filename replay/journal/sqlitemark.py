@@ -1,0 +1,205 @@
+"""A mark says how the service left the database file, and how far it was written.
+
+SQLite itself finds out neither that another program has changed the file under it (a copy of a
+backup over it, a cut) nor that a log with commits in it was removed: it mixes pages of two files,
+or opens an older state as if nothing had been there.  So the size and the time of the file stand in
+a small file beside it, and so does the number of the newest row.  They are written under the
+writers' lock, by nobody else.
+
+The mark proves nothing that is not so: it is written behind the commit that it tells of, and one
+that is missing, torn, or can't be read or written, says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from replay.errors import JournalDamaged, JournalUnavailable
+
+_LAYOUT: Final = struct.Struct("<4sqqqq")
+_SUM: Final = struct.Struct("<I")
+_NAME: Final = b"OLM2"
+_CHANGING: Final = (-1, -1)
+"""Stands for size and time while the service itself changes the file."""
+_NUMBERED: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence'"
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Size and time (ns) of the database file, and the number of the newest row.
+
+    ``looks``: how often what another program had changed was looked through and opened.
+    """
+
+    file: tuple[int, int]
+    newest: int
+    looks: int = 0
+
+
+class Mark:
+    """The file that has the mark; it is asked with the writers' lock held.
+
+    Parameters:
+        path: Of the database; ``<path>.mark`` is made beside it, for whoever may write that.
+        newest: A query for the greatest number of a row that was ever given.
+    """
+
+    def __init__(self, path: Path, newest: str) -> None:
+        self._path, self._query, self._fd, self._looks = path, newest, -1, 0
+        self._spoilt: tuple[tuple[int, int] | None, str | None] | None = None
+        self._known: tuple[bytes, Marked | None] = (b"", None)  # as was read or written last
+        with suppress(OSError):
+            mode = path.stat().st_mode & 0o666
+            self._fd = os.open(f"{path}.mark", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+
+    def read(self) -> Marked | None:
+        """Return what stands there; None: nothing, or nothing that can be believed."""
+        try:
+            found = os.pread(self._fd, _LAYOUT.size + _SUM.size, 0)
+        except OSError:
+            return None
+        if found != self._known[0]:
+            self._known = (found, _parsed(found))
+        return self._known[1]
+
+    def _write(self, marked: Marked) -> None:
+        body = _LAYOUT.pack(_NAME, *marked.file, marked.newest, marked.looks)
+        self._known = (body + _SUM.pack(zlib.crc32(body)), marked)
+        with suppress(OSError):
+            os.pwrite(self._fd, self._known[0], 0)
+
+    def _note_file(self, file: tuple[int, int] | None, looks: int = 0) -> None:
+        if file is not None:
+            found = self.read() or Marked(file, 0)
+            self._write(replace(found, file=file, looks=found.looks + looks))
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """The block opens the database anew; what others have changed is looked through first.
+
+        Whoever has it open already finds that they did, and opens it anew, too.  Raises
+        JournalDamaged, or sqlite3.Error.
+        """
+        if foreign := self.foreign:
+            self.look_through()
+        with self.changing(looks=int(foreign)):
+            yield
+        found = self.read()
+        self._looks = 0 if found is None else found.looks
+
+    @contextmanager
+    def changing(self, looks: int = 0) -> Iterator[None]:
+        """The block writes into the database, which is the service's own doing.
+
+        Who dies in it leaves a mark that says nothing of the file.  A change by others that nobody
+        has looked through stays known until the block has ended well.
+        """
+        if not self.foreign:
+            self._note_file(_CHANGING)
+        yield
+        self._note_file(self._now(), looks)
+
+    def note_newest(self, db: sqlite3.Connection) -> None:
+        """Say that the rows of this connection were committed, after :meth:`check`."""
+        newest, found = self._newest(db), self._known[1]
+        if found is not None and newest > found.newest:
+            self._write(replace(found, newest=newest))
+
+    def _newest(self, db: sqlite3.Connection) -> int:
+        found = db.execute(self._query).fetchone()
+        return int(found[0]) if found else 0
+
+    def _now(self) -> tuple[int, int] | None:
+        """Size and time of the file; None: there is none, or the system does not say."""
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return None
+        return found.st_size, found.st_mtime_ns
+
+    @property
+    def foreign(self) -> bool:
+        """Whether somebody else has changed the file since it was marked."""
+        found, now = self.read(), self._now()
+        return found is not None and now is not None and found.file not in (now, _CHANGING)
+
+    def look_through(self) -> int:
+        """Number of the newest row in a database that another program has changed.
+
+        Nothing is written, and no page is taken that a connection of this process has in memory.
+        Raises JournalDamaged, or sqlite3.Error.
+        """
+        place, newest = f"file:{quote(str(self._path))}?mode=ro", 0
+        try:
+            with closing(sqlite3.connect(place, uri=True)) as db:
+                found = " ".join(db.execute("PRAGMA integrity_check(1)").fetchone()[0].split())
+                if db.execute(_NUMBERED).fetchone():
+                    newest = self._newest(db)
+        except sqlite3.OperationalError:
+            raise
+        except sqlite3.DatabaseError as error:
+            found = str(error)
+        if found != "ok":
+            why = (
+                f"another program has changed it where it lies, and it is no longer whole: {found}"
+            )
+            raise JournalDamaged(str(self._path), why)
+        return newest
+
+    def check(self) -> bool:
+        """Whether what another program has changed has to be read anew.
+
+        One that has only moved pages out of the log has spoilt nothing.  Raises JournalDamaged if
+        it has, also if another process has opened it since, or JournalUnavailable.
+        """
+        marked = self.read()
+        if not self.foreign and (marked is None or marked.looks == self._looks):
+            return False
+        now = self._now()
+        if self._spoilt is None or self._spoilt[0] != now:
+            try:
+                newest, why = self.look_through(), None
+                if marked is not None and newest < marked.newest:
+                    lost = marked.newest - newest
+                    why = f"an older one lies in its place, which lacks the newest {lost:,} rows"
+            except JournalDamaged as error:
+                why = error.why
+            except sqlite3.Error as error:
+                raise JournalUnavailable(f"{self._path}: {error}") from error
+            self._spoilt = (now, why)
+        if (why := self._spoilt[1]) is not None:
+            raise JournalDamaged(str(self._path), why)
+        return True
+
+    def lost(self, db: sqlite3.Connection) -> int:
+        """Rows that were committed and that the database does not have."""
+        found = self.read()
+        return 0 if found is None else max(found.newest - self._newest(db), 0)
+
+    def accept(self, db: sqlite3.Connection) -> None:
+        """Believe from now on that no more was ever committed."""
+        if (found := self.read()) is not None:
+            self._write(replace(found, newest=self._newest(db)))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+def _parsed(found: bytes) -> Marked | None:
+    body, check = found[: _LAYOUT.size], found[_LAYOUT.size :]
+    if check != _SUM.pack(zlib.crc32(body)):
+        return None
+    name, size, time_ns, newest, looks = _LAYOUT.unpack(body)
+    return Marked((size, time_ns), newest, looks) if name == _NAME else None

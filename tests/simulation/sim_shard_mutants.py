@@ -1,0 +1,86 @@
+"""Rules of several parameter servers of one model, taken out one by one.
+
+Not here, for a ledger's delta is the same on any values, and rows are rarely old: *a push has the
+epoch of each shard that its replica knows*, *no reply is made of shards of which some have taken a
+decision in*, *rows stay until all shards have them*, *no answer counts twice what one shard has*,
+*a delta ends where a shard stands*.  They are in ``tests/unit/paramserver/test_shards.py`` and
+``tests/unit/learning/test_apart.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
+
+_APART = "online.learning.apart"
+_MERGED = "online.learning.merged"
+_CLIENT = "paramserver.sharded_client"
+_SHARING = "paramserver.sharing"
+_FOLLOWING = "paramserver.following"
+
+TWO: Mapping[str, Any] = only(
+    "kill server", "kill replica", "kill all", "bad weather",
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.5, rows_max=3, lease_s=0.5,
+)  # fmt: skip
+DECIDED: Mapping[str, Any] = only(
+    "rollback", "kill server", "kill replica", "cut", "bad weather",
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1,
+)  # fmt: skip
+
+SHARD_MUTANTS: dict[str, Mutant] = {
+    "one shard's clock stands for another's": Mutant(
+        ((_APART, "if clock.get(p, 0) < last]", "]"),), climate=TWO
+    ),
+    "what the best shard has is in all": Mutant(
+        (
+            (
+                _CLIENT,
+                "p: min(clock.get(p, 0) for clock in clocks)",
+                "p: max(clock.get(p, 0) for clock in clocks)",
+            ),
+        ),
+        climate=TWO,
+    ),
+    "learning again begins at the highest clock": Mutant(
+        (
+            (
+                _MERGED,
+                "            restart = self.clock.get(partition, 0) + 1\n",
+                "            restart = max(self.clock.get(partition, 0), self._ahead(partition))"
+                " + 1\n",
+            ),
+        ),
+        climate=TWO,
+        begin=35,
+    ),
+    "a shard keeps its clock beyond a decision": Mutant(
+        (
+            (
+                _FOLLOWING,
+                "self._running.go_over(state, server.rule, epoch)",
+                "object.__setattr__(state, 'clock', {p: max(server.clock.get(p, 0), "
+                "state.clock.get(p, 0)) for p in {*server.clock, *state.clock}})\n"
+                "                self._running.go_over(state, server.rule, epoch)",
+            ),
+        ),
+        climate=DECIDED,
+        begin=6,
+    ),
+    "a rollback takes any snapshot of another shard": Mutant(
+        ((_SHARING, "if one.control == control and self._of(one) == dict(rows):", "if True:"),),
+        climate=DECIDED,
+        begin=3,
+    ),
+    "what one shard has closed is nothing": Mutant(
+        (
+            (
+                _SHARING,
+                "        if self._shard is None or not reply.closed:\n",
+                "        if True:\n",
+            ),
+        ),
+        climate=TWO,
+    ),
+}  # fmt: skip

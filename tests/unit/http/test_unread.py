@@ -1,0 +1,50 @@
+"""An operation that is asked for the first time has no file read in the turn that answers it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import routing
+
+from online.http import app as application
+from online.http.unread import endpoints
+
+
+def sources_read(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], int]:
+    """Which functions' sources are read as an application first answers, and its operations."""
+    read: list[str] = []
+    original = inspect.getsourcelines
+
+    def getsourcelines(func: Any) -> Any:
+        read.append(func.__name__)
+        return original(func)
+
+    monkeypatch.setattr(routing, "_endpoint_context_cache", {})  # by id, which is used again
+    cluster: Any = None
+    app = application.build_rest({}, cluster)
+    monkeypatch.setattr(inspect, "getsourcelines", getsourcelines)
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            for path in ("/livez", "/v2", "/v2/health/live", "/v1/models/m/quarantine"):
+                await client.get(path)
+
+    asyncio.run(ask())
+    return read, len(list(endpoints(app)))
+
+
+def test_the_first_answer_of_an_operation_reads_no_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, operations = sources_read(monkeypatch)
+    assert read == []
+    assert operations > 30, "those of the included routers, too"
+
+
+def test_without_that_it_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(application, "read_no_sources", lambda app: None)
+    read, _ = sources_read(monkeypatch)
+    assert {"livez", "quarantine"} <= set(read), read
