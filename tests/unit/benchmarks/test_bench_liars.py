@@ -74,8 +74,12 @@ def test_lies_about_numbers_are_not_found_by_labels_as_they_are(
 def test_lies_about_numbers_in_bodies_of_many_rows_are_found(
     monkeypatch: pytest.MonkeyPatch, says: float
 ) -> None:
-    """0: the mutant, to which a whole body says less than two rows do."""
+    """0: the mutant, to which a whole body says less than two rows do.
+
+    The bound on what one error teaches is off in both: it alone finds these liars, too.
+    """
     monkeypatch.setattr(surprise, "_OF_A_RUN", says)
+    monkeypatch.setattr(surprise, "_LARGEST", 1e9)
     groups, draw = list[list[number_lies.Sent]](), random.Random(8)
     for n in range(3_200):
         lying = n >= 1_600 and n // 96 % 2 == 1  # four of them, one after the other

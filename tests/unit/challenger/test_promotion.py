@@ -198,7 +198,8 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(
-        "paramserver.ray_client.start_or_get", lambda name, *_: partial(started.append, name)
+        "paramserver.ray_client.start_or_get",
+        lambda name, *_, shard: partial(started.append, name),
     )
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *given: None)
     models = tuple(
@@ -226,7 +227,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Models whose servers were started, in order, without Ray."""
     names: list[str] = []
 
-    def start_or_get(name: str, lineage: Lineage, *_: object) -> Callable[[], str]:
+    def start_or_get(name: str, lineage: Lineage, *_: object, shard: object) -> Callable[[], str]:
         names.append(lineage.model)
         return lambda: name
 
