@@ -15,6 +15,7 @@ from online.commands import base, forget, rewrites
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, Wanted
+from online.settings.model import ModelSettings
 from paramserver.state import Contained, SnapshotState
 
 Answer = tuple[int, dict[str, Any]]
@@ -194,6 +195,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
 ) -> None:
     work: Any = object.__new__(forget._Work)
     work.name, work._client = "m", base.Context().connect()
+    work._model = ModelSettings(name="m", task="binary", learner="logreg")
     work._wanted, work._history = Wanted("bot"), Place()
     work._base = Base("1-1", Contained({}, frozenset()))
     built = Built(SnapshotState("m", "s", "", (1, 1), {}, {}), {1: [0, 2]}, 5, 0)
