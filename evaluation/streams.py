@@ -56,7 +56,13 @@ _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
 _GAS: Final = "gas_drift"
 _GAS_BATCHES: Final = (1, 2, 3, 4, 5, 6, 8, 9)  # of ten; the other two are not at hand
-_NAMES: Final = (*_BUNDLED, "digits", "elec2", "insects", "gas")
+_INSTALLED: Final = (*_BUNDLED, "digits")
+_NAMES: Final = (*_INSTALLED, "elec2", "insects", "gas")
+
+
+def is_installed(name: str) -> bool:
+    """Whether the stream comes with a library, so that only opening it needs that library."""
+    return name.lower().replace("-", "_") in _INSTALLED
 
 
 def open_stream(

@@ -274,18 +274,31 @@ def _print_urls(settings: config.Settings, url: str) -> None:
     print(f"  online stream NAME --model {name} --state-dir {settings.state_dir}\n", flush=True)
 
 
-def _stream(name: str) -> Stream:
-    """The stream that is to be played; one that can't be is refused before anything starts."""
-    from evaluation.streams import open_stream
+def _stream(name: str) -> Callable[[], Stream]:
+    """What opens the stream to play; one that can't be is refused before anything starts.
 
-    return open_stream(name, config.data_dir())
+    A library's own stream is opened when it is played: it imports scikit-learn, and whether that is
+    there is part of what a model of one's own is known by.
+    """
+    from evaluation.streams import is_installed, open_stream
+
+    opened = partial(open_stream, name, config.data_dir())
+    if is_installed(name):
+        return opened
+    stream = opened()
+    return lambda: stream
 
 
 def _play_forever(
-    reached: Reached, settings: config.Settings, stream: Stream, rate: float, stop: threading.Event
+    reached: Reached,
+    settings: config.Settings,
+    opened: Callable[[], Stream],
+    rate: float,
+    stop: threading.Event,
 ) -> None:
     from online.client.play import PlayFailed, line, play
 
+    stream = opened()
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
     shown = time.monotonic()
