@@ -2,7 +2,8 @@
 
 Of each action there are the rewards so far and their number, and the same of late: each reward
 takes 1 / WINDOW of what there was of its action away.  Taking away is an addition, too: that of
-two replicas is, up to the rows between two merges, what one would have taken away.
+two replicas is, up to the rows between two merges, what one would have taken away.  With many such
+rows they take away more than there was: whoever asks is told none then, and the next rows mend it.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Arms(Sums):
             return kept
         get, each = self.now.get, self._each.get
         sums = np.array([each(name, _NONE) for name in ids]).T
+        np.maximum(sums[2:], 0.0, out=sums[2:])
+        np.minimum(sums[3], sums[2], out=sums[3])
         prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
         found = Counted(sums[0], sums[1], sums[2], sums[3], prior)
         if len(self._kept) < _KEPT:
@@ -107,7 +110,7 @@ class Arms(Sums):
             add(f"r:{key}", weight * y)
         for part, more in (("m", weight), ("s", weight * y)):
             name = f"{part}:{action}"
-            add(name, more - fade * now.get(name, 0.0))
+            add(name, more - fade * max(now.get(name, 0.0), 0.0))
         self._each[action] = [now[f"{part}:{action}"] for part in _PARTS]
         self._kept.clear()
 

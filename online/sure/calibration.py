@@ -54,6 +54,9 @@ _LATE_MAX: Final = 150.0  # a world that turns has turned by then
 _ROWS_MIN: Final = 100
 _LATE_ROWS: Final = 3.0  # more labels for each one of lateness: the first ones seem to come soon
 _WORST: Final = -math.log(1e-6)  # a row loses no more, so that one tells no more than some others
+_REACH: Final = (-_WORST * _MEMORY, _WORST * _MEMORY)
+"""Beyond it no losses bring a sum, but replicas that have together let fade more than there was: it
+fades no faster, or it would swing ever wider."""
 _LEAST: Final = 1e-15
 _N, _SEEN, _COMPARED, _LATENESS, _GAINED = "n", "seen", "compared", "late", "gained"
 _LOSSES: Final = tuple(f"loss/{i}" for i in range(len(GRID)))
@@ -143,7 +146,9 @@ class Calibration(Sums):
         fading = {name: losses[i] - losses[_ONE] for i, name in enumerate(_LOSSES)}
         fading |= {_SEEN: 1.0, _LATENESS: float(late if late < 1 << 15 else 0)}
         for name, value in fading.items():
-            self._sum(name, value - self._sums.get(name, 0.0) / _MEMORY)
+            held = self._sums.get(name, 0.0)
+            least, most = _REACH if name in _LOSSES else (0.0, math.inf)
+            self._sum(name, value - min(max(held, least), most) / _MEMORY)
         if then:
             given = min(-math.log(max(score[label], _LEAST)), _WORST)
             self._sum(_GAINED, losses[_ONE] - given)

@@ -78,7 +78,7 @@ class Delays(Sums):
             self._sum(f"{_DELAY}{math.floor(_place(delay_s))}", 1)
             place, within = _hashed(source), delay_s < self._window_s
             for name, more in (f"{self._all}{place}", 1.0), (f"{self._within}{place}", within):
-                self._sum(name, more - self._sums.get(name, 0.0) / _MEMORY)
+                self._sum(name, more - max(self._sums.get(name, 0.0), 0.0) / _MEMORY)
 
     # -- what is told ------------------------------------------------------------------------
 
@@ -91,10 +91,12 @@ class Delays(Sums):
         """Share of the positives that have come within the window; None before enough have.
 
         Of those of this source, if there are enough; else of all.  Of those that came while the
-        window was another one the buckets tell, until there are enough that came since.
+        window was another one the buckets tell, until there are enough that came since.  Replicas
+        that did not hear of each other for long may have let fade more than there was: what is
+        left of it is no share below none, or above all.
         """
         found = {
-            place: (n, self._sums.get(f"{self._within}{place}", 0.0))
+            place: (n, min(max(self._sums.get(f"{self._within}{place}", 0.0), 0.0), n))
             for place in range(_PLACES)
             if (n := self._sums.get(f"{self._all}{place}", 0.0)) > 0.0
         }

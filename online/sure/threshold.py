@@ -226,7 +226,8 @@ class Confidence(Sums):
 
     def _strayed(self, error: float) -> float:
         """How sure the errors of late say that the coverage is not what is asked, up to 1."""
-        self._sum(_STRAYED, error - self._sums.get(_STRAYED, 0.0) / _STRAY)
+        held = min(max(self._sums.get(_STRAYED, 0.0), -_STRAY), _STRAY)
+        self._sum(_STRAYED, error - held / _STRAY)  # more than that replicas let fade twice
         variance = self.level * (1.0 - self.level) * _STRAY / 2.0
         return min(1.0, self._sums[_STRAYED] ** 2 / (variance * _CHANCE**2))
 

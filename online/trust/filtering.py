@@ -124,7 +124,8 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
-        self._asking = Asking(chain.sources) if any(t.budgets for t in chain.filters) else None
+        budgets = weighs and any(test.budgets for test in chain.filters)
+        self._asking = Asking(chain.sources) if budgets else None
 
     # -- before the append -------------------------------------------------------------------
 

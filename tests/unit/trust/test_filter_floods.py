@@ -130,6 +130,18 @@ def test_who_asks_most_does_not_say_most_of_what_has_no_label(bounded: bool) -> 
     assert (taught["flood"] < 4.0 * taught["h0"]) is bounded, taught
 
 
+def test_a_model_that_takes_no_weight_is_taught_all_of_them_whole() -> None:
+    """It would fail at each row that weighs less."""
+    chain = by_name(("rate",), None, None)
+    filters = Filtering(chain, model=lambda: None, clock=dict, count=lambda: 0, weighs=False)  # type: ignore[arg-type, return-value]
+    sources = [source for _ in range(20) for source in (*map(str, range(9)), *["flood"] * 30)]
+    for i, source in enumerate(sources):
+        example = Example({"x": 1.0}, False, provisional=True, late=1.0)
+        asked = NewRow(b"%d" % i, str(i), source, Verdict.ACCEPTED, codec.encode(example), i / 10)
+        (row,) = filters.judge([asked])
+        assert (row.verdict, row.factor) == (Verdict.ACCEPTED, 1.0), (i, source)
+
+
 # -- the parts -----------------------------------------------------------------------------------
 
 
