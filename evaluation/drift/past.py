@@ -113,7 +113,7 @@ class Past:
         """Length of the stretches nearest to so many rows, and those that ended before."""
         scale = min(max(int(math.log2(max(rows, 1) / STRETCH)), 0), SCALES - 1)
         while True:
-            found = [s for s in self._kept[scale] if s.end <= begun]
+            found = _learned([s for s in self._kept[scale] if s.end <= begun], STRETCH << scale)
             if len(found) >= ENOUGH or scale == 0:
                 return STRETCH << scale, found
             scale -= 1
@@ -127,3 +127,14 @@ class Past:
         if n < 1 or usual <= 0.0:
             return 1.0
         return max(total / n / usual, 1.0)
+
+
+def _learned(before: list[_Stretch], size: int) -> list[_Stretch]:
+    """Stretches without the stream's first ones, if these are higher than all of the later half.
+
+    A model learns there: how far it has come says nothing of how far one that has learned swings.
+    """
+    if len(before) < 2 * ENOUGH or before[0].end > size:
+        return before
+    highest = max(s.error for s in before[len(before) // 2 :])
+    return before[next(i for i, s in enumerate(before) if s.error <= highest) :]

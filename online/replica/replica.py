@@ -133,8 +133,8 @@ class ModelReplica:
     def _new_judge(self, canary: Canary | None) -> Judge | None:
         if not (self.settings.drift.watch and self._learns):
             return None
-        drift, task = self.settings.drift, self.settings.task
-        return Judge(drift, task, self._on_rise, self.store.aside, canary)
+        drift, task, rewards = self.settings.drift, self.settings.task, self.settings.reward_range
+        return Judge(drift, task, self._on_rise, self.store.aside, canary, rewards)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """The error has risen: what is kept of before is of another stream."""

@@ -166,6 +166,8 @@ async def many(
 ) -> GivenMany:
     """Scores of many keys; those that are missing are computed now if features are given.
 
+    A key that is named again is computed once, and each takes a turn of the loop of its own.
+
     Raises RequestError: bad keys or features, or the store fails.
     """
     keys = request.keys
@@ -178,14 +180,17 @@ async def many(
         if key not in named:
             raise invalid(f"features.{key[:80]}", "not among the keys", "Name it in keys")
     read = await _read(reader, serving.name, keys)
-    out = []
+    out, live = list[Given](), dict[str, Given]()
     for key, score in zip(keys, read.scores, strict=True):
         if score is not None:
             out.append(Given(key, "batch", _prediction(score), score[1]))
         elif key in features:
-            label, number, version = serving.score(features[key], f"features.{key[:80]}")
-            prediction = msgspec.UNSET if label is None else label
-            out.append(Given(key, "live", prediction, number, version))
+            if key not in live:
+                label, number, version = serving.score(features[key], f"features.{key[:80]}")
+                prediction = msgspec.UNSET if label is None else label
+                live[key] = Given(key, "live", prediction, number, version)
+                await asyncio.sleep(0)
+            out.append(live[key])
         else:
             out.append(Given(key, "none"))
     run = read.run

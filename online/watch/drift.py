@@ -60,6 +60,8 @@ class Judge:
             alarm and when (POSIX seconds) a row was taken from before the rise.
         aside: Where the reference of features is worked out; None: here, at once.
         canary: Looks at rows that an operator vouches for; None: there are none.
+        rewards: The least and the greatest reward of a model that chooses: what counts as its error
+            is what a reward is short of the greatest, as a share of the range.  None: it predicts.
     """
 
     def __init__(
@@ -69,11 +71,13 @@ class Judge:
         on_rise: Callable[[Alarm, float], None] = lambda alarm, since: None,
         aside: Executor | None = None,
         canary: Canary | None = None,
+        rewards: tuple[float, float] | None = None,
     ) -> None:
         self._task, self._on_rise, self._canary = task, on_rise, canary
+        self._rewards = rewards
         self._watch = Watch(
             WatchSettings(
-                regression=task == "regression",
+                regression=task == "regression" and rewards is None,
                 reference_rows=settings.reference_rows,
                 window_rows=settings.window_rows,
             ),
@@ -189,8 +193,7 @@ class Judge:
             return self._watch.served(example.features, at=at)
         if self._task == "regression":
             alarms = self._watch.served(example.features, at=at)
-            error = abs(score[""] - float(example.label))
-            return alarms + self._watch.judged(error, at=at)
+            return alarms + self._watch.judged(self._off(score[""], example), at=at)
         said = max(score, key=score.__getitem__)
         share, right = score[said], said == label_text(example.label)
         watched = score.get("true", share) if self._task == "binary" else share
@@ -204,6 +207,17 @@ class Judge:
         if self._without is not None:
             self._without.judged(share, right, was_open=example.predicted_at is not None)
         return alarms
+
+    def _off(self, expected: float, example: Example) -> float:
+        """The absolute error of a number; of a choice, what its reward is short of the greatest.
+
+        An expectation that errs as much as ever says nothing of rewards that have become few.
+        """
+        label = float(example.label)
+        if self._rewards is None:
+            return abs(expected - label)
+        low, high = self._rewards
+        return min(max((high - label) / (high - low), 0.0), 1.0)
 
     def report(self) -> dict[str, float]:
         """Numbers that travel to the other replicas; see :func:`of_all`."""

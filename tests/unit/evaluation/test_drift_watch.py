@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from evaluation.drift import past
 from evaluation.drift.alarm import Alarm
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 from evaluation.drift.glr import Glr
@@ -126,6 +127,24 @@ def test_where_rows_are_independent_nothing_is_asked_beyond_the_test(seed: int) 
     for error in errors:
         watch.judged(error)
     assert [a.row for a in watch.alarms] == ups
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_a_model_was_before_it_had_learned_is_not_its_past(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alarms(*, changed: bool) -> list[int]:
+        watch, draw, rows = Watch(), Random(seed), list[int]()
+        for i in range(2_400):
+            rate = 0.1 + 0.6 * math.exp(-i / 150) + 0.4 * (changed and i >= 1_200)
+            rows += [alarm.row for alarm in watch.judged(float(draw.random() < rate))]
+        return rows
+
+    assert alarms(changed=False) == []
+    (row,) = alarms(changed=True)
+    assert 1_200 < row < 1_264
+    monkeypatch.setattr(past, "_learned", lambda before, size: before)
+    assert alarms(changed=True) == [], "as high as it was at first"
 
 
 def test_a_time_that_is_harder_for_every_rule_is_no_rise_of_the_model() -> None:

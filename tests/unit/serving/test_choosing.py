@@ -181,3 +181,20 @@ def test_one_that_can_not_be_worked_out_fails_alone() -> None:
             await ask(0)
 
     asyncio.run(scene())
+
+
+def test_rewards_that_fall_are_an_alarm_of_the_model_that_chooses(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        choosing, draw = await chooser(world, policy="epsilon"), random.Random(5)
+        judge = choosing.serving.replica.judge
+        assert judge is not None
+        asked = ChooseRequest([Action("a"), Action("b")], {"x": 1.0})
+        for share, state in ((0.9, "ok"), (0.2, "act")):  # of all actions: nothing can be learned
+            for _ in range(300):
+                answer = await choosing.choose(asked)
+                reward = float(draw.random() < share)
+                await choosing.rewards.take(RewardRequest(answer.id, reward))
+            assert judge.shown()["state"] == state, judge.shown()["why"]
+        await choosing.serving.replica.stop(1)
+
+    worlds.play(tmp_path, scene)

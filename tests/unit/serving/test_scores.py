@@ -30,6 +30,7 @@ from online.rescore.stores import (
     open_store,
 )
 from online.serving.scores import Reader, threaded
+from online.serving.serving import Serving
 from online.settings.config import Limits, environment
 
 Open = Callable[[], Scores]
@@ -329,6 +330,27 @@ def test_many_keys_and_what_is_missing_is_scored_now(tmp_path: Path) -> None:
             assert (refused.status_code, refused.json()["error"]["field"]) == (422, field)
         assert (await client.post("/v1/models/m/scores", content=b"{")).status_code == 400
 
+    play(tmp_path, scene)
+
+
+def test_a_key_that_is_named_again_is_scored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored, original = [], Serving.score
+
+    def score(self: Serving, value: Any, field: str) -> tuple[str | None, float, str]:
+        scored.append(field)
+        return original(self, value, field)
+
+    async def scene(client: httpx.AsyncClient) -> None:
+        body = {"keys": ["new", "b", "new", "other", "new"], "features": {"new": {"a": 1.0}}}
+        answer = (await client.post("/v1/models/m/scores", json=body)).json()
+        assert [one["key"] for one in answer["scores"]] == body["keys"]
+        sources = [one["source"] for one in answer["scores"]]
+        assert sources == ["live", "batch", "live", "none", "live"]
+        assert scored == ["features.new"]
+
+    monkeypatch.setattr(Serving, "score", score)
     play(tmp_path, scene)
 
 

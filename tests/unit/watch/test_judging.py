@@ -107,6 +107,28 @@ def test_regression_is_judged_by_its_errors() -> None:
     assert judge.shown()["without_labels"] is None
 
 
+@pytest.mark.parametrize(("rewards", "state"), [((0.0, 10.0), "act"), (None, "ok")])
+def test_choices_are_judged_by_what_rewards_are_short_of(
+    rewards: tuple[float, float] | None, state: str
+) -> None:
+    """What is expected follows the rewards, so that its own error tells nothing."""
+    seen: list[Alarm] = []
+    judge = Judge(SETTINGS, "regression", lambda alarm, _: seen.append(alarm), rewards=rewards)
+    draw, n = Random(3), 0
+    for share in (0.9, 0.5):
+        for _ in range(1_000):
+            n += 1
+            reward = min(max(draw.gauss(10 * share, 1.0), -1.0), 11.0)  # a model may be told more
+            off = draw.gauss(0.0, 1.0)
+            judge.learned(1, n, Example({"x": 1.0}, reward, score={"": reward + off}), float(n))
+        shown = judge.shown()
+        assert shown["state"] == ("ok" if share == 0.9 else state), shown["why"]
+    assert len(seen) == (rewards is not None)
+    if seen:
+        assert 1_001 <= seen[0].row <= 1_100
+        assert seen[0].before == pytest.approx(0.1, abs=0.05)
+
+
 def test_the_reference_is_worked_out_aside() -> None:
     asked: list[Any] = []
 
