@@ -7,16 +7,18 @@ of the same commit.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple
 
 from online.replica.answers import Answers, Waiter
 from online.replica.control_log import FAILED
-from online.replica.pending import Written
+from online.replica.pending import middle
+from online.replica.refused import Unjudged
 from online.replica.shared import Shared
 from online.rows import history
 from online.rows.finals import final_key, final_row
-from online.rows.joins import ROUNDS_MAX, Whole
+from online.rows.joins import ROUNDS_MAX
 from online.rows.lessons import Lesson, lesson
 from paramserver import rewrites
 from replay import codec
@@ -62,27 +64,40 @@ class Corrections:
     Parameters:
         answers: Takes what became of each event.
         write: Appends rows to the partition of this process.
+        refuse: Ends the requests of events of which no more is written.
     """
 
-    def __init__(self, shared: Shared, answers: Answers, write: Write) -> None:
+    def __init__(
+        self,
+        shared: Shared,
+        answers: Answers,
+        write: Write,
+        refuse: Callable[[Sequence[Waiter], ReplayError], None],
+    ) -> None:
         self._answers = answers
         self._model = shared.settings.name
         self._store, self._control = shared.store, shared.control
-        self._counts, self._write = shared.counts, write
+        self._counts, self._write, self._refuse = shared.counts, write, refuse
 
     async def give(self) -> None:
         """Write final labels of events whose label was provisional, and answer for the events."""
         events, self._answers.changing = self._answers.changing, []
         most = self._store.journal.batch_rows_max
-        while events:
-            some, events = events[:most], events[most:]
+        parts = deque(events[i : i + most] for i in range(0, len(events), most))
+        while parts:
+            some = parts.popleft()
             left = {id(event): event for event, _ in some}
             try:
                 await self._settle(some, left)
+            except Unjudged as error:
+                rest = [one for one in some if id(one[0]) in left]
+                if (at := middle(list(left.values()))) is None:
+                    self._refuse(list(left.values()), error)
+                else:  # whose it is, he alone is refused
+                    parts.extendleft((rest[at:], rest[:at]))
             except ReplayError as error:
-                refused = [*left.values(), *(event for event, _ in events)]
-                self._answers.refuse(
-                    [Written(Whole(_asked(e)), e.waiting, e.i) for e in refused], error
+                self._refuse(
+                    [*left.values(), *(event for part in parts for event, _ in part)], error
                 )
                 return
 

@@ -68,7 +68,7 @@ class Writer:
         self._halves = Behind(most, most * shared.limits.token_bytes_max)
         self._at, self._wake = Partition(shared, self._move_on), asyncio.Event()
         self.answers = Answers(shared, self._at)
-        self._corrections = Corrections(shared, self.answers, self._write)
+        self._corrections = Corrections(shared, self.answers, self._write, self._refuse_rows)
         self._joins = Joining(shared, self.answers, self._write, self._refuse)
         self._queue = Queue(shared.limits, shared.counts, self.answers)
         self._traces: list[Trace] = []

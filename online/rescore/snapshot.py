@@ -11,6 +11,7 @@ import msgspec
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.models.base import Model
+from online.models.crossed import ACTION
 from online.models.from_settings import load_model
 from online.models.rewards import Action
 from online.rescore.best import BestAction
@@ -62,7 +63,8 @@ def scored(
     if actions and model.choose is not None:  # another question: its answers are actions' ids
         task, within = "multiclass", model.choose.reward_range
         spec = sha256(msgspec.json.encode((spec, actions))).hexdigest()
-        make = partial(_asked_for_best, make, actions, within)
+        among = [_as_answered(one, bounds) for one in actions]
+        make = partial(_asked_for_best, make, among, within)
     return Scored(
         model.name,
         task,
@@ -74,6 +76,13 @@ def scored(
         bounds.ends(bounds.names),
         within,
     )
+
+
+def _as_answered(action: Action, bounds: Bounds) -> Action:
+    """The action as a choice among it is answered: numbers far beyond all before are bounded."""
+    name, features = action
+    taken = bounds.answered({ACTION + key: value for key, value in features.items()})
+    return name, {key.removeprefix(ACTION): value for key, value in taken.items()}
 
 
 def _asked_for_best(

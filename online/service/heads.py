@@ -73,9 +73,14 @@ class Heads(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def _wait(self) -> None:
-        self._late = self.loop.call_later(
-            self.head_s, self._refuse, b"408 Request Timeout", b"the head did not arrive in time\n"
-        )
+        self._late = self.loop.call_later(self.head_s, self._end_late)
+
+    def _end_late(self) -> None:
+        """End the connection, but not while an answer is due: nothing is read meanwhile."""
+        if self._answered:
+            self._refuse(b"408 Request Timeout", b"the head did not arrive in time\n")
+        else:
+            self._wait()
 
     def _whole(self) -> None:
         self._came = 0

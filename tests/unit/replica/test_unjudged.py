@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import replica_world as worlds
+from provisional_world import half
 
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest
@@ -21,8 +23,8 @@ from replay.journal.base import NewRow, Outcome
 HINT = "Nothing was recorded. It is a bug: the service's log has it"
 
 
-def broken(learner: Any) -> Filtering:
-    """Filters that raise at an event whose name begins with "bad"."""
+def broken(learner: Any, *, at_finals: bool = False) -> Filtering:
+    """Filters that raise at an event that is called bad, or at its final label only."""
     from online.settings.model import ModelSettings
 
     model = ModelSettings(name="m", task="regression", learner="linreg")
@@ -33,7 +35,7 @@ def broken(learner: Any) -> Filtering:
     def judged(
         rows: Sequence[NewRow], examples: list[Example | None] | None = None, *, more: bool = False
     ) -> list[NewRow]:
-        if any(row.event_id.startswith("bad") for row in rows):
+        if any("bad" in row.event_id and (row.only or not at_finals) for row in rows):
             raise ZeroDivisionError("no source has sent anything")
         return judge(rows, examples, more=more)
 
@@ -92,6 +94,35 @@ def test_a_stored_join_that_cant_be_judged_costs_no_other_one(tmp_path: Path) ->
         assert isinstance(found[2], RequestError), found
         assert found[2].code == "unjudged"
         assert [found[i][1].status for i in (0, 1)] == ["waiting"] * 2, found
+        assert replica.writer.idle
+        await replica.stop(30)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_final_label_that_cant_be_judged_costs_no_other_one(tmp_path: Path) -> None:
+    names = ("good-1", "bad", "good-2")
+
+    async def scene(world: Any) -> None:
+        filters = partial(broken, at_finals=True)
+        replica = await world.replica(build=half, filters=filters)
+        serving = world.serving(replica)
+
+        def sent(name: str, label: float, *, guess: bool) -> Any:
+            given = FeedbackRequest(
+                label=label, features={"a": 1.0}, event_id=name, provisional=guess
+            )
+            return serving.feedback(given)
+
+        for name in names:
+            assert (await sent(name, 1.0, guess=True))[1].status == "learned"
+        finals = [sent(name, 2.0, guess=False) for name in names]
+        found = await asyncio.gather(*finals, return_exceptions=True)
+        assert isinstance(found[1], RequestError), found
+        assert found[1].code == "unjudged"
+        assert [found[i][1].status for i in (0, 2)] == ["learned"] * 2, found
+        assert replica.counts["internal_errors"] == 1
+        assert replica.counts["corrected"] == 2
         assert replica.writer.idle
         await replica.stop(30)
 

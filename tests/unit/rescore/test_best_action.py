@@ -14,6 +14,7 @@ import rescore_world as worlds
 
 from online.decide import row
 from online.errors import ConfigError
+from online.learning.bounds import Bounds
 from online.models.base import Model, Prediction
 from online.models.crossed import ACTION
 from online.models.from_settings import load_model
@@ -27,6 +28,7 @@ from online.settings.places import snapshots_path
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.state import SnapshotState
+from replay.example import Example
 
 ACTIONS: tuple[Action, ...] = (("news", {}), ("film", {"minutes": 95.0}), ("sport", {}))
 WITHIN = (0.0, 10.0)
@@ -91,8 +93,14 @@ def test_of_a_stored_snapshot_other_actions_are_another_run(tmp_path: Path) -> N
     settings.state_dir.mkdir(exist_ok=True)
     loaded = load_model(settings.models[0], settings, Keys.from_file(settings.key_path).secret)
     teach(loaded.model)
+    bounds = Bounds()
+    for t in range(200):
+        film = row({"age": 1.0}, "film", {"minutes": 90.0 + t % 10})
+        bounds.add(Example(film, 1.0))
+        loaded.model.learn(film, float(t % 10), 1.0)
+    values = {**loaded.model.cut(), **bounds.cut()}
     state = SnapshotState(
-        "m", loaded.spec_hash, loaded.spec_text, (1, 240), loaded.model.cut(), {}, created_at=1.0
+        "m", loaded.spec_hash, loaded.spec_text, (1, 240), values, {}, created_at=1.0
     )
     place = lineage_place(snapshots_path(settings), "m", loaded.spec_hash)
     open_snapshots(place).publish("1-240", snapshot_format.encode(state))
@@ -106,6 +114,8 @@ def test_of_a_stored_snapshot_other_actions_are_another_run(tmp_path: Path) -> N
     assert fewer.report is not None
     assert fewer.report.histogram.keys() <= {"film", "sport"}
     assert found().task == "regression"
+    far, most = (found([("film", {"minutes": n})]).make() for n in (1e6, 99.0))
+    assert far.predict({"age": 1.0}) == most.predict({"age": 1.0}), "as a choice is answered"
 
 
 def test_a_model_that_knows_no_choices_is_asked_action_by_action() -> None:

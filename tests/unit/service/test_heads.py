@@ -20,6 +20,7 @@ BODY: Final = 400_000  # in pieces, whose lengths together are longer than any h
 ASKS: Final = b"GET / HTTP/1.1\r\nhost: x\r\n"
 LONG: Final = b"GET / HTTP/1.1\r\nhost: x\r\nx: "
 CHUNKED: Final = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+config = uvicorn.Config
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -130,6 +131,31 @@ def test_a_head_that_does_not_come_ends_the_connection(
 
     monkeypatch.setattr(Heads, "head_s", WAIT_S if second else SHORT_S)
     play(talk)
+
+
+def test_the_beginning_of_another_head_costs_nobody_the_answer_that_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    late = asyncio.Event()
+
+    class Short(Heads):
+        head_s = SHORT_S
+
+        def _end_late(self) -> None:
+            super()._end_late()
+            late.set()
+
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await late.wait()
+        await app(scope, receive, send)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(ASKS + b"\r\n" + b"GET /")
+        assert b" 200 " in await reader.readline()
+        assert b" 408 " in await reader.read(), "then it is waited for as any other"
+
+    monkeypatch.setattr(uvicorn, "Config", lambda _, **given: config(slow, **given))
+    play(talk, Short)
 
 
 def test_a_connection_that_asks_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
