@@ -26,6 +26,7 @@ class Filtered:
 
     def __init__(self, filters: Filtering | None) -> None:
         self._filters = filters
+        self.present = filters is not None
 
     async def judge(self, rows: list[NewRow], examples: list[Example | None]) -> list[NewRow]:
         """Let the filters judge a few rows at a time: predictions have a turn in between.

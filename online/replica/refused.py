@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from online.errors import RequestError, journal_held
+from online.errors import OnlineError, RequestError, journal_held
 from replay.errors import JournalFull, JournalHeld, ReplayError
 
 _AGAIN: Final = "Send it again after Retry-After; nothing was recorded"
 
 
-class Unjudged(ReplayError):
+class Unjudged(OnlineError, ReplayError):
     """The rows can't be written, since judging them has failed.  Definite: nothing was begun."""
 
     reason: str

@@ -248,7 +248,8 @@ class Writer:
         else:
             self.committing = True
             rows = await self._filters.judge(rows, examples)
-            self._step("judge")
+            if self._filters.present:
+                self._step("judge")
         try:
             appended = await self._at.append(rows)
         except Exception:

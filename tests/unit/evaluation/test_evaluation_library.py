@@ -285,7 +285,7 @@ def test_columns_are_named_and_errors_say_how() -> None:
     assert made.verdict.state == "ok"
     with pytest.raises(TableUnusable, match=r"Name it with label=…"):
         report.of(table)
-    with pytest.raises(TableUnusable, match=r"Did you mean 'sold'.*Give label=… one of"):
+    with pytest.raises(TableUnusable, match=r"Did you mean `sold`.*Give label=… one of"):
         report.of(table, label="solt")
     with pytest.raises(TableUnusable, match="data frame of plain columns"):
         report.of(3)
