@@ -275,7 +275,7 @@ def _print_urls(settings: config.Settings, url: str) -> None:
 
 
 def _stream(name: str) -> Callable[[], Stream]:
-    """What opens the stream to play; one that can't be is refused before anything starts.
+    """Return what opens the stream to play; an unusable one is refused before anything starts.
 
     A library's own stream is opened when it is played: it imports scikit-learn, and whether that is
     there is part of what a model of one's own is known by.

@@ -152,7 +152,8 @@ def fill(disk: Path, leave_mb: int) -> Path:
     """A file that leaves so much room on the disk."""
     free = shutil.disk_usage(disk).free - (leave_mb << 20)
     file = disk / "filler"
-    with file.open("wb") as out, contextlib.suppress(OSError):
+    # Nothing is kept for the close, which would raise what the writes raise.
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as out:
         for _ in range(-(-free // (1 << 16))):
             out.write(bytes(1 << 16))
     return file

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,7 +130,11 @@ def test_each_event_counts_once_whichever_shard_is_killed(world: World) -> None:
         thread.join()
     assert not odd, "feedback and predictions went on"
     found = world.settled()
-    assert set(world.counts(sent)) == {1.0}
+    # The number of learned rows stands on shard 0: a shard that was killed may still be told some.
+    deadline = time.monotonic() + 120.0
+    while min(counts := world.counts(sent)) < 1.0 and time.monotonic() < deadline:
+        assert max(counts) == 1.0, "none counts twice meanwhile"
+    assert set(counts) == {1.0}, Counter(counts)
     one, other = found["server"]["shards"]
     assert (one["state"], other["state"]) == ("serving", "serving")
 
