@@ -192,6 +192,10 @@ class RewardModel(OfParts):
         self._cast: tuple[Floats, dict[tuple[bool, bool], Floats]] = (np.zeros(0), {})
         self.structure = f"rewards 2, {task}, {recipe!r}"
 
+    def __getstate__(self) -> dict[str, object]:
+        """The state without votes, which are worked out again: a question leaves nothing in it."""
+        return {**self.__dict__, "_cast": (np.zeros(0), {})}
+
     # -- answers ---------------------------------------------------------------------------------
 
     def score(
