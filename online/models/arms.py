@@ -88,6 +88,10 @@ class Arms(Sums):
         self._each: dict[int, list[float]] = {}  # the same of each action in one place
         self._kept: dict[tuple[int, ...], Counted] = {}  # since the last change
 
+    def __getstate__(self) -> dict[str, object]:
+        """The state without what is worked out again: a question leaves nothing in it."""
+        return {**self.__dict__, "_kept": {}}
+
     def of(self, ids: tuple[int, ...]) -> Counted:
         """Return what is known of these actions: until that changes, the very same value."""
         if (kept := self._kept.get(ids)) is not None:
