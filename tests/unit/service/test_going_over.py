@@ -25,7 +25,7 @@ class Replica:
 
     def __init__(self, learner: str, *, answers: bool) -> None:
         self.spec, self.store, self.writer = learner, self, SimpleNamespace(idle=True)
-        self.answers, self.stopped = asyncio.Event(), False
+        self.answers, self.begun, self.stopped = asyncio.Event(), False, False
         if answers:
             self.answers.set()
 
@@ -33,6 +33,7 @@ class Replica:
         return step(*args)
 
     async def start(self) -> None:
+        self.begun = True
         await self.answers.wait()
 
     async def stop(self, timeout_s: float) -> None:
@@ -214,7 +215,7 @@ def test_an_error_is_no_end_of_looking(
 def test_a_stop_gives_up_what_was_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(world: World) -> None:
         world.decide(B)
-        await until(lambda: len(world.made) == 1)
+        await until(lambda: bool(world.made) and world.made[0].begun)
 
     world = play(monkeypatch, scene, answers=False)
     assert world.answering == A
