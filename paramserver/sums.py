@@ -6,21 +6,25 @@ from paramserver.blocks import COUNT, Block, Blocks, Touched
 
 
 class Sums:
-    """Sums with an open delta, and the verbs of a view of the learned rows.
+    """Sums with an open delta: a block of a model, or the verbs of a view of the learned rows.
 
-    Whoever sums something derives from it, and says in ``add`` what a row counts.
+    Views derive from it, and say in ``add`` what a row counts.
 
     Parameters:
         block: The key under which the sums travel.
+
+    Attributes:
+        now: The sums by name, with the open delta.
     """
 
     def __init__(self, block: str) -> None:
         self._block = block
-        self._sums: dict[str, float] = {}
+        self.now: dict[str, float] = {}
         self._open: dict[str, float] = {}
 
-    def _sum(self, name: str, value: float) -> None:
-        self._sums[name] = self._sums.get(name, 0) + value
+    def count(self, name: str, value: float) -> None:
+        """Add to one of them."""
+        self.now[name] = self.now.get(name, 0) + value
         self._open[name] = self._open.get(name, 0) + value
 
     @property
@@ -37,9 +41,9 @@ class Sums:
         """Take new values for the keys given, with the open delta on top."""
         if (block := values.get(self._block)) is not None:
             for name, value in block.data.items():
-                self._sums[name] = value + self._open.get(name, 0)
+                self.now[name] = value + self._open.get(name, 0)
 
     def reset(self, values: Blocks) -> None:
         """Become exactly ``values``, with an empty open delta."""
-        self._sums, self._open = {}, {}
+        self.now, self._open = {}, {}
         self.rebase(values)

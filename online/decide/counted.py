@@ -87,13 +87,13 @@ class Choices(Sums):
         except RecordInvalid:
             return
         reward = float(example.label)
-        self._sum("n", 1)
-        self._sum("reward", reward)
-        self._sum("defaulted", int(choice.defaulted))
+        self.count("n", 1)
+        self.count("reward", reward)
+        self.count("defaulted", int(choice.defaulted))
         allowed = [i for i in range(len(choice.actions)) if i not in choice.excluded]
         worth = _worth(choice, reward, allowed)
-        self._sum("evenly", sum(worth) / len(allowed))
-        sums, opened = self._sums, self._open
+        self.count("evenly", sum(worth) / len(allowed))
+        sums, opened = self.now, self._open
         for place, value in zip(allowed, worth, strict=True):
             offered, worths = self._keys(choice.actions[place][0])
             sums[offered] = sums.get(offered, 0) + 1
@@ -101,19 +101,19 @@ class Choices(Sums):
             sums[worths] = sums.get(worths, 0) + value
             opened[worths] = opened.get(worths, 0) + value
         name = self._name(choice.action)
-        self._sum(f"{name}\tn", 1)
-        self._sum(f"{name}\treward", reward)
+        self.count(f"{name}\tn", 1)
+        self.count(f"{name}\treward", reward)
         best = max(choice.estimates[i] for i in allowed)
         if choice.drawn is None:
-            self._sum("answered", 1)
-            self._sum("explored", int(choice.estimates[choice.chosen] < best))
+            self.count("answered", 1)
+            self.count("explored", int(choice.estimates[choice.chosen] < best))
         if choice.baseline is not None:
             would = choice.chosen if choice.drawn is None else choice.drawn
-            self._sum("based", 1)
-            self._sum("agreed", int(would == choice.baseline))
+            self.count("based", 1)
+            self.count("agreed", int(would == choice.baseline))
             if choice.baseline in allowed:
-                self._sum("based_allowed", 1)
-                self._sum("baseline", worth[allowed.index(choice.baseline)])
+                self.count("based_allowed", 1)
+                self.count("baseline", worth[allowed.index(choice.baseline)])
         if choice.drawn is not None:
             self._compare(choice.drawn == choice.chosen, reward)
 
@@ -122,14 +122,14 @@ class Choices(Sums):
         share = min(max((reward - self._low) / self._range, 0.0), 1.0)
         kept = share if agreed else 0.0
         for name, more in self._comparison().add(kept, KEPT * share).items():
-            self._sum(f"compared_{name}", more)
-        self._sum("apprentice_agreed", int(agreed))
-        self._sum("earned", share)
-        self._sum("kept", kept)
+            self.count(f"compared_{name}", more)
+        self.count("apprentice_agreed", int(agreed))
+        self.count("earned", share)
+        self.count("kept", kept)
 
     def _comparison(self) -> Comparison:
         made = Comparison(self._alpha, KEPT)
-        made.merge({name: self._sums.get(f"compared_{name}", 0) for name in _COMPARED})
+        made.merge({name: self.now.get(f"compared_{name}", 0) for name in _COMPARED})
         return made
 
     def _name(self, action: str) -> str:
@@ -170,12 +170,12 @@ class Choices(Sums):
         compared: Compared = self._comparison().now()
         if not compared.n:
             return None
-        earned = self._sums.get("earned", 0.0)
+        earned = self.now.get("earned", 0.0)
         sure = compared.interval is not None and compared.interval.low > 0.0
         return Standing(
             n=compared.n,
-            agreed=self._sums.get("apprentice_agreed", 0) / compared.n,
-            kept=self._sums.get("kept", 0.0) / earned if earned else None,
+            agreed=self.now.get("apprentice_agreed", 0) / compared.n,
+            kept=self.now.get("kept", 0.0) / earned if earned else None,
             sure=sure,
             ready=sure and compared.n >= ROWS_MIN,
         )
@@ -193,7 +193,7 @@ class Choices(Sums):
         """Return what came of the choices, as the status has it; most frequent actions first."""
         constant, standing = self._constant(), self.standing()
         based = None
-        if n := self._sums.get("based", 0):
+        if n := self.now.get("based", 0):
             reward = self._mean("baseline", "based_allowed")
             based = {"n": int(n), "agreed": self._mean("agreed", "based"), "reward": reward}
         apprentice = None
@@ -203,10 +203,10 @@ class Choices(Sums):
                 "asked": KEPT, "ready": standing.ready,
             }  # fmt: skip
         return {
-            "n": int(self._sums.get("n", 0)),
+            "n": int(self.now.get("n", 0)),
             "reward": self._mean("reward", "n"),
             "explored": self._mean("explored", "answered"),
-            "defaulted": int(self._sums.get("defaulted", 0)),
+            "defaulted": int(self.now.get("defaulted", 0)),
             "constant": constant and {"action": constant[0], "reward": constant[1]},
             "evenly": self._mean("evenly", "n"),
             "baseline": based,
@@ -215,19 +215,19 @@ class Choices(Sums):
         }  # fmt: skip
 
     def _mean(self, name: str, by: str) -> float | None:
-        n = self._sums.get(by, 0)
-        return self._sums.get(name, 0.0) / n if n else None
+        n = self.now.get(by, 0)
+        return self.now.get(name, 0.0) / n if n else None
 
     def _each(self) -> list[str]:
         """All actions' names in keys, those first that were chosen most often."""
-        names = {name.partition("\t")[0] for name in self._sums if "\t" in name}
-        return sorted(names, key=lambda name: (-self._sums.get(f"{name}\tn", 0), name))
+        names = {name.partition("\t")[0] for name in self.now if "\t" in name}
+        return sorted(names, key=lambda name: (-self.now.get(f"{name}\tn", 0), name))
 
     def _constant(self) -> tuple[str, float] | None:
         """The action that always alone would have earned most, of those that were mostly there."""
-        half, found = self._sums.get("n", 0) / 2.0, list[tuple[float, str]]()
+        half, found = self.now.get("n", 0) / 2.0, list[tuple[float, str]]()
         for name in self._each():
-            if name != OTHERS and self._sums.get(f"{name}\toffered", 0) > half:
+            if name != OTHERS and self.now.get(f"{name}\toffered", 0) > half:
                 mean = self._mean(f"{name}\tworth", f"{name}\toffered")
                 assert mean is not None
                 found.append((mean, name))
@@ -237,9 +237,9 @@ class Choices(Sums):
         return _plain(name), worth
 
     def _shares(self) -> dict[str, dict[str, Any]]:
-        total, found = max(self._sums.get("n", 0), 1), dict[str, dict[str, Any]]()
+        total, found = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
         for name in self._each():
-            n = int(self._sums.get(f"{name}\tn", 0))
+            n = int(self.now.get(f"{name}\tn", 0))
             found[_plain(name)] = {
                 "n": n, "share": n / total, "reward": self._mean(f"{name}\treward", f"{name}\tn"),
                 "alone": self._mean(f"{name}\tworth", f"{name}\toffered"),

@@ -14,7 +14,8 @@ from typing import Final
 import numpy as np
 
 from online.models.experts import Floats
-from paramserver.blocks import COUNT, Block, Blocks
+from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 
 WINDOW: Final = 50.0
 PRIOR: Final = 2.0
@@ -25,36 +26,6 @@ _ALL: Final = ""
 _PARTS: Final = "nrms"
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
 _KEPT: Final = 16  # sets of actions whose numbers are kept until one of them changes
-
-
-class Sums:
-    """Sums by name, and what the rows since the cut added to them."""
-
-    def __init__(self, block: str) -> None:
-        self._block = block
-        self.now: dict[str, float] = {}
-        self._open: dict[str, float] = {}
-
-    def add(self, name: str, change: float) -> None:
-        """Add to one of them."""
-        self.now[name] = self.now.get(name, 0.0) + change
-        self._open[name] = self._open.get(name, 0.0) + change
-
-    def cut(self) -> Blocks:
-        """The open delta, and reset it."""
-        delta, self._open = self._open, {}
-        return {self._block: Block(COUNT, delta)} if delta else {}
-
-    def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
-        if (block := values.get(self._block)) is not None:
-            for name, value in block.data.items():
-                self.now[name] = float(value) + self._open.get(name, 0.0)
-
-    def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
-        self.now, self._open = {}, {}
-        self.rebase(values)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,7 +79,7 @@ class Arms(Sums):
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward of an action."""
-        now, add, fade = self.now, self.add, min(weight / WINDOW, 1.0)
+        now, add, fade = self.now, self.count, min(weight / WINDOW, 1.0)
         for key in (str(action), _ALL):
             add(f"n:{key}", weight)
             add(f"r:{key}", weight * y)

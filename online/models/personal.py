@@ -31,7 +31,6 @@ import mmh3
 import msgspec
 
 from evaluation.metrics import Task
-from online.models.arms import Sums
 from online.models.base import Compensable, Forgetful, Model, Prediction
 from online.models.errors import LearnerUnusable
 from online.models.fm import spelled
@@ -42,6 +41,7 @@ from online.models.offsets import PROVED, Moments, Offsets
 from online.models.shifted import shifted
 from online.models.slopes import Hashing
 from paramserver.blocks import Blocks
+from paramserver.sums import Sums
 from paramserver.wire import Curved
 from replay.example import Example, Features, Label, Value
 
@@ -207,7 +207,7 @@ class Personal(Hashing):
             self._offsets[part.place].put(part.key, moments)
         for name, change in sums.items():
             if change:
-                self._proved.add(name, change)
+                self._proved.count(name, change)
         self._believe()
 
     def _left(self, rest: Features, label: Label, by: float) -> tuple[float, float]:

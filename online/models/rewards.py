@@ -38,7 +38,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from evaluation.metrics import Task
-from online.models.arms import Arms, Counted, Sums
+from online.models.arms import Arms, Counted
 from online.models.base import Prediction, by_probability
 from online.models.crossed import (
     Alike,
@@ -64,6 +64,7 @@ from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
 from online.models.tabled import Table, order_of
 from paramserver.pages import Floats32
+from paramserver.sums import Sums
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]
@@ -390,7 +391,7 @@ class RewardModel(OfParts):
         if served is not None:
             expected = float(judged @ self._votes(context=bool(context), described=bool(action)))
             for key, change in served.credits(y, expected).items():
-                self._tried.add(key, change * weight)
+                self._tried.count(key, change * weight)
         self._mixture.judge(judged, y, weight)
         total = self._table.step(taught.places, taught.held, taught.steps, taught.order)
         self._arms.learn(own, y, weight)

@@ -89,7 +89,7 @@ class Calibration(Sums):
 
     def stamp(self) -> bytes:
         """The sharpness of now and the number of labels, as ids and rows keep them."""
-        return _STAMP.pack(self._now(), int(self._sums.get(_N, 0)) & 0xFFFF)
+        return _STAMP.pack(self._now(), int(self.now.get(_N, 0)) & 0xFFFF)
 
     @property
     def on(self) -> bool:
@@ -103,7 +103,7 @@ class Calibration(Sums):
 
     def _found(self) -> int:
         """Steps of the sharpness of now; 0: the model's own is left as it is."""
-        sums = self._sums
+        sums = self.now
         seen, lost = sums.get(_SEEN, 0.0), -sums.get(_GAINED, 0.0)
         if seen < _ROWS_MIN + _LATE_ROWS * self._late or self._late > _LATE_MAX:
             return 0
@@ -123,8 +123,8 @@ class Calibration(Sums):
 
     @property
     def _late(self) -> float:
-        seen = self._sums.get(_SEEN, 0.0)
-        return self._sums.get(_LATENESS, 0.0) / seen if seen else 0.0
+        seen = self.now.get(_SEEN, 0.0)
+        return self.now.get(_LATENESS, 0.0) / seen if seen else 0.0
 
     # -- learning ----------------------------------------------------------------------------
 
@@ -142,22 +142,22 @@ class Calibration(Sums):
             return
         own = np.log(np.maximum(shares, _LEAST)) / _sharpness(then)
         losses = _losses(own, list(score).index(label))
-        late = (int(self._sums.get(_N, 0)) - n) & 0xFFFF
+        late = (int(self.now.get(_N, 0)) - n) & 0xFFFF
         fading = {name: losses[i] - losses[_ONE] for i, name in enumerate(_LOSSES)}
         fading |= {_SEEN: 1.0, _LATENESS: float(late if late < 1 << 15 else 0)}
         for name, value in fading.items():
-            held = self._sums.get(name, 0.0)
+            held = self.now.get(name, 0.0)
             least, most = _REACH if name in _LOSSES else (0.0, math.inf)
-            self._sum(name, value - min(max(held, least), most) / _MEMORY)
+            self.count(name, value - min(max(held, least), most) / _MEMORY)
         if then:
             given = min(-math.log(max(score[label], _LEAST)), _WORST)
-            self._sum(_GAINED, losses[_ONE] - given)
-        self._sum(_COMPARED, 1.0)
-        self._sum(_N, 1)
+            self.count(_GAINED, losses[_ONE] - given)
+        self.count(_COMPARED, 1.0)
+        self.count(_N, 1)
 
-    def _sum(self, name: str, value: float) -> None:
+    def count(self, name: str, value: float) -> None:
         self._step = None
-        super()._sum(name, value)
+        super().count(name, value)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
@@ -173,12 +173,12 @@ class Calibration(Sums):
 
     def shown(self) -> dict[str, Any]:
         """The sharpness of now, rows that told of it, how late they are, log loss gained a row."""
-        n = self._sums.get(_COMPARED, 0.0)
+        n = self.now.get(_COMPARED, 0.0)
         return {
             "sharpness": _sharpness(self._now()),
             "n": int(n),
             "late": round(self._late, 1),
-            "gained": self._sums.get(_GAINED, 0.0) / n if n else None,
+            "gained": self.now.get(_GAINED, 0.0) / n if n else None,
         }
 
 

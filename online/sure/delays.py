@@ -68,24 +68,24 @@ class Delays(Sums):
         if example.moved is not None:
             return
         if example.late is not None:
-            self._sum("defaulted", 1)
+            self.count("defaulted", 1)
             return
         if (first := example.corrects) is not None and first.defaulted:
-            self._sum("corrected", 1)
+            self.count("corrected", 1)
         if example.label is not True or example.provisional or example.predicted_at is None:
             return
         if (delay_s := at - example.predicted_at) >= _LEAST_S:
-            self._sum(f"{_DELAY}{math.floor(_place(delay_s))}", 1)
+            self.count(f"{_DELAY}{math.floor(_place(delay_s))}", 1)
             place, within = _hashed(source), delay_s < self._window_s
             for name, more in (f"{self._all}{place}", 1.0), (f"{self._within}{place}", within):
-                self._sum(name, more - max(self._sums.get(name, 0.0), 0.0) / _MEMORY)
+                self.count(name, more - max(self.now.get(name, 0.0), 0.0) / _MEMORY)
 
     # -- what is told ------------------------------------------------------------------------
 
     @property
     def positives(self) -> int:
         """Positive labels of which the delay is known."""
-        return int(sum(n for name, n in self._sums.items() if name.startswith(_DELAY)))
+        return int(sum(n for name, n in self.now.items() if name.startswith(_DELAY)))
 
     def reached(self, source: str | None = None) -> float | None:
         """Share of the positives that have come within the window; None before enough have.
@@ -96,9 +96,9 @@ class Delays(Sums):
         left of it is no share below none, or above all.
         """
         found = {
-            place: (n, min(max(self._sums.get(f"{self._within}{place}", 0.0), 0.0), n))
+            place: (n, min(max(self.now.get(f"{self._within}{place}", 0.0), 0.0), n))
             for place in range(_PLACES)
-            if (n := self._sums.get(f"{self._all}{place}", 0.0)) > 0.0
+            if (n := self.now.get(f"{self._all}{place}", 0.0)) > 0.0
         }
         own, in_time = (0.0, 0.0) if source is None else found.get(_hashed(source), (0.0, 0.0))
         if own >= _ENOUGH:
@@ -111,7 +111,7 @@ class Delays(Sums):
         if (total := self.positives) < POSITIVES_MIN:
             return None
         place, within = _place(self._window_s), 0.0
-        for name, n in self._sums.items():
+        for name, n in self.now.items():
             if name.startswith(_DELAY):
                 within += n * min(max(place - int(name.removeprefix(_DELAY)), 0.0), 1.0)
         return within / total
@@ -129,8 +129,8 @@ class Delays(Sums):
             "window_s": self._window_s,
             "positives": self.positives,
             "within": self.reached(),
-            "defaulted": int(self._sums.get("defaulted", 0)),
-            "corrected": int(self._sums.get("corrected", 0)),
+            "defaulted": int(self.now.get("defaulted", 0)),
+            "corrected": int(self.now.get("corrected", 0)),
             "weight": default,
             "late_weight": late,
         }

@@ -47,7 +47,7 @@ class Slices(Sums):
             counted |= {"asked": 1.0, "covered": float(found[0])}
         for key in self._values.keys(example.features, learned=True):
             for counter, number in counted.items():
-                self._sum(f"{key}\t{counter}", number)
+                self.count(f"{key}\t{counter}", number)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
@@ -68,7 +68,7 @@ class Slices(Sums):
         Features that are not named any more are left out.
         """
         found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
-        for key, number in self._sums.items():
+        for key, number in self.now.items():
             name, value, counter = key.split("\t")
             if name in found:
                 found[name].setdefault(plain_value(value), {})[counter] = number

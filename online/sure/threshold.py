@@ -113,7 +113,7 @@ class Confidence(Sums):
         """The threshold of now for a row with these features, as ids and rows keep it."""
         own = self._values.keys(features or {}) if self._values.names else ()
         if not self._stamp or own:
-            n = int(self._sums.get(_N, 0)) & 0xFFFFFFFF
+            n = int(self.now.get(_N, 0)) & 0xFFFFFFFF
             stamp = STAMP.pack(self._now(own), n)
             if own:
                 return stamp
@@ -122,7 +122,7 @@ class Confidence(Sums):
 
     def _at(self, own: Sequence[str]) -> float:
         """How far the threshold has moved, for rows of these slices."""
-        sums = self._sums
+        sums = self.now
         moved = sums.get(_MOVED, 0.0) + sum([sums.get(f"{key}\t{_MOVED}", 0.0) for key in own])
         return self._steps.start + moved
 
@@ -131,8 +131,8 @@ class Confidence(Sums):
         moved = min(max(self._at(own), steps.low), steps.high)
         if not self._number:
             return moved
-        logs = self._sums.get(_LOGS, 0.0)
-        return moved + self._sums[_ERRORS] / logs if logs else math.inf
+        logs = self.now.get(_LOGS, 0.0)
+        return moved + self.now[_ERRORS] / logs if logs else math.inf
 
     def labels(self, stamp: bytes, score: Mapping[_Label, float] | None) -> list[_Label] | None:
         """The labels in the set, the most probable first; None without an answer.
@@ -189,20 +189,20 @@ class Confidence(Sums):
         if before < math.inf:
             self._move(log > before, None if found is None else not found[0], n, own)
         if error > 0.0:
-            self._sum(_LOGS, 1)
-            self._sum(_ERRORS, log)
+            self.count(_LOGS, 1)
+            self.count(_ERRORS, log)
 
     def _count(self, covered: bool, size: float) -> None:
-        self._sum(_ASKED, 1)
-        self._sum(_COVERED, int(covered))
-        self._sum(_SIZE, size)
+        self.count(_ASKED, 1)
+        self.count(_COVERED, int(covered))
+        self.count(_SIZE, size)
 
     def _move(
         self, missed: bool, missed_then: bool | None, n: int, own: Sequence[str] = ()
     ) -> None:
         """A label came of a row in the slices ``own``; ``n``: how many had when it was asked."""
         steps, alpha = self._steps, 1.0 - self.level
-        seen = int(self._sums.get(_N, 0))
+        seen = int(self.now.get(_N, 0))
         late = (seen - n) & 0xFFFFFFFF
         if late >= 1 << 31:  # another replica knew more than this one does
             late = 0
@@ -220,20 +220,20 @@ class Confidence(Sums):
         room = max(steps.high - at, 0.0) if by > 0.0 else min(steps.low - at, 0.0)
         by = min(by, room) if by > 0.0 else max(by, room)
         for key in own:
-            self._sum(f"{key}\t{_MOVED}", by * _OWN / len(own))
-        self._sum(_MOVED, by * (1.0 - _OWN) if own else by)
-        self._sum(_N, 1)
+            self.count(f"{key}\t{_MOVED}", by * _OWN / len(own))
+        self.count(_MOVED, by * (1.0 - _OWN) if own else by)
+        self.count(_N, 1)
 
     def _strayed(self, error: float) -> float:
         """How sure the errors of late say that the coverage is not what is asked, up to 1."""
-        held = min(max(self._sums.get(_STRAYED, 0.0), -_STRAY), _STRAY)
-        self._sum(_STRAYED, error - held / _STRAY)  # more than that replicas let fade twice
+        held = min(max(self.now.get(_STRAYED, 0.0), -_STRAY), _STRAY)
+        self.count(_STRAYED, error - held / _STRAY)  # more than that replicas let fade twice
         variance = self.level * (1.0 - self.level) * _STRAY / 2.0
-        return min(1.0, self._sums[_STRAYED] ** 2 / (variance * _CHANCE**2))
+        return min(1.0, self.now[_STRAYED] ** 2 / (variance * _CHANCE**2))
 
-    def _sum(self, name: str, value: float) -> None:
+    def count(self, name: str, value: float) -> None:
         self._stamp = b""
-        super()._sum(name, value)
+        super().count(name, value)
 
     def rebase(self, values: Blocks) -> None:
         """Take new values for the keys given, with the open delta on top."""
@@ -245,8 +245,8 @@ class Confidence(Sums):
 
     def _note_others(self, n: float) -> None:
         """So many labels moved the values of the server."""
-        came = n + self._open.get(_N, 0) - self._sums.get(_N, 0)
-        if self._sums and came > 0:
+        came = n + self._open.get(_N, 0) - self.now.get(_N, 0)
+        if self.now and came > 0:
             self._others += came
         if self._own + self._others > _OF_LATE:
             self._own, self._others = self._own / 2.0, self._others / 2.0
@@ -265,17 +265,17 @@ class Confidence(Sums):
         Both are None before the first.  ``slices``: by feature and value, how much more than that
         of all its threshold is.
         """
-        n = self._sums.get(_ASKED, 0)
+        n = self.now.get(_ASKED, 0)
         size = "width" if self._number else "size"
         out: dict[str, Any] = {
             "level": self.level,
             "n": int(n),
-            "coverage": self._sums[_COVERED] / n if n else None,
-            size: self._sums[_SIZE] / n if n else None,
+            "coverage": self.now[_COVERED] / n if n else None,
+            size: self.now[_SIZE] / n if n else None,
         }
         if names := self._values.names:
             own: dict[str, dict[str, float]] = {name: {} for name in names}
-            for key, moved in self._sums.items():
+            for key, moved in self.now.items():
                 name, tab, rest = key.partition("\t")
                 if tab and name in own:
                     own[name][plain_value(rest.partition("\t")[0])] = moved
