@@ -209,7 +209,9 @@ class ParameterServer:
         self._following.take()
 
     def shared(self, method: str, *args: Any) -> Any:
-        """Answer another shard, see :class:`Sharing`."""
+        """Answer another shard, see :class:`Sharing`; or ``publish`` what it has had us begin."""
+        if method == "publish":
+            return self._publishing.snapshot_if_begun()
         return getattr(self._sharing, method)(*args)
 
     # -- snapshots ---------------------------------------------------------------------------
@@ -220,7 +222,9 @@ class ParameterServer:
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state, see :meth:`Publishing.snapshot`."""
-        return self._publishing.snapshot(pin)
+        row = self._publishing.snapshot(pin)
+        self._sharing.have_published(row["name"] if pin else None)
+        return row
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, see :meth:`Publishing.snapshots`."""
@@ -234,6 +238,7 @@ class ParameterServer:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
         with self._running.publishing:
             self._running.serving().history.pin(name, on)
+        self._sharing.have_published(name, on)
 
     # -- what operators and replicas decide --------------------------------------------------
 

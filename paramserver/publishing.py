@@ -46,6 +46,11 @@ class Publishing:
         if running.chosen or running.host.monotonic() - running.published_s >= interval_s:
             self.snapshot()
 
+    def snapshot_if_begun(self) -> None:
+        """Publish what shard 0 has had this one begin."""
+        if self._running.chosen is not None:
+            self.snapshot()
+
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.
 

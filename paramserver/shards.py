@@ -152,6 +152,25 @@ def _joined_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
     return {"width": a["width"], **told, **({"gone": gone} if gone else {})}
 
 
+def joined_blocks(parts: Sequence[Blocks]) -> Blocks:
+    """The same of blocks that a state holds, without what servers alone keep of tables."""
+    out: Blocks = {}
+    for part in parts:
+        for name, block in part.items():
+            if name.startswith(KEPT) and block.kind == OPAQUE:
+                continue
+            mine = out.get(name)
+            if mine is None:
+                out[name] = block
+            elif block.kind == ADDITIVE:
+                out[name] = Block(ADDITIVE, {**mine.data, **block.data})
+            elif block.kind == ROWS:
+                both = mine.data, block.data
+                ids, numbers = ([getattr(one, kind) for one in both] for kind in ("ids", "numbers"))
+                out[name] = Block(ROWS, Rows(np.concatenate(ids), np.concatenate(numbers)))
+    return out
+
+
 @dataclass(frozen=True, slots=True)
 class _Told:
     """A control row as a shard is told it."""

@@ -145,6 +145,14 @@ class Sharing:
                 return name
         return None
 
+    def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> None:
+        """Keep the snapshot with these rows, or no longer, if there is one."""
+        running = self._running
+        with running.publishing:
+            history = running.serving().history
+            if (found := self._with_rows(history, rows, control)) is not None:
+                history.pin(found, on)
+
     def holds(self, name: str) -> bool:
         """Whether the state that was built aside under the name is here, and good."""
         history = self._running.serving().history
@@ -195,6 +203,21 @@ class Sharing:
         except Exception as error:  # it is away: this one is published alone
             _log.info("no snapshot at one moment: %s", error)
             return False
+
+    def have_published(self, pinned: str | None = None, on: bool = True) -> None:
+        """Have the others publish what they have begun, and keep what goes with a name of ours."""
+        if not self.leads:
+            return
+        assert self._shard is not None
+        history = self._running.serving().history
+        one = None if pinned is None else history.contained().get(pinned)
+        for other in self._shard.others:
+            try:
+                self._shard.ask(other, "publish")
+                if one is not None:
+                    self._shard.ask(other, "pin_same", self._of(one), one.control, on)
+            except Exception as error:  # it will, if it lives: it has begun
+                _log.info("shard %d has not published yet: %s", other, error)
 
     def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
         """Return what the snapshots of all contain of this; raises what comes."""
@@ -262,7 +285,6 @@ class Sharing:
         return self._of(Contained(server.clock, frozenset(server.closed)))
 
     def _of(self, one: Contained) -> dict[int, int]:
-        """Last offset of each partition, closed ones too: the same whatever has been closed."""
+        """Last offset of each partition: see :meth:`Contained.rows`."""
         known = self._running.partitions
-        ends = {p: known[p].end for p in one.closed if p in known}
-        return {p: last for p, last in sorted({**one.clock, **ends}.items()) if last}
+        return one.rows({p: known[p].end for p in one.closed if p in known})
