@@ -209,9 +209,7 @@ class ParameterServer:
         self._following.take()
 
     def shared(self, method: str, *args: Any) -> Any:
-        """Answer another shard, see :class:`Sharing`; or ``publish`` what it has had us begin."""
-        if method == "publish":
-            return self._publishing.snapshot_if_begun()
+        """Answer another shard, see :class:`Sharing`."""
         return getattr(self._sharing, method)(*args)
 
     # -- snapshots ---------------------------------------------------------------------------
@@ -221,10 +219,8 @@ class ParameterServer:
         self._publishing.snapshot_if_due()
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
-        """Publish the state, see :meth:`Publishing.snapshot`."""
-        row = self._publishing.snapshot(pin)
-        self._sharing.have_published(row["name"] if pin else None)
-        return row
+        """Publish the state, see :meth:`Publishing.snapshot_of_all`."""
+        return self._publishing.snapshot_of_all(pin)
 
     def snapshots(self) -> list[dict[str, Any]]:
         """All good snapshots, see :meth:`Publishing.snapshots`."""
@@ -236,9 +232,7 @@ class ParameterServer:
 
     def pin(self, name: str, on: bool = True) -> None:
         """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
-        with self._running.publishing:
-            self._running.serving().history.pin(name, on)
-        self._sharing.have_published(name, on)
+        self._publishing.pin(name, on)
 
     # -- what operators and replicas decide --------------------------------------------------
 

@@ -223,9 +223,10 @@ class ShardStore:
         if control.kind not in REWRITES:
             return control
         note = msgspec.json.decode(control.payload)
-        if not note.get("parts"):
+        parts = note.get("parts", ())
+        if len(parts) <= self._shard:  # of one server, or of a time when there were fewer
             return control
-        payload = msgspec.json.encode({**note, "snapshot": note["parts"][self._shard]})
+        payload = msgspec.json.encode({**note, "snapshot": parts[self._shard]})
         return _Told(control.seq, control.kind, control.key, payload)
 
     def write_control(self, *_: object) -> tuple[ControlInfo, bool]:

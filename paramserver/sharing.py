@@ -35,6 +35,10 @@ def _pause() -> None:
     time.sleep(0.005)  # a push to all takes about as long
 
 
+def _nothing() -> None:
+    """Nothing was begun that could be published."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One of several servers of a model.
@@ -85,6 +89,7 @@ class Sharing:
         self._aligned = True  # whether all have published what shard 0 has
         self.kept: list[Contained] = []  # snapshots from which a start may go on
         self._promised: set[str] = set()
+        self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
 
     @property
     def leads(self) -> bool:

@@ -23,6 +23,7 @@ from online.rebuild import acceptance
 from online.replica.learning_cost import SHARE_MAX
 from online.replica.memory_settings import memory_for
 from online.rows.prediction_ids import Keys
+from online.service.handing_on import at_start
 from online.service.patience import Patience
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
@@ -126,6 +127,7 @@ class Models:
                 loaded = out[model.name]
                 if relearn and not accept_loss:
                     self._check_gap(journal, model.name, loaded.spec_hash)
+                at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
             note_start(journal, [model.name for model in self._settings.models])

@@ -25,6 +25,7 @@ from online.service.composition import exchangeable
 from online.service.model_part import Part
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from paramserver.resharding import RESHARD
 from paramserver.rewrites import PROMOTE
 from replay.errors import ReplayError
 
@@ -103,7 +104,7 @@ class GoingOver:
         controls = await part.replica.store.read(part.journal.controls, self._model, self._seen)
         if controls:
             self._seen = controls[-1].seq
-        return any(control.kind == PROMOTE for control in controls)
+        return any(control.kind in (PROMOTE, RESHARD) for control in controls)
 
     async def _go_over(self) -> bool:
         """Go over to the model that the journal says; whether it says another one meanwhile."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from online.errors import StartRefused
@@ -27,6 +28,29 @@ def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[Sn
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """The snapshots of all shards, and the names of those that have the same rows, if any."""
+
+    histories: list[SnapshotHistory]
+    names: tuple[str, ...] | None
+
+
+def _looked(settings: Settings, model: ModelSettings, spec: str, name: str | None) -> _Looked:
+    histories = histories_of(settings, model, spec)
+    for history in histories:
+        history.index()
+    with contextlib.closing(open_journal(settings)) as journal:
+        ends = {p.id: p.end for p in journal.partitions(model.name)}
+    return _Looked(histories, aligned(histories, ends, name))
+
+
+def is_cut(settings: Settings, model: ModelSettings, spec: str) -> bool:
+    """Whether there are snapshots of all shards with the rows of shard 0's newest."""
+    found = _looked(settings, model, spec, None)
+    return found.names is not None and found.names[0] == found.histories[0].listed()[0].name
+
+
 def cut_of(
     settings: Settings, model: ModelSettings, spec: str, name: str | None = None
 ) -> tuple[str, SnapshotState]:
@@ -36,18 +60,14 @@ def cut_of(
 
     Raises StartRefused: there is none; and what reading snapshots does.
     """
-    histories = histories_of(settings, model, spec)
-    for history in histories:
-        history.index()
-    with contextlib.closing(open_journal(settings)) as journal:
-        ends = {p.id: p.end for p in journal.partitions(model.name)}
     wanted = name and Path(name).name.removesuffix(".snapshot")
-    if (names := aligned(histories, ends, wanted)) is None:
+    found = _looked(settings, model, spec, wanted)
+    if found.names is None:
         which = "there is no snapshot" if wanted is None else f"of snapshot {wanted} there is none"
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, and {which} with the same "
             "rows in all of them",
             "Make one of the running service, again if much is learned: online snapshot create",
         )
-    parts = [history.load(one) for history, one in zip(histories, names, strict=True)]
-    return names[0], whole(parts)
+    parts = [h.load(one) for h, one in zip(found.histories, found.names, strict=True)]
+    return found.names[0], whole(parts)

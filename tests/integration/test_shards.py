@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections import Counter
@@ -202,31 +201,9 @@ def test_a_source_is_forgotten_by_all_shards(world: World) -> None:
     assert set(world.counts(bad)) == {0.0}
 
 
-def test_an_export_has_what_all_servers_have(world: World) -> None:
-    world.snapshot()
-    config, out = str(world.folder / "online.yaml"), world.folder / "release"
-    words = ("export", "--out", str(out), "--targets", "edgepack64", "--model", "counting")
-    done = online(*words, "--config", config)
-    assert done.returncode == 0, done.stderr
-    about = json.loads((out / "manifest.json").read_text())
-    assert about["freshness"]["events"] == world.learned, about
-
-
 def test_what_reads_one_servers_snapshots_as_the_model_is_refused(world: World) -> None:
     config = str(world.folder / "online.yaml")
     words = ("forget", "--source", "x", "--yes", "--erase")
     done = online(*words, "--model", "counting", "--config", config)
     assert done.returncode == 1, done.stdout
     assert "erasing needs a model with one" in done.stderr, done.stderr
-
-
-def test_another_number_of_shards_is_refused_at_the_start(world: World) -> None:
-    world.running.stop()
-    changed = {**SETTINGS, "models": [{**m, "shards": 3} for m in SETTINGS["models"]]}
-    write_settings(world.folder, changed)
-    done = online("serve", str(world.folder / "online.yaml"))
-    write_settings(world.folder, SETTINGS)
-    assert done.returncode == 1, done.stderr
-    assert "--relearn" in done.stderr, done.stderr
-    world.running = launch(world.folder)
-    world.settled()
