@@ -356,21 +356,20 @@ class Service:
         loaded = models.load()
         settings = models.chosen(loaded)
         was, were = self._settings, self._loaded
-        changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
-        if not changed:
+        if not (changed := {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}):
             return []
         self._challengers.make_way(changed)
         with contextlib.closing(open_journal(settings)) as journal:
             for name, spec in changed.items():
                 promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
             self._loaded, version = loaded, self._version
+            specs = {name: loaded[name].spec_hash for name in changed}
             try:
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
                 )
                 alike = all_exchange(changed, (was, were), (settings, loaded))
-                specs = self._specs()
                 if not (alike and rollout.gone_over(journal, changed, specs, _GO_OVER_S)):
                     self._version += 1
                     self._deploy(settings)
@@ -378,8 +377,7 @@ class Service:
                 self._wait_http()
             except Exception:
                 self._loaded, self._settings = were, was
-                new = {name: loaded[name].spec_hash for name in changed}
-                parameter_servers.end(parameter_servers.of_all(settings, new))
+                parameter_servers.end(parameter_servers.of_all(settings, specs))
                 promotion.take_back_all(journal, changed)
                 handing_on.take_back(journal, was, settings, changed)
                 if self._version != version:
@@ -392,9 +390,9 @@ class Service:
         parameter_servers.last_snapshots(left)
         parameter_servers.end(left)
         self._challengers.start(settings)
-        learners = {m.name: m.learner for m in settings.models}
         took = f"after {time.monotonic() - begun_s:.1f} s"
-        return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
+        serving = [model for model in settings.models if model.name in changed]
+        return [f"model {model.name}: {model.learner} serves now, {took}" for model in serving]
 
     def reshard(self) -> list[str]:
         """Let models have the numbers of servers that are wished; StartRefused as of going over."""
@@ -413,8 +411,9 @@ class Service:
             return None
         if self._challengers.resharded():
             return "resharded", self.reshard
-        again = partial(self.reload, self._given)
-        return ("upgraded", again) if self._challengers.upgraded() else None
+        if self._challengers.upgraded():
+            return "upgraded", partial(self.reload, self._given)
+        return None
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""
