@@ -68,8 +68,11 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
     """
     with contextlib.closing(open_journal(settings)) as journal:
         for model in settings.models:
+            controls = journal.controls(model.name, 0)
+            if not any(map(resharding.wished, controls)):
+                continue
             one = next(iter(reshard.specs_of(model, settings)))
-            found = resharding.newest(journal.controls(model.name, 0), one, done=False)
+            found = resharding.newest(controls, one, done=False)
             if found is None or found[1].done or found[1].shards == model.shards:
                 continue
             wish = found[1]

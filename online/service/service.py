@@ -351,6 +351,7 @@ class Service:
         Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
         """
         begun_s = time.monotonic()
+        handing_on.hand_on(self._settings, self._specs(), self._progress)
         settings = self._as_served(self._given)
         models = Models(settings, self._progress)
         loaded = models.load()
@@ -394,11 +395,6 @@ class Service:
         serving = [model for model in settings.models if model.name in changed]
         return [f"model {model.name}: {model.learner} serves now, {took}" for model in serving]
 
-    def reshard(self) -> list[str]:
-        """Let models have the numbers of servers that are wished; StartRefused as of going over."""
-        handing_on.hand_on(self._settings, self._specs(), self._progress)
-        return self.go_over()
-
     def decided(self) -> tuple[str, Callable[[], list[str]]] | None:
         """A model was promoted, or one of today's defaults begins or ends: what is to be done."""
         if (journal := self._tending.journal) is None:
@@ -410,7 +406,7 @@ class Service:
             log.warning("journal: %s", error)
             return None
         if self._challengers.resharded():
-            return "resharded", self.reshard
+            return "resharded", self.go_over
         if self._challengers.upgraded():
             return "upgraded", partial(self.reload, self._given)
         return None
