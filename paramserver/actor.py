@@ -28,6 +28,7 @@ from paramserver.errors import (
 )
 from paramserver.following import Following
 from paramserver.lineage import Lineage, recover
+from paramserver.near import Near
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
 from paramserver.running import Running
@@ -85,6 +86,7 @@ class ParameterServer:
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
+        self._near: Near | None = None
         self._identity = ""  # reads files, so the thread does it
         self._refused: dict[str, str] = {}
         self._started_s = self._running.host.monotonic()
@@ -177,6 +179,13 @@ class ParameterServer:
             if marks := running.marks.since(message.since, message.partition):
                 reply = msgspec.structs.replace(reply, marks=marks)
             return wire.encode(reply)  # under the lock: it shares its blocks with the server
+
+    def near(self) -> tuple[bytes, bytes]:
+        """Tell the way to a kept connection for :meth:`sync`, see :mod:`paramserver.near`."""
+        with self._running.lock:
+            if self._near is None:
+                self._near = Near(self.sync)
+            return self._near.way
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running
