@@ -50,20 +50,25 @@ class Near:
         self._answer = answer
         self._key = secrets.token_bytes(32)
         self._free = threading.BoundedSemaphore(CONNECTIONS_MAX)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(f"\0online-{secrets.token_hex(16)}")
-        self._socket.listen(CONNECTIONS_MAX)
-        threading.Thread(target=self._accept, name="near", daemon=True).start()
+        self._lock = threading.Lock()
+        self._address: bytes | None = None
 
-    @property
     def way(self) -> tuple[bytes, bytes]:
-        """Address and key, for those who may come."""
-        return self._socket.getsockname(), self._key
+        """Address and key, for those who may come; it listens from the first question on."""
+        with self._lock:
+            if self._address is None:
+                listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                listener.bind(f"\0online-{secrets.token_hex(16)}")
+                listener.listen(CONNECTIONS_MAX)
+                self._address = listener.getsockname()
+                accepting = (listener,)
+                threading.Thread(target=self._accept, args=accepting, daemon=True).start()
+            return self._address, self._key
 
-    def _accept(self) -> None:
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                connection, _ = self._socket.accept()
+                connection, _ = listener.accept()
             except OSError as error:
                 log.warning("no connection taken: %s", error)
                 time.sleep(_PAUSE_S)

@@ -287,7 +287,7 @@ class Opaque:
 
 
 def _parts(estimator: Any) -> Iterator[Any]:
-    """What lists of an ensemble hold, and before each tree its leaves: most of it is in them."""
+    """Items of an ensemble's lists, and before each tree its leaves, which are most of it."""
     final = steps(estimator)[-1]
     lists = [value for value in getattr(final, "__dict__", {}).values() if type(value) is list]
     for member in (*itertools.chain(*lists), final):

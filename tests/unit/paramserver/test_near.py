@@ -71,7 +71,7 @@ def test_questions_are_answered_one_after_the_other_however_long_the_answer() ->
     server = Near(asked)
 
     async def play() -> None:
-        line = await Line.to(*server.way)
+        line = await Line.to(*server.way())
         for request in (b"abc", b"x" * near.MESSAGE_MAX, b"d"):
             assert await line.ask(request) == request[::-1]
         line.close()
@@ -84,7 +84,7 @@ def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
     server = Near(Asked())
 
     async def play() -> None:
-        line = await Line.to(*server.way)
+        line = await Line.to(*server.way())
         assert await line.ask(b"fail") == b""
         assert await line.ask(b"ab") == b"ba"
         line.close()
@@ -95,7 +95,7 @@ def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
 @pytest.mark.parametrize("key", [b"\0" * 32, b"short"])
 def test_without_the_key_nothing_is_asked(key: bytes) -> None:
     asked = Asked()
-    with connected(Near(asked).way) as end:
+    with connected(Near(asked).way()) as end:
         send(end, key + b"\0\0\0\1a")
         with suppress(OSError):  # closed already
             end.shutdown(socket.SHUT_WR)
@@ -106,8 +106,8 @@ def test_without_the_key_nothing_is_asked(key: bytes) -> None:
 def test_with_the_key_the_same_bytes_are_answered() -> None:
     """The control of the test above, and of those below."""
     server = Near(Asked())
-    with connected(server.way) as end:
-        send(end, server.way[1] + b"\0\0\0\1a")
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + b"\0\0\0\1a")
         assert said(end) == b"\0\0\0\1"
 
 
@@ -115,8 +115,8 @@ def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
     server = Near(asked)
     monkeypatch.setattr(os, "getuid", lambda: 12_345)
-    with connected(server.way) as end:
-        send(end, server.way[1] + b"\0\0\0\1a")
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + b"\0\0\0\1a")
         assert said(end) == b""
     assert asked.requests == []
 
@@ -127,7 +127,7 @@ def test_the_key_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) ->
 
     async def play() -> None:
         with pytest.raises(PermissionError, match="another user"):
-            await Line.to(*server.way)
+            await Line.to(*server.way())
 
     played(play)
 
@@ -135,8 +135,8 @@ def test_the_key_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_request_beyond_the_bound_is_not_read() -> None:
     asked = Asked()
     server = Near(asked)
-    with connected(server.way) as end:
-        send(end, server.way[1] + (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
         assert said(end) == b""
     assert asked.requests == []
 
@@ -146,15 +146,15 @@ def test_connections_are_bounded_and_a_closed_one_makes_room(
 ) -> None:
     monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
     server = Near(Asked())
-    question = server.way[1] + b"\0\0\0\1a"
-    with connected(server.way) as first:
+    question = server.way()[1] + b"\0\0\0\1a"
+    with connected(server.way()) as first:
         send(first, question)
         assert said(first) == b"\0\0\0\1"
-        with connected(server.way) as second:
+        with connected(server.way()) as second:
             assert said(second) == b""
     answer = b""
     while not answer:  # the server sees the end of the first one in its own time
-        with connected(server.way) as third:
+        with connected(server.way()) as third:
             send(third, question)
             answer = said(third)
     assert answer == b"\0\0\0\1"
@@ -171,7 +171,7 @@ def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
     server = Near(answer)
 
     async def play() -> None:
-        line = await Line.to(*server.way)
+        line = await Line.to(*server.way())
         waits = asyncio.ensure_future(line.ask(b"late"))
         await asyncio.to_thread(asks.wait, WAIT_S)
         waits.cancel()
@@ -179,7 +179,7 @@ def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
             await waits
         line.close()
         go.set()
-        other = await Line.to(*server.way)
+        other = await Line.to(*server.way())
         assert await other.ask(b"new") == b"new"
         other.close()
 
@@ -214,7 +214,7 @@ class Client(ParameterClient):
 
     async def _by_ray(self, method: str, args: tuple[object, ...]) -> Any:
         self.asked.append(method)
-        return self.server.way if method == "near" else b"by ray"
+        return self.server.way() if method == "near" else b"by ray"
 
 
 def test_exchanges_go_over_the_connection_once_ray_has_answered_one() -> None:
