@@ -15,6 +15,7 @@ from online.messages.structs import (
     Event,
     Explanation,
     FeedbackRequest,
+    NearRow,
     Prediction,
     Predictions,
     PredictRequest,
@@ -31,6 +32,7 @@ from online.serving import anomalies
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
+from online.serving.nearest import Nearest
 from online.serving.ordinary import Asked
 from online.serving.receipts import Receipting, refused
 from online.serving.together import Together
@@ -82,6 +84,7 @@ class Serving:
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, door)
+        self._nearest = Nearest(replica, door)
         self._receipts = Receipting(replica, door)
 
     @property
@@ -132,11 +135,16 @@ class Serving:
             return self.predict(request)
         features = self._door.features(request.features, "features")
         self._explained.check(features)
+        near: list[NearRow] | msgspec.UnsetType = msgspec.UNSET
+        if request.nearest:
+            near = await self._nearest.to(features, request.nearest)
+            facts = self._facts(request)
         if (found := self._explained.at_once(features)) is not None:
             answer, said = found
+            said.nearest = near
             return self._one(request, features, facts, answer, self._shown(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
-            facts, shown = self._facts(request), self._shown(answer)
+            facts, shown, said.nearest = self._facts(request), self._shown(answer), near
             return self._one(request, features, facts, answer, shown, said)
 
     def _facts(self, request: PredictRequest) -> _Facts:
@@ -154,6 +162,8 @@ class Serving:
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
             check_own_id(request.id, one=request.features is not None)
+        if request.nearest and not request.explain:
+            raise invalid("nearest", "rows are shown beside an explanation", "Send explain, too")
         return version, own, age, behind, includes, from_peer
 
     def _one(
