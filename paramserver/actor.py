@@ -127,7 +127,8 @@ class ParameterServer:
         if running.store is None:
             running.store = self._open_store()
         place = lineage_place(self._place, lineage.model, lineage.spec)
-        history = SnapshotHistory(open_snapshots(place, running.host.disk), settings.retention)
+        snapshots = open_snapshots(place, running.host.disk)
+        history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
         found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()

@@ -33,10 +33,12 @@ from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.shards import ShardStore, shard_place
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
+from paramserver.store import Store
 from replay.journal.base import Control, Journal
 
 _FOLLOW_S = 2.0
@@ -72,6 +74,15 @@ def histories_of(
     path = snapshots_path(settings)
     places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
+
+
+def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
+    """Take an epoch that is the same for all servers of a lineage, beyond all of theirs."""
+    epochs = [begin_epoch(store, lineage) for store in stores]
+    for shard, store in enumerate(stores):
+        while epochs[shard] < max(epochs):
+            epochs[shard] = begin_epoch(store, lineage)
+    return max(epochs)
 
 
 def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
@@ -198,7 +209,6 @@ class Models:
         controls = journal.controls(name, 0)
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
-            check_whole(next(m for m in self._settings.models if m.name == name), "beginning anew")
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
@@ -258,9 +268,8 @@ class Models:
         Its clock stands before every row that the journal has, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
-        history = SnapshotHistory(open_snapshots(place), Retention())
-        epoch = begin_epoch(journal, lineage)
+        servers = self._servers(journal, name, loaded.spec_hash)
+        epoch = _next_epoch([store for store, _ in servers], lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
         gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
         clock = ends if without else gone
@@ -269,7 +278,7 @@ class Models:
         skipped, closed, position = clock, frozenset[int](), 0
         rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
-            values = _base(history, name, base).values
+            values = _base(servers[0][1], name, base).values
             skipped = _skipped(controls, loaded.spec_hash)
             skipped |= {p: n for p, n in gone.items() if p not in base.clock}
             closed, position = frozenset(base.closed), base.position
@@ -295,7 +304,8 @@ class Models:
         begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
         key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
         journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
-        publish(journal, history, empty, None)
+        for store, history in servers:
+            publish(store, history, empty, None)
         if without:
             before = sum(ends.values())
             self._progress(f"model {name}: begins without the {before:,} events before")
@@ -303,6 +313,18 @@ class Models:
             self._progress(
                 f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
             )
+
+    def _servers(
+        self, journal: Journal, name: str, spec: str
+    ) -> list[tuple[Store, SnapshotHistory]]:
+        """What each parameter server of a model sees of the journal, and its snapshots."""
+        found: list[tuple[Store, SnapshotHistory]] = []
+        model = next(one for one in self._settings.models if one.name == name)
+        for shard in range(model.shards):
+            place = lineage_place(shard_place(snapshots_path(self._settings), shard), name, spec)
+            store: Store = ShardStore(journal, shard) if shard else journal
+            found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
+        return found
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
