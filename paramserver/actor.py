@@ -124,8 +124,7 @@ class ParameterServer:
         running = self._running
         lineage, settings = running.lineage, running.settings
         self._identity = identity(lineage, self._place, settings)
-        if running.store is None:
-            running.store = self._open_store()
+        running.store = running.store or self._open_store()
         place = lineage_place(self._place, lineage.model, lineage.spec)
         snapshots = open_snapshots(place, running.host.disk)
         history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)

@@ -221,25 +221,11 @@ def compare(
 
     ``served``: whether a service runs on them.  ``shard``: which of how many servers they are of.
     """
-    number, of = shard
-    store: Store = ShardStore(journal, number) if number else journal
-    foreign: Foreign = (lambda values: Cut(of).foreign(values, number)) if of > 1 else _nothing
-    head = store.head(model, spec).snapshot
-    views, refused = _views(journal, snapshots, model, spec, foreign)
-    if head_missing := head is not None and head not in {*views, *refused}:
-        if store.head(model, spec).snapshot != head:
-            raise Moved
-        refused[str(head)] = "it is the head, and its file is missing"
-    lacks, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
-    no_start = without_a_trace(journal) if no_start is None else no_start
-    if no_start is not None and store.head(model, spec).snapshot != head:
-        raise Moved
+    files = _files(journal, snapshots, model, spec, *shard)
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
-    now = next((views[name] for name in _line(head, views)), Holding(None))
+    now, views = files.newest, files.views.values()
     base = base_of(
-        now,
-        (Holding(None), *of_loss(journal, model, spec, partitions), *views.values()),
-        partitions,
+        now, (Holding(None), *of_loss(journal, model, spec, partitions), *views), partitions
     )
     decisions = Decisions(spec)
     decisions.read(journal, model)
@@ -257,7 +243,7 @@ def compare(
     learned = minus(now.digest, (base or Holding(None)).digest)
     removed = sum(p.trimmed for p in partitions)
     return Findings(
-        model=f"{model}, shard {number}" if number else model,
+        model=f"{model}, shard {shard[0]}" if shard[0] else model,
         snapshot=now.name,
         base=None if base is None else base.name,
         learned=learned[0],
@@ -271,15 +257,49 @@ def compare(
         frozen=len(counts.frozen - counts.standing),
         quarantined=len(counts.quarantined - counts.standing),
         waiting=journal.usage(model).halves,
-        refused=refused,
-        heads={s[:16]: store.head(model, s).snapshot for s in journal.lineages(model)},
-        head_missing=head_missing,
+        refused=files.refused,
+        heads=files.heads,
+        head_missing=files.head_missing,
         served=served,
-        lacks=lacks,
-        no_start=no_start,
+        lacks=files.lacks,
+        no_start=files.no_start,
         lost=counts.lost,
         erasing=tuple(decision.source for _, decision in unfinished(journal, model)),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The snapshots of one server: the newest good one, all good ones, and what is wrong."""
+
+    newest: Holding
+    views: Mapping[str, Holding]
+    refused: Mapping[str, str]
+    heads: Mapping[str, str | None]
+    head_missing: bool
+    lacks: int
+    no_start: str | None
+
+
+def _files(
+    journal: Journal, snapshots: Snapshots, model: str, spec: str, shard: int, of: int
+) -> _Files:
+    """Look at the snapshots of one of several servers.  Raises Moved."""
+    store: Store = ShardStore(journal, shard) if shard else journal
+    foreign: Foreign = (lambda values: Cut(of).foreign(values, shard)) if of > 1 else _nothing
+    head = store.head(model, spec).snapshot
+    views, refused = _views(journal, snapshots, model, spec, foreign)
+    if head_missing := head is not None and head not in {*views, *refused}:
+        if store.head(model, spec).snapshot != head:
+            raise Moved
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
+    no_start = without_a_trace(journal) if no_start is None else no_start
+    if no_start is not None and store.head(model, spec).snapshot != head:
+        raise Moved
+    newest = next((views[name] for name in _line(head, views)), Holding(None))
+    heads = {s[:16]: store.head(model, s).snapshot for s in journal.lineages(model)}
+    return _Files(newest, views, refused, heads, head_missing, lacks, no_start)
 
 
 def _nothing(values: Blocks) -> str | None:

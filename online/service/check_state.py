@@ -76,6 +76,19 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _servers(
+    settings: Settings, journal: Journal, name: str, spec: str
+) -> list[tuple[Store, SnapshotHistory]]:
+    """Return what each parameter server of a model sees of the journal, and its snapshots."""
+    found: list[tuple[Store, SnapshotHistory]] = []
+    model = next(one for one in settings.models if one.name == name)
+    for shard in range(model.shards):
+        place = lineage_place(shard_place(snapshots_path(settings), shard), name, spec)
+        store: Store = ShardStore(journal, shard) if shard else journal
+        found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
+    return found
+
+
 def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
     """Take an epoch that is the same for all servers of a lineage, beyond all of theirs."""
     epochs = [begin_epoch(store, lineage) for store in stores]
@@ -268,7 +281,7 @@ class Models:
         Its clock stands before every row that the journal has, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        servers = self._servers(journal, name, loaded.spec_hash)
+        servers = _servers(self._settings, journal, name, loaded.spec_hash)
         epoch = _next_epoch([store for store, _ in servers], lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
         gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
@@ -313,18 +326,6 @@ class Models:
             self._progress(
                 f"model {name}: begins with the {base.learned:,} rows of {base.snapshot}"
             )
-
-    def _servers(
-        self, journal: Journal, name: str, spec: str
-    ) -> list[tuple[Store, SnapshotHistory]]:
-        """What each parameter server of a model sees of the journal, and its snapshots."""
-        found: list[tuple[Store, SnapshotHistory]] = []
-        model = next(one for one in self._settings.models if one.name == name)
-        for shard in range(model.shards):
-            place = lineage_place(shard_place(snapshots_path(self._settings), shard), name, spec)
-            store: Store = ShardStore(journal, shard) if shard else journal
-            found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
-        return found
 
     def follow(self, url: str) -> None:
         """Say how far learning again has come, until it is done; the service answers meanwhile."""
