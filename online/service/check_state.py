@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from online.audit.log import note_start
+from online.audit.log import note_start, started_with
 from online.challenger.promotion import spec_of_challenger
 from online.client.asking import Asking
 from online.errors import StartRefused
@@ -76,6 +76,23 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
+    """Say what the folder has and the settings or the key file no longer lead to."""
+    names = {model.name for model in settings.models}
+    for name in sorted(started_with(journal) - names):
+        if events := sum(p.end for p in journal.partitions(name)):
+            yield (
+                f"model {name} was served from this state before, which has {events:,} events of "
+                "it, and these settings have no model of that name: what a model has learned goes "
+                "by its name, so one that was renamed begins with nothing; give it its old name"
+            )
+    if keyless and any(p.end for name in names for p in journal.partitions(name)):
+        yield (
+            f"{settings.key_path} was not there, and is made anew: ids of predictions from before "
+            "are unknown to it; if there is a copy of the old one, stop and put it back"
+        )
+
+
 def _servers(
     settings: Settings, journal: Journal, name: str, spec: str
 ) -> list[tuple[Store, SnapshotHistory]]:
@@ -133,6 +150,7 @@ class Models:
 
         ``accept_loss``: go on without what the journal has lost and snapshots still know.
         """
+        keyless = not self._settings.key_path.exists()
         out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
             missing = acceptance.without_a_trace(journal)
@@ -152,6 +170,8 @@ class Models:
                     self._check_gap(journal, model.name, loaded.spec_hash)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
+            for line in _left_behind(self._settings, journal, keyless=keyless):
+                self._progress(line)
             note_start(journal, [model.name for model in self._settings.models])
         return out
 
