@@ -123,10 +123,10 @@ class ParameterServer:
         running = self._running
         lineage, settings = running.lineage, running.settings
         self._identity = identity(lineage, self._place, settings)
-        if running.store is None:
-            running.store = self._open_store()
+        running.store = running.store or self._open_store()
         place = lineage_place(self._place, lineage.model, lineage.spec)
-        history = SnapshotHistory(open_snapshots(place, running.host.disk), settings.retention)
+        snapshots = open_snapshots(place, running.host.disk)
+        history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
         found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
