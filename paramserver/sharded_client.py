@@ -67,7 +67,7 @@ class ShardedClient(Client):
         if method == "status":
             others = [one._call(method, args) for one in self._clients[1:]]
             answers = await asyncio.gather(*others, return_exceptions=True)
-            answer["shards"] = [_shown(one) for one in (answer, *answers)]
+            answer["shards"] = [_of_shard(one) for one in (answer, *answers)]
         return answer
 
     async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
@@ -269,7 +269,7 @@ def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, i
     }
 
 
-def _shown(status: Any) -> dict[str, Any]:
+def _of_shard(status: Any) -> dict[str, Any]:
     """Return what an operator is told of one shard."""
     if isinstance(status, BaseException):
         return {"state": "away", "reason": str(status)}

@@ -84,7 +84,7 @@ def export(
         served.task,
         golden_rows(settings, served, stream),
         about=_about(settings, served, state, now, valid_days),
-        shown=shown(served),
+        shown=labels_outside(served),
         targets=wanted,
         ends=ends_of(served, state),
     )
@@ -265,7 +265,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
     return rows[-_GOLDEN_ROWS:]
 
 
-def shown(served: ModelSettings) -> dict[Label, Label]:
+def labels_outside(served: ModelSettings) -> dict[Label, Label]:
     """Labels as callers know them, by the model's own."""
     if served.task != "binary" or served.classes is None:
         return {}
