@@ -285,16 +285,16 @@ def fsck(
         results: list[dict[str, Any]] = []
         texts: list[str] = []
 
-        def progress() -> Callable[[int, int], None]:
+        def counter() -> Callable[[int, int], None]:
             task: TaskID = progress.add_task("", total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        journal = examine(settings, progress())
+        journal = examine(settings, counter())
         decided = check_log(settings) if journal.sound else None
         for model in settings.models:
             try:
                 served = is_served(settings.state_dir)
-                found = check(settings, model.name, progress(), served=served)
+                found = check(settings, model.name, counter(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:
                     raise
