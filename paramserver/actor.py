@@ -335,7 +335,7 @@ class ParameterServer:
                 **numbers(server),
                 "epochs": epochs(listed, server),
                 "freeze_complete": self._decisions.freeze_complete(now_s),
-                "replicas": running.replicas.shown(now_s),
+                "replicas": running.replicas.summary(now_s),
                 "snapshots": len(listed),
                 "snapshot": running.parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,

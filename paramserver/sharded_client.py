@@ -276,13 +276,13 @@ def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, i
 
 def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any]:
     """Shard 0's status with what the others tell, or the errors that came instead of it."""
-    told, refused, incidents = [_shown(answer)], dict(answer["refused"]), [answer["incident"]]
+    told, refused, incidents = [_of_shard(answer)], dict(answer["refused"]), [answer["incident"]]
     vanished = answer["vanished"]
     for shard, other in enumerate(others, 1):
         if isinstance(other, BaseException):
             told.append({"state": "away", "reason": str(other)})
             continue
-        told.append({**_shown(other), "lacks_rows": _lacks(other, answer)})
+        told.append({**_of_shard(other), "lacks_rows": _lacks(other, answer)})
         refused |= {f"+{shard}/{name}": why for name, why in other["refused"].items()}
         vanished += other["vanished"]
         if other["incident"]:
@@ -293,7 +293,7 @@ def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any
     }  # fmt: skip
 
 
-def _shown(status: Mapping[str, Any]) -> dict[str, Any]:
+def _of_shard(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an operator is told of one shard."""
     return {name: status[name] for name in ("state", "reason", "epoch", "count", "snapshot", "pid")}
 

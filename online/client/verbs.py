@@ -14,7 +14,7 @@ import msgspec
 from online.client.calls import Calls, Label, Reply, Request, Steps, row, waits
 from online.client.choices import ChoiceVerbs, given
 from online.client.drives import verb
-from online.messages.shown import Status
+from online.messages.model_status import Status
 from online.messages.structs import Event, Prediction, Predictions, Receipt
 from online.messages.values import plain_rows, plain_value
 

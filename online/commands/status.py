@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.client.shown import short
 from online.commands.base import (
     Context,
     bar,
@@ -23,6 +22,7 @@ from online.commands.base import (
     span,
     table,
 )
+from online.messages.model_status import short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -297,16 +297,16 @@ def fsck(
         results: list[dict[str, Any]] = []
         texts: list[str] = []
 
-        def shown() -> Callable[[int, int], None]:
+        def counter() -> Callable[[int, int], None]:
             task: TaskID = progress.add_task("", total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        journal = examine(settings, shown())
+        journal = examine(settings, counter())
         decided = check_log(settings) if journal.sound else None
         for model in settings.models:
             try:
                 served = is_served(settings.state_dir)
-                found = check(settings, model.name, shown(), served=served)
+                found = check(settings, model.name, counter(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:
                     raise

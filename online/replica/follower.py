@@ -226,7 +226,7 @@ class Follower:
         n = alike(some, known)
         if n < _ALIKE_LEAST or any(map(self._control.decisions.failure, some[:n])):
             return 0
-        version, before = "{}.{}".format(*learner.shown), learner.own
+        version, before = "{}.{}".format(*learner.answer_version), learner.own
         begun_s = time.perf_counter()
         examples = [example for example in known[:n] if example is not None]
         n = learner.learn_alike(some[:n], examples)

@@ -190,7 +190,7 @@ class Ordinary:
     ) -> list[Asked | RequestError | None]:
         """Rows of events that were answered, or why none may have them; None: not ordinary."""
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
-        version, known = (*learner.shown, learner.own), self._known()
+        version, known = (*learner.answer_version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
         views, sliced = learner.tally.views, replica.settings.slices
         sure = stamp_of(views, {})

@@ -142,9 +142,9 @@ class Serving:
         if (found := self._explained.at_once(features)) is not None:
             answer, said = found
             said.nearest = near
-            return self._one(request, features, facts, answer, self._shown(answer), said)
+            return self._one(request, features, facts, answer, self._shares(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
-            facts, shown, said.nearest = self._facts(request), self._shown(answer), near
+            facts, shown, said.nearest = self._facts(request), self._shares(answer), near
             return self._one(request, features, facts, answer, shown, said)
 
     def _facts(self, request: PredictRequest) -> _Facts:
@@ -263,9 +263,9 @@ class Serving:
 
     def _answer(self, features: Features) -> tuple[Answer, _Shares]:
         answer = self.replica.learner.predict(features)
-        return answer, self._shown(answer)
+        return answer, self._shares(answer)
 
-    def _shown(self, answer: Answer) -> _Shares:
+    def _shares(self, answer: Answer) -> _Shares:
         """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
         if answer.probabilities is None:
             _check_finite(answer.label)

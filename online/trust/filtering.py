@@ -358,7 +358,7 @@ class Filtering:
             "filter_active": float(self.active),
         }
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For operators; plain data."""
         worst = sorted(
             self.reputations.quarantined, key=lambda s: self.chain.sources.get(s).standing
@@ -369,7 +369,7 @@ class Filtering:
             "tests": [test.name for test in self.chain.filters],
             "active": self.active,
             "sources_min": SOURCES_MIN,
-            "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
+            "root_set": None if self.root is None else {**self.root.summary(), "scores": scored},
             "sources": len(self.chain.sources),
             "quarantined": [
                 {"source": source, "evidence": self.reputations.evidence(source)}

@@ -239,7 +239,7 @@ class Judge:
         self.look()
         return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For operators; plain data."""
         self.look()
         found = self._watch.state().data()
