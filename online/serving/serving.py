@@ -15,7 +15,6 @@ from online.messages.structs import (
     Event,
     Explanation,
     FeedbackRequest,
-    NearRow,
     Prediction,
     Predictions,
     PredictRequest,
@@ -32,7 +31,6 @@ from online.serving import anomalies
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.issued import Issued
-from online.serving.nearest import Nearest
 from online.serving.ordinary import Asked
 from online.serving.receipts import Receipting, refused
 from online.serving.together import Together
@@ -84,7 +82,6 @@ class Serving:
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
         self._together = Together(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, door)
-        self._nearest = Nearest(replica, door)
         self._receipts = Receipting(replica, door)
 
     @property
@@ -125,23 +122,16 @@ class Serving:
         return Predictions(rows, self.name, *facts)
 
     async def explained(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row as :meth:`predict` does, and say what each feature has added.
-
-        Where that takes long, other requests have their turns meanwhile, and the model is the same
-        from the first one to the answer.
-        """
-        facts = self._facts(request)
+        """Answer one row, and say what each feature has added; others are answered meanwhile."""
+        self._facts(request)
         if request.features is None:
             return self.predict(request)
         features = self._door.features(request.features, "features")
         self._explained.check(features)
-        near: list[NearRow] | msgspec.UnsetType = msgspec.UNSET
-        if request.nearest:
-            near = await self._nearest.to(features, request.nearest)
-            facts = self._facts(request)
+        near = await self._explained.nearest(features, request.nearest)
         if (found := self._explained.at_once(features)) is not None:
             answer, said = found
-            said.nearest = near
+            facts, said.nearest = self._facts(request), near
             return self._one(request, features, facts, answer, self._shares(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
             facts, shown, said.nearest = self._facts(request), self._shares(answer), near

@@ -128,7 +128,6 @@ def test_it_is_asked_beside_an_explanation_and_in_time(
             serving.predict(PredictRequest(features={"x": 1.0}, nearest=1))
         hung = asyncio.Event()
         monkeypatch.setattr(serving.replica.store, "read", lambda *args: hung.wait())
-        serving._nearest._replica = serving.replica
         object.__setattr__(serving.replica, "limits", Limits(explain_s=0.01))
         with pytest.raises(RequestError, match=r"within 0\.01 s") as error:
             await near(serving, 1.0)
