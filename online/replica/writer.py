@@ -23,11 +23,10 @@ from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
-from online.replica.queue import Queue
+from online.replica.queue import Behind, Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
 from online.replica.targets import Targets
-from online.replica.written_behind import Behind
 from online.rows.joins import Whole
 from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
