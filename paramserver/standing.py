@@ -31,9 +31,7 @@ class Upgrade(msgspec.Struct, frozen=True):
     on: bool
 
 
-def newest(
-    controls: Iterable[ControlInfo], kind: str, note: type[Note]
-) -> tuple[int, Note] | None:
+def newest(controls: Iterable[ControlInfo], kind: str, note: type[Note]) -> tuple[int, Note] | None:
     """Number and content of the newest row of a kind; None: nothing was decided."""
     found = None
     for control in controls:

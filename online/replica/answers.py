@@ -83,8 +83,8 @@ class Answers:
         For any other row the answer is given by :meth:`after_commit`; ``changing`` has what is to
         be looked at first.
         """
-        asked = event.waiting.rows[event.i]
-        if not event.waiting.decided and may_change(asked, outcome):
+        stood = not (outcome.new or event.waiting.decided)
+        if stood and may_change(event.waiting.rows[event.i], outcome):
             self.changing.append((event, outcome))
             return None
         return self.note_settled(event, outcome)
@@ -290,6 +290,7 @@ def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
 
 
 _LEARNED_AS: Final = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
+_FROZEN, _QUARANTINED = Verdict.FROZEN, Verdict.QUARANTINED  # Python looks these up slowly
 
 
 class Fates:
@@ -307,9 +308,9 @@ class Fates:
         decisions = self._decisions
         if reason:
             return "failed"
-        if row.verdict is Verdict.FROZEN:
+        if row.verdict is _FROZEN:
             return "frozen"
-        if row.verdict is Verdict.QUARANTINED:
+        if row.verdict is _QUARANTINED:
             return decisions.choice(history.origin(row)) or "quarantined"
         if decisions.undone.has(row.partition, row.offset):
             return "undone"

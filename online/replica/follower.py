@@ -289,6 +289,9 @@ class Follower:
             undecided = reason is not None and given_up is None and not self._learner.decides
             self._writer.answers.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end(learned=True)
+        track = self._learner.tracks.get(row.partition)
+        if track is not None and row.offset == track.end:
+            await self._claims.ended(row.partition)
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:

@@ -23,10 +23,11 @@ from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
-from online.replica.queue import Behind, Queue
+from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
 from online.replica.targets import Targets
+from online.replica.written_behind import Behind
 from online.rows.joins import Whole
 from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
@@ -266,9 +267,10 @@ class Writer:
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
-        rows = [row for row in fresh if row.verdict is not Verdict.FROZEN]
+        frozen = Verdict.FROZEN
+        rows = [row for row in fresh if row.verdict is not frozen]
         if rows:
-            self.to_learn = max(self.to_learn, *(row.offset for row in rows))
+            self.to_learn = max(self.to_learn, max([row.offset for row in rows]))
         if self._followed is None:
             self.committed.extend(self.answers.expect(rows))
 

@@ -174,10 +174,11 @@ class Filtering:
         """
         if self.active or self.elsewhere:
             return False
+        quarantined = Written.QUARANTINED
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
                 return False
-            if row.verdict is Written.QUARANTINED or is_again(row):
+            if row.verdict is quarantined or is_again(row):
                 return False
         keys = [row.key for row in rows]
         if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
