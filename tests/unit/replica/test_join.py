@@ -18,9 +18,9 @@ import replica_world as worlds
 from join_world import label, predict, refusal, written
 from river import linear_model
 
-import online.replica.queue
 import online.replica.replica
 import online.replica.writer
+import online.replica.written_behind
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.models.base import Prediction as Answer
 from online.models.linear import Linear
@@ -404,7 +404,7 @@ def test_mutants_of_the_writer_are_noticed(
 ) -> None:
     rule, instead, test = _MUTANTS[name]
     names = (
-        "online.replica.queue",
+        "online.replica.written_behind",
         "online.rows.joins",
         "online.replica.joining",
         "online.replica.writer",
