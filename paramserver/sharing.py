@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
+from paramserver.blocks import Blocks
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import Needed, Rollback
 from paramserver.running import Running
 from paramserver.server import Server
-from paramserver.shards import ShardStore, shard_place
+from paramserver.shards import Cut, ShardStore, shard_place
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import Contained
 from paramserver.store import Store
@@ -33,6 +34,10 @@ _log: Final = logging.getLogger(__name__)
 
 def _pause() -> None:
     time.sleep(0.005)  # a push to all takes about as long
+
+
+def _nothing() -> None:
+    """Nothing was begun that could be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Sharing:
         self._aligned = True  # whether all have published what shard 0 has
         self.kept: list[Contained] = []  # snapshots from which a start may go on
         self._promised: set[str] = set()
+        self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
 
     @property
     def leads(self) -> bool:
@@ -95,6 +101,11 @@ class Sharing:
     def follows(self) -> bool:
         """Whether another one decides."""
         return self._shard is not None and self._shard.number > 0
+
+    def foreign(self, values: Blocks) -> str | None:
+        """Why values can't be those of this shard; None: they can."""
+        one = self._shard
+        return None if one is None else Cut(one.of).foreign(values, one.number)
 
     def told(self, reply: SyncReply) -> SyncReply:
         """The reply of one of several says where closed partitions end: others may not be there."""
@@ -144,6 +155,14 @@ class Sharing:
             if one.control == control and self._of(one) == dict(rows):
                 return name
         return None
+
+    def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> None:
+        """Keep the snapshot with these rows, or no longer, if there is one."""
+        running = self._running
+        with running.publishing:
+            history = running.serving().history
+            if (found := self._with_rows(history, rows, control)) is not None:
+                history.pin(found, on)
 
     def holds(self, name: str) -> bool:
         """Whether the state that was built aside under the name is here, and good."""
@@ -195,6 +214,21 @@ class Sharing:
         except Exception as error:  # it is away: this one is published alone
             _log.info("no snapshot at one moment: %s", error)
             return False
+
+    def have_published(self, pinned: str | None = None, on: bool = True) -> None:
+        """Have the others publish what they have begun, and keep what goes with a name of ours."""
+        if not self.leads:
+            return
+        assert self._shard is not None
+        history = self._running.serving().history
+        one = None if pinned is None else history.contained().get(pinned)
+        for other in self._shard.others:
+            try:
+                self._shard.ask(other, "publish")
+                if one is not None:
+                    self._shard.ask(other, "pin_same", self._of(one), one.control, on)
+            except Exception as error:  # it will, if it lives: it has begun
+                _log.info("shard %d has not published yet: %s", other, error)
 
     def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
         """Return what the snapshots of all contain of this; raises what comes."""
@@ -262,7 +296,6 @@ class Sharing:
         return self._of(Contained(server.clock, frozenset(server.closed)))
 
     def _of(self, one: Contained) -> dict[int, int]:
-        """Last offset of each partition, closed ones too: the same whatever has been closed."""
+        """Last offset of each partition: see :meth:`Contained.rows`."""
         known = self._running.partitions
-        ends = {p: known[p].end for p in one.closed if p in known}
-        return {p: last for p, last in sorted({**one.clock, **ends}.items()) if last}
+        return one.rows({p: known[p].end for p in one.closed if p in known})

@@ -24,9 +24,9 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import rewrites, upgrading
+from paramserver import resharding, rewrites, upgrading
 from paramserver.rewrites import Promote
-from replay.journal.base import Journal
+from replay.journal.base import Control, Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +86,15 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
         served = model if found is None else _served(settings, model, *found, past)
-        models.append(served)
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
+        cut = _as_cut(settings, served, controls)
+        if cut.shards != served.shards:
+            lines.append(
+                f"model {cut.name}: has {cut.shards} parameter servers, as `online models reshard` "
+                f"has decided; to make it permanent, write `shards: {cut.shards}`"
+            )
+        models.append(cut)
     return settings.model_copy(update={"models": tuple(models)}), lines
 
 
@@ -98,6 +104,14 @@ def as_stored(settings: Settings) -> Settings:
         return settings  # opening it would make one
     with contextlib.closing(open_journal(settings)) as journal:
         return as_served(settings, journal)[0]
+
+
+def _as_cut(settings: Settings, model: ModelSettings, controls: Sequence[Control]) -> ModelSettings:
+    """The model with as many parameter servers as were decided for these settings."""
+    if all(control.kind != resharding.RESHARD for control in controls):
+        return model
+    spec = _spec(settings, model.model_copy(update={"shards": 1}))
+    return model.model_copy(update={"shards": resharding.decided(controls, spec, model.shards)})
 
 
 def _beside(model: ModelSettings) -> ModelSettings:

@@ -108,7 +108,7 @@ def _made(
         served.task,
         rows,
         about=about,
-        shown=shown(served),
+        shown=labels_outside(served),
         targets=list(EXACT) if targets == "all" else targets_of(targets),
         ends=ends,
     )
@@ -225,7 +225,7 @@ def restored(
     from online.models.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
-    from online.settings.sharded import check_whole
+    from online.settings.whole import cut_of
     from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
     from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -235,10 +235,11 @@ def restored(
             f"{settings.key_path} is missing: no service has run on {settings.state_dir}",
             "Name the service's folder with --state-dir",
         )
-    check_whole(served, "an export")
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(served, settings, keys.secret, keys.old_secrets)
-    if snapshot is not None and Path(snapshot).is_file():
+    if served.shards > 1:
+        _, state = cut_of(settings, served, loaded.spec_hash, snapshot)
+    elif snapshot is not None and Path(snapshot).is_file():
         state = read_file(Path(snapshot))
     else:
         place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
@@ -285,7 +286,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
     return rows[-_GOLDEN_ROWS:]
 
 
-def shown(served: ModelSettings) -> dict[Label, Label]:
+def labels_outside(served: ModelSettings) -> dict[Label, Label]:
     """Labels as callers know them, by the model's own."""
     if served.task != "binary" or served.classes is None:
         return {}
