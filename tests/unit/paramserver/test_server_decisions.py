@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from server_world import LINEAGE, Control, Died, Info, World, learned, sync, value
 
-from paramserver import errors, upgrading, wire
+from paramserver import errors, wire
 from paramserver.actor import ServerSettings
-from paramserver.answering import Answers, newest
 from paramserver.lineage import publish
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
+from paramserver.standing import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -42,7 +42,7 @@ def test_who_answers_is_decided_once_whoever_repeats_it(world: Any) -> None:
         ("caller", 2), ("caller", 2), ("model", 3),
     ]  # fmt: skip
     assert [c.key for c in world.store.control] == ["answers:0", "answers:1", "answers:2"]
-    found = newest(world.store.control)
+    found = newest(world.store.control, ANSWERS, Answers)
     assert found == (3, Answers(True, {"n": 3}))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
@@ -55,13 +55,13 @@ def test_an_upgrade_is_decided_once_and_leaves_the_values(world: Any) -> None:
     server = learned(world, 4)
 
     def upgrade(on: bool) -> tuple[bool, int]:
-        said = server.upgrade(msgspec.json.encode(upgrading.Upgrade(on)))
+        said = server.upgrade(msgspec.json.encode(Upgrade(on)))
         return said["on"], said["control"]
 
     assert upgrade(False) == (False, 0)  # nothing was decided
     assert [upgrade(True), upgrade(True)] == [(True, 1)] * 2
     assert [upgrade(False), upgrade(True)] == [(False, 2), (True, 3)]
-    assert upgrading.newest(world.store.control) == (3, upgrading.Upgrade(True))
+    assert newest(world.store.control, UPGRADE, Upgrade) == (3, Upgrade(True))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
 
