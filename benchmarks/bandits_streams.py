@@ -13,12 +13,20 @@ from typing import Final
 
 import numpy as np
 
+from benchmarks import sources
 from evaluation.streams import open_stream
-from replay.example import Features, Label, label_text
+from replay.example import Features, label_text
 
-STREAMS: Final = ("image_segments", "digits", "insects", "elec2", "acs", "movielens")
+STREAMS: Final = (
+    "image_segments", "digits", "insects", "elec2", "acs", "movielens", "mnist", "kdd99",
+)  # fmt: skip
 SHUFFLED: Final = ("image_segments", "digits")
-ROWS_MAX: Final = {"elec2": 10_000, "acs": 10_000, "movielens": 5_000}
+SHARED: Final = ("acs", "mnist", "kdd99")
+"""Streams that are read as `python -m benchmarks defaults` reads them."""
+
+ROWS_MAX: Final = {
+    "elec2": 10_000, "acs": 10_000, "movielens": 5_000, "mnist": 10_000, "kdd99": 10_000,
+}  # fmt: skip
 CANDIDATES: Final = 20
 LIKED: Final = 4.0
 
@@ -41,7 +49,11 @@ def chances(name: str, data: Path | None, seed: int, rows: int | None = None) ->
     most = rows or ROWS_MAX.get(name)
     if name == "movielens":
         return list(itertools.islice(_movielens(_folder(data) / "movielens_small", seed), most))
-    told = list(_acs(_folder(data)) if name == "acs" else open_stream(name, data).rows)
+    if name in SHARED:
+        source = sources.STREAMS[name].rows(_folder(data))
+        told = list(itertools.islice(source, most))
+    else:
+        told = list(open_stream(name, data).rows)
     if name in SHUFFLED:
         told = [told[i] for i in np.random.default_rng(seed).permutation(len(told))]
     told = told[:most]
@@ -58,16 +70,6 @@ def _folder(data: Path | None) -> Path:
     if data is None:
         raise FileNotFoundError("no data directory is set; set ONLINE_DATA_DIR")
     return data
-
-
-def _acs(data: Path) -> Iterator[tuple[Features, Label]]:
-    """People of a survey, codes as categories; whether each is employed."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(data / "acs_employment_MA" / "employment_MA_reference.pq")
-    names = [n for n in table.column_names if n.isupper() or n == "RAC1P"]
-    for row in table.slice(0, ROWS_MAX["acs"]).to_pylist():
-        yield {n: row[n] for n in names}, bool(row["employed"])
 
 
 def _movielens(folder: Path, seed: int) -> Iterator[Chance]:

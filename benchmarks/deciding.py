@@ -20,12 +20,13 @@ def bandits(
         list[str] | None, typer.Option(help="a policy of ours; may be given again")
     ] = None,
     seeds: Annotated[int, typer.Option(help="orders and draws of each", min=1)] = 5,
+    first: Annotated[int, typer.Option(help="the first seed")] = 1,
     late: Annotated[int, typer.Option(help="choices until a reward is told", min=0)] = 0,
     beside: Annotated[bool, typer.Option(help="VowpalWabbit and what is possible, too")] = True,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mean reward of choices on labelled streams, beside VowpalWabbit, with full information.
+    """Mean reward of choices on labelled streams, beside VowpalWabbit, river and all told.
 
     VowpalWabbit, told as late, is left out where it is not installed.  Needs
     the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks bandits --stream digits
@@ -40,7 +41,7 @@ def bandits(
         for line in bench.run(
             name,
             data_dir(),
-            range(1, seeds + 1),
+            range(first, first + seeds),
             rows,
             late,
             bench.kinds(policy),

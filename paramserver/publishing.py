@@ -28,6 +28,7 @@ class Publishing:
 
     def __init__(self, running: Running, sharing: Sharing) -> None:
         self._running, self._sharing = running, sharing
+        sharing.publish = self.snapshot_if_begun
         settings, host = running.settings, running.host
         self._trimming = Trimming(
             settings.keep_rows_s, settings.halves_keep_s, settings.running_s,
@@ -45,6 +46,23 @@ class Publishing:
         interval_s = running.settings.interval_s * (2 if self._sharing.follows else 1)
         if running.chosen or running.host.monotonic() - running.published_s >= interval_s:
             self.snapshot()
+
+    def snapshot_if_begun(self) -> None:
+        """Publish what shard 0 has had this one begin."""
+        if self._running.chosen is not None:
+            self.snapshot()
+
+    def snapshot_of_all(self, pin: bool = False) -> dict[str, Any]:
+        """Publish as of :meth:`snapshot`, and have the other shards publish what goes with it."""
+        row = self.snapshot(pin)
+        self._sharing.have_published(row["name"] if pin else None)
+        return row
+
+    def pin(self, name: str, on: bool) -> None:
+        """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
+        with self._running.publishing:
+            self._running.serving().history.pin(name, on)
+        self._sharing.have_published(name, on)
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
         """Publish the state as it is now, unless the head holds it, and describe it.

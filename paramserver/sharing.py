@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
+from paramserver.blocks import Blocks
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import Needed, Rollback
 from paramserver.running import Running
 from paramserver.server import Server
-from paramserver.shards import ShardStore, shard_place
+from paramserver.shards import Cut, ShardStore, shard_place
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import Contained
 from paramserver.store import Store
@@ -33,6 +34,10 @@ _log: Final = logging.getLogger(__name__)
 
 def _pause() -> None:
     time.sleep(0.005)  # a push to all takes about as long
+
+
+def _nothing() -> None:
+    """Nothing was begun that could be published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Sharing:
         self._aligned = True  # whether all have published what shard 0 has
         self.kept: list[Contained] = []  # snapshots from which a start may go on
         self._promised: set[str] = set()
+        self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
 
     @property
     def leads(self) -> bool:
@@ -95,6 +101,11 @@ class Sharing:
     def follows(self) -> bool:
         """Whether another one decides."""
         return self._shard is not None and self._shard.number > 0
+
+    def foreign(self, values: Blocks) -> str | None:
+        """Why values can't be those of this shard; None: they can."""
+        one = self._shard
+        return None if one is None else Cut(one.of).foreign(values, one.number)
 
     def told(self, reply: SyncReply) -> SyncReply:
         """The reply of one of several says where closed partitions end: others may not be there."""
@@ -145,6 +156,14 @@ class Sharing:
                 return name
         return None
 
+    def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> None:
+        """Keep the snapshot with these rows, or no longer, if there is one."""
+        running = self._running
+        with running.publishing:
+            history = running.serving().history
+            if (found := self._with_rows(history, rows, control)) is not None:
+                history.pin(found, on)
+
     def holds(self, name: str) -> bool:
         """Whether the state that was built aside under the name is here, and good."""
         history = self._running.serving().history
@@ -163,7 +182,10 @@ class Sharing:
 
     @contextlib.contextmanager
     def at_one_moment(self, server: Server) -> Iterator[None]:
-        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can."""
+        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can.
+
+        One that does not answer is waited for once: replicas wait for the lock meanwhile.
+        """
         shard, running = self._shard, self._running
         if shard is None or shard.number:
             with running.lock:
@@ -172,8 +194,9 @@ class Sharing:
         self._aligned = False
         for left in reversed(range(shard.tries)):
             with running.lock:
-                self._aligned = self._all_begin(server)
-                if self._aligned or not left:
+                begun = self._all_begin(server)
+                self._aligned = begun is True
+                if begun is not False or not left:
                     yield
                     return
             shard.pause()
@@ -182,10 +205,13 @@ class Sharing:
         """Have the others publish what shard 0 has published, if they did not."""
         if self.leads and not self._aligned:
             with self._running.lock:
-                self._aligned = self._all_begin(server)
+                self._aligned = self._all_begin(server) is True
 
-    def _all_begin(self, server: Server) -> bool:
-        """Whether all others begin a snapshot of the rows that this one has; under the lock."""
+    def _all_begin(self, server: Server) -> bool | None:
+        """Whether all others begin a snapshot of the rows that this one has; under the lock.
+
+        None: one does not answer.
+        """
         assert self._shard is not None
         rows, control = self._rows(server), server.control
         try:
@@ -194,7 +220,22 @@ class Sharing:
             )
         except Exception as error:  # it is away: this one is published alone
             _log.info("no snapshot at one moment: %s", error)
-            return False
+            return None
+
+    def have_published(self, pinned: str | None = None, on: bool = True) -> None:
+        """Have the others publish what they have begun, and keep what goes with a name of ours."""
+        if not self.leads:
+            return
+        assert self._shard is not None
+        history = self._running.serving().history
+        one = None if pinned is None else history.contained().get(pinned)
+        for other in self._shard.others:
+            try:
+                self._shard.ask(other, "publish")
+                if one is not None:
+                    self._shard.ask(other, "pin_same", self._of(one), one.control, on)
+            except Exception as error:  # it will, if it lives: it has begun
+                _log.info("shard %d has not published yet: %s", other, error)
 
     def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
         """Return what the snapshots of all contain of this; raises what comes."""
@@ -262,7 +303,6 @@ class Sharing:
         return self._of(Contained(server.clock, frozenset(server.closed)))
 
     def _of(self, one: Contained) -> dict[int, int]:
-        """Last offset of each partition, closed ones too: the same whatever has been closed."""
+        """Last offset of each partition: see :meth:`Contained.rows`."""
         known = self._running.partitions
-        ends = {p: known[p].end for p in one.closed if p in known}
-        return {p: last for p, last in sorted({**one.clock, **ends}.items()) if last}
+        return one.rows({p: known[p].end for p in one.closed if p in known})

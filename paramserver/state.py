@@ -69,3 +69,11 @@ class Contained:
     clock: Mapping[int, int]
     closed: frozenset[int]
     control: int = 0
+
+    def rows(self, ends: Mapping[int, int]) -> dict[int, int]:
+        """Last offset of each partition, closed ones too: the same whatever has been closed.
+
+        ``ends``: those of the partitions, as far as they are known.
+        """
+        closed = {p: ends[p] for p in self.closed if p in ends}
+        return {p: last for p, last in sorted({**self.clock, **closed}.items()) if last}

@@ -5,7 +5,7 @@ says, until that names a third model or the journal is learned again (``--relear
 The model that served before becomes the challenger, and may be promoted back.
 
 A model goes on with the defaults that it was born with; one of today's learns beside it where an
-operator has said so (:mod:`paramserver.upgrading`), and may be promoted as any challenger.
+operator has said so (:mod:`paramserver.standing`), and may be promoted as any challenger.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from typing import Any
 
 import msgspec
 
-from online.errors import StartRefused
+from online.errors import RequestError, StartRefused
 from online.models.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import rewrites, upgrading
+from paramserver import resharding, rewrites, standing
 from paramserver.rewrites import Promote
-from replay.journal.base import Journal
+from replay.journal.base import Control, Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +82,19 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
                 f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
                 f"upgrade {model.name}` has today's default learn beside it, and compares them"
             )
-        beside = upgrading.newest(controls)
+        beside = standing.newest(controls, standing.UPGRADE, standing.Upgrade)
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
         served = model if found is None else _served(settings, model, *found, past)
-        models.append(served)
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
+        cut = _as_cut(settings, served, controls)
+        if cut.shards != served.shards:
+            lines.append(
+                f"model {cut.name}: has {cut.shards} parameter servers, as `online models reshard` "
+                f"has decided; to make it permanent, write `shards: {cut.shards}`"
+            )
+        models.append(cut)
     return settings.model_copy(update={"models": tuple(models)}), lines
 
 
@@ -98,6 +104,14 @@ def as_stored(settings: Settings) -> Settings:
         return settings  # opening it would make one
     with contextlib.closing(open_journal(settings)) as journal:
         return as_served(settings, journal)[0]
+
+
+def _as_cut(settings: Settings, model: ModelSettings, controls: Sequence[Control]) -> ModelSettings:
+    """The model with as many parameter servers as were decided for these settings."""
+    if all(control.kind != resharding.RESHARD for control in controls):
+        return model
+    spec = _spec(settings, model.model_copy(update={"shards": 1}))
+    return model.model_copy(update={"shards": resharding.decided(controls, spec, model.shards)})
 
 
 def _beside(model: ModelSettings) -> ModelSettings:
@@ -234,3 +248,37 @@ def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
     newest = journal.head(name, before).epoch
     while (epoch := journal.head(name, after).epoch) < newest:
         journal.begin_epoch(name, after, epoch)
+
+
+def upgrading(
+    model: ModelSettings, challenger: Mapping[str, Any] | None, *, can: bool
+) -> Challenge:
+    """Return the challenger that is to begin; one that is there already is no hindrance.
+
+    Parameters:
+        challenger: The one that the model has, as it is shown; None: it has none.
+        can: Whether this service has processes for challengers.
+
+    Raises RequestError 409.
+    """
+    if (todays := of_today(model)) is None:
+        message = f"model {model.name} has today's defaults: nothing is to be upgraded"
+        hint = "Name another learner in models[].challenger to compare it"
+        raise RequestError(409, "nothing_to_upgrade", message, None, hint)
+    if challenger is not None and challenger["params"] != todays.params:
+        message = f"model {model.name} has a challenger already: {challenger['learner']}"
+        raise RequestError(409, "has_challenger", message, None, "Take it out of the settings")
+    if not can:
+        message = "a challenger learns in a process of its own, and this service has one"
+        raise RequestError(409, "one_process", message, None, "Start it with `online serve`")
+    return todays
+
+
+def decision(
+    model: ModelSettings, before: str, after: str, why: str, evidence: Mapping[str, Any]
+) -> bytes:
+    """The promotion of the model's challenger, as the parameter server takes it."""
+    challenging = model.challenging
+    assert challenging is not None
+    note = Promote(before, after, model.made_of(), challenging.made_of(), why, dict(evidence))
+    return msgspec.json.encode(note)

@@ -42,7 +42,8 @@ def export(
         typer.Option(
             "--targets",
             help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml; all: these. By "
-            "name only, since they answer nearly alike: onnx16, onnx8 (weights in fewer bits)",
+            "name only, since they answer nearly alike: onnx16, onnx8 (weights in fewer bits). "
+            "A model that chooses has one: choices",
         ),
     ] = "all",
     stream: Annotated[
@@ -69,29 +70,48 @@ def export(
     Example: online export 3-120 --stream elec2 --sign key.pem --since edge/prices.edgepack
     """
     from online.challenger.promotion import as_stored
-    from online.edge.export import EXACT, with_delta
-    from online.edge.export import export as make
+    from online.edge.export import with_delta
 
-    wanted = list(EXACT) if targets == "all" else targets_of(targets)
     key = None if sign is None else signing_key(sign)
     old = None if since is None else _read(since)
     settings = as_stored(context.settings())
     served = pick_model(settings, context.model)
     state, built = restored(settings, served, snapshot)
-    now = time.time()
-    made = make(
-        built,
-        served.task,
-        golden_rows(settings, served, stream),
-        about=_about(settings, served, state, now, valid_days),
-        shown=shown(served),
-        targets=wanted,
-        ends=ends_of(served, state),
-    )
+    rows = golden_rows(settings, served, stream)
+    about = _about(settings, served, state, time.time(), valid_days)
+    made = _made(served, state, built, rows, about, targets)
     if old is not None:
         made = with_delta(made, old)
     _write(out, made, key)
     _print(out, made, as_json=context.as_json)
+
+
+def _made(
+    served: ModelSettings,
+    state: SnapshotState,
+    built: Any,
+    rows: Sequence[Features],
+    about: Mapping[str, Any],
+    targets: str,
+) -> Exported:
+    """The files of the targets that an option names.  Raises ConfigError, EdgeError."""
+    from online.edge import choices
+    from online.edge.export import EXACT
+    from online.edge.export import export as make
+    from online.models.rewards import RewardModel
+
+    ends = ends_of(served, state)
+    if isinstance(built, RewardModel) and targets in ("all", choices.TARGET):
+        return choices.export(built, ends, rows, about)
+    return make(
+        built,
+        served.task,
+        rows,
+        about=about,
+        shown=labels_outside(served),
+        targets=list(EXACT) if targets == "all" else targets_of(targets),
+        ends=ends,
+    )
 
 
 def targets_of(text: str) -> list[str]:
@@ -205,7 +225,7 @@ def restored(
     from online.models.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
-    from online.settings.sharded import check_whole
+    from online.settings.whole import cut_of
     from paramserver.snapshots.chain import read, read_file
     from paramserver.snapshots.history import parse_name
     from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -215,10 +235,11 @@ def restored(
             f"{settings.key_path} is missing: no service has run on {settings.state_dir}",
             "Name the service's folder with --state-dir",
         )
-    check_whole(served, "an export")
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(served, settings, keys.secret, keys.old_secrets)
-    if snapshot is not None and Path(snapshot).is_file():
+    if served.shards > 1:
+        _, state = cut_of(settings, served, loaded.spec_hash, snapshot)
+    elif snapshot is not None and Path(snapshot).is_file():
         state = read_file(Path(snapshot))
     else:
         place = lineage_place(snapshots_path(settings), served.name, loaded.spec_hash)
@@ -265,7 +286,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
     return rows[-_GOLDEN_ROWS:]
 
 
-def shown(served: ModelSettings) -> dict[Label, Label]:
+def labels_outside(served: ModelSettings) -> dict[Label, Label]:
     """Labels as callers know them, by the model's own."""
     if served.task != "binary" or served.classes is None:
         return {}

@@ -68,8 +68,8 @@ def lower(model: Model, task: Task) -> EdgeModel:
         raise ExportRefused(f"entity: {names}", problem)
     if isinstance(model, RewardModel):
         problem = (
-            "it weighs all actions at once, which no format here does; `learner: linear` in its "
-            "place has a file that answers the reward of one action's row: take the largest"
+            "it weighs all actions at once: `online export` writes a file of choices, which is no "
+            "release; `learner: linear` has one that answers the reward of one action's row"
         )
         raise ExportRefused("rewards", problem)
     network = sys.modules.get("online.models.network")

@@ -41,6 +41,11 @@ def encode(model: EdgeModel, precision: Precision = "float32") -> bytes:
     """The file.  The same model gives the same bytes."""
     structure, tables = _flattened(model)
     made = {name: _stored(name, table, precision) for name, table in tables.items()}
+    return contained(structure, made)
+
+
+def contained(structure: Mapping[str, Any], made: Mapping[str, Array]) -> bytes:
+    """A file of this structure and these tables, of types as they are stored."""
     named = sorted(made, key=lambda n: (_is_value(n), -made[n].itemsize, n))
     sizes = [(name, _code(made[name]), list(made[name].shape)) for name in named]
     # Offsets are in the header and depend on its length: a second round settles them.
@@ -67,7 +72,7 @@ def encode(model: EdgeModel, precision: Precision = "float32") -> bytes:
 
 def decode(data: bytes) -> EdgeModel:
     """The model in a file.  Raises PackCorrupt unless the bytes are whole and fit together."""
-    header, tables = _read(data)
+    header, tables = parts_of(data)
     try:
         if header["body"] == "forest":
             tables = _unflattened(tables)
@@ -156,7 +161,7 @@ def _code(table: Array) -> str:
 
 def tensors_of(data: bytes) -> list[Any]:
     """Name, type, shape and offset of each tensor.  Raises PackCorrupt."""
-    header, _ = _read(data)
+    header, _ = parts_of(data)
     found: list[Any] = header["tensors"]
     return found
 
@@ -166,7 +171,8 @@ def _canonical(value: Any) -> bytes:
     return text.encode()
 
 
-def _read(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+def parts_of(data: bytes) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The structure and the tables of a file.  Raises PackCorrupt."""
     if len(data) < 8 or data[:4] != MAGIC:
         raise PackCorrupt("it does not begin like one")
     begin = 8 + int.from_bytes(data[4:8], "little")

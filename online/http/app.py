@@ -25,13 +25,11 @@ from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.front import add_front
-from online.http.history import routes as history_routes
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
+from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors
-from online.http.report import Reports
-from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.turns import Turns
 from online.http.unread import read_no_sources
@@ -53,6 +51,7 @@ from online.messages.bodies import (
     format_of,
 )
 from online.messages.choices import ChooseRequest, RewardRequest
+from online.messages.sender import sender
 from online.serving import scores as batch
 from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
@@ -254,6 +253,8 @@ class App:
             asked: Any
             if action == "predict":
                 asked = decode(form.predict, body)
+                if asked.nearest and self._access is not None and not sender.get().trusted:
+                    raise _others_data()
                 status = 200
                 said = await serving.explained(asked) if asked.explain else serving.predict(asked)
             elif action == "feedback":
@@ -365,6 +366,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def _busy(limit: int) -> RequestError:
     hint = "Send it again after Retry-After; nothing was recorded"
     return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
+
+
+def _others_data() -> RequestError:
+    message = "learned rows are others' data: nearest needs a token for admin"
+    return RequestError(403, "forbidden", message, "nearest", "Send such a token, or no nearest")
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:

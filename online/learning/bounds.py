@@ -142,14 +142,15 @@ class Bounds:
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
-    def inside(self, names: Sequence[str], x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    def inside(
+        self, names: Sequence[str], x: npt.NDArray[np.float64], most: float
+    ) -> npt.NDArray[np.bool_]:
         """Which rows, of one number a name, lie within the ranges: nothing is done to those.
 
-        A name whose range is not known takes any number.
+        All within ± ``most``: a name whose range is not known takes any such number.
         """
-        if not self.on:
-            return np.ones(len(x), dtype=np.bool_)
-        return _rows_inside([self._ranges.get(name) for name in names], x)
+        ranges = self._ranges if self.on else {}
+        return _rows_inside([ranges.get(name) for name in names], x, most)
 
     @property
     def names(self) -> Collection[str]:
@@ -230,10 +231,10 @@ class Bounds:
         asleep = self._awake.isdisjoint(rows[0])
         if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
             return False
-        for x in rows:
-            self._n += 1
-            if self.on and self._n % SAMPLED == 0:
-                self._lately.look(x, self._ranges, self._n)
+        if self.on:
+            for i in range(-(self._n + 1) % SAMPLED, len(rows), SAMPLED):
+                self._lately.look(rows[i], self._ranges, self._n + i + 1)
+        self._n += len(rows)
         self._open_n += len(rows)
         return True
 
@@ -423,10 +424,10 @@ def _all_inside(
 
 
 def _rows_inside(
-    ranges: Sequence[Range | None], x: npt.NDArray[np.float64]
+    ranges: Sequence[Range | None], x: npt.NDArray[np.float64], most: float
 ) -> npt.NDArray[np.bool_]:
-    low = np.array([-inf if held is None else held.low for held in ranges])
-    high = np.array([inf if held is None else held.high for held in ranges])
+    low = np.array([-most if held is None else max(held.low, -most) for held in ranges])
+    high = np.array([most if held is None else min(held.high, most) for held in ranges])
     found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
     return found
 

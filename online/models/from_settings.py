@@ -72,11 +72,15 @@ def _cut(loaded: Loaded, model: ModelSettings) -> Loaded:
         problem = f"shards: {model.shards}, and what replicas learn of it can't be merged"
         remedy = "Leave `shards` out, or take a learner that can: fm, ftrl, linear"
         raise LearnerUnusable(model.learner, problem, remedy)
-    spec = {**json.loads(loaded.spec_text), "shards": model.shards}
-    text = json.dumps(spec, sort_keys=True)
+    spec_hash, text = spec_with(loaded.spec_text, model.shards)
     same = hashlib.sha256(f"{loaded.alike}/{model.shards}".encode()).hexdigest()
-    spec_hash = hashlib.sha256(text.encode()).hexdigest()
     return replace(loaded, spec_hash=spec_hash, spec_text=text, alike=same)
+
+
+def spec_with(text: str, shards: int) -> tuple[str, str]:
+    """Hash and text of the spec of a model with two servers or more; ``text``: with one."""
+    told = json.dumps({**json.loads(text), "shards": shards}, sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest(), told
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:

@@ -408,8 +408,8 @@ class _Glm:
             bias -= slow * slope
             now = [w - number * slope * rate for w, number in zip(now, x, strict=True)]
             if curvature is not None:
-                steps = [b - a for a, b in zip(before, now, strict=True)]
-                used = [u + step * step / rate for u, step in zip(used, steps, strict=True)]
+                moved = zip(used, before, now, strict=True)
+                used = [u + (b - a) * (b - a) / rate for u, a, b in moved]
                 of_bias += (bias - was) * (bias - was) / slow
         return _Stepped(now, bias, used, of_bias)
 

@@ -21,7 +21,7 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import snapshots_path
-from online.settings.sharded import check_whole
+from online.settings.whole import cut_of
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.chain import read_whole
 from paramserver.snapshots.history import SnapshotHistory
@@ -40,22 +40,14 @@ def scored(
 
     Raises StartRefused: there is none; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
     """
-    check_whole(model, "re-scoring tables")
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
-    place = lineage_place(snapshots_path(settings), model.name, loaded.spec_hash)
-    stored = open_snapshots(place)
-    if name == "latest":
-        history = SnapshotHistory(stored, Retention())
-        history.index()
-        if not (listed := history.listed()):
-            raise StartRefused(
-                f"there is no snapshot of {model.name} in {settings.state_dir}",
-                "Make one of the running service: online snapshot create",
-            )
-        name = listed[0].name
-    data = read_whole(stored, name)
-    state = snapshot_format.decode(data)
+    if model.shards > 1:
+        name, state = cut_of(settings, model, loaded.spec_hash, None if name == "latest" else name)
+        data = snapshot_format.encode(state)
+    else:
+        name, data = _read(model, settings, loaded.spec_hash, name)
+        state = snapshot_format.decode(data)
     classes = model.classes
     bounds = Bounds.of(state.values, on=model.filters != "none")
     task, spec, within = model.task, loaded.spec_hash, (0.0, 1.0)
@@ -76,6 +68,21 @@ def scored(
         bounds.ends(bounds.names),
         within,
     )
+
+
+def _read(model: ModelSettings, settings: Settings, spec: str, name: str) -> tuple[str, bytes]:
+    """Name and bytes of a snapshot, or of the newest."""
+    stored = open_snapshots(lineage_place(snapshots_path(settings), model.name, spec))
+    if name == "latest":
+        history = SnapshotHistory(stored, Retention())
+        history.index()
+        if not (listed := history.listed()):
+            raise StartRefused(
+                f"there is no snapshot of {model.name} in {settings.state_dir}",
+                "Make one of the running service: online snapshot create",
+            )
+        name = listed[0].name
+    return name, read_whole(stored, name)
 
 
 def _as_answered(action: Action, bounds: Bounds) -> Action:

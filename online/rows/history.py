@@ -29,7 +29,8 @@ import msgspec
 from online.errors import invalid
 from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
-from paramserver import answering, rewrites, shortfall
+from paramserver import rewrites, shortfall
+from paramserver.standing import ANSWERS, Answers
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Only, Row, Verdict
 
@@ -162,8 +163,8 @@ class Decisions:
         elif control.kind == rewrites.PROMOTE:
             note = msgspec.json.decode(control.payload, type=rewrites.Promote)
             self.answers_after = max(self.answers_after, note.epoch)
-        elif control.kind == answering.ANSWERS:
-            self.answers = msgspec.json.decode(control.payload, type=answering.Answers).itself
+        elif control.kind == ANSWERS:
+            self.answers = msgspec.json.decode(control.payload, type=Answers).itself
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)
@@ -277,7 +278,7 @@ class Listed:
     next_decision: int | None
     choice: str | None = None
 
-    def shown(self, status: str, label: Any) -> dict[str, Any]:
+    def listed(self, status: str, label: Any) -> dict[str, Any]:
         """Return the event as operators see it, in the list of that status."""
         out = {
             "event_id": self.event.event_id,
@@ -448,7 +449,7 @@ def _found(
     return Listed(row, event, standing, following, choice), undone
 
 
-def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
+def set_aside(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
     """A quarantined row as an event of the list; None if it is none."""
     span = Range(0, row.partition, 0, None)
     return _listed(journal, model, decisions, QUARANTINED, span, row)

@@ -23,7 +23,7 @@ from online.rescore.stores import RedisReads, SqliteScores
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.command_settings import clear
-from online.service.composition import exchangeable, learns_here, model_replica
+from online.service.composition import exchangeable, goes_over, learns_here, model_replica
 from online.service.going_over import GoingOver
 from online.service.model_part import LearnerProcess, Part
 from online.service.report_task import Reporting
@@ -202,7 +202,7 @@ class Assembly:
         if (as_served := self._around.as_served) is None:
             return
         for model in self._settings.models:
-            if model.challenger is not None:
+            if goes_over(model):
                 going = GoingOver(
                     model.name, self._parts, self._put, self._make, self._load, as_served
                 )

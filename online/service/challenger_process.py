@@ -15,10 +15,10 @@ from ray.exceptions import RayError
 
 from online import telemetry
 from online.challenger.comparison import Standing
+from online.challenger.promotion import decision
 from online.challenger.shadow import Shadow
 from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.rows.promoted import decision
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
@@ -93,7 +93,7 @@ class Shadowing:
 def _propose(model: ModelSettings, before: str, after: str, now: Standing) -> None:
     """Have the serving lineage's server decide it; asked again with the next look."""
     log.info("challenger of %s is better: it is promoted", model.name)
-    note = decision(model, before, after, "auto", now.shown())
+    note = decision(model, before, after, "auto", now.summary())
     handle = ray.get_actor(server_name(model.name, before), NAMESPACE)
     ray.get(handle.promote.remote(note), timeout=_DECIDE_S)
 

@@ -8,8 +8,8 @@ from typing import Any
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver import rewrites
-from paramserver.upgrading import UPGRADE
+from paramserver import resharding, rewrites
+from paramserver.standing import UPGRADE
 from replay.journal.base import Journal
 
 
@@ -21,6 +21,7 @@ class Challengers:
         self._seen: dict[str, int] = {}  # newest control row, by model
         self._promoted: dict[str, str] = {}  # what the newest promotion lets serve
         self._upgraded = False
+        self._wished: dict[str, bool] = {}  # whether a model is to have other servers
 
     def start(self, settings: Settings) -> None:
         """Bring the processes to these settings; returns before they have begun."""
@@ -47,6 +48,8 @@ class Challengers:
             for control in journal.controls(name, self._seen.get(name, 0)):
                 self._seen[name] = control.seq
                 self._upgraded |= control.kind == UPGRADE
+                if (wished := resharding.wished(control)) is not None:
+                    self._wished[name] = wished
                 if (found := rewrites.promoted([control])) is not None:
                     self._promoted[name] = (
                         found[1].after if found[1].before == serving[name] else ""
@@ -58,4 +61,9 @@ class Challengers:
     def upgraded(self) -> bool:
         """Whether one of today's defaults was to begin or to end, since the last time."""
         found, self._upgraded = self._upgraded, False
+        return found
+
+    def resharded(self) -> bool:
+        """Whether a model is to have another number of servers, since the last time."""
+        found, self._wished = any(self._wished.values()), {}
         return found

@@ -128,3 +128,8 @@ def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
     A model that is learned in order, or by another process, has more than one place there.
     """
     return rule not in ("ordered", "overlay", "lagging") and learns_here(model, rule)
+
+
+def goes_over(model: ModelSettings) -> bool:
+    """Whether replicas of the model look for what is decided about who serves, by themselves."""
+    return model.challenger is not None or model.shards > 1

@@ -95,10 +95,11 @@ def begin(
 
 
 def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
-    """The specs of all servers by what is in their names, where models have several."""
+    """The specs of all servers of these models, by what is in the servers' names."""
     return {
         shard_name(model.name, shard): specs[model.name]
         for model in settings.models
+        if model.name in specs
         for shard in range(model.shards)
     }
 

@@ -19,6 +19,7 @@ from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
 from online.service.assembly import Around, Assembly
+from online.service.composition import goes_over
 from online.service.learner_process import Background, actor_of, relearning, searching
 from online.service.origin import Origin
 from online.service.serve_middleware import Looks
@@ -68,7 +69,7 @@ async def assemble(data: dict[str, Any], given: Settings, origin: Origin) -> Ass
     keys = Keys.from_file(given.key_path)
     as_served = None
     settings = given
-    if any(model.challenger is not None for model in given.models):
+    if any(goes_over(model) for model in given.models):
         # A promotion that the running replicas went over to is in no argument of this one.
         as_served = partial(promotion.as_stored, given)
         settings = await _surely(as_served)

@@ -27,7 +27,7 @@ _SURGE_PERCENT = 50  # rounded up: replacements that start before what they repl
 
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
 _AT_ONCE = ("start_wait_s", "alerts")  # asked for only by the process that owns the service
-_BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity")  # its spec
+_BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity", "shards")  # its spec
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,11 +30,11 @@ from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.service import parameter_servers, rollout, worker_setup
+from online.service import handing_on, parameter_servers, rollout, worker_setup
 from online.service.balancer import balanced
 from online.service.challengers import Challengers
 from online.service.check_state import Models
-from online.service.composition import exchangeable
+from online.service.composition import exchangeable, goes_over
 from online.service.origin import Origin, code_hash
 from online.service.patience import Patience
 from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
@@ -129,7 +129,7 @@ def all_exchange(
 
     ``served``: those that serve, and those that are to (:mod:`online.service.going_over`).
     """
-    return all(
+    return all(goes_over(m) for m in served[0][0].models if m.name in changed) and all(
         exchangeable(model, merge_rule(model, loaded[model.name].model))
         for settings, loaded in served
         for model in settings.models
@@ -171,6 +171,13 @@ def needs_restart(names: Sequence[str]) -> list[str]:
     """Say that new settings were not taken: only a restart changes those named."""
     roll_out = [_ROLL_OUT] if any(name.startswith("models.") for name in names) else []
     return [*(f"{name} needs a restart of the service" for name in names), *roll_out, _NOTHING]
+
+
+def compensates(was: Settings, now: Settings, loaded: Mapping[str, Loaded]) -> bool:
+    """Whether replicas have to tell their curvature that did not, as there was only one."""
+    alone = {was.replicas_max == 1, now.replicas_max == 1}
+    rules = {merge_rule(model, loaded[model.name].model) for model in now.models}
+    return len(alone) > 1 and "compensated" in rules
 
 
 class Service:
@@ -309,7 +316,7 @@ class Service:
         rolling, code = [*found.rolling], code_hash()
         if code != self._code:  # new processes import what is on the disk now
             rolling.append("the service's code")
-        replace = bool(rolling) or self._incomplete or self._compensates(settings, models)
+        replace = bool(rolling) or self._incomplete or compensates(self._settings, settings, models)
         if not replace and not found.scaled:
             self._given, self._settings = given, settings
             return [f"{name} changed" for name in found.at_once] or [_AS_THEY_WERE]
@@ -344,26 +351,26 @@ class Service:
         Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
         """
         begun_s = time.monotonic()
+        handing_on.hand_on(self._settings, self._specs(), self._progress)
         settings = self._as_served(self._given)
         models = Models(settings, self._progress)
         loaded = models.load()
         settings = models.chosen(loaded)
         was, were = self._settings, self._loaded
-        changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
-        if not changed:
+        if not (changed := {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}):
             return []
         self._challengers.make_way(changed)
         with contextlib.closing(open_journal(settings)) as journal:
             for name, spec in changed.items():
                 promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
             self._loaded, version = loaded, self._version
+            specs = {name: loaded[name].spec_hash for name in changed}
             try:
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
                 )
                 alike = all_exchange(changed, (was, were), (settings, loaded))
-                specs = self._specs()
                 if not (alike and rollout.gone_over(journal, changed, specs, _GO_OVER_S)):
                     self._version += 1
                     self._deploy(settings)
@@ -371,20 +378,22 @@ class Service:
                 self._wait_http()
             except Exception:
                 self._loaded, self._settings = were, was
-                parameter_servers.end({name: loaded[name].spec_hash for name in changed})
+                parameter_servers.end(parameter_servers.of_all(settings, specs))
                 promotion.take_back_all(journal, changed)
+                handing_on.take_back(journal, was, settings, changed)
                 if self._version != version:
                     self._version += 1
                     self._deploy(was)
                 self._challengers.start(was)
                 raise
         self._note()
-        parameter_servers.last_snapshots(changed)
-        parameter_servers.end(changed)
+        left = parameter_servers.of_all(was, changed)
+        parameter_servers.last_snapshots(left)
+        parameter_servers.end(left)
         self._challengers.start(settings)
-        learners = {m.name: m.learner for m in settings.models}
         took = f"after {time.monotonic() - begun_s:.1f} s"
-        return [f"model {name}: {learners[name]} serves now, {took}" for name in changed]
+        serving = [model for model in settings.models if model.name in changed]
+        return [f"model {model.name}: {model.learner} serves now, {took}" for model in serving]
 
     def decided(self) -> tuple[str, Callable[[], list[str]]] | None:
         """A model was promoted, or one of today's defaults begins or ends: what is to be done."""
@@ -396,14 +405,11 @@ class Service:
         except ReplayError as error:
             log.warning("journal: %s", error)
             return None
-        again = partial(self.reload, self._given)
-        return ("upgraded", again) if self._challengers.upgraded() else None
-
-    def _compensates(self, settings: Settings, loaded: Mapping[str, Loaded]) -> bool:
-        """Whether replicas have to tell their curvature that did not, as there was only one."""
-        alone = {self._settings.replicas_max == 1, settings.replicas_max == 1}
-        rules = {merge_rule(model, loaded[model.name].model) for model in settings.models}
-        return len(alone) > 1 and "compensated" in rules
+        if self._challengers.resharded():
+            return "resharded", self.go_over
+        if self._challengers.upgraded():
+            return "upgraded", partial(self.reload, self._given)
+        return None
 
     def _wait_http(self) -> None:
         """Until HTTP answers, and HAProxy has loaded all replicas: a reload breaks connections."""

@@ -16,17 +16,16 @@ from typing import Any, Protocol
 import msgspec
 
 from evaluation.summary import summary
+from online.challenger.promotion import decision, upgrading
 from online.errors import RequestError
 from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
-from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
 from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
-from online.serving.upgrading import upgrading
 from online.sure.calibration import Calibration
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
@@ -35,7 +34,7 @@ from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
 from paramserver.rewrites import Digest, promoted
-from paramserver.upgrading import Upgrade
+from paramserver.standing import Upgrade
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
@@ -125,9 +124,9 @@ class Cluster(HeldEvents):
             "learned": learner.tally.digest[0],
             "quality": _quality(replica),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
-            "confidence": _shown(confidence_in(views)),
-            "calibration": _shown(calibration_in(views)),
-            "slices": _shown(slices_in(views)),
+            "confidence": _summary(confidence_in(views)),
+            "calibration": _summary(calibration_in(views)),
+            "slices": _summary(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
             "conversions": await conversions(replica, journal, self._read),
@@ -387,20 +386,20 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     }
 
 
-def _shown(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
+def _summary(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
     """Return what is summed over the rows as people are shown it; None: nobody asks for it."""
-    return None if found is None else found.shown()
+    return None if found is None else found.summary()
 
 
 def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what came of the choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
-    return None if found is None else {"answers": answering(replica), **found.shown()}
+    return None if found is None else {"answers": answering(replica), **found.summary()}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica's filters know; None if nothing is judged."""
-    return None if replica.filters is None else replica.filters.shown()
+    return None if replica.filters is None else replica.filters.summary()
 
 
 def _example(replica: ModelReplica) -> dict[str, Any] | None:
@@ -447,7 +446,7 @@ def _drift(
     """
     if replica.judge is None:
         return None
-    shown = replica.judge.shown()
+    shown = replica.judge.summary()
     if len(reports) > 1:
         shown = {**shown, "without_labels": None}
     fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}

@@ -28,7 +28,7 @@ from benchmarks.service import Running, launch, settle, status, write_settings
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
 from online.processes import runs
-from online.rebuild.decision_log import check_log
+from online.rebuild.soundness import check_log
 from online.settings.config import load
 from online.settings.places import open_journal
 
@@ -430,7 +430,7 @@ def promote(running: Running, *arguments: str) -> str:
         if not any(text in done.stderr for text in early):
             return done.stdout + done.stderr
         assert time.monotonic() < deadline, done.stderr
-        time.sleep(0.1)
+        time.sleep(0.5)  # each try is a process of its own
 
 
 def complete(running: Running) -> dict[str, Any]:

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from online import telemetry
+from online.challenger.promotion import decision
 from online.errors import RequestError
 from online.http.app import build_rest
 from online.rows.history import Decisions
-from online.rows.promoted import decision
 from online.serving import journal_room, status
 from online.serving.status import Cluster
 from online.settings.model import Drift, ModelSettings
@@ -306,7 +306,7 @@ def test_with_several_replicas_nobody_knows_which_labels_are_to_come(
     alone: bool, shown: Any
 ) -> None:
     judge = SimpleNamespace(
-        shown=lambda: {"state": "ok", "without_labels": {"n": 3}}, report=lambda: {}
+        summary=lambda: {"state": "ok", "without_labels": {"n": 3}}, report=lambda: {}
     )
     replica: Any = SimpleNamespace(judge=judge, replica="r1")
     reports: dict[str, dict[str, float]] = {"r1": {}} if alone else {"r1": {}, "r2": {}}

@@ -1,0 +1,193 @@
+"""A model goes on with another number of parameter servers, from an aligned cut of those it had.
+
+Each number of servers is a lineage of its own over the same journal, with epochs, heads and
+snapshots of its own.  The new one begins with snapshots that are cut from the old one's newest
+aligned ones: values, clock and decisions of one moment.  What the journal has beyond that clock is
+learned on top, as after any start, so nothing is lost or counted twice, whoever dies when: until
+the last step, a control row that says so, the old lineage is the one that serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from online.errors import StartRefused
+from online.models.from_settings import load_model, spec_with
+from online.models.load import Loaded
+from online.rows.prediction_ids import Keys
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.whole import cut_of, histories_of
+from paramserver import bases, resharding, rewrites, shortfall
+from paramserver.lineage import Lineage, begin_epoch, publish, replayed
+from paramserver.resharding import RESHARD, Reshard
+from paramserver.shards import SHARDS_MAX, Cut, ShardStore
+from paramserver.state import SnapshotState
+from paramserver.store import Store
+from replay.journal.base import Control, Journal
+
+_FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Resharded:
+    """A lineage has begun with what another one had learned.
+
+    Attributes:
+        before, after: Numbers of servers.
+        snapshot: Name of the cut, as shard 0 of those before has it.
+        learned: Events in it.
+    """
+
+    model: str
+    before: int
+    after: int
+    snapshot: str
+    learned: int
+
+    def __str__(self) -> str:
+        return (
+            f"model {self.model}: {self.after} parameter servers instead of {self.before}, from "
+            f"snapshot {self.snapshot} with {self.learned:,} events"
+        )
+
+
+def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
+    """By the hash of the spec: with how many servers the model has it."""
+    keys = Keys.from_file(settings.key_path)
+    one = model.model_copy(update={"shards": 1})
+    loaded = load_model(one, settings, keys.secret, keys.old_secrets)
+    more = {spec_with(loaded.spec_text, n)[0]: n for n in range(2, SHARDS_MAX + 1)}
+    return {loaded.spec_hash: 1, **more}
+
+
+def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None:
+    """How many servers the model has by what is in the journal; None: it never was served.
+
+    ``specs``: as of :func:`specs_of`.
+    """
+    one = next(iter(specs))
+    if (found := resharding.newest(journal.controls(model, 0), one, done=True)) is not None:
+        return found[1].shards
+    written = [p for p in journal.partitions(model) if p.spec in specs]
+    return specs[max(written, key=lambda p: p.id).spec] if written else None
+
+
+def note(journal: Journal, model: str, said: Reshard) -> None:
+    """Write down what is wished, or what is."""
+    known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
+    after = 0 if known is None else known[0]
+    key = f"{RESHARD}:{said.spec[:16]}:{after}"
+    journal.write_control(model, RESHARD, key, msgspec.json.encode(said))
+
+
+def check_can(controls: Sequence[Control], model: str, spec: str) -> None:
+    """StartRefused: what a lineage has learned can't be handed on."""
+    remedy = "Learn the journal again with the new number: online serve --relearn"
+    if bases.backfills(controls, spec):
+        raise StartRefused(
+            f"model {model} has learned tables, and its number of parameter servers has changed",
+            f"{remedy}; or put the number back",
+        )
+    if shortfall.accepted(controls, spec) is not None:
+        raise StartRefused(
+            f"model {model} goes on without events that the journal has lost, and its number of "
+            "parameter servers has changed",
+            f"{remedy}; or put the number back",
+        )
+
+
+def reshard(
+    journal: Journal,
+    settings: Settings,
+    model: ModelSettings,
+    loaded: Loaded,
+    before: int,
+    said: Reshard,
+) -> Resharded:
+    """Let the model's lineage begin with what it had learned with another number of servers.
+
+    Parameters:
+        model, loaded: With the number that it is to have.
+        before: The number that it had.
+        said: What is written down when it has begun.
+
+    Raises StartRefused: there is no cut, or what it holds can't be handed on.
+    """
+    was = model.model_copy(update={"shards": before})
+    spec = next(s for s, n in specs_of(model, settings).items() if n == before)
+    controls = journal.controls(model.name, 0)
+    check_can(controls, model.name, spec)
+    name, state = cut_of(settings, was, spec)
+    if any(c.kind in rewrites.REWRITES and c.seq > state.control for c in controls):
+        raise StartRefused(
+            f"model {model.name}: a decision has taken events out since snapshot {name}, the "
+            f"newest that its {before} parameter servers have of the same rows",
+            f"Start it with `shards: {before}`, and make one: online snapshot create",
+        )
+    stores: list[Store] = [journal, *(ShardStore(journal, k) for k in range(1, model.shards))]
+    lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
+    newest = journal.head(model.name, spec).epoch
+    epochs = [begin_epoch(store, lineage) for store in stores]
+    epoch = max(newest + 1, *epochs)
+    for store in stores:
+        while store.head(model.name, loaded.spec_hash).epoch < epoch:
+            begin_epoch(store, lineage)
+    _check_rows(journal, model.name, state)  # now that only the new lineage removes any
+    _copy_failed(journal, model.name, controls, spec, loaded.spec_hash)
+    skipped = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
+    begun = rewrites.Begun(loaded.spec_hash, dict(skipped[-1].clock) if skipped else {})
+    key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+    row, _ = journal.write_control(model.name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+    after = [c for c in journal.controls(model.name, state.control) if c.seq <= row.seq]
+    state = replayed(state, after, _none)
+    state = replace(
+        state, spec=loaded.spec_hash, spec_text=loaded.spec_text, version=(epoch, 0), parent=None
+    )
+    parts = Cut(model.shards).blocks(state.values) if model.shards > 1 else [state.values]
+    histories = histories_of(settings, model, loaded.spec_hash)
+    for store, history, values in reversed(list(zip(stores, histories, parts, strict=True))):
+        publish(store, history, replace(state, values=values), None)
+    note(journal, model.name, said)
+    return Resharded(model.name, before, model.shards, name, learned(state))
+
+
+def learned(state: SnapshotState) -> int:
+    """How many events a state holds."""
+    from online.learning.counters import digest_of
+
+    return digest_of(state.values)[0]
+
+
+def _none(name: str) -> Any:
+    """No decision since the cut names a snapshot: that was looked at before."""
+    raise StartRefused(f"snapshot {name} is asked for", "Ask again: something was decided just now")
+
+
+def _check_rows(journal: Journal, model: str, state: SnapshotState) -> None:
+    gone = [
+        p.id
+        for p in journal.partitions(model)
+        if p.id not in state.closed and state.clock.get(p.id, 0) < p.trimmed
+    ]
+    if gone:
+        raise StartRefused(
+            f"model {model}: rows of partition {gone[0]} that its newest snapshots of the same "
+            "rows do not have are no more in the journal",
+            "Start it with the number of parameter servers that it had",
+        )
+
+
+def _copy_failed(
+    journal: Journal, model: str, controls: Collection[Control], before: str, after: str
+) -> None:
+    """The new lineage does not learn what the old one could not."""
+    mark = f"{_FAILED}:{before[:16]}:"
+    for control in controls:
+        if control.kind == _FAILED and control.key.startswith(mark):
+            key = f"{_FAILED}:{after[:16]}:{control.key.removeprefix(mark)}"
+            journal.write_control(model, _FAILED, key, control.payload)

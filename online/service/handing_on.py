@@ -1,0 +1,117 @@
+"""A model gets another number of parameter servers: at a start, or while it answers.
+
+In the second case the wish stands in the journal already.  The servers that serve publish snapshots
+of the same rows; from these the lineage with the other number begins
+(:mod:`online.rebuild.reshard`), and the service goes over to it as to a model that was promoted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from online.errors import OnlineError, StartRefused
+from online.models.from_settings import load_model
+from online.models.load import Loaded
+from online.rebuild import reshard
+from online.rows.prediction_ids import Keys
+from online.service import parameter_servers
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal
+from online.settings.whole import is_cut
+from paramserver import resharding
+from paramserver.errors import ParamServerError
+from paramserver.resharding import Reshard
+from replay.journal.base import Journal
+
+_TRIES: Final = 20  # to have snapshots of the newest rows; else of the newest that there are
+_PAUSE_S: Final = 0.1
+
+
+def at_start(
+    journal: Journal,
+    settings: Settings,
+    model: ModelSettings,
+    loaded: Loaded,
+    progress: Callable[[str], None],
+    again: bool,
+) -> None:
+    """Let a model begin with what it had learned with another number of servers, if it had.
+
+    ``again``: it begins anew, or learns the journal again; that is only noted.
+
+    Raises StartRefused: what it had learned can't be handed on.
+    """
+    if not set(journal.lineages(model.name)) - {loaded.spec_hash}:
+        return
+    specs = reshard.specs_of(model, settings)
+    before, after = reshard.served(journal, model.name, specs), model.shards
+    if before is None or before == after:
+        return
+    said = Reshard(next(iter(specs)), after, before, after, done=True, why="settings")
+    if again:
+        reshard.note(journal, model.name, said)
+    else:
+        progress(str(reshard.reshard(journal, settings, model, loaded, before, said)))
+
+
+def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[str], None]) -> None:
+    """Let lineages begin that have the numbers of servers that are wished.
+
+    Parameters:
+        settings, specs: As they serve.
+
+    Raises StartRefused: one can't; the wish is answered then, and what serves goes on.
+    """
+    with contextlib.closing(open_journal(settings)) as journal:
+        for model in settings.models:
+            controls = journal.controls(model.name, 0)
+            if not any(map(resharding.wished, controls)):
+                continue
+            one = next(iter(reshard.specs_of(model, settings)))
+            found = resharding.newest(controls, one, done=False)
+            if found is None or found[1].done or found[1].shards == model.shards:
+                continue
+            wish = found[1]
+            try:
+                done = _handed_on(journal, settings, model, specs[model.name], wish)
+            except (OnlineError, ParamServerError, OSError) as error:
+                _fail(journal, model, wish, model.shards)
+                if isinstance(error, OnlineError):
+                    raise
+                raise StartRefused(f"model {model.name}: {error}", "Ask again") from error
+            progress(str(done))
+
+
+def _handed_on(
+    journal: Journal, settings: Settings, before: ModelSettings, spec: str, wish: Reshard
+) -> reshard.Resharded:
+    model = before.made_as({"shards": wish.shards})
+    keys = Keys.from_file(settings.key_path)
+    loaded = load_model(model, settings, keys.secret, keys.old_secrets)
+    for _ in range(_TRIES):
+        parameter_servers.last_snapshots({model.name: spec})
+        if is_cut(settings, before, spec):
+            break
+        time.sleep(_PAUSE_S)
+    said = Reshard(wish.spec, wish.given, before.shards, wish.shards, done=True, why=wish.why)
+    return reshard.reshard(journal, settings, model, loaded, before.shards, said)
+
+
+def _fail(journal: Journal, model: ModelSettings, wish: Reshard, back: int) -> None:
+    said = Reshard(wish.spec, wish.given, wish.shards, back, done=True, why="failed")
+    reshard.note(journal, model.name, said)
+
+
+def take_back(journal: Journal, was: Settings, now: Settings, changed: Mapping[str, str]) -> None:
+    """Let the numbers of servers from before stand: those that have begun can't be served."""
+    before = {model.name: model for model in was.models}
+    for model in now.models:
+        if model.name in changed and before[model.name].shards != model.shards:
+            one = next(iter(reshard.specs_of(model, now)))
+            found = resharding.newest(journal.controls(model.name, 0), one, done=True)
+            if found is not None:
+                _fail(journal, model, found[1], before[model.name].shards)
