@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,10 @@ from online.learning.counters import DIGEST
 from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rebuild import reshard
+from online.rows.prediction_ids import Keys
 from online.service import handing_on, parameter_servers
 from online.service.challengers import Challengers
+from online.service.service import Service
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
@@ -227,3 +229,48 @@ def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     handing_on.take_back(world.journal, world.settings(2), world.settings(3), changed)
     specs = reshard.specs_of(world.model(1), world.settings(1))
     assert reshard.served(world.journal, "m", specs) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_service_goes_over_to_the_number_that_is_wished(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    started: list[str] = []
+    ended: list[dict[str, str]] = []
+
+    def start_or_get(name: str, *_: object, shard: object) -> Callable[[], str]:
+        started.append(name)
+        return lambda: name
+
+    def deploy(_: object, settings: Settings, *__: object) -> None:
+        if fails and settings.models[0].shards == 3:
+            raise StartRefused("no replica starts", "Mend it")
+
+    Keys.from_file(world.settings(2).key_path)
+    monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
+    monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
+    monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
+    monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
+    monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
+    monkeypatch.setattr(Service, "_wait_http", lambda self: None)
+    monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
+    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    world.publish(1, 9, 9)
+    service = Service(world.settings(2), lambda _: None)
+    service._loaded = {"m": world.loaded(2)}
+    wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
+    reshard.note(world.journal, "m", wish)
+    if fails:
+        with pytest.raises(StartRefused, match="no replica starts"):
+            service.go_over()
+    else:
+        service.go_over()
+    new, old = world.loaded(3).spec_hash, world.spec
+    assert started == [f"ParameterServer:m{of}:{new[:16]}" for of in ("", "+1", "+2")]
+    left = {"m": new, "m+1": new, "m+2": new} if fails else {"m": old, "m+1": old}
+    assert ended == [left]
+    assert service._specs() == {"m": old if fails else new}
+    decided = resharding.decided(world.journal.controls("m", 0), one(world), 2)
+    assert decided == (2 if fails else 3)
+    assert service.go_over() == []
