@@ -221,6 +221,9 @@ def defaults(
     learner: Annotated[
         list[str] | None, typer.Option(help="a learner of the table; may be given again")
     ] = None,
+    late: Annotated[
+        list[int] | None, typer.Option(help="rows after which a label is known; may be given again")
+    ] = None,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -230,11 +233,12 @@ def defaults(
     of the processor.  Example: python -m benchmarks defaults --stream phishing --learner auto
     """
     from benchmarks import defaults as bench
+    from benchmarks.sources import STREAMS
     from online.settings.config import data_dir
 
     found = bench.run(
         data_dir() or Path(),
-        streams=stream or list(bench.STREAMS),
+        streams=[f"{name} {n} late" for name in stream or STREAMS for n in late or [0]],
         learners=learner or [*bench.LEARNERS, "mlp", *bench.VOWPAL],
         rows=rows,
         progress=lambda x: print(x, file=sys.stderr),

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.defaults import STREAMS, Row
+from benchmarks.sources import STREAMS, Row
 from online.models.auto import Auto, Naps
 from online.models.selfrate import SelfRate
 from replay.example import Example, label_text

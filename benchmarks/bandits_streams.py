@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks import defaults
+from benchmarks import sources
 from evaluation.streams import open_stream
 from replay.example import Features, label_text
 
@@ -50,7 +50,7 @@ def chances(name: str, data: Path | None, seed: int, rows: int | None = None) ->
     if name == "movielens":
         return list(itertools.islice(_movielens(_folder(data) / "movielens_small", seed), most))
     if name in SHARED:
-        source = defaults.STREAMS[name].rows(_folder(data))
+        source = sources.STREAMS[name].rows(_folder(data))
         told = list(itertools.islice(source, most))
     else:
         told = list(open_stream(name, data).rows)

@@ -34,8 +34,9 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.defaults import STREAMS as SOURCES
-from benchmarks.defaults import Row, built
+from benchmarks.defaults import built
+from benchmarks.sources import STREAMS as SOURCES
+from benchmarks.sources import Row
 from online.models.base import Model, learn_example
 from online.sure.delays import Delays
 from replay.example import Corrects, Example, Features

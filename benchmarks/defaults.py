@@ -7,13 +7,11 @@ own.
 
 from __future__ import annotations
 
-import csv
-import gzip
 import itertools
 import multiprocessing
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -22,146 +20,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from river import forest, linear_model, naive_bayes, optim, preprocessing, tree
+from river import ensemble, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
-from benchmarks.edge import sms
-from evaluation.errors import StreamUnusable
+from benchmarks.sources import Row, Source, named
 from evaluation.learner import Answer
 from evaluation.metrics import Task
 from evaluation.prequential import prequential
-from evaluation.streams import open_stream
 from online.models.base import Model, Prediction, learn_example
 from online.models.load import load
 from replay.example import Example, Features, Label, label_text
 
-Row = tuple[Features, Label]
-
 RATES: Final = (0.0025, 0.005, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 """Of river's SGD; the best of them in hindsight is the peer."""
-
-_KDD_ROWS: Final = 50_000
-_ACS_ROWS: Final = 60_000
-_MNIST_ROWS: Final = 10_000
-
-
-# -- streams ---------------------------------------------------------------------------------
-
-
-def _acs(data: Path) -> Iterator[Row]:
-    """People of a survey, codes as categories; whether each is employed."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(_file(data, "acs_employment_MA", "employment_MA_reference.pq"))
-    names = [n for n in table.column_names if n.isupper() or n == "RAC1P"]
-    for row in table.slice(0, _ACS_ROWS).to_pylist():
-        yield {n: row[n] for n in names}, bool(row["employed"])
-
-
-def _kdd(data: Path) -> Iterator[Row]:
-    """Connections, every tenth of the file, with the kind of attack; three columns are texts."""
-    path = _file(data, "kdd99_10pct", "kddcup.data_10_percent.gz")
-    with gzip.open(path, "rt") as lines:
-        for line in itertools.islice(lines, 0, 10 * _KDD_ROWS, 10):
-            *values, label = line.rstrip(".\n").split(",")
-            row: Features = {
-                f"{i}": v if i in (1, 2, 3) else float(v) for i, v in enumerate(values)
-            }
-            yield row, label
-
-
-def _ratings(data: Path) -> Iterator[Row]:
-    """Who rated which movie, both as categories; whether with four stars or more."""
-    path = _file(data, "movielens_small", "ratings.csv.gz")
-    with gzip.open(_file(data, "movielens_small", "movies.csv.gz"), "rt") as lines:
-        genres = {row[0]: row[2] for row in csv.reader(lines)}
-    with gzip.open(path, "rt") as lines:
-        next(lines)
-        told = [line.rstrip("\n").split(",") for line in lines]
-    for user, movie, stars, at in sorted(told, key=lambda row: int(row[3])):
-        hour = float(int(at) // 3600 % 24)
-        row: Features = {
-            "user": user, "movie": movie, "genres": genres.get(movie, "").replace("|", " "),
-            "hour": hour,
-        }  # fmt: skip
-        yield row, float(stars) >= 4
-
-
-def _mnist(data: Path) -> Iterator[Row]:
-    from benchmarks.studies.digits import mnist
-
-    digits = mnist(data)
-    for image, digit in zip(digits.x[:_MNIST_ROWS], digits.y[:_MNIST_ROWS].tolist(), strict=True):
-        yield {f"p{i}": float(v) for i, v in enumerate(image.tolist()) if v}, int(digit)
-
-
-def _drifting(data: Path, name: str) -> Iterator[Row]:
-    """A synthetic stream with known drift; the last column is the class."""
-    with gzip.open(_file(data, "synth_known_drift", name), "rt") as lines:
-        for line in lines:
-            *values, label = line.strip().split(",")
-            try:
-                numbers = [float(v) for v in values]
-            except ValueError:  # a header
-                continue
-            yield {f"{i}": v for i, v in enumerate(numbers)}, float(label) > 0
-
-
-def _file(data: Path, *parts: str) -> Path:
-    path = data.joinpath(*parts)
-    if not path.is_file():
-        raise StreamUnusable(parts[0], f"no file {path}", "Set ONLINE_DATA_DIR")
-    return path
-
-
-def _demand(data: Path) -> Iterator[Row]:
-    for x, _ in open_stream("elec2", data).rows:
-        y = x["nswdemand"]
-        assert isinstance(y, float)
-        yield {n: v for n, v in x.items() if n != "nswdemand"}, y
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where a stream is, and what is known of it.
-
-    Attributes:
-        delay: Rows after which a label is known.
-        text: Features that are taken as bags of words by those who can.
-    """
-
-    task: Task
-    rows: Callable[[Path], Iterable[Row]]
-    delay: int = 0
-    text: tuple[str, ...] = ()
-
-
-def _known(name: str) -> Callable[[Path], Iterable[Row]]:
-    return lambda data: open_stream(name, data).rows
-
-
-STREAMS: Final[Mapping[str, Source]] = {
-    "elec2": Source("binary", _known("elec2")),
-    "elec2 48 late": Source("binary", _known("elec2"), 48),
-    "elec2 336 late": Source("binary", _known("elec2"), 336),
-    "elec2 500 late": Source("binary", _known("elec2"), 500),
-    "insects": Source("multiclass", _known("insects")),
-    "insects 48 late": Source("multiclass", _known("insects"), 48),
-    "gas": Source("multiclass", _known("gas")),
-    "acs": Source("binary", _acs),
-    "kdd99": Source("multiclass", _kdd),
-    "sms": Source("binary", sms, text=("text",)),
-    "movielens": Source("binary", _ratings, text=("genres",)),
-    "phishing": Source("binary", _known("phishing")),
-    "bananas": Source("binary", _known("bananas")),
-    "image segments": Source("multiclass", _known("image_segments")),
-    "digits": Source("multiclass", _known("digits")),
-    "mnist": Source("multiclass", _mnist),
-    "sea": Source("binary", partial(_drifting, name="sea_0123_abrupto_noise_0.2.csv.gz")),
-    "sine": Source("binary", partial(_drifting, name="sine_0123_gradual.csv.gz")),
-    "mixed": Source("binary", partial(_drifting, name="mixed_0101_gradual.csv.gz")),
-    "random tree": Source("binary", partial(_drifting, name="rt_2563789698568873_abrupto.csv.gz")),
-    "demand": Source("regression", _demand),
-}
 
 
 # -- learners --------------------------------------------------------------------------------
@@ -292,6 +162,13 @@ def _arf(source: Source) -> Any:
     return Worded(forest.ARFClassifier(n_models=10, seed=42), source.text)
 
 
+def _patches(source: Source) -> Any:
+    if source.task == "regression":
+        return None
+    made = ensemble.SRPClassifier(n_models=10, seed=42)
+    return Worded(made, source.text, one_hot=True)
+
+
 class Vowpal:
     """VowpalWabbit at its defaults, by lines of text; labels are told to it before the first row.
 
@@ -399,6 +276,7 @@ LEARNERS: Final[Mapping[str, Callable[[Source], Any]]] = {
     "naive bayes": _bayes,
     "hat": _hat,
     "arf": _arf,
+    "srp": _patches,
 }
 
 
@@ -424,7 +302,7 @@ class Line:
 
 def measure(stream: str, learner: str, data: Path, limit: int | None = None) -> Line | None:
     """One learner over one stream, in this process; None: it does not take the task."""
-    source = STREAMS[stream]
+    source = named(stream)
     rows = list(itertools.islice(source.rows(data), limit))
     if (words := VOWPAL.get(learner)) is not None:
         if find_spec("vowpalwabbit") is None:

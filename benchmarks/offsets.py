@@ -233,9 +233,9 @@ def others(
     """Visits of seeds that chose nothing, a mean over them, and questions by subject."""
     found = []
     for kind in ("usual", "none", "turning"):
+        given = [visits(seed, kind) for seed in SEEDS]
         for name, side in SIDES.items():
             progress(f"{kind}, {name}")
-            given = [visits(seed, kind) for seed in SEEDS]
             scores = [
                 _scored("regression", numbers[:most], side)[:1]
                 + _scored("binary", labels[:most], side)[1:]

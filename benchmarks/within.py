@@ -141,7 +141,7 @@ class Within:
     def alarms(self) -> list[str]:
         """Detectors that have said that the model got worse, in order; the newest ones."""
         assert self.replica.judge is not None
-        newest = self.replica.judge.shown()["newest"]
+        newest = self.replica.judge.summary()["newest"]
         return [
             x["detector"] for x in newest[::-1] if x["signal"] == "error" and x["direction"] == "up"
         ]

@@ -28,6 +28,7 @@ from paramserver.errors import (
 )
 from paramserver.following import Following
 from paramserver.lineage import Lineage, recover
+from paramserver.near import Near
 from paramserver.process import FindGone, Host, ServerSettings, identity
 from paramserver.publishing import Publishing
 from paramserver.running import Running
@@ -48,16 +49,14 @@ class ParameterServer:
     """Values of one lineage: restored, synced with replicas, published, replaced.
 
     The constructor neither raises nor blocks (a raise in an actor's restart would end it for
-    good): restoring is done by a thread, and until then :meth:`sync` raises ``NotReady``.
+    good): a thread restores, and until then :meth:`sync` raises ``NotReady``.
 
     Parameters:
         lineage: Whose parameters, and how pushes are merged.
         open_store: Opens the store behind the journal; called in this process.
-        directory: Path or URI of the snapshots of all lineages; this one's are in
-            ``MODEL/SPEC[:16]`` there.
+        directory: Path or URI of all lineages' snapshots; this one's: ``MODEL/SPEC[:16]`` there.
         find_gone: Tells partitions whose owner is known not to live, to adopt them without a wait.
-        background: False: no threads; the owner calls :meth:`restore`, :meth:`confirm` and
-            :meth:`snapshot_if_due`.
+        background: False: no threads; the owner has it restored, confirmed and published.
         shard: Which of several servers of the model it is; None: the only one.
     """
 
@@ -85,8 +84,8 @@ class ParameterServer:
         self._publishing = Publishing(self._running, self._sharing)
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
+        self._near, self._refused = Near(self.sync), dict[str, str]()
         self._identity = ""  # reads files, so the thread does it
-        self._refused: dict[str, str] = {}
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
         if background:
@@ -124,10 +123,10 @@ class ParameterServer:
         running = self._running
         lineage, settings = running.lineage, running.settings
         self._identity = identity(lineage, self._place, settings)
-        if running.store is None:
-            running.store = self._open_store()
+        running.store = running.store or self._open_store()
         place = lineage_place(self._place, lineage.model, lineage.spec)
-        history = SnapshotHistory(open_snapshots(place, running.host.disk), settings.retention)
+        snapshots = open_snapshots(place, running.host.disk)
+        history = SnapshotHistory(snapshots, settings.retention, self._sharing.foreign)
         self._refused = history.refused
         found = recover(running.store, history, lineage, settings.history_max, settings.part_keys)
         history.index()
@@ -166,11 +165,12 @@ class ParameterServer:
             if message.state is not None:
                 server.take(message.state, self._lookup)
             replicas.wrote(server.epoch, server.learned(), now_s)
-            heard_s = now_s - running.settings.lease_s
-            keeper = message.replica == replicas.keeper(message.role, heard_s)
+            keeper = message.replica == replicas.keeper(
+                message.role, now_s - running.settings.lease_s
+            )
             asked = [p for p in orphans if p not in message.adopting]
-            confirmed_ms = 1000.0 * (now_s - running.confirmed_s)
-            reply = server.reply(message, acks, asked, confirmed_ms, keeper=keeper)
+            age_ms = 1000.0 * (now_s - running.confirmed_s)
+            reply = server.reply(message, acks, asked, age_ms, keeper=keeper)
             reply = self._sharing.told(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
@@ -180,8 +180,7 @@ class ParameterServer:
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running
-        known = running.partitions.get(partition)
-        if known is not None:
+        if (known := running.partitions.get(partition)) is not None:
             return known
         if running.store is None:
             raise NotReady(running.state, running.reason)
@@ -211,6 +210,10 @@ class ParameterServer:
     def shared(self, method: str, *args: Any) -> Any:
         """Answer another shard, see :class:`Sharing`."""
         return getattr(self._sharing, method)(*args)
+
+    def near(self) -> tuple[bytes, bytes]:
+        """Tell the way to a kept connection for :meth:`sync`, see :mod:`paramserver.near`."""
+        return self._near.way()
 
     # -- snapshots ---------------------------------------------------------------------------
 
@@ -313,12 +316,10 @@ class ParameterServer:
         """Everything about the server that an operator may ask; plain data."""
         running = self._running
         history, lineage = running.history, running.lineage
-        listed = [] if history is None else history.listed()
-        reach = None if history is None else history.reach()
+        listed, reach = ([], None) if history is None else (history.listed(), history.reach())
         wall_s = running.host.wall()
         with running.lock:
-            now_s = running.host.monotonic()
-            server = running.server
+            now_s, server = running.host.monotonic(), running.server
             return {
                 "state": running.state,
                 "reason": running.reason,
@@ -334,7 +335,7 @@ class ParameterServer:
                 **numbers(server),
                 "epochs": epochs(listed, server),
                 "freeze_complete": self._decisions.freeze_complete(now_s),
-                "replicas": running.replicas.shown(now_s),
+                "replicas": running.replicas.summary(now_s),
                 "snapshots": len(listed),
                 "snapshot": running.parent,
                 "snapshot_age_s": wall_s - listed[0].created_at if listed else None,

@@ -7,6 +7,7 @@ and the server's clock knows them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,6 +20,7 @@ from paramserver.actor import FindGone, ParameterServer, ServerSettings, identit
 from paramserver.client import Client
 from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
+from paramserver.near import MESSAGE_MAX, Line
 from paramserver.sharing import Shard
 from paramserver.store import Store
 
@@ -27,6 +29,8 @@ _CONCURRENCY: Final = 8
 _STATUS_S: Final = 10.0
 _SNAPSHOT_S: Final = 60.0
 _SHARD_S: Final = 1.0
+_NEAR_S: Final = 1.0  # that a kept connection may take to come
+_NEAR_AGAIN_S: Final = 30.0  # between two attempts: the server may be on another machine
 
 
 def start_or_get(
@@ -106,6 +110,9 @@ def _exists(name: str, namespace: str) -> bool:
 class ParameterClient(Client):
     """A replica's way to a server that is an actor.  Use from one event loop.
 
+    Exchanges go over a kept connection (:mod:`paramserver.near`) if the server is on this machine
+    and has answered one by Ray; all else by Ray, and an exchange that the connection fails, too.
+
     Parameters:
         name, namespace: Of the actor.  Its handle is looked up when needed, and again after the
             actor died.
@@ -115,8 +122,51 @@ class ParameterClient(Client):
         super().__init__(name)
         self._namespace = namespace
         self._handle: Any = None
+        self._line: Line | None = None
+        self._met, self._line_due_s = False, 0.0
+
+    @property
+    def near(self) -> bool:
+        """Whether the next exchange goes over a kept connection."""
+        return self._line is not None
 
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
+        if method != "sync":
+            return await self._by_ray(method, args)
+        (request,) = args
+        assert isinstance(request, bytes)
+        if len(request) <= MESSAGE_MAX and (answer := await self._over_line(request)):
+            return answer
+        answer = await self._by_ray(method, args)
+        self._met = True
+        return answer
+
+    async def _over_line(self, request: bytes) -> bytes:
+        """Answer over the kept connection; empty: there is none, or Ray is to be asked."""
+        if self._line is None and self._met and time.monotonic() >= self._line_due_s:
+            self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
+            self._line = await self._connected()
+        line, self._line = self._line, None  # one question at a time
+        if line is None:
+            return b""
+        try:
+            answer = await line.ask(request)
+        except BaseException as error:  # who stops waiting must not get this answer the next time
+            line.close()
+            self._met = False
+            if isinstance(error, (OSError, EOFError)):
+                return b""
+            raise
+        self._line = line
+        return answer
+
+    async def _connected(self) -> Line | None:
+        with contextlib.suppress(ParamServerError, OSError):
+            async with asyncio.timeout(_NEAR_S):  # its error is an OSError, too
+                return await Line.to(*await self._by_ray("near", ()))
+        return None
+
+    async def _by_ray(self, method: str, args: tuple[object, ...]) -> Any:
         for last in (False, True):
             if self._handle is None:
                 self._handle = await self._resolve()

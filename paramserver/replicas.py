@@ -105,7 +105,7 @@ class Replicas:
             if contact.report is not None and contact.at_s >= old
         }
 
-    def shown(self, now_s: float) -> dict[str, dict[str, Any]]:
+    def summary(self, now_s: float) -> dict[str, dict[str, Any]]:
         """All that is known, as plain data."""
         return {
             replica: {

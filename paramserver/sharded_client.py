@@ -63,12 +63,17 @@ class ShardedClient(Client):
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
         if method in _OF_ONE:
             raise RequestRefused(f"{method}: a model with {len(self._clients)} shards has it not")
-        answer = await self._clients[0]._call(method, args)
-        if method == "status":
-            others = [one._call(method, args) for one in self._clients[1:]]
-            answers = await asyncio.gather(*others, return_exceptions=True)
-            answer["shards"] = [_shown(one) for one in (answer, *answers)]
-        return answer
+        return await self._clients[0]._call(method, args)
+
+    async def call(self, method: str, timeout_s: float, *args: object) -> Any:
+        """Ask shard 0; a status also tells of the others, each of which has so long to answer."""
+        if method != "status":
+            return await super().call(method, timeout_s, *args)
+        asked = [one.call(method, timeout_s, *args) for one in self._clients]
+        answer, *others = await asyncio.gather(*asked, return_exceptions=True)
+        if isinstance(answer, BaseException):
+            raise answer
+        return _with_shards(answer, others)
 
     async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
         """Push and pull in one step; errors as of :meth:`Client.sync`, of any shard."""
@@ -269,8 +274,31 @@ def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, i
     }
 
 
-def _shown(status: Any) -> dict[str, Any]:
+def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any]:
+    """Shard 0's status with what the others tell, or the errors that came instead of it."""
+    told, refused, incidents = [_of_shard(answer)], dict(answer["refused"]), [answer["incident"]]
+    vanished = answer["vanished"]
+    for shard, other in enumerate(others, 1):
+        if isinstance(other, BaseException):
+            told.append({"state": "away", "reason": str(other)})
+            continue
+        told.append({**_of_shard(other), "lacks_rows": _lacks(other, answer)})
+        refused |= {f"+{shard}/{name}": why for name, why in other["refused"].items()}
+        vanished += other["vanished"]
+        if other["incident"]:
+            incidents.append(f"shard {shard}: {other['incident']}")
+    return {
+        **answer, "shards": told, "refused": refused, "vanished": vanished,
+        "incident": "; ".join(filter(None, incidents)) or None,
+    }  # fmt: skip
+
+
+def _of_shard(status: Mapping[str, Any]) -> dict[str, Any]:
     """Return what an operator is told of one shard."""
-    if isinstance(status, BaseException):
-        return {"state": "away", "reason": str(status)}
     return {name: status[name] for name in ("state", "reason", "epoch", "count", "snapshot", "pid")}
+
+
+def _lacks(status: Mapping[str, Any], first: Mapping[str, Any]) -> int:
+    """How many rows that shard 0 has this one has not been told of yet."""
+    has, closed = status["clock"], status.get("closed", ())
+    return sum(max(n - has.get(p, 0), 0) for p, n in first["clock"].items() if p not in closed)

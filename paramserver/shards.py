@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 from zlib import crc32
 
@@ -29,6 +30,7 @@ from paramserver.store import ControlInfo, HeadInfo, LineInfo, PartitionInfo, St
 from paramserver.wire import Push, WireBlock
 
 SHARDS_MAX: Final = 64
+_LOOKED_AT: Final = 256  # keys of a block: that all of another shard's are one's own is no chance
 _FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # ids may be small numbers
 _HIGH: Final = np.uint64(33)
 _ID: Final = np.dtype("<u8")
@@ -83,6 +85,18 @@ class Cut:
             for shard, data in self._parts(block.kind, block.data):
                 out[shard][name] = WireBlock(block.kind, data)
         return out
+
+    def foreign(self, blocks: Blocks, shard: int) -> str | None:
+        """Why these can't be the values of that shard, as some of the keys tell; None: they can."""
+        for name, block in blocks.items():
+            of: Sequence[int] = ()
+            if block.kind == ADDITIVE:
+                of = [self.of_name(key) for key in islice(block.data, _LOOKED_AT)]
+            elif block.kind == ROWS:
+                of = self.of_ids(block.data.ids[:_LOOKED_AT]).tolist()
+            if other := set(of) - {shard}:
+                return f"{name!r} in it has keys of shard {min(other)}, and this is shard {shard}"
+        return None
 
     def push(self, push: Push) -> list[Push]:
         """A push to each shard, with the same bounds; one that has no part of it gets it empty."""

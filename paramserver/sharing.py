@@ -17,11 +17,12 @@ from typing import Any, Final
 
 import msgspec
 
+from paramserver.blocks import Blocks
 from paramserver.errors import RollbackRefused
 from paramserver.rewrites import Needed, Rollback
 from paramserver.running import Running
 from paramserver.server import Server
-from paramserver.shards import ShardStore, shard_place
+from paramserver.shards import Cut, ShardStore, shard_place
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.state import Contained
 from paramserver.store import Store
@@ -100,6 +101,11 @@ class Sharing:
     def follows(self) -> bool:
         """Whether another one decides."""
         return self._shard is not None and self._shard.number > 0
+
+    def foreign(self, values: Blocks) -> str | None:
+        """Why values can't be those of this shard; None: they can."""
+        one = self._shard
+        return None if one is None else Cut(one.of).foreign(values, one.number)
 
     def told(self, reply: SyncReply) -> SyncReply:
         """The reply of one of several says where closed partitions end: others may not be there."""

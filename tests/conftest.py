@@ -6,6 +6,7 @@ seen, as `make bench` does: what fails once in a hundred runs is found there, wi
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -37,6 +38,16 @@ def pytest_configure() -> None:
     """SIGTERM ends it, too; and SIGINT does, which a shell's `&` switches off."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _end)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Leave the libraries and tests that are there by now to themselves when garbage is looked for.
+
+    They are a million objects, which each whole look would walk.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")

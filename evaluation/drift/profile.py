@@ -139,7 +139,7 @@ class Window:
         if not _NUMBERS.issuperset(map(type, flat)):
             return None
         try:
-            table = np.array(flat, dtype=np.float64).reshape(len(rows), len(self._bins))
+            table = np.fromiter(flat, np.float64, len(flat)).reshape(len(rows), len(self._bins))
         except OverflowError:
             return None
         return None if np.isnan(table).any() else table

@@ -73,7 +73,7 @@ class Roles:
     left_out: tuple[str, ...]
     guessed: frozenset[str]
 
-    def shown(self) -> dict[str, str | None]:
+    def columns(self) -> dict[str, str | None]:
         """Role to column, for the reader."""
         return {role: getattr(self, role) for role in ROLES}
 

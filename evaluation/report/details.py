@@ -51,12 +51,14 @@ def slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
         for key, values in sums.items()
         if values[0] >= SLICE_N_MIN and parts[key[0]] > 1
     ]
-    if not usable:
+    named = tally.origin.slices
+    declared = sorted((key, values) for key, values in sums.items() if key[0] in named)
+    if not usable and not declared:
         missing["slices"] = f"no slice has {SLICE_N_MIN} judged rows"
         return None
 
     def badness(item: tuple[tuple[str, str], np.ndarray]) -> tuple[float, tuple[str, str]]:
-        key, (n, total, _) = item
+        key, (n, total, *_) = item
         return (-total / n if regression else wilson(total, n).high, key)
 
     worst = sorted(usable, key=badness)[:SLICES_SHOWN]
@@ -64,18 +66,20 @@ def slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
         looked_at=len(usable),
         n_min=SLICE_N_MIN,
         worst=tuple(_slice(*key, values, regression=regression) for key, values in worst),
+        declared=tuple(_slice(*key, values, regression=regression) for key, values in declared),
     )
 
 
 def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Group:
-    n, total, squares = (float(v) for v in sums)
+    n, total, squares, sure, covered = (float(v) for v in sums)
     if regression:
         rmse = math.sqrt(squares / n)
         scores = Scores(n=int(n), mae=total / n, rmse=rmse)
     else:
         interval = wilson(total, n)
         scores = Scores(n=int(n), accuracy=total / n, low=interval.low, high=interval.high)
-    return Group(by=by, value=value, rows=int(n), scores=scores)
+    share = covered / sure if sure else None
+    return Group(by=by, value=value, rows=int(n), scores=scores, sure=int(sure), covered=share)
 
 
 def alarms(tally: Tally) -> Alarms:

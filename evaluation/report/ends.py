@@ -280,7 +280,7 @@ def _histogram(then: Column, now: Column, *, whole: bool = False) -> Histogram |
             then=tuple(np.histogram(np.clip(a, low, high), edges)[0].tolist()),
             now=tuple(np.histogram(np.clip(b, low, high), edges)[0].tolist()),
         )
-    first, second = Counter(map(_shown, then)), Counter(map(_shown, now))
+    first, second = Counter(map(_value_text, then)), Counter(map(_value_text, now))
     common = [name for name, _ in (first + second).most_common(_NAMES)]
     rest = (
         sum(first.values()) - sum(first[n] for n in common),
@@ -303,5 +303,5 @@ def _span(a: Floats, b: Floats) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _shown(value: str | float | None) -> str:
+def _value_text(value: str | float | None) -> str:
     return "(missing)" if value is None else str(value)

@@ -73,7 +73,7 @@ class FileRows:
             self._task,
             names=self._names,
             delay=delay,
-            columns=self._roles.shown(),
+            columns=self._roles.columns(),
             left_out=self._left_out,
         )
 
@@ -145,7 +145,7 @@ class FileRows:
         others = [v for v in ordered if v != positive]
         negative = others[0] if others else 0 if positive != 0 else 1
         self._binary = {positive: True, negative: False}
-        self._names = {True: self._shown(positive), False: self._shown(negative)}
+        self._names = {True: self._label_text(positive), False: self._label_text(negative)}
 
     def _value(self, text: str) -> Label:
         """A label as it is compared: truth values are 1 and 0."""
@@ -156,7 +156,7 @@ class FileRows:
             return text
         return int(number) if number.is_integer() else number
 
-    def _shown(self, label: Label) -> str:
+    def _label_text(self, label: Label) -> str:
         return ("false", "true")[label == 1] if self._texts else str(label)
 
     def _check_answers(self, known: set[Label], answers: set[str]) -> None:
@@ -199,7 +199,7 @@ class FileRows:
     def rows(self) -> Iterator[Rows]:
         """All rows, in the file's order."""
         roles = self._roles
-        wanted = [name for name in roles.shown().values() if name] + list(roles.features)
+        wanted = [name for name in roles.columns().values() if name] + list(roles.features)
         for batch in self._table.batches(list(dict.fromkeys(wanted))):
             yield self._rows(batch)
 

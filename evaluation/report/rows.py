@@ -30,6 +30,8 @@ class Rows:
         time, label_time: POSIX seconds of answer and label, shape (n,); NaN: unknown.
         delay: Seconds from answer to label, where ``label_time`` does not say it; NaN: unknown.
         verdict: What the journal says of each row; None in a file.
+        covered: 1 where the set or interval that was answered had the label, 0 where it did not,
+            NaN where there was none.
     """
 
     label: Sequence[Label | None]
@@ -43,6 +45,7 @@ class Rows:
     version: Sequence[str | None] | None = None
     source: Sequence[str | None] | None = None
     verdict: Sequence[str] | None = None
+    covered: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.label)
@@ -57,6 +60,7 @@ class Origin:
         delay: Rows until a label is known, where the rows do not say it themselves.
         columns: Which column of a file was taken for what.
         left_out: Columns of a file that are no features: why, by name.
+        slices: Features of which each value is shown, however well it does.
     """
 
     kind: Literal["file", "journal"]
@@ -66,3 +70,4 @@ class Origin:
     delay: int = 0
     columns: Mapping[str, str | None] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    slices: Sequence[str] = ()

@@ -20,7 +20,8 @@ _CUTS_ROWS: Final = 200  # fewer known values give no quarters
 
 
 class Slices:
-    """Sums by slice: rows judged, and right answers (regression: absolute errors and squares).
+    """Sums by slice: rows judged, right answers (regression: absolute errors) and their squares,
+    answers with a set or an interval, and those of them that had the label.
 
     A number's quarters are those of the first rows that have enough of it.
     """
@@ -37,21 +38,24 @@ class Slices:
         kinds: Mapping[str, str],
         source: Sequence[str | None] | None,
         right: Floats,
+        covered: Floats | None = None,
     ) -> None:
-        """Take rows; ``right`` is NaN where a row is not judged."""
+        """Take rows; ``right`` is NaN where a row is not judged, ``covered`` as of ``Rows``."""
         judged = ~np.isnan(right)
         if not judged.any():
             return
+        had = np.full(len(right), np.nan) if covered is None else covered
+        each = np.stack([judged, right, right**2, ~np.isnan(had), np.nan_to_num(had)])
         if source is not None:
-            self._texts("source", source, right, judged)
+            self._texts("source", source, each, judged)
         for name, values in features.items():
             if isinstance(values, np.ndarray):
-                self._numbers(name, values, right, judged)
+                self._numbers(name, values, each, judged)
             else:
-                self._texts(name, values, right, judged)
+                self._texts(name, values, each, judged)
 
     def _texts(
-        self, name: str, values: Sequence[str | None], right: Floats, judged: NDArray[np.bool_]
+        self, name: str, values: Sequence[str | None], each: Floats, judged: NDArray[np.bool_]
     ) -> None:
         known = self._known.setdefault(name, set())
         for i in np.flatnonzero(judged):
@@ -62,9 +66,9 @@ class Slices:
                     shown = _OTHER
                 else:
                     known.add(shown)
-            self._add(name, shown, 1.0, float(right[i]), float(right[i]) ** 2)
+            self._add(name, shown, each[:, i])
 
-    def _numbers(self, name: str, values: Floats, right: Floats, judged: NDArray[np.bool_]) -> None:
+    def _numbers(self, name: str, values: Floats, each: Floats, judged: NDArray[np.bool_]) -> None:
         cuts = self._cuts.get(name)
         if cuts is None:
             known = values[~np.isnan(values)]
@@ -78,17 +82,15 @@ class Slices:
             return
         use = judged & ~np.isnan(values)
         place = np.searchsorted(cuts, values[use], side="right")
-        n = np.bincount(place, minlength=len(cuts) + 1)
-        total = np.bincount(place, weights=right[use], minlength=len(cuts) + 1)
-        squares = np.bincount(place, weights=right[use] ** 2, minlength=len(cuts) + 1)
-        for i in np.flatnonzero(n):
-            self._add(name, _between(cuts, int(i)), n[i], total[i], squares[i])
+        sums = np.stack([np.bincount(place, one[use], len(cuts) + 1) for one in each], axis=1)
+        for i in np.flatnonzero(sums[:, 0]):
+            self._add(name, _between(cuts, int(i)), sums[i])
 
-    def _add(self, by: str, value: str, n: float, total: float, squares: float) -> None:
-        sums = self.sums.get((by, value))
-        if sums is None:
-            sums = self.sums[by, value] = np.zeros(3)
-        sums += (n, total, squares)
+    def _add(self, by: str, value: str, more: Floats) -> None:
+        if (sums := self.sums.get((by, value))) is None:
+            self.sums[by, value] = more.copy()
+        else:
+            sums += more
 
 
 def _between(cuts: Floats, i: int) -> str:

@@ -107,7 +107,7 @@ class Tally:
             begin = end
         self.rows += n
         self._watch(rows, features, score, right, rule)
-        self.slices.add(features, self.kinds, rows.source, right)
+        self.slices.add(features, self.kinds, rows.source, right, rows.covered)
         self._keep(Part(first, score, right, features))
         for verdict in rows.verdict or ():
             self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1

@@ -125,12 +125,18 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that share a value (a version, a slice), and their scores."""
+    """Rows that share a value (a version, a slice), and their scores.
+
+    ``sure`` of them were answered with a set or an interval, and the share ``covered`` of those had
+    the label.
+    """
 
     by: str
     value: str
     rows: int
     scores: Scores
+    sure: int = 0
+    covered: float | None = None
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,11 +324,15 @@ class Multivariate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Slices(msgspec.Struct, frozen=True, kw_only=True):
-    """Section 9: the worst of the slices that have at least ``n_min`` judged rows."""
+    """Section 9: the worst of the slices that have at least ``n_min`` judged rows.
+
+    ``declared``: all values of the features that the settings name.
+    """
 
     looked_at: int
     n_min: int
     worst: tuple[Group, ...]
+    declared: tuple[Group, ...] = ()
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):

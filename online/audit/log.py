@@ -6,6 +6,7 @@ snapshot pinned, settings read again, a start) are noted by :func:`note`, before
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import secrets
@@ -181,6 +182,17 @@ def note_start(journal: Journal, models: list[str]) -> None:
             journal.started(models)
         except ReplayError as error:
             log.warning("the start is not in the log of decisions: %s", error)
+
+
+def started_with(journal: Journal) -> set[str]:
+    """Models of the newest start that the last lines tell of, which nobody has verified."""
+    with contextlib.suppress(ReplayError, msgspec.MsgspecError):
+        newest = journal.newest_line()
+        for line in reversed(journal.lines(max(newest.number - _PAGE, 0), _PAGE) if newest else ()):
+            entry = entry_of(line)
+            if entry.act == START:
+                return set(entry.about.get(CONTROLS, ()))
+    return set()
 
 
 def keys_of(path: Path) -> list[bytes]:

@@ -77,7 +77,7 @@ class Standing:
     interval: tuple[float, float] | None
     lacking: tuple[str, ...]
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the standing as plain data."""
         return {**asdict(self), "lacking": list(self.lacking)}
 

@@ -304,7 +304,7 @@ class Shadow:
             "learned": learner.tally.digest[0],
             "failed": self.failed,
             "behind_rows": self.behind,
-            **now.shown(),
+            **now.summary(),
             "held_back": self.held_back(now),
             "incident": self.incident,
         }

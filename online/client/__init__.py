@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from online.client.verbs import Pending
     from online.errors import ClientError
     from online.messages.choices import Chosen
-    from online.messages.shown import Status
+    from online.messages.model_status import Status
     from online.messages.structs import Event, Prediction, Predictions, Receipt
     from online.messages.values import NotANumber, NotAValue, NotRows
 
@@ -57,7 +57,7 @@ _IN = {
     "online.client.verbs": ("Pending",),
     "online.errors": ("ClientError",),
     "online.messages.choices": ("Chosen",),
-    "online.messages.shown": ("Status",),
+    "online.messages.model_status": ("Status",),
     "online.messages.structs": ("Event", "Prediction", "Predictions", "Receipt"),
     "online.messages.values": ("NotANumber", "NotAValue", "NotRows"),
 }  # fmt: skip

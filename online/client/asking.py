@@ -79,7 +79,7 @@ class Asking:
         params: Mapping[str, Any] | None,
         headers: Mapping[str, str],
     ) -> Answer:
-        query = f"?{urlencode({k: _shown(v) for k, v in params.items()})}" if params else ""
+        query = f"?{urlencode({k: _as_text(v) for k, v in params.items()})}" if params else ""
         place = f"{self._base}{path}{query}"
         opened = self._kind(*self._place, timeout=self._timeout_s)
         try:
@@ -96,5 +96,5 @@ def _encoded(data: Any) -> bytes:
     return json.dumps(data, allow_nan=False).encode()
 
 
-def _shown(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)

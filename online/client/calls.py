@@ -315,9 +315,10 @@ def row(
     after: str | None,
     details: bool | None = None,
     explain: bool | None = None,
+    nearest: int | None = None,
 ) -> dict[str, Any]:
     given = {
         "features": features, "id": id, "max_age_ms": max_age_ms, "after": after,
-        "details": details, "explain": explain,
+        "details": details, "explain": explain, "nearest": nearest,
     }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}

@@ -16,8 +16,8 @@ from evaluation.metrics import Task, increments, majority, summarise
 from evaluation.streams import Stream
 from online.client.calls import Retry, ServiceRefused
 from online.client.client import Client
-from online.client.shown import short
 from online.errors import ClientError, OnlineError
+from online.messages.model_status import short
 from online.messages.structs import Prediction
 from replay.example import Label
 

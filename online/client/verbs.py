@@ -14,7 +14,7 @@ import msgspec
 from online.client.calls import Calls, Label, Reply, Request, Steps, row, waits
 from online.client.choices import ChoiceVerbs, given
 from online.client.drives import verb
-from online.messages.shown import Status
+from online.messages.model_status import Status
 from online.messages.structs import Event, Prediction, Predictions, Receipt
 from online.messages.values import plain_rows, plain_value
 
@@ -47,6 +47,7 @@ class ModelVerbs(ChoiceVerbs):
         until_included: bool = False,
         details: bool = False,
         explain: bool = False,
+        nearest: int = 0,
     ) -> Steps[Prediction]:
         """The answer to one row: a mapping, or a row of a data frame.
 
@@ -54,10 +55,11 @@ class ModelVerbs(ChoiceVerbs):
         learned that row.  With ``until_included`` the question is repeated until one has, else
         NotIncluded is raised.  With ``details`` the answer names what is ``missing`` in the row,
         and what is ``unknown``; with ``explain`` its ``explanation`` says what each feature has
-        added to it.  Raises ClientError.
+        added to it, and so many ``nearest`` learned rows if a token for admin asks.  Raises
+        ClientError.
         """
         x = plain_value("features", features)
-        body = row(x, id, max_age_ms, after, details or None, explain or None)
+        body = row(x, id, max_age_ms, after, details or None, explain or None, nearest or None)
         if until_included and after is not None:
             return (yield from self._calls.included(self.name, body))
         return (yield from self._calls.predict(self.name, body, Prediction))

@@ -231,11 +231,15 @@ def checked(response: Answer) -> dict[str, Any]:
 
 
 def console(*, stderr: bool = False, width: int | None = None) -> Console:
-    """Return a console for the terminal; texts from outside go through :func:`readable` first."""
+    """Return a console for the terminal; texts from outside go through :func:`readable` first.
+
+    A name between colons is no picture: ``always:coffee:`` stays what it is.
+    """
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=stream.beneath if isinstance(stream, PlainStream) else stream, width=width)
+    file = stream.beneath if isinstance(stream, PlainStream) else stream
+    return Console(file=file, width=width, emoji=False)
 
 
 def table(*columns: str, right: Collection[str] = (), fold: bool = False) -> Table:

@@ -108,7 +108,7 @@ def _made(
         served.task,
         rows,
         about=about,
-        shown=shown(served),
+        shown=labels_outside(served),
         targets=list(EXACT) if targets == "all" else targets_of(targets),
         ends=ends,
     )
@@ -286,7 +286,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
     return rows[-_GOLDEN_ROWS:]
 
 
-def shown(served: ModelSettings) -> dict[Label, Label]:
+def labels_outside(served: ModelSettings) -> dict[Label, Label]:
     """Labels as callers know them, by the model's own."""
     if served.task != "binary" or served.classes is None:
         return {}

@@ -301,7 +301,7 @@ class _Work:
         review = built.review
         return {
             **asked, **done, "learned": built.learned, "unlearned": built.unlearned,
-            "review": None if review is None else review.shown(),
+            "review": None if review is None else review.summary(),
         }  # fmt: skip
 
     def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:

@@ -406,7 +406,7 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
 
 
 def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
-    from online.client.shown import short
+    from online.messages.model_status import short
 
     print(f"{printable(found.table.path.name)}: a {found.task} task by its label, {found.label}")
     width = max(len(column.name) for column in found.columns)

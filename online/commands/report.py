@@ -137,6 +137,7 @@ def _of_journal(
     settings: Settings, model: ModelSettings, since: str | None, until: str | None, *, quiet: bool
 ) -> Report:
     from online.rows.journal_rows import JournalRows, open_for_report, origin
+    from online.sure.threshold import held
 
     now = time.time()
     with contextlib.closing(open_for_report(settings)) as journal:
@@ -148,7 +149,7 @@ def _of_journal(
             span["since"] = when(since, now, "--since")
         if until is not None:
             span["until"] = when(until, now, "--until")
-        rows = JournalRows(journal, model, **span)
+        rows = JournalRows(journal, model, held=held, **span)
         return _made(origin(model), rows, quiet=quiet, newest=rows)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.client.shown import short
 from online.commands.base import (
     Context,
     bar,
@@ -23,6 +22,7 @@ from online.commands.base import (
     span,
     table,
 )
+from online.messages.model_status import short
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +88,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         console.print(f"parameter server: {server['state']}; newest snapshot {text}")
         if server.get("reach_s") is not None:
             console.print(f"rollback reaches back {span(server['reach_s'])}")
+        _show_shards(console, server.get("shards") or [])
         for name, reason in server["refused"].items():
             console.print(f"[red]snapshot {name} was refused: {reason}[/red]")
     _show_decisions(console, model["rewrites"])
@@ -110,6 +111,17 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
             _canary(report.get("unserved_s")),
         )
     console.print(replicas)
+
+
+def _show_shards(console: Console, shards: list[dict[str, Any]]) -> None:
+    """Say how the several servers of a model are."""
+    for number, shard in enumerate(shards):
+        text = f"  shard {number}: {shard['state']}"
+        if shard.get("reason"):
+            text += f" ({shard['reason']})"
+        if lacks := shard.get("lacks_rows"):
+            text += f", lacks {lacks:,} rows of shard 0's"
+        console.print(text, style=None if shard["state"] == "serving" else "red", markup=False)
 
 
 def _canary(unserved_s: float | None) -> str:
@@ -285,16 +297,16 @@ def fsck(
         results: list[dict[str, Any]] = []
         texts: list[str] = []
 
-        def shown() -> Callable[[int, int], None]:
+        def counter() -> Callable[[int, int], None]:
             task: TaskID = progress.add_task("", total=None)
             return lambda done, total: progress.update(task, completed=done, total=total)
 
-        journal = examine(settings, shown())
+        journal = examine(settings, counter())
         decided = check_log(settings) if journal.sound else None
         for model in settings.models:
             try:
                 served = is_served(settings.state_dir)
-                found = check(settings, model.name, shown(), served=served)
+                found = check(settings, model.name, counter(), served=served)
             except (OnlineError, ReplayError) as error:
                 if journal.sound:
                     raise

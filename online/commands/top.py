@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from online.client.asking import Asking, NoAnswer
-from online.client.shown import short
 from online.commands.base import Context, checked, common, console, readable, span
+from online.messages.model_status import short
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -46,13 +46,13 @@ def top(
         screen.look(time.monotonic())
         time.sleep(every)
         screen.look(time.monotonic())
-        console().print(screen.shown())
+        console().print(screen.drawn())
         return
     try:
         with Live(console=console(), auto_refresh=False, screen=True) as live:
             while True:
                 screen.look(time.monotonic())
-                live.update(screen.shown(), refresh=True)
+                live.update(screen.drawn(), refresh=True)
                 time.sleep(every)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
@@ -105,7 +105,7 @@ class Screen:
         shown = "anomalies" if model.get("anomaly") else score_of(model)[0]
         return blocks(columns.get(shown, []))
 
-    def shown(self) -> RenderableType:
+    def drawn(self) -> RenderableType:
         """The table of all models, and what is wrong."""
         from rich.console import Group
         from rich.table import Table

@@ -28,7 +28,7 @@ def triggers(
 
     Example: online triggers --rows 10000
     """
-    from online.service.trigger_task import forgotten, look, shown
+    from online.service.trigger_task import forgotten, look, plain_data
 
     settings = in_private(context.settings())
     chosen = pick_model(settings, context.model)
@@ -37,7 +37,7 @@ def triggers(
         looked = forgotten(settings, chosen.name, looked)
     if context.as_json:
         found = {
-            "rows": looked.rows, "sources": looked.sources, "triggers": shown(looked.triggers),
+            "rows": looked.rows, "sources": looked.sources, "triggers": plain_data(looked.triggers),
             "forgotten": list(looked.forgotten), "problem": looked.problem,
         }  # fmt: skip
         print(json.dumps(found))

@@ -189,7 +189,7 @@ class Choices(Sums):
             "evenly": self._mean("evenly", "n"),
         }
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what came of the choices, as the status has it; most frequent actions first."""
         constant, standing = self._constant(), self.standing()
         based = None

@@ -146,7 +146,9 @@ class Folder:
                 "before": None if before is None else before.sequence,
                 "expires": expires,
                 "reports": told,
-                "releases": [_shown(release, channel) for release in reversed(channel.releases)],
+                "releases": [
+                    _release_data(release, channel) for release in reversed(channel.releases)
+                ],
             }
         return {"sequence": 0, "releases": []}
 
@@ -199,7 +201,7 @@ def releases_in(state_dir: Path) -> Callable[[str], dict[str, Any]]:
     return lambda model: Folder(state_dir / "edge" / model).standing()
 
 
-def _shown(release: Release, channel: Channel) -> dict[str, Any]:
+def _release_data(release: Release, channel: Channel) -> dict[str, Any]:
     """One release: what it was made of, and who uses it."""
     about, before, percent = release.about, channel.before, channel.percent
     fresh = about.get("freshness", {})

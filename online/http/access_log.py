@@ -28,7 +28,7 @@ _PART: Final = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 _PARTS: Final = 4  # /v1/models/NAME/predict; what comes behind names an event, a source or a key
 
 
-def shown(path: str) -> str:
+def public_path(path: str) -> str:
     """The path without keys, sources and ids of events, which may tell of people."""
     parts = path.split("/")[1:]
     known = [part if _PART.fullmatch(part) else "*" for part in parts[:_PARTS]]
@@ -83,7 +83,7 @@ class AccessLog:
                     "time": datetime.fromtimestamp(self._now_s(), UTC).isoformat(),
                     "client": origin(scope.get("client"), given),
                     "method": scope["method"],
-                    "path": shown(scope["path"]),
+                    "path": public_path(scope["path"]),
                     "status": status or None,
                     "ms": round((self._timer_s() - begun_s) * 1e3, 3),
                     "sent_bytes": sent,

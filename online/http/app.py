@@ -53,6 +53,7 @@ from online.messages.bodies import (
     format_of,
 )
 from online.messages.choices import ChooseRequest, RewardRequest
+from online.messages.sender import sender
 from online.serving import scores as batch
 from online.serving.choosing import Choosing
 from online.serving.device_pushes import Pushes
@@ -254,6 +255,8 @@ class App:
             asked: Any
             if action == "predict":
                 asked = decode(form.predict, body)
+                if asked.nearest and self._access is not None and not sender.get().trusted:
+                    raise _others_data()
                 status = 200
                 said = await serving.explained(asked) if asked.explain else serving.predict(asked)
             elif action == "feedback":
@@ -365,6 +368,11 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def _busy(limit: int) -> RequestError:
     hint = "Send it again after Retry-After; nothing was recorded"
     return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
+
+
+def _others_data() -> RequestError:
+    message = "learned rows are others' data: nearest needs a token for admin"
+    return RequestError(403, "forbidden", message, "nearest", "Send such a token, or no nearest")
 
 
 def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:

@@ -57,7 +57,7 @@ class Browsers:
             return
         host = headers.get(b"host")
         if self._by_name and host is not None and not self._is_ours(host):
-            name = _shown(without_port(host.decode("latin-1")))
+            name = _printable(without_port(host.decode("latin-1")))
             raise RequestError(
                 403, "foreign_host", f"{name} is no name of this service", None,
                 "Call it by 127.0.0.1 or localhost, or add the name to the setting `hosts`",
@@ -68,7 +68,7 @@ class Browsers:
         reads = method in ("GET", "HEAD")
         if reads and (_PARTS.fullmatch(path) or (_PAGES.fullmatch(path) and _follows(headers))):
             return
-        asks = "another site" if origin is None else _shown(origin.decode("latin-1"))
+        asks = "another site" if origin is None else _printable(origin.decode("latin-1"))
         raise RequestError(
             403, "foreign_origin", f"a page of {asks} may not use this service", None,
             "Add the page's origin, as https://app.example.com, to the setting `origins`",
@@ -101,5 +101,5 @@ def _in_short(place: str) -> str:
     return place.removesuffix(":80").removesuffix(":443")
 
 
-def _shown(value: str) -> str:
+def _printable(value: str) -> str:
     return ascii(value[:100])

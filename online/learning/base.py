@@ -152,10 +152,10 @@ class BaseLearner(ABC):
     @property
     def stamp(self) -> str:
         """``epoch.count+own``: the local model with its own rows on top."""
-        return f"{self.shown[0]}.{self.shown[1]}+{self.own}"
+        return f"{self.answer_version[0]}.{self.answer_version[1]}+{self.own}"
 
     @property
-    def shown(self) -> Version:
+    def answer_version(self) -> Version:
         """The version that answers tell, and whose epoch the journal knows: shard 0's."""
         return self.version if self.first is None else self.first
 

@@ -230,10 +230,10 @@ class Bounds:
         asleep = self._awake.isdisjoint(rows[0])
         if self.on and not (asleep and _all_inside(self._ranges, self._free, rows)):
             return False
-        for x in rows:
-            self._n += 1
-            if self.on and self._n % SAMPLED == 0:
-                self._lately.look(x, self._ranges, self._n)
+        if self.on:
+            for i in range(-(self._n + 1) % SAMPLED, len(rows), SAMPLED):
+                self._lately.look(rows[i], self._ranges, self._n + i + 1)
+        self._n += len(rows)
         self._open_n += len(rows)
         return True
 

@@ -133,7 +133,7 @@ class Tally:
         no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
         lost, own_lost = counters.get("log_loss", 0), opened.get("log_loss", 0)
         squared, own_squared = counters.get("brier", 0), opened.get("brier", 0)
-        for example, (label, p, q, said) in zip(examples, asked, strict=True):
+        for label, p, q, said, same in asked:
             if no or yes:
                 by_majority += (yes > no) is label
             if label:
@@ -141,12 +141,13 @@ class Tally:
             else:
                 no += 1
             right += said is label
-            by_last += example.no_change == label
+            by_last += same == label
             pairs[label][said] += 1
             negative, positive, tenth = place_of_score(p)
             outcome = positive if label else negative
             counts[outcome] = counts.get(outcome, 0) + 1
-            loss, square = -log(max(p if label else q, LOG_CLIP)), (p - label) ** 2
+            share = p if label else q
+            loss, square = -log(share if share > LOG_CLIP else LOG_CLIP), (p - label) ** 2
             lost += loss
             own_lost += loss
             squared += square
@@ -164,7 +165,7 @@ class Tally:
         for name, more in {**counts, **{name: more for name, more in came.items() if more}}.items():
             counters[name] = counters.get(name, 0) + more
             opened[name] = opened.get(name, 0) + more
-        self._see_all(["true" if label else "false" for label, *_ in asked], [r.at for r in rows])
+        self._see_all(["true" if one[0] else "false" for one in asked], [r.at for r in rows])
         for name, more in came.items():
             if more:
                 self._count(label_in(name))
@@ -184,8 +185,8 @@ class Tally:
                 self._see(label, taken)
             return
         for label in dict.fromkeys(labels):  # each of them is the newest when it comes
-            own = [taken for other, taken in zip(labels, at, strict=True) if other == label]
-            for taken in (own[0], own[-1]):
+            first, last = labels.index(label), len(labels) - 1 - labels[::-1].index(label)
+            for taken in (at[first], at[last]):
                 _widen(self.seen, label, taken)
                 _widen(self._open_seen, label, taken)
         self._newest = labels[-1]
@@ -273,8 +274,11 @@ class Tally:
         self.rebase(values)
 
 
-def _asked(examples: Sequence[Example], after: int) -> list[tuple[bool, float, float, bool]] | None:
-    """Label, probabilities of true and false, and what was said, of rows of a binary task.
+_Asked = tuple[bool, float, float, bool, Label | None]
+
+
+def _asked(examples: Sequence[Example], after: int) -> list[_Asked] | None:
+    """Label, probabilities of true and false, what was said, and the label before, of binary rows.
 
     None: some row is not an ordinary one.  ``after``: as of :attr:`Tally.answers_after`.
     """
@@ -288,7 +292,8 @@ def _asked(examples: Sequence[Example], after: int) -> list[tuple[bool, float, f
             return None
         if version is not None and version[0] <= after:
             return None
-        out.append((label, p, q, p > q if p != q else next(iter(score)) == "true"))
+        said = p > q if p != q else next(iter(score)) == "true"
+        out.append((label, p, q, said, example.no_change))
     return out
 
 

@@ -118,7 +118,9 @@ class Learner(LocalModel):
         for row, example in zip(rows, examples, strict=True):
             if example.judged is not None:
                 self.evidence.add(row, example.judged)
-            self.tally.note(example, row.at, row.source)
+        if self.tally.views:
+            for row, example in zip(rows, examples, strict=True):
+                self.tally.note(example, row.at, row.source)
         opened.rows += [(row, example, ()) for row, example in zip(rows, examples, strict=True)]
         opened.last = rows[-1].offset
         self.tracks[opened.partition].next += len(rows)

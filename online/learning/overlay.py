@@ -10,6 +10,7 @@ writes, while the copy before goes on answering.  Without own rows, answers lag 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -89,12 +90,22 @@ class OverlayLearner(OrderedLearner):
         coming, self._coming = self._coming, None
         if coming is None:
             return
-        copy = self._build()
-        if isinstance(copy, Stepwise):
-            yield from copy.resetting(coming[1])
-        else:
-            copy.reset(coming[1])
-        self._begin_at(*coming, copy)
+        collects = gc.isenabled()
+        gc.disable()  # nothing of a copy is garbage, and a look at half of it takes ten steps' time
+        try:
+            copy = self._build()
+            if isinstance(copy, Stepwise):
+                yield from copy.resetting(coming[1])
+            else:
+                copy.reset(coming[1])
+            before = self.serving
+            self._begin_at(*coming, copy)  # as many objects go with the one before
+            if isinstance(before, Stepwise) and before is not self.serving:
+                yield
+                yield from before.dropping()
+        finally:
+            if collects:
+                gc.enable()
 
     def _begin_at(
         self,

@@ -96,11 +96,11 @@ class Ring:
             return {"cursor": self._last, "missed": 0, "events": []}
         found = [one for one in self._taken if one.number > after][:LOOK_MAX]
         last = found[-1].number if found else self._last
-        events = [event for one in found for event in _shown(one)]
+        events = [event for one in found for event in _entries(one)]
         return {"cursor": last, "missed": last - after - len(found), "events": events}
 
 
-def _shown(taken: _Taken) -> Iterator[dict[str, Any]]:
+def _entries(taken: _Taken) -> Iterator[dict[str, Any]]:
     """One entry a row, as plain data."""
     asked, given = taken.asked, taken.given
     many: Sequence[Any] | None

@@ -56,6 +56,19 @@ Score = Annotated[
 ]
 
 
+class NearRow(msgspec.Struct):
+    """A learned row beside one that is asked about."""
+
+    distance: Annotated[
+        float, Meta(description="0: the same; 1: no value of one is near one of the other")
+    ]
+    label: Annotated[Any, Meta(description="that it taught")]
+    features: dict[str, Any]
+    source: Annotated[str, Meta(description="who sent the label")]
+    event_id: str
+    at: Annotated[float, Meta(description="when it was written, POSIX seconds")]
+
+
 class Explanation(msgspec.Struct):
     """An explanation has what each feature has added: `base` and all of them are `output`."""
 
@@ -74,6 +87,10 @@ class Explanation(msgspec.Struct):
             "false: means over some orders, which estimate Shapley values"
         ),
     ]
+    nearest: Annotated[
+        list[NearRow] | msgspec.UnsetType,
+        Meta(description="there if `nearest` asks for them, the nearest first"),
+    ] = msgspec.UNSET
 
 
 class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -105,6 +122,10 @@ class PredictRequest(msgspec.Struct, forbid_unknown_fields=True):
         bool,
         Meta(description="the answer says what each feature has added to it; not with `instances`"),
     ] = False
+    nearest: Annotated[
+        Annotated[int, Meta(ge=0, le=100)],
+        Meta(description="so many learned rows that are nearest; with `explain`, for an admin"),
+    ] = 0
 
 
 class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):

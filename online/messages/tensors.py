@@ -193,7 +193,7 @@ def _flat(tensor: Tensor) -> list[Any]:
     takes = _TAKES.get(tensor.datatype, {int})
     if not set(map(type, data)) <= takes:
         found = next(value for value in data if type(value) not in takes)
-        message = f"not {tensor.datatype}: {_shown(found)}"
+        message = f"not {tensor.datatype}: {_value_text(found)}"
         raise invalid(field, message, "Send values of its datatype")
     if float in takes:
         try:
@@ -208,7 +208,7 @@ def _flat(tensor: Tensor) -> list[Any]:
     return data
 
 
-def _shown(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return "an array" if isinstance(value, list) else "an object"
     text = json.dumps(value, ensure_ascii=False)
@@ -248,7 +248,7 @@ def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
         else:
             own = [tensor.name] if width == 1 else [f"{tensor.name}.{i}" for i in range(width)]
         if len(own) != width:
-            message = f"{width} columns and the names {_shown(tensor.names or tensor.name)}"
+            message = f"{width} columns and the names {_value_text(tensor.names or tensor.name)}"
             raise invalid(f"inputs.{tensor.name}", message, _NAMES)
         names += own
         columns += [values] if width == 1 else [values[i::width] for i in range(width)]
@@ -256,7 +256,7 @@ def rows(inputs: Sequence[Tensor]) -> list[dict[str, Any]]:
         raise invalid("inputs", f"tensors of {sorted(lengths)} rows", "Send as many of each")
     if len(set(names)) != len(names):
         twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise invalid("inputs", f"two columns are called {_shown(twice)}", _NAMES)
+        raise invalid("inputs", f"two columns are called {_value_text(twice)}", _NAMES)
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 
 

@@ -126,10 +126,13 @@ class Forgetful(Protocol):
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A model of which a copy is made in steps, while another one answers."""
+    """A model of which a copy is made, and let go of, in steps, while another one answers."""
 
     def resetting(self, values: Blocks) -> Iterator[None]:
         """:meth:`Model.reset`, a step at a time; nothing else is asked of it meanwhile."""
+
+    def dropping(self) -> Iterator[None]:
+        """Let go of what it is made of; it is asked nothing any more."""
 
 
 @runtime_checkable

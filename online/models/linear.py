@@ -30,7 +30,7 @@ import numpy as np
 from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
-from online.models.curvature import Curvature
+from online.models.curvature import Curvature, used_up
 from online.models.errors import StateNotFinite
 from online.models.limited import Limited, LimitedScaler
 from online.models.moved import by_output, numbers
@@ -291,12 +291,14 @@ def _rates_of(final: Any) -> list[Any]:
 
 
 class _Stepped(NamedTuple):
-    """A row of weights after some steps, and the curvature that they have used up by then."""
+    """A row of weights after some steps, and the curvature that they have used up by then.
+
+    That of the intercept stands behind theirs; without a measure there is none.
+    """
 
     weights: list[float]
     intercept: float
     curvature: list[float]
-    of_intercept: float
 
 
 class _Glm:
@@ -391,12 +393,9 @@ class _Glm:
         gradient, most = estimator.loss.gradient, estimator.clip_gradient
         now = [estimator._weights.get(name, 0.0) for name in names]
         bias, curvature = float(estimator.intercept), self._curvature
-        used, of_bias = [0.0] * len(now), 0.0
-        if curvature is not None:
-            if not (rate > 0.0 and slow > 0.0):
-                return None
-            used = [curvature.sum("weights", name) for name in names]
-            of_bias = curvature.sum("intercept", "")
+        if curvature is not None and not (rate > 0.0 and slow > 0.0):
+            return None
+        trail = [*now, bias]
         for x, y, weight in zip(zip(*columns, strict=True), labels, weights, strict=True):
             raw = 0.0
             for w, number in zip(now, x, strict=True):
@@ -404,14 +403,16 @@ class _Glm:
             slope = gradient(y_true=y, y_pred=raw + bias)
             slope *= weight
             slope = float(max(min(slope, most), -most))
-            before, was = now, bias
             bias -= slow * slope
             now = [w - number * slope * rate for w, number in zip(now, x, strict=True)]
-            if curvature is not None:
-                steps = [b - a for a, b in zip(before, now, strict=True)]
-                used = [u + step * step / rate for u, step in zip(used, steps, strict=True)]
-                of_bias += (bias - was) * (bias - was) / slow
-        return _Stepped(now, bias, used, of_bias)
+            trail += now
+            trail.append(bias)
+        used = []
+        if curvature is not None:
+            used = [curvature.sum("weights", name) for name in names]
+            used.append(curvature.sum("intercept", ""))
+            used = used_up(used, trail, [*[rate] * len(now), slow])
+        return _Stepped(now, bias, used)
 
     def put(self, names: Sequence[str], stepped: _Stepped, n: int) -> None:
         """Be as :meth:`walk` has found after ``n`` rows."""
@@ -424,8 +425,9 @@ class _Glm:
         estimator.intercept = stepped.intercept
         estimator.optimizer.n_iterations += n
         if self._curvature is not None:
-            self._curvature.put("weights", dict(zip(names, stepped.curvature, strict=True)))
-            self._curvature.put("intercept", {"": stepped.of_intercept})
+            *used, of_intercept = stepped.curvature
+            self._curvature.put("weights", dict(zip(names, used, strict=True)))
+            self._curvature.put("intercept", {"": of_intercept})
 
     def _learn_measured(
         self, x: dict[str, Any], label: Label, weight: float, curvature: Curvature

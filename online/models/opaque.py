@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import inspect
 import io
+import itertools
 import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -36,6 +37,8 @@ from replay.example import Features, Label
 STATE: Final = "state"
 _MAC_BYTES: Final = 32
 _STEP_BYTES: Final = 2**19  # hashed at once: about a millisecond
+_READ_BYTES: Final = 2**16  # unpickled at once, and one part more: about as long
+_DROPPED: Final = 32  # parts let go of at once
 _CONTEXT: Final = b"online opaque state 1\0"
 
 
@@ -202,19 +205,28 @@ class Opaque:
     # -- state -------------------------------------------------------------------------------
 
     def resetting(self, values: Blocks) -> Iterator[None]:
-        """:meth:`reset` in steps: a member of an ensemble each."""
+        """:meth:`reset` in steps of about a millisecond, or of one leaf, or one member without."""
         if not self.learns or (block := values.get(STATE)) is None:
             self.reset(values)
             return
         yield from self._loading(block.data)
 
+    def dropping(self) -> Iterator[None]:
+        """Let go of the state in steps: Python frees a forest in milliseconds."""
+        parts = list(_parts(self.estimator))
+        self.estimator = self._ask = None
+        self._steps = []
+        while parts:
+            del parts[-_DROPPED:]
+            yield
+
     def _pickle(self) -> bytes:
-        """Members of an ensemble first, so that they can be read one by one: the memo is shared."""
+        """Leaves and members first, so that each can be read by itself: the memo is shared."""
         file = io.BytesIO()
         pickler = pickle.Pickler(file, protocol=5)
         try:
-            for member in _members(self.estimator):
-                pickler.dump(member)
+            for part in _parts(self.estimator):
+                pickler.dump(part)
             pickler.dump((self.estimator, self._names))
         except Exception as error:  # whatever a stranger's __reduce__ raises
             raise LearnerUnusable(
@@ -231,11 +243,15 @@ class Opaque:
 
     def _unpickling(self, data: bytes) -> Iterator[None]:
         file = io.BytesIO(data)
-        unpickler = pickle.Unpickler(file)
+        unpickler, rested = pickle.Unpickler(file), 0
         made = unpickler.load()
-        while file.tell() < len(data):
-            yield
+        while (at := file.tell()) < len(data):
+            if at - rested >= _READ_BYTES:
+                yield
+                rested = at
             made = unpickler.load()
+        del unpickler  # it has noted each object
+        yield
         self.estimator, self._names = made
         self._steps = steps(self.estimator)
         self._ask = getattr(self.estimator, "predict_one", None) or getattr(
@@ -270,9 +286,15 @@ class Opaque:
         self._sealed = sealed
 
 
-def _members(estimator: Any) -> list[Any]:
+def _parts(estimator: Any) -> Iterator[Any]:
+    """Items of an ensemble's lists, and before each tree its leaves, which are most of it."""
     final = steps(estimator)[-1]
-    return list(final) if isinstance(final, base.Ensemble) else []
+    lists = [value for value in getattr(final, "__dict__", {}).values() if type(value) is list]
+    for member in (*itertools.chain(*lists), final):
+        if (root := getattr(member, "_root", None)) is not None and hasattr(root, "iter_leaves"):
+            yield from root.iter_leaves()
+        if member is not final and hasattr(member, "__dict__"):
+            yield member
 
 
 def _has_proba(final: Any) -> bool:

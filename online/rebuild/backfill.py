@@ -29,7 +29,7 @@ from online.tables.columns import Rows
 from online.tables.errors import InputRefused
 from online.tables.inputs import opened
 from online.tables.layout import Column, Input, Layout, Shard
-from online.tables.places import Folder, failures, shown
+from online.tables.places import Folder, failures, without_keys
 from online.tables.readers import Bad, Piece
 from paramserver import blocks as algebra
 from paramserver.bases import Taught
@@ -98,7 +98,7 @@ class Cut:
 
     def taught(self) -> list[Taught]:
         """The files, as the journal notes them."""
-        names = [shown(one.path).rpartition("/")[2] for one in self.files]
+        names = [without_keys(one.path).rpartition("/")[2] for one in self.files]
         return [
             Taught(name, one.size, digest, one.rows)
             for name, one, digest in zip(names, self.files, self.hashes, strict=True)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from online.challenger.promotion import as_stored
@@ -33,6 +34,7 @@ from online.rebuild.holdings import (
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.places import open_journal, snapshots_path
+from paramserver.blocks import Blocks
 from paramserver.errors import (
     ParamServerError,
     SnapshotCorrupt,
@@ -41,11 +43,13 @@ from paramserver.errors import (
 )
 from paramserver.errors import StartRefused as Refused
 from paramserver.lineage import Lineage, check_start
+from paramserver.shards import Cut, ShardStore, shard_place
 from paramserver.shortfall import shortfall
 from paramserver.snapshots.chain import Reader
-from paramserver.snapshots.history import SnapshotHistory, ancestors, parse_name
+from paramserver.snapshots.history import Foreign, SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
 from paramserver.snapshots.store import ReadingDisk, Retention
+from paramserver.store import Store
 from replay.journal.base import Journal
 
 _PAGE = 1000
@@ -80,6 +84,7 @@ class Findings:
         lost: Rows that stand for events which the journal has lost, or which were given up.
         erasing: Sources of which it was decided to erase what they have sent, and that has not
             ended.
+        shards: Of a model with several servers, what the others' snapshots hold.
     """
 
     model: str
@@ -104,6 +109,7 @@ class Findings:
     no_start: str | None = None
     lost: int = 0
     erasing: tuple[str, ...] = ()
+    shards: tuple[Findings, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -112,11 +118,14 @@ class Findings:
         Without a service, a head whose file is missing is as good as the one before it.
         """
         whole = self.digest_equal is not False and self.holes == 0
-        return whole and self.no_start is None and not (self.head_missing and self.served)
+        able = self.no_start is None and not (self.head_missing and self.served)
+        return whole and able and all(shard.good for shard in self.shards)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the findings as plain data, ``good`` included."""
-        return {**asdict(self), "good": self.good}
+        return {
+            **asdict(self), "good": self.good, "shards": [one.as_dict() for one in self.shards],
+        }  # fmt: skip
 
     def __str__(self) -> str:
         verdict = "good" if self.good else "NOT GOOD"
@@ -141,6 +150,7 @@ class Findings:
             *(f"  snapshot {name} is damaged: {why}" for name, why in self.refused.items()),
             *([f"  a start would be refused: {self.no_start}"] if self.no_start else []),
             *(f"  head of lineage {spec}: {head}" for spec, head in self.heads.items()),
+            *map(str, self.shards),
         ]
         return "\n".join(lines)
 
@@ -160,13 +170,24 @@ def check(
         raise StartRefused(f"there is no journal {path}", "Name its folder with --state-dir")
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
-    place = lineage_place(snapshots_path(settings), model, spec)
     with contextlib.closing(open_journal(settings)) as journal:
         _check_known(journal.lineages(model), model, spec)
-        snapshots = open_snapshots(place, ReadingDisk())
-        for _ in range(_ATTEMPTS):
-            with contextlib.suppress(Moved):
-                return compare(journal, snapshots, model, spec, progress, served=served)
+        found = []
+        for shard in range(chosen.shards):
+            place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
+            asked = partial(
+                compare, journal, open_snapshots(place, ReadingDisk()), model, spec, progress,
+                served=served, shard=(shard, chosen.shards),
+            )  # fmt: skip
+            found.append(_compared(asked, model))
+    return replace(found[0], shards=tuple(found[1:]))
+
+
+def _compared(compared: Callable[[], Findings], model: str) -> Findings:
+    """Try it some times: a running service removes what is looked at."""
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(Moved):
+            return compared()
     message = f"model {model}: rows and snapshots were removed while they were checked"
     raise StartRefused(message, "Run it again when less is going on")
 
@@ -192,28 +213,19 @@ def compare(
     progress: Progress | None = None,
     *,
     served: bool = False,
+    shard: tuple[int, int] = (0, 1),
 ) -> Findings:
     """Compare one lineage with the journal, as :func:`check` does.
 
     It reads every row and every snapshot, and changes nothing.
 
-    ``served``: whether a service runs on them.
+    ``served``: whether a service runs on them.  ``shard``: which of how many servers they are of.
     """
-    head = journal.head(model, spec).snapshot
-    views, refused = _views(journal, snapshots, model, spec)
-    if head_missing := head is not None and head not in {*views, *refused}:
-        if journal.head(model, spec).snapshot != head:
-            raise Moved
-        refused[str(head)] = "it is the head, and its file is missing"
-    lacks, no_start = _start(journal, snapshots, model, spec)
-    if no_start is not None and journal.head(model, spec).snapshot != head:
-        raise Moved
+    files = _files(journal, snapshots, model, spec, *shard)
     partitions = journal.partitions(model)  # after the snapshots: the ends can't be before them
-    now = next((views[name] for name in _line(head, views)), Holding(None))
+    now, views = files.newest, files.views.values()
     base = base_of(
-        now,
-        (Holding(None), *of_loss(journal, model, spec, partitions), *views.values()),
-        partitions,
+        now, (Holding(None), *of_loss(journal, model, spec, partitions), *views), partitions
     )
     decisions = Decisions(spec)
     decisions.read(journal, model)
@@ -231,7 +243,7 @@ def compare(
     learned = minus(now.digest, (base or Holding(None)).digest)
     removed = sum(p.trimmed for p in partitions)
     return Findings(
-        model=model,
+        model=f"{model}, shard {shard[0]}" if shard[0] else model,
         snapshot=now.name,
         base=None if base is None else base.name,
         learned=learned[0],
@@ -245,28 +257,66 @@ def compare(
         frozen=len(counts.frozen - counts.standing),
         quarantined=len(counts.quarantined - counts.standing),
         waiting=journal.usage(model).halves,
-        refused=refused,
-        heads={s[:16]: journal.head(model, s).snapshot for s in journal.lineages(model)},
-        head_missing=head_missing,
+        refused=files.refused,
+        heads=files.heads,
+        head_missing=files.head_missing,
         served=served,
-        lacks=lacks,
-        no_start=no_start,
+        lacks=files.lacks,
+        no_start=files.no_start,
         lost=counts.lost,
         erasing=tuple(decision.source for _, decision in unfinished(journal, model)),
     )
 
 
-def _start(journal: Journal, snapshots: Snapshots, model: str, spec: str) -> tuple[int, str | None]:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The snapshots of one server: the newest good one, all good ones, and what is wrong."""
+
+    newest: Holding
+    views: Mapping[str, Holding]
+    refused: Mapping[str, str]
+    heads: Mapping[str, str | None]
+    head_missing: bool
+    lacks: int
+    no_start: str | None
+
+
+def _files(
+    journal: Journal, snapshots: Snapshots, model: str, spec: str, shard: int, of: int
+) -> _Files:
+    """Look at the snapshots of one of several servers.  Raises Moved."""
+    store: Store = ShardStore(journal, shard) if shard else journal
+    foreign: Foreign = (lambda values: Cut(of).foreign(values, shard)) if of > 1 else _nothing
+    head = store.head(model, spec).snapshot
+    views, refused = _views(journal, snapshots, model, spec, foreign)
+    if head_missing := head is not None and head not in {*views, *refused}:
+        if store.head(model, spec).snapshot != head:
+            raise Moved
+        refused[str(head)] = "it is the head, and its file is missing"
+    lacks, no_start = _start(store, SnapshotHistory(snapshots, Retention(), foreign), model, spec)
+    no_start = without_a_trace(journal) if no_start is None else no_start
+    if no_start is not None and store.head(model, spec).snapshot != head:
+        raise Moved
+    newest = next((views[name] for name in _line(head, views)), Holding(None))
+    heads = {s[:16]: store.head(model, s).snapshot for s in journal.lineages(model)}
+    return _Files(newest, views, refused, heads, head_missing, lacks, no_start)
+
+
+def _nothing(values: Blocks) -> str | None:
+    """Nothing is foreign to the only server of a model."""
+    return None
+
+
+def _start(store: Store, history: SnapshotHistory, model: str, spec: str) -> tuple[int, str | None]:
     """Rows that snapshots have and the journal lacks; why a start would be refused, or None."""
-    history = SnapshotHistory(snapshots, Retention())
-    lacks = shortfall(journal, history, model, spec).events
+    lacks = shortfall(store, history, model, spec).events
     try:
-        check_start(journal, history, Lineage(model, spec, "", "sum"))
+        check_start(store, history, Lineage(model, spec, "", "sum"))
     except Refused as error:
         return lacks, str(error)
     except (OSError, ParamServerError) as error:  # a disk that may do better: the start asks again
         return lacks, f"{type(error).__name__}: {error}"
-    return lacks, without_a_trace(journal)
+    return lacks, None
 
 
 def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
@@ -275,7 +325,7 @@ def _line(head: str | None, names: Mapping[str, Holding]) -> list[str]:
 
 
 def _views(
-    journal: Journal, snapshots: Snapshots, model: str, spec: str
+    journal: Journal, snapshots: Snapshots, model: str, spec: str, foreign: Foreign
 ) -> tuple[dict[str, Holding], dict[str, str]]:
     """Every good snapshot, oldest first, and why the others are none."""
     views, refused, reader = {}, {}, Reader(snapshots)
@@ -288,7 +338,9 @@ def _views(
         except (SnapshotCorrupt, SnapshotFormat) as error:
             refused[name] = str(error)
             continue
-        if (state.model, state.spec) == (model, spec):
+        if (why := foreign(state.values)) is not None:
+            refused[name] = why
+        elif (state.model, state.spec) == (model, spec):
             views[name] = holding_of(journal, name, state)
         else:
             refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"

@@ -81,7 +81,7 @@ class Review:
                 reason = "" if judged is None else judged.reason
                 self.changed.append(Changed(row, answer.verdict, reason))
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For operators; plain data."""
         return {
             "changed": self.counts.total(),

@@ -83,8 +83,8 @@ class Answers:
         For any other row the answer is given by :meth:`after_commit`; ``changing`` has what is to
         be looked at first.
         """
-        asked = event.waiting.rows[event.i]
-        if not event.waiting.decided and may_change(asked, outcome):
+        stood = not (outcome.new or event.waiting.decided)
+        if stood and may_change(event.waiting.rows[event.i], outcome):
             self.changing.append((event, outcome))
             return None
         return self.note_settled(event, outcome)

@@ -9,6 +9,7 @@ from online.rows import history
 from replay.journal.base import Row, Verdict
 
 _LEARNED_AS: Final = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
+_FROZEN, _QUARANTINED = Verdict.FROZEN, Verdict.QUARANTINED  # Python looks these up slowly
 
 
 class Fates:
@@ -26,9 +27,9 @@ class Fates:
         decisions = self._decisions
         if reason:
             return "failed"
-        if row.verdict is Verdict.FROZEN:
+        if row.verdict is _FROZEN:
             return "frozen"
-        if row.verdict is Verdict.QUARANTINED:
+        if row.verdict is _QUARANTINED:
             return decisions.choice(history.origin(row)) or "quarantined"
         if decisions.undone.has(row.partition, row.offset):
             return "undone"

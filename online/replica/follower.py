@@ -226,7 +226,7 @@ class Follower:
         n = alike(some, known)
         if n < _ALIKE_LEAST or any(map(self._control.decisions.failure, some[:n])):
             return 0
-        version, before = "{}.{}".format(*learner.shown), learner.own
+        version, before = "{}.{}".format(*learner.answer_version), learner.own
         begun_s = time.perf_counter()
         examples = [example for example in known[:n] if example is not None]
         n = learner.learn_alike(some[:n], examples)
@@ -289,6 +289,9 @@ class Follower:
             undecided = reason is not None and given_up is None and not self._learner.decides
             self._writer.answers.note_learned(row, before, reason, undecided=undecided)
         await self._claims.end(learned=True)
+        track = self._learner.tracks.get(row.partition)
+        if track is not None and row.offset == track.end:
+            await self._claims.ended(row.partition)
         return True
 
     def _show_judge(self, judge: Judge, row: Row) -> None:

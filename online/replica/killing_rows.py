@@ -8,7 +8,8 @@ A claim is counted before an adopted row is learned, so a learner that dies leav
   it; ``k + LEFT`` if it was not learned after all.  A learner died at row ``k`` if it has claimed
   the one and neither of the others, so whoever is killed between two rows, or learns rows again,
   is not counted.
-  (A process that has caught up says so under ``ENDED``: it did not die.)
+  (A process that has learned all of the partition, or has caught up, says so under ``ENDED``: it
+  did not die.  A partition is adopted again whenever the journal is learned again.)
 * A row that kills has ``DEATHS`` of them, and kills nearly whoever learns it.  A machine that
   kills at random instants ends processes at good rows, too: most of the time of a row goes into
   its two claims.  Those rows have been learned and lived through as well, so a row is given up
@@ -62,6 +63,7 @@ class Claims:
         self._patience = round(patience_s / _AGAIN_S)
         self._row_by_row: dict[int, bool] = {}
         self._said = False  # that this process has survived
+        self._outlived: set[int] = set()  # of these by name
         self._begun: Row | None = None
 
     async def begin(self, row: Row) -> str | None:
@@ -108,8 +110,16 @@ class Claims:
         if self._said:
             return
         self._said = True
+        self._outlived.update(survived)
         for partition in survived:
             await self._count(partition, ENDED)
+
+    async def ended(self, partition: int) -> None:
+        """This process has learned all of an adopted partition, and lives."""
+        known = self._row_by_row.pop(partition, None) is not None
+        if known and partition not in self._outlived:
+            await self._count(partition, ENDED)
+        self._outlived.discard(partition)
 
     def careful(self, partition: int) -> bool:
         """Whether the partition's rows are learned row by row."""

@@ -41,7 +41,7 @@ class Partition:
 
         A partition that is new there would not show it.
         """
-        return self._shared.learner.shown[0]
+        return self._shared.learner.answer_version[0]
 
     async def open(self) -> None:
         """Take a new one, however long that takes."""

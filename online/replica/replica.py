@@ -211,7 +211,7 @@ class ModelReplica:
     @property
     def version(self) -> str:
         """``epoch.count`` of the values that the local model stands on."""
-        return "{}.{}".format(*self.learner.shown)
+        return "{}.{}".format(*self.learner.answer_version)
 
     @property
     def incidents(self) -> list[str]:
@@ -246,7 +246,7 @@ class ModelReplica:
         gauges |= self._follower.cost.report()
         gauges["from_peer"] = self.exchange.peer is not None
         gauges |= {"names": len(self.learner.vocabulary), "classes": len(self.learner.tally.seen)}
-        gauges |= {"served_events": self.served, "served_epoch": self.learner.shown[0]}
+        gauges |= {"served_events": self.served, "served_epoch": self.learner.answer_version[0]}
         if (memory := self.learner.memory) is not None:
             gauges |= {"replay_fill": len(memory.buffer), "replay_rows": memory.replayed}
         if self._monotonic_s() >= self._slow_due_s:  # a walk over alarms, and one over weights

@@ -267,9 +267,10 @@ class Writer:
 
     def _take(self, fresh: Sequence[Row]) -> None:
         """Hand new rows to the learner, each once, in order; frozen ones are not for it."""
-        rows = [row for row in fresh if row.verdict is not Verdict.FROZEN]
+        frozen = Verdict.FROZEN
+        rows = [row for row in fresh if row.verdict is not frozen]
         if rows:
-            self.to_learn = max(self.to_learn, *(row.offset for row in rows))
+            self.to_learn = max(self.to_learn, max([row.offset for row in rows]))
         if self._followed is None:
             self.committed.extend(self.answers.expect(rows))
 

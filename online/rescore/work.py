@@ -115,7 +115,7 @@ class Worker:
         scores = self._scorer.score(rows)
         if self._plan.task == "regression":
             return Answers(None, scores.score)
-        texts = [*(shown(label, self._plan.classes) for label in scores.labels), None]
+        texts = [*(answer_key(label, self._plan.classes) for label in scores.labels), None]
         return Answers(np.array(texts, dtype=object)[scores.codes], scores.score)
 
     def _before(self, shard: Shard) -> _Before | None:
@@ -218,7 +218,7 @@ class _Kept:
         columns.append(pa.array(answers.score))
         self._columns.append(columns)
         for at, (label, score) in singles.items():
-            text = None if label is None else shown(label, classes)
+            text = None if label is None else answer_key(label, classes)
             self._sampled.append((self.good + at, text, score if np.isfinite(score) else None))
         self.good += piece.rows.n
         self.bad += piece.bad
@@ -288,7 +288,7 @@ def hashes(keys: Iterable[str]) -> Iterator[int]:
     return map(_FIRST, map(_HASH, keys))
 
 
-def shown(label: Label, classes: Sequence[str | int | bool]) -> str:
+def answer_key(label: Label, classes: Sequence[str | int | bool]) -> str:
     """The label's text as it is a key of ``probabilities`` in the service's answers."""
     named: Any = classes[int(label)] if classes and isinstance(label, bool) else label
     return named if isinstance(named, str) else label_text(named)

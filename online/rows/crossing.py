@@ -38,10 +38,11 @@ class Crossing:
     ) -> None:
         """Raises RequestError: the actions of a choice have too many products with its moment.
 
-        ``alike``: all of them have the same names, which are crossed once.
+        ``alike``: all of them have the same names and only numbers, and are crossed once.
         """
         moment, ids = 1 + _parts(context, self._of_moment), _HEADS * len(actions)
-        widest = 1 + max(_parts(row, self._of_action) for row in actions)
+        wide = actions[:1] if alike else actions
+        widest = 1 + max(_parts(row, self._of_action) for row in wide)
         products = moment * (_FORMS * ids + widest * (1 if alike else len(actions)))
         if products > self._most:
             raise self._refusal(products, field)

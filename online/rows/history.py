@@ -277,7 +277,7 @@ class Listed:
     next_decision: int | None
     choice: str | None = None
 
-    def shown(self, status: str, label: Any) -> dict[str, Any]:
+    def listed(self, status: str, label: Any) -> dict[str, Any]:
         """Return the event as operators see it, in the list of that status."""
         out = {
             "event_id": self.event.event_id,
@@ -448,7 +448,7 @@ def _found(
     return Listed(row, event, standing, following, choice), undone
 
 
-def shown(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
+def set_aside(journal: Journal, model: str, decisions: Decisions, row: Row) -> Listed | None:
     """A quarantined row as an event of the list; None if it is none."""
     span = Range(0, row.partition, 0, None)
     return _listed(journal, model, decisions, QUARANTINED, span, row)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
 from evaluation.metrics import Task
-from evaluation.report.rows import Column, Origin, Rows
+from evaluation.report.rows import Column, Floats, Origin, Rows
 from online.errors import StartRefused
 from online.rows.history import origin as origin_of
 from online.settings.config import Settings
@@ -19,6 +19,8 @@ from replay.codec import decode, is_erased
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, Label, Value, is_unlabelled, label_of
 from replay.journal.base import Journal, Row, Verdict
+
+Held: TypeAlias = Callable[[Task, Example], tuple[bool, float] | None]
 
 PAGE_ROWS: Final = 2048
 
@@ -37,7 +39,7 @@ def origin(model: ModelSettings) -> Origin:
     if model.task == "binary":
         classes = model.classes or {"negative": "false", "positive": "true"}
         names = {False: str(classes["negative"]), True: str(classes["positive"])}
-    return Origin("journal", model.name, model.task, names=names)
+    return Origin("journal", model.name, model.task, names=names, slices=model.slices)
 
 
 class JournalRows:
@@ -49,6 +51,8 @@ class JournalRows:
 
     Parameters:
         since, until: POSIX seconds of recording: from ``since``, before ``until``.
+        held: Whether the set or interval of an answer had its label, and its size; None: there was
+            none.  Without it nothing is said of that.
 
     Attributes:
         version: Of the model that gave the newest answer, as ``epoch.count``; None before the
@@ -63,8 +67,9 @@ class JournalRows:
         *,
         since: float = -math.inf,
         until: float = math.inf,
+        held: Held | None = None,
     ) -> None:
-        self._journal, self._model = journal, model
+        self._journal, self._model, self._held = journal, model, held
         self._since, self._until = since, until
         self._kinds: dict[str, str] = {}
         self.version: str | None = None
@@ -124,7 +129,14 @@ class JournalRows:
             source=[row.source or None for row in rows],
             verdict=[str(row.verdict) for row in rows],
             features=self._features([example.features for example in examples]),
+            covered=self._covered(examples),
         )
+
+    def _covered(self, examples: Sequence[Example]) -> Floats | None:
+        if (held := self._held) is None:
+            return None
+        found = (held(self._model.task, example) for example in examples)
+        return np.array([math.nan if one is None else float(one[0]) for one in found])
 
     def _features(self, rows: Sequence[Mapping[str, Value]]) -> dict[str, Column]:
         """By name; a feature is a number if the first values of it are."""

@@ -93,7 +93,7 @@ class Shadowing:
 def _propose(model: ModelSettings, before: str, after: str, now: Standing) -> None:
     """Have the serving lineage's server decide it; asked again with the next look."""
     log.info("challenger of %s is better: it is promoted", model.name)
-    note = decision(model, before, after, "auto", now.shown())
+    note = decision(model, before, after, "auto", now.summary())
     handle = ray.get_actor(server_name(model.name, before), NAMESPACE)
     ray.get(handle.promote.remote(note), timeout=_DECIDE_S)
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from online.audit.log import note_start
+from online.audit.log import note_start, started_with
 from online.challenger.promotion import spec_of_challenger
 from online.client.asking import Asking
 from online.errors import StartRefused
@@ -34,10 +34,12 @@ from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import Blocks
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.shards import ShardStore, shard_place
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
 from paramserver.state import SnapshotState
+from paramserver.store import Store
 from replay.journal.base import Control, Journal
 
 _FOLLOW_S = 2.0
@@ -75,6 +77,45 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
+    """Say what the folder has and the settings or the key file no longer lead to."""
+    names = {model.name for model in settings.models}
+    for name in sorted(started_with(journal) - names):
+        if events := sum(p.end for p in journal.partitions(name)):
+            yield (
+                f"model {name} was served from this state before, which has {events:,} events of "
+                "it, and these settings have no model of that name: what a model has learned goes "
+                "by its name, so one that was renamed begins with nothing; give it its old name"
+            )
+    if keyless and any(p.end for name in names for p in journal.partitions(name)):
+        yield (
+            f"{settings.key_path} was not there, and is made anew: ids of predictions from before "
+            "are unknown to it; if there is a copy of the old one, stop and put it back"
+        )
+
+
+def _servers(
+    settings: Settings, journal: Journal, name: str, spec: str
+) -> list[tuple[Store, SnapshotHistory]]:
+    """Return what each parameter server of a model sees of the journal, and its snapshots."""
+    found: list[tuple[Store, SnapshotHistory]] = []
+    model = next(one for one in settings.models if one.name == name)
+    for shard in range(model.shards):
+        place = lineage_place(shard_place(snapshots_path(settings), shard), name, spec)
+        store: Store = ShardStore(journal, shard) if shard else journal
+        found.append((store, SnapshotHistory(open_snapshots(place), Retention())))
+    return found
+
+
+def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
+    """Take an epoch that is the same for all servers of a lineage, beyond all of theirs."""
+    epochs = [begin_epoch(store, lineage) for store in stores]
+    for shard, store in enumerate(stores):
+        while epochs[shard] < max(epochs):
+            epochs[shard] = begin_epoch(store, lineage)
+    return max(epochs)
+
+
 def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
     """Rows that the lineage was begun without, the last time that it was begun."""
     begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
@@ -110,6 +151,7 @@ class Models:
 
         ``accept_loss``: go on without what the journal has lost and snapshots still know.
         """
+        keyless = not self._settings.key_path.exists()
         out = self.load()
         with contextlib.closing(open_journal(self._settings)) as journal:
             missing = acceptance.without_a_trace(journal)
@@ -130,6 +172,8 @@ class Models:
                 at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
+            for line in _left_behind(self._settings, journal, keyless=keyless):
+                self._progress(line)
             note_start(journal, [model.name for model in self._settings.models])
         return out
 
@@ -200,7 +244,6 @@ class Models:
         controls = journal.controls(name, 0)
         taught = bases.backfills(controls, loaded.spec_hash)
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
-            check_whole(next(m for m in self._settings.models if m.name == name), "beginning anew")
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
         elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
@@ -260,9 +303,8 @@ class Models:
         Its clock stands before every row that the journal has, or (``without``) after them.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
-        place = lineage_place(snapshots_path(self._settings), name, loaded.spec_hash)
-        history = SnapshotHistory(open_snapshots(place), Retention())
-        epoch = begin_epoch(journal, lineage)
+        servers = _servers(self._settings, journal, name, loaded.spec_hash)
+        epoch = _next_epoch([store for store, _ in servers], lineage)
         ends = {p.id: journal.seal(p.id) for p in journal.partitions(name)}
         gone = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
         clock = ends if without else gone
@@ -271,7 +313,7 @@ class Models:
         skipped, closed, position = clock, frozenset[int](), 0
         rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
         if base is not None:
-            values = _base(history, name, base).values
+            values = _base(servers[0][1], name, base).values
             skipped = _skipped(controls, loaded.spec_hash)
             skipped |= {p: n for p, n in gone.items() if p not in base.clock}
             closed, position = frozenset(base.closed), base.position
@@ -297,7 +339,8 @@ class Models:
         begun = rewrites.Begun(loaded.spec_hash, skipped, None if base is None else base.snapshot)
         key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
         journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
-        publish(journal, history, empty, None)
+        for store, history in servers:
+            publish(store, history, empty, None)
         if without:
             before = sum(ends.values())
             self._progress(f"model {name}: begins without the {before:,} events before")

@@ -166,10 +166,11 @@ class Embedded:
         """
         from evaluation.report.build import report_on
         from online.rows.journal_rows import JournalRows, open_for_report, origin
+        from online.sure.threshold import held
 
         settings = self._parts.settings
         with contextlib.closing(open_for_report(settings)) as journal:
-            rows = JournalRows(journal, settings.models[0])
+            rows = JournalRows(journal, settings.models[0], held=held)
             made_at, first = time.time(), origin(settings.models[0])
             return report_on(first, rows, made_at=made_at, version=lambda: rows.version)
 

@@ -14,9 +14,10 @@ A promotion that is taken back before the promoted model answers is given up.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final
 
 from online.errors import OnlineError
 from online.models.from_settings import merge_rule
@@ -117,7 +118,7 @@ class GoingOver:
         if not (before.exchangeable and exchangeable(model, rule)):
             return False  # the process is replaced
         # It opens the journal, which may wait for a lock; whoever asks here must not.
-        after, left = await asyncio.to_thread(self._make, settings, model, loaded), before
+        after, left = await self._made(settings, model, loaded), before
         try:
             if not await self._ready(after):
                 left = after
@@ -129,9 +130,24 @@ class GoingOver:
             left = after
             raise
         finally:
-            task = asyncio.create_task(self._leave(left))
-            self._leaving.add(task)
-            task.add_done_callback(self._leaving.discard)
+            self._let_go(self._leave(left))
+
+    async def _made(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
+        """A part, made on a thread; one that nobody waits for any more is stopped when it is there.
+
+        A thread can't be stopped, and what it makes has opened the journal.
+        """
+        making = asyncio.ensure_future(asyncio.to_thread(self._make, settings, model, loaded))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            self._let_go(_stopped(making))
+            raise
+
+    def _let_go(self, leaving: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(leaving)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
 
     async def _ready(self, part: Part) -> bool:
         """Wait until the part can answer; False: another promotion came first."""
@@ -154,4 +170,11 @@ class GoingOver:
         while quiet < _QUIET_LOOKS and loop.time() - begun_s < _LEAVE_S:
             await asyncio.sleep(_QUIET_S)
             quiet = quiet + 1 if part.replica.writer.idle else 0
+        await part.replica.stop(_STOP_S)
+
+
+async def _stopped(making: asyncio.Future[Part]) -> None:
+    """Stop what is made, once it is there."""
+    with contextlib.suppress(Exception):  # then nothing was made
+        part = await making
         await part.replica.stop(_STOP_S)

@@ -17,7 +17,7 @@ from typing import Any, Self
 import msgspec
 
 from online.errors import RequestError
-from online.messages.shown import Status
+from online.messages.model_status import Status
 from online.messages.structs import (
     Event,
     FeedbackRequest,

@@ -139,6 +139,6 @@ def _forget(file: Path, model: str, source: str) -> str | None:
     return None
 
 
-def shown(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
+def plain_data(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
     """For operators; plain data."""
     return [{**msgspec.to_builtins(trigger), "text": str(trigger)} for trigger in triggers]

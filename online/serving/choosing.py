@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -104,6 +104,7 @@ class Choosing:
         self.defaults = Defaults(replica, rule, time.time, time.monotonic)
         self.rewards = Rewarding(serving, door, limits, settings)
         self._takes = lru_cache(maxsize=16)(door.takes)
+        self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
         self._policy = Policy(**settings.policy_parts())
         self._together = AtOnce(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
@@ -318,6 +319,8 @@ class Choosing:
         if not 1 <= len(actions) <= most:
             hint = f"Send 1 to {most}, or raise limits.actions_max"
             raise invalid("actions", f"{len(actions)} actions", hint)
+        if table is not None and self._named(ids := tuple([action.id for action in actions])):
+            return tuple(zip(ids, [action.features for action in actions], strict=True))
         found: dict[str, Features] = {}
         for i, action in enumerate(actions):
             if len(action.id) > self._limits.text_bytes_max:
@@ -374,6 +377,14 @@ def columns_of(table: Alike | None) -> tuple[tuple[str, ...], bytes] | None:
     if table is None or table.whole:
         return None
     return table.names, table.numbers.astype("<f8", copy=False).tobytes()
+
+
+def _are_names(ids: tuple[str, ...], most: int) -> bool:
+    """Whether these may be the ids of a choice's actions: they often are those of the one before.
+
+    What is wrong with others is told by whoever looks at one after the other.
+    """
+    return len(set(ids)) == len(ids) and all(len(one) <= most and is_plain(one) for one in ids)
 
 
 def _ends(actions: tuple[tuple[str, Features], ...]) -> tuple[Features, Features]:

@@ -31,4 +31,4 @@ async def conversions(
         step = replica.store.journal.predicted
         halves = (await read(name, step, name, -1.0, now_s + _AHEAD_S, _OLDEST)).waiting
         oldest_s = max(now_s - halves[0][1].at, 0.0) if halves else None
-    return {**found.shown(), "waiting": waiting, "oldest_s": oldest_s}
+    return {**found.summary(), "waiting": waiting, "oldest_s": oldest_s}

@@ -8,11 +8,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from time import perf_counter
 from typing import Final
 
+from msgspec import UNSET, UnsetType
+
 from online.errors import RequestError
-from online.messages.structs import Explanation
+from online.messages.structs import Explanation, NearRow
 from online.models.base import Prediction
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
+from online.serving.nearest import Nearest
 from online.sure.contributions import Contributions, NotExplained, added_up, explaining
 from online.sure.views import calibration_in
 from replay.example import Features, Label
@@ -35,6 +38,7 @@ class Explained:
         self, replica: ModelReplica, door: Door, clock_s: Callable[[], float] = perf_counter
     ) -> None:
         self._replica, self._door, self._clock_s = replica, door, clock_s
+        self._nearest = Nearest(replica, door)
         self._size = 1  # rows of one turn, by what the last ones took
 
     def check(self, features: Features) -> None:
@@ -44,6 +48,10 @@ class Explained:
             message = f"a row of {len(features)} features, at most {most} are explained"
             hint = "Send fewer, or raise limits.explain_max to twice as many"
             raise RequestError(422, "too_many_to_explain", message, "features", hint)
+
+    async def nearest(self, features: Features, n: int) -> list[NearRow] | UnsetType:
+        """Return the ``n`` nearest learned rows, if any are asked for.  Raises RequestError."""
+        return await self._nearest.to(features, n) if n else UNSET
 
     def at_once(self, features: Features) -> tuple[Prediction, Explanation] | None:
         """Answer, and explain it by the weights; None: the model is to be asked about parts.

@@ -50,7 +50,7 @@ class HeldEvents:
     ) -> dict[str, Any]:
         """A page of events that are undone, frozen or quarantined; of all sources, or of one."""
         page = await self._page(model, status, after, limit, source)
-        shown = [event.shown(status, self._label(model, event.row)) for event in page.events]
+        shown = [event.listed(status, self._label(model, event.row)) for event in page.events]
         if status == QUARANTINED:
             for out, event in zip(shown, page.events, strict=True):
                 out |= _evidence(event.row)
@@ -86,12 +86,12 @@ class HeldEvents:
         """One quarantined event, by its row (``3:120``) or by its id and source, with evidence."""
         decisions = await self._decided(model)
         row = await self._find(model, name, source)
-        event = await self._read_on(model, history.shown, decisions, row) if row else None
+        event = await self._read_on(model, history.set_aside, decisions, row) if row else None
         if row is None or event is None:
             hint = "`online quarantine list` names them: give the row, or id and source"
             message = f"no quarantined event {name[:80]!r}"
             raise RequestError(404, "unknown_event", message, "event", hint)
-        out: dict[str, Any] = event.shown(QUARANTINED, self._label(model, row))
+        out: dict[str, Any] = event.listed(QUARANTINED, self._label(model, row))
         example = codec.decode(row.payload)
         return {
             **out, **_evidence(row), "features": example.features, "weight": example.weight,
@@ -104,7 +104,7 @@ class HeldEvents:
         events: list[Listed] = []
         for i, name in enumerate(names):
             row = await self._find(model, name, None)
-            event = await self._read_on(model, history.shown, decisions, row) if row else None
+            event = await self._read_on(model, history.set_aside, decisions, row) if row else None
             if event is None:
                 hint = "`online quarantine list` names the rows"
                 raise invalid(f"rows[{i}]", f"no quarantined row {name[:80]!r}", hint)
@@ -130,7 +130,7 @@ class HeldEvents:
             for key in open_:
                 await store.write(asked_by.run, history.decide, journal, model, key, choice)
             decisions = await self._decided(model)
-            look = partial(history.shown, journal, model, decisions)
+            look = partial(history.set_aside, journal, model, decisions)
             now = [event for e in events if (event := await store.read(look, e.row)) is not None]
         except (ReplayError, TimeoutError) as error:
             raise _unavailable(error) from None

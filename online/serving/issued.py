@@ -182,7 +182,7 @@ class Issued:
     def version(self) -> tuple[int, int, int]:
         """The model that answers now."""
         learner = self._replica.learner
-        return (*learner.shown, learner.own)
+        return (*learner.answer_version, learner.own)
 
 
 def notes_of(answer: Answer, score: dict[str, float] | None) -> bytes | None:

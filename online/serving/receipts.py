@@ -33,13 +33,8 @@ class Receipting:
 
         Raises RequestError for a label that is not kept, or not any more.
         """
-        if _is_plain(asked, recorded):
-            row = recorded.row
-            assert row is not None
-            return Receipt(
-                "learned", asked.row.event_id, recorded.version_before, recorded.version,
-                f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
-            )  # fmt: skip
+        if (plain := _plain(asked, recorded)) is not None:
+            return plain
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,
@@ -84,6 +79,8 @@ class Receipting:
         """Receipt of the ``i``-th event of a body; an error is about this one alone."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
+        if (plain := _plain(asked, recorded)) is not None:
+            return plain
         try:
             return self.receipt(asked, recorded, f"events[{i}].")
         except RequestError as error:
@@ -110,11 +107,17 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _is_plain(asked: Asked, recorded: Recorded) -> bool:
-    """Whether there is nothing to say of the event but that it was learned."""
-    learned = recorded.status == "learned" and not (recorded.repeat or recorded.reason)
-    corrects = recorded.row is not None and recorded.row.key != asked.row.key
-    return learned and asked.row.half is None and not asked.unknown and not corrects
+def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
+    """The receipt of an event of which there is nothing to say but that it was learned."""
+    new, row = asked.row, recorded.row
+    if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
+        return None
+    if new.half is not None or asked.unknown or row.key != new.key:
+        return None
+    return Receipt(
+        "learned", new.event_id, recorded.version_before, recorded.version,
+        f"{row.partition}:{row.offset}", idempotent=asked.idempotent,
+    )  # fmt: skip
 
 
 def _is_provisional(asked: Asked) -> bool:

@@ -122,21 +122,19 @@ class Serving:
         return Predictions(rows, self.name, *facts)
 
     async def explained(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row as :meth:`predict` does, and say what each feature has added.
-
-        Where that takes long, other requests have their turns meanwhile, and the model is the same
-        from the first one to the answer.
-        """
-        facts = self._facts(request)
+        """Answer one row, and say what each feature has added; others are answered meanwhile."""
+        self._facts(request)
         if request.features is None:
             return self.predict(request)
         features = self._door.features(request.features, "features")
         self._explained.check(features)
+        near = await self._explained.nearest(features, request.nearest)
         if (found := self._explained.at_once(features)) is not None:
             answer, said = found
-            return self._one(request, features, facts, answer, self._shown(answer), said)
+            facts, said.nearest = self._facts(request), near
+            return self._one(request, features, facts, answer, self._shares(answer), said)
         async with self._explained.in_turns(features) as (answer, said):
-            facts, shown = self._facts(request), self._shown(answer)
+            facts, shown, said.nearest = self._facts(request), self._shares(answer), near
             return self._one(request, features, facts, answer, shown, said)
 
     def _facts(self, request: PredictRequest) -> _Facts:
@@ -154,6 +152,8 @@ class Serving:
             raise invalid("features", "one of features and instances is needed", "Send one of them")
         if request.id is not None:
             check_own_id(request.id, one=request.features is not None)
+        if request.nearest and not request.explain:
+            raise invalid("nearest", "rows are shown beside an explanation", "Send explain, too")
         return version, own, age, behind, includes, from_peer
 
     def _one(
@@ -253,9 +253,9 @@ class Serving:
 
     def _answer(self, features: Features) -> tuple[Answer, _Shares]:
         answer = self.replica.learner.predict(features)
-        return answer, self._shown(answer)
+        return answer, self._shares(answer)
 
-    def _shown(self, answer: Answer) -> _Shares:
+    def _shares(self, answer: Answer) -> _Shares:
         """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
         if answer.probabilities is None:
             _check_finite(answer.label)

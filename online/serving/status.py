@@ -125,9 +125,9 @@ class Cluster(HeldEvents):
             "learned": learner.tally.digest[0],
             "quality": _quality(replica),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
-            "confidence": _shown(confidence_in(views)),
-            "calibration": _shown(calibration_in(views)),
-            "slices": _shown(slices_in(views)),
+            "confidence": _summary(confidence_in(views)),
+            "calibration": _summary(calibration_in(views)),
+            "slices": _summary(slices_in(views)),
             "anomaly": anomalies.summary_of(replica),
             "choices": _choices(replica),
             "conversions": await conversions(replica, journal, self._read),
@@ -387,20 +387,20 @@ def _kept(replica: ModelReplica) -> dict[str, Any] | None:
     }
 
 
-def _shown(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
+def _summary(found: Calibration | Confidence | Slices | None) -> dict[str, Any] | None:
     """Return what is summed over the rows as people are shown it; None: nobody asks for it."""
-    return None if found is None else found.shown()
+    return None if found is None else found.summary()
 
 
 def _choices(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what came of the choices; None: the model makes none."""
     found = choices_in(replica.learner.tally.views)
-    return None if found is None else {"answers": answering(replica), **found.shown()}
+    return None if found is None else {"answers": answering(replica), **found.summary()}
 
 
 def _filters(replica: ModelReplica) -> dict[str, Any] | None:
     """Return what this replica's filters know; None if nothing is judged."""
-    return None if replica.filters is None else replica.filters.shown()
+    return None if replica.filters is None else replica.filters.summary()
 
 
 def _example(replica: ModelReplica) -> dict[str, Any] | None:
@@ -447,7 +447,7 @@ def _drift(
     """
     if replica.judge is None:
         return None
-    shown = replica.judge.shown()
+    shown = replica.judge.summary()
     if len(reports) > 1:
         shown = {**shown, "without_labels": None}
     fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}

@@ -68,6 +68,12 @@ class Limits(Tree):
     explain_s: float = Field(
         1, gt=0, description="how long that may take; nothing is learned meanwhile, others ask on"
     )
+    nearest_rows: int = Field(
+        2_000,
+        ge=1,
+        le=100_000,
+        description="newest rows in which the nearest are looked for",
+    )
     names_max: int = Field(
         100_000, ge=1, description="names that a model keeps something of: features, words of text"
     )

@@ -171,7 +171,7 @@ class Calibration(Sums):
 
     # -- what is told ------------------------------------------------------------------------
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """The sharpness of now, rows that told of it, how late they are, log loss gained a row."""
         n = self.now.get(_COMPARED, 0.0)
         return {

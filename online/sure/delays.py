@@ -122,7 +122,7 @@ class Delays(Sums):
         late = max(1.0 - share, _LATE_MIN)
         return share + (1.0 - share) * late, late
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what became of events without a label, as the status has it."""
         default, late = self.weights()
         return {

@@ -62,7 +62,7 @@ class Slices(Sums):
 
     # -- what is told ------------------------------------------------------------------------
 
-    def shown(self) -> dict[str, dict[str, dict[str, Any]]]:
+    def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
         """By feature and value: ``n``, ``accuracy`` or ``mae``, ``coverage``; most rows first.
 
         Features that are not named any more are left out.

@@ -259,7 +259,7 @@ class Confidence(Sums):
 
     # -- what is told ------------------------------------------------------------------------
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Coverage of the answers whose labels came, and the mean size or width of what was said.
 
         Both are None before the first.  ``slices``: by feature and value, how much more than that

@@ -21,7 +21,7 @@ from pyarrow import fs
 from online.tables.columns import Kind
 from online.tables.errors import InputRefused
 from online.tables.layout import Column, Form, Input, Layout, Shard
-from online.tables.places import Place, failures, shown
+from online.tables.places import Place, failures, without_keys
 
 ROWS_MAX: Final = 65_536
 """Rows of a shard of a Parquet file."""
@@ -58,7 +58,9 @@ def files_of(places: Sequence[str]) -> list[Input]:
         with failures(path):
             info = filesystem.get_file_info(path)
             if info.type == fs.FileType.NotFound:
-                raise InputRefused(shown(place), "there is no such file or folder", "Name another")
+                raise InputRefused(
+                    without_keys(place), "there is no such file or folder", "Name another"
+                )
             if info.type == fs.FileType.Directory:
                 selector = fs.FileSelector(path, recursive=True)
                 infos = sorted(filesystem.get_file_info(selector), key=lambda i: i.path)
@@ -66,7 +68,7 @@ def files_of(places: Sequence[str]) -> list[Input]:
             else:
                 infos = [info]
         if not infos:
-            raise InputRefused(shown(place), "the folder holds no file", "Name another")
+            raise InputRefused(without_keys(place), "the folder holds no file", "Name another")
         out += [_input(place, info) for info in infos]
     return out
 

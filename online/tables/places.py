@@ -26,10 +26,10 @@ def failures(place: str) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except (OSError, pyarrow.ArrowException) as error:
-        raise PlaceFailed(shown(place), f"{type(error).__name__}: {error}") from error
+        raise PlaceFailed(without_keys(place), f"{type(error).__name__}: {error}") from error
 
 
-def shown(place: str) -> str:
+def without_keys(place: str) -> str:
     """A place without the keys that a URI may hold."""
     return re.sub(r"//[^/]*@", "//", place.partition("?")[0])
 
@@ -51,8 +51,8 @@ class Place:
         try:
             found: tuple[Any, str] = fs.FileSystem.from_uri(self.uri)
         except (pyarrow.ArrowException, ValueError, OSError) as error:
-            text = str(error).replace(self.uri, shown(self.uri))
-            raise PlaceFailed(shown(self.uri), f"can't be opened ({text})") from None
+            text = str(error).replace(self.uri, without_keys(self.uri))
+            raise PlaceFailed(without_keys(self.uri), f"can't be opened ({text})") from None
         return found
 
 

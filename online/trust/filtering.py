@@ -174,10 +174,11 @@ class Filtering:
         """
         if self.active or self.elsewhere:
             return False
+        quarantined = Written.QUARANTINED
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
                 return False
-            if row.verdict is Written.QUARANTINED or is_again(row):
+            if row.verdict is quarantined or is_again(row):
                 return False
         keys = [row.key for row in rows]
         if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
@@ -357,7 +358,7 @@ class Filtering:
             "filter_active": float(self.active),
         }
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For operators; plain data."""
         worst = sorted(
             self.reputations.quarantined, key=lambda s: self.chain.sources.get(s).standing
@@ -368,7 +369,7 @@ class Filtering:
             "tests": [test.name for test in self.chain.filters],
             "active": self.active,
             "sources_min": SOURCES_MIN,
-            "root_set": None if self.root is None else {**self.root.shown(), "scores": scored},
+            "root_set": None if self.root is None else {**self.root.summary(), "scores": scored},
             "sources": len(self.chain.sources),
             "quarantined": [
                 {"source": source, "evidence": self.reputations.evidence(source)}

@@ -61,7 +61,7 @@ class RootSet:
         assert isinstance(model, Sloped)
         return model.mean_slope(rows)
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return what operators are shown of the root set."""
         counts = dict(self._classes.most_common(20))
         return {

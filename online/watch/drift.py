@@ -239,7 +239,7 @@ class Judge:
         self.look()
         return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
 
-    def shown(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """For operators; plain data."""
         self.look()
         found = self._watch.state().data()
@@ -273,6 +273,9 @@ class _Columns(NamedTuple):
         self.at.extend(more.at)
 
 
+_BINARY: Final = {label: label_text(label) for label in (False, True)}
+
+
 class _Looked(NamedTuple):
     """Such rows; of each, too, how sure its answer was, whether it was right, and was open."""
 
@@ -282,22 +285,31 @@ class _Looked(NamedTuple):
 
 def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -> _Looked | None:
     """Look at rows of a classifier; None: one of them has no answer, or an odd one."""
-    columns = _Columns([example.features for example in examples], [], [], [], [])
+    scores, errors, at = list[float](), list[float](), list[float]()
+    rules: list[float | None] = []
     answers: list[tuple[float, bool, bool]] = []
     for row, example in zip(rows, examples, strict=True):
         if not (score := example.score):
             return None
-        said = max(score, key=score.__getitem__)
-        share, label, same = score[said], example.label, example.no_change
+        if len(score) == 2:
+            (said, share), (other, of_other) = score.items()
+            if of_other > share:
+                said, share = other, of_other
+        else:
+            said = max(score, key=score.__getitem__)
+            share = score[said]
+        label, same = example.label, example.no_change
         watched = score.get("true", share) if binary else share
         if not (0.0 <= share <= 1.0 and 0.0 <= watched <= 1.0):
             return None
-        right = said == label_text(label)
-        columns.scores.append(watched)
-        columns.errors.append(float(not right))
-        columns.rules.append(None if same is None else float(same != label))
-        columns.at.append(example.event_time or row.at)
+        text = _BINARY.get(label) if type(label) is bool else label_text(label)
+        right = said == text
+        scores.append(watched)
+        errors.append(0.0 if right else 1.0)
+        rules.append(None if same is None else float(same != label))
+        at.append(example.event_time or row.at)
         answers.append((share, right, example.predicted_at is not None))
+    columns = _Columns([example.features for example in examples], scores, errors, rules, at)
     return _Looked(columns, answers)
 
 

@@ -11,12 +11,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import msgspec
 
+from paramserver.blocks import Blocks
 from paramserver.errors import (
     PublishFailed,
     SnapshotCorrupt,
@@ -37,6 +38,7 @@ _SHOWN: Final = 3
 _PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
 ASIDE: Final = "aside-"
 """Names of states that were built beside the line begin so; only a control row leads to one."""
+Foreign = Callable[[Blocks], str | None]
 _NAME: Final = re.compile(r"(\d+)-(\d+)(?:-from-(\d+)-(\d+))?")
 
 
@@ -119,11 +121,15 @@ class Vanished:
 
 
 class SnapshotHistory:
-    """A lineage's snapshots, with their manifests in memory."""
+    """A lineage's snapshots, with their manifests in memory.
 
-    def __init__(self, snapshots: Snapshots, retention: Retention) -> None:
-        self._snapshots = snapshots
-        self._retention = retention
+    ``foreign``: why values can't be those of this server, one of several; None: they can.
+    """
+
+    def __init__(
+        self, snapshots: Snapshots, retention: Retention, foreign: Foreign = lambda values: None
+    ) -> None:
+        self._snapshots, self._retention, self._foreign = snapshots, retention, foreign
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
@@ -159,7 +165,7 @@ class SnapshotHistory:
         reader = Reader(self._snapshots)
         for name in ancestors(head, self._snapshots.names()):
             try:
-                state, data = reader.read(name)
+                state, data = self._read(reader, name)
             except PlaceUnreachable:  # no reason to go back to an older one: ask again
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
@@ -183,7 +189,13 @@ class SnapshotHistory:
 
     def load(self, name: str) -> SnapshotState:
         """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
-        return Reader(self._snapshots).read(name)[0]
+        return self._read(Reader(self._snapshots), name)[0]
+
+    def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, bytes | memoryview]:
+        state, data = reader.read(name)
+        if (why := self._foreign(state.values)) is not None:
+            raise SnapshotCorrupt(why)
+        return state, data
 
     def index(self) -> None:
         """Read the manifests of the snapshots that are there (without their payloads).

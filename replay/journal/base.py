@@ -35,6 +35,8 @@ class Verdict(StrEnum):
     FROZEN = "frozen"
     LOST = "lost"
 
+    __hash__ = str.__hash__  # an enumeration's own is written in Python, and asked a row
+
 
 class Half(StrEnum):
     """One side of a stored join: what was predicted, or the label that came for it."""

@@ -29,6 +29,7 @@ _FEW: Final = 64
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 _END: Final = 4  # of a partition's columns
 _KEY: Final = 3  # of a row's
+_GIVEN: Final = slice(3, 10)  # of a row's: each has its own, the others follow from the first
 
 
 class Batch:
@@ -133,9 +134,11 @@ class Batch:
         """
         before = self.end, self._seq, self.wrote
         made = [self._next(row, bytes(row.key)) for row in rows]
-        values: list[Any] = []
+        values: list[Any] = [before[1], self._partition, before[0], self._model, self._ran]
         for row in made:
-            values += self._columns(row)
+            columns = self._columns(row)
+            values += columns[_GIVEN]
+            values.append(columns[-1])
         if self._db.execute(_with_rows(sql.INSERT_NEW, len(rows)), values).rowcount < len(rows):
             self.end, self._seq, self.wrote = before
             self._db.execute(sql.DROP_AFTER, (self._seq,))
@@ -256,7 +259,7 @@ def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
 @lru_cache(maxsize=128)
 def _with_rows(statement: str, n: int) -> str:
     """A statement that inserts ``n`` rows: a text that is made once has its hash already."""
-    return statement.format(", ".join([sql.INSERT_ROW] * n))
+    return statement.format(", ".join([sql.INSERT_ROW.format(i) for i in range(1, n + 1)]))
 
 
 @lru_cache(maxsize=256)

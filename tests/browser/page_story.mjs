@@ -65,6 +65,7 @@ await card.getByText("distance (PSI)").waitFor();
 const texts = (cells) => cells.evaluateAll((nodes) => nodes.map((node) => node.textContent));
 const moved = await texts(card.locator(".features tbody tr").first().locator("td"));
 const labels = await texts(card.locator(".classes tbody td:first-child"));
+const slices = await card.locator(".slices tbody tr").evaluateAll((rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
 const influence = await texts(card.locator(".closer .of"));
 const calibration = await card.locator("svg.calibration").getAttribute("aria-label");
 const releases = await card.locator(".released tbody tr").evaluateAll((rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
@@ -189,5 +190,5 @@ promoted.came = await page.locator("#act-state").textContent();
 promoted.progress = await page.locator("#act-progress").isVisible();
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, calibration, influence, live, releases, devices, report, choices, promoted }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, slices, calibration, influence, live, releases, devices, report, choices, promoted }));
 await browser.close();

@@ -23,8 +23,6 @@ from online.settings.tokens import ROLES
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")
 
-pytestmark = pytest.mark.ray
-
 TOKENS: Final = {role: f"{role}-0123456789abcdefghijkl" for role in ROLES}
 SETTINGS: Final[dict[str, Any]] = {
     "replicas": 1,
@@ -54,7 +52,9 @@ def free() -> Iterator[Running]:
 
 @pytest.fixture(scope="module")
 def guarded() -> Iterator[Running]:
-    with service({**SETTINGS, "tokens": TOKENS}) as running:
+    """One process, which starts in a second; the long test asks a service on Ray."""
+    embedded = {name: value for name, value in SETTINGS.items() if name != "replicas"}
+    with service({**embedded, "cluster": "embedded", "tokens": TOKENS}) as running:
         yield running
 
 
@@ -94,6 +94,7 @@ def check(output: str, statuses: Counter[int]) -> None:
     assert "Tested: 54" in output, "every operation"
 
 
+@pytest.mark.ray
 @pytest.mark.long  # the same operations as with a token
 def test_without_tokens(free: Running) -> None:
     output, statuses = attack(free.url, f"{free.url}/openapi.json", 15, {})

@@ -192,15 +192,19 @@ def changed(world: World, *how: str) -> int:
     return subprocess.run(command, capture_output=True, timeout=240, check=False).returncode
 
 
-@pytest.mark.parametrize("store", ["sqlite", "redis"])
-def test_nothing_of_a_source_is_left_and_nothing_else_is_changed(
-    tmp_path: Path, store: str
-) -> None:
-    (tmp_path / "twin").mkdir()
-    with world_of(tmp_path / "twin", "sqlite") as twin, twin.serving():
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Answers of a twin that the source has never sent anything."""
+    with world_of(tmp_path_factory.mktemp("twin"), "sqlite") as twin, twin.serving():
         for i in [*range(EVENTS), *range(100, 100 + EVENTS)]:
             twin.send(i, "good")
-        wanted = answers(twin)
+        return answers(twin)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_nothing_of_a_source_is_left_and_nothing_else_is_changed(
+    tmp_path: Path, wanted: list[float], store: str
+) -> None:
     with world_of(tmp_path, store) as world:
         with world.serving():
             live(world)

@@ -68,7 +68,6 @@ def test_nor_does_one_in_two_replicas_and_a_server() -> None:
     assert len(result.rounds) >= 3, "kinds of kills"
 
 
-@pytest.mark.ray
 def test_the_harness_fails_if_nothing_is_taken_back(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NOTHING_BEFORE)
     environment = {"PYTHONPATH": str(tmp_path)}
@@ -77,9 +76,9 @@ def test_the_harness_fails_if_nothing_is_taken_back(tmp_path: Path) -> None:
     assert not result.good
 
 
-@pytest.mark.ray
 def test_the_harness_fails_without_dedupe(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WITHOUT_DEDUPE)
-    result = exactly_once.run(1, seed=1, environment={"PYTHONPATH": str(tmp_path)})
+    environment = {"PYTHONPATH": str(tmp_path)}
+    result = exactly_once.run(1, seed=1, embedded=True, environment=environment)
     assert result.twice
     assert not result.good

@@ -430,7 +430,7 @@ def promote(running: Running, *arguments: str) -> str:
         if not any(text in done.stderr for text in early):
             return done.stdout + done.stderr
         assert time.monotonic() < deadline, done.stderr
-        time.sleep(0.1)
+        time.sleep(0.5)  # each try is a process of its own
 
 
 def complete(running: Running) -> dict[str, Any]:

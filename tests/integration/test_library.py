@@ -114,6 +114,23 @@ def test_a_folder_of_before_goes_on_with_the_scaler_that_it_began_with(state: Pa
         online.Learner("logreg", state, params={"scale": "limited"}, **told)
 
 
+def test_a_model_that_was_renamed_and_a_key_that_is_gone_are_said(state: Path) -> None:
+    def lines(name: str) -> list[str]:
+        """What a start says of what it does not find."""
+        said: list[str] = []
+        with online.Learner(model(), state, name=name, say=said.append) as learner:
+            learner.learn_one({"x": 1.0}, True)
+        return [line for line in said if "was served from" in line or "made anew" in line]
+
+    assert lines("spam") == []
+    (said,) = lines("mail")
+    assert "model spam was served from this state before, which has 1 events" in said
+    assert lines("mail") == [], "once"
+    (state / "key").unlink()
+    (said,) = lines("mail")
+    assert f"{state / 'key'} was not there" in said
+
+
 def test_it_works_in_a_notebook_and_a_second_one_on_the_folder_closes_the_first(
     state: Path,
 ) -> None:

@@ -59,7 +59,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     models: list[dict[str, Any]] = [
         {"name": f"model-{i}", "task": "binary", "learner": "logreg"} for i in range(6)
     ]
-    models[1]["drift"] = {"reference_rows": 200, "window_rows": 200}
+    models[1] |= {
+        "drift": {"reference_rows": 200, "window_rows": 200}, "confidence": 0.9, "slices": ["x"],
+    }  # fmt: skip
     state = tmp_path_factory.mktemp("page") / "state"
     data: dict[str, Any] = {
         "models": [*models, {"name": "shop", "task": "choose"}], "tokens": TOKENS,
@@ -142,6 +144,8 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert seen["moved"][0] in ("x", "y")
     assert seen["moved"][-1] == "act"
     assert seen["labels"] == ["true", "false"]
+    assert {row[0] for row in seen["slices"]} == {"x"}
+    assert re.fullmatch(r"\d+(\.\d+)? %", seen["slices"][0][4]), seen["slices"]
     assert sorted(seen["influence"]) == ["x", "y"]
     assert seen["calibration"].startswith("Calibration: said 0.")
     assert seen["live"][1] == "answer"

@@ -89,6 +89,7 @@ def test_killed_superseded_replaced(ray_here: None, tmp_path: Path) -> None:
         with pytest.raises(FormatRefused):
             await client.sync(request(format=99), 60.0)
         assert (await client.sync(request(pushes=[push(1, 1)]), 60.0)).clock == {1: 1}
+        assert client.near  # it went over a kept connection
         await client.call("snapshot", 60.0)
         assert (await client.sync(request(pushes=[push(1, 2)]), 60.0)).clock == {1: 2}
 

@@ -19,6 +19,11 @@ CHOICES: Final[Mapping[str, Any]] = only(
 )  # fmt: skip
 """What is the same in all seeds of choices."""
 
+DECIDED_CHOICES: Final[Mapping[str, Any]] = {
+    **CHOICES, "faults": CHOICES["faults"] | {"rollback", "freeze"}, "snapshot_s": 0.5,
+}  # fmt: skip
+"""Choices of which an operator takes some out, and some are only kept."""
+
 CHOICE_MUTANTS: dict[str, Mutant] = {
     "a default is a row beside the reward": Mutant(
         (

@@ -98,6 +98,11 @@ class Row:
     key: bytes
     recorded: str
     waited_s: float
+    frozen: bool
+
+    def counts(self, undone: Collection[str]) -> float:
+        """What the models have of it; ``undone``: what rollbacks have taken out."""
+        return 0.0 if self.frozen or self.name in undone else self.label
 
 
 def rows_of(rows: Sequence[Any]) -> Iterator[Row]:
@@ -112,7 +117,9 @@ def rows_of(rows: Sequence[Any]) -> Iterator[Row]:
         choice = msgspec.msgpack.decode(zlib.decompress(record[1:]))
         recorded = choice[1][choice[3]][0]
         waited_s = row.at - said[5]
-        yield Row(features["event"], features["@"], float(said[1]), row.key, recorded, waited_s)
+        frozen = str(row.verdict) == "frozen"
+        event, action, label = features["event"], features["@"], float(said[1])
+        yield Row(event, action, label, row.key, recorded, waited_s, frozen)
 
 
 class Choices:
@@ -124,10 +131,13 @@ class Choices:
         What came about, which would else be tested in name only.
     rows
         Those of the journal; None: nobody has looked yet.
+    decided
+        What else a reward may be answered after decisions of an operator: it has its row.
     """
 
     def __init__(self, aggregate: str = "earliest") -> None:
         self._aggregate = aggregate
+        self.decided: set[str] = set()
         self.sent: dict[str, list[float]] = defaultdict(list)
         self.counted: dict[str, list[float]] = defaultdict(list)
         self.met: Counter[str] = Counter()
@@ -148,7 +158,7 @@ class Choices:
     def rewarded(self, name: str, reward: float, status: str) -> None:
         """Somebody was answered about a reward."""
         self.met[f"reward {status}"] += 1
-        if status in ("learned", "duplicate", "queued"):
+        if status in ("learned", "duplicate", "queued", *self.decided):
             first = self.learned.setdefault(name, reward)
             assert first == reward, f"{name}: {first} was learned, and then {reward}"
         else:
@@ -185,7 +195,7 @@ class Choices:
         for name, x in sums.items():
             assert not is_choice(name) or x in right, f"{where}: {name} counts {x}"
 
-    def wrong(self, sums: Mapping[str, float], where: str) -> str | None:
+    def wrong(self, sums: Mapping[str, float], where: str, undone: Collection[str]) -> str | None:
         """What is not as it must be in the end; None if nothing is."""
         if self.rows is None:
             return "nobody has looked at the journal"
@@ -206,18 +216,19 @@ class Choices:
             waits = row.label == DEFAULT or self._aggregate != "earliest"
             early = waits and row.waited_s < WAIT_S
             assert not early, f"{name}: {row} came before its time"
-            if sums.get(name, 0.0) != row.label:
-                return f"{where}: {name} counts {sums.get(name, 0.0)}, not {row.label}"
+            if sums.get(name, 0.0) != (right_now := row.counts(undone)):
+                return f"{where}: {name} counts {sums.get(name, 0.0)}, not {right_now}: {row}"
         for name in self.committed | self.learned.keys() | self.counted.keys():
             if name not in by_name:
                 return f"{where}: {name} has no row yet"
         self.met["default"] = sum(row.label == DEFAULT for row in self.rows)
+        self.met["choice undone"] = sum(row.name in undone for row in self.rows)
+        self.met["choice frozen"] = sum(row.frozen for row in self.rows)
         return None
 
-    @property
-    def keys(self) -> list[bytes]:
-        """Keys of the choices' rows."""
-        return [row.key for row in self.rows or ()]
+    def keys(self, undone: Collection[str]) -> list[bytes]:
+        """Keys of the choices' rows that count."""
+        return [row.key for row in self.rows or () if row.counts(undone)]
 
 
 class ChoiceClients:

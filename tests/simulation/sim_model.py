@@ -253,6 +253,8 @@ class Oracle:
     def roll_back(self, key: tuple[int, int, str], now: set[str], target: set[str]) -> None:
         """Somebody wants to go back: what counts now, and what did in the snapshot."""
         self.rollbacks[key] = now, target
+        if self.choices is not None:
+            self.choices.decided.add("undone")
         self.shaken |= now ^ target
 
     def forget(self, name: str, events: set[str]) -> None:
@@ -336,9 +338,9 @@ class Oracle:
             for _ in range(round(x / self.events[name].amount))
         ]
         if self.choices is not None:
-            if (wrong := self.choices.wrong(sums, where)) is not None:
+            if (wrong := self.choices.wrong(sums, where, self.undone)) is not None:
                 return wrong
-            keys += self.choices.keys
+            keys += self.choices.keys(self.undone)
         expected = (len(keys), sum(int.from_bytes(k[:8], "big") for k in keys) % 2**64)
         return None if digest == expected else f"{where}: digest {digest}, not {expected}"
 

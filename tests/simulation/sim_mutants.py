@@ -249,7 +249,7 @@ MUTANTS: dict[str, Mutant] = {
     "the new copy answers at once": Mutant(
         ((_LEARNER, "if all(map(self._caught_up, self._targets)):", "if True:"),),
         within=100,
-        begin=33,
+        begin=71,
     ),
     "counts of two epochs are compared": Mutant(
         (

@@ -133,6 +133,7 @@ class Server(Actor):
     def freeze(self) -> None:
         """New events are kept and not learned."""
         self.world.oracle.freezes += 1
+        self.world.choices.decided.add("frozen")
         self.world.counts["freeze"] += 1
         self.real.freeze()
 

@@ -39,7 +39,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
             ongoing_max=256,
         ),
         within=40,
-        begin=19,
+        begin=39,
     ),
     "the head is moved by whoever wants to": Mutant(
         (
@@ -139,7 +139,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
             feedback_wait_s=10.0,
         ),
         within=150,
-        begin=19,
+        begin=44,
     ),
     "a relearn learns what it leaves behind": Mutant(
         (
@@ -168,6 +168,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         ((_SHORTFALL, "    if unfinished(controls, state.spec):\n", "    if False:\n"),),
         climate=OLDER,
         within=400,
+        begin=64,
     ),
     "epochs go on where the older journal's end": Mutant(
         ((_ACCEPTANCE, "<= epochs[1]:", "<= epochs[0]:"),),

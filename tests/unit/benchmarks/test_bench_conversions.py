@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from benchmarks import conversions as bench
-from benchmarks.defaults import Row, built
+from benchmarks.defaults import built
+from benchmarks.sources import Row
 
 
 def clicks(n: int) -> list[Row]:

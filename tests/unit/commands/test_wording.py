@@ -202,3 +202,8 @@ def test_fields_of_operators_requests_too() -> None:
     assert nowhere["hint"] == "Did you mean `/v1/mm/status`? See /docs"
     assert (error["field"], error["message"]) == ("band", "unknown field `band`")
     assert error["hint"] == "Did you mean `banned`?"
+
+
+def test_a_name_between_colons_is_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    base.console(width=80).print("always:coffee: no answer to 1 choices")
+    assert capsys.readouterr().out == "always:coffee: no answer to 1 choices\n"

@@ -39,7 +39,7 @@ def test_each_figure_is_what_its_rows_say() -> None:
     counted.add(rewarded(0, 0.0, baseline=0))
     counted.add(Example({"x": 1.0}, 1.0))  # no choice
     counted.add(Example({"x": 1.0}, 1.0, choice=b"?"))  # none that anybody can read
-    found = counted.shown()
+    found = counted.summary()
     assert (found["n"], found["reward"]) == (3, pytest.approx(1 / 3))
     assert (found["defaulted"], found["explored"]) == (1, pytest.approx(1 / 3))
     assert {name: x["share"] for name, x in found["actions"].items()} == {
@@ -60,7 +60,7 @@ def test_estimates_of_rules_are_right_whatever_was_expected() -> None:
         chosen = int(rng.random() < 0.8)
         reward = float(rng.random() < (0.7, 0.2)[chosen])
         counted.add(rewarded(chosen, reward, probabilities=(0.2, 0.8), estimates=(0.1, 0.9)))
-    found = counted.shown()
+    found = counted.summary()
     assert found["constant"]["action"] == "a"
     assert found["constant"]["reward"] == pytest.approx(0.7, abs=0.05)
     assert found["evenly"] == pytest.approx(0.45, abs=0.03)
@@ -88,7 +88,7 @@ def test_replicas_add_up_to_one_that_counts_all() -> None:
     fresh = Choices(0.0, 1.0, 8)
     fresh.reset(copy(values))
     assert set(fresh.named) == {CHOICES}
-    merged, whole = fresh.shown(), alone.shown()
+    merged, whole = fresh.summary(), alone.summary()
     assert merged["actions"].keys() == whole["actions"].keys()
     for name in ("n", "reward", "explored", "evenly"):
         assert merged[name] == pytest.approx(whole[name])
@@ -98,7 +98,7 @@ def test_actions_have_a_bound_and_others_are_one() -> None:
     counted = Choices(0.0, 1.0, 2)
     for i in range(6):
         counted.add(rewarded(0, 1.0, names=(f"n{i}",), probabilities=(1.0,), estimates=(0.5,)))
-    found = counted.shown()
+    found = counted.summary()
     assert {name: x["n"] for name, x in found["actions"].items()} == {OTHERS: 4, "n0": 1, "n1": 1}
     assert found["constant"] is None  # none of them was mostly there
 

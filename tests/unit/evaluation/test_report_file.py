@@ -47,7 +47,7 @@ def answer(i: int, rng: random.Random, *, good: float) -> tuple[int, float]:
 def test_columns_by_their_names() -> None:
     names = ["id", "Timestamp", "age", "y_true", "y_pred", "y_pred_proba", "model version"]
     roles = assign("f", names, Asked())
-    assert roles.shown() == {
+    assert roles.columns() == {
         "label": "y_true", "prediction": "y_pred", "score": "y_pred_proba", "time": "Timestamp",
         "label_time": None, "version": "model version", "source": None,
     }  # fmt: skip

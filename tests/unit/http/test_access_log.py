@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from online.http import access_log
 from online.http.access import Access
-from online.http.access_log import AccessLog, shown
+from online.http.access_log import AccessLog, public_path
 from online.http.app import App
 from online.http.traced import Traced
 from online.settings.config import Limits
@@ -120,7 +120,7 @@ def test_what_failed_is_logged_whatever_the_lot_says(answered: int | None) -> No
     ],
 )
 def test_a_path_has_what_the_service_knows(path: str, expected: str) -> None:
-    assert shown(path) == expected
+    assert public_path(path) == expected
 
 
 def test_lines_go_bare_to_standard_error(capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 from replica_world import World, play, row, statuses, until
@@ -10,6 +12,7 @@ from test_ordered import Sequenced, names, order
 
 from online.learning.ordered import OrderedLearner
 from online.replica.replica import ModelReplica
+from paramserver.blocks import Blocks
 
 
 async def _writer(world: World, name: str = "writer") -> ModelReplica:
@@ -107,3 +110,42 @@ def test_a_rollback_reaches_what_is_on_top(tmp_path: Path) -> None:
             await replica.stop(5)
 
     play(tmp_path, scene)
+
+
+class Stepped(Sequenced):
+    """A model that is read in two steps, and notes whether the collector may run meanwhile."""
+
+    collected: list[bool]
+    dropped: list[list[str]]
+
+    def resetting(self, values: Blocks) -> Iterator[None]:
+        self.collected.append(gc.isenabled())
+        yield
+        self.collected.append(gc.isenabled())
+        self.reset(values)
+
+    def dropping(self) -> Iterator[None]:
+        self.dropped.append(self.names)
+        self.collected.append(gc.isenabled())
+        yield
+
+
+def test_the_collector_rests_while_a_copy_is_read(tmp_path: Path) -> None:
+    Stepped.collected, Stepped.dropped = [], []
+
+    async def scene(world: World) -> None:
+        front = await world.replica("f", build=Stepped, overlay=True, learns=False)
+        writer = await world.replica("writer", build=Stepped, ordered=True)
+        writer.follow(0)
+        await front.writer.record([row("a")])
+        await until(lambda: names(front) == ["a"], 240.0)
+        await front.stop(5)
+        await writer.stop(5)
+
+    assert gc.isenabled()
+    play(tmp_path, scene)
+    assert gc.isenabled()
+    assert Stepped.collected, "a copy was read in steps"
+    assert not any(Stepped.collected)
+    assert Stepped.dropped[:1] == [[]], "the copy before is let go of once it does not answer"
+    assert ["a"] not in Stepped.dropped

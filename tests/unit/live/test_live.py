@@ -263,7 +263,7 @@ def text(screen: top.Screen) -> str:
 
     wide = Console(width=200, no_color=True)
     with wide.capture() as captured:
-        wide.print(screen.shown())
+        wide.print(screen.drawn())
     return captured.get()
 
 

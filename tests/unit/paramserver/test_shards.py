@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import ANY
 
 import msgspec
 import numpy as np
@@ -38,7 +39,8 @@ class Asked(Client):
     def __init__(self, number: int, *, part_keys: int = 1 << 16) -> None:
         super().__init__(f"shard {number}")
         self.server = Server("m", SPEC, "{}", "sum", 1, part_keys=part_keys)
-        self.away = False
+        self.away, self.still = False, False
+        self.incident: str | None = None
         self.asked: list[wire.SyncRequest] = []
 
     def restart(self, epoch: int, values: Blocks, clock: dict[int, int]) -> None:
@@ -46,11 +48,17 @@ class Asked(Client):
         self.server = Server.restored(state, "sum", epoch)
 
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
+        if self.still:
+            await asyncio.Event().wait()
         if self.away:
             raise ServerUnavailable("it", "away")
         if method == "status":
-            shown = {"state": "serving", "reason": "", "snapshot": None, "pid": 1}
-            return {**shown, "epoch": self.server.epoch, "count": self.server.count}
+            server = self.server
+            return {
+                "state": "serving", "reason": "", "snapshot": None, "pid": 1, "vanished": 1,
+                "epoch": server.epoch, "count": server.count, "clock": dict(server.clock),
+                "refused": {"1-1": "torn"}, "incident": self.incident,
+            }  # fmt: skip
         assert isinstance(args[0], bytes), method
         request = wire.decode_request(args[0])
         self.asked.append(request)
@@ -245,9 +253,48 @@ def test_questions_are_shard_0s_and_a_status_tells_of_all() -> None:
     other.away = True
     told = asyncio.run(client.call("status", 1.0))
     assert [shard["state"] for shard in told["shards"]] == ["serving", "away"]
+    other.away, other.still = False, True
+    told = asyncio.run(client.call("status", 0.01))
+    assert told["shards"][1] == {"state": "away", "reason": ANY}, "it names who stands still"
+    other.still, one.still = False, True
+    with pytest.raises(ServerUnavailable, match="none within"):
+        asyncio.run(client.call("status", 0.01))
+    one.still = False
     with pytest.raises(RequestRefused, match="2 shards"):
         asyncio.run(client.call("relearn", 1.0))
     assert sharded("m", [one]) is one
+
+
+def test_a_status_tells_what_is_wrong_with_any_shard() -> None:
+    one, other = Asked(0), Asked(1)
+    client = ShardedClient("m", [one, other])
+    ask(client, request())
+    ask(client, request(pushes=[push(1, 4, words(a=1.0))]))
+    one.server.push(push(5, 7, {}, 1), Partition)
+    other.incident = "snapshots whose files are gone"
+    told = asyncio.run(client.call("status", 1.0))
+    assert told["incident"] == "shard 1: snapshots whose files are gone"
+    assert (told["vanished"], told["refused"]) == (2, {"1-1": "torn", "+1/1-1": "torn"})
+    assert told["shards"][1]["lacks_rows"] == 3
+    one.incident, other.incident = "its own", None
+    assert asyncio.run(client.call("status", 1.0))["incident"] == "its own"
+
+
+def test_keys_of_another_shard_are_found_out() -> None:
+    ids = np.arange(40, dtype=np.uint64)
+    whole: Blocks = {
+        "w": Block("additive", {f"k{i}": 1.0 for i in range(40)}),
+        "t": Block("rows", Rows(ids, np.ones((40, 2), dtype=np.float32))),
+        "n": Block("count", {"rows": 3}),
+    }
+    cut = Cut(2)
+    for shard, part in enumerate(cut.blocks(whole)):
+        assert cut.foreign(part, shard) is None
+        for name in "wt":
+            found = cut.foreign({name: part[name]}, 1 - shard)
+            assert (
+                found == f"{name!r} in it has keys of shard {shard}, and this is shard {1 - shard}"
+            )
 
 
 @dataclass

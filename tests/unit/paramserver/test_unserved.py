@@ -97,10 +97,10 @@ def test_how_long_it_lacks_something(
     for n, at_s in ((3, 0.0), (5, 1.0), (8, 2.0), (9, 2.1)):
         replicas.wrote(1, n, at_s)
     replicas.note(_told("r", epoch, events), now_s)
-    assert replicas.shown(now_s)["r"]["unserved_s"] == pytest.approx(expected)
+    assert replicas.summary(now_s)["r"]["unserved_s"] == pytest.approx(expected)
 
 
 def test_who_says_nothing_is_not_judged() -> None:
     replicas = Replicas(60.0)
     replicas.note(wire.SyncRequest(wire.FORMAT, "r", 1, [], None, True, []), 1.0)
-    assert replicas.shown(1.0)["r"]["unserved_s"] is None
+    assert replicas.summary(1.0)["r"]["unserved_s"] is None

@@ -9,6 +9,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ import pytest
 import online
 from online import client
 from online.settings.config import Settings
-from pages import commands, settings
+from pages import settings
 from pages.made import made
 from pages.python import PUBLIC
 
@@ -33,14 +34,20 @@ CLIENT: Final = {
 """Whoever adds or removes a name comes by here, and by docs/compatibility.md."""
 
 
+@cache
+def all_pages() -> dict[str, str]:
+    """All pages, made once for the tests that read them."""
+    return made()
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_pages_are_current(name: str) -> None:
-    assert (DOCS / name).read_text() == made()[name], "write them: python -m pages"
+    assert (DOCS / name).read_text() == all_pages()[name], "write them: python -m pages"
 
 
 def test_a_page_is_the_same_each_time() -> None:
-    assert made() == made()
-    assert sorted(made()) == sorted(MADE)
+    assert made() == all_pages()
+    assert sorted(all_pages()) == sorted(MADE)
 
 
 def test_what_is_public_is_what_was_said() -> None:
@@ -82,14 +89,14 @@ def test_a_changed_setting_changes_the_page(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_every_command_is_on_its_page() -> None:
-    page = commands.page()
+    page = all_pages()["commands.md"]
     for called in ("online serve", "online snapshot list", "online bench load", "online edge halt"):
         assert f"\n## {called}\n" in page
     assert "`--state-dir`" in page
 
 
 def test_the_map_has_every_module() -> None:
-    page = made()["modules.md"]
+    page = all_pages()["modules.md"]
     for name in ("writer", "sqliteappend", "exactly_once", "selfrate"):
         assert f"\n| `{name}` | " in page
     assert "\n| 13 | `commands/` | " in page

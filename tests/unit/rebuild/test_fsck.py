@@ -17,7 +17,7 @@ from online.rebuild import fsck
 from online.rebuild.decision_log import check_log
 from online.rebuild.fsck import Findings, compare
 from online.rebuild.holdings import Moved
-from online.rows.history import Decisions, decide, shown
+from online.rows.history import Decisions, decide, set_aside
 from online.rows.prediction_ids import event_key
 from online.settings import config
 from paramserver import rewrites
@@ -158,7 +158,7 @@ def test_what_is_released_and_forgotten_is_counted(world: World) -> None:
         world.control = decide(world.journal, MODEL, row.key, choice).seq  # type: ignore[arg-type]
     decisions = Decisions(SPEC)
     decisions.read(world.journal, MODEL)
-    listed = shown(world.journal, MODEL, decisions, aside[0])
+    listed = set_aside(world.journal, MODEL, decisions, aside[0])
     assert listed is not None
     again = listed.again(9.0)
     assert again is not None

@@ -69,7 +69,7 @@ def test_who_was_hidden_by_the_source_is_named(tmp_path: Path) -> None:
     review = reviewed(tmp_path, stream(1000), "bot")
     assert {c.row.source for c in review.changed} == {"liar"}
     assert review.counts[Verdict.ACCEPTED, Verdict.QUARANTINED] > 50
-    shown = review.shown()
+    shown = review.summary()
     assert shown["changed"] == review.counts.total() == len(shown["events"])
 
 
@@ -78,7 +78,7 @@ def test_who_was_set_aside_because_of_it_is_named(tmp_path: Path) -> None:
     aside = {"verdict": Verdict.QUARANTINED, "reason": "surprise"}
     rows.append(row(600, HONEST[0], **aside))
     review = reviewed(tmp_path, rows, "bot")
-    (event,) = review.shown()["events"]
+    (event,) = review.summary()["events"]
     assert event == {
         "row": f"1:{len(rows)}", "event_id": rows[-1].event_id, "source": HONEST[0],
         "was": "quarantined", "now": "accepted", "reason": "surprise",

@@ -192,6 +192,37 @@ def test_a_learner_that_learns_again_is_not_dead() -> None:
     asyncio.run(scene())
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_learning_the_journal_again_in_peace_is_no_death(told: bool) -> None:
+    async def scene() -> None:
+        store = Store()
+        for _ in range(4 * ADOPTERS):
+            claims = Claims(store.claim, store.claims)
+            assert await adopt(claims, range(1, 6), None, 0.0, store) == []
+            careful = claims.careful(7)
+            if told:
+                await claims.ended(7)
+        assert careful is not told, "row by row"
+
+    asyncio.run(scene())
+
+
+def test_who_has_adopted_all_of_a_partition_says_that_it_lives(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        owner = await world.replica("owner")
+        partition = owner.writer.partition
+        await owner.writer.record([worlds.row("a"), worlds.row("b")])
+        await die(owner)
+        adopter = await world.replica("adopter")
+        await adopter.exchange._adopt(partition)
+        claims = adopter.store.journal.claims
+        await worlds.until(lambda: claims(partition, ENDED) == 1)
+        assert claims(partition, 0) == 1
+        await adopter.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_stop_before_the_row_is_learned_is_no_death() -> None:
     async def scene() -> None:
         store = Store()

@@ -185,7 +185,7 @@ def test_undone_events_are_listed_and_learned_once(world: World) -> None:
     assert world.model() == everything(world)
     assert world.relearn(UNDONE) == 0
     assert world.names(UNDONE) == []
-    shown = [e.shown(UNDONE, True) for page in world.pages(UNDONE) for e in page.events]
+    shown = [e.listed(UNDONE, True) for page in world.pages(UNDONE) for e in page.events]
     assert {s["status"] for s in shown} == {"learned_again"}
     assert shown[0]["learned_as"] == "1:7"
 

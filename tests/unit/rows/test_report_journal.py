@@ -8,14 +8,17 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from evaluation.report.build import report_on
+from evaluation.report.page import render
 from online.cli import app
 from online.commands.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings
+from online.sure.threshold import STAMP, held
 from replay.codec import encode
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
@@ -93,6 +96,42 @@ def test_all_rows_of_the_model_and_of_no_other(journal: SqliteJournal) -> None:
         newest += row.no_change == row.label
     assert made.performance.overall.accuracy == right / 3000
     assert made.performance.overall.no_change == newest / 3000
+
+
+def test_slices_that_the_settings_name_are_shown_with_how_often_their_sets_had_the_label(
+    journal: SqliteJournal,
+) -> None:
+    """Sets of north are wide enough for both labels, those of south have the likelier one."""
+    partition, rng = journal.register("clicks", "r1", "s" * 64, 0.0).id, random.Random(5)
+    examples = [example(i, rng) for i in range(600)]
+    stamps = {"north": STAMP.pack(9.0, 0), "south": STAMP.pack(0.0, 0)}
+    examples = [
+        structs.replace(one, sure=None if i < 100 else stamps[str(one.features["place"])])
+        for i, one in enumerate(examples)
+    ]
+    rows = [
+        NewRow(i.to_bytes(16, "big"), f"e{i}", "web", Verdict.ACCEPTED, encode(one), START + i)
+        for i, one in enumerate(examples)
+    ]
+    journal.append(partition, 0, rows)
+    named = MODEL.model_copy(update={"slices": ["place"]})
+    made = report_on(origin(named), JournalRows(journal, named, held=held), made_at=0.0)
+    assert made.slices is not None
+    found = {group.value: group for group in made.slices.declared}
+    south = [one for one in examples if one.features["place"] == "south"]
+    right = [max(one.score, key=one.score.__getitem__) == ("false", "true")[bool(one.label)]
+             for one in south if one.score is not None and one.sure is not None]  # fmt: skip
+    assert (found["north"].covered, found["north"].rows) == (1.0, 600 - len(south))
+    assert found["south"].sure == len(right) < len(south)
+    assert found["south"].covered == pytest.approx(sum(right) / len(right))
+    assert {group.covered for group in made.slices.worst} >= {1.0}
+    page = render(made)
+    assert "Slices that the settings name" in page
+    assert "Covered: the share of the answers with a set of labels" in page
+    plain = report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)
+    assert plain.slices is not None
+    assert (plain.slices.declared, plain.slices.worst[0].covered) == ((), None)
+    assert "Covered:" not in render(plain)
 
 
 def test_a_span_of_time(journal: SqliteJournal) -> None:

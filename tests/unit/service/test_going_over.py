@@ -99,7 +99,7 @@ def play(
         monkeypatch.setattr(going_over, "merge_rule", lambda model, _: world.rule)
         world.going.start()
         await scene(world)
-        await world.going.stop(5)
+        await world.going.stop(240)
         return world
 
     return asyncio.run(played())
@@ -222,3 +222,27 @@ def test_a_stop_gives_up_what_was_not_reached(monkeypatch: pytest.MonkeyPatch) -
     world = play(monkeypatch, scene, answers=False)
     assert world.answering == A
     assert world.made[0].stopped
+
+
+def test_what_is_made_on_a_thread_while_a_stop_comes_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thread can't be stopped, and what it makes has opened the journal."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def scene(world: World) -> None:
+        make = world.going._make
+
+        def slow(*given: Any) -> Any:
+            begun.set()
+            assert go_on.wait(240)
+            return make(*given)
+
+        world.going._make = slow
+        world.decide(B)
+        await until(begun.is_set)
+        asyncio.get_running_loop().call_later(0.05, go_on.set)
+
+    world = play(monkeypatch, scene)
+    assert world.answering == A
+    assert [replica.stopped for replica in world.made] == [True]

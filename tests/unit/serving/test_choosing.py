@@ -194,7 +194,7 @@ def test_rewards_that_fall_are_an_alarm_of_the_model_that_chooses(tmp_path: Path
                 answer = await choosing.choose(asked)
                 reward = float(draw.random() < share)
                 await choosing.rewards.take(RewardRequest(answer.id, reward))
-            assert judge.shown()["state"] == state, judge.shown()["why"]
+            assert judge.summary()["state"] == state, judge.summary()["why"]
         await choosing.serving.replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -75,7 +75,7 @@ class Site:
     def counted(self) -> dict[str, Any]:
         found = delays_in(self.replica.learner.tally.views)
         assert found is not None
-        return found.shown()
+        return found.summary()
 
     def slope(self, name: str) -> float:
         """What the model has learned of a name: half of a row's weight, by its label's sign."""

@@ -57,7 +57,7 @@ def test_a_reward_that_fails_is_failed_for_every_repeat_and_replica(
             assert (await two.choosing.choose(ChooseRequest(ACTIONS, {"x": 1.0}, id=own))).repeated
         await worlds.until(lambda: one.replica.learner.tally.digest[0] == 1)
         assert one.replica.counts["failed"] == 1
-        assert one.replica.learner.tally.views[0].shown()["n"] == 1  # type: ignore[attr-defined]
+        assert one.replica.learner.tally.views[0].summary()["n"] == 1  # type: ignore[attr-defined]
         for each in (one, two):
             await each.replica.stop(1)
 

@@ -306,7 +306,7 @@ def test_with_several_replicas_nobody_knows_which_labels_are_to_come(
     alone: bool, shown: Any
 ) -> None:
     judge = SimpleNamespace(
-        shown=lambda: {"state": "ok", "without_labels": {"n": 3}}, report=lambda: {}
+        summary=lambda: {"state": "ok", "without_labels": {"n": 3}}, report=lambda: {}
     )
     replica: Any = SimpleNamespace(judge=judge, replica="r1")
     reports: dict[str, dict[str, float]] = {"r1": {}} if alone else {"r1": {}, "r2": {}}

@@ -82,8 +82,8 @@ def test_answers_that_are_too_sure_or_too_modest_are_corrected(
     before = loss([answer for answer, _ in world][1_000:], truth[1_000:])
     after = loss(given[1_000:], truth[1_000:])
     assert after - ideal < 0.1 * (before - ideal), (before, after, ideal)
-    assert parts[0].shown()["sharpness"] == pytest.approx(1.0 / sharp, rel=0.35)
-    assert all(one.shown()["gained"] > 0.0 for one in parts)
+    assert parts[0].summary()["sharpness"] == pytest.approx(1.0 / sharp, rel=0.35)
+    assert all(one.summary()["gained"] > 0.0 for one in parts)
     for (own, _), said in zip(world, given, strict=True):
         assert own.probabilities is not None
         assert said.probabilities is not None
@@ -99,7 +99,7 @@ def test_answers_that_are_right_are_left_as_they_are(late: int) -> None:
     world = answers(1.0)
     given, (part,) = play(world, late)
     left = sum(own is said for (own, _), said in zip(world, given, strict=True))
-    assert left > 0.95 * ROWS, part.shown()
+    assert left > 0.95 * ROWS, part.summary()
     truth = [label for _, label in world]
     assert loss(given, truth) - loss([own for own, _ in world], truth) < 0.002
 
@@ -166,10 +166,10 @@ def test_it_is_a_sum_over_the_rows_and_stands_behind_another_stamp() -> None:
     assert stamp_of([], {}) is None
     assert stamp_of([part], {}) == part.stamp()
     example = row(given[0], True, both)
-    before = part.shown()["n"], sure.shown()["n"]
+    before = part.summary()["n"], sure.summary()["n"]
     part.add(example)
     sure.add(example)
-    assert (part.shown()["n"], sure.shown()["n"]) == (before[0] + 1, before[1] + 1)
+    assert (part.summary()["n"], sure.summary()["n"]) == (before[0] + 1, before[1] + 1)
 
 
 def logistic() -> Linear:
@@ -198,8 +198,8 @@ def test_the_model_learns_the_same_and_the_row_has_what_was_answered(tmp_path: P
         seen[on] = [one.prediction for one in said], own
         assert (part is not None) == on
         if part is not None:
-            assert part.on, part.shown()
-            assert part.shown()["n"] == 400
+            assert part.on, part.summary()
+            assert part.summary()["n"] == 400
             request = PredictRequest(features={"a": 1.0}, explain=True)
             explained = await serving.explained(request)
             assert isinstance(explained, Prediction)

@@ -157,7 +157,7 @@ def test_deltas_add_up_to_what_one_has_learned() -> None:
         assert mine[name] == theirs[name] or name == "size"
     again = Confidence("binary", 0.9)
     again.reset(values)
-    assert again.shown() == then.shown()
+    assert again.summary() == then.summary()
     assert again.stamp() == then.stamp()
     assert not again.cut()
 
@@ -168,7 +168,7 @@ def test_what_was_answered_without_a_threshold_says_nothing() -> None:
         part.add(Example({}, True, score={"false": 0.9, "true": 0.1}, sure=sure))
     part.add(Example({}, True, score=None, sure=part.stamp()))
     assert not part.cut()
-    assert part.shown() == {"level": 0.9, "n": 0, "coverage": None, "size": None}
+    assert part.summary() == {"level": 0.9, "n": 0, "coverage": None, "size": None}
 
 
 def test_what_another_model_answered_before_a_promotion_says_nothing() -> None:
@@ -177,7 +177,7 @@ def test_what_another_model_answered_before_a_promotion_says_nothing() -> None:
     given = {"score": {"false": 0.9, "true": 0.1}, "sure": part.stamp()}
     for epoch in (3, 4):
         tally.note(Example({}, True, version=(epoch, 0, 0), **given), 1.0)  # type: ignore[arg-type]
-    assert part.shown()["n"] == 1
+    assert part.summary()["n"] == 1
 
 
 def test_before_the_first_label_there_is_no_interval() -> None:
@@ -185,13 +185,13 @@ def test_before_the_first_label_there_is_no_interval() -> None:
     stamp = part.stamp()
     assert part.interval(stamp, 3.0) is None
     part.add(Example({}, 5.0, score={"": 3.0}, sure=stamp))
-    assert part.shown()["n"] == 0
+    assert part.summary()["n"] == 0
     low, high = part.interval(part.stamp(), 3.0) or (0.0, 0.0)
     assert low < 3.0 < high
     for exact in range(50):
         part.add(Example({}, 0.0, score={"": 0.0}, sure=part.stamp()))
         part.add(Example({}, float(exact), score={"": float(exact)}, sure=part.stamp()))
-    assert part.shown()["coverage"] == 1.0
+    assert part.summary()["coverage"] == 1.0
 
 
 def test_a_class_that_is_new_is_missed_and_moves_the_threshold_up() -> None:
@@ -199,7 +199,7 @@ def test_a_class_that_is_new_is_missed_and_moves_the_threshold_up() -> None:
     before = STAMP.unpack(part.stamp())[0]
     part.add(Example({}, "new", score={'"a"': 0.7, '"b"': 0.3}, sure=part.stamp()))
     assert STAMP.unpack(part.stamp())[0] > before
-    assert part.shown()["coverage"] == 0.0
+    assert part.summary()["coverage"] == 0.0
 
 
 def test_several_replicas_do_not_push_it_beyond_its_ends() -> None:
@@ -252,9 +252,9 @@ def test_what_is_served_moves_by_tokens_own_ids_and_features(tmp_path: Path) -> 
         assert (await label(features={"a": 1.0}, event_id="e")).status == "learned"
         ordinary = [Event(features={"a": float(i)}, label=True) for i in range(3)]
         assert {one.status for one in await serving.record(ordinary)} == {"learned"}
-        assert part.shown()["n"] == 6
+        assert part.summary()["n"] == 6
         assert (await label(id=said.id)).status == "duplicate"
-        assert part.shown()["n"] == 6
+        assert part.summary()["n"] == 6
         many = serving.predict(PredictRequest(instances=[{"a": 1.0}, {"a": 2.0}]))
         assert all(row.label_set for row in many.predictions)  # type: ignore[union-attr]
 
@@ -363,9 +363,9 @@ def test_asking_makes_no_value_known_and_status_says_how_far_slices_are() -> Non
     part.add(Example({"group": "a"}, True, score={"false": 1.0, "true": 0.0}, sure=before))
     known, unknown = (STAMP.unpack(part.stamp({"group": value}))[0] for value in "ab")
     assert known > unknown
-    assert part.shown()["slices"] == {"group": {"a": pytest.approx(0.3 * 0.9 * 0.5)}}
+    assert part.summary()["slices"] == {"group": {"a": pytest.approx(0.3 * 0.9 * 0.5)}}
     part.add(Example({"group": "b"}, True, score={"false": 1.0, "true": 0.0}, sure=before))
-    assert part.shown()["slices"]["group"].keys() == {"a", "others"}
+    assert part.summary()["slices"]["group"].keys() == {"a", "others"}
     again = Confidence("binary", 0.9, ["group"], 1)
     again.reset(part.cut())
     for value in ("a", "b", "c"):
@@ -400,9 +400,9 @@ def test_what_is_served_has_the_threshold_of_its_slice(tmp_path: Path) -> None:
                 assert STAMP.unpack(again.stamp(example.features)) == pytest.approx(asked), i
             again.add(example)
         assert len(rows) == 2 * len(labelled) + 1
-        shown = part.shown()["slices"]["group"]
+        shown = part.summary()["slices"]["group"]
         assert shown.keys() == {"0.0", "1.0"}
-        assert again.shown()["slices"]["group"] == pytest.approx(shown)
+        assert again.summary()["slices"]["group"] == pytest.approx(shown)
         await replica.stop(1.0)
 
     worlds.play(tmp_path, scene)

@@ -23,9 +23,9 @@ def seen(window_s: float, *delays: float) -> Delays:
 def test_before_enough_positives_all_labels_weigh_one() -> None:
     few = seen(60.0, *([30.0] * (POSITIVES_MIN - 1)))
     assert few.weights() == (1.0, 1.0)
-    assert few.shown()["within"] is None
+    assert few.summary()["within"] is None
     few.add(*positive(90.0))
-    assert few.shown()["within"] == pytest.approx(1.0 - 1.0 / POSITIVES_MIN, abs=0.001)
+    assert few.summary()["within"] == pytest.approx(1.0 - 1.0 / POSITIVES_MIN, abs=0.001)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.8, 1.0])
@@ -58,7 +58,7 @@ def test_replicas_add_up_and_count_what_was_corrected() -> None:
     two.rebase(values)
     assert two.positives == 81
     assert two.reached() == pytest.approx(40 / 81, abs=0.01)
-    assert (two.shown()["defaulted"], two.shown()["corrected"]) == (1, 1)
+    assert (two.summary()["defaulted"], two.summary()["corrected"]) == (1, 1)
 
 
 def slow(made: Delays, source: str, n: int = 60) -> None:

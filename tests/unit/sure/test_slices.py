@@ -37,7 +37,7 @@ def test_each_value_has_its_own_scores() -> None:
         for _ in range(many):
             part.add(example(value, right, sure.stamp()))
     part.add(Example({"group": "x"}, True))  # nothing was answered
-    assert part.shown()["group"] == {  # sets of one label so far
+    assert part.summary()["group"] == {  # sets of one label so far
         "x": {"n": 4, "accuracy": 0.75, "coverage": 0.75},
         "y": {"n": 2, "accuracy": 0.0, "coverage": 0.0},
         MISSING: {"n": 1, "accuracy": 1.0, "coverage": 1.0},
@@ -48,7 +48,7 @@ def test_in_regression_it_is_the_error() -> None:
     part = Slices("regression", ["group"], 4)
     for target in (1.0, 4.0):
         part.add(Example({"group": True}, target, score={"": 2.0}))
-    assert part.shown() == {"group": {"true": {"n": 2, "mae": 1.5}}}
+    assert part.summary() == {"group": {"true": {"n": 2, "mae": 1.5}}}
 
 
 def test_values_have_a_bound_and_odd_ones_their_own_name() -> None:
@@ -56,14 +56,14 @@ def test_values_have_a_bound_and_odd_ones_their_own_name() -> None:
     values: list[Value] = ["x", "a\tb\x1b[2J", "z", 3.5, None, "missing", "others"]
     for value in values:
         part.add(example(value))
-    found = part.shown()["group"]
+    found = part.summary()["group"]
     assert {name: scores["n"] for name, scores in found.items()} == {
         "x": 1, "a\tb\x1b[2J": 1, OTHERS: 4, MISSING: 1,
     }  # fmt: skip
     wide = Slices("binary", ["group"], 10)
     for value in values:
         wide.add(example(value))
-    assert wide.shown()["group"].keys() >= {'"missing"', '"others"', MISSING, "3.5"}
+    assert wide.summary()["group"].keys() >= {'"missing"', '"others"', MISSING, "3.5"}
     long = Slices("binary", ["group"], 10)
     long.add(example("x" * 5_000))
     assert max(map(len, long.cut()[SLICES].data)) < 100
@@ -85,11 +85,11 @@ def test_parts_add_up_to_the_whole() -> None:
         merge(values, part.cut())
     again = Slices("binary", ["group"], 8)
     again.reset(values)
-    assert again.shown() == whole.shown()
+    assert again.summary() == whole.summary()
     assert not again.cut()
     other = Slices("binary", ["another"], 8)
     other.reset(values)
-    assert other.shown() == {"another": {}}  # a feature that is not named any more
+    assert other.summary() == {"another": {}}  # a feature that is not named any more
 
 
 def settings(**more: Any) -> ModelSettings:
@@ -120,7 +120,7 @@ def test_what_is_served_is_told_by_slice(tmp_path: Path) -> None:
         await world.serving(replica).record(events)
         found = slices_in(replica.learner.tally.views)
         assert found is not None
-        shown = found.shown()["group"]
+        shown = found.summary()["group"]
         assert [(name, scores["n"]) for name, scores in shown.items()] == [
             ("true", 40),
             ("false", 20),
@@ -132,7 +132,7 @@ def test_what_is_served_is_told_by_slice(tmp_path: Path) -> None:
         )
         again = slices_in(other.learner.tally.views)
         assert again is not None
-        assert again.shown()["group"] == shown
+        assert again.summary()["group"] == shown
         await other.stop(1.0)
 
     worlds.play(tmp_path, scene)

@@ -304,7 +304,7 @@ def test_receipts_say_what_was_decided_and_why(tmp_path: Path) -> None:
         report = replica.report()
         assert (report["filter_quarantined"], report["filter_quarantined_sources"]) == (3.0, 1.0)
         assert replica.filters is not None
-        shown = replica.filters.shown()
+        shown = replica.filters.summary()
         assert shown["quarantined"] == [{"source": "x", "evidence": {"told": -8.0}}]
         await replica.stop(2)
 

@@ -65,9 +65,9 @@ def test_root_sets_are_read_or_refused(tmp_path: Path) -> None:
     good = "a,b,label\n" + "".join(f"{i},{i / 2},{i % 2}\n" for i in range(40))
     found = root_of(csv, good)
     assert found.problem is None
-    assert found.shown()["classes"] == {"false": 20, "true": 20}
+    assert found.summary()["classes"] == {"false": 20, "true": 20}
     lines = tmp_path / "root.jsonl"
-    assert root_of(lines, '{"features": {"a": 1}, "label": true}\n' * 2).shown()["rows"] == 2
+    assert root_of(lines, '{"features": {"a": 1}, "label": true}\n' * 2).summary()["rows"] == 2
     for text, why in (
         (good + "1,2,1\n", "more than 40 rows"),
         ("a,b\n1,2\n", "label"),
@@ -96,8 +96,8 @@ def test_a_root_set_that_can_not_score_says_so(tmp_path: Path, text: str, why: s
     settings = ModelSettings(name="m", task="binary", learner="logreg")
     made = filtering_for(settings, learner, found, sources_max=100, vouched=False)
     assert made is not None
-    assert made.shown()["tests"] == ["schema", "samples", *SURPRISE]
-    assert why in made.shown()["root_set"]["problem"]
+    assert made.summary()["tests"] == ["schema", "samples", *SURPRISE]
+    assert why in made.summary()["root_set"]["problem"]
 
 
 def test_which_tests_are_asked(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_which_tests_are_asked(tmp_path: Path) -> None:
         settings = ModelSettings(name="m", task="binary", learner="logreg", filters=filters)
         made = filtering_for(settings, learner, root, sources_max=100, vouched=vouched)
         assert made is not None
-        return list(made.shown()["tests"])
+        return list(made.summary()["tests"])
 
     assert tests("default", None, vouched=False) == ["schema", "samples", *SURPRISE]
     assert tests("default", None, vouched=True) == ["schema", "rate", "samples", *SURPRISE]

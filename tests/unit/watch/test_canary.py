@@ -94,8 +94,8 @@ def test_the_judge_acts_on_it() -> None:
     assert alarm.detector == "canary"
     assert alarm.worse
     assert since <= 2 * WARM
-    assert judge.shown()["newest"][0]["detector"] == "canary"
-    assert judge.shown()["canary_loss"] > 1
+    assert judge.summary()["newest"][0]["detector"] == "canary"
+    assert judge.summary()["canary_loss"] > 1
 
 
 @pytest.mark.parametrize("rewritten", [True, False])

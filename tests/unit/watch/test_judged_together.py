@@ -53,7 +53,7 @@ def watched(task: Any, said: list[tuple[Alarm, float]]) -> Judge:
 
 def told(judge: Judge) -> list[Any]:
     without = judge._without and vars(judge._without)
-    shown = repr((judge.shown(), judge.report(), judge.newest(50), judge.example))
+    shown = repr((judge.summary(), judge.report(), judge.newest(50), judge.example))
     return [shown, judge.unusable, list(judge._taken), judge._judged, without]
 
 

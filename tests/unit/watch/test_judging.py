@@ -40,12 +40,12 @@ def test_an_error_that_rises_is_told_once_and_is_a_state() -> None:
         since.append(before)
 
     judge = Judge(SETTINGS, "binary", risen)
-    assert judge.shown()["state"] == "not enough data"
+    assert judge.summary()["state"] == "not enough data"
     assert judge.report()["drift_state"] == 0
     n = teach(judge, 1_000, 0.85)
-    assert judge.shown()["state"] == "ok"
+    assert judge.summary()["state"] == "ok"
     teach(judge, 1_000, 0.4, first=n)
-    shown = judge.shown()
+    shown = judge.summary()
     assert shown["state"] == "act"
     assert STATES[int(judge.report()["drift_state"])] == "act"
     assert [alarm.signal for alarm in seen] == ["error"]
@@ -61,14 +61,14 @@ def test_a_row_that_is_learned_again_is_judged_once() -> None:
         for i in range(1, 11):
             judge.learned(1, i, example(draw, 0.8), float(i))
             judge.learned(2, i, example(draw, 0.8), float(i))
-    assert judge.shown()["judged"] == 20
+    assert judge.summary()["judged"] == 20
 
 
 def test_features_that_move_are_named() -> None:
     judge = Judge(SETTINGS, "binary")
     n = teach(judge, 600, 0.8)
     teach(judge, 600, 0.8, first=n, shift=2.0)
-    shown = judge.shown()
+    shown = judge.summary()
     assert shown["shifts"][0]["name"] == "x"
     assert shown["shifts"][0]["state"] == "act"
 
@@ -77,12 +77,12 @@ def test_answers_without_labels_have_an_expected_accuracy() -> None:
     judge = Judge(SETTINGS, "binary")
     for _ in range(300):
         judge.asked(Prediction(True, {True: 0.8, False: 0.2}))
-    estimate = judge.shown()["without_labels"]
+    estimate = judge.summary()["without_labels"]
     assert estimate["accuracy"] == pytest.approx(0.8)
     assert estimate["n"] == 300
     assert "concept drift" in estimate["note"]
     teach(judge, 200, 0.8)
-    assert judge.shown()["without_labels"]["n"] == 100
+    assert judge.summary()["without_labels"]["n"] == 100
 
 
 def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
@@ -92,7 +92,7 @@ def test_rows_without_an_answer_and_odd_answers_stop_nothing() -> None:
     judge.asked(Prediction(None, {}))
     judge.asked(Prediction(True, None))
     assert judge.unusable == 1
-    assert judge.shown()["served"] == 1
+    assert judge.summary()["served"] == 1
 
 
 def test_regression_is_judged_by_its_errors() -> None:
@@ -103,8 +103,8 @@ def test_regression_is_judged_by_its_errors() -> None:
         off = draw.gauss(0.0, 1.0 if i < 900 else 6.0)
         judge.learned(1, i, Example({"x": 1.0}, 5.0, score={"": 5.0 + off}), float(i))
     assert seen
-    assert judge.shown()["state"] == "act"
-    assert judge.shown()["without_labels"] is None
+    assert judge.summary()["state"] == "act"
+    assert judge.summary()["without_labels"] is None
 
 
 @pytest.mark.parametrize(("rewards", "state"), [((0.0, 10.0), "act"), (None, "ok")])
@@ -121,7 +121,7 @@ def test_choices_are_judged_by_what_rewards_are_short_of(
             reward = min(max(draw.gauss(10 * share, 1.0), -1.0), 11.0)  # a model may be told more
             off = draw.gauss(0.0, 1.0)
             judge.learned(1, n, Example({"x": 1.0}, reward, score={"": reward + off}), float(n))
-        shown = judge.shown()
+        shown = judge.summary()
         assert shown["state"] == ("ok" if share == 0.9 else state), shown["why"]
     assert len(seen) == (rewards is not None)
     if seen:
@@ -140,10 +140,10 @@ def test_the_reference_is_worked_out_aside() -> None:
     judge = Judge(SETTINGS, "binary", aside=Aside())
     n = teach(judge, 600, 0.8)
     ((call, future),) = asked
-    assert not judge.shown()["shifts"]
+    assert not judge.summary()["shifts"]
     future.set_result(call())
     teach(judge, 600, 0.8, first=n, shift=2.0)
-    assert judge.shown()["shifts"][0]["name"] == "x"
+    assert judge.summary()["shifts"][0]["name"] == "x"
     assert len(asked) == 1
 
 

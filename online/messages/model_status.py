@@ -57,3 +57,10 @@ class Status(dict[str, Any]):
         )
         title = f"{self.get('model', 'model')} ({self.get('task', '')})"
         return f"<table><caption>{escape(title)}</caption>{rows}</table>"
+
+
+def short(value: float | None) -> str:
+    """A score in a few characters."""
+    if value is None:
+        return "  –  "
+    return f"{value:.4f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"

@@ -1,0 +1,150 @@
+"""Learned rows that are nearest to a row that was asked about, for operators.
+
+They are read from the journal when somebody asks: no state is kept for it, and what was undone,
+forgotten, failed or quarantined by then is not among them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from online.errors import RequestError
+from online.messages.structs import NearRow
+from online.replica.replica import ModelReplica
+from online.rows.door import Door
+from online.rows.history import Decisions
+from replay import codec
+from replay.errors import ReplayError
+from replay.example import Example, Features, Value
+from replay.journal.base import Row
+
+_PAGE_ROWS: Final = 64
+"""Rows of one step of the thread: it holds others up for a millisecond at most."""
+
+
+class _Found(NamedTuple):
+    row: Row
+    example: Example
+
+
+class Nearest:
+    """Nearest rows of one model."""
+
+    def __init__(self, replica: ModelReplica, door: Door) -> None:
+        self._replica, self._door = replica, door
+
+    async def to(self, features: Features, n: int) -> list[NearRow]:
+        """Return the ``n`` nearest ones, the nearest first; of equally near ones the newest.
+
+        Raises RequestError: the journal does not answer within ``limits.explain_s``.
+        """
+        limit_s = self._replica.limits.explain_s
+        try:
+            async with asyncio.timeout(limit_s):
+                found = await self._learned()
+                spreads = await self._replica.store.read(spreads_of, [f.example for f in found])
+                near: list[tuple[float, int, _Found]] = []
+                for start in range(0, len(found), _PAGE_ROWS):
+                    page = found[start : start + _PAGE_ROWS]
+                    near = await self._replica.store.read(_nearer, near, page, features, spreads, n)
+        except TimeoutError:
+            message = f"the nearest rows were not read within {limit_s:g} s"
+            hint = "Ask without nearest, or raise limits.explain_s"
+            raise RequestError(503, "explain_too_slow", message, "nearest", hint, 1) from None
+        except ReplayError as error:
+            hint = "Ask without nearest, or again when the journal can be read"
+            raise RequestError(503, "journal_unavailable", str(error), "nearest", hint, 1) from None
+        return [self._shown(distance, one) for distance, _, one in near]
+
+    async def _learned(self) -> list[_Found]:
+        """Rows that the model has learned, among the newest ``limits.nearest_rows``."""
+        replica, name = self._replica, self._replica.settings.name
+        read, journal = replica.store.read, replica.store.journal
+        decisions = await replica.control.read()
+        kept_back = {*decisions.bans}
+        if replica.filters is not None:
+            kept_back.update(replica.filters.reputations.quarantined)
+        newest = (await read(journal.follow, name, 2**62, 1)).upto
+        after, found = max(newest - replica.limits.nearest_rows, 0), list[_Found]()
+        while after < newest:
+            page = await read(journal.follow, name, after, _PAGE_ROWS)
+            found += await read(_taught, page.rows, decisions, kept_back)
+            after = page.upto
+        return found
+
+    def _shown(self, distance: float, found: _Found) -> NearRow:
+        row, example = found
+        label = self._door.show(example.label)
+        return NearRow(distance, label, example.features, row.source, row.event_id, row.at)
+
+
+def _taught(rows: Iterable[Row], decisions: Decisions, kept_back: set[str]) -> list[_Found]:
+    """Rows among these whose lesson stands, each with what it teaches."""
+    found = []
+    for row in filter(decisions.learned, rows):
+        lacks = row.offset <= decisions.without.get(row.partition, 0)
+        if lacks or row.source in kept_back or codec.is_erased(row.payload):
+            continue
+        example = codec.decode(row.payload)
+        if example.moved is None and not example.provisional and not example.taught:
+            found.append(_Found(row, example))
+    return found
+
+
+def spreads_of(examples: Iterable[Example]) -> dict[str, float]:
+    """The standard deviation of each name's numbers."""
+    sums: dict[str, tuple[float, float, float]] = {}
+    for example in examples:
+        for name, value in example.features.items():
+            if (number := _number(value)) is not None:
+                n, mean, m2 = sums.get(name, (0.0, 0.0, 0.0))
+                n, off = n + 1.0, number - mean  # Welford (1962)
+                mean += off / n
+                sums[name] = n, mean, m2 + off * (number - mean)
+    return {name: math.sqrt(m2 / n) for name, (n, _, m2) in sums.items()}
+
+
+def distance(a: Features, b: Features, spreads: Mapping[str, float]) -> float:
+    """How different two rows are, from 0 to 1: the mean over their names (Gower 1971).
+
+    Two numbers by how many standard deviations of their name lie between them (one counts half),
+    two texts by the words that one of them has alone; a name that one row lacks counts 1.
+    """
+    names = a.keys() | b.keys()
+    if not names:
+        return 0.0
+    shared = a.keys() & b.keys()
+    apart = sum(_apart(a[name], b[name], spreads.get(name, 0.0)) for name in shared)
+    return (apart + len(names) - len(shared)) / len(names)
+
+
+def _apart(a: Value, b: Value, spread: float) -> float:
+    if a == b:
+        return 0.0
+    x, y = _number(a), _number(b)
+    if x is not None and y is not None:
+        return 1.0 - spread / (spread + abs(x - y))
+    if isinstance(a, str) and isinstance(b, str):
+        mine, other = set(a.lower().split()), set(b.lower().split())
+        return 1.0 - len(mine & other) / max(len(mine | other), 1)
+    return 1.0
+
+
+def _number(value: Value) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and type(value) is not bool else None
+
+
+def _nearer(
+    near: Sequence[tuple[float, int, _Found]],
+    page: Sequence[_Found],
+    features: Features,
+    spreads: Mapping[str, float],
+    n: int,
+) -> list[tuple[float, int, _Found]]:
+    """The ``n`` nearest of those before and those of the page."""
+    told = [(distance(features, f.example.features, spreads), -f.row.seq, f) for f in page]
+    return heapq.nsmallest(n, [*near, *told], key=lambda one: one[:2])

@@ -1,0 +1,281 @@
+"""The kept connection: who may use it, how much goes over it, and that nobody is kept waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from paramserver import near
+from paramserver.errors import ServerUnavailable
+from paramserver.near import Line, Near
+from paramserver.ray_client import ParameterClient
+
+WAIT_S = 240.0  # only a test that hangs waits so long
+
+
+class Asked:
+    """A server's answer: the request turned round, and what was asked."""
+
+    def __init__(self) -> None:
+        self.requests: list[bytes] = []
+
+    def __call__(self, request: bytes) -> bytes:
+        self.requests.append(request)
+        if request == b"fail":
+            raise ValueError("it does")
+        return request[::-1]
+
+
+def played(play: Callable[[], Awaitable[None]]) -> None:
+    """Run it, with the bound that only a test that hangs reaches."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(WAIT_S):
+            await play()
+
+    asyncio.run(bounded())
+
+
+@contextmanager
+def connected(way: tuple[bytes, bytes]) -> Iterator[socket.socket]:
+    """A plain socket of somebody who has found the address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as end:
+        end.settimeout(WAIT_S)
+        end.connect(way[0])
+        yield end
+
+
+def send(end: socket.socket, data: bytes) -> None:
+    """Send it; whoever does not want it may have closed the connection already."""
+    with suppress(ConnectionError):
+        end.sendall(data)
+
+
+def said(end: socket.socket) -> bytes:
+    """What comes next; empty: the connection was closed."""
+    try:
+        return end.recv(4)
+    except ConnectionError:
+        return b""
+
+
+def test_questions_are_answered_one_after_the_other_however_long_the_answer() -> None:
+    asked = Asked()
+    server = Near(asked)
+
+    async def play() -> None:
+        line = await Line.to(*server.way())
+        for request in (b"abc", b"x" * near.MESSAGE_MAX, b"d"):
+            assert await line.ask(request) == request[::-1]
+        line.close()
+
+    played(play)
+    assert [len(request) for request in asked.requests] == [3, near.MESSAGE_MAX, 1]
+
+
+def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
+    server = Near(Asked())
+
+    async def play() -> None:
+        line = await Line.to(*server.way())
+        assert await line.ask(b"fail") == b""
+        assert await line.ask(b"ab") == b"ba"
+        line.close()
+
+    played(play)
+
+
+@pytest.mark.parametrize("key", [b"\0" * 32, b"short"])
+def test_without_the_key_nothing_is_asked(key: bytes) -> None:
+    asked = Asked()
+    with connected(Near(asked).way()) as end:
+        send(end, key + b"\0\0\0\1a")
+        with suppress(OSError):  # closed already
+            end.shutdown(socket.SHUT_WR)
+        assert said(end) == b""
+    assert asked.requests == []
+
+
+def test_with_the_key_the_same_bytes_are_answered() -> None:
+    """The control of the test above, and of those below."""
+    server = Near(Asked())
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + b"\0\0\0\1a")
+        assert said(end) == b"\0\0\0\1"
+
+
+def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Asked()
+    server = Near(asked)
+    monkeypatch.setattr(os, "getuid", lambda: 12_345)
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + b"\0\0\0\1a")
+        assert said(end) == b""
+    assert asked.requests == []
+
+
+def test_the_key_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Near(Asked())
+    monkeypatch.setattr(os, "getuid", lambda: 12_345)
+
+    async def play() -> None:
+        with pytest.raises(PermissionError, match="another user"):
+            await Line.to(*server.way())
+
+    played(play)
+
+
+def test_a_request_beyond_the_bound_is_not_read() -> None:
+    asked = Asked()
+    server = Near(asked)
+    with connected(server.way()) as end:
+        send(end, server.way()[1] + (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
+        assert said(end) == b""
+    assert asked.requests == []
+
+
+def test_connections_are_bounded_and_a_closed_one_makes_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
+    server = Near(Asked())
+    question = server.way()[1] + b"\0\0\0\1a"
+    with connected(server.way()) as first:
+        send(first, question)
+        assert said(first) == b"\0\0\0\1"
+        with connected(server.way()) as second:
+            assert said(second) == b""
+    answer = b""
+    while not answer:  # the server sees the end of the first one in its own time
+        with connected(server.way()) as third:
+            send(third, question)
+            answer = said(third)
+    assert answer == b"\0\0\0\1"
+
+
+def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
+    asks, go = threading.Event(), threading.Event()
+
+    def answer(request: bytes) -> bytes:
+        asks.set()
+        assert go.wait(WAIT_S)
+        return request
+
+    server = Near(answer)
+
+    async def play() -> None:
+        line = await Line.to(*server.way())
+        waits = asyncio.ensure_future(line.ask(b"late"))
+        await asyncio.to_thread(asks.wait, WAIT_S)
+        waits.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waits
+        line.close()
+        go.set()
+        other = await Line.to(*server.way())
+        assert await other.ask(b"new") == b"new"
+        other.close()
+
+    played(play)
+
+
+def test_a_server_that_ends_is_an_error_at_once() -> None:
+    async def play() -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+            listener.bind(f"\0online-test-{os.getpid()}")
+            listener.listen(1)
+            address: bytes = listener.getsockname()
+            line = await Line.to(address, b"key")
+            end, _ = listener.accept()
+            end.close()
+            with pytest.raises((OSError, EOFError)):
+                await line.ask(b"a")
+            line.close()
+        with pytest.raises(OSError, match="refused"):
+            await Line.to(address, b"key")
+
+    played(play)
+
+
+class Client(ParameterClient):
+    """A replica's client, whose server answers here instead of in an actor of Ray."""
+
+    def __init__(self, server: Near) -> None:
+        super().__init__("m")
+        self.server = server
+        self.asked: list[str] = []
+
+    async def _by_ray(self, method: str, args: tuple[object, ...]) -> Any:
+        self.asked.append(method)
+        return self.server.way() if method == "near" else b"by ray"
+
+
+def test_exchanges_go_over_the_connection_once_ray_has_answered_one() -> None:
+    async def play() -> None:
+        client = Client(Near(Asked()))
+        assert not client.near
+        assert await client.call("sync", WAIT_S, b"abc") == b"by ray"
+        assert await client.call("sync", WAIT_S, b"abc") == b"cba"
+        assert client.near
+        assert await client.call("sync", WAIT_S, b"de") == b"ed"
+        assert client.asked == ["sync", "near"]
+        await client.call("status", WAIT_S)
+        await client.call("sync", WAIT_S, b"x" * (near.MESSAGE_MAX + 1))
+        assert client.asked == ["sync", "near", "status", "sync"]
+
+    played(play)
+
+
+def test_what_the_connection_fails_is_asked_by_ray() -> None:
+    async def play() -> None:
+        client = Client(Near(Asked()))
+        for _ in range(2):
+            await client.call("sync", WAIT_S, b"abc")
+        assert await client.call("sync", WAIT_S, b"fail") == b"by ray"  # which tells the error
+        assert client.near
+
+    played(play)
+
+
+def test_a_server_on_another_machine_is_looked_for_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> None:
+        client = Client(Near(Asked()))
+
+        async def refused(address: bytes, key: bytes) -> Line:
+            raise ConnectionRefusedError(address)
+
+        monkeypatch.setattr(Line, "to", refused)
+        for _ in range(5):
+            assert await client.call("sync", WAIT_S, b"abc") == b"by ray"
+        assert client.asked == ["sync", "near", "sync", "sync", "sync", "sync"]
+
+    played(play)
+
+
+def test_a_question_that_is_no_longer_waited_for_ends_the_connection() -> None:
+    go = threading.Event()
+
+    def answer(request: bytes) -> bytes:
+        if request == b"slow":
+            assert go.wait(WAIT_S)
+        return request
+
+    async def play() -> None:
+        client = Client(Near(answer))
+        for _ in range(2):
+            await client.call("sync", WAIT_S, b"a")
+        assert client.near
+        with pytest.raises(ServerUnavailable, match="none within"):
+            await client.call("sync", 0.01, b"slow")
+        assert not client.near
+        go.set()
+        assert await client.call("sync", WAIT_S, b"b") == b"by ray"
+
+    played(play)

@@ -1,0 +1,190 @@
+"""The learned rows that are nearest to one: what was taken out or kept back is not among them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+import replica_world as worlds
+
+from online.errors import RequestError
+from online.http.access import Access
+from online.http.app import App
+from online.messages.structs import (
+    Explanation,
+    FeedbackRequest,
+    NearRow,
+    Prediction,
+    PredictRequest,
+)
+from online.replica.replica import ModelReplica
+from online.rows import history
+from online.serving.nearest import distance, spreads_of
+from online.serving.serving import Serving
+from online.settings.config import Limits
+from online.settings.tokens import Role
+from paramserver import rewrites
+from replay import codec
+from replay.example import Example
+
+PATIENT: Final = Limits(feedback_wait_s=60, explain_s=600)
+TOKENS: Final[dict[Role, list[str]]] = {
+    "predict": ["predict-0123456789abcdefghijkl"],
+    "admin": ["admin-0123456789abcdefghijkl"],
+}
+
+
+async def taught(world: worlds.World, n: int, limits: Limits = PATIENT) -> Serving:
+    """A replica that has learned rows x = 0, 1, 2 … of the sources s0, s1, s2 … in turn."""
+    serving = world.serving(await world.replica(limits=limits))
+    for i in range(n):
+        event = FeedbackRequest(
+            features={"x": float(i)}, label=float(i), event_id=f"e{i}", source=f"s{i}"
+        )
+        status, _ = await serving.feedback(event)
+        assert status == 200
+    return serving
+
+
+async def near(serving: Serving, x: float, n: int = 3) -> list[NearRow]:
+    request = PredictRequest(features={"x": x}, explain=True, nearest=n)
+    said = await serving.explained(request)
+    assert isinstance(said, Prediction)
+    assert isinstance(said.explanation, Explanation)
+    assert isinstance(said.explanation.nearest, list)
+    return said.explanation.nearest
+
+
+async def events(serving: Serving, x: float, n: int = 3) -> list[str]:
+    return [row.event_id for row in await near(serving, x, n)]
+
+
+def control(replica: ModelReplica, kind: str, note: Any) -> None:
+    replica.store.journal.write_control("m", kind, f"{kind}:1", msgspec.json.encode(note))
+
+
+def test_the_nearest_learned_rows_come_first_and_say_whose_they_are(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving = await taught(world, 200)
+        found = await near(serving, 100.2)
+        assert [row.event_id for row in found] == ["e100", "e101", "e99"]
+        first = found[0]
+        assert (first.label, first.features, first.source) == (100.0, {"x": 100.0}, "s100")
+        assert 0.0 < first.distance < found[1].distance < found[2].distance
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_rows_that_are_undone_or_of_a_banned_source_or_erased_are_not_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving = await taught(world, 10)
+        replica = serving.replica
+        partition = replica.writer.partition
+        undone = {partition: (5, 6)}  # the sixth row, x = 5
+        note = rewrites.Rollback(worlds.SPEC, "1-1", 0, {}, [], undone)
+        control(replica, rewrites.ROLLBACK, note)
+        control(replica, rewrites.SOURCE, rewrites.Source("s4", True))
+        event = FeedbackRequest(features={"x": 5.1}, label=0.0, event_id="late", source="s4")
+        await replica.control.read()
+        status, _ = await serving.feedback(event)
+        assert status == 202  # quarantined
+        assert await events(serving, 5.0) == ["e6", "e7", "e3"]
+        monkeypatch.setattr(codec, "is_erased", lambda payload: codec.decode(payload).label == 6.0)
+        assert await events(serving, 5.0) == ["e7", "e3", "e8"]
+        monkeypatch.undo()
+        monkeypatch.setattr(history.Decisions, "bans", [])  # the control of each guard
+        assert "e4" in await events(serving, 5.0)
+        monkeypatch.setattr(history.Decisions, "learned", lambda self, row: True)
+        assert set(await events(serving, 5.0)) == {"e5", "late", "e6"}
+        await replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_no_more_rows_are_read_than_the_setting_says(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        limits = PATIENT.model_copy(update={"nearest_rows": 4})
+        serving = await taught(world, 10, limits)
+        assert await events(serving, 0.0, 100) == ["e6", "e7", "e8", "e9"]
+        assert len(await near(serving, 0.0, 2)) == 2
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_it_is_asked_beside_an_explanation_and_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving = await taught(world, 2)
+        with pytest.raises(RequestError, match="beside an explanation"):
+            serving.predict(PredictRequest(features={"x": 1.0}, nearest=1))
+        hung = asyncio.Event()
+        monkeypatch.setattr(serving.replica.store, "read", lambda *args: hung.wait())
+        object.__setattr__(serving.replica, "limits", Limits(explain_s=0.01))
+        with pytest.raises(RequestError, match=r"within 0\.01 s") as error:
+            await near(serving, 1.0)
+        assert (error.value.status, error.value.code) == (503, "explain_too_slow")
+        monkeypatch.undo()
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+@pytest.mark.parametrize("token", ["predict", "admin", None])
+def test_learned_rows_are_shown_to_an_admin_alone(tmp_path: Path, token: Role | None) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving = await taught(world, 3)
+        access = None if token is None else Access(TOKENS)  # without tokens everybody is one
+        app: Any = App({"m": serving}, None, PATIENT, access)  # type: ignore[arg-type]
+        body = {"features": {"x": 1.0}, "explain": True, "nearest": 1}
+        status, said = await ask(app, body, token)
+        if token == "predict":
+            assert (status, said["error"]["code"]) == (403, "forbidden")
+            status, said = await ask(app, {**body, "nearest": 0}, token)
+            assert "nearest" not in said["explanation"]
+        else:
+            assert said["explanation"]["nearest"][0]["event_id"] == "e1"
+        assert status == 200
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+async def ask(app: Any, body: Any, token: Role | None) -> tuple[int, Any]:
+    headers = [(b"content-type", b"application/json")]
+    if token is not None:
+        headers.append((b"authorization", f"Bearer {TOKENS[token][0]}".encode()))
+    path = "/v1/models/m/predict"
+    scope = {"type": "http", "method": "POST", "path": path, "headers": headers}
+    sent: list[Any] = []
+    parts = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
+
+    async def receive() -> Any:
+        return parts.pop() if parts else await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await app(scope, receive, send)
+    return sent[0]["status"], json.loads(b"".join(m.get("body", b"") for m in sent[1:]))
+
+
+def test_a_distance_is_the_mean_over_all_names_of_both_rows() -> None:
+    numbers = [Example({"x": float(i)}, True) for i in (0, 2)]
+    spreads = spreads_of(numbers)
+    assert spreads == {"x": pytest.approx(1.0)}
+    assert distance({"x": 0.0}, {"x": 2.0}, spreads) == pytest.approx(2 / 3)
+    assert distance({"x": 0.0}, {"x": 1e9}, spreads) == pytest.approx(1.0)
+    assert distance({"x": 1.0, "y": True}, {"x": 1.0}, spreads) == 0.5
+    assert distance({"t": "red green"}, {"t": "Green blue"}, {}) == pytest.approx(2 / 3)
+    assert distance({"t": "1"}, {"t": 1.0}, {}) == 1.0
+    assert distance({"z": 3.0}, {"z": 4.0}, {"z": 0.0}) == 1.0
+    assert distance({}, {}, {}) == 0.0
