@@ -230,24 +230,19 @@ def test_another_number_of_servers_serves_while_the_model_answers(world: World) 
     thread = threading.Thread(target=feed)
     thread.start()
     try:
-        for n in (3, 1):
-            done = online("models", "reshard", "counting", "--shards", str(n), "--config", config)
-            assert done.returncode == 0, done.stdout + done.stderr
-            assert f"{n} parameter servers serve" in done.stdout
+        done = online("models", "reshard", "counting", "--shards", "3", "--config", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "3 parameter servers serve, instead of 2" in done.stdout
     finally:
         stop.set()
         thread.join()
     assert not odd, "feedback and predictions went on"
     found = world.settled()
-    assert len(found["server"].get("shards", [1])) == 1, found["server"]
+    assert len(found["server"]["shards"]) == 3, found["server"]
     counts = world.counts(sent)
     assert set(counts) == {1.0}, Counter(counts)
-    said = online("models", "reshard", "counting", "--shards", "1", "--config", config)
+    said = online("models", "reshard", "counting", "--shards", "3", "--config", config)
     assert said.returncode == 1
-    assert "has 1 parameter servers" in said.stderr, said.stderr
-    world.running.stop()
-    world.running = launch(world.folder)
-    world.settled()
-    assert set(world.counts(sent)) == {1.0}, "the decision outlives the service"
-    good = online("fsck", "--model", "counting", "--config", config)
+    assert "has 3 parameter servers" in said.stderr, said.stderr
+    good = online("fsck", "--config", config)
     assert good.returncode == 0, good.stdout + good.stderr
