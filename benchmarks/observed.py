@@ -4,13 +4,15 @@ Two services of one process each run side by side, one as it comes, one that is 
 asked in turn; pages are opened and closed on one service, which is left alone meanwhile.  What the
 process has used is read from the system: what it does later for its requests is in it, the driver
 and the collector of the traces, which are another process, are not.  The ratio of a pair is what
-the machine's other work disturbs least.  A control without any difference says what pairs are
-worth.
+the machine's other work disturbs least.  Both are laid out alike in memory, and hash alike: else
+two processes of the same program differ by some per cent, as long as they live.  A control without
+any difference says what pairs are worth.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import select
 import socket
@@ -32,6 +34,7 @@ import typer
 from benchmarks.table import AsJson, app, show
 from online.client.connection import Connection
 from online.load.own_service import start, stop, write_settings
+from online.settings.config import environment
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
 _LINEAR: Final = {"learner": "linear"}
@@ -41,6 +44,7 @@ _HALF_S: Final = 4.0
 _TURNS: Final = 4
 _WARM: Final = 300
 _PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
+_SAME_ADDRESSES: Final = 0x0040000  # ADDR_NO_RANDOMIZE of personality(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +195,12 @@ class Side:
         return time.clock_gettime_ns(~self._pid << 3 | _PROCESS_CLOCK)
 
 
+def _alike() -> dict[str, str]:
+    """Return the environment of processes that hash alike; they are laid out alike from now on."""
+    ctypes.CDLL(None).personality(_SAME_ADDRESSES)
+    return {**environment(), "PYTHONHASHSEED": "0"}
+
+
 @contextlib.contextmanager
 def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) -> Iterator[Side]:
     """A service of one process, in a folder of its own; ``on``: the one that does more."""
@@ -204,7 +214,7 @@ def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) ->
                 "telemetry": telemetry if on else {},
             },
         )
-        process, _, url = start(Path(name))
+        process, _, url = start(Path(name), environment=_alike())
         try:
             yield Side(url, process.pid, seed, subject.asked if on else {})
         finally:
@@ -230,8 +240,7 @@ def _beside(
 ) -> tuple[float, float]:
     """CPU time a request of two services that are asked in turn, four times each.
 
-    Each pair is of processes of its own: two of the same program differ by some per cent, as long
-    as they live.
+    Each pair is of processes of its own: what is left of how two of them differ is their own.
     """
     is_on, action = turn % 2 == 0, subject.action
     with (
