@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 
 from paramserver import errors, wire
 from paramserver.actor import ServerSettings
+from paramserver.lineage import publish
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
 from paramserver.standing import ANSWERS, UPGRADE, Answers, Upgrade, newest
@@ -148,12 +150,17 @@ def test_rollback_is_refused_with_what_can_be_used(world: Any, damage: str) -> N
     elif damage == "torn":
         world.file("1-1").write_bytes(b"torn")
     else:
-        world.store.control.append(Control(1, "fresh", f"fresh:{LINEAGE.spec}:2", b""))
+        store, history = world.store, server._running.serving().history
+        store.begin_epoch(LINEAGE.model, LINEAGE.spec, 1)
+        store.control.append(Control(1, "fresh", f"fresh:{LINEAGE.spec}:2", b""))
+        assert not world.start().restore(), "it was interrupted here"
+        state = replace(history.load("1-2"), version=(3, 0))
+        publish(store, history, state, None)
         server = world.serving()
     with pytest.raises(errors.RollbackRefused) as raised:
         server.rollback("1-1")
     assert raised.value.definite
-    assert raised.value.usable == (() if damage == "before" else ("1-2",))
+    assert raised.value.usable == (("3-0",) if damage == "before" else ("1-2",))
     assert server.ping() == "serving"
     assert value(server) == (6.0 if damage == "before" else 9.0)
     with pytest.raises(errors.RollbackRefused, match="no rollback to 'nowhere'"):
