@@ -52,6 +52,7 @@ ACTIVE_S: Final = 86_400.0
 """A source counts for so long.  In time and not in arrivals: a flood does not drive others out."""
 
 _SEEN_MAX: Final = 64
+_SET_ASIDE: Final = Written.QUARANTINED  # Python looks members up slowly
 _RECENT: Final = 8192
 _RECENT_S: Final = 3600.0
 _CHECKED_MAX: Final = 4096
@@ -174,11 +175,10 @@ class Filtering:
         """
         if self.active or self.elsewhere:
             return False
-        quarantined = Written.QUARANTINED
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
                 return False
-            if row.verdict is quarantined or is_again(row):
+            if row.verdict is _SET_ASIDE or is_again(row):
                 return False
         keys = [row.key for row in rows]
         if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
@@ -216,7 +216,7 @@ class Filtering:
         return out
 
     def _judged(self, row: NewRow, example: Example | None) -> tuple[NewRow, Example | None]:
-        if row.half is not None or is_again(row) or row.verdict is Written.QUARANTINED:
+        if row.half is not None or is_again(row) or row.verdict is _SET_ASIDE:
             # a half that is kept is judged when it meets the other; or an operator has
             return row, example
         event = self._checked.pop(row.key, None)
