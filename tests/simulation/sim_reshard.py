@@ -36,6 +36,11 @@ def spec_of(born: int, shards: int) -> str:
     return SPEC if shards == born else f"{shards}" * 64
 
 
+def of_before(world: World) -> list[Actor]:
+    """Servers and replicas of a lineage that serves no more."""
+    return [a for a in world.actors if a.alive and getattr(a, "spec", world.spec) != world.spec]
+
+
 class Resharder(Actor):
     """Begins lineages with other numbers; what the journal says is done others find when it died.
 
@@ -77,9 +82,9 @@ class Resharder(Actor):
             return
         world.note(f"{shards} servers are to serve instead of {world.shards}")
         world.counts["reshard"] += 1
-        world.shards = shards
+        world.shards, world.spec = shards, spec_of(world.climate.shards, shards)
         world.oracle.begin_anew()
-        for actor in world.of_before():
+        for actor in of_before(world):
             later_s = 1.5 * self.dice.random() if self.dice.random() < 0.7 else 0.0
             world.loop.call_later(later_s, world.kill, actor, context=world.outside)
 
@@ -111,3 +116,8 @@ class Resharder(Actor):
         )
         disk = SnapshotDisk(self.world.disk)
         return [SnapshotHistory(open_snapshots(place, disk), Retention()) for place in places]
+
+
+def at_work(world: World) -> bool:
+    """Whether somebody may begin another lineage, or lives of one that serves no more."""
+    return any(one.busy for one in world.live(Resharder)) or bool(of_before(world))
