@@ -1,17 +1,22 @@
 """A service that is looked at, or asked for more, uses more CPU time a request: measured in pairs.
 
-Two services of one process each run side by side, one as it comes, one that is traced, and are
-asked in turn; pages are opened and closed on one service, which is left alone meanwhile.  What the
-process has used is read from the system: what it does later for its requests is in it, the driver
-and the collector of the traces, which are another process, are not.  The ratio of a pair is what
-the machine's other work disturbs least.  A control without any difference says what pairs are
-worth.
+Two services of one process each run side by side, one as it comes, one that does more, and are
+asked in turn; traces are switched on and off in one service, which is asked all the time; pages are
+opened and closed on one that is left alone meanwhile.  What the process has used is read from the
+system: what it does later for its requests is in it, the driver and the collector of the traces,
+which are another process, are not.  The ratio of a pair is what
+the machine's other work disturbs least.  Both are laid out alike in memory, and hash alike: else
+two processes of the same program differ by some per cent, as long as they live.  A control without
+any difference says what pairs are worth.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
+import multiprocessing
+import os
 import select
 import socket
 import statistics
@@ -31,7 +36,10 @@ import typer
 
 from benchmarks.table import AsJson, app, show
 from online.client.connection import Connection
+from online.http.traced import Traced
 from online.load.own_service import start, stop, write_settings
+from online.service.embedded import Embedded
+from online.settings.config import environment, load
 
 _MODEL: Final = {"name": "m", "task": "binary", "learner": "logreg"}
 _LINEAR: Final = {"learner": "linear"}
@@ -40,7 +48,10 @@ _LOOK_S: Final = 0.05
 _HALF_S: Final = 4.0
 _TURNS: Final = 4
 _WARM: Final = 300
+_SHORT: Final = 50
+_END_S: Final = 60.0
 _PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
+_SAME_ADDRESSES: Final = 0x0040000  # ADDR_NO_RANDOMIZE of personality(2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +202,12 @@ class Side:
         return time.clock_gettime_ns(~self._pid << 3 | _PROCESS_CLOCK)
 
 
+def _alike() -> dict[str, str]:
+    """Return the environment of processes that hash alike; they are laid out alike from now on."""
+    ctypes.CDLL(None).personality(_SAME_ADDRESSES)
+    return {**environment(), "PYTHONHASHSEED": "0"}
+
+
 @contextlib.contextmanager
 def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) -> Iterator[Side]:
     """A service of one process, in a folder of its own; ``on``: the one that does more."""
@@ -204,7 +221,7 @@ def side(subject: Subject, telemetry: dict[str, Any], seed: int, *, on: bool) ->
                 "telemetry": telemetry if on else {},
             },
         )
-        process, _, url = start(Path(name))
+        process, _, url = start(Path(name), environment=_alike())
         try:
             yield Side(url, process.pid, seed, subject.asked if on else {})
         finally:
@@ -220,6 +237,8 @@ def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
         }
         if subject.pages:
             found = _with_pages(subject, pairs)
+        elif subject.telemetry:
+            found = _switched(subject, given, pairs, requests)
         else:
             found = [_beside(subject, given, i, requests) for i in range(pairs)]
     return cost_of(subject, requests, found)
@@ -230,8 +249,7 @@ def _beside(
 ) -> tuple[float, float]:
     """CPU time a request of two services that are asked in turn, four times each.
 
-    Each pair is of processes of its own: two of the same program differ by some per cent, as long
-    as they live.
+    Each pair is of processes of its own: what is left of how two of them differ is their own.
     """
     is_on, action = turn % 2 == 0, subject.action
     with (
@@ -247,6 +265,72 @@ def _beside(
         after = first.used_ns(), second.used_ns()
     used = [(y - x) / requests / 1e3 for x, y in zip(before, after, strict=True)]
     return (used[0], used[1]) if turn % 2 else (used[1], used[0])
+
+
+def _switched(
+    subject: Subject, telemetry: dict[str, Any], pairs: int, requests: int
+) -> list[tuple[float, float]]:
+    """CPU time a request of one service whose traces are off and on in turn.
+
+    Two processes of one program differ by more than traces cost, and so do two seconds of a busy
+    machine: so a pair is many short turns of each.  Spans are sent before a turn is read.
+    """
+    found: list[tuple[float, float]] = []
+    ours, its = multiprocessing.get_context("spawn").Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_serve_switched, args=(its, {**_MODEL, **subject.model}, telemetry), daemon=True
+    )
+    process.start()
+    try:
+        url, pid = ours.recv()
+        one = Side(url, pid, 1, {})
+        one.turn("feedback", _WARM)
+        one.turn(subject.action, _WARM)
+        for _ in range(pairs):
+            used = {True: 0.0, False: 0.0}
+            for turn in range(2 * (requests // _SHORT)):
+                is_on = turn % 4 in (1, 2)
+                ours.send(is_on)
+                ours.recv()
+                before = one.used_ns()
+                one.turn(subject.action, _SHORT)
+                ours.send(False)
+                ours.recv()
+                used[is_on] += (one.used_ns() - before) / requests / 1e3
+            found.append((used[False], used[True]))
+        ours.send(None)
+    finally:
+        process.join(_END_S)
+        process.kill()
+    return found
+
+
+def _serve_switched(asked: Any, model: dict[str, Any], telemetry: dict[str, Any]) -> None:
+    """Serve in this process, and have requests traced or not, as is asked."""
+    traced, tracing = Traced.__call__, set[Any]()
+
+    async def noted(self: Traced, scope: Any, receive: Any, send: Any) -> None:
+        tracing.add(self._tracing)
+        await traced(self, scope, receive, send)
+
+    async def passed(self: Traced, scope: Any, receive: Any, send: Any) -> None:
+        await self._behind(scope, receive, send)
+
+    Traced.__call__ = noted  # type: ignore[method-assign]
+
+    with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
+        data = {
+            "cluster": "embedded", "models": [model], "telemetry": telemetry, "port": 0,
+            "state_dir": str(Path(name) / "state"),
+        }  # fmt: skip
+        with Embedded(load(None, data, {}), lambda _: None) as running:
+            running.start()
+            asked.send((running.url, os.getpid()))
+            while (is_on := asked.recv()) is not None:
+                for one in tracing if Traced.__call__ is traced else ():
+                    one._provider.force_flush()
+                Traced.__call__ = traced if is_on else passed  # type: ignore[method-assign]
+                asked.send(is_on)
 
 
 def _with_pages(subject: Subject, pairs: int) -> list[tuple[float, float]]:

@@ -176,13 +176,17 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
     if new("drift") and seen["drift"] == "act":
         yield mark("alarm", "the error rose")
     if (seen.get("quarantined") or 0) > (was.get("quarantined") or 0):
-        yield mark("quarantine", f"{seen['quarantined']} sources set aside")
+        yield mark("quarantine", _many(seen["quarantined"], "set aside"))
     if new("banned") and before is not None:
-        yield mark("decision", f"{len(seen['banned'])} sources banned")
+        yield mark("decision", _many(len(seen["banned"]), "banned"))
     if new("edge"):
         yield mark("edge", str(seen["edge"]))
     if new("incident"):
         yield mark("incident", str(seen["incident"]))
+
+
+def _many(n: int, what: str) -> str:
+    return f"1 source {what}" if n == 1 else f"{n} sources {what}"
 
 
 def percentile(counts: Mapping[str, float], what: str, q: float) -> float | None:

@@ -62,6 +62,7 @@ await everywhere("overview");
 
 await page.getByRole("button", { name: "model-1", exact: true }).click();
 await card.getByText("distance (PSI)").waitFor();
+await card.getByText("Release 2 is reported").waitFor();  // releases are asked for by themselves
 const texts = (cells) => cells.evaluateAll((nodes) => nodes.map((node) => node.textContent));
 const moved = await texts(card.locator(".features tbody tr").first().locator("td"));
 const labels = await texts(card.locator(".classes tbody td:first-child"));
