@@ -45,7 +45,7 @@ def other_of(example: Example, key: bytes) -> tuple[str, float] | None:
     if score is None or len(score) < 2 or score.keys() == _TWO:
         return None
     said = label_text(example.sent_label)
-    others = sorted(label for label in score if label != said)
+    others = [label for label in score if label != said]
     label = others[zlib.crc32(key) % len(others)]
     return label, -log(min(max(score[label], _SHARE_MIN), 1.0)) + 0.0
 
