@@ -1,4 +1,4 @@
-"""Choices on labelled streams: mean reward of each policy, beside VowpalWabbit and the possible.
+"""Choices on labelled streams: mean reward of each policy, beside peers and what is possible.
 
 The settings of ours were chosen on seeds 100 to 104 (ImageSegments, digits, the first 6,000 rows of
 INSECTS), VowpalWabbit's rate and cost on seed 100 of each (4,000 rows); seeds 1 to 5 prove.
@@ -101,10 +101,24 @@ def run(
         return
     yield _line(name, "full information", told, [full_information(told[s]) for s in seeds])
     yield _line(name, "best constant", told, [best_constant(told[s]) for s in seeds])
+    if late == 0:
+        yield from _of_river(name, told)
     try:
         yield from _peer(name, chances(name, data, TUNED_ON, rows), told, late)
     except ImportError as missing:
         yield Line(name, f"VW skipped: {missing}", 0, 0, math.nan, math.nan)
+
+
+def _of_river(name: str, told: dict[int, list[Chance]]) -> Iterator[Line]:
+    from benchmarks import bandits_peer as peer
+
+    for what, played in (("LinUCB", peer.lin_ucb), ("Thompson", peer.thompson)):
+        try:
+            found = [played(told[seed], seed) for seed in told]
+        except ValueError as why:
+            yield Line(name, f"river {what} skipped: {why}", 0, 0, math.nan, math.nan)
+        else:
+            yield _line(name, f"river {what}", told, found)
 
 
 def _peer(

@@ -1,11 +1,14 @@
-"""The peer of `python -m benchmarks bandits`: VowpalWabbit, one setting of it on one stream.
+"""The peers of `python -m benchmarks bandits`: VowpalWabbit, and the bandits of river.
 
-Its numbers are standardised as they come, as ours are: without that it earns much less.
+Their numbers are standardised as they come, as ours are: without that they earn much less.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
+from river import bandit, proba
 
 from benchmarks.bandits_streams import Chance
 from online.models.limited import Limited
@@ -54,4 +57,37 @@ def run(
         if len(waiting) > late:
             vw.learn(waiting.pop(0))
     vw.finish()
+    return total / len(chances)
+
+
+NUMBERS_MAX: Final = 100
+"""Features of a context that river's LinUCB is asked with: it takes their square for each arm."""
+
+
+def lin_ucb(chances: list[Chance], seed: int) -> float:
+    """Mean reward of river's LinUCB as it comes, told at once; texts are names with the number 1.
+
+    ValueError where actions have features, or contexts too many.
+    """
+    if chances[0].label is None or max(len(one.context) for one in chances) > NUMBERS_MAX:
+        raise ValueError("it takes no features of actions, and few of contexts")
+    policy, scaler, total = bandit.LinUCBDisjoint(seed=seed), Limited("contexts"), 0.0
+    for chance in chances:
+        numbers = {n: v for n, v in chance.context.items() if type(v) in (int, float)}
+        words = {f"{n}={v}": 1.0 for n, v in chance.context.items() if n not in numbers}
+        context = {"bias": 1.0, **words, **scaler.learn(numbers)}
+        i = policy.pull(range(len(chance.actions)), context=context)
+        total += chance.rewards[i]
+        policy.update(i, context, chance.rewards[i])
+    return total / len(chances)
+
+
+def thompson(chances: list[Chance], seed: int) -> float:
+    """Mean reward of river's Thompson rule, by the actions' ids alone: it sees no context."""
+    policy, total = bandit.ThompsonSampling(reward_obj=proba.Beta(), seed=seed), 0.0
+    for chance in chances:
+        places = {name: i for i, (name, _) in enumerate(chance.actions)}
+        arm = policy.pull(list(places))
+        total += chance.rewards[places[arm]]
+        policy.update(arm, bool(chance.rewards[places[arm]]))
     return total / len(chances)

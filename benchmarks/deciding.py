@@ -26,7 +26,7 @@ def bandits(
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
-    """Mean reward of choices on labelled streams, beside VowpalWabbit, with full information.
+    """Mean reward of choices on labelled streams, beside VowpalWabbit, river and all told.
 
     VowpalWabbit, told as late, is left out where it is not installed.  Needs
     the data sets in ONLINE_DATA_DIR.  Example: python -m benchmarks bandits --stream digits

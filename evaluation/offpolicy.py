@@ -167,6 +167,8 @@ class OffPolicy:
                 f"{c['lost'] / n:.1%} of its choices are never served: give the served policy a "
                 "floor, for nothing is known of them"
             )
+        if effective < EFFECTIVE_MIN:  # how far the mean weight may be off is not known yet
+            return tuple(found)
         mean = c["w"] / n
         error = math.sqrt(max(c["ww"] / n - mean * mean, 0.0) / n)
         if abs(mean + c["lost"] / n - 1.0) > WEIGHT_OFF * error + 1e-6:

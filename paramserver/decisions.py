@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from paramserver import answering, rewrites, upgrading
+from paramserver import rewrites, standing
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
@@ -97,7 +97,7 @@ class Decisions:
         """Let the model answer by itself from now on, or those again whom it learns from.
 
         Parameters:
-            note: :class:`paramserver.answering.Answers` as JSON.
+            note: :class:`paramserver.standing.Answers` as JSON.
 
         Returns:
             dict: ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it
@@ -108,13 +108,13 @@ class Decisions:
             NotReady, Superseded: Definite: nothing was changed.
             DecisionUncertain: Indefinite: ask again, the same row is written.
         """
-        wanted = msgspec.json.decode(note, type=answering.Answers)
+        wanted = msgspec.json.decode(note, type=standing.Answers)
         with self._running.decision() as now:
             server = now.server
-            newest = answering.newest(_controls(now))
+            newest = standing.newest(_controls(now), standing.ANSWERS, standing.Answers)
             seq = 0 if newest is None else newest[0]
             if wanted.itself != (newest is not None and newest[1].itself):
-                self._decide(now, answering.ANSWERS, f"{answering.ANSWERS}:{seq}", wanted)
+                self._decide(now, standing.ANSWERS, f"{standing.ANSWERS}:{seq}", wanted)
                 seq = server.control
             said, version = "model" if wanted.itself else "caller", list(server.version)
             return {"answers": said, "control": seq or server.control, "version": version}
@@ -123,7 +123,7 @@ class Decisions:
         """Have a model of today's defaults beside this one, or no longer.
 
         Parameters:
-            note: :class:`paramserver.upgrading.Upgrade` as JSON.
+            note: :class:`paramserver.standing.Upgrade` as JSON.
 
         Returns:
             dict: ``control`` (number of the row by which it is so; of the newest row if nothing was
@@ -133,11 +133,12 @@ class Decisions:
             NotReady, Superseded: Definite: nothing was changed.
             DecisionUncertain: Indefinite: ask again, the same row is written.
         """
-        wanted = msgspec.json.decode(note, type=upgrading.Upgrade)
+        wanted = msgspec.json.decode(note, type=standing.Upgrade)
         with self._running.decision() as now:
-            seq, stands = upgrading.newest(_controls(now)) or (0, upgrading.Upgrade(on=False))
+            newest = standing.newest(_controls(now), standing.UPGRADE, standing.Upgrade)
+            seq, stands = newest or (0, standing.Upgrade(on=False))
             if wanted != stands:
-                self._decide(now, upgrading.UPGRADE, f"{upgrading.UPGRADE}:{seq}", wanted)
+                self._decide(now, standing.UPGRADE, f"{standing.UPGRADE}:{seq}", wanted)
                 seq = now.server.control
             return {"control": seq or now.server.control, "on": wanted.on}
 

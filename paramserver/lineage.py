@@ -136,6 +136,11 @@ def _plan(store: Store, history: SnapshotHistory, lineage: Lineage, head: HeadIn
     partitions = store.partitions(lineage.model)
     found = history.restore(head.snapshot, lineage.model, lineage.spec)
     name, base = (None, _nothing(lineage, partitions)) if found is None else found
+    if base.version[0] < shortfall.begun(controls, lineage.spec):
+        raise StartRefused(
+            f"{lineage.model!r} was to begin anew, and that was interrupted",
+            "give the command again: online serve --relearn, or --fresh",
+        )
     if base.banned is None:  # of an older release
         before = (control for control in controls if control.seq <= base.control)
         base = replace(base, banned=frozenset(rewrites.banned(before)))

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from paramserver.blocks import Blocks
+from paramserver.standing import newest
 from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo
 
@@ -189,11 +190,7 @@ class Promote(msgspec.Struct, frozen=True):
 
 def promoted(controls: Iterable[ControlInfo]) -> tuple[int, Promote] | None:
     """The newest promotion with the number of its row; None: there is none."""
-    newest = None
-    for control in controls:
-        if control.kind == PROMOTE:
-            newest = control.seq, msgspec.json.decode(control.payload, type=Promote)
-    return newest
+    return newest(controls, PROMOTE, Promote)
 
 
 def undoing(controls: Iterable[ControlInfo], spec: str, after: int) -> int:

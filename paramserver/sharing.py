@@ -182,7 +182,10 @@ class Sharing:
 
     @contextlib.contextmanager
     def at_one_moment(self, server: Server) -> Iterator[None]:
-        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can."""
+        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can.
+
+        One that does not answer is waited for once: replicas wait for the lock meanwhile.
+        """
         shard, running = self._shard, self._running
         if shard is None or shard.number:
             with running.lock:
@@ -191,8 +194,9 @@ class Sharing:
         self._aligned = False
         for left in reversed(range(shard.tries)):
             with running.lock:
-                self._aligned = self._all_begin(server)
-                if self._aligned or not left:
+                begun = self._all_begin(server)
+                self._aligned = begun is True
+                if begun is not False or not left:
                     yield
                     return
             shard.pause()
@@ -201,10 +205,13 @@ class Sharing:
         """Have the others publish what shard 0 has published, if they did not."""
         if self.leads and not self._aligned:
             with self._running.lock:
-                self._aligned = self._all_begin(server)
+                self._aligned = self._all_begin(server) is True
 
-    def _all_begin(self, server: Server) -> bool:
-        """Whether all others begin a snapshot of the rows that this one has; under the lock."""
+    def _all_begin(self, server: Server) -> bool | None:
+        """Whether all others begin a snapshot of the rows that this one has; under the lock.
+
+        None: one does not answer.
+        """
         assert self._shard is not None
         rows, control = self._rows(server), server.control
         try:
@@ -213,7 +220,7 @@ class Sharing:
             )
         except Exception as error:  # it is away: this one is published alone
             _log.info("no snapshot at one moment: %s", error)
-            return False
+            return None
 
     def have_published(self, pinned: str | None = None, on: bool = True) -> None:
         """Have the others publish what they have begun, and keep what goes with a name of ours."""

@@ -13,11 +13,10 @@ from typing import Any, Final, Protocol
 from river import drift
 from river.drift import binary
 
-from evaluation.drift.alarm import Change
+from evaluation.drift.alarm import Change, change, share
 from evaluation.drift.errors import DriftSettingUnusable
 from evaluation.drift.glr import Glr
 from evaluation.drift.seed import Seed
-from evaluation.drift.share import change, share
 from evaluation.drift.stepd import Stepd
 
 RECENT: Final = 50

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share, within
+from evaluation.drift.alarm import Change, change, share, within
 
 ROWS_MIN: Final = 16
 """Least rows on each side of a split."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share, within
+from evaluation.drift.alarm import Change, change, share, within
 
 
 class Seed:

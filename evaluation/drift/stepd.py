@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import deque
 from statistics import NormalDist
 
-from evaluation.drift.alarm import Change
-from evaluation.drift.share import change, share, within
+from evaluation.drift.alarm import Change, change, share, within
 
 
 class Stepd:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from evaluation.comparison import Comparison
 from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
-from evaluation.metrics import add, details, increments
-from evaluation.report.known import Known
+from evaluation.metrics import Majority, Task, add, details, increments
 from evaluation.report.limits import Course
 from evaluation.report.panes import Pane, Panes
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.slices import Slices
+from replay.example import Label
 
 END_ROWS: Final = 5000
 """Rows kept whole at either end of the stream: the reference, and what is compared with it."""
@@ -329,3 +330,60 @@ def joined(parts: Sequence[Part], kinds: Mapping[str, str]) -> Part:
         np.concatenate([p.right for p in parts] or empty),
         features,
     )
+
+
+WAITING_MAX: Final = 100_000
+"""Labels whose time has not come; the earliest ones are let in when there are more."""
+
+
+class Known:
+    """Rows are asked and given in turn.
+
+    A label with a time is known from then on.  One without is known ``delay`` rows later (0 and 1:
+    by the next row; river's ``delay``).
+    """
+
+    def __init__(self, task: Task, delay: int) -> None:
+        self._regression = task == "regression"
+        self._majority = Majority()
+        self._sum = self._n = 0.0
+        self._delay = max(delay, 1)
+        self._row = 0
+        self._pending: deque[Label | None] = deque()
+        self._waiting: list[tuple[float, int, Label]] = []
+        self._newest_row = -1
+        self._newest: Label | None = None
+
+    def at(self, time: float) -> Label | None:
+        """The newest label known at the next row, which was answered at ``time`` (NaN: unknown)."""
+        while self._waiting and (self._waiting[0][0] <= time or len(self._waiting) > WAITING_MAX):
+            _, row, label = heapq.heappop(self._waiting)
+            self._let_in(row, label)
+        return self._newest
+
+    def most(self) -> Label | None:
+        """The most frequent label that is known, or the mean of the targets."""
+        if self._regression:
+            return self._sum / self._n if self._n else None
+        return self._majority.label()
+
+    def add(self, label: Label | None, label_time: float) -> None:
+        """The row's label, None if it never came, and when (NaN: unknown)."""
+        if label is not None and not math.isnan(label_time):
+            heapq.heappush(self._waiting, (label_time, self._row, label))
+            label = None
+        self._pending.append(label)
+        self._row += 1
+        if len(self._pending) >= self._delay:
+            label = self._pending.popleft()
+            if label is not None:
+                self._let_in(self._row - self._delay, label)
+
+    def _let_in(self, row: int, label: Label) -> None:
+        if self._regression:
+            self._sum += float(label)
+            self._n += 1
+        else:
+            self._majority.add(label)
+        if row > self._newest_row:
+            self._newest_row, self._newest = row, label

@@ -5,7 +5,7 @@ says, until that names a third model or the journal is learned again (``--relear
 The model that served before becomes the challenger, and may be promoted back.
 
 A model goes on with the defaults that it was born with; one of today's learns beside it where an
-operator has said so (:mod:`paramserver.upgrading`), and may be promoted as any challenger.
+operator has said so (:mod:`paramserver.standing`), and may be promoted as any challenger.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 import msgspec
 
-from online.errors import StartRefused
+from online.errors import RequestError, StartRefused
 from online.models.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import resharding, rewrites, upgrading
+from paramserver import resharding, rewrites, standing
 from paramserver.rewrites import Promote
 from replay.journal.base import Control, Journal
 
@@ -82,7 +82,7 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
                 f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
                 f"upgrade {model.name}` has today's default learn beside it, and compares them"
             )
-        beside = upgrading.newest(controls)
+        beside = standing.newest(controls, standing.UPGRADE, standing.Upgrade)
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
         served = model if found is None else _served(settings, model, *found, past)
@@ -248,3 +248,37 @@ def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
     newest = journal.head(name, before).epoch
     while (epoch := journal.head(name, after).epoch) < newest:
         journal.begin_epoch(name, after, epoch)
+
+
+def upgrading(
+    model: ModelSettings, challenger: Mapping[str, Any] | None, *, can: bool
+) -> Challenge:
+    """Return the challenger that is to begin; one that is there already is no hindrance.
+
+    Parameters:
+        challenger: The one that the model has, as it is shown; None: it has none.
+        can: Whether this service has processes for challengers.
+
+    Raises RequestError 409.
+    """
+    if (todays := of_today(model)) is None:
+        message = f"model {model.name} has today's defaults: nothing is to be upgraded"
+        hint = "Name another learner in models[].challenger to compare it"
+        raise RequestError(409, "nothing_to_upgrade", message, None, hint)
+    if challenger is not None and challenger["params"] != todays.params:
+        message = f"model {model.name} has a challenger already: {challenger['learner']}"
+        raise RequestError(409, "has_challenger", message, None, "Take it out of the settings")
+    if not can:
+        message = "a challenger learns in a process of its own, and this service has one"
+        raise RequestError(409, "one_process", message, None, "Start it with `online serve`")
+    return todays
+
+
+def decision(
+    model: ModelSettings, before: str, after: str, why: str, evidence: Mapping[str, Any]
+) -> bytes:
+    """The promotion of the model's challenger, as the parameter server takes it."""
+    challenging = model.challenging
+    assert challenging is not None
+    note = Promote(before, after, model.made_of(), challenging.made_of(), why, dict(evidence))
+    return msgspec.json.encode(note)

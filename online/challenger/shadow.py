@@ -8,10 +8,12 @@ more than that another process serves the lineage.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from online.challenger.begin_anew import begin_anew
+import msgspec
+
 from online.challenger.comparison import Ahead, Challenger, Standing
 from online.models.load import Loaded
 from online.rows.history import Decisions
@@ -20,7 +22,11 @@ from online.settings.model import Challenge, ModelSettings
 from online.settings.places import journal_opener, retention_of, snapshots_path
 from paramserver import rewrites, wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
+from paramserver.state import SnapshotState
 from paramserver.wire import FORMAT, OrderedState, SyncRequest
 from replay.errors import ReplayError
 from replay.example import Example
@@ -315,3 +321,32 @@ class Shadow:
             self.publish()
         except (ReplayError, OSError) as error:
             log.warning("challenger of %s: no last snapshot: %r", self._model.name, error)
+
+
+def begin_anew(journal: Journal, settings: Settings, name: str, loaded: Loaded) -> None:
+    """Let a lineage begin with a snapshot that holds nothing, before the rows of the journal.
+
+    While the model is served by another one.  Undone events stay so.
+    """
+    lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "ordered")
+    place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)
+    history = SnapshotHistory(open_snapshots(place), Retention())
+    epoch = begin_epoch(journal, lineage)
+    clock = {p.id: p.trimmed for p in journal.partitions(name) if p.trimmed}
+    controls = journal.controls(name, 0)
+    empty = SnapshotState(
+        model=name,
+        spec=loaded.spec_hash,
+        spec_text=loaded.spec_text,
+        version=(epoch, 0),
+        values={},
+        clock=clock,
+        control=controls[-1].seq if controls else 0,
+        rewrite=rewrites.newest_rewrite(controls),
+        frozen=rewrites.frozen_by(controls),
+        created_at=time.time(),
+    )
+    begun = rewrites.Begun(loaded.spec_hash, clock)
+    key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
+    journal.write_control(name, rewrites.BEGUN, key, msgspec.json.encode(begun))
+    publish(journal, history, empty, None)

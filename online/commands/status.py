@@ -281,9 +281,8 @@ def fsck(
     Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
-    from online.rebuild.decision_log import check_log
     from online.rebuild.fsck import check
-    from online.rebuild.soundness import examine
+    from online.rebuild.soundness import check_log, examine
     from online.service.run_file import is_served
     from replay.errors import ReplayError
 

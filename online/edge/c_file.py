@@ -24,10 +24,10 @@ from online.edge.ir import (
     Forest,
     Linear,
     Mlp,
+    floor32,
     leaf_weights,
     term_constants,
 )
-from online.edge.rounding import floor32
 
 _LINKS: Final = {"identity": 0, "sigmoid": 1, "softmax": 2}
 _ACTIVATIONS: Final = {"none": 0, "relu": 1, "tanh": 2, "sigmoid": 3}

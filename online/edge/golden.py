@@ -17,9 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge.ir import Columns, EdgeModel, Floats, Forest
+from online.edge.ir import Columns, EdgeModel, Floats, Forest, floor32
 from online.edge.pack import Precision
-from online.edge.rounding import floor32
 from online.models.base import Model, Prediction
 from replay.example import Features
 

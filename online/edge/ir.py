@@ -371,3 +371,12 @@ _NO_ENDS: Final = (float("-inf"), float("inf"), float("-inf"), float("inf"))
 def with_vocabularies(columns: Columns, words: Mapping[str, tuple[str, ...]]) -> Columns:
     """Columns of which some are text."""
     return replace(columns, vocabularies=dict(words))
+
+
+def floor32(numbers: Floats) -> npt.NDArray[np.float32]:
+    """The largest float32 at most each number: ``x <= number`` stays so for every float32 x."""
+    with np.errstate(over="ignore"):
+        near = numbers.astype(np.float32)
+    below: Any = np.nextafter(near, np.float32(-np.inf))
+    low: npt.NDArray[np.float32] = np.where(near > numbers, below, near)
+    return low

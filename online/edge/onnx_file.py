@@ -28,11 +28,11 @@ from online.edge.ir import (
     Forest,
     Linear,
     Mlp,
+    floor32,
     leaf_weights,
     term_constants,
 )
 from online.edge.pack import Precision
-from online.edge.rounding import floor32
 
 try:
     import onnx

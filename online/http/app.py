@@ -25,13 +25,11 @@ from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
 from online.http.front import add_front
-from online.http.history import routes as history_routes
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
+from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors
-from online.http.report import Reports
-from online.http.report import routes as report_routes
 from online.http.stream import Streams
 from online.http.turns import Turns
 from online.http.unread import read_no_sources

@@ -142,14 +142,15 @@ class Bounds:
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
-    def inside(self, names: Sequence[str], x: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    def inside(
+        self, names: Sequence[str], x: npt.NDArray[np.float64], most: float
+    ) -> npt.NDArray[np.bool_]:
         """Which rows, of one number a name, lie within the ranges: nothing is done to those.
 
-        A name whose range is not known takes any number.
+        All within ± ``most``: a name whose range is not known takes any such number.
         """
-        if not self.on:
-            return np.ones(len(x), dtype=np.bool_)
-        return _rows_inside([self._ranges.get(name) for name in names], x)
+        ranges = self._ranges if self.on else {}
+        return _rows_inside([ranges.get(name) for name in names], x, most)
 
     @property
     def names(self) -> Collection[str]:
@@ -423,10 +424,10 @@ def _all_inside(
 
 
 def _rows_inside(
-    ranges: Sequence[Range | None], x: npt.NDArray[np.float64]
+    ranges: Sequence[Range | None], x: npt.NDArray[np.float64], most: float
 ) -> npt.NDArray[np.bool_]:
-    low = np.array([-inf if held is None else held.low for held in ranges])
-    high = np.array([inf if held is None else held.high for held in ranges])
+    low = np.array([-most if held is None else max(held.low, -most) for held in ranges])
+    high = np.array([most if held is None else min(held.high, most) for held in ranges])
     found: npt.NDArray[np.bool_] = np.all((x >= low) & (x <= high), axis=1)
     return found
 

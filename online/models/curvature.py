@@ -6,9 +6,7 @@ and more where it is wrong.  A step is rate · gradient, so Σ step² / rate is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterable, Mapping
 
 
 class Curvature:
@@ -55,20 +53,3 @@ class Curvature:
     def clear(self) -> None:
         """Begin a new delta."""
         self._sums.clear()
-
-
-def used_up(before: Sequence[float], trail: list[float], rates: Sequence[float]) -> list[float]:
-    """Sums of some keys, in their order, after all steps of a trail of their weights.
-
-    The trail has the weights of all keys before the first step, and behind each.  Steps are added
-    up in their order, as :meth:`Curvature.add` does, but by column: row by row it took a tenth of
-    the time of learning many rows.
-    """
-    weights = np.fromiter(trail, np.float64, len(trail)).reshape(-1, len(before))
-    with np.errstate(all="ignore"):  # as of plain numbers
-        steps = weights[1:] - weights[:-1]
-        steps *= steps
-        steps /= rates
-        steps[0] += before
-        found: list[float] = np.add.accumulate(steps, axis=0)[-1].tolist()
-    return found

@@ -30,7 +30,7 @@ import numpy as np
 from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
-from online.models.curvature import Curvature, used_up
+from online.models.curvature import Curvature
 from online.models.errors import StateNotFinite
 from online.models.limited import Limited, LimitedScaler
 from online.models.moved import by_output, numbers
@@ -291,14 +291,12 @@ def _rates_of(final: Any) -> list[Any]:
 
 
 class _Stepped(NamedTuple):
-    """A row of weights after some steps, and the curvature that they have used up by then.
-
-    That of the intercept stands behind theirs; without a measure there is none.
-    """
+    """A row of weights after some steps, and the curvature that they have used up by then."""
 
     weights: list[float]
     intercept: float
     curvature: list[float]
+    of_intercept: float
 
 
 class _Glm:
@@ -393,9 +391,12 @@ class _Glm:
         gradient, most = estimator.loss.gradient, estimator.clip_gradient
         now = [estimator._weights.get(name, 0.0) for name in names]
         bias, curvature = float(estimator.intercept), self._curvature
-        if curvature is not None and not (rate > 0.0 and slow > 0.0):
-            return None
-        trail = [*now, bias]
+        used, of_bias = [0.0] * len(now), 0.0
+        if curvature is not None:
+            if not (rate > 0.0 and slow > 0.0):
+                return None
+            used = [curvature.sum("weights", name) for name in names]
+            of_bias = curvature.sum("intercept", "")
         for x, y, weight in zip(zip(*columns, strict=True), labels, weights, strict=True):
             raw = 0.0
             for w, number in zip(now, x, strict=True):
@@ -403,16 +404,14 @@ class _Glm:
             slope = gradient(y_true=y, y_pred=raw + bias)
             slope *= weight
             slope = float(max(min(slope, most), -most))
+            before, was = now, bias
             bias -= slow * slope
             now = [w - number * slope * rate for w, number in zip(now, x, strict=True)]
-            trail += now
-            trail.append(bias)
-        used = []
-        if curvature is not None:
-            used = [curvature.sum("weights", name) for name in names]
-            used.append(curvature.sum("intercept", ""))
-            used = used_up(used, trail, [*[rate] * len(now), slow])
-        return _Stepped(now, bias, used)
+            if curvature is not None:
+                moved = zip(used, before, now, strict=True)
+                used = [u + (b - a) * (b - a) / rate for u, a, b in moved]
+                of_bias += (bias - was) * (bias - was) / slow
+        return _Stepped(now, bias, used, of_bias)
 
     def put(self, names: Sequence[str], stepped: _Stepped, n: int) -> None:
         """Be as :meth:`walk` has found after ``n`` rows."""
@@ -425,9 +424,8 @@ class _Glm:
         estimator.intercept = stepped.intercept
         estimator.optimizer.n_iterations += n
         if self._curvature is not None:
-            *used, of_intercept = stepped.curvature
-            self._curvature.put("weights", dict(zip(names, used, strict=True)))
-            self._curvature.put("intercept", {"": of_intercept})
+            self._curvature.put("weights", dict(zip(names, stepped.curvature, strict=True)))
+            self._curvature.put("intercept", {"": stepped.of_intercept})
 
     def _learn_measured(
         self, x: dict[str, Any], label: Label, weight: float, curvature: Curvature

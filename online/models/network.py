@@ -42,9 +42,8 @@ from online.models.last_layer import LastLayer
 from online.models.limited import Scale
 from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
-from online.models.trained import Trained
 from online.settings.model import Training
-from paramserver.blocks import DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label, Moved
 from replay.memory import Lesson
@@ -469,3 +468,29 @@ def _numbers(tensor: torch.Tensor) -> Numbers:
 def _write(tensor: torch.Tensor, numbers: Numbers) -> None:
     with torch.no_grad():
         tensor.copy_(torch.from_numpy(numbers).reshape(tensor.shape))
+
+
+_TRAINED: Final = "trained"
+
+
+class Trained:
+    """How many steps were taken, by all replicas."""
+
+    def __init__(self) -> None:
+        self.rows = self._start = 0
+
+    def cut(self) -> Blocks:
+        """Steps since the cut; nothing if there were none."""
+        n, self._start = self.rows - self._start, self.rows
+        return {_TRAINED: Block(COUNT, {"rows": n})} if n else {}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        if (block := values.get(_TRAINED)) is not None:
+            n = int(block.data["rows"])
+            self.rows, self._start = n + self.rows - self._start, n
+
+    def reset(self, values: Blocks) -> None:
+        """Reset the number of steps to exactly that of ``values``."""
+        self.rows = self._start = 0
+        self.rebase(values)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from online.errors import RequestError
-from online.learning.base import LEARNED
-from online.replica.fates import Fates
+from online.learning.base import LEARNED, BaseLearner
 from online.replica.partition import Partition
 from online.replica.pending import Recorded, Waiting, Written
 from online.replica.refused import refusal_of, unanswered_in_time
@@ -19,7 +19,7 @@ from online.rows import history
 from online.rows.finals import may_change
 from online.tracing.trace import Trace
 from replay.errors import JournalDamaged, ReplayError
-from replay.journal.base import Outcome, Row
+from replay.journal.base import Outcome, Row, Verdict
 
 
 class Waiter(msgspec.Struct, frozen=True, gc=False):
@@ -287,3 +287,36 @@ def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
     if waiters is None:
         return ()
     return waiters if isinstance(waiters, list) else (waiters,)
+
+
+_LEARNED_AS: Final = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
+_FROZEN, _QUARANTINED = Verdict.FROZEN, Verdict.QUARANTINED  # Python looks these up slowly
+
+
+class Fates:
+    """Statuses of rows of one model.
+
+    Parameters:
+        follows: The local model if another process learns the rows; None: this one does.
+    """
+
+    def __init__(self, decisions: history.Decisions, follows: BaseLearner | None) -> None:
+        self._decisions, self._follows = decisions, follows
+
+    def status(self, row: Row, reason: str | None) -> str:
+        """Return what became of the row; ``reason``: why it could not be learned."""
+        decisions = self._decisions
+        if reason:
+            return "failed"
+        if row.verdict is _FROZEN:
+            return "frozen"
+        if row.verdict is _QUARANTINED:
+            return decisions.choice(history.origin(row)) or "quarantined"
+        if decisions.undone.has(row.partition, row.offset):
+            return "undone"
+        learned = _LEARNED_AS.get(row.verdict, "learned")
+        return learned if self._follows is None or self.is_there(row) else "queued"
+
+    def is_there(self, row: Row) -> bool:
+        """Whether another process has learned the row, and the answers here count it."""
+        return self._follows is not None and self._follows.includes(row.partition, row.offset)

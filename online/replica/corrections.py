@@ -18,8 +18,8 @@ from online.replica.refused import Unjudged
 from online.replica.shared import Shared
 from online.rows import history
 from online.rows.finals import final_key, final_row
+from online.rows.history import Decisions, again_key, copies, origin
 from online.rows.joins import ROUNDS_MAX
-from online.rows.lessons import Lesson, lesson
 from paramserver import rewrites
 from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
@@ -191,3 +191,27 @@ def _lessons(
 ) -> list[Lesson]:
     """Return what teaches the first labels, in one step."""
     return [lesson(journal, model, decisions, first) for first in firsts]
+
+
+class Lesson(NamedTuple):
+    """The row that teaches an event, or would if it was not undone; None: nothing has.
+
+    ``next_key``: of the row that would teach it again, which does not stand; empty: of none.
+    """
+
+    row: Row | None
+    next_key: bytes
+
+
+def lesson(journal: Journal, model: str, decisions: Decisions, first: Row) -> Lesson:
+    """Find what has taught the event of a first row, or may, whoever is banned now."""
+    if first.verdict is not Verdict.QUARANTINED:
+        if first.verdict is Verdict.LOST or decisions.failure(first) is not None:
+            return Lesson(None, b"")
+        if decisions.stands(first):
+            return Lesson(first, b"")
+    event = origin(first)
+    standing, undone, following = copies(journal, model, decisions, event, first)
+    if standing is not None or following is None:
+        return Lesson(standing or undone, b"")
+    return Lesson(undone, again_key(following, event.key.hex()))

@@ -9,15 +9,17 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from itertools import accumulate, islice
 
+import msgspec
+
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Write
-from online.replica.joined_names import within_room
 from online.replica.pending import Waiting, Written, middle
 from online.replica.refused import Unjudged
 from online.replica.shared import Shared
 from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
-from replay.journal.base import NewRow, Outcome
+from replay.journal.base import NewRow, Outcome, Verdict
 
 
 class Joining:
@@ -97,3 +99,19 @@ class Joining:
                 waiting.keys[event.i] = row.key
             self._answers.note_written(Waiter(waiting, event.i), outcome)
         return [Written(after) for after in entry.after]
+
+
+def within_room(row: NewRow, shared: Shared) -> NewRow:
+    """The row as it is to be written; one that is not made of two halves stays as it is."""
+    if row.half is not None or row.over is None:
+        return row
+    example, hold_s = codec.decode(row.payload), shared.settings.label_wait
+    now_s, vocabulary = shared.clocks.now_s(), shared.learner.vocabulary
+    features, left = vocabulary.taught(example.features, row.source, now_s, hold_s)
+    if left is None:
+        return row
+    shared.counts["names_left_out"] += len(left)
+    sent = {**left, **(example.raw or {})}
+    payload = codec.encode(msgspec.structs.replace(example, features=features, raw=sent))
+    verdict = Verdict.CLIPPED if row.verdict is Verdict.ACCEPTED else row.verdict
+    return msgspec.structs.replace(row, payload=payload, verdict=verdict)

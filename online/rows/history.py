@@ -29,7 +29,8 @@ import msgspec
 from online.errors import invalid
 from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
-from paramserver import answering, rewrites, shortfall
+from paramserver import rewrites, shortfall
+from paramserver.standing import ANSWERS, Answers
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Only, Row, Verdict
 
@@ -162,8 +163,8 @@ class Decisions:
         elif control.kind == rewrites.PROMOTE:
             note = msgspec.json.decode(control.payload, type=rewrites.Promote)
             self.answers_after = max(self.answers_after, note.epoch)
-        elif control.kind == answering.ANSWERS:
-            self.answers = msgspec.json.decode(control.payload, type=answering.Answers).itself
+        elif control.kind == ANSWERS:
+            self.answers = msgspec.json.decode(control.payload, type=Answers).itself
         elif control.kind == rewrites.SOURCE:
             source = msgspec.json.decode(control.payload, type=rewrites.Source)
             self.sources[source.source] = (control.seq, source.banned)

@@ -15,10 +15,10 @@ from ray.exceptions import RayError
 
 from online import telemetry
 from online.challenger.comparison import Standing
+from online.challenger.promotion import decision
 from online.challenger.shadow import Shadow
 from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys
-from online.rows.promoted import decision
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name

@@ -162,8 +162,7 @@ class Ordinary:
             rows = [events[i].features or {} for i in places]
             x = _array(list(chain.from_iterable([row.values() for row in rows])))
         x = x.reshape(len(places), len(names))
-        fit = (np.abs(x) <= NUMBER_MAX).all(axis=1)
-        fit &= self._replica.learner.bounds.inside(names, x)
+        fit = self._replica.learner.bounds.inside(names, x, NUMBER_MAX)
         if not fit.all():
             places = [i for i, good in zip(places, fit.tolist(), strict=True) if good]
             if not places:

@@ -16,17 +16,16 @@ from typing import Any, Protocol
 import msgspec
 
 from evaluation.summary import summary
+from online.challenger.promotion import decision, upgrading
 from online.errors import RequestError
 from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
-from online.rows.promoted import decision
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
 from online.serving.apprentice import answering, letting
 from online.serving.commanded import refused
 from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
-from online.serving.upgrading import upgrading
 from online.sure.calibration import Calibration
 from online.sure.slices import Slices
 from online.sure.threshold import Confidence
@@ -35,7 +34,7 @@ from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
 from paramserver.rewrites import Digest, promoted
-from paramserver.upgrading import Upgrade
+from paramserver.standing import Upgrade
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 

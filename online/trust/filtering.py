@@ -15,11 +15,9 @@ in a day: what comes from one source alone is always taken whole.
 from __future__ import annotations
 
 import logging
-import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
-from math import log, log1p
 from typing import Any, Final
 
 import msgspec
@@ -34,12 +32,13 @@ from online.settings.model import ModelSettings
 from online.trust.asking import Asking
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
+from online.trust.telling import digests_of, favour_of, loss_of, other_of, said_of
 from paramserver.blocks import Blocks
-from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event, Favour
+from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN
 from replay import codec
-from replay.example import Corrects, Example, label_text
+from replay.example import Corrects, Example
 from replay.journal.base import NewRow, Outcome
 from replay.journal.base import Verdict as Written
 
@@ -52,13 +51,13 @@ ACTIVE_S: Final = 86_400.0
 """A source counts for so long.  In time and not in arrivals: a flood does not drive others out."""
 
 _SEEN_MAX: Final = 64
+_SET_ASIDE: Final = Written.QUARANTINED  # Python looks members up slowly
 _RECENT: Final = 8192
 _RECENT_S: Final = 3600.0
 _CHECKED_MAX: Final = 4096
 _SHOWN: Final = 20
 _FACTOR_MIN: Final = 1e-3
 _WHOLE_MIN: Final = 0.25
-_SHARE_MIN: Final = 1e-15
 
 
 class _Recent:
@@ -174,11 +173,10 @@ class Filtering:
         """
         if self.active or self.elsewhere:
             return False
-        quarantined = Written.QUARANTINED
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
                 return False
-            if row.verdict is quarantined or is_again(row):
+            if row.verdict is _SET_ASIDE or is_again(row):
                 return False
         keys = [row.key for row in rows]
         if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
@@ -216,7 +214,7 @@ class Filtering:
         return out
 
     def _judged(self, row: NewRow, example: Example | None) -> tuple[NewRow, Example | None]:
-        if row.half is not None or is_again(row) or row.verdict is Written.QUARANTINED:
+        if row.half is not None or is_again(row) or row.verdict is _SET_ASIDE:
             # a half that is kept is judged when it meets the other; or an operator has
             return row, example
         event = self._checked.pop(row.key, None)
@@ -277,7 +275,7 @@ class Filtering:
             gradient = model.slope(example.features, example.sent_label, example.score)
             if gradient is not None and example.weight != 1.0:  # how far the event moves the model
                 gradient = gradient * np.float32(example.weight)
-        count, (digest, of_features) = self._count(), _digests(example)
+        count, (digest, of_features) = self._count(), digests_of(example)
         return Event(
             source=row.source,
             key=row.key,
@@ -285,12 +283,13 @@ class Filtering:
             loss=loss_of(example, numbers=self.chain.losses.numbers),
             version=count,
             base=count,
-            label=_said(example, numbers=self.chain.losses.numbers),
+            label=said_of(example, numbers=self.chain.losses.numbers),
             digest=digest,
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
             favour=favour_of(example, self._rewards),
+            other=other_of(example, row.key),
         )
 
     # -- after it ----------------------------------------------------------------------------
@@ -428,41 +427,6 @@ def filtering_for(
     )
 
 
-def _digests(example: Example) -> tuple[int | None, int | None]:
-    """Digests of the whole row, and of its features.
-
-    None of one that was there before, nor of a choice: it has one reward, and others like it are
-    not the same again.
-    """
-    if example.corrects is not None or example.choice is not None:
-        return None, None
-    features = zlib.crc32(codec.encode(Example(example.features, "")))
-    return zlib.crc32(label_text(example.sent_label).encode(), features), features
-
-
-def _said(example: Example, *, numbers: bool) -> str | None:
-    """Return the label's JSON text, behind its side of the answer if labels are ``numbers``.
-
-    None: such a number to which there was no answer.
-    """
-    text, score = label_text(example.sent_label), example.score
-    if not numbers:
-        return text
-    if not score or "" not in score:
-        return None
-    return ("+" if float(example.sent_label) > score[""] else "-") + text
-
-
-def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
-    """Return what a reward says of its action; None if it is none, or of no choice."""
-    if rewards is None or example.choice is None or not example.score or "" not in example.score:
-        return None
-    low, high = rewards
-    told = (float(example.label), example.score[""])
-    reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in told)
-    return Favour(zlib.crc32(str(example.features.get("@")).encode()), reward, expected)
-
-
 def _in_part(first: Corrects | None, factor: float) -> Corrects | None:
     """Return what a final label takes back that is believed in part: that part of it."""
     if first is None or factor == 1.0:
@@ -475,19 +439,3 @@ def _unweighed(verdict: Verdict) -> Verdict:
     if verdict.factor < _WHOLE_MIN:
         return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
     return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)
-
-
-def loss_of(example: Example, *, numbers: bool = False) -> float | None:
-    """Return the loss of the answer given before the label was known; None if none was given.
-
-    Log loss; the error where labels are ``numbers``, so that nothing hangs on their unit; the log
-    of 1 + the error of a reward.  A label that the model did not know is no surprise.
-    """
-    score = example.score
-    if not score:
-        return None
-    if "" in score:
-        error = abs(score[""] - float(example.sent_label))
-        return error if numbers else log1p(error)
-    share = score.get(label_text(example.label))
-    return None if share is None else -log(min(max(share, _SHARE_MIN), 1.0)) + 0.0

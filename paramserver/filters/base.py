@@ -71,6 +71,8 @@ class Event:
         answer: JSON text of the label that the model gave; None if nothing was predicted.
         weight: Of the event, > 0: ``gradient`` has it already, budgets count it.
         favour: Of a reward; None: the event is none.
+        other: A label that was not said, and the loss that it would have had; None: of two labels
+            it is the other one, and of numbers there is none.
     """
 
     source: str
@@ -85,6 +87,7 @@ class Event:
     answer: str | None = None
     weight: float = 1.0
     favour: Favour | None = None
+    other: tuple[str, float] | None = None
     _squares: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property

@@ -340,14 +340,14 @@ def by_name(
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
         elif name == "surprise":
-            of_all = Surprise(numbers=numbers)
+            of_all = Surprise(numbers=numbers, answers=answers)
             filters.append(of_all)
             filters += [
                 Surprise(answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses)
                 for about in (False, True)
                 for answer in answers
             ]
-            filters.append(Unlikely(of_all))
+            filters.append(Unlikely(of_all, rewards=rewards))
             if rewards:
                 filters.append(Favours())
         elif name == "direction":

@@ -17,12 +17,13 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
-from math import ceil, floor, log, log2
+from collections.abc import Mapping, Sequence
+from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
 
 from paramserver.blocks import COUNT, Block, Blocks
+from paramserver.filters.odds import NONE, Odds, odds_of
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
@@ -41,8 +42,7 @@ _HEARD_MAX: Final = 512
 
 LEVEL: Final = 0.9
 MILD: Final = 0.8
-DENIED: Final = log(2.0)
-"""Levels of high and of unlikely losses; loss of a label that is as likely as not."""
+"""Levels of high and of unlikely losses."""
 
 FAR: Final = 4.0
 FAR_LABEL: Final = 1.5
@@ -54,6 +54,9 @@ FIFTHS: Final = 5
 Bins = dict[int, int]
 """Events by bin."""
 
+Other = tuple[str, float]
+"""A label that was not said, and the loss that it would have had."""
+
 Heard = tuple[str, str | None, float]
 """Source, label, loss (upper end of its bin)."""
 
@@ -62,14 +65,12 @@ class Null(NamedTuple):
     """The sizes of honest losses with one label.
 
     ``high``: nine of ten are not above it; ``far``: what is far off; ``unlikely``: four of five are
-    not above it, or it is that of a label that is as likely as not, if that is less; ``share``: of
-    them that are above this, in the median source.
+    not above it.
     """
 
     high: float
     far: float
     unlikely: float
-    share: float
 
 
 def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
@@ -86,6 +87,7 @@ class Losses:
 
     Parameters:
         numbers: Whether labels are numbers, each behind its side of the answer (+ or -).
+        answers: The two labels, if there are two: whoever does not say one says the other.
 
     Attributes:
         numbers: As given.
@@ -93,14 +95,17 @@ class Losses:
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
-    def __init__(self, *, numbers: bool = False) -> None:
+    def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
         self.numbers = numbers
+        self._answers = tuple(answers)
         self.block: str = NUMBER_LOSSES if numbers else LOSSES
         self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
         self._all: dict[str, Bins] = {}  # and of all labels together
+        self._unsaid: dict[str, Bins] = {}  # what labels that were not said would have lost
+        self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
         self._of: dict[str, int] = {}  # all that is counted of each source
@@ -120,15 +125,18 @@ class Losses:
         """Return how many events one key counts."""
         return self._counts.get(_generation(key), {}).get(key, 0)
 
-    def add(self, source: str, label: str | None, loss: float) -> bool:
-        """Count one more event; False: its source has had its share of the generation."""
+    def add(self, source: str, label: str | None, loss: float, other: Other | None = None) -> bool:
+        """Count one more event; False: its source has had its share of the generation.
+
+        ``other``: one of several labels that it does not say; counted as of no source.
+        """
         newest = max(self._counts, default=1)
         if self._sizes.get(newest, 0) + self._passed >= _GENERATION:
             newest += 1
         elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
             self._passed += _PASSED
             return False
-        bin_, label = ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST))), (label or "")[:_LABEL_CHARS]
+        bin_, label = bin_of(loss), (label or "")[:_LABEL_CHARS]
         key = f"{newest}\n{bin_}\n{label}\n{source}"
         counts = self._counts.get(newest)
         if counts is None:
@@ -139,6 +147,10 @@ class Losses:
             self._add(bin_, label, source, 1)
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
+        if other is not None:
+            key = f"{newest}\n{bin_of(other[1])}\n{other[0][:_LABEL_CHARS]}\n"
+            self._set(key, self._counts[newest].get(key, 0) + 1)
+            self._open[key] = self._open.get(key, 0) + 1
         return True
 
     def cut(self) -> Blocks:
@@ -151,7 +163,7 @@ class Losses:
         fresh = []
         for key, n in values.items():
             more = self._set(key, int(n + self._open.get(key, 0)))
-            if more > 0:
+            if more > 0 and key[-1] != "\n":  # what was not said is not heard
                 fresh.append((key, more))
         if fresh:
             self._hear(fresh)
@@ -165,7 +177,7 @@ class Losses:
     def reset(self) -> None:
         """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
-        self._all = {}
+        self._all, self._unsaid, self._odds = {}, {}, NONE
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard, self._edges = {}, [], []
 
@@ -186,9 +198,11 @@ class Losses:
         if n > 0:
             counts[key] = n
         if more:
-            self._sizes[generation] += more
             _, bin_, label, source = key.split("\n", 3)
             self._add(int(bin_), label, source, more)
+            if not source:
+                return more  # nor is it an event
+            self._sizes[generation] += more
             if generation == newest:
                 self._in[source] = self._in.get(source, 0) + more
         return more
@@ -201,7 +215,14 @@ class Losses:
         del self._sizes[generation]
 
     def _add(self, bin_: int, label: str, source: str, more: int) -> None:
-        self._nulls = None
+        self._nulls = self._odds = None
+        if not source:
+            unsaid = self._unsaid.setdefault(label, {})
+            if n := unsaid.pop(bin_, 0) + more:
+                unsaid[bin_] = n
+            elif not unsaid:
+                del self._unsaid[label]
+            return
         of_source = self._bins.get(label)
         if of_source is None:
             of_source = self._bins[label] = {}
@@ -236,6 +257,17 @@ class Losses:
         if self._nulls is None:
             self._nulls = self._drawn()
         return self._nulls
+
+    def odds(self) -> Odds:
+        """How often honest labels, and wrong ones, have such a loss."""
+        if self._odds is None:
+            said = {label: _summed(of) for label, of in self._bins.items() if label}
+            unsaid = self._unsaid
+            if self._answers:
+                turned = zip(self._answers, reversed(self._answers), strict=True)
+                unsaid = {label: _turned(said.get(other, {})) for label, other in turned}
+            self._odds = odds_of(said, unsaid)
+        return self._odds
 
     def kind(self, label: str | None) -> str | None:
         """Return what an event with this label is compared with: a key of the nulls.
@@ -283,17 +315,10 @@ class Losses:
             of_known = {s: x for s, x in of_source.items() if s in known}
             own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
-                unlikely, share = (mild if self.numbers else min(mild, DENIED)), 0.5
-                out[label or None] = Null(high, FAR * high, unlikely, share)
+                out[label or None] = Null(high, FAR * high, mild)
                 continue
-            far, unlikely, share = (
-                max(FAR_LABEL * own[0], FAR * high),
-                max(own[1], mild),
-                1.0 - MILD,
-            )
-            if unlikely > DENIED and not self.numbers:  # whose losses have a unit
-                unlikely, share = DENIED, _share_above(of_known, DENIED)
-            out[label or None] = Null(max(own[0], high), far, unlikely, share)
+            far = max(FAR_LABEL * own[0], FAR * high)
+            out[label or None] = Null(max(own[0], high), far, max(own[1], mild))
         return out
 
 
@@ -303,17 +328,6 @@ def _null(of_source: Mapping[str, Bins], least: int) -> tuple[float, float] | No
     if len(found) < SOURCES_MIN:
         return None
     return median([nine for nine, _ in found]), median([mild for _, mild in found])
-
-
-def _share_above(of_source: Mapping[str, Bins], loss: float) -> float:
-    """Return the median over sources of the share of their losses that are above this one."""
-    last = floor(_OF_AN_OCTAVE * log2(loss))
-    shares = []
-    for bins in of_source.values():
-        n = sum(bins.values())
-        if n >= OF_A_LABEL:
-            shares.append(sum([k for bin_, k in bins.items() if bin_ > last]) / n)
-    return median(shares)
 
 
 def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
@@ -332,6 +346,30 @@ def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
 
 def _end(bin_: int) -> float:
     return float(2.0 ** (bin_ / _OF_AN_OCTAVE)) * (1.0 + 1e-9)
+
+
+def bin_of(loss: float) -> int:
+    """Return the bin that counts a loss: it ends where the bin's losses are at most."""
+    return ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
+
+
+def _summed(of_source: Mapping[str, Bins]) -> Bins:
+    """The events of all sources together."""
+    out: Bins = {}
+    for bins in of_source.values():
+        for bin_, n in bins.items():
+            out[bin_] = out.get(bin_, 0) + n
+    return out
+
+
+def _turned(bins: Bins) -> Bins:
+    """Return the losses that the other of two labels would have had on the same rows."""
+    out: Bins = {}
+    for bin_, n in bins.items():
+        middle = 2.0 ** ((bin_ - 0.5) / _OF_AN_OCTAVE)
+        turned = bin_of(-log(-expm1(-middle)))
+        out[turned] = out.get(turned, 0) + n
+    return out
 
 
 def _generation(key: str) -> int:

@@ -95,11 +95,12 @@ class Surprise(Filter):
         enough: int = _ENOUGH,
         losses: Losses | None = None,
         numbers: bool = False,
+        answers: Sequence[str] = (),
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
-        self.losses: Losses = Losses(numbers=numbers) if losses is None else losses
+        self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
         self._counts = losses is None
         self._lately = _Lately()
         self.arrivals = Arrivals()
@@ -184,7 +185,7 @@ class Surprise(Filter):
         if not self._counts:
             if taken:
                 self._lately.add(event.source, kind, event.loss)
-        elif taken and self.losses.add(event.source, event.label, event.loss):
+        elif taken and self.losses.add(event.source, event.label, event.loss, event.other):
             self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:

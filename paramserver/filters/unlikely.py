@@ -1,13 +1,16 @@
-"""How often is a source's label one that the model finds less likely than most?
+"""How likely is it that a source says what honest ones say?  A sequential test.
 
 :mod:`paramserver.filters.surprise` looks at losses that nine of ten honest ones are not above.
 Where the model is wrong in one of four, a lie is seldom so far off, and that test has no power.  So
-this one asks for less and compares more closely.  *Unlikely* is a label whose loss four of five
-honest ones with this label are not above, or that the model finds less likely than not: a lie is
-that in most cases wherever the model knows something.  Honest sources say such a thing as often as
-the median one does *now*, or as is usual for the label, and a tenth more, as each is different;
-hostile ones in 70 % of cases, or a fifth more often than that.  From a rate of 60 % on the test
-says nothing, as when the world turns.
+this one compares each loss with those of honest labels *and* of wrong ones
+(:mod:`paramserver.filters.odds`): where the model is right in three of five, a lie still says
+something, if less than where it is nearly always right.  An honest source is one of whose
+labels so many are wrong as of the median one *now*, and an eighth more, as each is different; of a
+hostile one three in four are, or a quarter more than of an honest one.  From seven of ten on the
+test says nothing, as when the world turns.  Of numbers and rewards no wrong ones are known: there
+*unlikely* is an error that four of five honest ones are not above.  Honest sources say it as often
+as the median one does, or is usual, and a tenth more; hostile ones in 70 % of cases, or a fifth
+more often.
 
 Three things differ from the other test, all because a flood of lies is believed after some forty
 and is likely from then on.  Good behaviour counts for two nats at most: who has behaved is not free
@@ -15,15 +18,16 @@ to lie for long.  Events of one source are compared with how long ago its last o
 sources surprise together is over after some events, so only who sends at once says less.  And
 before there is evidence enough to set anybody aside, those in *doubt* (the same test, less careful)
 share an allowance: together they weigh a tenth of what the others send.  One unlucky source among
-many hardly uses it; liars of whom there are many have little of it each.  New sources are weighed
-together, as by the test on surprise: where lies seldom surprise, new names for ever were believed.
+many hardly uses it; liars of whom there are many have little of it each.  So do those that flood,
+where the test says nothing, too.  New sources are weighed together, as by the test on surprise:
+where lies seldom surprise, new names for ever were believed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -38,19 +42,31 @@ from paramserver.filters.base import (
     Opinion,
     Source,
 )
-from paramserver.filters.losses import Null
+from paramserver.filters.losses import MILD, Null
+from paramserver.filters.odds import NONE
 from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.voices import Voices
 
-_MORE: Final = 0.1
-_RATE_MIN: Final = 0.3
+_MORE: Final = 0.12
 _DOUBT_MORE: Final = 0.05
-_DOUBT_RATE_MIN: Final = 0.25
-"""What is different about an honest source, and its rate at least; for doubts there is less."""
+"""Wrong labels of an honest source beyond those of the median one; for doubts there is less."""
 
+_LIES: Final = 0.75
+_APART: Final = 0.25
+_LIES_MAX: Final = 0.7
+_POWER_MIN: Final = 0.15
+"""Wrong labels of a hostile one; of honest ones, from where on nothing is said; and how much more
+often wrong ones are denied than honest ones, below which the model knows too little."""
+
+_RATE_MORE: Final = 0.1
+_RATE_MIN: Final = 0.3
+_RATE_DOUBT_MORE: Final = 0.05
+_RATE_DOUBT_MIN: Final = 0.25
 _RATE_MAX: Final = 0.6
-_HOSTILE: Final = 0.7
-_APART: Final = 0.2
+_RATE_LIES: Final = 0.7
+_RATE_APART: Final = 0.2
+"""The same of numbers and rewards, as rates of what is unlikely."""
+
 _CREDIT_MAX: Final = 2.0
 _DOUBTED: Final = -0.5
 _SHARE: Final = 0.1
@@ -68,6 +84,7 @@ class Unlikely(Filter):
 
     Parameters:
         surprise: The test on all events, whose nulls it shares.  It is to be refreshed first.
+        rewards: Events are rewards, of which no wrong ones are known, as of numbers.
 
     Attributes:
         voices: How often each source says what is unlikely.
@@ -75,8 +92,9 @@ class Unlikely(Filter):
 
     name = UNLIKELY
 
-    def __init__(self, surprise: Surprise) -> None:
-        self._surprise = surprise
+    def __init__(self, surprise: Surprise, *, rewards: bool = False) -> None:
+        self._surprise, self._rates = surprise, rewards or surprise.losses.numbers
+        self._odds = NONE
         self.bounds: dict[str | None, Null] = {}
         self.voices = Voices()
         self._doubts: dict[str, float] = {}  # nats, last judged at the end
@@ -86,33 +104,55 @@ class Unlikely(Filter):
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
             return OFF
-        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
-        if event.loss is None or bounds is None:
+        if event.loss is None:
             return PASS
-        middle = self.voices.middle(event.source)
-        if middle is None:
-            return PASS
-        usual = max(middle, bounds.share)
-        rate = max(usual + _MORE, _RATE_MIN)
-        if rate >= _RATE_MAX:
-            return PASS
+        says = self._says(event.source, event.label, event.loss)
+        flooding = event.source in self.voices.flooding
+        if says is None:
+            if not flooding or self._rates:
+                return PASS
+            says = _NOTHING
         again = self._surprise.again ** self.voices.gap(event.source)
         fresh = (1.0 - again) / (1.0 + again) / self.voices.size(source.taken) ** 0.5
         if self._surprise.losses.numbers:
             fresh /= self.voices.run(event.source) ** 2
-        hit = event.loss > bounds.unlikely
-        evidence = fresh * _says(hit, rate)
-        if not hit:
+        evidence = fresh * says.evidence
+        if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
         if source.taken < EARNED:
-            weight = self._new.weight(usual + _MORE) if hit else 1.0
+            weight = self._new.weight(says.usual) if says.hit else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
-        doubt = fresh * _says(hit, max(usual + _DOUBT_MORE, _DOUBT_RATE_MIN))
-        doubt = min(self._doubts.get(event.source, 0.0) + doubt, _CREDIT_MAX)
-        in_doubt = doubt < _DOUBTED or event.source in self.voices.flooding
+        doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
+        in_doubt = doubt < _DOUBTED or flooding
         weight = min(self._left, 1.0) if in_doubt else 1.0
         reason = "" if weight == 1.0 else _REASON
         return Opinion(weight, evidence, doubt, reason, detail=-1.0 if in_doubt else 1.0)
+
+    def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
+        """Tell what a loss says of its source; None: nothing, where nobody knows better."""
+        middle = self.voices.middle(source)
+        if middle is None:
+            return None
+        if self._rates:
+            bounds = self.bounds.get(self._surprise.losses.kind(label))
+            return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
+        found, (_, _, honest, wrong) = self._odds.of(label, loss), self._odds
+        if found is None or wrong - honest < _POWER_MIN:
+            return None
+        lies = max((middle - honest) / (wrong - honest), 0.0)
+        if lies >= _LIES_MAX:
+            return None
+        said, unsaid = found
+        sure, less = (_ratio(said, unsaid, lies + more) for more in (_MORE, _DOUBT_MORE))
+        return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
+
+    def _hit(self, label: str | None, loss: float) -> bool | None:
+        """Whether a loss speaks for a lie; None: it is not known."""
+        if self._rates:
+            bounds = self.bounds.get(self._surprise.losses.kind(label))
+            return None if bounds is None else loss > bounds.unlikely
+        found = self._odds.of(label, loss)
+        return None if found is None else found[0] < found[1]
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if opinion.detail:
@@ -124,17 +164,15 @@ class Unlikely(Filter):
                 self._refill()
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
-        bounds = self.bounds.get(self._surprise.losses.kind(event.label))
-        if event.loss is not None and bounds is not None:
-            self._count(source, hit=event.loss > bounds.unlikely)
+        if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
+            self._count(source, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
-        bounds = self.bounds.get(self._surprise.losses.kind(label))
-        if bounds is not None:
+        if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
-            self._count(source, hit=loss > bounds.unlikely)
+            self._count(source, hit=hit)
 
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
@@ -151,13 +189,43 @@ class Unlikely(Filter):
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         surprise = self._surprise
         self.bounds = surprise.bounds
+        if self.bounds and not self._rates:
+            self._odds = surprise.losses.odds()
         self.voices.flooding = surprise.voices.flooding
         self.voices.many, self.voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
 
 
-def _says(hit: bool, rate: float) -> float:
+class _Says(NamedTuple):
+    """Nats of one event for honesty, carefully and less so; how often such a *hit* is usual."""
+
+    hit: bool
+    evidence: float
+    doubt: float
+    usual: float
+
+
+_NOTHING: Final = _Says(hit=False, evidence=0.0, doubt=0.0, usual=1.0)
+
+
+def _ratio(said: float, unsaid: float, honest: float) -> float:
+    """Nats for honesty, if so many labels of an honest source are wrong."""
+    hostile = min(max(_LIES, honest + _APART), 1.0)
+    return log((said + honest * (unsaid - said)) / (said + hostile * (unsaid - said)))
+
+
+def _of_number(hit: bool, middle: float) -> _Says | None:
+    """The same of a number, by what is unlikely of the median source."""
+    usual = max(middle, 1.0 - MILD)
+    rate = max(usual + _RATE_MORE, _RATE_MIN)
+    if rate >= _RATE_MAX:
+        return None
+    doubt = max(usual + _RATE_DOUBT_MORE, _RATE_DOUBT_MIN)
+    return _Says(hit, _by_rate(hit, rate), _by_rate(hit, doubt), usual + _RATE_MORE)
+
+
+def _by_rate(hit: bool, rate: float) -> float:
     """Nats for honesty, if honest sources say what is unlikely at this rate."""
-    hostile = max(_HOSTILE, rate + _APART)
+    hostile = max(_RATE_LIES, rate + _RATE_APART)
     return log(rate / hostile) if hit else log((1.0 - rate) / (1.0 - hostile))

@@ -25,11 +25,12 @@ _TOGETHER: Final = 1_024
 """Most rows of one statement.  Each hands the interpreter over, and where learning is busy it comes
 back only after the switch interval of some milliseconds: fewer statements are faster."""
 _FEW: Final = 64
-"""Below it any number of rows is a statement of its own; above it the multiples of it are."""
+"""Below it any number of rows has a statement of its own; above it the multiples of it have."""
 _PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
 _END: Final = 4  # of a partition's columns
 _KEY: Final = 3  # of a row's
 _GIVEN: Final = slice(3, 10)  # of a row's: each has its own, the others follow from the first
+_EACH: Final = 8  # values of each row: these, and its checksum
 
 
 class Batch:
@@ -117,6 +118,7 @@ class Batch:
     def _of(self, statement: str, rows: Sequence[NewRow]) -> list[tuple[Any, ...]]:
         """Return what stands under the keys of these rows."""
         keys = [bytes(row.key) for row in rows]
+        keys += keys[-1:] * (_places(len(rows)) - len(rows))
         return self._db.execute(_with_keys(statement, len(keys)), (self._model, *keys)).fetchall()
 
     def _write_new(self, rows: Sequence[NewRow]) -> list[Outcome]:
@@ -138,8 +140,10 @@ class Batch:
         for row in made:
             columns = self._columns(row)
             values += columns[_GIVEN]
-            values.append(columns[-1])
-        if self._db.execute(_with_rows(sql.INSERT_NEW, len(rows)), values).rowcount < len(rows):
+            values.append(checksum(*columns))
+        places = _places(len(rows))
+        values += [None] * (places - len(rows)) * _EACH
+        if self._db.execute(_with_rows(sql.INSERT_NEW, places), values).rowcount < len(rows):
             self.end, self._seq, self.wrote = before
             self._db.execute(sql.DROP_AFTER, (self._seq,))
             self._db.execute(sql.SET_SEQ, (self._seq,))
@@ -158,13 +162,12 @@ class Batch:
         )  # fmt: skip
 
     def _columns(self, row: Row) -> tuple[Any, ...]:
-        """The row as it is stored, with its checksum."""
-        columns = (
+        """The row as it is stored, but for its checksum."""
+        return (
             row.seq, row.partition, row.offset, row.key, row.event_id, row.source,
             _AS_TEXT[row.verdict], row.factor, row.payload, row.at, self._model, None, None,
             self._ran,
         )  # fmt: skip
-        return (*columns, checksum(*columns))
 
     def _write(self, row: NewRow, found: tuple[Any, ...] | None = None) -> Outcome:
         """Write one row; ``found``: what stands under its key, if that was looked for."""
@@ -233,7 +236,8 @@ class Batch:
 
     def _insert(self, key: bytes, row: NewRow) -> Outcome:
         made = self._next(row, key)
-        self._db.execute(sql.INSERT, self._columns(made))
+        columns = self._columns(made)
+        self._db.execute(sql.INSERT, (*columns, checksum(*columns)))
         self._answered.add(key)
         return Outcome(True, made)
 
@@ -243,17 +247,18 @@ def _apart(row: NewRow) -> bool:
 
 
 def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
-    """Rows of one statement each.
+    """Rows of one statement each."""
+    for start in range(0, len(rows), _TOGETHER):
+        yield rows[start : start + _TOGETHER]
 
-    Their numbers come again and again, so SQLite compiles hardly any statement twice, and not
-    many are there.
+
+def _places(n: int) -> int:
+    """For how many rows a statement for ``n`` rows is written; nothing is in the other places.
+
+    These numbers come again and again, so SQLite compiles hardly any statement twice, and not many
+    are there.
     """
-    start = 0
-    while start < len(rows):
-        left = len(rows) - start
-        size = left if left < _FEW else min(left // _FEW * _FEW, _TOGETHER)
-        yield rows[start : start + size]
-        start += size
+    return n if n < _FEW else -(-n // _FEW) * _FEW
 
 
 @lru_cache(maxsize=128)

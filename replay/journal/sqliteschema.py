@@ -103,7 +103,7 @@ INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 
 INSERT_NEW = (
     f"INSERT OR FAIL INTO rows ({ROW}) SELECT ? + column1, ?, ? + column1, column2, column3,"
     " column4, column5, column6, column7, column8, ?, NULL, NULL, ?, column9 FROM (VALUES {})"
-    " WHERE true ON CONFLICT DO NOTHING"
+    " WHERE column2 IS NOT NULL ON CONFLICT DO NOTHING"
 )
 INSERT_ROW = "({}, ?, ?, ?, ?, ?, ?, ?, ?)"
 # What all rows of a statement have in common is given once: half of its time was giving values.

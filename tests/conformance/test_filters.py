@@ -92,7 +92,7 @@ def place_of(name: str) -> str:
 
 def with_surprise(unlikely: type[Any]) -> Any:
     """A test on unlikely labels with the test on surprise that it stands on, as one filter."""
-    surprise = Surprise()
+    surprise = Surprise(answers=("0", "1"))
 
     class Both(unlikely):  # type: ignore[misc]
         def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
@@ -184,9 +184,8 @@ MUTANTS = [
      "what all move is a trigger"),
     ("surprise", "event.loss > bounds.high, event.loss > bounds.far",
      "event.loss < bounds.high, event.loss < bounds.far", "turned round"),
-    ("unlikely", "evidence = fresh * _says(hit, rate)", "evidence = 0.0", "never condemned"),
-    ("unlikely", "hit = event.loss > bounds.unlikely", "hit = event.loss < bounds.unlikely",
-     "turned round"),
+    ("unlikely", "evidence = fresh * says.evidence", "evidence = 0.0", "never condemned"),
+    ("unlikely", "said, unsaid = found\n", "unsaid, said = found\n", "turned round"),
     ("favours", "Opinion(_WEIGHT, 0.0,", "Opinion(1.0, 0.0,", "who sells an action is heard"),
     ("favours", "favour.expected + max(off)", "favour.expected", "what all say is a lie"),
     ("favours", "reward * log(rate / _ALWAYS)", "0.0", "no reward speaks against anybody"),

@@ -28,7 +28,7 @@ from benchmarks.service import Running, launch, settle, status, write_settings
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
 from online.processes import runs
-from online.rebuild.decision_log import check_log
+from online.rebuild.soundness import check_log
 from online.settings.config import load
 from online.settings.places import open_journal
 

@@ -12,7 +12,9 @@ import online
 from benchmarks.learners import COUNT_LABEL
 from online.errors import StartRefused
 from online.rebuild.fsck import Findings, check
+from online.service import check_state
 from online.settings import config
+from paramserver import lineage
 
 NAMES = [f"k{i}" for i in range(60)]
 OF_MODEL: dict[str, Any] = {
@@ -93,3 +95,31 @@ def test_another_shards_snapshot_is_none_of_its_own(state: Path) -> None:
         assert counts(learner) == {1.0}
         refused = learner.report()["server"]["refused"]
         assert f"+1/{others.stem}" in refused, refused
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_beginning_anew_that_was_interrupted_is_no_state(
+    state: Path, monkeypatch: pytest.MonkeyPatch, whole: int
+) -> None:
+    """After the decision some servers have begun with nothing, and the others have not."""
+
+    class Killed(BaseException):
+        """The death of the process that starts."""
+
+    published: list[str] = []
+
+    def publish(*given: Any) -> str:
+        if len(published) == whole:
+            raise Killed
+        published.append(lineage.publish(*given))
+        return published[-1]
+
+    monkeypatch.setattr(check_state, "publish", publish)
+    with pytest.raises(Killed):
+        serve(state, fresh=True)
+    monkeypatch.undo()
+    assert "begin anew, and that was interrupted" in str(fsck(state))
+    with pytest.raises(StartRefused, match="give the command again"):
+        serve(state)
+    with serve(state, fresh=True) as learner:
+        assert counts(learner) == {0.0}

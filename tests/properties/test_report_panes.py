@@ -11,10 +11,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.report.known import Known
 from evaluation.report.panes import PANE_ROWS, PANES_MAX, Panes
 from evaluation.report.rows import Origin, Rows
-from evaluation.report.tally import Tally
+from evaluation.report.tally import Known, Tally
 
 
 @given(st.lists(st.integers(1, 900), min_size=1, max_size=60))

@@ -18,6 +18,8 @@ def test_a_stream_as_choices_is_learned_beside_what_is_possible() -> None:
         line.what: line for line in bandits.run("phishing", None, (1,), 200, policies=["auto"])
     }
     assert {"auto", "full information", "best constant"} <= lines.keys()
+    assert lines["best constant"].reward < lines["river LinUCB"].reward  # it sees the context
+    assert lines["river Thompson"].reward < lines["auto"].reward
     assert lines["best constant"].reward + 0.1 < lines["auto"].reward
     assert lines["auto"].rows == 200
     there = importlib.util.find_spec("vowpalwabbit") is not None

@@ -11,13 +11,13 @@ import msgspec
 import pytest
 
 from online.challenger import promotion
+from online.challenger.promotion import decision
 from online.models.from_settings import load_model
-from online.rows.promoted import decision
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from paramserver import rewrites
-from paramserver.upgrading import UPGRADE, Upgrade
+from paramserver.standing import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 BEFORE = {

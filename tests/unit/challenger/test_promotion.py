@@ -13,9 +13,9 @@ import msgspec
 import pytest
 
 from online.challenger import promotion
+from online.challenger.promotion import decision
 from online.errors import StartRefused
 from online.models.from_settings import load_model
-from online.rows.promoted import decision
 from online.service import parameter_servers
 from online.service.challengers import Challengers
 from online.service.check_state import Models
@@ -28,7 +28,7 @@ from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import PromoteRefused
 from paramserver.lineage import Lineage
-from paramserver.upgrading import UPGRADE, Upgrade
+from paramserver.standing import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 A, B, C = "logreg", "linear", "ftrl"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,6 +50,19 @@ def test_a_number_far_beyond_all_before_is_learned_as_the_end_of_its_range(value
     assert row["a"] == value, "the caller's row stays as it is"
     assert bounds.answered(row)["a"] == bounds.ends(["a"])["a"][3 if value > 0 else 2]
     assert 0.0 <= float(bounds.answered(row)["a"]) <= 1.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_rows_are_inside_up_to_what_may_be_sent_whatever_is_known_of_the_name(on: bool) -> None:
+    bounds = known()
+    bounds.on = on
+    sent = [0.5, 1e4, 1e100, -1e100, 1.1e100, -math.inf, math.nan]
+    inside = bounds.inside(["c"], np.array(sent)[:, None], 1e100).tolist()
+    assert inside == [True] * 4 + [False] * 3, "nothing is known of this name"
+    inside = bounds.inside(["a"], np.array(sent)[:, None], 1e100).tolist()
+    assert inside == [True] + [not on] * 3 + [False] * 3
+    assert bounds.inside(["c"], np.array([[1e4]]), 10.0).tolist() == [False]
+    assert bounds.inside(["a"], np.array([[0.5]]), 0.25).tolist() == [False], "its range is wider"
 
 
 def test_it_is_the_end_of_what_came_lately_not_of_the_widest_ever() -> None:

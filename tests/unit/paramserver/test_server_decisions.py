@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ import msgspec
 import pytest
 from server_world import LINEAGE, Control, Died, Info, World, learned, sync, value
 
-from paramserver import errors, upgrading, wire
+from paramserver import errors, wire
 from paramserver.actor import ServerSettings
-from paramserver.answering import Answers, newest
+from paramserver.lineage import publish
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
+from paramserver.standing import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -40,7 +42,7 @@ def test_who_answers_is_decided_once_whoever_repeats_it(world: Any) -> None:
         ("caller", 2), ("caller", 2), ("model", 3),
     ]  # fmt: skip
     assert [c.key for c in world.store.control] == ["answers:0", "answers:1", "answers:2"]
-    found = newest(world.store.control)
+    found = newest(world.store.control, ANSWERS, Answers)
     assert found == (3, Answers(True, {"n": 3}))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
@@ -53,13 +55,13 @@ def test_an_upgrade_is_decided_once_and_leaves_the_values(world: Any) -> None:
     server = learned(world, 4)
 
     def upgrade(on: bool) -> tuple[bool, int]:
-        said = server.upgrade(msgspec.json.encode(upgrading.Upgrade(on)))
+        said = server.upgrade(msgspec.json.encode(Upgrade(on)))
         return said["on"], said["control"]
 
     assert upgrade(False) == (False, 0)  # nothing was decided
     assert [upgrade(True), upgrade(True)] == [(True, 1)] * 2
     assert [upgrade(False), upgrade(True)] == [(False, 2), (True, 3)]
-    assert upgrading.newest(world.store.control) == (3, upgrading.Upgrade(True))
+    assert newest(world.store.control, UPGRADE, Upgrade) == (3, Upgrade(True))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
 
@@ -148,12 +150,17 @@ def test_rollback_is_refused_with_what_can_be_used(world: Any, damage: str) -> N
     elif damage == "torn":
         world.file("1-1").write_bytes(b"torn")
     else:
-        world.store.control.append(Control(1, "fresh", f"fresh:{LINEAGE.spec}:2", b""))
+        store, history = world.store, server._running.serving().history
+        store.begin_epoch(LINEAGE.model, LINEAGE.spec, 1)
+        store.control.append(Control(1, "fresh", f"fresh:{LINEAGE.spec}:2", b""))
+        assert not world.start().restore(), "it was interrupted here"
+        state = replace(history.load("1-2"), version=(3, 0))
+        publish(store, history, state, None)
         server = world.serving()
     with pytest.raises(errors.RollbackRefused) as raised:
         server.rollback("1-1")
     assert raised.value.definite
-    assert raised.value.usable == (() if damage == "before" else ("1-2",))
+    assert raised.value.usable == (("3-0",) if damage == "before" else ("1-2",))
     assert server.ping() == "serving"
     assert value(server) == (6.0 if damage == "before" else 9.0)
     with pytest.raises(errors.RollbackRefused, match="no rollback to 'nowhere'"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import ANY
 
@@ -343,3 +345,23 @@ def test_rows_leave_the_journal_that_all_shards_have() -> None:
     sharing = Sharing(running, Shard(0, 3, ask_one))
     assert sharing.rows_of_all({7: 4, 8: 2}) == {7: 3}
     assert Sharing(running, None).rows_of_all({7: 4}) == {7: 4}
+
+
+@pytest.mark.parametrize(("away", "asked"), [(True, 1), (False, 5)])
+def test_a_shard_that_stands_still_is_waited_for_once(away: bool, asked: int) -> None:
+    """Whoever asks shard 0 waits for the lock meanwhile."""
+    seen: list[str] = []
+
+    def ask_one(other: int, method: str, *args: object) -> bool:
+        seen.append(method)
+        assert running.lock.locked()
+        if away:
+            raise TimeoutError
+        return False  # it has other rows
+
+    running: Any = SimpleNamespace(lock=threading.Lock(), partitions={})
+    server = Server("m", SPEC, "{}", "sum", 1)
+    sharing = Sharing(running, Shard(0, 2, ask_one, tries=5, pause=lambda: None))
+    with sharing.at_one_moment(server):
+        assert seen == ["begin_cut"] * asked
+    assert not running.lock.locked()

@@ -14,9 +14,9 @@ from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
 from online.models.from_settings import load_model
 from online.rebuild import fsck
-from online.rebuild.decision_log import check_log
 from online.rebuild.fsck import Findings, compare
 from online.rebuild.holdings import Moved
+from online.rebuild.soundness import check_log
 from online.rows.history import Decisions, decide, set_aside
 from online.rows.prediction_ids import event_key
 from online.settings import config

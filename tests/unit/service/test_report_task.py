@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 import online
 from online.errors import RequestError
+from online.http.past import report_routes
 from online.http.refusing import answer_errors
-from online.http.report import routes
 from online.service.command_settings import clear, settings_file
 from online.service.report_task import Reporting
 from online.service.trigger_task import Looked, forgotten
@@ -187,7 +187,7 @@ def test_the_page_comes_whole_and_loads_nothing() -> None:
         spans.append((model, since, until))
         return b"<!doctype html><p>ok"
 
-    app.include_router(routes(make))
+    app.include_router(report_routes(make))
     answer = ask(app, "/v1/models/m/report?since=10&until=20.5")
     assert (answer.status_code, answer.text) == (200, "<!doctype html><p>ok")
     assert answer.headers["content-type"].startswith("text/html")

@@ -157,7 +157,7 @@ def test_without_the_ranges_an_outlier_would_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "online.learning.bounds.Bounds.inside", lambda self, names, x: x[:, 0] == x[:, 0]
+        "online.learning.bounds.Bounds.inside", lambda self, names, x, most: x[:, 0] == x[:, 0]
     )
     with pytest.raises(AssertionError):
         test_all_that_is_odd_is_left_to_who_reads_one_by_one(tmp_path, "an outlier")

@@ -28,9 +28,9 @@ import online.rows.history
 from online.learning.base import BaseLearner
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.rebuild.rebuild import Wanted
+from online.replica.corrections import Lesson
 from online.rows import history
 from online.rows.finals import corrected
-from online.rows.lessons import Lesson
 from replay.journal.base import Verdict
 
 Scene = Callable[[Any], Awaitable[None]]

@@ -12,10 +12,10 @@ import httpx
 import pytest
 
 from online import telemetry
+from online.challenger.promotion import decision
 from online.errors import RequestError
 from online.http.app import build_rest
 from online.rows.history import Decisions
-from online.rows.promoted import decision
 from online.serving import journal_room, status
 from online.serving.status import Cluster
 from online.settings.model import Drift, ModelSettings

@@ -1,0 +1,104 @@
+"""How much more often a loss is that of an honest label than that of a wrong one.
+
+A loss says little by itself: where the model is wrong in two of five, honest labels are denied as
+often as not.  What tells a lie there is how often a *wrong* label of such rows would have had such
+a loss, and that is known, for a model that answers gives every label its share: labels that were
+not said are the wrong ones.  So losses of a label are counted where it was said and where it was
+not, and their ratio is what one event says of its source (Neyman and Pearson 1933).  Where a model
+knows nothing both are alike, and nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import ceil, log2
+from operator import add
+from typing import Final, NamedTuple
+
+_PLACES: Final = 14
+_FIRST: Final = -6
+"""Half octaves of losses, from an eighth (a share of .88) to eight (.0003), and what is beyond."""
+
+_BINS_EACH: Final = 8
+_LEAST: Final = 2.0**-20
+
+_POOLED: Final = 20.0
+"""Events for which those of all labels stand: a label that few have said is as hard as others."""
+
+Shares = tuple[float, ...]
+"""Of a label's losses, by place."""
+
+
+class Odds(NamedTuple):
+    """The shares of losses by label, where it was said and where it was wrong; and of all events.
+
+    ``said``, ``unsaid``: by label.  ``honest``, ``wrong``: share of all labels that were said, and
+    that were not, whose loss speaks for a lie.
+    """
+
+    said: dict[str, Shares]
+    unsaid: dict[str, Shares]
+    honest: float
+    wrong: float
+
+    def of(self, label: str | None, loss: float) -> tuple[float, float] | None:
+        """How often honest and wrong ones of this label lose so much; None: not known."""
+        said = self.said.get(label or "")
+        if said is None:
+            return None
+        at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
+        return said[at], self.unsaid[label or ""][at]
+
+
+NONE: Final = Odds({}, {}, 0.0, 0.0)
+"""Nothing is known of any label."""
+
+Bins = Mapping[int, int]
+"""Events by bin, sixteen an octave."""
+
+
+def odds_of(said: Mapping[str, Bins], unsaid: Mapping[str, Bins]) -> Odds:
+    """The odds by what is counted of each label."""
+    honest, wrong = _counts(said), _counts(unsaid)
+    of_honest, of_wrong = _shares(_sum(honest.values()), 1.0), _shares(_sum(wrong.values()), 1.0)
+    none = [0.0] * _PLACES
+    odds = Odds({}, {}, 0.0, 0.0)
+    denied = [0.0, 0.0]
+    for label in honest.keys() | wrong.keys():
+        here, there = honest.get(label, none), wrong.get(label, none)
+        h = odds.said[label] = _shares(here, _POOLED, of_honest)
+        w = odds.unsaid[label] = _shares(there, _POOLED, of_wrong)
+        for which, counts, shares in ((0, here, h), (1, there, w)):
+            denied[which] += sum(counts) * sum(
+                s for s, a, b in zip(shares, h, w, strict=True) if a < b
+            )
+    many = [sum(map(sum, counts.values())) for counts in (honest, wrong)]
+    return odds._replace(honest=denied[0] / max(many[0], 1.0), wrong=denied[1] / max(many[1], 1.0))
+
+
+def _place(half_octave: int) -> int:
+    return min(max(half_octave - _FIRST, 0), _PLACES - 1)
+
+
+def _counts(of_label: Mapping[str, Bins]) -> dict[str, list[float]]:
+    """Events by place, of each label."""
+    out = {}
+    for label, bins in of_label.items():
+        counts = out[label] = [0.0] * _PLACES
+        for bin_, n in bins.items():
+            counts[_place(-(-bin_ // _BINS_EACH))] += n
+    return out
+
+
+def _sum(counts: Iterable[list[float]]) -> list[float]:
+    total = [0.0] * _PLACES
+    for one in counts:
+        total = list(map(add, total, one))
+    return total
+
+
+def _shares(counts: list[float], pooled: float, of_all: Shares | None = None) -> Shares:
+    """The shares of counts, of which ``pooled`` more are dealt as all are, or evenly."""
+    total, even = sum(counts) + pooled, 1.0 / _PLACES
+    of_all = of_all or (even,) * _PLACES
+    return tuple([(n + pooled * share) / total for n, share in zip(counts, of_all, strict=True)])
