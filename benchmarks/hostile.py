@@ -275,12 +275,15 @@ def admission(
 
 @app.command()
 def scale(as_json: AsJson = False) -> None:
-    """Shards and relays that the service has not got, at a thousand million rows, in virtual time.
+    """Shards beside one server; and shards with relays, at a thousand million rows, on paper.
 
     Example: python -m benchmarks scale
     """
     from benchmarks import scale as bench
+    from benchmarks.shards import compared
 
+    several = [compared(shards, rows) for rows in (2_000, 30) for shards in (2, 4)]
+    show("several parameter servers beside one", several, as_json=as_json)
     costs = bench.unit_costs()
     show("what a message costs a server, and whoever takes it", costs, as_json=as_json)
     found = [bench.simulated(at, costs) for at in bench.SETTINGS]

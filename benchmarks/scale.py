@@ -4,8 +4,7 @@ One server takes one push after the other, and answers pulls between them.  What
 answer cost it is measured here with the real :class:`paramserver.server.Server`: so much each, and
 so much a row.  The rest is arithmetic: how many rows the events of an interval touch together
 (Zipf's law), and a queue of one server at each shard, whose pushes and pulls come at random phases.
-Shards and relays by host are no part of the service: the simulation says what they would have to
-bear.
+Relays by host are no part of the service: the simulation says what they would have to bear.
 """
 
 from __future__ import annotations

@@ -11,7 +11,10 @@ from paramserver.state import SnapshotState
 
 
 def aligned(
-    histories: Sequence[SnapshotHistory], ends: Mapping[int, int], name: str | None = None
+    histories: Sequence[SnapshotHistory],
+    ends: Mapping[int, int],
+    name: str | None = None,
+    since: int = 0,
 ) -> tuple[str, ...] | None:
     """Names of snapshots, one a shard, that have the same rows; None: there are none.
 
@@ -19,8 +22,12 @@ def aligned(
         histories: Of each shard, with an index.
         ends: Last offsets of the partitions: what a closed one contains.
         name: That of shard 0's; None: of its newest for which there are others.
+        since: The epoch in which the lineage last began anew: what was before is not its past.
     """
-    first, *others = [history.contained() for history in histories]
+    first, *others = [
+        {one: had for one, had in history.contained().items() if _epoch(one) >= since}
+        for history in histories
+    ]
     names = [one for one in first if name is None or one == name]
     for one in sorted(names, key=lambda one: parse_name(one) or ((0, 0), None), reverse=True):
         wanted = first[one].control, first[one].rows(ends)
@@ -31,6 +38,11 @@ def aligned(
         if None not in found:
             return one, *(n for n in found if n is not None)
     return None
+
+
+def _epoch(name: str) -> int:
+    parsed = parse_name(name)
+    return -1 if parsed is None else parsed[0][0]
 
 
 def whole(parts: Sequence[SnapshotState]) -> SnapshotState:

@@ -77,6 +77,7 @@ class Publishing:
         with running.publishing:
             server, store, history = running.serving()
             head_gone = running.parent in history.drop_vanished(running.parent)
+            chosen = running.chosen is not None
             state = self._begun(server, history, head_gone=head_gone)
             if state is not None:
                 try:
@@ -91,6 +92,7 @@ class Publishing:
                 running.published, running.parent = state.version[1], name
                 with running.lock:
                     server.note_durable(state)
+                self._sharing.published(name, chosen=chosen)
                 self._retain(server, store, history, name)
             running.published_s = running.host.monotonic()
             if pin and running.parent is not None:
@@ -153,7 +155,7 @@ class Publishing:
     def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
         running = self._running
         positions = [contained.control for contained in self._sharing.kept]
-        held = rewrites.held(running.needed, positions)
+        held = rewrites.held(running.needed, positions) | self._sharing.cut
         try:
             kept = history.retain(head, held)
             for name in running.asides - held:

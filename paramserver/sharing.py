@@ -89,6 +89,7 @@ class Sharing:
         self._running, self._shard = running, shard
         self._aligned = True  # whether all have published what shard 0 has
         self.kept: list[Contained] = []  # snapshots from which a start may go on
+        self.cut: set[str] = set()  # the newest snapshot that goes with others' of the same rows
         self._promised: set[str] = set()
         self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
 
@@ -114,6 +115,15 @@ class Sharing:
         ends = {p: self._running.partitions[p].end for p in reply.closed}
         clock, durable = {**reply.clock, **ends}, {**reply.durable, **ends}
         return msgspec.structs.replace(reply, clock=clock, durable=durable, closed=[])
+
+    def published(self, name: str, *, chosen: bool) -> None:
+        """A snapshot is published; ``chosen``: shard 0 has said when.
+
+        Those of one moment stay until the next of one moment: without them nobody can put the
+        model together.
+        """
+        if chosen or (self.leads and self._aligned):
+            self.cut = {name}
 
     # -- asked by shard 0 ------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import time
@@ -19,7 +20,7 @@ from online.commands.base import AsJson, Context, checked, common, load_settings
 from online.errors import ConfigError, StartRefused
 from online.models.base import Model
 from online.settings.anomaly import Anomaly
-from online.settings.config import data_dir
+from online.settings.config import Settings, data_dir
 from online.settings.purposes import PURPOSES
 from replay.example import Features, Label
 
@@ -29,6 +30,7 @@ app = typer.Typer(
 
 _N = 90
 _LOOK_S = 0.2
+_RESHARD_S = 240.0
 _NOT_PARAMS = ("artifact", "keys")  # settings of their own
 _NAMES = ("a", "b", "c", "d")
 _LABELS: dict[str, Sequence[Label]] = {
@@ -273,6 +275,104 @@ def _show_scores(found: dict[str, Any]) -> None:
     if found["behind_rows"]:
         print(f"  {found['behind_rows']:,} rows behind: online status")
     print("  let it serve: online promote; end it: online models upgrade --stop")
+
+
+@app.command("reshard")
+@common(model=False)
+def reshard(
+    context: Context,
+    shards: Annotated[int, typer.Option("--shards", help="how many it is to have", min=1)],
+    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
+) -> None:
+    """Give a model another number of parameter servers, while it answers.
+
+    The new ones begin with what the old ones hold at one moment, and learn what came since; then
+    the replicas go over.  A service with `cluster: embedded` is stopped, and started with another
+    `shards` in its settings file.  Exit code 1 if it was refused; what serves goes on then.
+
+    Example: online models reshard clicks --shards 4
+    """
+    from online.service.run_file import running
+
+    client, settings = context.connect(), context.settings()
+    name = pick(client, model, "NAME")
+    running(settings.state_dir)  # the journal is written here
+    spec, before = _wish(settings, name, shards)
+    _wait_for_reshard(settings, name, spec)
+    if context.as_json:
+        print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
+        return
+    print(f"{name}: {shards} parameter servers serve, instead of {before}")
+    print(f"  to make it permanent, write `shards: {shards}` into the settings file")
+
+
+def _wish(settings: Settings, name: str, shards: int) -> tuple[str, int]:
+    """Write the wish down; the spec that is to serve, and how many servers do so now.
+
+    Raises StartRefused or ConfigError: it can't be fulfilled.
+    """
+    from online.challenger.promotion import as_stored
+    from online.models.from_settings import load_model
+    from online.rebuild import reshard as resharding
+    from online.rows.prediction_ids import Keys
+    from online.settings.config import EMBEDDED
+    from online.settings.places import open_journal
+    from paramserver.resharding import Reshard
+
+    if settings.cluster == EMBEDDED:
+        raise StartRefused(
+            "a service in one process changes the number of its parameter servers at a start",
+            f"Stop it, write `shards: {shards}` into the settings of {name}, and start it again",
+        )
+    given = {one.name: one.shards for one in settings.models}
+    serving = {one.name: one for one in as_stored(settings).models}.get(name)
+    if serving is None:
+        remedy = "Name the settings file that the service was started with: --config"
+        raise StartRefused(f"these settings have no model {name!r}", remedy)
+    if serving.shards == shards:
+        raise StartRefused(f"model {name} has {shards} parameter servers", "Name another number")
+    try:
+        wanted = serving.made_as({"shards": shards})
+    except ValueError as error:
+        why = str(error).splitlines()
+        raise ConfigError(
+            "--shards", " ".join(why[2:3] or why).strip(), "See docs/scale.md"
+        ) from None
+    keys = Keys.from_file(settings.key_path)
+    spec = load_model(wanted, settings, keys.secret, keys.old_secrets).spec_hash
+    by_spec = resharding.specs_of(serving, settings)
+    now = next(one for one, n in by_spec.items() if n == serving.shards)
+    with contextlib.closing(open_journal(settings)) as journal:
+        resharding.check_can(journal.controls(name, 0), name, now)
+        wish = Reshard(
+            next(iter(by_spec)), given[name], serving.shards, shards, done=False, why="operator"
+        )
+        resharding.note(journal, name, wish)
+    return spec, serving.shards
+
+
+def _wait_for_reshard(settings: Settings, name: str, spec: str) -> None:
+    """Until every replica answers with the spec.  Raises StartRefused: it has failed."""
+    from online.service.run_file import running
+    from online.settings.places import open_journal
+    from paramserver.resharding import RESHARD
+
+    deadline = time.monotonic() + _RESHARD_S
+    while running(settings.state_dir).get("specs", {}).get(name) != spec:
+        with contextlib.closing(open_journal(settings)) as journal:
+            said = [c.payload for c in journal.controls(name, 0) if c.kind == RESHARD][-1]
+        if json.loads(said)["why"] == "failed":
+            raise StartRefused(
+                f"{name} has the parameter servers that it had: others could not be started",
+                "See what `online serve` says",
+            )
+        if time.monotonic() > deadline:
+            raise StartRefused(
+                f"{name} is to have other parameter servers, and its replicas have not gone over "
+                f"in {_RESHARD_S:.0f} s",
+                "See what `online serve` says",
+            )
+        time.sleep(_LOOK_S)
 
 
 def _show(row: dict[str, Any], promise: str) -> None:

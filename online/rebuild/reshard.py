@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from online.errors import StartRefused
+from online.learning.counters import digest_of
 from online.models.from_settings import load_model, spec_with
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
@@ -26,6 +27,7 @@ from paramserver import bases, resharding, rewrites, shortfall
 from paramserver.lineage import Lineage, begin_epoch, publish, replayed
 from paramserver.resharding import RESHARD, Reshard
 from paramserver.shards import SHARDS_MAX, Cut, ShardStore
+from paramserver.snapshots.history import SnapshotHistory
 from paramserver.state import SnapshotState
 from paramserver.store import Store
 from replay.journal.base import Control, Journal
@@ -120,47 +122,59 @@ def reshard(
     """
     was = model.model_copy(update={"shards": before})
     spec = next(s for s, n in specs_of(model, settings).items() if n == before)
-    controls = journal.controls(model.name, 0)
-    check_can(controls, model.name, spec)
+    check_can(journal.controls(model.name, 0), model.name, spec)
     name, state = cut_of(settings, was, spec)
+    lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
+    begin(journal, lineage, state, histories_of(settings, model, loaded.spec_hash))
+    note(journal, model.name, said)
+    return Resharded(model.name, before, model.shards, name, digest_of(state.values)[0])
+
+
+def begin(
+    journal: Journal,
+    lineage: Lineage,
+    state: SnapshotState,
+    histories: Sequence[SnapshotHistory],
+) -> None:
+    """Let a lineage begin with what another one had at one moment.
+
+    Parameters:
+        state: Of an aligned cut of the other one.
+        histories: Of each server of the one that begins.
+
+    Raises StartRefused: nobody may begin with it.
+    """
+    model, before = lineage.model, state.spec
+    controls = journal.controls(model, 0)
     if any(c.kind in rewrites.REWRITES and c.seq > state.control for c in controls):
         raise StartRefused(
-            f"model {model.name}: a decision has taken events out since snapshot {name}, the "
-            f"newest that its {before} parameter servers have of the same rows",
-            f"Start it with `shards: {before}`, and make one: online snapshot create",
+            f"model {model}: a decision has taken events out since its newest snapshots of the "
+            "same rows",
+            "Start it with the number of parameter servers that it had, and make some: online "
+            "snapshot create",
         )
-    stores: list[Store] = [journal, *(ShardStore(journal, k) for k in range(1, model.shards))]
-    lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
-    newest = journal.head(model.name, spec).epoch
+    stores: list[Store] = [
+        journal, *(ShardStore(journal, shard) for shard in range(1, len(histories)))
+    ]  # fmt: skip
     epochs = [begin_epoch(store, lineage) for store in stores]
-    epoch = max(newest + 1, *epochs)
+    epoch = max(journal.head(model, before).epoch + 1, *epochs)
     for store in stores:
-        while store.head(model.name, loaded.spec_hash).epoch < epoch:
+        while store.head(model, lineage.spec).epoch < epoch:
             begin_epoch(store, lineage)
-    _check_rows(journal, model.name, state)  # now that only the new lineage removes any
-    _copy_failed(journal, model.name, controls, spec, loaded.spec_hash)
-    skipped = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
-    begun = rewrites.Begun(loaded.spec_hash, dict(skipped[-1].clock) if skipped else {})
-    key = f"{rewrites.BEGUN}:{loaded.spec_hash}:{epoch}"
-    row, _ = journal.write_control(model.name, rewrites.BEGUN, key, msgspec.json.encode(begun))
-    after = [c for c in journal.controls(model.name, state.control) if c.seq <= row.seq]
-    state = replayed(state, after, _none)
-    state = replace(
-        state, spec=loaded.spec_hash, spec_text=loaded.spec_text, version=(epoch, 0), parent=None
-    )
-    parts = Cut(model.shards).blocks(state.values) if model.shards > 1 else [state.values]
-    histories = histories_of(settings, model, loaded.spec_hash)
+    _check_rows(journal, state)  # now that only the new lineage removes any
+    _copy_failed(journal, controls, state, lineage.spec)
+    skipped = [b for c in controls if (b := bases.begun_by(c, before)) is not None]
+    begun = rewrites.Begun(lineage.spec, dict(skipped[-1].clock) if skipped else {})
+    key = f"{rewrites.BEGUN}:{lineage.spec}:{epoch}"
+    row, _ = journal.write_control(model, rewrites.BEGUN, key, msgspec.json.encode(begun))
+    after = [c for c in journal.controls(model, state.control) if c.seq <= row.seq]
+    begins = replace(
+        replayed(state, after, _none),
+        spec=lineage.spec, spec_text=lineage.spec_text, version=(epoch, 0), parent=None,
+    )  # fmt: skip
+    parts = Cut(len(histories)).blocks(begins.values) if len(histories) > 1 else [begins.values]
     for store, history, values in reversed(list(zip(stores, histories, parts, strict=True))):
-        publish(store, history, replace(state, values=values), None)
-    note(journal, model.name, said)
-    return Resharded(model.name, before, model.shards, name, learned(state))
-
-
-def learned(state: SnapshotState) -> int:
-    """How many events a state holds."""
-    from online.learning.counters import digest_of
-
-    return digest_of(state.values)[0]
+        publish(store, history, replace(begins, values=values), None)
 
 
 def _none(name: str) -> Any:
@@ -168,26 +182,26 @@ def _none(name: str) -> Any:
     raise StartRefused(f"snapshot {name} is asked for", "Ask again: something was decided just now")
 
 
-def _check_rows(journal: Journal, model: str, state: SnapshotState) -> None:
+def _check_rows(journal: Journal, state: SnapshotState) -> None:
     gone = [
         p.id
-        for p in journal.partitions(model)
+        for p in journal.partitions(state.model)
         if p.id not in state.closed and state.clock.get(p.id, 0) < p.trimmed
     ]
     if gone:
         raise StartRefused(
-            f"model {model}: rows of partition {gone[0]} that its newest snapshots of the same "
-            "rows do not have are no more in the journal",
+            f"model {state.model}: rows of partition {gone[0]} that its newest snapshots of the "
+            "same rows do not have are no more in the journal",
             "Start it with the number of parameter servers that it had",
         )
 
 
 def _copy_failed(
-    journal: Journal, model: str, controls: Collection[Control], before: str, after: str
+    journal: Journal, controls: Collection[Control], state: SnapshotState, after: str
 ) -> None:
     """The new lineage does not learn what the old one could not."""
-    mark = f"{_FAILED}:{before[:16]}:"
+    mark = f"{_FAILED}:{state.spec[:16]}:"
     for control in controls:
         if control.kind == _FAILED and control.key.startswith(mark):
             key = f"{_FAILED}:{after[:16]}:{control.key.removeprefix(mark)}"
-            journal.write_control(model, _FAILED, key, control.payload)
+            journal.write_control(state.model, _FAILED, key, control.payload)

@@ -38,5 +38,6 @@ def check_whole(model: ModelSettings, what: str) -> None:
         raise StartRefused(
             f"model {model.name} has {model.shards} parameter servers, each with snapshots of its "
             f"part: {what} needs a model with one",
-            "Start it with `shards: 1` and --relearn, which learns the journal again",
+            f"Let it have one first: online models reshard {model.name} --shards 1; or stop it, "
+            "and start it with `shards: 1`",
         )

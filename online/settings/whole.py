@@ -12,6 +12,7 @@ from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
 from paramserver.aligned import aligned, whole
 from paramserver.shards import shard_place
+from paramserver.shortfall import begun
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -42,7 +43,8 @@ def _looked(settings: Settings, model: ModelSettings, spec: str, name: str | Non
         history.index()
     with contextlib.closing(open_journal(settings)) as journal:
         ends = {p.id: p.end for p in journal.partitions(model.name)}
-    return _Looked(histories, aligned(histories, ends, name))
+        since = begun(journal.controls(model.name, 0), spec)
+    return _Looked(histories, aligned(histories, ends, name, since))
 
 
 def is_cut(settings: Settings, model: ModelSettings, spec: str) -> bool:

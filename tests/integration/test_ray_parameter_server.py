@@ -68,11 +68,15 @@ async def answered(client: Any, sent: wire.SyncRequest) -> wire.SyncReply:
                 await asyncio.sleep(0.05)
 
 
-def test_killed_superseded_replaced(ray_here: None, tmp_path: Path) -> None:
+def test_killed_superseded_replaced(
+    ray_here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import ray
 
+    from paramserver import ray_client
     from paramserver.ray_client import ParameterClient, start_or_get
 
+    monkeypatch.setattr(ray_client, "_NEAR_S", 60.0)  # however slow the machine is
     open_store = partial(SqliteJournal, tmp_path / "journal.db", disk_low_mb=0)
     journal = open_store()
     assert journal.register("prices", "r1", LINEAGE.spec, 0.0).id == 1

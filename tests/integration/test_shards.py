@@ -207,3 +207,42 @@ def test_what_reads_one_servers_snapshots_as_the_model_is_refused(world: World) 
     done = online(*words, "--model", "counting", "--config", config)
     assert done.returncode == 1, done.stdout
     assert "erasing needs a model with one" in done.stderr, done.stderr
+
+
+def test_another_number_of_servers_serves_while_the_model_answers(world: World) -> None:
+    sent: list[str] = []
+    odd: list[Any] = []
+    stop = threading.Event()
+    config = str(world.folder / "online.yaml")
+
+    def feed() -> None:
+        while not stop.is_set():
+            names = [f"cut-{len(sent) + i}" for i in range(20)]
+            try:
+                told = world.feed(names)
+                assert set(told) == {"learned"}, told
+                world.counts(names[:1])
+            except Exception as error:
+                odd.append(error)
+                return
+            sent.extend(names)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    try:
+        done = online("models", "reshard", "counting", "--shards", "3", "--config", config)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "3 parameter servers serve, instead of 2" in done.stdout
+    finally:
+        stop.set()
+        thread.join()
+    assert not odd, "feedback and predictions went on"
+    found = world.settled()
+    assert len(found["server"]["shards"]) == 3, found["server"]
+    counts = world.counts(sent)
+    assert set(counts) == {1.0}, Counter(counts)
+    said = online("models", "reshard", "counting", "--shards", "3", "--config", config)
+    assert said.returncode == 1
+    assert "has 3 parameter servers" in said.stderr, said.stderr
+    good = online("fsck", "--config", config)
+    assert good.returncode == 0, good.stdout + good.stderr

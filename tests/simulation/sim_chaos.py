@@ -13,6 +13,7 @@ from sim_loss import OlderJournal
 from sim_network import Weather
 from sim_operator import Operator
 from sim_processes import Replica, Server
+from sim_reshard import Resharder
 
 if TYPE_CHECKING:
     from sim_world import World
@@ -22,7 +23,7 @@ _REPLICAS = 3
 
 def start(world: World) -> None:
     """The service starts: all at once, as it may."""
-    for shard in range(world.climate.shards):
+    for shard in range(world.shards):
         world.start(partial(Server, shard=shard))
     world.start(Head)
     for _ in range(world.r.randint(1, _REPLICAS)):
@@ -31,6 +32,8 @@ def start(world: World) -> None:
         world.start(Operator)
     if world.climate.labels:
         world.start(Clerk)
+    if world.climate.reshards:
+        world.start(Resharder)
 
 
 async def sleep(seconds: float) -> None:
@@ -65,10 +68,12 @@ async def storm(world: World) -> None:
 
 def supervise(world: World) -> None:
     """What is missing is started again."""
-    for shard in range(world.climate.shards):
+    for shard in range(world.shards):
         if not world.servers(shard):
             world.start(partial(Server, shard=shard))
             world.counts["restart"] += 1
+    if world.climate.reshards and not world.live(Resharder):
+        world.start(Resharder)
     if not world.live(Head):
         world.start(Head)
         world.counts["restart"] += 1
@@ -141,7 +146,7 @@ def _pause(kind: type[Actor]) -> Callable[[World], None]:
 
 def _second_server(world: World) -> None:
     """Another one starts, and the old one lives on for some."""
-    shard = world.r.randrange(world.climate.shards) if world.climate.shards > 1 else 0
+    shard = world.r.randrange(world.shards) if world.shards > 1 else 0
     old = world.servers(shard)
     if not old or len(old) > 2:
         return

@@ -111,6 +111,6 @@ LABEL_MUTANTS: dict[str, Mutant] = {
         (("paramserver.leases", " and p not in waits:", ":"),),
         climate=only("kill replica", "kill all", **_LABELS, lease_s=0.5),
         within=400,
-        begin=133,
+        begin=119,
     ),
 }

@@ -250,6 +250,10 @@ class Oracle:
             has = offset if partition in closed else clock.get(partition, 0)
             assert has >= offset, f"{offset} rows of {partition} were durable, a start has {has}"
 
+    def begin_anew(self) -> None:
+        """Another lineage serves: it learns again what it has not got."""
+        self._durable.clear()
+
     def roll_back(self, key: tuple[int, int, str], now: set[str], target: set[str]) -> None:
         """Somebody wants to go back: what counts now, and what did in the snapshot."""
         self.rollbacks[key] = now, target

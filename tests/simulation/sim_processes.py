@@ -45,7 +45,7 @@ class Server(Actor):
     kind = "server"
 
     def __init__(self, world: World, number: int, shard: int = 0) -> None:
-        climate, self.shard = world.climate, shard
+        climate, self.shard, self.spec = world.climate, shard, world.spec
         settings = ServerSettings(
             interval_s=climate.snapshot_s,
             retention=Retention(climate.keep, 0, 0, 0),
@@ -59,7 +59,7 @@ class Server(Actor):
         clock = world.loop.time
         host = Host(clock, world.wall, self._die, SnapshotDisk(world.disk))
         self.real = paramserver.actor.ParameterServer(
-            paramserver.lineage.Lineage(MODEL, SPEC, "{}", "sum"),
+            paramserver.lineage.Lineage(MODEL, self.spec, "{}", "sum"),
             self.open_journal,
             "/simulated/snapshots",
             settings,
@@ -92,6 +92,8 @@ class Server(Actor):
         self.world.note(f"{self.name} serves {status['version']}")
         needed = self.real._running.needed
         forgot = needed is not None and needed.snapshot.startswith(ASIDE)
+        if self.spec != self.world.spec:  # what serves now has begun with less
+            return True
         self.world.oracle.restored(
             status["epoch"],
             status["clock"],
@@ -181,17 +183,18 @@ class Learner(Actor):
     def __init__(self, world: World, number: int) -> None:
         self.model: Any = None
         self.ready = False
-        self.version = (0, 0)
+        self.version, self.spec = (0, 0), world.spec
         super().__init__(world, number)
 
     async def start(self, *, learns: bool) -> None:
         """Build the model and begin."""
         world, climate = self.world, self.world.climate
         journal = await self.thread("main", self.open_journal)
+        several = climate.shards > 1 or climate.reshards
         learner = online.learning.merged.Learner(
-            lambda: Ledger(self._die, self._note_twice, counts=climate.shards > 1),
+            lambda: Ledger(self._die, self._note_twice, counts=several),
             task="regression",
-            spec=SPEC,
+            spec=self.spec,
             retain_bytes=climate.retain_bytes,
             rows_max=climate.rows_max,
         )
@@ -207,10 +210,10 @@ class Learner(Actor):
             settings,
             limits,
             learner,
-            Who(self.name, SPEC, learns),
+            Who(self.name, self.spec, learns),
             Outside(
                 journal,
-                client(world, [Client(self, shard) for shard in range(climate.shards)]),
+                client(world, [Client(self, shard) for shard in range(world.shards)], self.spec),
                 Peers(self) if climate.peers and isinstance(self, Replica) else None,
             ),
             clocks=Clocks(world.wall, world.loop.time),

@@ -29,6 +29,12 @@ DECIDED: Mapping[str, Any] = only(
     **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1,
 )  # fmt: skip
 
+RESHARDED: Mapping[str, Any] = only(
+    "kill server", "kill replica", "kill all", "power cut", "bad weather", "cut", "second server",
+    "pause server", "kill in a step", "lost answers",
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True,
+)  # fmt: skip
+
 SHARD_MUTANTS: dict[str, Mutant] = {
     "one shard's clock stands for another's": Mutant(
         ((_APART, "if clock.get(p, 0) < last]", "]"),), climate=TWO
@@ -72,6 +78,20 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         ((_SHARING, "if one.control == control and self._of(one) == dict(rows):", "if True:"),),
         climate=DECIDED,
         begin=3,
+    ),
+    "another number of servers begins with any snapshots": Mutant(
+        (("paramserver.aligned", "if (had.control, had.rows(ends)) == wanted)", ")"),),
+        climate=RESHARDED,
+    ),
+    "another number of servers begins before what it has": Mutant(
+        (
+            (
+                "online.rebuild.reshard",
+                "        replayed(state, after, _none),\n",
+                "        replace(replayed(state, after, _none), clock={}),\n",
+            ),
+        ),
+        climate=RESHARDED,
     ),
     "what one shard has closed is nothing": Mutant(
         (

@@ -28,15 +28,16 @@ def shard_of(
     world: World, number: int, server: Callable[[], Any]
 ) -> paramserver.sharing.Shard | None:
     """Tell a server of the others; None: there are none."""
-    of = world.climate.shards
+    of = world.shards
     if of == 1:
         return None
+    spec = world.spec
 
     def ask(other: int, method: str, *args: Any) -> Any:
         """Call the actor: it is lost before it came or after, or answered."""
         if world.chance(0.1):
             raise ServerUnavailable("a shard", "the question was lost")
-        asked = newest(world, other)
+        asked = newest(world, other, spec)
         me, links = server(), world.network.cut
         if asked is None or asked.process.paused or (me.name, asked.name) in links:
             raise ServerUnavailable("a shard", "it does not answer")
@@ -48,13 +49,13 @@ def shard_of(
     return paramserver.sharing.Shard(number, of, ask, tries=1)
 
 
-def newest(world: World, number: int) -> Server | None:
+def newest(world: World, number: int, spec: str | None = None) -> Server | None:
     """The newest server of a shard that lives."""
-    servers = world.servers(number)
+    servers = world.servers(number, spec)
     return servers[-1] if servers else None
 
 
-def client(world: World, clients: list[Any]) -> Any:
+def client(world: World, clients: list[Any], spec: str) -> Any:
     """The way to all of them; what is durable is what all say."""
     if len(clients) == 1:
         return clients[0]
@@ -65,7 +66,8 @@ def client(world: World, clients: list[Any]) -> Any:
         async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
             reply = await super().sync(request, timeout_s)
             for shard, epoch in enumerate(self._newest):
-                world.oracle.told_durable(epoch, reply.durable, shard)
+                if spec == world.spec:
+                    world.oracle.told_durable(epoch, reply.durable, shard)
             return reply
 
     return Told("m", clients)

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import sim_chaos
 import sim_loss
-from sim_actor import Actor, Observer
+from sim_actor import SPEC, Actor, Observer
 from sim_choices import ChoiceClients, Choices
 from sim_clerk import Clerk, LabelClients
 from sim_clients import Clients
@@ -26,6 +26,7 @@ from sim_model import Event, Oracle
 from sim_network import Network
 from sim_operator import Operator
 from sim_processes import Learning, Replica, Server
+from sim_reshard import at_work
 from sim_shards import held_by, not_served, note_published
 from sim_vfs import Vfs
 
@@ -83,6 +84,7 @@ class Climate:
     defaults: bool = False
     choices: bool = False
     shards: int = 1
+    reshards: bool = False
     aggregate: str = "earliest"
 
     @classmethod
@@ -168,6 +170,7 @@ class World:
         self.met: Counter[str] = Counter()
         self.dice = random.Random(f"background {seed}")  # of its own: other seeds stay as they are
         self.climate = climate_of(seed, self.r, self.dice, climate or {})
+        self.shards, self.spec = self.climate.shards, SPEC
         self.answers = 0  # what was asked before a loss is not answered any more
         self.loop = SimLoop(self.r)
         self.loop.step_s, self.loop.at_work = self._step_s, self.at_work
@@ -192,8 +195,7 @@ class World:
         self.servers_of: dict[tuple[str, int], Server] = {}
         self.calm = False
         self.rewritten = 0  # by which row
-        self.slow_s = 0.0
-        self.kill_at_work = self.lost_answers = self.cancels = 0.0
+        self.slow_s = self.kill_at_work = self.lost_answers = self.cancels = 0.0
         self.wall_offset_s = 0.0
         self._number = 0
         self._buried: set[Actor] = set()
@@ -274,16 +276,16 @@ class World:
         self.disk.power_cut()
         self.servers_of.clear()
 
-    def servers(self, shard: int = 0) -> list[Server]:
-        """Those of a shard that were not killed, oldest first."""
-        return [server for server in self.live(Server) if server.shard == shard]
+    def servers(self, shard: int = 0, spec: str | None = None) -> list[Server]:
+        """Those of a shard that were not killed, oldest first; None: of what serves."""
+        return [s for s in self.live(Server) if (s.shard, s.spec) == (shard, spec or self.spec)]
 
     def server_of(self, replica: Replica, shard: int = 0) -> Server | None:
         """Whom a replica takes for the server: the newest, or one that lives on beside it."""
         stuck = self.servers_of.get((replica.name, shard))
-        if stuck is not None and stuck.alive and self.chance(0.6):
+        if stuck is not None and stuck.alive and stuck.spec == replica.spec and self.chance(0.6):
             return stuck
-        servers = self.servers(shard)
+        servers = self.servers(shard, replica.spec)
         return servers[-1] if servers else None
 
     def find_gone(self, partitions: Iterable[Any]) -> list[int]:
@@ -406,13 +408,13 @@ class World:
         self.met["undone"] = len(self.oracle.undone)
         self.met["trimmed"] = self._observer.trimmed
         busy = [one.busy for one in self.live(Operator)] + [one.busy for one in self.live(Clerk)]
-        if any(busy):
+        if any(busy) or at_work(self):
             return "an operator is at work"
         journal = self._observer.found
         if journal is not None and (lost := self.labels.lost(journal)) is not None:
             return lost
         servers, replicas = self.live(Server), [x for x in self.live(Replica) if x.ready]
-        if (unserved := not_served(servers, self.climate.shards, len(replicas))) is not None:
+        if (unserved := not_served(servers, self.shards, len(replicas))) is not None:
             return unserved
         sums, digests = held_by(servers)
         wrong = None

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import run
 from sim_choice_mutants import CHOICES, DECIDED_CHOICES
 from sim_mutants import MUTANTS
-from sim_shard_mutants import DECIDED
+from sim_shard_mutants import DECIDED, RESHARDED
 
 SEEDS, COUNTED = 300, 290
 MANY, COUNTED_OF_MANY = 1_020, 1_000
@@ -96,13 +96,15 @@ def test_several_servers_of_one_model_are_as_one(
 ) -> None:
     out = run.Outcome()
     climates = [(0, {"shards": 2}), (1000, DECIDED), (2000, {"shards": 3})]
+    climates += [(3000, RESHARDED), (4000, {**RESHARDED, "shards": 1, "snapshot_s": 0.5})]
     for future in [
         processes.submit(run.run_seeds, range(first, first + seeds), None, climate)
         for first, climate in climates
     ]:
         out.add(future.result())
     assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
-    assert {"rollback", "crash server", "crash replica"} <= out.counts.keys(), f"{out.counts}"
+    met = {"rollback", "crash server", "crash replica", "reshard"}
+    assert met <= out.counts.keys(), f"{out.counts}"
 
 
 @pytest.mark.parametrize("name", MUTANTS)

@@ -60,6 +60,12 @@ def test_the_newest_with_the_same_rows_are_taken(shards: Shards) -> None:
     assert aligned(shards.histories, {1: 9, 2: 1}, "9-9") is None
 
 
+def test_what_was_before_the_lineage_began_anew_is_not_its_past(shards: Shards) -> None:
+    same = shards.publish(0, 1, {1: 4}), shards.publish(1, 1, {1: 4})
+    assert aligned(shards.histories, {1: 4}, since=1) == same
+    assert aligned(shards.histories, {1: 4}, since=2) is None
+
+
 def test_a_closed_partition_has_the_rows_up_to_its_end(shards: Shards) -> None:
     same = (
         shards.publish(0, 1, {2: 3}, closed=frozenset({1})), shards.publish(1, 1, {1: 5, 2: 3}),

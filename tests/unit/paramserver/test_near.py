@@ -12,12 +12,17 @@ from typing import Any
 
 import pytest
 
-from paramserver import near
+from paramserver import near, ray_client
 from paramserver.errors import ServerUnavailable
 from paramserver.near import Line, Near
 from paramserver.ray_client import ParameterClient
 
 WAIT_S = 240.0  # only a test that hangs waits so long
+
+
+@pytest.fixture(autouse=True)
+def _however_slow_the_machine_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_client, "_NEAR_S", WAIT_S)
 
 
 class Asked:

@@ -14,6 +14,7 @@ from online.service import going_over
 from online.service.going_over import GoingOver
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from paramserver.resharding import RESHARD
 from paramserver.rewrites import PROMOTE
 from replay.errors import JournalUnavailable
 
@@ -63,9 +64,9 @@ class World:
             raise JournalUnavailable("it is away")
         return [control for control in self.controls if control.seq > seq]
 
-    def decide(self, learner: str) -> None:
+    def decide(self, learner: str, kind: str = PROMOTE) -> None:
         self.serves = learner
-        self.controls.append(SimpleNamespace(seq=len(self.controls) + 1, kind=PROMOTE))
+        self.controls.append(SimpleNamespace(seq=len(self.controls) + 1, kind=kind))
 
     def as_served(self) -> Settings:
         model = ModelSettings(name="m", task="binary", learner=self.serves)
@@ -110,12 +111,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+@pytest.mark.parametrize("kind", [PROMOTE, RESHARD])
 def test_the_promoted_model_answers_and_the_one_before_stops(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     async def scene(world: World) -> None:
         before = world.parts["m"].replica
-        world.decide(B)
+        world.decide(B, kind)
         await until(lambda: world.answering == B)
         await until(lambda: before.stopped)
         assert not world.made[0].stopped

@@ -1,0 +1,276 @@
+"""A lineage begins with what another number of servers has learned, and takes all of it with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from online.errors import StartRefused
+from online.learning.counters import DIGEST
+from online.models.from_settings import load_model
+from online.models.load import Loaded
+from online.rebuild import reshard
+from online.rows.prediction_ids import Keys
+from online.service import handing_on, parameter_servers
+from online.service.challengers import Challengers
+from online.service.service import Service
+from online.settings.config import Settings
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal
+from online.settings.whole import cut_of, histories_of
+from paramserver import resharding, rewrites
+from paramserver.blocks import Block, Blocks
+from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.resharding import Reshard
+from paramserver.shards import Cut, ShardStore
+from paramserver.state import SnapshotState
+from paramserver.store import Store
+from replay.journal.base import Journal, NewRow, Verdict
+
+
+class World:
+    """A state folder whose model was served by two servers."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.journal: Journal = open_journal(self.settings(2))
+        self.spec = self.loaded(2).spec_hash
+        self.partition = self.journal.register("m", "r", self.spec, 0.0).id
+        rows = [NewRow(bytes([i]) * 16, f"e{i}", "s", Verdict.ACCEPTED, b"", 0.0) for i in range(9)]
+        self.journal.append(self.partition, 0, rows)
+        self.lineage = Lineage("m", self.spec, "{}", "sum")
+        for store in self.stores(2):
+            for _ in range(3):
+                begin_epoch(store, self.lineage)
+
+    def settings(self, shards: int) -> Settings:
+        model = {"name": "m", "task": "binary", "learner": "ftrl", "shards": shards}
+        return Settings.model_validate({"state_dir": self.folder, "models": [model]})
+
+    def model(self, shards: int) -> ModelSettings:
+        return self.settings(shards).models[0]
+
+    def loaded(self, shards: int) -> Loaded:
+        return load_model(self.model(shards), self.settings(shards), b"\0" * 32)
+
+    def stores(self, shards: int) -> list[Store]:
+        return [self.journal, *(ShardStore(self.journal, k) for k in range(1, shards))]
+
+    def publish(self, count: int, *clocks: int, control: int = 0) -> None:
+        """Snapshots of both servers, whose clocks may differ."""
+        values: Blocks = {
+            "w": Block("additive", {f"k{i}": float(i) for i in range(40)}),
+            DIGEST: Block("digest", {"count": clocks[0], "sum": 5}),
+        }
+        histories = histories_of(self.settings(2), self.model(2), self.spec)
+        parts = Cut(2).blocks(values)
+        for store, history, part, last in zip(
+            self.stores(2), histories, parts, clocks, strict=True
+        ):
+            clock = {self.partition: last}
+            state = SnapshotState("m", self.spec, "{}", (3, count), part, clock, control=control)
+            publish(store, history, state, None)
+
+    def reshard(self, after: int, before: int = 2) -> reshard.Resharded:
+        one = next(iter(reshard.specs_of(self.model(1), self.settings(1))))
+        said = Reshard(one, before, before, after, done=True, why="settings")
+        settings, model, loaded = self.settings(after), self.model(after), self.loaded(after)
+        return reshard.reshard(self.journal, settings, model, loaded, before, said)
+
+    def begun(self, shards: int) -> SnapshotState:
+        """What the servers of a lineage begin with, together."""
+        return cut_of(self.settings(shards), self.model(shards), self.loaded(shards).spec_hash)[1]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    with closing(made.journal):
+        yield made
+
+
+@pytest.mark.parametrize("after", [1, 3, 5])
+def test_values_and_clock_of_the_cut_are_those_of_the_new_lineage(world: World, after: int) -> None:
+    world.publish(1, 4, 4)
+    world.publish(2, 7, 6)
+    done = world.reshard(after)
+    assert (done.before, done.after, done.snapshot, done.learned) == (2, after, "3-1", 4)
+    loaded = world.loaded(after)
+    for store in world.stores(after):
+        assert store.head("m", loaded.spec_hash).epoch == 4, "above those of before"
+    if after == 1:
+        state = histories_of(world.settings(1), world.model(1), loaded.spec_hash)[0].load("4-0")
+    else:
+        state = world.begun(after)
+    assert (state.clock, state.version) == ({world.partition: 4}, (4, 0))
+    assert (state.spec, state.spec_text) == (loaded.spec_hash, loaded.spec_text)
+    assert state.values["w"].data == {f"k{i}": float(i) for i in range(40)}
+    specs = reshard.specs_of(world.model(1), world.settings(1))
+    assert reshard.served(world.journal, "m", specs) == after
+
+
+def test_decisions_since_the_cut_are_taken_in_and_failed_rows_stay_so(world: World) -> None:
+    world.publish(1, 9, 9)
+    source = msgspec.json.encode(rewrites.Source("bot", True))
+    world.journal.write_control("m", rewrites.SOURCE, "ban", source)
+    world.journal.write_control("m", "failed", f"failed:{world.spec[:16]}:aa", b"it raised")
+    world.journal.write_control("m", "failed", "failed:0000000000000000:bb", b"another's")
+    world.reshard(3)
+    state = world.begun(3)
+    assert state.banned == frozenset({"bot"})
+    mark = f"failed:{world.loaded(3).spec_hash[:16]}:"
+    controls = world.journal.controls("m", 0)
+    assert [c.key for c in controls if c.key.startswith(mark)] == [f"{mark}aa"]
+    assert state.control == max(c.seq for c in controls if c.kind == rewrites.BEGUN)
+
+
+def test_a_cut_from_before_a_rollback_is_not_taken(world: World) -> None:
+    world.publish(1, 9, 9)
+    note = rewrites.Rollback(world.spec, "3-1", 0, {1: 9}, [], {1: (4, 9)})
+    row, _ = world.journal.write_control("m", rewrites.ROLLBACK, "b", msgspec.json.encode(note))
+    with pytest.raises(StartRefused, match="a decision has taken events out since its newest"):
+        world.reshard(3)
+    assert not world.journal.head("m", world.loaded(3).spec_hash).epoch
+    world.publish(2, 9, 9, control=row.seq)
+    assert world.reshard(3).snapshot == "3-2"
+
+
+def test_what_is_not_in_the_journal_is_not_handed_on(world: World) -> None:
+    world.publish(1, 9, 9)
+    note = {
+        "spec": world.spec, "snapshot": "b", "control": 0, "clock": {}, "closed": [],
+        "position": 0, "files": [], "learned": 3, "quarantined": 0, "known": 0, "label": "y",
+    }  # fmt: skip
+    world.journal.write_control("m", rewrites.BACKFILL, "t", msgspec.json.encode(note))
+    with pytest.raises(StartRefused, match="has learned tables"):
+        world.reshard(3)
+
+
+def test_a_cut_whose_later_rows_are_gone_is_not_taken(world: World) -> None:
+    world.publish(1, 4, 4)
+    world.journal.trim("m", world.spec, 3, {world.partition: 6}, 1e9, 9)
+    with pytest.raises(StartRefused, match="are no more in the journal"):
+        world.reshard(3)
+
+
+def one(world: World) -> str:
+    return next(iter(reshard.specs_of(world.model(1), world.settings(1))))
+
+
+def test_a_decision_stands_as_long_as_the_settings_say_what_they_did(world: World) -> None:
+    spec = one(world)
+
+    def note(given: int, before: int, shards: int, *, done: bool = True) -> None:
+        said = Reshard(spec, given, before, shards, done=done, why="operator")
+        reshard.note(world.journal, "m", said)
+
+    def decided(given: int) -> int:
+        return resharding.decided(world.journal.controls("m", 0), spec, given)
+
+    assert decided(2) == 2
+    note(2, 2, 3, done=False)
+    assert decided(2) == 2, "a wish is no decision"
+    note(2, 2, 3)
+    note(2, 3, 5)
+    assert [decided(n) for n in (1, 2, 3, 5, 7)] == [1, 5, 5, 5, 7]
+    assert resharding.decided(world.journal.controls("m", 0), "another", 2) == 2
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_a_wish_is_fulfilled_or_answered(
+    world: World, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    asked: list[Any] = []
+
+    def last_snapshots(specs: Any) -> None:
+        asked.append(specs)
+        world.publish(len(asked), 9, 9 if cut else 8)
+
+    monkeypatch.setattr(parameter_servers, "last_snapshots", last_snapshots)
+    monkeypatch.setattr(handing_on, "_PAUSE_S", 0.0)
+    challengers, serving = Challengers(), {"m": world.spec}
+    wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
+    reshard.note(world.journal, "m", wish)
+    challengers.promoted(world.journal, serving)
+    assert challengers.resharded()
+    assert not challengers.resharded(), "it is told once"
+    said: list[str] = []
+    if cut:
+        handing_on.hand_on(world.settings(2), serving, said.append)
+        assert said == [
+            "model m: 3 parameter servers instead of 2, from snapshot 3-1 with 9 events"
+        ]
+    else:
+        with pytest.raises(StartRefused, match="there is no snapshot with the same rows"):
+            handing_on.hand_on(world.settings(2), serving, said.append)
+    newest = resharding.newest(world.journal.controls("m", 0), one(world), done=True)
+    assert newest is not None
+    expected = Reshard(one(world), 2, 3, 2, done=True, why="failed")
+    if cut:
+        expected = msgspec.structs.replace(wish, done=True)
+    assert newest[1] == expected
+    assert resharding.decided(world.journal.controls("m", 0), one(world), 2) == (3 if cut else 2)
+    before = len(asked)
+    handing_on.hand_on(world.settings(2), serving, said.append)
+    assert len(asked) == before, "nothing is wished any more"
+    challengers.promoted(world.journal, serving)
+    assert not challengers.resharded()
+
+
+def test_what_can_not_be_served_is_taken_back(world: World) -> None:
+    world.publish(1, 9, 9)
+    world.reshard(3)
+    changed = {"m": world.spec}
+    handing_on.take_back(world.journal, world.settings(2), world.settings(3), changed)
+    specs = reshard.specs_of(world.model(1), world.settings(1))
+    assert reshard.served(world.journal, "m", specs) == 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_service_goes_over_to_the_number_that_is_wished(
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    started: list[str] = []
+    ended: list[dict[str, str]] = []
+
+    def start_or_get(name: str, *_: object, shard: object) -> Callable[[], str]:
+        started.append(name)
+        return lambda: name
+
+    def deploy(_: object, settings: Settings, *__: object) -> None:
+        if fails and settings.models[0].shards == 3:
+            raise StartRefused("no replica starts", "Mend it")
+
+    Keys.from_file(world.settings(2).key_path)
+    monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
+    monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
+    monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
+    monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
+    monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
+    monkeypatch.setattr(Service, "_wait_http", lambda self: None)
+    monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
+    monkeypatch.setattr("online.processes.note", lambda *_: None)
+    world.publish(1, 9, 9)
+    service = Service(world.settings(2), lambda _: None)
+    service._loaded = {"m": world.loaded(2)}
+    wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
+    reshard.note(world.journal, "m", wish)
+    if fails:
+        with pytest.raises(StartRefused, match="no replica starts"):
+            service.go_over()
+    else:
+        service.go_over()
+    new, old = world.loaded(3).spec_hash, world.spec
+    assert started == [f"ParameterServer:m{of}:{new[:16]}" for of in ("", "+1", "+2")]
+    left = {"m": new, "m+1": new, "m+2": new} if fails else {"m": old, "m+1": old}
+    assert ended == [left]
+    assert service._specs() == {"m": old if fails else new}
+    decided = resharding.decided(world.journal.controls("m", 0), one(world), 2)
+    assert decided == (2 if fails else 3)
+    assert service.go_over() == []
