@@ -173,6 +173,7 @@ class Oracle:
         self._durable: dict[tuple[int, int], int] = {}  # by shard and partition: what was told
         self._durable_since: dict[int, int] = {}  # what servers of earlier epochs have told is void
         self._forgot: dict[int, int] = {}
+        self.anew = False  # whether another lineage has begun
 
     def answer(
         self,
@@ -208,6 +209,7 @@ class Oracle:
         told = (status, *place)
         if before is not None:
             same = status == before[0] or (before[0] == learned and fails)
+            same = same or (self.anew and fails and status == learned)  # it has not come to it yet
             rewritten = bool(self.rollbacks or self.forgets)
             kept = {"frozen", "quarantined"}
             same = same or (rewritten and kept.isdisjoint((status, before[0])))
@@ -253,6 +255,7 @@ class Oracle:
     def begin_anew(self) -> None:
         """Another lineage serves: it learns again what it has not got."""
         self._durable.clear()
+        self.anew = True
 
     def roll_back(self, key: tuple[int, int, str], now: set[str], target: set[str]) -> None:
         """Somebody wants to go back: what counts now, and what did in the snapshot."""
