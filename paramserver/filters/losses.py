@@ -266,7 +266,8 @@ class Losses:
             if self._answers:
                 turned = zip(self._answers, reversed(self._answers), strict=True)
                 unsaid = {label: _turned(said.get(other, {})) for label, other in turned}
-            self._odds = odds_of(said, unsaid)
+            alone = [label for label in said if len(self._bins[label]) < SOURCES_MIN]
+            self._odds = odds_of(said, unsaid, alone)
         return self._odds
 
     def kind(self, label: str | None) -> str | None:
@@ -312,6 +313,8 @@ class Losses:
         high, mild = least
         out: dict[str | None, Null] = {}
         for label, of_source in self._by_kind().items():
+            if len(of_source) < SOURCES_MIN:
+                continue  # only some send it: there is nobody to compare them with
             of_known = {s: x for s, x in of_source.items() if s in known}
             own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others

@@ -10,7 +10,7 @@ knows nothing both are alike, and nothing is said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from math import ceil, log2
 from operator import add
 from typing import Final, NamedTuple
@@ -57,8 +57,10 @@ Bins = Mapping[int, int]
 """Events by bin, sixteen an octave."""
 
 
-def odds_of(said: Mapping[str, Bins], unsaid: Mapping[str, Bins]) -> Odds:
-    """The odds by what is counted of each label."""
+def odds_of(
+    said: Mapping[str, Bins], unsaid: Mapping[str, Bins], alone: Collection[str] = ()
+) -> Odds:
+    """The odds by what is counted of each label; of those ``alone`` nothing is to be said."""
     honest, wrong = _counts(said), _counts(unsaid)
     of_honest, of_wrong = _shares(_sum(honest.values()), 1.0), _shares(_sum(wrong.values()), 1.0)
     none = [0.0] * _PLACES
@@ -72,6 +74,8 @@ def odds_of(said: Mapping[str, Bins], unsaid: Mapping[str, Bins]) -> Odds:
             denied[which] += sum(counts) * sum(
                 s for s, a, b in zip(shares, h, w, strict=True) if a < b
             )
+    for label in alone:
+        del odds.said[label]
     many = [sum(map(sum, counts.values())) for counts in (honest, wrong)]
     return odds._replace(honest=denied[0] / max(many[0], 1.0), wrong=denied[1] / max(many[1], 1.0))
 

@@ -138,6 +138,22 @@ def test_of_two_labels_the_other_one_is_known() -> None:
     assert losses.odds().honest < 0.3
 
 
+@pytest.mark.parametrize("senders", [3, 6])
+def test_who_alone_sends_a_label_is_compared_with_nobody(senders: int) -> None:
+    """Conversions are reported by some, and what did not convert by others: true ones are hard."""
+    (chain,), draw = chains(1), random.Random(9)
+    for i in range(1_200):
+        rare = draw.random() < 0.1
+        name = f"t{draw.randrange(senders)}" if rare else f"f{draw.randrange(12)}"
+        loss, label = (2.5, "true") if rare else (0.1, "false")
+        event = Event(name, i.to_bytes(16, "little"), None, loss, label=label, answer="false")
+        chain.observe(event, chain.decide(event))
+    condemned = [source.name for source in chain.sources if source.quarantined]
+    assert bool(condemned) is (senders > 3), condemned
+    assert (chain.losses.odds().of("true", 2.5) is None) is (senders == 3)
+    assert ("true" in chain.losses.nulls()) is (senders > 3)
+
+
 def test_losses_that_do_not_vary_are_no_surprise() -> None:
     for loss in (0.0, 1e-9, 0.1, 0.6931471805599453, 34.5):
         losses = Losses()
