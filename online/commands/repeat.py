@@ -60,9 +60,20 @@ def in_child(arguments: Sequence[str]) -> Callable[[], int]:
     command = [sys.executable, "-m", "online", *arguments]
 
     def once() -> int:
-        with _terminated_as_interrupted():
+        child: subprocess.Popen[bytes] | None = None
+        asked = False
+
+        def interrupt(*_: Any) -> None:
+            nonlocal asked
+            asked = True
+            if child is not None:  # else nobody would end the child that is just being started
+                raise KeyboardInterrupt
+
+        with _answered_by(interrupt):
             child = subprocess.Popen(command, start_new_session=True)
             try:
+                if asked:
+                    raise KeyboardInterrupt
                 return child.wait()
             except KeyboardInterrupt:
                 with contextlib.suppress(ProcessLookupError):
@@ -78,15 +89,17 @@ def in_child(arguments: Sequence[str]) -> Callable[[], int]:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+def _answered_by(interrupt: Callable[..., None]) -> Iterator[None]:
+    """SIGTERM calls it meanwhile, and so does SIGINT, unless a shell has it ignored."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def without(arguments: Sequence[str], option: str) -> list[str]:

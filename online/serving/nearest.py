@@ -26,6 +26,10 @@ _PAGE_ROWS: Final = 64
 """Rows of one step of the thread: it holds others up for a millisecond at most."""
 
 
+Sums = dict[str, tuple[float, float, float]]
+"""Count, mean and M2 of each name's numbers."""
+
+
 class _Found(NamedTuple):
     row: Row
     example: Example
@@ -45,8 +49,8 @@ class Nearest:
         limit_s = self._replica.limits.explain_s
         try:
             async with asyncio.timeout(limit_s):
-                found = await self._learned()
-                spreads = await self._replica.store.read(spreads_of, [f.example for f in found])
+                found, sums = await self._learned()
+                spreads = {name: math.sqrt(m2 / n) for name, (n, _, m2) in sums.items()}
                 near: list[tuple[float, int, _Found]] = []
                 for start in range(0, len(found), _PAGE_ROWS):
                     page = found[start : start + _PAGE_ROWS]
@@ -60,7 +64,7 @@ class Nearest:
             raise RequestError(503, "journal_unavailable", str(error), "nearest", hint, 1) from None
         return [self._shown(distance, one) for distance, _, one in near]
 
-    async def _learned(self) -> list[_Found]:
+    async def _learned(self) -> tuple[list[_Found], Sums]:
         """Rows that the model has learned, among the newest ``limits.nearest_rows``."""
         replica, name = self._replica, self._replica.settings.name
         read, journal = replica.store.read, replica.store.journal
@@ -69,12 +73,14 @@ class Nearest:
         if replica.filters is not None:
             kept_back.update(replica.filters.reputations.quarantined)
         newest = (await read(journal.follow, name, 2**62, 1)).upto
-        after, found = max(newest - replica.limits.nearest_rows, 0), list[_Found]()
+        after, found, sums = max(newest - replica.limits.nearest_rows, 0), list[_Found](), Sums()
         while after < newest:
             page = await read(journal.follow, name, after, _PAGE_ROWS)
-            found += await read(_taught, page.rows, decisions, kept_back)
+            taught = await read(_taught, page.rows, decisions, kept_back)
+            await read(add_to, sums, [one.example for one in taught])
+            found += taught
             after = page.upto
-        return found
+        return found, sums
 
     def _shown(self, distance: float, found: _Found) -> NearRow:
         row, example = found
@@ -95,9 +101,8 @@ def _taught(rows: Iterable[Row], decisions: Decisions, kept_back: set[str]) -> l
     return found
 
 
-def spreads_of(examples: Iterable[Example]) -> dict[str, float]:
-    """The standard deviation of each name's numbers."""
-    sums: dict[str, tuple[float, float, float]] = {}
+def add_to(sums: Sums, examples: Iterable[Example]) -> None:
+    """Add the numbers of rows to the moments of their names."""
     for example in examples:
         for name, value in example.features.items():
             if (number := _number(value)) is not None:
@@ -105,7 +110,6 @@ def spreads_of(examples: Iterable[Example]) -> dict[str, float]:
                 n, off = n + 1.0, number - mean  # Welford (1962)
                 mean += off / n
                 sums[name] = n, mean, m2 + off * (number - mean)
-    return {name: math.sqrt(m2 / n) for name, (n, _, m2) in sums.items()}
 
 
 def distance(a: Features, b: Features, spreads: Mapping[str, float]) -> float:

@@ -32,7 +32,7 @@ DECIDED: Mapping[str, Any] = only(
 RESHARDED: Mapping[str, Any] = only(
     "kill server", "kill replica", "kill all", "power cut", "bad weather", "cut", "second server",
     "pause server", "kill in a step", "lost answers",
-    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True,
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, forgets=False,
 )  # fmt: skip
 
 SHARD_MUTANTS: dict[str, Mutant] = {

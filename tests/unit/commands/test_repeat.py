@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from online.commands.repeat import repeat, without
+from online.commands.repeat import in_child, repeat, without
 from online.errors import ConfigError
 
 
@@ -116,3 +116,24 @@ def test_a_run_with_a_name_is_made_once(tmp_path: Path) -> None:
     result: Any = CliRunner().invoke(app, [*given, "--state-dir", str(tmp_path)])
     assert isinstance(result.exception, ConfigError)
     assert "--run-id" in str(result.exception)
+
+
+def test_a_signal_that_comes_while_the_child_is_started_ends_the_child_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sent: list[int] = []
+
+    class Starting:
+        def __init__(self, *_: object, **__: object) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)  # it is taken before anybody has the child
+
+        def send_signal(self, number: int) -> None:
+            sent.append(number)
+
+        def wait(self, timeout: float | None = None) -> int:
+            return 130
+
+    monkeypatch.setattr("online.commands.repeat.subprocess.Popen", Starting)
+    with pytest.raises(KeyboardInterrupt):
+        in_child([])()
+    assert sent == [signal.SIGINT]

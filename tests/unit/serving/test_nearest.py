@@ -23,7 +23,7 @@ from online.messages.structs import (
 )
 from online.replica.replica import ModelReplica
 from online.rows import history
-from online.serving.nearest import distance, spreads_of
+from online.serving.nearest import Sums, add_to, distance
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Role
@@ -179,8 +179,10 @@ async def ask(app: Any, body: Any, token: Role | None) -> tuple[int, Any]:
 
 def test_a_distance_is_the_mean_over_all_names_of_both_rows() -> None:
     numbers = [Example({"x": float(i)}, True) for i in (0, 2)]
-    spreads = spreads_of(numbers)
-    assert spreads == {"x": pytest.approx(1.0)}
+    sums = Sums()
+    add_to(sums, numbers)
+    assert sums == {"x": pytest.approx((2.0, 1.0, 2.0))}
+    spreads = {"x": 1.0}
     assert distance({"x": 0.0}, {"x": 2.0}, spreads) == pytest.approx(2 / 3)
     assert distance({"x": 0.0}, {"x": 1e9}, spreads) == pytest.approx(1.0)
     assert distance({"x": 1.0, "y": True}, {"x": 1.0}, spreads) == 0.5
