@@ -236,9 +236,10 @@ def defaults(
     from benchmarks.sources import STREAMS
     from online.settings.config import data_dir
 
+    delays = [f" {n} late" for n in late or ()] or [""]
     found = bench.run(
         data_dir() or Path(),
-        streams=[f"{name} {n} late" for name in stream or STREAMS for n in late or [0]],
+        streams=[name + after for name in stream or STREAMS for after in delays],
         learners=learner or [*bench.LEARNERS, "mlp", *bench.VOWPAL],
         rows=rows,
         progress=lambda x: print(x, file=sys.stderr),

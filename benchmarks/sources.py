@@ -197,8 +197,13 @@ STREAMS: Final[Mapping[str, Source]] = {
 
 
 def named(stream: str) -> Source:
-    """The stream of this name, or with ``NUMBER late`` after it that one with late labels."""
+    """The stream of this name, or with ``NUMBER late`` after it that one with late labels.
+
+    The last number counts.  Raises ValueError with the names there are.
+    """
     *words, last = stream.split()
-    if last == "late" and len(words) > 1:
-        return replace(STREAMS[" ".join(words[:-1])], delay=int(words[-1]))
-    return STREAMS[stream]
+    if last == "late" and len(words) > 1 and words[-1].isdecimal():
+        return replace(named(" ".join(words[:-1])), delay=int(words[-1]))
+    if (found := STREAMS.get(stream)) is None:
+        raise ValueError(f"{stream!r} is no stream; name one of: {', '.join(STREAMS)}")
+    return found

@@ -14,14 +14,15 @@ import numpy as np
 from evaluation.drift.alarm import Alarm as Raised
 from evaluation.report.causes import split
 from evaluation.report.ends import Ends
+from evaluation.report.slices import SENDERS
 from evaluation.report.tally import END_ROWS, Tally
 from evaluation.report.values import (
     Alarm,
     Alarms,
     Causes,
-    Group,
     Quality,
     Scores,
+    Slice,
     Slices,
     Subject,
     Training,
@@ -43,6 +44,8 @@ def slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
     if not sums:
         missing["slices"] = "no judged row has a feature or a source"
         return None
+    sender = "(sender)" if any(by == "source" for by, _ in sums) else "source"
+    sums = {(sender if by == SENDERS else by, value): n for (by, value), n in sums.items()}
     parts: dict[str, int] = {}
     for by, _ in sums:
         parts[by] = parts.get(by, 0) + 1
@@ -70,7 +73,7 @@ def slices(tally: Tally, missing: dict[str, str]) -> Slices | None:
     )
 
 
-def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Group:
+def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Slice:
     n, total, squares, sure, covered = (float(v) for v in sums)
     if regression:
         rmse = math.sqrt(squares / n)
@@ -79,7 +82,7 @@ def _slice(by: str, value: str, sums: np.ndarray, *, regression: bool) -> Group:
         interval = wilson(total, n)
         scores = Scores(n=int(n), accuracy=total / n, low=interval.low, high=interval.high)
     share = covered / sure if sure else None
-    return Group(by=by, value=value, rows=int(n), scores=scores, sure=int(sure), covered=share)
+    return Slice(by=by, value=value, rows=int(n), scores=scores, sure=int(sure), covered=share)
 
 
 def alarms(tally: Tally) -> Alarms:

@@ -32,6 +32,7 @@ class Rows:
         verdict: What the journal says of each row; None in a file.
         covered: 1 where the set or interval that was answered had the label, 0 where it did not,
             NaN where there was none.
+        declared: Features of ``Origin.slices`` as texts, whatever they are in ``features``.
     """
 
     label: Sequence[Label | None]
@@ -46,6 +47,7 @@ class Rows:
     source: Sequence[str | None] | None = None
     verdict: Sequence[str] | None = None
     covered: Floats | None = None
+    declared: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.label)
@@ -60,7 +62,8 @@ class Origin:
         delay: Rows until a label is known, where the rows do not say it themselves.
         columns: Which column of a file was taken for what.
         left_out: Columns of a file that are no features: why, by name.
-        slices: Features of which each value is shown, however well it does.
+        slices: Features of which each value is shown, however well it does: up to
+            ``slice_values`` of each.
     """
 
     kind: Literal["file", "journal"]
@@ -71,3 +74,4 @@ class Origin:
     columns: Mapping[str, str | None] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     slices: Sequence[str] = ()
+    slice_values: int = 32

@@ -1,4 +1,4 @@
-"""Scores by slice: by source, by category, and by quarter of a number's range."""
+"""Scores by slice: by sender, by category, by quarter of a number's range, by declared values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.metrics import Task
 from evaluation.report.rows import Column, Floats
 
 CATEGORIES_MAX: Final = 30
 """Categories of a feature that are told apart; further ones are counted together."""
 
+SENDERS: Final = "\tsource"
+"""By whom rows were sent: a name that no feature has."""
+
 _OTHER: Final = "(others)"
+_MISSING: Final = "(missing)"
 _PARTS: Final = 4
 _CUTS_ROWS: Final = 200  # fewer known values give no quarters
 
@@ -24,10 +27,14 @@ class Slices:
     answers with a set or an interval, and those of them that had the label.
 
     A number's quarters are those of the first rows that have enough of it.
+
+    Parameters:
+        declared: Features whose values are told apart up to ``most`` each, instead of
+            ``CATEGORIES_MAX``.
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(self, declared: Sequence[str] = (), most: int = CATEGORIES_MAX) -> None:
+        self._most = dict.fromkeys(declared, most)
         self.sums: dict[tuple[str, str], NDArray[np.float64]] = {}
         self._cuts: dict[str, Floats] = {}
         self._known: dict[str, set[str]] = {}
@@ -35,7 +42,6 @@ class Slices:
     def add(
         self,
         features: Mapping[str, Column],
-        kinds: Mapping[str, str],
         source: Sequence[str | None] | None,
         right: Floats,
         covered: Floats | None = None,
@@ -47,7 +53,7 @@ class Slices:
         had = np.full(len(right), np.nan) if covered is None else covered
         each = np.stack([judged, right, right**2, ~np.isnan(had), np.nan_to_num(had)])
         if source is not None:
-            self._texts("source", source, each, judged)
+            self._texts(SENDERS, source, each, judged)
         for name, values in features.items():
             if isinstance(values, np.ndarray):
                 self._numbers(name, values, each, judged)
@@ -58,11 +64,12 @@ class Slices:
         self, name: str, values: Sequence[str | None], each: Floats, judged: NDArray[np.bool_]
     ) -> None:
         known = self._known.setdefault(name, set())
+        most = self._most.get(name, CATEGORIES_MAX)
         for i in np.flatnonzero(judged):
             text = values[int(i)]
-            shown = "(missing)" if text is None else text
-            if shown not in known:
-                if len(known) >= CATEGORIES_MAX:
+            shown = _MISSING if text is None else text
+            if shown not in known and (text is not None or name not in self._most):
+                if len(known) >= most:
                     shown = _OTHER
                 else:
                     known.add(shown)

@@ -76,7 +76,7 @@ class Tally:
         self.tops: dict[str, str] = {}
         self.ranges: dict[str, tuple[float, float]] = {}
         self.left_out = 0
-        self.slices = Slices(origin.task)
+        self.slices = Slices(origin.slices, origin.slice_values)
         classes = origin.task != "regression"  # errors of numbers have no bound
         self.comparisons = {name: Comparison() for name in BASELINES} if classes else {}
         self.verdicts: dict[str, int] = {}
@@ -108,7 +108,7 @@ class Tally:
             begin = end
         self.rows += n
         self._watch(rows, features, score, right, rule)
-        self.slices.add(features, self.kinds, rows.source, right, rows.covered)
+        self.slices.add({**features, **rows.declared}, rows.source, right, rows.covered)
         self._keep(Part(first, score, right, features))
         for verdict in rows.verdict or ():
             self.verdicts[verdict] = self.verdicts.get(verdict, 0) + 1

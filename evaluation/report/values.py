@@ -125,16 +125,20 @@ class Window(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows that share a value (a version, a slice), and their scores.
-
-    ``sure`` of them were answered with a set or an interval, and the share ``covered`` of those had
-    the label.
-    """
+    """Rows that share a value (a version, a slice), and their scores."""
 
     by: str
     value: str
     rows: int
     scores: Scores
+
+
+class Slice(Group, frozen=True, kw_only=True):
+    """A slice's scores; ``sure`` of its rows were answered with a set or an interval.
+
+    The share ``covered`` of those had the label.
+    """
+
     sure: int = 0
     covered: float | None = None
 
@@ -331,8 +335,8 @@ class Slices(msgspec.Struct, frozen=True, kw_only=True):
 
     looked_at: int
     n_min: int
-    worst: tuple[Group, ...]
-    declared: tuple[Group, ...] = ()
+    worst: tuple[Slice, ...]
+    declared: tuple[Slice, ...] = ()
 
 
 class Alarm(msgspec.Struct, frozen=True, kw_only=True):

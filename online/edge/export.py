@@ -271,7 +271,9 @@ def with_delta(made: Exported, since: bytes) -> Exported:
     """
     target = made.manifest["targets"].get("edgepack")
     if target is None:
-        return made
+        choose = made.manifest["task"] == "choose"
+        why = "of a file of choices there is none" if choose else "no edgepack is written"
+        return replace(made, left_out={**made.left_out, "difference": why})
     new = made.files[target["file"]]
     try:
         delta = _difference(since, new)

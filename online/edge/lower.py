@@ -68,7 +68,7 @@ def lower(model: Model, task: Task) -> EdgeModel:
         raise ExportRefused(f"entity: {names}", problem)
     if isinstance(model, RewardModel):
         problem = (
-            "it weighs all actions at once: `online export` writes a file of choices, which is no "
+            "it weighs all actions at once: use `online export`, whose file of choices is no "
             "release; `learner: linear` has one that answers the reward of one action's row"
         )
         raise ExportRefused("rewards", problem)

@@ -167,6 +167,10 @@ class Writer:
             self._wake.set()
         return kept
 
+    def beyond_share(self, *halves: NewRow) -> int:
+        """How many halves of their source wait, if its share keeps these out; else 0."""
+        return self._halves.beyond_share(halves)
+
     async def run(self) -> None:
         """Commit whatever waits, for ever."""
         while True:

@@ -30,16 +30,23 @@ class Behind:
         size = sum(len(half.payload) for half in halves)
         if len(self) + len(halves) > self._rows_max or self._bytes + size > self._bytes_max:
             return False
-        source = halves[0].source if halves else ""
-        rows, bytes_ = self._rows_of[source], self._bytes_of[source]
-        if source and rows:
-            room = self._rows_max - (len(self) - rows)
-            bytes_room = self._bytes_max - (self._bytes - bytes_)
-            if 2 * (rows + len(halves)) > room or 2 * (bytes_ + size) > bytes_room:
-                return False
+        if self.beyond_share(halves):
+            return False
         self._halves.extend(halves)
         self._count(halves, 1)
         return True
+
+    def beyond_share(self, halves: Sequence[NewRow]) -> int:
+        """How many halves of the same source wait, if its share has no room for these; else 0."""
+        size = sum(len(half.payload) for half in halves)
+        source = halves[0].source if halves else ""
+        rows, bytes_ = self._rows_of[source], self._bytes_of[source]
+        if not source or not rows:
+            return 0
+        room = self._rows_max - (len(self) - rows)
+        bytes_room = self._bytes_max - (self._bytes - bytes_)
+        full = 2 * (rows + len(halves)) > room or 2 * (bytes_ + size) > bytes_room
+        return rows if full else 0
 
     def put_back(self, halves: Sequence[NewRow]) -> None:
         """Put back into their old place the halves that were taken and not written."""

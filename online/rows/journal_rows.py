@@ -17,12 +17,13 @@ from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from replay.codec import decode, is_erased
 from replay.errors import PayloadFormat, PayloadInvalid
-from replay.example import Example, Label, Value, is_unlabelled, label_of
+from replay.example import Example, Label, Value, is_unlabelled, label_of, label_text
 from replay.journal.base import Journal, Row, Verdict
 
 Held: TypeAlias = Callable[[Task, Example], tuple[bool, float] | None]
 
 PAGE_ROWS: Final = 2048
+_SHOWN_CHARS: Final = 64  # of a value, as in the status
 
 
 def open_for_report(settings: Settings) -> Journal:
@@ -39,7 +40,10 @@ def origin(model: ModelSettings) -> Origin:
     if model.task == "binary":
         classes = model.classes or {"negative": "false", "positive": "true"}
         names = {False: str(classes["negative"]), True: str(classes["positive"])}
-    return Origin("journal", model.name, model.task, names=names, slices=model.slices)
+    return Origin(
+        "journal", model.name, model.task, names=names, slices=model.slices,
+        slice_values=model.slice_values,
+    )  # fmt: skip
 
 
 class JournalRows:
@@ -130,6 +134,10 @@ class JournalRows:
             verdict=[str(row.verdict) for row in rows],
             features=self._features([example.features for example in examples]),
             covered=self._covered(examples),
+            declared={
+                name: [_shown(example.features.get(name)) for example in examples]
+                for name in self._model.slices
+            },
         )
 
     def _covered(self, examples: Sequence[Example]) -> Floats | None:
@@ -177,6 +185,13 @@ def _is_number(value: Any) -> bool:
 
 def _number(value: Value) -> float:
     return float(value) if _is_number(value) else math.nan  # type: ignore[arg-type]
+
+
+def _shown(value: Value) -> str | None:
+    """The value as the model's status names it; None: it is missing."""
+    if value is None:
+        return None
+    return value[:_SHOWN_CHARS] if isinstance(value, str) else label_text(value)
 
 
 def _text(value: Value) -> str:

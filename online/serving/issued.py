@@ -100,6 +100,8 @@ class Issued:
             hint = "Send fewer, or raise limits.joins_queue_max; nothing was recorded"
             raise RequestError(422, "invalid_value", message, None, hint)
         message = f"no room for another {what}: {writer.halves} wait to be written"
+        if own := writer.beyond_share(*halves):
+            message += f"; {own} of yours wait, and a source has at most half of what others leave"
         hint = "Send it again after Retry-After, or raise limits.joins_queue_max; "
         raise RequestError(429, "joins_full", message, None, hint + "nothing was recorded", 1)
 

@@ -88,7 +88,10 @@ class Limits(Tree):
         3_900, ge=0, description="an id may be this far ahead of the clock: clocks are set back"
     )
     joins_queue_max: int = Field(
-        10_000, ge=1, description="predictions that wait to be written for a stored join"
+        10_000,
+        ge=1,
+        description="predictions that wait to be written for a stored join; a source that a token "
+        "names has at most half of what the others leave",
     )
     ongoing_max: int = Field(256, ge=2, description="requests a replica works on at once")
     listeners_max: int = Field(

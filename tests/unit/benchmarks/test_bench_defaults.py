@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmarks import alone, sources
 from benchmarks import defaults as bench
-from benchmarks import sources
 
 ROWS: list[Any] = [
     ({"t": f"one {i % 3}", "n": float(i % 7), "c": "red" if i % 2 else "blue"}, i % 2 == 1)
@@ -71,8 +72,26 @@ def test_a_stream_has_late_labels_by_its_name() -> None:
     assert sources.named("binary") is sources.STREAMS["binary"]
     late = sources.named("binary 48 late")
     assert (late.delay, late.task) == (48, "binary")
-    with pytest.raises(KeyError):
-        sources.named("no such stream")
+    assert sources.named("binary 48 late 0 late").delay == 0, "the last number counts"
+    for unknown in ("no such stream", "no such stream 48 late", "binary some late"):
+        with pytest.raises(ValueError, match=r"is no stream; name one of: .*binary"):
+            sources.named(unknown)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("late", "streams"),
+    [((), ["binary 48 late"]), (("96", "0"), ["binary 48 late 96 late", "binary 48 late 0 late"])],
+)
+def test_the_command_delays_labels_only_if_asked(
+    monkeypatch: pytest.MonkeyPatch, late: tuple[str, ...], streams: list[str]
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(bench, "run", lambda *_, streams, **__: asked.append(streams) or [])
+    monkeypatch.setattr(alone, "show", lambda *_, **__: None)
+    words = [word for n in late for word in ("--late", n)]
+    done = CliRunner().invoke(alone.app, ["defaults", "--stream", "binary 48 late", *words])
+    assert (done.exit_code, asked) == (0, [streams]), done.output
 
 
 @pytest.mark.parametrize("name", ["turning xor", "solar flare", "trump approval", "loans"])

@@ -176,12 +176,15 @@ def test_the_command_writes_the_file_of_a_model_that_chooses(tmp_path: Path) -> 
     context: Features = {"age": 41.0, "hour": 2, "day": "sun"}
     expected = model.score(context, ACTIONS).means
     assert held.expected(context, ACTIONS) == pytest.approx(expected, abs=1e-9)
+    old = str(tmp_path / "out" / "shop.choices.edgepack")
+    again = json.loads(run("--json", "--since", old).output)
+    assert again["left_out"] == {"difference": "of a file of choices there is none"}
     refused = run("--targets", "edgepack")
     assert "it weighs all actions at once" in str(refused.exception)
 
 
 def test_a_release_of_rewards_is_refused_with_what_has_one() -> None:
-    with pytest.raises(ExportRefused, match="`learner: linear` has one"):
+    with pytest.raises(ExportRefused, match=r"use `online export`.*`learner: linear` has one"):
         lower(Rewards(bits=8).model_for("regression"), "regression")
     linear = SelfRate().model_for("regression")
     for i in range(20):

@@ -37,6 +37,17 @@ def test_who_asks_without_end_leaves_room_for_others() -> None:
     assert (behind._bytes, behind._rows_of, behind._bytes_of) == (0, {}, {})
 
 
+def test_it_is_told_whether_the_share_of_a_source_or_all_room_is_taken() -> None:
+    behind = Behind(64, 1000)
+    assert behind.put(halves("shop", 4))
+    assert fill(behind, "flood", 1) == 30
+    assert behind.beyond_share(halves("flood", 1)) == 30
+    assert behind.beyond_share(halves("till", 1)) == 0
+    assert behind.put(halves("till", 30))
+    assert not behind.put(halves("late", 1))
+    assert behind.beyond_share(halves("late", 1)) == 0, "no room at all"
+
+
 def test_nor_does_it_take_all_bytes() -> None:
     behind = Behind(64, 1000)
     assert fill(behind, "flood", 1, 100) == 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,14 +14,16 @@ from typer.testing import CliRunner
 
 from evaluation.report.build import report_on
 from evaluation.report.page import render
+from evaluation.report.values import to_json
 from online.cli import app
 from online.commands.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings
+from online.sure.slices import Slices as Live
 from online.sure.threshold import STAMP, held
 from replay.codec import encode
-from replay.example import Example
+from replay.example import Example, Value
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -132,6 +135,51 @@ def test_slices_that_the_settings_name_are_shown_with_how_often_their_sets_had_t
     assert plain.slices is not None
     assert (plain.slices.declared, plain.slices.worst[0].covered) == ((), None)
     assert "Covered:" not in render(plain)
+
+
+def test_declared_slices_are_those_of_the_status_whatever_their_values_are(
+    journal: SqliteJournal,
+) -> None:
+    """Flags, numbers, missing ones, more values than are told apart, and one called source."""
+    partition, rng = journal.register("clicks", "r1", "s" * 64, 0.0).id, random.Random(5)
+    named = MODEL.model_copy(
+        update={"slices": ["vip", "zone", "code", "note", "source"], "slice_values": 35}
+    )
+    live, rows = Live("binary", named.slices, named.slice_values), []
+    for i in range(150):
+        features: dict[str, Value] = {
+            "vip": float(i % 10 == 0), "zone": i % 3, "code": i % 50,
+            "source": ("shop", "till")[i % 3 == 0],
+        } | ({} if i < 60 else {"note": ("x" * 80, True)[i % 2]})  # fmt: skip
+        one = structs.replace(example(i, rng), features=features)
+        live.add(one)
+        rows.append(
+            NewRow(i.to_bytes(16, "big"), f"e{i}", ("web", "app")[i % 2], Verdict.ACCEPTED,
+                   encode(one), START + i)
+        )  # fmt: skip
+    journal.append(partition, 0, rows)
+    made = report_on(origin(named), JournalRows(journal, named), made_at=0.0)
+    assert made.slices is not None
+    shown = {"missing": "(missing)", "others": "(others)"}
+    told = {
+        (name, shown.get(value, value)): (scores["n"], pytest.approx(scores["accuracy"]))
+        for name, values in live.summary().items()
+        for value, scores in values.items()
+    }
+    assert {(s.by, s.value): (s.rows, s.scores.accuracy) for s in made.slices.declared} == told
+    assert {("vip", "1.0"), ("note", "(missing)"), ("code", "(others)")} <= told.keys()
+    senders = {s.value: s.rows for s in made.slices.worst if s.by == "(sender)"}
+    assert senders == {"web": 75, "app": 75}
+
+
+def test_a_version_says_nothing_of_sets_that_were_not_counted_by_it(
+    journal: SqliteJournal,
+) -> None:
+    fill(journal, 200)
+    made = json.loads(to_json(report_on(origin(MODEL), JournalRows(journal, MODEL), made_at=0.0)))
+    (version,) = made["performance"]["versions"]
+    assert version.keys() == {"by", "value", "rows", "scores"}
+    assert made["slices"]["worst"][0].keys() == {*version, "sure", "covered"}
 
 
 def test_a_span_of_time(journal: SqliteJournal) -> None:

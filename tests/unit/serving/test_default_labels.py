@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from river import linear_model, optim
 
 from online.errors import RequestError
+from online.messages.sender import sender
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.models.errors import LearnerUnusable
 from online.models.from_settings import load_model
@@ -22,6 +23,7 @@ from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults
 from online.settings.config import Limits, Settings
 from online.settings.model import ModelSettings
+from online.settings.tokens import Grant
 from online.sure.views import delays_in
 from replay import codec
 from replay.example import Example
@@ -239,6 +241,14 @@ def test_a_full_queue_refuses_a_prediction_and_takes_nothing_of_it(tmp_path: Pat
         assert (counts["joins_refused"], counts["joins_dropped"]) == (2, 0)
         await worlds.until(lambda: one.replica.writer.idle)
         assert await one.give(WINDOW_S + 1) == 2
+        sender.set(Grant(source="shop"))
+        alone = PredictRequest(instances=[{"a": 1.0}], ids=True)
+        one.serving.predict(alone)
+        with pytest.raises(RequestError, match=r": 1 wait.*; 1 of yours wait.* at most half of"):
+            one.serving.predict(alone)
+        sender.set(Grant(source="till"))
+        one.serving.predict(alone)
+        await worlds.until(lambda: one.replica.writer.idle)
         await one.replica.stop(1)
 
     worlds.play(tmp_path, scene)
