@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from msgspec import structs
@@ -161,7 +162,7 @@ def test_declared_slices_are_those_of_the_status_whatever_their_values_are(
     made = report_on(origin(named), JournalRows(journal, named), made_at=0.0)
     assert made.slices is not None
     shown = {"missing": "(missing)", "others": "(others)"}
-    told = {
+    told: dict[tuple[str, str], Any] = {
         (name, shown.get(value, value)): (scores["n"], pytest.approx(scores["accuracy"]))
         for name, values in live.summary().items()
         for value, scores in values.items()
