@@ -82,6 +82,7 @@ class Finder:
     def __init__(self, name: str, rule: str, without: str) -> None:
         root = Path(str(evaluation.__file__)).parent
         path = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
+        assert path.is_file(), f"{path} is gone: the rule stands elsewhere"
         self.loader = Changed(name, str(path), rule, without)
 
     def find_spec(
@@ -119,11 +120,11 @@ def run_changed(module: str, rule: str, without: str, of: str) -> None:
 
 
 MUTANTS = [
-    ("glr", "share", "if 0.0 <= x <= 1.0:", "if x == x:", "any number will do"),
-    ("seed", "share", "if 0.0 <= x <= 1.0:", "if not x < 0.0 and not x > 1.0:", "NaN will do"),
-    ("glr", "share", '"up" if after > before else "down"', '"down" if after > before else "up"',
+    ("glr", "alarm", "if 0.0 <= x <= 1.0:", "if x == x:", "any number will do"),
+    ("seed", "alarm", "if 0.0 <= x <= 1.0:", "if not x < 0.0 and not x > 1.0:", "NaN will do"),
+    ("glr", "alarm", '"up" if after > before else "down"', '"down" if after > before else "up"',
      "directions are swapped"),
-    ("adwin", "share", "return Change(direction, before, after, n_before, n_after)",
+    ("adwin", "alarm", "return Change(direction, before, after, n_before, n_after)",
      "return Change(direction, after, before, n_before, n_after)", "means are swapped"),
     ("glr", "glr", "alarm = alarm or found > self._threshold - easier", "alarm = True",
      "alarms below the threshold"),
@@ -187,7 +188,7 @@ MUTANTS = [
 def test_the_suite_rejects_a_changed_rule(of: str, module: str, rule: str, without: str) -> None:
     with pytest.raises((AssertionError, ArithmeticError, IndexError)) as failure:
         run_changed(module, rule, without, of)
-    assert "stands" not in str(failure.value)
+    assert " stands " not in str(failure.value)
 
 
 def test_the_unchanged_detectors_pass_where_mutants_fail() -> None:
