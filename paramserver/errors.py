@@ -76,6 +76,24 @@ class PublishFailed(ParamServerError):
     text = "snapshot {name} was not published ({reason}); it is tried again"
 
 
+class PinIncomplete(ParamServerError):
+    """Not all shards keep a snapshot, or let go of it; shard 0 does."""
+
+    definite = False
+    name: str
+    on: bool
+    reason: str
+
+    def __str__(self) -> str:
+        wanted = "is kept" if self.on else "is no longer kept"
+        off = "" if self.on else " --off"
+        return (
+            f"snapshot {self.name} {wanted} by shard 0 and not by all ({self.reason}); "
+            f"ask again: online snapshot pin {self.name}{off}"
+            + ("; or take another one: online snapshot create --pin" if self.on else "")
+        )
+
+
 class RollbackRefused(ParamServerError):
     """The snapshot can't be gone back to.  Nothing was changed; ``usable`` are those that can."""
 

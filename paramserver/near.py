@@ -6,14 +6,16 @@ goes this way, and only what succeeds: whatever else happens the caller asks aga
 server's clock knows the repeat.
 
 There is no port and no file: the address is a random name among those that Linux keeps for Unix
-sockets.  Both sides have the kernel tell whose the other one is, and the server takes nothing
-before its key, which it hands out by Ray alone.
+sockets.  Both sides have the kernel tell whose the other one is.  The server hands its key out by
+Ray alone: it proves that it knows it by what it answers to a number drawn anew, and only then is
+told the key, before which it takes nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import hmac
 import logging
 import os
@@ -36,7 +38,9 @@ _STILL_S: Final = 60.0  # without a byte the other side is taken for dead
 _PAUSE_S: Final = 0.1  # after an accept that failed, as without a free file
 _BUFFER: Final = 1 << 18
 _LENGTH: Final = struct.Struct("!I")
-_CREDENTIALS: Final = struct.Struct("3i")  # process, user, group
+_CREDENTIALS: Final = struct.Struct("iII")  # process, user, group
+_NONCE: Final = 8
+_PROOF: Final = hashlib.sha256().digest_size
 
 
 class Near:
@@ -73,22 +77,28 @@ class Near:
                 log.warning("no connection taken: %s", error)
                 time.sleep(_PAUSE_S)
                 continue
-            if self._free.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-            else:
+            if not self._free.acquire(blocking=False):
                 connection.close()
+                continue
+            try:
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+            except RuntimeError as error:  # no room for a thread
+                log.warning("no connection taken: %s", error)
+                connection.close()
+                self._free.release()
 
     def _serve(self, connection: socket.socket) -> None:
         try:
             with connection, contextlib.suppress(OSError):
                 connection.settimeout(_STILL_S)
                 with connection.makefile("rb") as file:
-                    if _is_own(connection) and self._has_key(file):
+                    if _is_own(connection) and self._has_key(connection, file):
                         self._exchange(connection, file)
         finally:
             self._free.release()
 
-    def _has_key(self, file: BufferedReader) -> bool:
+    def _has_key(self, connection: socket.socket, file: BufferedReader) -> bool:
+        connection.sendall(proof(self._key, file.read(_NONCE)))
         return hmac.compare_digest(file.read(len(self._key)), self._key)
 
     def _exchange(self, connection: socket.socket, file: BufferedReader) -> None:
@@ -106,8 +116,7 @@ class Near:
 class Line:
     """The replica's side: one question at a time, on its event loop.
 
-    Whoever was given no answer, or has waited for none, closes it.  Raises OSError: nobody is
-    there, or somebody else.
+    Whoever was given no answer, or has waited for none, closes it.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,7 +124,10 @@ class Line:
 
     @classmethod
     async def to(cls, address: bytes, key: bytes) -> Line:
-        """Connect; nothing is waited for, as the server's machine is this one or none."""
+        """Connect, and have the server prove that it knows the key.
+
+        Raises OSError or EOFError: nobody is there, or somebody else.
+        """
         end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             end.setblocking(False)
@@ -126,8 +138,16 @@ class Line:
         except BaseException:
             end.close()
             raise
+        line, nonce = cls(reader, writer), secrets.token_bytes(_NONCE)
+        try:
+            writer.write(nonce)
+            if not hmac.compare_digest(await reader.readexactly(_PROOF), proof(key, nonce)):
+                raise PermissionError("the socket is not the server's")
+        except BaseException:
+            line.close()
+            raise
         writer.write(key)
-        return cls(reader, writer)
+        return line
 
     async def ask(self, request: bytes) -> bytes:
         """Answer of the server; empty: it is to be asked by Ray.  Raises OSError or EOFError."""
@@ -138,6 +158,11 @@ class Line:
     def close(self) -> None:
         """Give it up at once, whatever is on its way."""
         self._writer.transport.abort()
+
+
+def proof(key: bytes, nonce: bytes) -> bytes:
+    """Answer of whoever knows the key to a number that was drawn for this connection."""
+    return hmac.digest(key, nonce, "sha256")
 
 
 def _is_own(end: socket.socket) -> bool:

@@ -143,10 +143,10 @@ class ParameterClient(Client):
 
     async def _over_line(self, request: bytes) -> bytes:
         """Answer over the kept connection; empty: there is none, or Ray is to be asked."""
-        if self._line is None and self._met and time.monotonic() >= self._line_due_s:
-            self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
-            self._line = await self._connected()
         line, self._line = self._line, None  # one question at a time
+        if line is None and self._met and time.monotonic() >= self._line_due_s:
+            self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
+            line = await self._connected()
         if line is None:
             return b""
         try:
@@ -157,11 +157,16 @@ class ParameterClient(Client):
             if isinstance(error, (OSError, EOFError)):
                 return b""
             raise
-        self._line = line
+        self._keep(line)
         return answer
 
+    def _keep(self, line: Line) -> None:
+        if self._line is not None:  # another exchange has connected meanwhile
+            self._line.close()
+        self._line = line
+
     async def _connected(self) -> Line | None:
-        with contextlib.suppress(ParamServerError, OSError):
+        with contextlib.suppress(ParamServerError, OSError, EOFError):
             async with asyncio.timeout(_NEAR_S):  # its error is an OSError, too
                 return await Line.to(*await self._by_ray("near", ()))
         return None

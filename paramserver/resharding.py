@@ -2,7 +2,7 @@
 
 Each number of servers is a lineage of its own.  What an operator wishes is a control row; a second
 one says that the lineage with that number has begun with what the one before had learned, and from
-there on it serves, as long as the settings file says what it said then.
+there on it serves, until a start whose settings file says another number than it said then.
 """
 
 from __future__ import annotations
@@ -51,13 +51,14 @@ def newest(controls: Iterable[ControlInfo], spec: str, *, done: bool) -> tuple[i
     return found
 
 
-def decided(controls: Iterable[ControlInfo], spec: str, given: int) -> int:
+def decided(controls: Iterable[ControlInfo], spec: str, given: int, *, running: bool) -> int:
     """How many servers a model has of which the settings say ``given``.
 
-    Replicas may have been started with the number that served when the newest row was written.
+    ``running``: in a service that goes on, whose settings may be older than the newest row; else a
+    settings file that says another number than when that row was written is obeyed.
     """
     found = newest(controls, spec, done=True)
-    if found is None or given not in (found[1].given, found[1].before):
+    if found is None or not (running or given == found[1].given):
         return given
     return found[1].shards
 

@@ -18,7 +18,7 @@ from typing import Any, Final
 import msgspec
 
 from paramserver.blocks import Blocks
-from paramserver.errors import RollbackRefused
+from paramserver.errors import PinIncomplete, RollbackRefused
 from paramserver.rewrites import Needed, Rollback
 from paramserver.running import Running
 from paramserver.server import Server
@@ -30,6 +30,7 @@ from paramserver.trimming import contained_in_all
 from paramserver.wire import SyncReply
 
 _log: Final = logging.getLogger(__name__)
+_PIN_S: Final = 20.0  # in which the others publish what is to be kept
 
 
 def _pause() -> None:
@@ -138,6 +139,7 @@ class Sharing:
                 if server.control != control or self._rows(server) != dict(rows):
                     return False
                 if server.count == running.published:  # the head holds it
+                    self._head_goes_with_others()
                     return True
                 base = history.base_for_next()
                 running.chosen = server.begin_snapshot(
@@ -166,13 +168,22 @@ class Sharing:
                 return name
         return None
 
-    def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> None:
-        """Keep the snapshot with these rows, or no longer, if there is one."""
+    def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> bool | None:
+        """Keep the snapshot with these rows, or no longer; whether there is one.
+
+        None: one is being published, and it may be that.
+        """
         running = self._running
-        with running.publishing:
+        if not running.publishing.acquire(blocking=False):
+            return None
+        try:
             history = running.serving().history
             if (found := self._with_rows(history, rows, control)) is not None:
                 history.pin(found, on)
+                return True
+            return False if running.chosen is None else None
+        finally:
+            running.publishing.release()
 
     def holds(self, name: str) -> bool:
         """Whether the state that was built aside under the name is here, and good."""
@@ -216,6 +227,13 @@ class Sharing:
         if self.leads and not self._aligned:
             with self._running.lock:
                 self._aligned = self._all_begin(server) is True
+            if self._aligned:
+                self._head_goes_with_others()
+
+    def _head_goes_with_others(self) -> None:
+        """The newest snapshot was published alone, and the others have theirs of its rows now."""
+        if self._running.parent is not None:
+            self.cut = {self._running.parent}
 
     def _all_begin(self, server: Server) -> bool | None:
         """Whether all others begin a snapshot of the rows that this one has; under the lock.
@@ -233,7 +251,10 @@ class Sharing:
             return None
 
     def have_published(self, pinned: str | None = None, on: bool = True) -> None:
-        """Have the others publish what they have begun, and keep what goes with a name of ours."""
+        """Have the others publish what they have begun, and keep what goes with a name of ours.
+
+        Raises PinIncomplete: not all keep it.
+        """
         if not self.leads:
             return
         assert self._shard is not None
@@ -242,10 +263,32 @@ class Sharing:
         for other in self._shard.others:
             try:
                 self._shard.ask(other, "publish")
-                if one is not None:
-                    self._shard.ask(other, "pin_same", self._of(one), one.control, on)
             except Exception as error:  # it will, if it lives: it has begun
                 _log.info("shard %d has not published yet: %s", other, error)
+        if pinned is not None and one is not None:
+            self._have_pinned(pinned, one, on)
+
+    def _have_pinned(self, name: str, one: Contained, on: bool) -> None:
+        """Have the others keep what goes with a snapshot, once they have published it."""
+        assert self._shard is not None
+        monotonic, rows, missing = self._running.host.monotonic, self._of(one), []
+        deadline = monotonic() + _PIN_S
+        for other in self._shard.others:
+            while True:
+                done, reason = None, f"has published none in {_PIN_S:g} s"
+                try:
+                    done = self._shard.ask(other, "pin_same", rows, one.control, on)
+                except Exception as error:
+                    reason = f"does not answer: {error}"
+                if done is not None or monotonic() > deadline:
+                    break
+                self._shard.pause()
+            if done is False and on:
+                missing.append(f"shard {other} has no snapshot of the same rows")
+            elif done is None:
+                missing.append(f"shard {other} {reason}")
+        if missing:
+            raise PinIncomplete(name, on, "; ".join(missing))
 
     def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
         """Return what the snapshots of all contain of this; raises what comes."""

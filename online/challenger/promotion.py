@@ -67,8 +67,12 @@ class _Past:
         return before in self.lineages and now not in self.lineages
 
 
-def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]]:
+def as_served(
+    settings: Settings, journal: Journal, *, running: bool = False
+) -> tuple[Settings, list[str]]:
     """The settings with the models that serve, and what there is to say of it.
+
+    ``running``: for a service that goes on, not for one that starts with a file's settings.
 
     Raises StartRefused if a model that was promoted is not what it was.
     """
@@ -88,7 +92,7 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
         served = model if found is None else _served(settings, model, *found, past)
         if found is not None and served is not model:
             lines += _told(model, served, found[0])
-        cut = _as_cut(settings, served, controls)
+        cut = _as_cut(settings, served, controls, running=running)
         if cut.shards != served.shards:
             lines.append(
                 f"model {cut.name}: has {cut.shards} parameter servers, as `online models reshard` "
@@ -98,20 +102,23 @@ def as_served(settings: Settings, journal: Journal) -> tuple[Settings, list[str]
     return settings.model_copy(update={"models": tuple(models)}), lines
 
 
-def as_stored(settings: Settings) -> Settings:
+def as_stored(settings: Settings, *, running: bool = False) -> Settings:
     """The same for a command that reads the state folder; of one without a journal, unchanged."""
     if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
         return settings  # opening it would make one
     with contextlib.closing(open_journal(settings)) as journal:
-        return as_served(settings, journal)[0]
+        return as_served(settings, journal, running=running)[0]
 
 
-def _as_cut(settings: Settings, model: ModelSettings, controls: Sequence[Control]) -> ModelSettings:
+def _as_cut(
+    settings: Settings, model: ModelSettings, controls: Sequence[Control], *, running: bool
+) -> ModelSettings:
     """The model with as many parameter servers as were decided for these settings."""
     if all(control.kind != resharding.RESHARD for control in controls):
         return model
     spec = _spec(settings, model.model_copy(update={"shards": 1}))
-    return model.model_copy(update={"shards": resharding.decided(controls, spec, model.shards)})
+    shards = resharding.decided(controls, spec, model.shards, running=running)
+    return model.model_copy(update={"shards": shards})
 
 
 def _beside(model: ModelSettings) -> ModelSettings:

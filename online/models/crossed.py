@@ -49,6 +49,7 @@ _BITS: Final = 31
 _SEED: Final = 31
 _NUMBERS: Final[frozenset[type]] = frozenset({float, int})
 _WHOLE_MAX: Final = 2**53
+_BRIEF: Final = 16_384
 
 
 def row(context: Features, action: str, features: Mapping[str, Value]) -> Features:
@@ -152,9 +153,18 @@ def hash_of(action: str) -> int:
     return mmh3.hash(action, _SEED, signed=False)
 
 
-@lru_cache(maxsize=64)
+def are_brief(ids: tuple[str, ...]) -> bool:
+    """Whether a choice's ids are kept for the next one: not if they take much together."""
+    return sum(map(len, ids)) <= _BRIEF
+
+
 def hashes_of(actions: tuple[str, ...]) -> tuple[int, ...]:
     """The same of each of the ids: they often are those of the choice before."""
+    return _hashes(actions) if are_brief(actions) else _hashes.__wrapped__(actions)
+
+
+@lru_cache(maxsize=64)
+def _hashes(actions: tuple[str, ...]) -> tuple[int, ...]:
     return tuple([hash_of(action) for action in actions])
 
 

@@ -287,14 +287,29 @@ class Opaque:
 
 
 def _parts(estimator: Any) -> Iterator[Any]:
-    """Items of an ensemble's lists, and before each tree its leaves, which are most of it."""
+    """Items of an ensemble's lists, and before each tree its leaves, which are most of it.
+
+    There are none of a class that says itself what it is pickled as: it may leave them out.
+    """
     final = steps(estimator)[-1]
+    if not (_whole(estimator) and _whole(final)):
+        return
     lists = [value for value in getattr(final, "__dict__", {}).values() if type(value) is list]
     for member in (*itertools.chain(*lists), final):
-        if (root := getattr(member, "_root", None)) is not None and hasattr(root, "iter_leaves"):
+        root = getattr(member, "_root", None) if _whole(member) else None
+        if root is not None and hasattr(root, "iter_leaves"):
             yield from root.iter_leaves()
         if member is not final and hasattr(member, "__dict__"):
             yield member
+
+
+def _whole(x: Any) -> bool:
+    """Whether all attributes of an object are pickled with it."""
+    kind = type(x)
+    return all(
+        getattr(kind, how) is getattr(object, how)
+        for how in ("__getstate__", "__reduce__", "__reduce_ex__")
+    )
 
 
 def _has_proba(final: Any) -> bool:

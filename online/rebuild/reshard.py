@@ -80,11 +80,16 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
 
 
 def note(journal: Journal, model: str, said: Reshard) -> None:
-    """Write down what is wished, or what is."""
+    """Write down what is wished, or what is.  StartRefused: another row came first."""
     known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
     after = 0 if known is None else known[0]
     key = f"{RESHARD}:{said.spec[:16]}:{after}"
-    journal.write_control(model, RESHARD, key, msgspec.json.encode(said))
+    payload = msgspec.json.encode(said)
+    if journal.write_control(model, RESHARD, key, payload)[0].payload != payload:
+        raise StartRefused(
+            f"model {model}: somebody else has decided just now how many parameter servers it has",
+            "Ask again",
+        )
 
 
 def check_can(controls: Sequence[Control], model: str, spec: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from online.settings.access_tokens import WITH_SECRETS
@@ -10,6 +10,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver import resharding, rewrites
 from paramserver.standing import UPGRADE
+from replay.errors import ReplayError
 from replay.journal.base import Journal
 
 
@@ -22,6 +23,7 @@ class Challengers:
         self._promoted: dict[str, str] = {}  # what the newest promotion lets serve
         self._upgraded = False
         self._wished: dict[str, bool] = {}  # whether a model is to have other servers
+        self._again = False
 
     def start(self, settings: Settings) -> None:
         """Bring the processes to these settings; returns before they have begun."""
@@ -65,5 +67,13 @@ class Challengers:
 
     def resharded(self) -> bool:
         """Whether a model is to have another number of servers, since the last time."""
-        found, self._wished = any(self._wished.values()), {}
+        found, self._wished, self._again = self._again or any(self._wished.values()), {}, False
         return found
+
+    def until_read(self, step: Callable[[], list[str]]) -> list[str]:
+        """Lines of what is done about a wish; it is told again if the journal gave no answer."""
+        try:
+            return step()
+        except ReplayError:
+            self._again = True
+            raise

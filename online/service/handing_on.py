@@ -27,8 +27,11 @@ from paramserver.errors import ParamServerError
 from paramserver.resharding import Reshard
 from replay.journal.base import Journal
 
-_TRIES: Final = 20  # to have snapshots of the newest rows; else of the newest that there are
+_SNAPSHOTS: Final = 2  # are asked for; if they are of other rows the newest cut that there is does
+_SNAPSHOT_S: Final = 60.0  # for one of them
+_LOOKS: Final = 20  # whether the others have published theirs
 _PAUSE_S: Final = 0.1
+_NOTES: Final = 20  # if others write rows at the same time
 
 
 def at_start(
@@ -58,13 +61,37 @@ def at_start(
         progress(str(reshard.reshard(journal, settings, model, loaded, before, said)))
 
 
+def note_given(given: Settings, settings: Settings, journal: Journal) -> None:
+    """Write down that the file says the number of servers by now that a model has already.
+
+    Only from then on another number in the file is a change.
+
+    Parameters:
+        given, settings: As the file says; as they are served.
+    """
+    for said, model in zip(given.models, settings.models, strict=True):
+        controls = journal.controls(model.name, 0)
+        if all(control.kind != resharding.RESHARD for control in controls):
+            continue
+        one = next(iter(reshard.specs_of(model, settings)))
+        found = resharding.newest(controls, one, done=True)
+        newest, n = resharding.newest(controls, one, done=False), said.shards
+        if found is None or newest is None or n != found[1].shards:
+            continue
+        if n not in (found[1].given, newest[1].given):  # a wish that stands may say it already
+            now = Reshard(one, n, n, n, done=True, why="settings")
+            reshard.note(journal, model.name, now)
+
+
 def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[str], None]) -> None:
     """Let lineages begin that have the numbers of servers that are wished.
 
     Parameters:
         settings, specs: As they serve.
 
-    Raises StartRefused: one can't; the wish is answered then, and what serves goes on.
+    Raises:
+        StartRefused: One can't; the wish is answered then, and what serves goes on.
+        ReplayError: The wish stands, and is to be looked at again.
     """
     with contextlib.closing(open_journal(settings)) as journal:
         for model in settings.models:
@@ -92,26 +119,42 @@ def _handed_on(
     model = before.made_as({"shards": wish.shards})
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
-    for _ in range(_TRIES):
-        parameter_servers.last_snapshots({model.name: spec})
-        if is_cut(settings, before, spec):
-            break
-        time.sleep(_PAUSE_S)
+    _have_cut(settings, before, spec)
     said = Reshard(wish.spec, wish.given, before.shards, wish.shards, done=True, why=wish.why)
     return reshard.reshard(journal, settings, model, loaded, before.shards, said)
 
 
+def _have_cut(settings: Settings, model: ModelSettings, spec: str) -> None:
+    """Have the servers publish snapshots of the same rows, if they can.
+
+    A server of a large table takes long for one, so none is asked for beside another.
+    """
+    for _ in range(_SNAPSHOTS):
+        parameter_servers.last_snapshots({model.name: spec}, _SNAPSHOT_S)
+        for _ in range(_LOOKS):
+            if is_cut(settings, model, spec):
+                return
+            time.sleep(_PAUSE_S)
+
+
 def _fail(journal: Journal, model: ModelSettings, wish: Reshard, back: int) -> None:
     said = Reshard(wish.spec, wish.given, wish.shards, back, done=True, why="failed")
-    reshard.note(journal, model.name, said)
+    for left in reversed(range(_NOTES)):
+        try:
+            return reshard.note(journal, model.name, said)
+        except StartRefused:
+            if not left:
+                raise
+    return None
 
 
-def take_back(journal: Journal, was: Settings, now: Settings, changed: Mapping[str, str]) -> None:
+def take_back(journal: Journal, was: Settings) -> None:
     """Let the numbers of servers from before stand: those that have begun can't be served."""
-    before = {model.name: model for model in was.models}
-    for model in now.models:
-        if model.name in changed and before[model.name].shards != model.shards:
-            one = next(iter(reshard.specs_of(model, now)))
-            found = resharding.newest(journal.controls(model.name, 0), one, done=True)
-            if found is not None:
-                _fail(journal, model, found[1], before[model.name].shards)
+    for model in was.models:
+        controls = journal.controls(model.name, 0)
+        if all(control.kind != resharding.RESHARD for control in controls):
+            continue
+        one = next(iter(reshard.specs_of(model, was)))
+        found = resharding.newest(controls, one, done=True)
+        if found is not None and found[1].shards != model.shards:
+            _fail(journal, model, found[1], model.shards)

@@ -176,7 +176,7 @@ def heard_of(name: str, spec: str) -> set[str]:
     return {replica for replica, seen in replicas.items() if seen["age_s"] < _LIVE_S}
 
 
-def last_snapshots(specs: Mapping[str, str]) -> list[str]:
+def last_snapshots(specs: Mapping[str, str], wait_s: float = _LAST_SNAPSHOTS_S) -> list[str]:
     """Have the servers of these specs, by model, publish what they have; what came of it."""
     import ray
 
@@ -190,13 +190,13 @@ def last_snapshots(specs: Mapping[str, str]) -> list[str]:
             wanted[handle.snapshot.remote()] = name
     if not wanted:
         return lines
-    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
+    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=wait_s)
     for ref in done:
         try:
             lines.append(f"model {wanted[ref]}: its state is in snapshot {ray.get(ref)['name']}")
         except Exception as error:
             lines.append(_none(wanted[ref], (str(error).strip().splitlines() or [repr(error)])[-1]))
-    lines += [_none(wanted[ref], f"not written in {_LAST_SNAPSHOTS_S:g} s") for ref in late]
+    lines += [_none(wanted[ref], f"not written in {wait_s:g} s") for ref in late]
     return lines
 
 

@@ -70,8 +70,8 @@ async def assemble(data: dict[str, Any], given: Settings, origin: Origin) -> Ass
     as_served = None
     settings = given
     if any(goes_over(model) for model in given.models):
-        # A promotion that the running replicas went over to is in no argument of this one.
-        as_served = partial(promotion.as_stored, given)
+        # What the running replicas went over to is in no argument of this one.
+        as_served = partial(promotion.as_stored, given, running=True)
         settings = await _surely(as_served)
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
 

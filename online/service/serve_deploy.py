@@ -21,6 +21,7 @@ from online.challenger import promotion
 from online.errors import StartRefused
 from online.service import parameter_servers, rollout
 from online.service.check_state import Models
+from online.service.handing_on import note_given
 from online.service.origin import Origin
 from online.service.patience import Patience
 from online.service.service import check_nodes
@@ -59,7 +60,9 @@ def build(arguments: Mapping[str, str]) -> Any:
         )
     check_nodes(settings, [n["NodeManagerHostname"] for n in ray.nodes() if n["Alive"]])
     with contextlib.closing(open_journal(settings)) as journal:
-        settings, promoted = promotion.as_served(settings, journal)
+        given = settings
+        settings, promoted = promotion.as_served(given, journal)
+        note_given(given, settings, journal)
     for line in promoted:
         log.info(line)
     models = Models(settings, log.info)

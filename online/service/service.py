@@ -336,11 +336,13 @@ class Service:
             lines.append(f"replicas: {before.replicas} -> {settings.replicas}")
         return [*lines, "every replica was replaced"] if replace else lines
 
-    def _as_served(self, given: Settings, *, follow: bool = False) -> Settings:
+    def _as_served(self, given: Settings, follow: bool = False, running: bool = False) -> Settings:
         """The settings with the models that were promoted; ``follow``: with those of the file."""
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if follow else []
-            settings, told = promotion.as_served(given, journal)
+            settings, told = promotion.as_served(given, journal, running=running)
+            if not running:
+                handing_on.note_given(given, settings, journal)
         for line in [*lines, *told]:
             self._progress(line)
         return settings
@@ -352,20 +354,20 @@ class Service:
         """
         begun_s = time.monotonic()
         handing_on.hand_on(self._settings, self._specs(), self._progress)
-        settings = self._as_served(self._given)
-        models = Models(settings, self._progress)
-        loaded = models.load()
-        settings = models.chosen(loaded)
-        was, were = self._settings, self._loaded
-        if not (changed := {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}):
-            return []
-        self._challengers.make_way(changed)
-        with contextlib.closing(open_journal(settings)) as journal:
-            for name, spec in changed.items():
-                promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
-            self._loaded, version = loaded, self._version
-            specs = {name: loaded[name].spec_hash for name in changed}
+        was, were, version = self._settings, self._loaded, self._version
+        settings, specs = was, dict[str, str]()
+        with contextlib.closing(open_journal(was)) as journal:
             try:
+                settings = self._as_served(self._given, running=True)
+                models = Models(settings, self._progress)
+                settings = models.chosen(loaded := models.load())
+                changed = {n: s for n, s in self._specs().items() if loaded[n].spec_hash != s}
+                if not changed:
+                    return []
+                self._challengers.make_way(changed)
+                for name, spec in changed.items():
+                    promotion.lift_epoch(journal, name, spec, loaded[name].spec_hash)
+                self._loaded, specs = loaded, {name: loaded[name].spec_hash for name in changed}
                 self._patience = Patience(settings.start_wait_s)
                 parameter_servers.start(
                     settings, loaded, self._progress, self._patience, only=changed
@@ -376,11 +378,12 @@ class Service:
                     self._deploy(settings)
                 self._settings = settings
                 self._wait_http()
-            except Exception:
+            except Exception as error:
                 self._loaded, self._settings = were, was
                 parameter_servers.end(parameter_servers.of_all(settings, specs))
-                promotion.take_back_all(journal, changed)
-                handing_on.take_back(journal, was, settings, changed)
+                if specs or not isinstance(error, ReplayError):  # else it is tried again
+                    promotion.take_back_all(journal, self._specs())
+                    handing_on.take_back(journal, was)
                 if self._version != version:
                     self._version += 1
                     self._deploy(was)
@@ -406,7 +409,7 @@ class Service:
             log.warning("journal: %s", error)
             return None
         if self._challengers.resharded():
-            return "resharded", self.go_over
+            return "resharded", partial(self._challengers.until_read, self.go_over)
         if self._challengers.upgraded():
             return "upgraded", partial(self.reload, self._given)
         return None

@@ -32,7 +32,7 @@ from online.messages.choices import (
 )
 from online.messages.structs import Event
 from online.models.base import Prediction as Answer
-from online.models.crossed import Alike, alike
+from online.models.crossed import Alike, alike, are_brief
 from online.models.scored import Scores
 from online.replica.pending import Recorded
 from online.rows.door import NUMBER_MAX, Door, not_plain
@@ -319,8 +319,11 @@ class Choosing:
         if not 1 <= len(actions) <= most:
             hint = f"Send 1 to {most}, or raise limits.actions_max"
             raise invalid("actions", f"{len(actions)} actions", hint)
-        if table is not None and self._named(ids := tuple([action.id for action in actions])):
-            return tuple(zip(ids, [action.features for action in actions], strict=True))
+        if table is not None:
+            ids = tuple([action.id for action in actions])
+            named = self._named if are_brief(ids) else self._named.__wrapped__
+            if named(ids):
+                return tuple(zip(ids, [action.features for action in actions], strict=True))
         found: dict[str, Features] = {}
         for i, action in enumerate(actions):
             if len(action.id) > self._limits.text_bytes_max:

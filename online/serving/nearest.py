@@ -9,29 +9,38 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final, NamedTuple
+
+import msgspec
 
 from online.errors import RequestError
 from online.messages.structs import NearRow
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
-from online.rows.history import Decisions
+from online.rows.finals import corrected
+from online.rows.history import Decisions, origin
 from replay import codec
 from replay.errors import ReplayError
 from replay.example import Example, Features, Value
-from replay.journal.base import Row
+from replay.journal.base import Journal, Partition, Row
 
-_PAGE_ROWS: Final = 64
-"""Rows of one step of the thread: it holds others up for a millisecond at most."""
+_STEP_VALUES: Final = 6_400
+"""Values of one step of the thread: each step waits for its turn beside a busy loop."""
 
+_READ_ROWS: Final = 256
+"""Most rows of a partition that are read at once."""
 
 Sums = dict[str, tuple[float, float, float]]
 """Count, mean and M2 of each name's numbers."""
 
 
 class _Found(NamedTuple):
-    row: Row
+    seq: int
+    source: str
+    event_id: str
+    at: float
     example: Example
 
 
@@ -49,56 +58,81 @@ class Nearest:
         limit_s = self._replica.limits.explain_s
         try:
             async with asyncio.timeout(limit_s):
-                found, sums = await self._learned()
+                size = max(1, _STEP_VALUES // max(len(features), 1))
+                found, sums = await self._learned(size)
                 spreads = {name: math.sqrt(m2 / n) for name, (n, _, m2) in sums.items()}
                 near: list[tuple[float, int, _Found]] = []
-                for start in range(0, len(found), _PAGE_ROWS):
-                    page = found[start : start + _PAGE_ROWS]
+                for start in range(0, len(found), size):
+                    page = found[start : start + size]
                     near = await self._replica.store.read(_nearer, near, page, features, spreads, n)
         except TimeoutError:
             message = f"the nearest rows were not read within {limit_s:g} s"
-            hint = "Ask without nearest, or raise limits.explain_s"
+            hint = "Lower limits.nearest_rows, raise limits.explain_s, or ask without nearest"
             raise RequestError(503, "explain_too_slow", message, "nearest", hint, 1) from None
         except ReplayError as error:
             hint = "Ask without nearest, or again when the journal can be read"
             raise RequestError(503, "journal_unavailable", str(error), "nearest", hint, 1) from None
         return [self._shown(distance, one) for distance, _, one in near]
 
-    async def _learned(self) -> tuple[list[_Found], Sums]:
-        """Rows that the model has learned, among the newest ``limits.nearest_rows``."""
+    async def _learned(self, size: int) -> tuple[list[_Found], Sums]:
+        """Rows that the model has learned, among its newest ``limits.nearest_rows``."""
         replica, name = self._replica, self._replica.settings.name
         read, journal = replica.store.read, replica.store.journal
         decisions = await replica.control.read()
         kept_back = {*decisions.bans}
         if replica.filters is not None:
             kept_back.update(replica.filters.reputations.quarantined)
-        newest = (await read(journal.follow, name, 2**62, 1)).upto
-        after, found, sums = max(newest - replica.limits.nearest_rows, 0), list[_Found](), Sums()
-        while after < newest:
-            page = await read(journal.follow, name, after, _PAGE_ROWS)
-            taught = await read(_taught, page.rows, decisions, kept_back)
-            await read(add_to, sums, [one.example for one in taught])
-            found += taught
-            after = page.upto
+        rows = islice(_newest(journal, name), replica.limits.nearest_rows)
+        found, sums = list[_Found](), Sums()
+        while (page := await read(_taught, rows, size, decisions, kept_back, sums)) is not None:
+            found += page
         return found, sums
 
     def _shown(self, distance: float, found: _Found) -> NearRow:
-        row, example = found
+        _, source, event_id, at, example = found
         label = self._door.show(example.label)
-        return NearRow(distance, label, example.features, row.source, row.event_id, row.at)
+        return NearRow(distance, label, example.features, source, event_id, at)
 
 
-def _taught(rows: Iterable[Row], decisions: Decisions, kept_back: set[str]) -> list[_Found]:
-    """Rows among these whose lesson stands, each with what it teaches."""
+def _newest(journal: Journal, model: str) -> Iterator[Row]:
+    """Rows of one model, the newest first, whatever others the store has."""
+    each = [_backwards(journal, partition) for partition in journal.partitions(model)]
+    yield from heapq.merge(*each, key=lambda row: row.seq, reverse=True)
+
+
+def _backwards(journal: Journal, partition: Partition) -> Iterator[Row]:
+    """Rows of a partition, the newest first: one is read, then twice as many each time."""
+    end, n = partition.end, 1
+    while n := min(n, end - partition.trimmed, _READ_ROWS):
+        if not (rows := journal.read(partition.id, end - n + 1, n)):
+            return  # retention has come so far meanwhile, or they are lost
+        yield from reversed(rows)
+        end, n = end - n, 2 * n
+
+
+def _taught(
+    rows: Iterator[Row], size: int, decisions: Decisions, kept_back: set[str], sums: Sums
+) -> list[_Found] | None:
+    """Those of the next rows whose lesson stands, added to the sums; None: this was the end."""
+    if not (page := list(islice(rows, size))):
+        return None
     found = []
-    for row in filter(decisions.learned, rows):
+    for row in filter(decisions.learned, page):
         lacks = row.offset <= decisions.without.get(row.partition, 0)
         if lacks or row.source in kept_back or codec.is_erased(row.payload):
             continue
         example = codec.decode(row.payload)
         if example.moved is None and not example.provisional and not example.taught:
-            found.append(_Found(row, example))
+            found.append(_Found(row.seq, row.source, _named(row), row.at, example))
+    add_to(sums, [one.example for one in found])
     return found
+
+
+def _named(row: Row) -> str:
+    """The event's id as its caller has named it, of one learned again or corrected, too."""
+    event = origin(row)
+    first = msgspec.structs.replace(row, key=event.key, event_id=event.event_id)
+    return event.event_id if corrected(first) is None else event.event_id.split(":", 4)[4]
 
 
 def add_to(sums: Sums, examples: Iterable[Example]) -> None:
@@ -150,5 +184,5 @@ def _nearer(
     n: int,
 ) -> list[tuple[float, int, _Found]]:
     """The ``n`` nearest of those before and those of the page."""
-    told = [(distance(features, f.example.features, spreads), -f.row.seq, f) for f in page]
+    told = [(distance(features, f.example.features, spreads), -f.seq, f) for f in page]
     return heapq.nsmallest(n, [*near, *told], key=lambda one: one[:2])

@@ -19,6 +19,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
+from zlib import crc32
 
 import msgspec
 import numpy as np
@@ -123,6 +124,7 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
+        self._past = 0  # of the keys of all rows judged here: nobody knows those of others
         budgets = weighs and any(test.budgets for test in chain.filters)
         self._asking = Asking(chain.sources) if budgets else None
 
@@ -235,6 +237,7 @@ class Filtering:
         if not self.active or example.judged is not None:
             return row, example
         event = event or self._event(row, example)
+        self._past = crc32(row.key, self._past)
         self.chain.catch_up(event.key, event.version)
         verdict = self.chain.decide(event)
         if verdict.verdict == CLIPPED and not self._weighs:
@@ -289,7 +292,7 @@ class Filtering:
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
             favour=favour_of(example, self._rewards),
-            other=other_of(example, row.key),
+            other=other_of(example, row.key, self._past),
         )
 
     # -- after it ----------------------------------------------------------------------------

@@ -39,14 +39,17 @@ def said_of(example: Example, *, numbers: bool) -> str | None:
     return ("+" if float(example.sent_label) > score[""] else "-") + text
 
 
-def other_of(example: Example, key: bytes) -> tuple[str, float] | None:
-    """Return one of several labels that the row does not say, drawn by its key, with its loss."""
+def other_of(example: Example, key: bytes, past: int) -> tuple[str, float] | None:
+    """Return one of several labels that the row does not say, with the loss of it.
+
+    Drawn by its key and the ``past``, of which the sender knows nothing: it may choose the key.
+    """
     score = example.score
     if score is None or len(score) < 2 or score.keys() == _TWO:
         return None
     said = label_text(example.sent_label)
     others = [label for label in score if label != said]
-    label = others[zlib.crc32(key) % len(others)]
+    label = others[zlib.crc32(key, past) % len(others)]
     return label, -log(min(max(score[label], _SHARE_MIN), 1.0)) + 0.0
 
 

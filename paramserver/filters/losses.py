@@ -17,19 +17,23 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
 
 from paramserver.blocks import COUNT, Block, Blocks
-from paramserver.filters.odds import NONE, Odds, odds_of
+from paramserver.filters.odds import NONE, Odds, is_unproven, odds_of
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
 LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES))
 """The blocks: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``.  The second is of labels
-that are numbers: the first may hold such of earlier versions, without side and in other units."""
+that are numbers: the first may hold such of earlier versions, without side and in other units.  No
+source at all: the label was not said."""
+
+_NAMELESS: Final = "\0"
+"""Stands there for the source whose name is empty; no caller can have this one."""
 
 _OF_AN_OCTAVE: Final = 16
 _LEAST: Final = 2.0**-20
@@ -130,7 +134,7 @@ class Losses:
 
         ``other``: one of several labels that it does not say; counted as of no source.
         """
-        newest = max(self._counts, default=1)
+        newest, source = max(self._counts, default=1), source or _NAMELESS
         if self._sizes.get(newest, 0) + self._passed >= _GENERATION:
             newest += 1
         elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
@@ -171,6 +175,7 @@ class Losses:
     def _hear(self, fresh: list[tuple[str, int]]) -> None:
         for key, more in sorted(fresh, key=lambda f: _generation(f[0]))[-_HEARD_MAX:]:
             _, bin_, label, source = key.split("\n", 3)
+            source = "" if source == _NAMELESS else source
             self.heard += [(source, label or None, _end(int(bin_)))] * min(more, _GENERATION)
         del self.heard[:-_HEARD_MAX]
 
@@ -266,9 +271,19 @@ class Losses:
             if self._answers:
                 turned = zip(self._answers, reversed(self._answers), strict=True)
                 unsaid = {label: _turned(said.get(other, {})) for label, other in turned}
-            alone = [label for label in said if len(self._bins[label]) < SOURCES_MIN]
-            self._odds = odds_of(said, unsaid, alone)
+            self._odds = odds_of(said, unsaid, self._alone(said.keys() | unsaid.keys(), unsaid))
         return self._odds
+
+    def _alone(self, labels: Set[str], unsaid: Mapping[str, Bins]) -> dict[str, frozenset[str]]:
+        """Labels with whose senders there are too few to compare, and who of these is unproven."""
+        out = {}
+        for label in labels:
+            of_source = self._bins.get(label, {})
+            if len(of_source) < SOURCES_MIN:
+                wrong = unsaid.get(label, {})
+                found = (source for source, x in of_source.items() if is_unproven(x, wrong))
+                out[label] = frozenset("" if source == _NAMELESS else source for source in found)
+        return out
 
     def kind(self, label: str | None) -> str | None:
         """Return what an event with this label is compared with: a key of the nulls.

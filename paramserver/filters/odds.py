@@ -6,12 +6,16 @@ a loss, and that is known, for a model that answers gives every label its share:
 not said are the wrong ones.  So losses of a label are counted where it was said and where it was
 not, and their ratio is what one event says of its source (Neyman and Pearson 1933).  Where a model
 knows nothing both are alike, and nothing is said.
+
+A label that few sources send has nobody to be compared with.  Whoever sends it is *unproven* until
+the model finds the label likelier on its rows than on rows of which others said another one: that
+is so of true labels once some were learned, and not of a label that is sent with any row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from math import ceil, log2
+from math import ceil, log2, sqrt
 from operator import add
 from typing import Final, NamedTuple
 
@@ -25,6 +29,13 @@ _LEAST: Final = 2.0**-20
 _POOLED: Final = 20.0
 """Events for which those of all labels stand: a label that few have said is as hard as others."""
 
+TRIAL: Final = 8
+_APART: Final = 0.65
+_CHANCE: Final = 2.0
+"""Labels of one source that are believed before it is asked whether they are likelier than wrong
+ones; in how many of them that is to be so, and beyond chance in how many standard deviations if
+that is less.  Of labels that go with any row it is so in half."""
+
 Shares = tuple[float, ...]
 """Of a label's losses, by place."""
 
@@ -33,13 +44,15 @@ class Odds(NamedTuple):
     """The shares of losses by label, where it was said and where it was wrong; and of all events.
 
     ``said``, ``unsaid``: by label.  ``honest``, ``wrong``: share of all labels that were said, and
-    that were not, whose loss speaks for a lie.
+    that were not, whose loss speaks for a lie.  ``alone``: labels that few or none have sent, of
+    which nothing is said, and the sources that are unproven.
     """
 
     said: dict[str, Shares]
     unsaid: dict[str, Shares]
     honest: float
     wrong: float
+    alone: Mapping[str, Collection[str]]
 
     def of(self, label: str | None, loss: float) -> tuple[float, float] | None:
         """How often honest and wrong ones of this label lose so much; None: not known."""
@@ -50,7 +63,7 @@ class Odds(NamedTuple):
         return said[at], self.unsaid[label or ""][at]
 
 
-NONE: Final = Odds({}, {}, 0.0, 0.0)
+NONE: Final = Odds({}, {}, 0.0, 0.0, {})
 """Nothing is known of any label."""
 
 Bins = Mapping[int, int]
@@ -58,13 +71,13 @@ Bins = Mapping[int, int]
 
 
 def odds_of(
-    said: Mapping[str, Bins], unsaid: Mapping[str, Bins], alone: Collection[str] = ()
+    said: Mapping[str, Bins], unsaid: Mapping[str, Bins], alone: Mapping[str, Collection[str]]
 ) -> Odds:
-    """The odds by what is counted of each label; of those ``alone`` nothing is to be said."""
+    """The odds by what is counted of each label; ``alone``: as they are to have it."""
     honest, wrong = _counts(said), _counts(unsaid)
     of_honest, of_wrong = _shares(_sum(honest.values()), 1.0), _shares(_sum(wrong.values()), 1.0)
     none = [0.0] * _PLACES
-    odds = Odds({}, {}, 0.0, 0.0)
+    odds = Odds({}, {}, 0.0, 0.0, alone)
     denied = [0.0, 0.0]
     for label in honest.keys() | wrong.keys():
         here, there = honest.get(label, none), wrong.get(label, none)
@@ -78,6 +91,22 @@ def odds_of(
         del odds.said[label]
     many = [sum(map(sum, counts.values())) for counts in (honest, wrong)]
     return odds._replace(honest=denied[0] / max(many[0], 1.0), wrong=denied[1] / max(many[1], 1.0))
+
+
+def is_unproven(said: Mapping[int, int], unsaid: Mapping[int, int]) -> bool:
+    """Whether a source's losses of a label are those that wrong ones have, after some of them.
+
+    Nobody is while too little is known of wrong ones.
+    """
+    n, many = sum(said.values()), sum(unsaid.values())
+    if n < TRIAL or many < TRIAL:
+        return False
+    bins, passed = iter(sorted(unsaid)), 0
+    while 2 * passed < many:
+        middle = next(bins)
+        passed += unsaid[middle]
+    likelier = sum(x for bin_, x in said.items() if bin_ < middle) + said.get(middle, 0) / 2.0
+    return likelier < min(_APART * n, (n + _CHANCE * sqrt(n)) / 2.0)
 
 
 def _place(half_octave: int) -> int:

@@ -73,9 +73,16 @@ _SHARE: Final = 0.1
 _DEPTH: Final = 3.0
 """Allowance of those in doubt: so much of an event for each of the others; events at most."""
 
+_UNPROVEN: Final = 1.0 / 16.0
+"""Weight of a label that few send, of a source whose rows it fits no better than others, or that
+is doubted, as its labels are counted no more."""
+
 _KNOWN: Final = 1024
 
 _REASON: Final = "unlikely: sources in doubt together say what others find unlikely"
+_UNPROVEN_REASON: Final = (
+    "unlikely: hardly anybody else sends this label, and it fits these rows no better than others"
+)
 _NEW_REASON: Final = "unlikely: new sources together say what others find unlikely"
 
 
@@ -106,6 +113,9 @@ class Unlikely(Filter):
             return OFF
         if event.loss is None:
             return PASS
+        unproven = self._odds.alone.get(event.label or "")
+        if unproven is not None and (event.source in unproven or source.doubted):
+            return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
         flooding = event.source in self.voices.flooding
         if says is None:
@@ -136,7 +146,7 @@ class Unlikely(Filter):
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
-        found, (_, _, honest, wrong) = self._odds.of(label, loss), self._odds
+        found, (honest, wrong) = self._odds.of(label, loss), self._odds[2:4]
         if found is None or wrong - honest < _POWER_MIN:
             return None
         lies = max((middle - honest) / (wrong - honest), 0.0)

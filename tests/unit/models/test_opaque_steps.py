@@ -8,11 +8,11 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from river import datasets, ensemble, forest, linear_model, preprocessing, tree
+from river import base, datasets, ensemble, forest, linear_model, preprocessing, tree
 
 from online.models import opaque
 from online.models.base import Stepwise
-from online.models.errors import BlobUntrusted
+from online.models.errors import BlobUntrusted, LearnerUnusable
 from online.models.opaque import STATE, Opaque
 from paramserver.blocks import OPAQUE, Block
 
@@ -109,3 +109,67 @@ def test_a_copy_is_let_go_of_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     alive = [sum(leaf() is not None for leaf in leaves) for _ in copy.dropping()]
     assert alive[-1] == 0, alive
     assert len(alive) > 1, (alive, len(leaves))
+
+
+class Client:
+    """What holds a secret, and a function that can't be pickled."""
+
+    def __init__(self) -> None:
+        self.secret, self.hook = "TOKEN-OF-A-DATABASE", lambda: None
+
+
+class Counting(base.Classifier):  # type: ignore[misc]
+    """A model that says itself what it is pickled as."""
+
+    def __init__(self) -> None:
+        self.n, self._clients = 0, [Client()]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"n": self.n}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.n, self._clients = state["n"], [Client()]
+
+    def learn_one(self, x: Any, y: Any) -> None:
+        self.n += 1
+
+    def predict_proba_one(self, x: Any, **kwargs: Any) -> dict[Any, float]:
+        return {True: 0.5, False: 0.5}
+
+
+class Reduced(Counting):
+    """The same by another way."""
+
+    __getstate__ = object.__getstate__  # type: ignore[assignment]
+
+    def __reduce__(self) -> Any:
+        return Reduced, (), {"n": self.n}
+
+
+@pytest.mark.parametrize("kind", [Counting, Reduced])
+def test_what_a_class_leaves_out_of_its_pickle_stays_out(
+    kind: type[Counting], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Opaque(kind(), task="binary", key=b"k" * 32, why_not_mergeable="own")
+    model.learn({"x": 1.0}, True, 1.0)
+    data = model.cut()[STATE].data
+    assert b"TOKEN-OF-A-DATABASE" not in data
+    copy = Opaque(kind(), task="binary", key=b"k" * 32, why_not_mergeable="own")
+    list(copy.resetting({STATE: Block(OPAQUE, data)}))
+    assert copy.estimator.n == 1
+    monkeypatch.setattr(opaque, "_whole", lambda _: True)  # the control
+    with pytest.raises(LearnerUnusable, match="can't be pickled"):
+        Opaque(kind(), task="binary", key=b"k" * 32, why_not_mergeable="own")
+
+
+def test_a_member_that_leaves_its_tree_out_is_not_looked_into() -> None:
+    class Rooted(Counting):
+        """It would show leaves if it was asked."""
+
+        @property
+        def _root(self) -> Any:
+            raise AssertionError("its root was read")
+
+    bag = ensemble.BaggingClassifier(linear_model.ALMAClassifier(), n_models=2)
+    bag.data[:] = [member := Rooted()]
+    assert list(opaque._parts(bag)) == [member]

@@ -57,10 +57,24 @@ def connected(way: tuple[bytes, bytes]) -> Iterator[socket.socket]:
         yield end
 
 
+NONCE = b"12345678"
+
+
 def send(end: socket.socket, data: bytes) -> None:
     """Send it; whoever does not want it may have closed the connection already."""
     with suppress(ConnectionError):
         end.sendall(data)
+
+
+def greet(end: socket.socket, key: bytes, more: bytes = b"") -> bytes:
+    """Ask for the proof, then send a key and more; the proof, empty if there came none."""
+    send(end, NONCE)
+    try:
+        heard = end.recv(32, socket.MSG_WAITALL)
+    except ConnectionError:
+        heard = b""
+    send(end, key + more)
+    return heard
 
 
 def said(end: socket.socket) -> bytes:
@@ -101,7 +115,7 @@ def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
 def test_without_the_key_nothing_is_asked(key: bytes) -> None:
     asked = Asked()
     with connected(Near(asked).way()) as end:
-        send(end, key + b"\0\0\0\1a")
+        greet(end, key, b"\0\0\0\1a")
         with suppress(OSError):  # closed already
             end.shutdown(socket.SHUT_WR)
         assert said(end) == b""
@@ -112,7 +126,8 @@ def test_with_the_key_the_same_bytes_are_answered() -> None:
     """The control of the test above, and of those below."""
     server = Near(Asked())
     with connected(server.way()) as end:
-        send(end, server.way()[1] + b"\0\0\0\1a")
+        key = server.way()[1]
+        assert greet(end, key, b"\0\0\0\1a") == near.proof(key, NONCE) != near.proof(key, b"")
         assert said(end) == b"\0\0\0\1"
 
 
@@ -121,7 +136,7 @@ def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Near(asked)
     monkeypatch.setattr(os, "getuid", lambda: 12_345)
     with connected(server.way()) as end:
-        send(end, server.way()[1] + b"\0\0\0\1a")
+        assert greet(end, server.way()[1], b"\0\0\0\1a") == b""
         assert said(end) == b""
     assert asked.requests == []
 
@@ -141,7 +156,7 @@ def test_a_request_beyond_the_bound_is_not_read() -> None:
     asked = Asked()
     server = Near(asked)
     with connected(server.way()) as end:
-        send(end, server.way()[1] + (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
+        greet(end, server.way()[1], (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
         assert said(end) == b""
     assert asked.requests == []
 
@@ -151,16 +166,16 @@ def test_connections_are_bounded_and_a_closed_one_makes_room(
 ) -> None:
     monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
     server = Near(Asked())
-    question = server.way()[1] + b"\0\0\0\1a"
+    question = server.way()[1], b"\0\0\0\1a"
     with connected(server.way()) as first:
-        send(first, question)
+        greet(first, *question)
         assert said(first) == b"\0\0\0\1"
         with connected(server.way()) as second:
             assert said(second) == b""
     answer = b""
     while not answer:  # the server sees the end of the first one in its own time
         with connected(server.way()) as third:
-            send(third, question)
+            greet(third, *question)
             answer = said(third)
     assert answer == b"\0\0\0\1"
 
@@ -191,15 +206,52 @@ def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
     played(play)
 
 
-def test_a_server_that_ends_is_an_error_at_once() -> None:
+@contextmanager
+def listening() -> Iterator[tuple[socket.socket, bytes]]:
+    """A socket of whoever is no server of ours, and its address."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.settimeout(WAIT_S)
+        listener.bind(f"\0online-test-{os.getpid()}")
+        listener.listen(1)
+        yield listener, listener.getsockname()
+
+
+def test_the_key_is_not_sent_to_who_does_not_know_it() -> None:
+    heard: list[bytes] = []
+
+    def answer(listener: socket.socket) -> None:
+        end, _ = listener.accept()
+        with end:
+            end.settimeout(WAIT_S)
+            heard.append(end.recv(8, socket.MSG_WAITALL))
+            end.sendall(near.proof(b"another", heard[0]))
+            with suppress(ConnectionError):  # it may be given up at once
+                heard.append(end.recv(64))
+
     async def play() -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            listener.bind(f"\0online-test-{os.getpid()}")
-            listener.listen(1)
-            address: bytes = listener.getsockname()
+        with listening() as (listener, address):
+            answers = asyncio.create_task(asyncio.to_thread(answer, listener))
+            with pytest.raises(PermissionError, match="not the server's"):
+                await Line.to(address, b"key")
+            await answers
+
+    played(play)
+    assert (len(heard[0]), heard[1:]) in [(8, []), (8, [b""])]
+
+
+def test_a_server_that_ends_is_an_error_at_once() -> None:
+    def answer(listener: socket.socket) -> None:
+        end, _ = listener.accept()
+        with end:
+            end.settimeout(WAIT_S)
+            end.sendall(near.proof(b"key", end.recv(8, socket.MSG_WAITALL)))
+            assert end.recv(3, socket.MSG_WAITALL) == b"key"
+
+    async def play() -> None:
+        with listening() as (listener, address):
+            answers = asyncio.create_task(asyncio.to_thread(answer, listener))
             line = await Line.to(address, b"key")
-            end, _ = listener.accept()
-            end.close()
+            await answers
             with pytest.raises((OSError, EOFError)):
                 await line.ask(b"a")
             line.close()
@@ -262,6 +314,61 @@ def test_a_server_on_another_machine_is_looked_for_seldom(monkeypatch: pytest.Mo
         assert client.asked == ["sync", "near", "sync", "sync", "sync", "sync"]
 
     played(play)
+
+
+def test_two_exchanges_at_once_leave_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_client, "_NEAR_AGAIN_S", 0.0)
+    asks, go = threading.Event(), threading.Event()
+    closed: list[Line] = []
+    close = Line.close
+
+    def noted(line: Line) -> None:
+        closed.append(line)
+        close(line)
+
+    monkeypatch.setattr(Line, "close", noted)
+
+    def answer(request: bytes) -> bytes:
+        if request == b"slow":
+            asks.set()
+            assert go.wait(WAIT_S)
+        return request
+
+    async def play() -> None:
+        client = Client(Near(answer))
+        for _ in range(2):
+            await client.call("sync", WAIT_S, b"a")
+        first = client._line
+        slow = asyncio.create_task(client.call("sync", WAIT_S, b"slow"))
+        await asyncio.to_thread(asks.wait, WAIT_S)
+        assert await client.call("sync", WAIT_S, b"b") == b"b"
+        second = client._line
+        assert second is not None
+        go.set()
+        assert await slow == b"slow"
+        assert (client._line, closed) == (first, [second])
+
+    played(play)
+
+
+def test_a_thread_that_can_not_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
+    server, start, failed = Near(Asked()), threading.Thread.start, list[str]()
+
+    def fails_once(thread: threading.Thread) -> None:
+        if not failed and "_serve" in thread.name:
+            failed.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    key = server.way()[1]
+    monkeypatch.setattr(threading.Thread, "start", fails_once)
+    with connected(server.way()) as first:
+        assert said(first) == b""
+    with connected(server.way()) as second:
+        greet(second, key, b"\0\0\0\1a")
+        assert said(second) == b"\0\0\0\1"
+    assert len(failed) == 1
 
 
 def test_a_question_that_is_no_longer_waited_for_ends_the_connection() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from online.challenger import promotion
 from online.errors import StartRefused
 from online.learning.counters import DIGEST
 from online.models.from_settings import load_model
@@ -18,6 +19,7 @@ from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
 from online.service import handing_on, parameter_servers
 from online.service.challengers import Challengers
+from online.service.check_state import Models
 from online.service.service import Service
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -30,6 +32,7 @@ from paramserver.resharding import Reshard
 from paramserver.shards import Cut, ShardStore
 from paramserver.state import SnapshotState
 from paramserver.store import Store
+from replay.errors import JournalUnavailable
 from replay.journal.base import Journal, NewRow, Verdict
 
 
@@ -162,23 +165,89 @@ def one(world: World) -> str:
     return next(iter(reshard.specs_of(world.model(1), world.settings(1))))
 
 
+def decided(world: World, given: int, *, running: bool = False) -> int:
+    controls = world.journal.controls("m", 0)
+    return resharding.decided(controls, one(world), given, running=running)
+
+
+def write(
+    world: World, given: int, before: int, shards: int, *, done: bool = True, why: str = "operator"
+) -> None:
+    said = Reshard(one(world), given, before, shards, done=done, why=why)
+    reshard.note(world.journal, "m", said)
+
+
 def test_a_decision_stands_as_long_as_the_settings_say_what_they_did(world: World) -> None:
-    spec = one(world)
+    assert decided(world, 2) == 2
+    write(world, 2, 2, 3, done=False)
+    assert decided(world, 2) == decided(world, 2, running=True) == 2, "a wish is no decision"
+    write(world, 2, 2, 3)
+    write(world, 2, 3, 5)
+    assert [decided(world, n) for n in (1, 2, 3, 5, 7)] == [1, 5, 3, 5, 7]
+    of_any = [decided(world, n, running=True) for n in (1, 2, 3, 5, 7)]
+    assert of_any == [5] * 5, "whenever a replica was deployed"
+    controls = world.journal.controls("m", 0)
+    assert resharding.decided(controls, "another", 2, running=True) == 2
 
-    def note(given: int, before: int, shards: int, *, done: bool = True) -> None:
-        said = Reshard(spec, given, before, shards, done=done, why="operator")
-        reshard.note(world.journal, "m", said)
 
-    def decided(given: int) -> int:
-        return resharding.decided(world.journal.controls("m", 0), spec, given)
+def test_what_could_not_be_done_at_a_wish_may_be_said_by_the_file(world: World) -> None:
+    write(world, 2, 2, 3, done=False)
+    write(world, 2, 3, 2, why="failed")
+    assert [decided(world, n) for n in (1, 2, 3)] == [1, 2, 3]
 
-    assert decided(2) == 2
-    note(2, 2, 3, done=False)
-    assert decided(2) == 2, "a wish is no decision"
-    note(2, 2, 3)
-    note(2, 3, 5)
-    assert [decided(n) for n in (1, 2, 3, 5, 7)] == [1, 5, 5, 5, 7]
-    assert resharding.decided(world.journal.controls("m", 0), "another", 2) == 2
+
+def start(world: World, given: int) -> int:
+    """As a service starts with a file that says so; how many servers it has then."""
+    settings = world.settings(given)
+    served, _ = promotion.as_served(settings, world.journal)
+    handing_on.note_given(settings, served, world.journal)
+    shards = served.models[0].shards
+    model, loaded = served.models[0], world.loaded(shards)
+    handing_on.at_start(world.journal, served, model, loaded, lambda _: None, again=False)
+    return shards
+
+
+def test_the_file_may_go_back_to_a_number_that_it_said_before(world: World) -> None:
+    Keys.from_file(world.settings(2).key_path)
+    world.publish(1, 9, 9)
+    assert [start(world, n) for n in (2, 3, 2, 2, 1)] == [2, 3, 2, 2, 1]
+    assert world.begun(3).clock == {world.partition: 9}
+
+
+def test_what_an_operator_had_changed_is_made_permanent_and_taken_back_by_the_file(
+    world: World,
+) -> None:
+    Keys.from_file(world.settings(2).key_path)
+    world.publish(1, 9, 9)
+    said = Reshard(one(world), 2, 2, 3, done=True, why="operator")
+    served = world.settings(3), world.model(3), world.loaded(3)
+    reshard.reshard(world.journal, *served, 2, said)
+    assert [start(world, n) for n in (2, 2, 3)] == [3, 3, 3]
+    rows = len(world.journal.controls("m", 0))
+    assert start(world, 3) == 3
+    assert len(world.journal.controls("m", 0)) == rows, "it is noted once"
+    assert start(world, 2) == 2
+
+
+def test_a_wish_that_says_what_the_file_says_stands(world: World) -> None:
+    Keys.from_file(world.settings(2).key_path)
+    write(world, 2, 2, 3)
+    write(world, 3, 3, 5, done=False)
+    handing_on.note_given(world.settings(3), world.settings(3), world.journal)
+    newest = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
+    assert newest is not None
+    assert not newest[1].done
+
+
+def test_of_two_who_ask_at_once_one_is_refused(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    controls = world.journal.controls("m", 0)
+    write(world, 2, 2, 3, done=False)
+    monkeypatch.setattr(world.journal, "controls", lambda *_: controls)  # as it was before
+    write(world, 2, 2, 3, done=False)  # a repeat of the first
+    with pytest.raises(StartRefused, match="somebody else has decided just now"):
+        write(world, 2, 2, 5, done=False)
 
 
 @pytest.mark.parametrize("cut", [True, False])
@@ -187,7 +256,7 @@ def test_a_wish_is_fulfilled_or_answered(
 ) -> None:
     asked: list[Any] = []
 
-    def last_snapshots(specs: Any) -> None:
+    def last_snapshots(specs: Any, wait_s: float) -> None:
         asked.append(specs)
         world.publish(len(asked), 9, 9 if cut else 8)
 
@@ -214,26 +283,42 @@ def test_a_wish_is_fulfilled_or_answered(
     if cut:
         expected = msgspec.structs.replace(wish, done=True)
     assert newest[1] == expected
-    assert resharding.decided(world.journal.controls("m", 0), one(world), 2) == (3 if cut else 2)
+    assert decided(world, 2) == (3 if cut else 2)
     before = len(asked)
+    assert before == (1 if cut else 2), "it is not asked again beside itself"
     handing_on.hand_on(world.settings(2), serving, said.append)
     assert len(asked) == before, "nothing is wished any more"
     challengers.promoted(world.journal, serving)
     assert not challengers.resharded()
 
 
+def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> None:
+    def away() -> list[str]:
+        raise JournalUnavailable("it is away")
+
+    challengers = Challengers()
+    write(world, 2, 2, 3, done=False)
+    challengers.promoted(world.journal, {"m": world.spec})
+    for _ in range(2):
+        assert challengers.resharded()
+        with pytest.raises(JournalUnavailable):
+            challengers.until_read(away)
+    assert challengers.resharded()
+    assert challengers.until_read(lambda: ["done"]) == ["done"]
+    assert not challengers.resharded()
+
+
 def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     world.publish(1, 9, 9)
     world.reshard(3)
-    changed = {"m": world.spec}
-    handing_on.take_back(world.journal, world.settings(2), world.settings(3), changed)
+    handing_on.take_back(world.journal, world.settings(2))
     specs = reshard.specs_of(world.model(1), world.settings(1))
     assert reshard.served(world.journal, "m", specs) == 2
 
 
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("fails", ["", "deploying", "loading", "unread"])
 def test_a_service_goes_over_to_the_number_that_is_wished(
-    world: World, monkeypatch: pytest.MonkeyPatch, fails: bool
+    world: World, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     started: list[str] = []
     ended: list[dict[str, str]] = []
@@ -243,14 +328,20 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         return lambda: name
 
     def deploy(_: object, settings: Settings, *__: object) -> None:
-        if fails and settings.models[0].shards == 3:
+        if fails == "deploying" and settings.models[0].shards == 3:
             raise StartRefused("no replica starts", "Mend it")
+
+    def load(_: Models) -> dict[str, Loaded]:
+        raise StartRefused("no replica starts", "Mend it")
+
+    def unread(_: Models) -> dict[str, Loaded]:
+        raise JournalUnavailable("it is away")
 
     Keys.from_file(world.settings(2).key_path)
     monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
-    monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
+    monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])
     monkeypatch.setattr("online.service.rollout.deploy", deploy)
     monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
@@ -261,16 +352,20 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     service._loaded = {"m": world.loaded(2)}
     wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
     reshard.note(world.journal, "m", wish)
-    if fails:
-        with pytest.raises(StartRefused, match="no replica starts"):
-            service.go_over()
-    else:
+    with monkeypatch.context() as broken:
+        if fails in ("loading", "unread"):
+            broken.setattr(Models, "load", load if fails == "loading" else unread)
+        if fails:
+            with pytest.raises((StartRefused, JournalUnavailable), match=r"no replica|is away"):
+                service.go_over()
+    if fails in ("", "unread"):  # what the journal did not answer to is tried again
         service.go_over()
+        fails = ""
     new, old = world.loaded(3).spec_hash, world.spec
-    assert started == [f"ParameterServer:m{of}:{new[:16]}" for of in ("", "+1", "+2")]
+    names = [f"ParameterServer:m{of}:{new[:16]}" for of in ("", "+1", "+2")]
+    assert started == ([] if fails == "loading" else names)
     left = {"m": new, "m+1": new, "m+2": new} if fails else {"m": old, "m+1": old}
-    assert ended == [left]
+    assert [one for one in ended if one] == ([] if fails == "loading" else [left])
     assert service._specs() == {"m": old if fails else new}
-    decided = resharding.decided(world.journal.controls("m", 0), one(world), 2)
-    assert decided == (2 if fails else 3)
+    assert decided(world, 2) == decided(world, 2, running=True) == (2 if fails else 3)
     assert service.go_over() == []

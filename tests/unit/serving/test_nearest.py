@@ -10,11 +10,13 @@ from typing import Any, Final
 import msgspec
 import pytest
 import replica_world as worlds
+from provisional_world import half
 
 from online.errors import RequestError
 from online.http.access import Access
 from online.http.app import App
 from online.messages.structs import (
+    Event,
     Explanation,
     FeedbackRequest,
     NearRow,
@@ -23,6 +25,7 @@ from online.messages.structs import (
 )
 from online.replica.replica import ModelReplica
 from online.rows import history
+from online.serving import nearest
 from online.serving.nearest import Sums, add_to, distance
 from online.serving.serving import Serving
 from online.settings.config import Limits
@@ -30,6 +33,7 @@ from online.settings.tokens import Role
 from paramserver import rewrites
 from replay import codec
 from replay.example import Example
+from replay.journal.base import NewRow, Verdict
 
 PATIENT: Final = Limits(feedback_wait_s=60, explain_s=600)
 TOKENS: Final[dict[Role, list[str]]] = {
@@ -119,6 +123,87 @@ def test_no_more_rows_are_read_than_the_setting_says(tmp_path: Path) -> None:
     worlds.play(tmp_path, scene)
 
 
+def test_rows_of_other_models_in_the_same_store_do_not_count(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        limits = PATIENT.model_copy(update={"nearest_rows": 4})
+        serving = await taught(world, 6, limits)
+        journal = serving.replica.store.journal
+        for model, x, n in (("other", 0.0, 40), ("m", 9.0, 1)):
+            payload = codec.encode(Example({"x": x}, 1.0))
+            partition = journal.register(model, "r2", worlds.SPEC, 0.0).id
+            rows = [
+                NewRow(bytes(15) + bytes([i]), f"{model}{i}", "", Verdict.ACCEPTED, payload, 1.0)
+                for i in range(n)
+            ]
+            journal.append(partition, 0, rows)
+        lost = journal.register("m", "r3", worlds.SPEC, 0.0)
+        journal.register_lost("m", worlds.SPEC, lost.id + 1, 7, 10_000)
+        assert await events(serving, 0.0, 100) == ["e3", "e4", "e5", "m0"]
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_many_rows_are_read_in_few_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(world: worlds.World) -> None:
+        serving = world.serving(await world.replica(limits=PATIENT))
+        batch = [Event(features={"x": float(i)}, label=0.0, event_id=f"e{i}") for i in range(300)]
+        await serving.feedback(FeedbackRequest(events=batch))
+        read, asked = serving.replica.store.read, list[str]()
+
+        async def counted(step: Any, *args: Any) -> Any:
+            asked.append(step.__name__)
+            return await read(step, *args)
+
+        monkeypatch.setattr(serving.replica.store, "read", counted)
+        assert (await events(serving, 7.2))[0] == "e7"
+        assert asked == ["read", "_taught", "_taught", "_nearer"], asked
+        asked.clear()
+        monkeypatch.setattr(nearest, "_STEP_VALUES", 100)
+        assert (await events(serving, 7.2))[0] == "e7"
+        assert asked == ["read", *["_taught"] * 4, *["_nearer"] * 3], asked
+        await serving.replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_row_is_shown_under_the_id_that_its_caller_gave(tmp_path: Path) -> None:
+    async def scene(world: worlds.World) -> None:
+        replica = await world.replica(build=half, limits=PATIENT)
+        serving, journal = world.serving(replica), replica.store.journal
+        for label, early in ((8.0, True), (2.0, False)):
+            order = FeedbackRequest(
+                features={"x": 5.0}, label=label, event_id="order", provisional=early
+            )
+            assert (await serving.feedback(order))[0] == 200
+        control(replica, rewrites.SOURCE, rewrites.Source("bad", True))
+        await replica.control.read()
+        event = FeedbackRequest(features={"x": 9.0}, label=1.0, event_id="mine", source="bad")
+        assert (await serving.feedback(event))[0] == 202
+        aside = next(row for row in journal.follow("m", 0, 100).rows if row.source == "bad")
+        free = msgspec.json.encode(rewrites.Source("bad", False))
+        journal.write_control("m", rewrites.SOURCE, "source:2", free)
+        history.decide(journal, "m", aside.key, "released")
+        decisions = await replica.control.read()
+        listed = history.set_aside(journal, "m", decisions, aside)
+        assert listed is not None
+        again = listed.again(2.0)
+        assert again is not None
+        journal.append(journal.register("m", "r2", worlds.SPEC, 0.0).id, 0, [again])
+        assert await events(serving, 9.0) == ["mine", "order"]
+        rows = journal.follow("m", 0, 100).rows
+        stored = next(row for row in rows if row.event_id.startswith("final"))
+        key = history.again_key(3, stored.key.hex())
+        name = f"again:3:1:2:{stored.key.hex()}:{stored.event_id}"
+        twice = msgspec.structs.replace(stored, key=key, event_id=name)
+        assert nearest._named(twice) == "order"
+        for own in (name, stored.event_id):  # a caller may name events alike
+            assert nearest._named(msgspec.structs.replace(stored, key=b"k", event_id=own)) == own
+        await replica.stop(1.0)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_it_is_asked_beside_an_explanation_and_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +216,7 @@ def test_it_is_asked_beside_an_explanation_and_in_time(
         object.__setattr__(serving.replica, "limits", Limits(explain_s=0.01))
         with pytest.raises(RequestError, match=r"within 0\.01 s") as error:
             await near(serving, 1.0)
+        assert "limits.nearest_rows" in (error.value.hint or "")
         assert (error.value.status, error.value.code) == (503, "explain_too_slow")
         monkeypatch.undo()
         await serving.replica.stop(1.0)

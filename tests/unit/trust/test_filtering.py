@@ -92,6 +92,22 @@ def counted(found: Sequence[Recorded]) -> dict[str, int]:
     return out
 
 
+def test_nobody_chooses_by_its_id_which_label_counts_as_not_said() -> None:
+    """The same id, after rows of others that nobody foresees: it is another label each time."""
+    score = {'"a"': 0.4, '"b"': 0.3, '"c"': 0.2, '"d"': 0.1}
+    found = set[str]()
+    for turn in range(12):
+        learner = SimpleNamespace(serving=None, clock={}, version=(0, 0))
+        filtering, example = told(learner), Example({"x": 1.0}, "a", score=score)
+        row = msgspec.structs.replace(worlds.row("chosen"), payload=codec.encode(example))
+        filtering.judge([worlds.row(f"{turn}-{name}", source=name) for name in HONEST])
+        event = filtering._event(row, example)
+        assert event.other is not None
+        assert event.other == filtering._event(row, example).other
+        found.add(event.other[0])
+    assert found == {'"b"', '"c"', '"d"'}
+
+
 # -- one replica ---------------------------------------------------------------------------------
 
 
