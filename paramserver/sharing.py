@@ -30,7 +30,8 @@ from paramserver.trimming import contained_in_all
 from paramserver.wire import SyncReply
 
 _log: Final = logging.getLogger(__name__)
-_PIN_S: Final = 20.0  # in which the others publish what is to be kept
+_PIN_S: Final = 10.0  # in which the others publish what is to be kept
+_PIN_LOOKS: Final = 20  # pauses between two questions: who publishes is busy
 
 
 def _pause() -> None:
@@ -282,7 +283,8 @@ class Sharing:
                     reason = f"does not answer: {error}"
                 if done is not None or monotonic() > deadline:
                     break
-                self._shard.pause()
+                for _ in range(_PIN_LOOKS):
+                    self._shard.pause()
             if done is False and on:
                 missing.append(f"shard {other} has no snapshot of the same rows")
             elif done is None:

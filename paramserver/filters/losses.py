@@ -23,7 +23,7 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from paramserver.blocks import COUNT, Block, Blocks
-from paramserver.filters.odds import NONE, Odds, is_unproven, odds_of
+from paramserver.filters.odds import NONE, TRIAL, Odds, is_unproven, key_of, odds_of
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
@@ -39,7 +39,6 @@ _OF_AN_OCTAVE: Final = 16
 _LEAST: Final = 2.0**-20
 _GENERATION: Final = 256
 _GENERATIONS: Final = 5
-_LABEL_CHARS: Final = 64
 _SHARE_MIN: Final = 8
 _PASSED: Final = 1.0 / 64.0
 _HEARD_MAX: Final = 512
@@ -140,7 +139,7 @@ class Losses:
         elif self._in.get(source, 0) >= max(2 * _GENERATION // max(len(self._of), 1), _SHARE_MIN):
             self._passed += _PASSED
             return False
-        bin_, label = bin_of(loss), (label or "")[:_LABEL_CHARS]
+        bin_, label = bin_of(loss), key_of(label or "")
         key = f"{newest}\n{bin_}\n{label}\n{source}"
         counts = self._counts.get(newest)
         if counts is None:
@@ -152,7 +151,7 @@ class Losses:
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
-            key = f"{newest}\n{bin_of(other[1])}\n{other[0][:_LABEL_CHARS]}\n"
+            key = f"{newest}\n{bin_of(other[1])}\n{key_of(other[0])}\n"
             self._set(key, self._counts[newest].get(key, 0) + 1)
             self._open[key] = self._open.get(key, 0) + 1
         return True
@@ -276,13 +275,24 @@ class Losses:
 
     def _alone(self, labels: Set[str], unsaid: Mapping[str, Bins]) -> dict[str, frozenset[str]]:
         """Labels with whose senders there are too few to compare, and who of these is unproven."""
+        few = [label for label in labels if len(self._bins.get(label, {})) < SOURCES_MIN]
+        said: dict[str, Bins] = {}  # of all these labels together: they may be many
+        wrong: dict[str, Bins] = {}
+        for label in few:
+            if (of_wrong := unsaid.get(label)) is None:
+                continue
+            for source, x in self._bins.get(label, {}).items():
+                _sum_into(said.setdefault(source, {}), x)
+                _sum_into(wrong.setdefault(source, {}), of_wrong)
+        tried = [source for source, x in said.items() if sum(x.values()) >= TRIAL]
+        all_in_all = {source for source in tried if is_unproven(said[source], wrong[source])}
+        if len(tried) >= SOURCES_MIN and 2 * len(all_in_all) > len(tried):
+            all_in_all = set()  # the model knows these labels of nobody yet
         out = {}
-        for label in labels:
-            of_source = self._bins.get(label, {})
-            if len(of_source) < SOURCES_MIN:
-                wrong = unsaid.get(label, {})
-                found = (source for source, x in of_source.items() if is_unproven(x, wrong))
-                out[label] = frozenset("" if source == _NAMELESS else source for source in found)
+        for label in few:
+            of_source, of_wrong = self._bins.get(label, {}), unsaid.get(label, {})
+            found = all_in_all | {s for s, x in of_source.items() if is_unproven(x, of_wrong)}
+            out[label] = frozenset("" if s == _NAMELESS else s for s in found)
         return out
 
     def kind(self, label: str | None) -> str | None:
@@ -291,7 +301,7 @@ class Losses:
         A number without its side, as of a row that the model had not answered, is no label.
         """
         if not self.numbers or not label:
-            return label
+            return label and key_of(label)
         if label[0] not in "+-":
             return None
         return f"{bisect_right(self._edges, float(label[1:]))}{label[0]}"
@@ -375,9 +385,13 @@ def _summed(of_source: Mapping[str, Bins]) -> Bins:
     """The events of all sources together."""
     out: Bins = {}
     for bins in of_source.values():
-        for bin_, n in bins.items():
-            out[bin_] = out.get(bin_, 0) + n
+        _sum_into(out, bins)
     return out
+
+
+def _sum_into(out: Bins, bins: Mapping[int, int]) -> None:
+    for bin_, n in bins.items():
+        out[bin_] = out.get(bin_, 0) + n
 
 
 def _turned(bins: Bins) -> Bins:

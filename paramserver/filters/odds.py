@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable, Mapping
 from math import ceil, log2, sqrt
 from operator import add
 from typing import Final, NamedTuple
+from zlib import crc32
 
 _PLACES: Final = 14
 _FIRST: Final = -6
@@ -35,6 +36,8 @@ _CHANCE: Final = 2.0
 """Labels of one source that are believed before it is asked whether they are likelier than wrong
 ones; in how many of them that is to be so, and beyond chance in how many standard deviations if
 that is less.  Of labels that go with any row it is so in half."""
+
+_LABEL_CHARS: Final = 64
 
 Shares = tuple[float, ...]
 """Of a label's losses, by place."""
@@ -56,11 +59,11 @@ class Odds(NamedTuple):
 
     def of(self, label: str | None, loss: float) -> tuple[float, float] | None:
         """How often honest and wrong ones of this label lose so much; None: not known."""
-        said = self.said.get(label or "")
+        said = self.said.get(label := key_of(label or ""))
         if said is None:
             return None
         at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
-        return said[at], self.unsaid[label or ""][at]
+        return said[at], self.unsaid[label][at]
 
 
 NONE: Final = Odds({}, {}, 0.0, 0.0, {})
@@ -107,6 +110,13 @@ def is_unproven(said: Mapping[int, int], unsaid: Mapping[int, int]) -> bool:
         passed += unsaid[middle]
     likelier = sum(x for bin_, x in said.items() if bin_ < middle) + said.get(middle, 0) / 2.0
     return likelier < min(_APART * n, (n + _CHANCE * sqrt(n)) / 2.0)
+
+
+def key_of(label: str) -> str:
+    """The label as it is counted: a long text is cut, and its checksum tells it from others."""
+    if len(label) <= _LABEL_CHARS:
+        return label
+    return f"{label[: _LABEL_CHARS - 9]}#{crc32(label.encode()):08x}"
 
 
 def _place(half_octave: int) -> int:

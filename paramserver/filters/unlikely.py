@@ -43,7 +43,7 @@ from paramserver.filters.base import (
     Source,
 )
 from paramserver.filters.losses import MILD, Null
-from paramserver.filters.odds import NONE
+from paramserver.filters.odds import NONE, key_of
 from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.voices import Voices
 
@@ -113,7 +113,7 @@ class Unlikely(Filter):
             return OFF
         if event.loss is None:
             return PASS
-        unproven = self._odds.alone.get(event.label or "")
+        unproven = self._odds.alone.get(key_of(event.label or ""))
         if unproven is not None and (event.source in unproven or source.doubted):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)

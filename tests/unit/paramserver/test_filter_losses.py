@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from json import dumps
 from math import log
 
 import pytest
@@ -190,6 +191,46 @@ def test_a_rare_label_that_one_source_sends_with_any_row_weighs_little(
     assert lies > 100
     assert (weight < 0.25 * lies) is works, (weight, lies)
     assert (weight > 0.95 * lies) is not works, (weight, lies)
+
+
+def lied(labels: Callable[[int], str], rare: int) -> tuple[int, float, bool]:
+    """How many lies one of twenty-one sources tells, what they weigh, whether it is condemned.
+
+    Of six labels the model knows the right one; ``rare``: the lies are of so many others.
+    """
+    chain, draw, lies, weight = by_name(("surprise",), None, None), random.Random(12), 0, 0.0
+    for i in range(1_800):
+        lie, true = i >= 800 and draw.random() < 0.1, draw.randrange(6)
+        if lie:
+            said, loss = 6 + draw.randrange(rare) if rare else (true + 1) % 6, draw.uniform(3, 5)
+            other = true, 0.1
+        else:
+            said, loss = true, draw.uniform(0.1, 0.2)
+            wrong = [label for label in range(6 + rare) if label != true]
+            other = draw.choice(wrong), draw.uniform(3, 5)
+        event = Event(
+            "liar" if lie else f"s{draw.randrange(20)}", i.to_bytes(16, "little"), None, loss,
+            label=labels(said), answer=labels(true), other=(labels(other[0]), other[1]),
+        )  # fmt: skip
+        verdict = chain.decide(event)
+        lies, weight = lies + lie, weight + lie * verdict.factor
+        chain.observe(event, verdict)
+    return lies, weight, chain.sources.get("liar").quarantined
+
+
+@pytest.mark.parametrize("rare", [1, 5, 30])
+def test_lies_of_many_rare_labels_weigh_little_together(rare: int) -> None:
+    lies, weight, _ = lied(str, rare)
+    assert lies > 80
+    assert weight < 0.3 * lies, (weight, lies)
+
+
+@pytest.mark.parametrize("text", ["{}", "{}" + 70 * "x", "name " * 15 + "{}"])
+def test_labels_of_any_length_are_compared(text: str) -> None:
+    """A letter beyond ASCII takes six characters of JSON: ten of them are a long label."""
+    lies, weight, condemned = lied(lambda label: dumps(text.format(label)), 0)
+    assert weight < 0.05 * lies, (weight, lies)
+    assert condemned
 
 
 @pytest.mark.parametrize("named", ["", "s"])

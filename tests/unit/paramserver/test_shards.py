@@ -392,7 +392,7 @@ class Pinned:
         self.sharing = Sharing(running, Shard(0, 2, self.ask, pause=self.pause))
 
     def pause(self) -> None:
-        self.now_s += 1.0
+        self.now_s += 0.05
 
     def ask(self, other: int, method: str, *args: object) -> Any:
         self.asked.append(method)
@@ -413,7 +413,7 @@ def test_what_another_shard_publishes_for_long_is_kept_once_it_is_there() -> Non
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (None, "shard 1 has published none in 20 s"),
+        (None, "shard 1 has published none in 10 s"),
         (TimeoutError("away"), "shard 1 does not answer: away"),
         (False, "shard 1 has no snapshot of the same rows"),
     ],

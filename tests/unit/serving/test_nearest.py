@@ -152,16 +152,17 @@ def test_many_rows_are_read_in_few_steps(tmp_path: Path, monkeypatch: pytest.Mon
         read, asked = serving.replica.store.read, list[str]()
 
         async def counted(step: Any, *args: Any) -> Any:
-            asked.append(step.__name__)
+            if step.__module__ == nearest.__name__:  # others read, too
+                asked.append(step.__name__)
             return await read(step, *args)
 
         monkeypatch.setattr(serving.replica.store, "read", counted)
         assert (await events(serving, 7.2))[0] == "e7"
-        assert asked == ["read", "_taught", "_taught", "_nearer"], asked
+        assert asked == ["_taught", "_taught", "_nearer"], asked
         asked.clear()
         monkeypatch.setattr(nearest, "_STEP_VALUES", 100)
         assert (await events(serving, 7.2))[0] == "e7"
-        assert asked == ["read", *["_taught"] * 4, *["_nearer"] * 3], asked
+        assert asked == [*["_taught"] * 4, *["_nearer"] * 3], asked
         await serving.replica.stop(1.0)
 
     worlds.play(tmp_path, scene)
