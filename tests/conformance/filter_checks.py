@@ -157,7 +157,7 @@ def honest_cost_nothing(make: Make) -> None:
         assert not bad, f"honest sources in quarantine: {bad} (seed {seed})"
 
 
-def honest_are_served_beside_hostile(make: Make) -> None:
+def honest_are_served_beside_hostile(make: Make, least: float = 0.85) -> None:
     def both(stream: Stream, i: int, event: Event) -> Event:
         assert event.gradient is not None
         return replace(event, gradient=-3 * event.gradient, loss=9.0)
@@ -167,8 +167,7 @@ def honest_are_served_beside_hostile(make: Make) -> None:
         chain = chain_of(make, stream)
         played = play(chain, stream, 600, both)
         share = share_taken(played[300:], HONEST)
-        # a test that keeps two nats for a source, which is not believed at first, gives .88 at most
-        assert share >= 0.8, f"honest events have a factor of {share:.2f} beside hostile ones"
+        assert share >= least, f"honest events have a factor of {share:.2f} beside hostile ones"
 
 
 def judging_changes_nothing(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -106,9 +107,16 @@ def with_surprise(unlikely: type[Any]) -> Any:
     return Both(surprise)
 
 
+UNLIKELY_LEAST = 0.8
+"""Half of the rows lie from the first on, and are counted as honest until somebody is condemned: so
+the odds of this test alone say less for honest ones, of which it keeps two nats (.88) at most."""
+
+
 def conformance() -> Iterator[Any]:
     for name, (make, own) in filters().items():
         for check, run in checks.yield_checks(make, own):
+            if (name, check) == ("unlikely", "honest_are_served_beside_hostile"):
+                run = partial(run, least=UNLIKELY_LEAST)
             yield pytest.param(run, id=f"{name}: {check}")
 
 

@@ -98,14 +98,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         made.running.stop()
 
 
-def test_each_event_counts_once_whichever_shard_is_killed(world: World) -> None:
+@contextlib.contextmanager
+def fed(world: World, name: str) -> Iterator[tuple[list[str], list[Any]]]:
+    """Feedback and predictions go on meanwhile: the ids that were learned, and what went wrong."""
     sent: list[str] = []
     odd: list[Any] = []
     stop = threading.Event()
 
     def feed() -> None:
         while not stop.is_set():
-            names = [f"kill-{len(sent) + i}" for i in range(20)]
+            names = [f"{name}-{len(sent) + i}" for i in range(20)]
             try:
                 told = world.feed(names)
                 assert set(told) == {"learned"}, told
@@ -118,6 +120,15 @@ def test_each_event_counts_once_whichever_shard_is_killed(world: World) -> None:
     thread = threading.Thread(target=feed)
     thread.start()
     try:
+        yield sent, odd
+    finally:
+        stop.set()
+        thread.join()
+    assert not odd, "feedback and predictions went on"
+
+
+def test_each_event_counts_once_whichever_shard_is_killed(world: World) -> None:
+    with fed(world, "kill") as (sent, odd):
         for shard in (1, 0, 1):
             before = world.shard(shard)
             psutil.Process(before["pid"]).kill()
@@ -125,10 +136,6 @@ def test_each_event_counts_once_whichever_shard_is_killed(world: World) -> None:
                 now = world.shard(shard)
                 if now["state"] == "serving" and now["epoch"] > before["epoch"]:
                     break
-    finally:
-        stop.set()
-        thread.join()
-    assert not odd, "feedback and predictions went on"
     found = world.settled()
     # The number of learned rows stands on shard 0: a shard that was killed may still be told some.
     deadline = time.monotonic() + 120.0
@@ -210,33 +217,11 @@ def test_what_reads_one_servers_snapshots_as_the_model_is_refused(world: World) 
 
 
 def test_another_number_of_servers_serves_while_the_model_answers(world: World) -> None:
-    sent: list[str] = []
-    odd: list[Any] = []
-    stop = threading.Event()
     config = str(world.folder / "online.yaml")
-
-    def feed() -> None:
-        while not stop.is_set():
-            names = [f"cut-{len(sent) + i}" for i in range(20)]
-            try:
-                told = world.feed(names)
-                assert set(told) == {"learned"}, told
-                world.counts(names[:1])
-            except Exception as error:
-                odd.append(error)
-                return
-            sent.extend(names)
-
-    thread = threading.Thread(target=feed)
-    thread.start()
-    try:
+    with fed(world, "cut") as (sent, _):
         done = online("models", "reshard", "counting", "--shards", "3", "--config", config)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "3 parameter servers serve, instead of 2" in done.stdout
-    finally:
-        stop.set()
-        thread.join()
-    assert not odd, "feedback and predictions went on"
     found = world.settled()
     assert len(found["server"]["shards"]) == 3, found["server"]
     counts = world.counts(sent)
