@@ -276,6 +276,12 @@ class _Collector:
             families.put("online_learned_events", "Events in the model.", base, model["learned"])
             up = model["server"] is not None
             families.put("online_server_up", "1: the parameter server answers.", base, up)
+            for shard, one in enumerate((model["server"] or {}).get("shards") or []):
+                text, labels = (
+                    "1: that one of several servers serves.",
+                    {**base, "shard": str(shard)},
+                )
+                families.put("online_shard_up", text, labels, one["state"] == "serving")
             _slices(families, base, model.get("slices") or {})
             for name, text, found in _state(model):
                 if isinstance(found, (int, float)):

@@ -18,13 +18,14 @@ import msgspec
 
 from paramserver import wire
 from paramserver.client import Client
-from paramserver.errors import RequestRefused, ServerUnavailable
+from paramserver.errors import NotReady, RequestRefused, ServerUnavailable, ShardAway
 from paramserver.shards import Cut, joined
 from paramserver.wire import Place, Push, SyncReply, SyncRequest, Version
 
 _VERSIONS_MAX: Final = 1024  # of which is known what each shard's was
 _EPOCHS_MAX: Final = 64
 _CAME_MAX: Final = 64
+_AWAY: Final = (ServerUnavailable, NotReady)
 _OF_ONE: Final = frozenset({"backfill", "promote", "relearn", "upgrade", "withdraw"})
 """Methods by which one server does something with all values."""
 
@@ -95,10 +96,17 @@ class ShardedClient(Client):
             return_exceptions=True,
         )
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        for error in sorted(errors, key=lambda error: isinstance(error, ServerUnavailable)):
-            raise error
+        for error in sorted(errors, key=lambda error: isinstance(error, _AWAY)):
+            raise self._of_one(answers[0], error)
         replies = [answer for answer in answers if not isinstance(answer, BaseException)]
         return self._reply(request, came, since, replies)
+
+    def _of_one(self, first: SyncReply | BaseException, error: BaseException) -> BaseException:
+        """The error of a shard; if it is away, with what shard 0 has decided meanwhile."""
+        told = not isinstance(first, BaseException) and first.epoch >= self._newest[0]
+        if isinstance(first, BaseException) or not told or not isinstance(error, _AWAY):
+            return error
+        return ShardAway(self._name, str(error), first.control, first.frozen)
 
     def _asked(
         self,

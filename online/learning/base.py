@@ -124,6 +124,11 @@ class BaseLearner(ABC):
         self.arrival = Arrival(None)
         self.waits: set[int] = set()
 
+    def decided(self, control: int, *, frozen: bool) -> None:
+        """Whether the model is frozen by that control row; one that comes late changes nothing."""
+        if control >= self.control:  # a freeze makes no new version
+            self.control, self.frozen = control, frozen
+
     # -- answering ----------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:

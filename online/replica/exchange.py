@@ -20,6 +20,7 @@ from paramserver.errors import (
     ParamServerError,
     PushRefused,
     RequestRefused,
+    ShardAway,
 )
 from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
@@ -228,6 +229,9 @@ class Exchange:
                 self.versions_behind = None
                 if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
                     self.refused = f"the parameter server refuses a push: {error}"
+                if isinstance(error, ShardAway):
+                    await self._control.upto(error.control)
+                    self._learner.decided(error.control, frozen=error.frozen)
                 log.info("parameter server: %s", error)
         if self._learner.ready or self._peers is None:
             return None

@@ -16,7 +16,7 @@ import pytest
 from paramserver import wire
 from paramserver.blocks import Block, Blocks, from_wire, to_wire
 from paramserver.client import Client
-from paramserver.errors import PinIncomplete, RequestRefused, ServerUnavailable
+from paramserver.errors import PinIncomplete, RequestRefused, ServerUnavailable, ShardAway
 from paramserver.rows import Rows
 from paramserver.server import Server
 from paramserver.sharded_client import ShardedClient, ShardedReply, sharded
@@ -167,6 +167,22 @@ def test_a_shard_that_was_away_is_behind_until_it_is_pushed_to() -> None:
     told = ask(client, request(pushes=pushes))
     assert told.clock == {1: 4}
     assert set(from_wire(told.blocks)["w"].data) == set("abcd")
+
+
+def test_while_a_shard_is_away_what_shard_0_has_decided_is_told() -> None:
+    one, other = Asked(0), Asked(1)
+    client = ShardedClient("m", [one, other])
+    ask(client, request())
+    one.server.note_decided(replace(one.server.state(0.0, None, {}), control=7, frozen=7))
+    other.away = True
+    with pytest.raises(ShardAway) as told:
+        ask(client, request())
+    assert (told.value.control, told.value.frozen) == (7, True)
+    assert isinstance(told.value, ServerUnavailable)
+    one.away = True
+    with pytest.raises(ServerUnavailable) as alone:
+        ask(client, request())
+    assert not isinstance(alone.value, ShardAway)
 
 
 def test_a_push_for_an_earlier_server_is_not_taken_by_the_next() -> None:
@@ -348,10 +364,49 @@ def test_rows_leave_the_journal_that_all_shards_have() -> None:
     assert Sharing(running, None).rows_of_all({7: 4}) == {7: 4}
 
 
+def history_of(clocks: dict[str, dict[int, int]]) -> SimpleNamespace:
+    """The parts of a server that has snapshots of these clocks."""
+    contained = {name: Contained(clock, frozenset(), 0) for name, clock in clocks.items()}
+    return SimpleNamespace(history=SimpleNamespace(contained=lambda: contained))
+
+
+def test_a_shard_keeps_the_last_cut_of_all_until_there_is_another() -> None:
+    """Of three, one may begin a snapshot and another one not: it has no partner, then."""
+    clocks = {"1-5": {1: 5}, "1-7": {1: 7}, "1-9": {1: 9}}
+    running: Any = SimpleNamespace(
+        publishing=threading.Lock(), lock=threading.Lock(), partitions={},
+        serving=lambda: history_of(clocks),
+    )  # fmt: skip
+    told: list[Any] = []
+
+    def ask(other: int, method: str, *args: Any) -> bool:
+        told.append(args)
+        return other == 1
+
+    server = Server("m", SPEC, "{}", "sum", 1)
+    leader = Sharing(running, Shard(0, 3, ask, tries=1, pause=lambda: None))
+    leader.cut = {"1-5"}
+    with leader.at_one_moment(server):
+        assert [whole for _, _, whole in told] == [({1: 5}, 0)] * 2
+    follower = Sharing(running, Shard(1, 3, ask))
+    with running.publishing:  # it is busy, and hears it all the same
+        assert not follower.begin_cut({1: 7}, 0, ({1: 5}, 0))
+    follower.published("1-7", chosen=True)
+    assert follower.cut == {"1-5", "1-7"}
+    follower.published("1-9", chosen=True)
+    assert follower.cut == {"1-5", "1-9"}, "two at most"
+    with running.publishing:
+        follower.begin_cut({1: 9}, 0, ({1: 9}, 0))
+    follower.published("1-9", chosen=True)
+    assert follower.cut == {"1-9"}
+
+
 def test_a_snapshot_that_others_have_followed_later_is_kept_as_theirs_are() -> None:
     """Their partners of the cut before may go then, and not earlier."""
     follow: list[bool] = [False]
-    running: Any = SimpleNamespace(lock=threading.Lock(), partitions={}, parent="1-7")
+    running: Any = SimpleNamespace(
+        lock=threading.Lock(), partitions={}, parent="1-7", serving=lambda: history_of({})
+    )
     server = Server("m", SPEC, "{}", "sum", 1)
     sharing = Sharing(running, Shard(0, 2, lambda *_: follow[0], tries=1, pause=lambda: None))
     sharing.cut = {"1-5"}

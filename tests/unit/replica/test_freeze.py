@@ -20,6 +20,7 @@ from online.messages.structs import FeedbackRequest, PredictRequest
 from online.models.linear import Linear
 from online.rows import history
 from paramserver import rewrites, wire
+from paramserver.errors import ShardAway
 from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -57,6 +58,18 @@ async def acted(world: Any, *replicas: Any) -> None:
     )
 
 
+class Apart(Told):
+    """The servers of a model of which one is away; the first one's decisions are told."""
+
+    apart = False
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        reply = await super().sync(request, timeout_s)
+        if self.apart:
+            raise ShardAway("m", "shard 1 stands still", self.control, self.frozen)
+        return reply
+
+
 def event(name: str, label: float = 1e9) -> FeedbackRequest:
     return FeedbackRequest(features={name: 1.0}, label=label, event_id=name)
 
@@ -64,6 +77,30 @@ def event(name: str, label: float = 1e9) -> FeedbackRequest:
 async def sent(serving: Any, request: FeedbackRequest) -> tuple[int, str, Any]:
     status, receipt = await serving.feedback(request)
     return status, receipt.status, receipt
+
+
+def test_a_freeze_and_a_ban_are_acted_on_while_a_shard_is_away(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        world.client = Apart(world.server)
+        replica = await world.replica()
+        serving = world.serving(replica)
+        assert (await sent(serving, event("before")))[1] == "learned"
+        world.client.apart = True
+        note = msgspec.json.encode(rewrites.Source("bot", True))
+        row, _ = world.journal().write_control("m", rewrites.SOURCE, "ban", note)
+        told(world, row.seq, frozen=False)
+        await worlds.until(lambda: replica.control.decisions.seq >= row.seq)
+        banned = msgspec.structs.replace(event("banned"), source="bot")
+        assert (await sent(serving, banned))[1] == "quarantined"
+        told(world, row.seq + 1, frozen=True)
+        await worlds.until(lambda: replica.learner.frozen)
+        assert (await sent(serving, event("frozen")))[1] == "frozen"
+        world.client.apart = False
+        told(world, row.seq + 2, frozen=False)
+        await acted(world, replica)
+        assert not replica.learner.frozen
+
+    worlds.play(tmp_path, scene)
 
 
 def test_feedback_of_a_frozen_model_is_kept_and_not_learned(tmp_path: Path) -> None:
