@@ -70,7 +70,10 @@ def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
 def saying(
     specs: Mapping[str, int], given: int, before: int, shards: int, *, done: bool, why: str
 ) -> Reshard:
-    """What is written down about a model's numbers of servers; ``specs``: of :func:`specs_of`."""
+    """Say in a control row which number of servers a model had and has.
+
+    ``specs``: as of :func:`specs_of`.
+    """
     spec = {n: spec for spec, n in specs.items()}
     return Reshard(spec[1], given, before, shards, done, why, spec[before], spec[shards])
 
