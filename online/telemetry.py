@@ -276,12 +276,6 @@ class _Collector:
             families.put("online_learned_events", "Events in the model.", base, model["learned"])
             up = model["server"] is not None
             families.put("online_server_up", "1: the parameter server answers.", base, up)
-            for shard, one in enumerate((model["server"] or {}).get("shards") or []):
-                text, labels = (
-                    "1: that one of several servers serves.",
-                    {**base, "shard": str(shard)},
-                )
-                families.put("online_shard_up", text, labels, one["state"] == "serving")
             _slices(families, base, model.get("slices") or {})
             for name, text, found in _state(model):
                 if isinstance(found, (int, float)):
@@ -339,6 +333,9 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "server_count", "Pushes that the server has applied in this epoch.", server.get("count")
     yield "server_restore_s", "Time that the server's last start took.", server.get("restore_s")
     yield "rollback_reach_s", "Age of the oldest snapshot.", server.get("reach_s")
+    if shards := server.get("shards"):
+        away = sum(one["state"] == "away" for one in shards)
+        yield "shards_away", "Parameter servers of the model that do not answer.", away
     text = "Damaged snapshots that were refused."
     yield "snapshots_refused", text, len(server["refused"]) if server else None
     text = "Snapshots whose files somebody removed, since the server started."

@@ -197,13 +197,15 @@ class ServerUnavailable(ParamServerError):
 
 
 class ShardAway(ServerUnavailable):
-    """One of several servers gives no answer; what the first one has decided is acted on.
+    """Another shard than the first gave no answer; what the first one says is decided.
 
-    ``control``, ``frozen``: as of its reply.
+    Attributes:
+        control, frozen, rewrite: As in :class:`paramserver.wire.SyncReply`.
     """
 
     control: int
     frozen: bool
+    rewrite: int
 
 
 class SnapshotCorrupt(ParamServerError):

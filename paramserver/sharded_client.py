@@ -3,7 +3,8 @@
 A request goes to all of them at once: what is pushed is cut by shard, with the same bounds.  What
 they answer becomes one reply, of a version whose numbers are the sums of theirs; a clock is the
 lowest of theirs, and each one's is told beside it.  If one does not answer, or has not taken in a
-decision that another one has, there is no reply, and whoever has asked goes on as without contact.
+decision that another one has, there is no reply, and whoever has asked goes on as without contact,
+but for what shard 0 says is decided: a ban or a freeze needs no values.
 
 Values that are many come in parts, shard after shard.
 """
@@ -18,14 +19,13 @@ import msgspec
 
 from paramserver import wire
 from paramserver.client import Client
-from paramserver.errors import NotReady, RequestRefused, ServerUnavailable, ShardAway
+from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 from paramserver.shards import Cut, joined
 from paramserver.wire import Place, Push, SyncReply, SyncRequest, Version
 
 _VERSIONS_MAX: Final = 1024  # of which is known what each shard's was
 _EPOCHS_MAX: Final = 64
 _CAME_MAX: Final = 64
-_AWAY: Final = (ServerUnavailable, NotReady)
 _OF_ONE: Final = frozenset({"backfill", "promote", "relearn", "upgrade", "withdraw"})
 """Methods by which one server does something with all values."""
 
@@ -96,17 +96,14 @@ class ShardedClient(Client):
             return_exceptions=True,
         )
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
-        for error in sorted(errors, key=lambda error: isinstance(error, _AWAY)):
-            raise self._of_one(answers[0], error)
+        for error in sorted(errors, key=lambda error: isinstance(error, ServerUnavailable)):
+            if isinstance(error, ServerUnavailable) and isinstance(first := answers[0], SyncReply):
+                raise ShardAway(
+                    error.name, error.reason, first.control, first.frozen, first.rewrite
+                )
+            raise error
         replies = [answer for answer in answers if not isinstance(answer, BaseException)]
         return self._reply(request, came, since, replies)
-
-    def _of_one(self, first: SyncReply | BaseException, error: BaseException) -> BaseException:
-        """The error of a shard; if it is away, with what shard 0 has decided meanwhile."""
-        told = not isinstance(first, BaseException) and first.epoch >= self._newest[0]
-        if isinstance(first, BaseException) or not told or not isinstance(error, _AWAY):
-            return error
-        return ShardAway(self._name, str(error), first.control, first.frozen)
 
     def _asked(
         self,

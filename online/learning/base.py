@@ -124,9 +124,9 @@ class BaseLearner(ABC):
         self.arrival = Arrival(None)
         self.waits: set[int] = set()
 
-    def decided(self, control: int, *, frozen: bool) -> None:
-        """Whether the model is frozen by that control row; one that comes late changes nothing."""
-        if control >= self.control:  # a freeze makes no new version
+    def decide(self, control: int, frozen: bool) -> None:
+        """Take what is decided up to a control row, unless something newer is known."""
+        if control >= self.control:  # a freeze makes no new version: replies may be late
             self.control, self.frozen = control, frozen
 
     # -- answering ----------------------------------------------------------------------------

@@ -212,7 +212,7 @@ class Learner(LocalModel):
             return
         if self.mergeable and reply.rewrite == self.rewrite:
             self.arrival.note(reply, _clock(reply))
-            self.decided(reply.control, frozen=reply.frozen)
+            self.decide(reply.control, reply.frozen)
         else:
             self.want_all = True
         yield from self.arrival.take(reply)
@@ -270,7 +270,7 @@ class Learner(LocalModel):
         self.first = reply.first if isinstance(reply, ShardedReply) else None
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
         self.arrival.note(reply, clock, taken=whole)
-        self.decided(reply.control, frozen=reply.frozen)
+        self.decide(reply.control, reply.frozen)
         self.want_all = False
         peer = bool(reply.peer)
         finish(self.tracks, self.clock, self.durable, reply.closed, from_peer=peer)

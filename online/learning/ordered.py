@@ -303,7 +303,7 @@ class OrderedLearner(BaseLearner):
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
         self.keeper = reply.keeper
         self.arrival.note(reply, clock, taken=whole)
-        self.decided(reply.control, frozen=reply.frozen)
+        self.decide(reply.control, reply.frozen)
         self._settle(reply)
         self._stand()
         self.ready = True

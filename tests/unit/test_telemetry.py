@@ -91,11 +91,6 @@ def test_bounded_tables_are_told_where_there_are_any(families: dict[str, Metric]
     assert "online_table_rows" not in telemetry.exposition([unbounded])
 
 
-def test_each_of_several_servers_is_up_or_not(families: dict[str, Metric]) -> None:
-    found = {s.labels["shard"]: s.value for s in families["online_shard_up"].samples}
-    assert found == {"0": 1.0, "1": 0.0, "2": 0.0}
-
-
 def test_a_service_that_has_no_server_and_no_journal_says_so() -> None:
     bare = {**status(), "server": None, "journal": None, "rewrites": None, "challenger": None}
     text = telemetry.exposition([bare])

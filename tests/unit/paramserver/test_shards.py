@@ -165,20 +165,18 @@ def test_a_shard_that_was_away_is_behind_until_it_is_pushed_to() -> None:
     assert set(from_wire(told.blocks)["w"].data) == set("abcd")
 
 
-def test_while_a_shard_is_away_what_shard_0_has_decided_is_told() -> None:
+def test_what_shard_0_has_decided_is_told_while_another_is_away() -> None:
     one, other = Asked(0), Asked(1)
     client = ShardedClient("m", [one, other])
-    ask(client, request())
-    one.server.note_decided(replace(one.server.state(0.0, None, {}), control=7, frozen=7))
+    one.server.control, one.server.frozen, one.server.rewrite = 7, True, 3
     other.away = True
     with pytest.raises(ShardAway) as told:
         ask(client, request())
-    assert (told.value.control, told.value.frozen) == (7, True)
-    assert isinstance(told.value, ServerUnavailable)
+    assert (told.value.control, told.value.frozen, told.value.rewrite) == (7, True, 3)
     one.away = True
-    with pytest.raises(ServerUnavailable) as alone:
+    with pytest.raises(ServerUnavailable) as told:
         ask(client, request())
-    assert not isinstance(alone.value, ShardAway)
+    assert not isinstance(told.value, ShardAway), "nobody says what is decided"
 
 
 def test_a_push_for_an_earlier_server_is_not_taken_by_the_next() -> None:
