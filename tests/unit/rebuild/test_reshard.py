@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from online.challenger import promotion
+from online.commands import models
 from online.errors import StartRefused
 from online.learning.counters import DIGEST
 from online.models.from_settings import load_model
@@ -335,6 +336,21 @@ def test_who_does_not_answer_after_the_wish_decides_nothing_any_more(
     reshard.note(world.journal, "m", saying(world, 2, 2, 3))
     handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
     assert world.journal.head("m", world.spec).epoch == (3 if answers else 4)
+
+
+def test_the_running_service_says_how_many_servers_there_are(world: World) -> None:
+    """The file may have been changed since the service has read it."""
+    Keys.from_file(world.settings(2).key_path)
+    edited = world.settings(3)
+    with pytest.raises(StartRefused, match="has 2 parameter servers"):
+        models._wish(edited, "m", 2, world.spec)
+    with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
+        models._wish(edited, "m", 4, "0" * 64)
+    assert models._wish(edited, "m", 3, world.spec) == (world.loaded(3).spec_hash, 2)
+    found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
+    assert found is not None
+    wish = found[1]
+    assert (wish.given, wish.before, wish.shards, wish.was) == (3, 2, 3, world.spec)
 
 
 def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> None:
