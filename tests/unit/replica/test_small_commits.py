@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from replica_world import World, play, row, until
@@ -80,8 +80,9 @@ class Line:
     """A queue of its own: requests come when they are told to, and are answered likewise."""
 
     def __init__(self) -> None:
-        self.answers: Any = SimpleNamespace(requests=0, incident=None)
-        self.queue = queue.Queue(Limits(), Counter(), self.answers)
+        answers: Any = cast(Any, SimpleNamespace(requests=0, incident=None))
+        self.answers = answers
+        self.queue = queue.Queue(Limits(), Counter(), answers)
         self._sent: dict[str, Waiting] = {}
 
     def send(self, *names: str) -> None:
