@@ -107,7 +107,7 @@ def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
 def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: Patience) -> None:
     """Until each of these has restored its state.  Raises StartRefused with the remedy."""
     for one in begun:
-        _wait_serving(one.model, one.handle(), progress, patience)
+        _wait_serving(one.model, one.handle, progress, patience)
 
 
 def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
@@ -137,15 +137,16 @@ def _bounds_of(settings: Settings, shards: int) -> TableBounds | None:
 
 
 def _wait_serving(
-    name: str, handle: Any, progress: Callable[[str], None], patience: Patience
+    name: str, get: Callable[[], Any], progress: Callable[[str], None], patience: Patience
 ) -> None:
-    """Until the server has restored its state; what it restored is said."""
+    """Until the server has restored its state, though it be killed meanwhile; this is said."""
     import ray
-    from ray.exceptions import GetTimeoutError
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-    reason = "its process has not begun"
+    reason, handle = "its process has not begun", None
     while True:
-        with contextlib.suppress(GetTimeoutError):
+        with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
+            handle = get() if handle is None else handle
             status = ray.get(handle.status.remote(), timeout=max(patience.left_s(), 0.1))
             if status["state"] == "serving":
                 break
