@@ -241,6 +241,7 @@ def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
             found = _with_pages(subject, pairs)
         elif subject.telemetry:
             found = _switched(subject, given, pairs, requests)
+            requests = 2 * _SHORT
         else:
             found = [_beside(subject, given, i, requests) for i in range(pairs)]
     return cost_of(subject, requests, found)
@@ -275,8 +276,8 @@ def _switched(
     """CPU time a request of one service whose traces are off and on in turn.
 
     Two processes of one program differ by more than traces cost, and so do two seconds of a busy
-    machine: so a pair is many short turns of each.  The spans of a pair are sent at its end, in one
-    go, and what that takes is among what traces cost.
+    machine: so each of the pairs that are asked for is many, of two short turns each.  The spans of
+    all of them are sent at the end, in one go, and what that takes is a part of what each costs.
     """
     found: list[tuple[float, float]] = []
     ours, its = multiprocessing.get_context("spawn").Pipe()
@@ -290,19 +291,21 @@ def _switched(
         one.turn("feedback", _WARM)
         one.turn(subject.action, _WARM)
         for _ in range(pairs):
-            used = {True: 0.0, False: 0.0}
-            for turn in range(2 * (requests // _SHORT)):
-                is_on = turn % 4 in (1, 2)
-                ours.send(is_on)
-                ours.recv()
-                before = one.used_ns()
-                one.turn(subject.action, _SHORT)
-                used[is_on] += (one.used_ns() - before) / requests / 1e3
+            turns = []
+            for _ in range(max(requests // (2 * _SHORT), 1)):
+                used = {True: 0.0, False: 0.0}
+                for is_on in (False, True, True, False):
+                    ours.send(is_on)
+                    ours.recv()
+                    before = one.used_ns()
+                    one.turn(subject.action, _SHORT)
+                    used[is_on] += (one.used_ns() - before) / (2 * _SHORT) / 1e3
+                turns.append(used)
             before = one.used_ns()
             ours.send(_SEND)
             ours.recv()
-            used[True] += (one.used_ns() - before) / requests / 1e3
-            found.append((used[False], used[True]))
+            sent = (one.used_ns() - before) / requests / 1e3
+            found += [(used[False], used[True] + sent) for used in turns]
         ours.send(None)
     finally:
         process.join(_END_S)

@@ -21,15 +21,17 @@ _TURNS: Final = 5
 and what they send next comes along.  A commit costs as much as ten rows; without the turns two
 halves of the callers wait for each other's by turns."""
 _GATHER_S: Final = 0.004
-"""So soon after the last one a small commit begins only if all who may send are there: events that
-come one by one, beside predictions, would have a commit and a pass for every other one."""
+"""So soon after the last one a small commit begins, beside predictions, only if all who may send
+are there: events that come one by one would have a commit and a pass for every other one."""
+_BESIDE: Final = 1.5
+"""Predictions for each event that waits; with fewer, nobody else wants the loop."""
 
 
 class Queue:
     """Requests that wait for a commit, in the order in which they came.
 
     Parameters:
-        counts: What is refused is counted there, by the reason.
+        counts: What is refused is counted there, by the reason; predictions are, by others.
         answers: Who waits for an answer.
     """
 
@@ -40,7 +42,7 @@ class Queue:
         self._waiting: deque[Waiting] = deque()
         self._rows = 0  # those being written too
         self._requests, self._most = 0, 0  # that wait; that had no answer at the same time of late
-        self._begun_s = -math.inf
+        self._begun_s, self._predicted = -math.inf, 0
         self._more: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -49,14 +51,16 @@ class Queue:
     async def next_batch(self) -> list[Waiting]:
         """Return the requests of the next commit; nothing if none waits.
 
-        Before a small one the loop has some turns, if others wait for their answers, too; then
-        those are waited for who have sent at the same time of late, but not for long.
+        Before a small one the loop has some turns, if others wait for their answers, too. Beside
+        predictions those are waited for who have sent at the same time of late, but not for long.
         """
         if self._answers.requests > 1 and self._is_small():
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
-            await self._gather()
+            if self._counts["predictions"] - self._predicted > _BESIDE * self._requests:
+                await self._gather()
         self._begun_s = asyncio.get_running_loop().time()
+        self._predicted = self._counts["predictions"]
         return self._take()
 
     async def _gather(self) -> None:

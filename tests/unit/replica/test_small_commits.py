@@ -81,8 +81,8 @@ class Line:
 
     def __init__(self) -> None:
         answers: Any = cast(Any, SimpleNamespace(requests=0, incident=None))
-        self.answers = answers
-        self.queue = queue.Queue(Limits(), Counter(), answers)
+        self.answers, self.counts = answers, Counter[str]()
+        self.queue = queue.Queue(Limits(), self.counts, answers)
         self._sent: dict[str, Waiting] = {}
 
     def send(self, *names: str) -> None:
@@ -94,18 +94,20 @@ class Line:
     def answer(self, n: int) -> None:
         self.answers.requests -= n
 
-    async def take(self) -> list[str]:
+    async def take(self, *, predictions: int = 100) -> list[str]:
+        """Begin a commit, before which so many predictions were answered."""
+        self.counts["predictions"] += predictions
         batch = await self.queue.next_batch()
         return [one.rows[0].event_id for one in batch]
 
 
-async def three_who_come_one_by_one() -> list[str]:
+async def three_who_come_one_by_one(predictions: int = 100) -> list[str]:
     line = Line()
     line.send("a", "b", "c")
     assert await line.take() == ["a", "b", "c"]
     line.answer(2)
     line.send("d")
-    taking = asyncio.create_task(line.take())
+    taking = asyncio.create_task(line.take(predictions=predictions))
     for name in "ef":
         for _ in range(queue._TURNS + 2):
             await asyncio.sleep(0)
@@ -120,6 +122,7 @@ def test_who_sends_as_often_as_others_has_a_commit_with_them(
 ) -> None:
     monkeypatch.setattr(queue, "_GATHER_S", 1e9)  # it is not the time that ends the wait
     assert asyncio.run(three_who_come_one_by_one()) == ["d", "e", "f"]
+    assert asyncio.run(three_who_come_one_by_one(1)) == ["d"], "nobody else wants the loop"
     monkeypatch.setattr(queue, "_GATHER_S", 0.0)  # the control
     assert asyncio.run(three_who_come_one_by_one()) == ["d"]
 
