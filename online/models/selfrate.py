@@ -8,8 +8,8 @@ that fade::
     S_k ← .995 · S_k + (2 · [expert k was wrong] + Brier score of expert k) / 3
     p   = Σ v_k · p_k,   v_k ∝ exp(−S_k)
 
-Half of each vote is so, the other half with .99967 for .995, what did well for a long time; but not
-in regression.
+Two thirds of each vote are so, a third is with .99967 for .995, what did well for a long time; but
+not in regression.
 
 An expert is judged by what it answered when the row was served: with late labels, what it would
 answer now is too kind to high rates, which have learned the neighbouring rows since (Elec2 with

@@ -1,8 +1,8 @@
 """Experts vote by how each one did of late.
 
 The exponential weights of Littlestone and Warmuth 1994, see :mod:`online.models.selfrate`, with two
-memories: half of each vote is by the losses of late, half by those of a long time.  What is true of
-late is not so any more where labels come late; what always was may be over.
+memories: two thirds of each vote are by the losses of late, a third is by those of a long time.
+What is true of late is not so any more where labels come late; what always was may be over.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ FADE: Final = 0.995
 
 LONG: Final = 1.0 - 1.0 / 3_000.0
 """The same of the long memory, a window of 3,000 labels."""
+
+_LONG_SHARE: Final = 1.0 / 3.0  # of each vote
 
 _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
@@ -108,7 +110,7 @@ def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> l
     least, lowest = min(losses), min(long)
     lately = [exp(sharp * (least - loss)) for loss in losses]
     always = [exp(sharp * (lowest - loss)) for loss in long]
-    a, b = 0.5 / sum(lately), 0.5 / sum(always)
+    a, b = (1.0 - _LONG_SHARE) / sum(lately), _LONG_SHARE / sum(always)
     return [a * x + b * y for x, y in zip(lately, always, strict=True)]
 
 
