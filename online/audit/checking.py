@@ -137,7 +137,7 @@ def _controls(
 
     ``rows`` were read before the lines, ``later`` after them.
     """
-    told: set[str] = set()
+    written: set[str] = set()
     known: int | None = None  # up to this one no line is asked for
     by_key: Mapping[str, int] = {row.key: row.seq for row in later}
     for one in read:
@@ -147,7 +147,7 @@ def _controls(
         if known is None and model in entry.about.get(CONTROLS, {}):
             known = int(entry.about[CONTROLS][model])
         if entry.model == model and entry.key:
-            told.add(entry.key)
+            written.add(entry.key)
             if entry.key not in by_key:
                 yield f"line {one.number}: its decision about {model!a} is not in the journal"
             elif known is None:
@@ -155,5 +155,5 @@ def _controls(
     if known is None:
         return  # the log began before the model did, or there is none
     for row in rows:
-        if row.seq > known and row.key not in told and row.kind not in OF_ROWS:
+        if row.seq > known and row.key not in written and row.kind not in OF_ROWS:
             yield f"decision {row.seq} of model {model!a} ({row.kind}) has no line"

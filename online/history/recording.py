@@ -21,7 +21,7 @@ from online.history.samples import Mark
 from online.history.series import FOLDER, Series
 from refusals import reason
 
-log = logging.getLogger("online.history")
+log = logging.getLogger(__name__)
 
 EVERY_S: Final = 15.0
 _ASK_S: Final = 5.0
@@ -159,8 +159,8 @@ class Recording:
                 if name not in self._series:
                     self._series[name] = Series(self._folder, name)
                 memory = memory_of(status["replicas"])
-                told = {**status, "edge": self._releases(name), "memory_bytes": memory}
-                marks[name] = self._series[name].add(told, self._now_s())
+                sample = {**status, "edge": self._releases(name), "memory_bytes": memory}
+                marks[name] = self._series[name].add(sample, self._now_s())
             except Exception as error:  # a full disk: the look is worth all the more
                 log.info("the history has a gap: %r", error)
         self._tell(Look(self._now_s(), self._url, statuses, marks))
