@@ -38,13 +38,15 @@ class Checked:
     """The result of looking at the whole log.
 
     ``lines``: how many there are; ``trimmed``: how many an anchor stands for; ``old``: lines of
-    keys that are gone, which the lines after them vouch for; ``faults``: what is wrong, in words.
+    keys that are gone, which the lines after them vouch for; ``faults``: what is wrong, in words;
+    ``verified``: whether there was a key to verify signatures with.
     """
 
     lines: int
     trimmed: int
     old: int
     faults: tuple[str, ...]
+    verified: bool = True
 
     @property
     def good(self) -> bool:
@@ -55,13 +57,16 @@ class Checked:
         """Return it as plain data, ``good`` included."""
         return {
             "good": self.good, "lines": self.lines, "trimmed": self.trimmed, "old": self.old,
-            "faults": list(self.faults),
+            "faults": list(self.faults), "verified": self.verified,
         }  # fmt: skip
 
     def __str__(self) -> str:
         begin = f"log of decisions: {'good' if self.good else 'NOT GOOD'}, {self.lines:,} lines"
         begin += f", {self.trimmed:,} trimmed before them" if self.trimmed else ""
         begin += f", {self.old:,} signed by a key that is gone" if self.old else ""
+        begin += (
+            "" if self.verified else "; no key can be read here, so nobody verified who wrote them"
+        )
         return "\n".join([begin, *(f"  {fault}" for fault in self.faults)])
 
 
@@ -88,7 +93,7 @@ def check(
         faults[_SHOWN:] = [f"and {len(faults) - _SHOWN:,} more"]
     trimmed = read[0].number if read and _anchored(read[0]) else 0
     old = sum(not one.sure for one in read) if keys else 0
-    return Checked(len(read), trimmed, old, tuple(faults))
+    return Checked(len(read), trimmed, old, tuple(faults), verified=bool(keys) or not read)
 
 
 def _anchored(one: Read) -> bool:
