@@ -25,7 +25,7 @@ from paramserver.errors import (
 from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.exchange")
+log = logging.getLogger(__name__)
 
 _PUSHES: Final = 64  # deltas of one exchange
 _DROPS: Final = 16  # pieces of old copies let go of after one
