@@ -89,7 +89,12 @@ def test_the_command_delays_labels_only_if_asked(
     monkeypatch: pytest.MonkeyPatch, late: tuple[str, ...], streams: list[str]
 ) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(bench, "run", lambda *_, streams, **__: asked.append(streams) or [])
+
+    def run(*_: Any, streams: list[str], **__: Any) -> list[bench.Line]:
+        asked.append(streams)
+        return []
+
+    monkeypatch.setattr(bench, "run", run)
     monkeypatch.setattr(alone, "show", lambda *_, **__: None)
     words = [word for n in late for word in ("--late", n)]
     done = CliRunner().invoke(alone.app, ["defaults", "--stream", "binary 48 late", *words])
