@@ -7,6 +7,8 @@ with a wrong label.
 * *flood*: some of 26 sources are honest until half of the stream, then send 1, 4 or 15 lies a row;
 * *quiet*: the same lies, all to a replica that hears nothing else;
 * *names*: a quarter of what arrives are lies, and after three of them there is a new name;
+* *unsure*: the flood, but each lie is about a row of which the model, which the liar asks, is not
+  sure; in this process only;
 * *few*: nobody lies, and no source ever sends more than three rows.
 
 Figures are of the honest rows while lies come: the *attacked thousand*.
@@ -16,15 +18,17 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from benchmarks.dealt import Dealt
 from evaluation.streams import open_stream
+from online.learning.scores import score_of
 from online.settings.model import ModelSettings
 from replay.example import Features, Label
 from replay.journal.base import Verdict
@@ -39,7 +43,7 @@ STREAMS: Final[dict[str, tuple[str, str, int, int]]] = {
 }
 """Task, learner, rows before the lies, rows among them."""
 
-ATTACKS: Final = ("flood", "quiet", "names", "few")
+ATTACKS: Final = ("flood", "quiet", "unsure", "names", "few")
 SOURCES: Final = 26
 LIES: Final = (1, 4, 15)
 LIARS: Final = (3, 6, 8)
@@ -55,6 +59,10 @@ filter; the same for new names, and for sources of three rows."""
 
 _LIES_OF_A_NAME: Final = 3
 _LATELY: Final = 500  # rows that lies are about
+_SURE: Final = 0.7
+_ASKED: Final = 60
+"""Share of the likeliest label from where on the model is sure; rows that a liar asks about."""
+
 _ACS: Final = ("acs_employment_MA", "employment_MA_reference.pq")
 _LABEL: Final = "employed"
 _NOT_FEATURES: Final = ("id", "year", "prediction", "predicted_probability", _LABEL)
@@ -174,8 +182,23 @@ def few_each(rows: Sequence[Row], seed: int) -> list[list[Sent]]:
     return out
 
 
-def _lie(rows: Sequence[Row], n: int, draw: random.Random) -> Row:
-    features, label = rows[draw.randrange(max(n - _LATELY, 0), n + 1)]
+def _share(model: Any, task: Any, features: Features) -> float:
+    """The share that a model gives to the label which it answers."""
+    score = score_of(task, model.predict(features))
+    return max((score or {"": 1.0}).values())
+
+
+def _lie(
+    rows: Sequence[Row],
+    n: int,
+    draw: random.Random,
+    share: Callable[[Features], float] | None = None,
+) -> Row:
+    """A wrong label of one of the rows before the ``n``-th; ``share``: one with a small share."""
+    for _ in range(1 if share is None else _ASKED):
+        features, label = rows[draw.randrange(max(n - _LATELY, 0), n + 1)]
+        if share is None or share(features) < _SURE:
+            break
     labels = list({str(y): y for _, y in sorted(rows, key=lambda row: str(row[1]))}.values())
     return features, draw.choice([other for other in labels if other != label])
 
@@ -206,15 +229,24 @@ class Play(Protocol):
 def play(
     name: str, groups: Sequence[list[Sent]], before: int, filters: str, replicas: int = 1,
     *, quiet: bool = False, vouched: bool = True, learner: str | None = None,
+    unsure: int | None = None,
 ) -> Played:  # fmt: skip
-    """Send it all to replicas of this process."""
+    """Send it all to replicas of this process.
+
+    ``unsure``: seed of lies about rows of which the model is not sure, in the place of the others.
+    """
     given = settings_of(name, filters, learner)
-    loop = Dealt(ModelSettings.model_validate(given), replicas, vouched=vouched)
+    settings = ModelSettings.model_validate(given)
+    loop = Dealt(settings, replicas, vouched=vouched)
+    rows, draw = [group[0][1:3] for group in groups], random.Random(unsure)
     set_aside, condemned, taken, right = Counter[str](), dict[str, None](), 0, 0
     for n, group in enumerate(groups):
         for source, features, label, lie in group:
             if n >= before and not lie:
                 right += loop.model.predict(features).label == label
+            if lie and unsure is not None:
+                share = partial(_share, loop.model, settings.task)
+                features, label = _lie(rows, n, draw, share)
             to = None if not quiet else replicas - 1 if lie else 0
             row = loop.step(source, features, label, to=to)
             aside = row.verdict is Verdict.QUARANTINED
@@ -298,13 +330,17 @@ class _Case:
         if kind == "few":
             yield from (self._few(vouched=vouched) for vouched in (True, False))
             return
+        if kind == "unsure" and self.by is not play:
+            return
         clean: float | None = None  # the same, whoever would lie: all have sent the same rows
         for k in liars:
             for n in lies if kind == "flood" else (1,):
                 groups = flood(self.rows, self.before, k, n, self.seed)
+                given: dict[str, Any] = {"unsure": self.seed} if kind == "unsure" else {}
                 found = self._attacked(
-                    groups, f"{kind}, {k} liars, {n} a row", quiet=kind == "quiet", clean=clean
-                )
+                    groups, f"{kind}, {k} liars, {n} a row", quiet=kind == "quiet", clean=clean,
+                    **given,
+                )  # fmt: skip
                 clean = found.clean
                 yield found
 

@@ -162,7 +162,8 @@ def floods(
         list[str] | None, typer.Option(help="a stream of the table; may be given again")
     ] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="flood, quiet, names or few; may be given again")
+        list[str] | None,
+        typer.Option(help="one of them; may be given again"),
     ] = None,
     seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
@@ -174,6 +175,8 @@ def floods(
     as_json: AsJson = False,
 ) -> None:
     """Sources that behave and then flood, names without end, a replica that hears few.
+
+    Kinds: flood, quiet, unsure (in this process only), names, few.
 
     Exits 1 if fewer than four of five liars are caught, two honest rows of a hundred are set aside,
     accuracy falls by five points or half a point below no filter.  Needs the streams in

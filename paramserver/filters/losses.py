@@ -17,20 +17,25 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
+from functools import cache
 from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
 
 from paramserver.blocks import COUNT, Block, Blocks
-from paramserver.filters.odds import NONE, TRIAL, Odds, is_unproven, key_of, odds_of
+from paramserver.filters.odds import NONE, TRIAL, Odds, Votes, is_unproven, key_of, odds_of
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
 LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES))
 """The blocks: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``.  The second is of labels
-that are numbers: the first may hold such of earlier versions, without side and in other units.  No
-source at all: the label was not said."""
+that are numbers: the first may hold such of earlier versions, without side and in other units.
+Behind a source with a mark the label was not said by it; where no source stands (of earlier
+versions), by nobody."""
+
+_UNSAID: Final = "\1"
+"""Marks the source of a label that was not said; no caller can have it either."""
 
 _NAMELESS: Final = "\0"
 """Stands there for the source whose name is empty; no caller can have this one."""
@@ -100,7 +105,7 @@ class Losses:
 
     def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
         self.numbers = numbers
-        self._answers = tuple(answers)
+        self._other = dict(zip(answers, reversed(answers), strict=True))
         self.block: str = NUMBER_LOSSES if numbers else LOSSES
         self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
@@ -108,6 +113,7 @@ class Losses:
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
         self._all: dict[str, Bins] = {}  # and of all labels together
         self._unsaid: dict[str, Bins] = {}  # what labels that were not said would have lost
+        self._votes = Votes()
         self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
@@ -131,7 +137,7 @@ class Losses:
     def add(self, source: str, label: str | None, loss: float, other: Other | None = None) -> bool:
         """Count one more event; False: its source has had its share of the generation.
 
-        ``other``: one of several labels that it does not say; counted as of no source.
+        ``other``: one of several labels that it does not say.
         """
         newest, source = max(self._counts, default=1), source or _NAMELESS
         if self._sizes.get(newest, 0) + self._passed >= _GENERATION:
@@ -151,7 +157,7 @@ class Losses:
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
-            key = f"{newest}\n{bin_of(other[1])}\n{key_of(other[0])}\n"
+            key = f"{newest}\n{bin_of(other[1])}\n{key_of(other[0])}\n{_UNSAID}{source}"
             self._set(key, self._counts[newest].get(key, 0) + 1)
             self._open[key] = self._open.get(key, 0) + 1
         return True
@@ -166,7 +172,7 @@ class Losses:
         fresh = []
         for key, n in values.items():
             more = self._set(key, int(n + self._open.get(key, 0)))
-            if more > 0 and key[-1] != "\n":  # what was not said is not heard
+            if more > 0 and not _is_unsaid(key.split("\n", 3)[3]):  # else it is not heard
                 fresh.append((key, more))
         if fresh:
             self._hear(fresh)
@@ -181,7 +187,7 @@ class Losses:
     def reset(self) -> None:
         """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
-        self._all, self._unsaid, self._odds = {}, {}, NONE
+        self._all, self._unsaid, self._votes, self._odds = {}, {}, Votes(), NONE
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard, self._edges = {}, [], []
 
@@ -204,7 +210,7 @@ class Losses:
         if more:
             _, bin_, label, source = key.split("\n", 3)
             self._add(int(bin_), label, source, more)
-            if not source:
+            if _is_unsaid(source):
                 return more  # nor is it an event
             self._sizes[generation] += more
             if generation == newest:
@@ -220,13 +226,18 @@ class Losses:
 
     def _add(self, bin_: int, label: str, source: str, more: int) -> None:
         self._nulls = self._odds = None
-        if not source:
+        if _is_unsaid(source):
+            self._votes.add(label, source[1:], bin_, more, said=False)
             unsaid = self._unsaid.setdefault(label, {})
             if n := unsaid.pop(bin_, 0) + more:
                 unsaid[bin_] = n
             elif not unsaid:
                 del self._unsaid[label]
             return
+        if label and not self.numbers:
+            self._votes.add(label, source, bin_, more, said=True)
+            if (other := self._other.get(label)) is not None:
+                self._votes.add(other, source, _turned(bin_), more, said=False)
         of_source = self._bins.get(label)
         if of_source is None:
             of_source = self._bins[label] = {}
@@ -265,22 +276,17 @@ class Losses:
     def odds(self) -> Odds:
         """How often honest labels, and wrong ones, have such a loss."""
         if self._odds is None:
-            said = {label: _summed(of) for label, of in self._bins.items() if label}
-            unsaid = self._unsaid
-            if self._answers:
-                turned = zip(self._answers, reversed(self._answers), strict=True)
-                unsaid = {label: _turned(said.get(other, {})) for label, other in turned}
-            self._odds = odds_of(said, unsaid, self._alone(said.keys() | unsaid.keys(), unsaid))
+            self._odds = odds_of(self._votes.shown(), self._alone())
         return self._odds
 
-    def _alone(self, labels: Set[str], unsaid: Mapping[str, Bins]) -> dict[str, frozenset[str]]:
+    def _alone(self) -> dict[str, frozenset[str]]:
         """Labels with whose senders there are too few to compare, and who of these is unproven."""
+        labels = self._votes.labels
         few = [label for label in labels if len(self._bins.get(label, {})) < SOURCES_MIN]
         said: dict[str, Bins] = {}  # of all these labels together: they may be many
         wrong: dict[str, Bins] = {}
-        for label in few:
-            if (of_wrong := unsaid.get(label)) is None:
-                continue
+        unsaid = {label: x for label in few if (x := self._wrong(label))}
+        for label, of_wrong in unsaid.items():
             for source, x in self._bins.get(label, {}).items():
                 _sum_into(said.setdefault(source, {}), x)
                 _sum_into(wrong.setdefault(source, {}), of_wrong)
@@ -293,6 +299,15 @@ class Losses:
             of_source, of_wrong = self._bins.get(label, {}), unsaid.get(label, {})
             found = all_in_all | {s for s, x in of_source.items() if is_unproven(x, of_wrong)}
             out[label] = frozenset("" if s == _NAMELESS else s for s in found)
+        return out
+
+    def _wrong(self, label: str) -> Bins:
+        """The losses of a label where another one was said."""
+        out: Bins = {}
+        if (other := self._other.get(label)) is None:
+            return self._unsaid.get(label, out)
+        for bins in self._bins.get(other, {}).values():
+            _sum_into(out, {_turned(bin_): n for bin_, n in bins.items()})
         return out
 
     def kind(self, label: str | None) -> str | None:
@@ -381,27 +396,21 @@ def bin_of(loss: float) -> int:
     return ceil(_OF_AN_OCTAVE * log2(max(loss, _LEAST)))
 
 
-def _summed(of_source: Mapping[str, Bins]) -> Bins:
-    """The events of all sources together."""
-    out: Bins = {}
-    for bins in of_source.values():
-        _sum_into(out, bins)
-    return out
-
-
 def _sum_into(out: Bins, bins: Mapping[int, int]) -> None:
     for bin_, n in bins.items():
         out[bin_] = out.get(bin_, 0) + n
 
 
-def _turned(bins: Bins) -> Bins:
-    """Return the losses that the other of two labels would have had on the same rows."""
-    out: Bins = {}
-    for bin_, n in bins.items():
-        middle = 2.0 ** ((bin_ - 0.5) / _OF_AN_OCTAVE)
-        turned = bin_of(-log(-expm1(-middle)))
-        out[turned] = out.get(turned, 0) + n
-    return out
+@cache
+def _turned(bin_: int) -> int:
+    """Return the bin of what the other of two labels would have lost on the same row."""
+    middle = 2.0 ** ((bin_ - 0.5) / _OF_AN_OCTAVE)
+    return bin_of(-log(-expm1(-middle)))
+
+
+def _is_unsaid(source: str) -> bool:
+    """Whether a key with this source counts a label that it did not say."""
+    return source[:1] in ("", _UNSAID)
 
 
 def _generation(key: str) -> int:

@@ -7,6 +7,9 @@ not said are the wrong ones.  So losses of a label are counted where it was said
 not, and their ratio is what one event says of its source (Neyman and Pearson 1933).  Where a model
 knows nothing both are alike, and nothing is said.
 
+At each size of a loss no source counts more than the median one of those that are seen there: lies
+about rows of which the model is not sure came to be usual there, so few honest ones are.
+
 A label that few sources send has nobody to be compared with.  Whoever sends it is *unproven* until
 the model finds the label likelier on its rows than on rows of which others said another one: that
 is so of true labels once some were learned, and not of a label that is sent with any row.
@@ -69,31 +72,66 @@ class Odds(NamedTuple):
 NONE: Final = Odds({}, {}, 0.0, 0.0, {})
 """Nothing is known of any label."""
 
-Bins = Mapping[int, int]
-"""Events by bin, sixteen an octave."""
+
+class Votes:
+    """Events of each source by label and place of the loss, where it said the label or did not."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, dict[int, dict[str, list[int]]]] = {}
+
+    @property
+    def labels(self) -> list[str]:
+        """Labels that were said or not."""
+        return list(self._counts)
+
+    def add(self, label: str, source: str, bin_: int, more: int, *, said: bool) -> None:
+        """Count so many ``more`` events with a loss in this bin, of sixteen an octave."""
+        at = _place(-(-bin_ // _BINS_EACH))
+        of_source = self._counts.setdefault(label, {}).setdefault(at, {})
+        counts = of_source.setdefault(source, [0, 0])
+        counts[not said] += more
+        if more < 0 and not any(counts):
+            del of_source[source]
+            if not of_source:
+                del self._counts[label][at]
+                if not self._counts[label]:
+                    del self._counts[label]
+
+    def shown(self) -> dict[str, tuple[list[float], list[float]]]:
+        """By label the events by place where it was said and where not, as sources count."""
+        out = {}
+        for label, of_place in self._counts.items():
+            honest, wrong = [0.0] * _PLACES, [0.0] * _PLACES
+            for at, of_source in of_place.items():
+                both = sorted(map(sum, of_source.values()))
+                most = both[len(both) // 2]
+                for said, unsaid in of_source.values():
+                    part = min(most / (said + unsaid), 1.0)
+                    honest[at] += part * said
+                    wrong[at] += part * unsaid
+            out[label] = honest, wrong
+        return out
 
 
 def odds_of(
-    said: Mapping[str, Bins], unsaid: Mapping[str, Bins], alone: Mapping[str, Collection[str]]
+    counts: Mapping[str, tuple[list[float], list[float]]], alone: Mapping[str, Collection[str]]
 ) -> Odds:
     """The odds by what is counted of each label; ``alone``: as they are to have it."""
-    honest, wrong = _counts(said), _counts(unsaid)
-    of_honest, of_wrong = _shares(_sum(honest.values()), 1.0), _shares(_sum(wrong.values()), 1.0)
-    none = [0.0] * _PLACES
+    totals = [_sum(one[which] for one in counts.values()) for which in (0, 1)]
+    of_honest, of_wrong = (_shares(total, 1.0) for total in totals)
     odds = Odds({}, {}, 0.0, 0.0, alone)
     denied = [0.0, 0.0]
-    for label in honest.keys() | wrong.keys():
-        here, there = honest.get(label, none), wrong.get(label, none)
+    for label, (here, there) in counts.items():
         h = odds.said[label] = _shares(here, _POOLED, of_honest)
         w = odds.unsaid[label] = _shares(there, _POOLED, of_wrong)
-        for which, counts, shares in ((0, here, h), (1, there, w)):
-            denied[which] += sum(counts) * sum(
+        for which, events, shares in ((0, here, h), (1, there, w)):
+            denied[which] += sum(events) * sum(
                 s for s, a, b in zip(shares, h, w, strict=True) if a < b
             )
     for label in alone:
         del odds.said[label]
-    many = [sum(map(sum, counts.values())) for counts in (honest, wrong)]
-    return odds._replace(honest=denied[0] / max(many[0], 1.0), wrong=denied[1] / max(many[1], 1.0))
+    honest, wrong = (x / max(sum(total), 1.0) for x, total in zip(denied, totals, strict=True))
+    return odds._replace(honest=honest, wrong=wrong)
 
 
 def is_unproven(said: Mapping[int, int], unsaid: Mapping[int, int]) -> bool:
@@ -121,16 +159,6 @@ def key_of(label: str) -> str:
 
 def _place(half_octave: int) -> int:
     return min(max(half_octave - _FIRST, 0), _PLACES - 1)
-
-
-def _counts(of_label: Mapping[str, Bins]) -> dict[str, list[float]]:
-    """Events by place, of each label."""
-    out = {}
-    for label, bins in of_label.items():
-        counts = out[label] = [0.0] * _PLACES
-        for bin_, n in bins.items():
-            counts[_place(-(-bin_ // _BINS_EACH))] += n
-    return out
 
 
 def _sum(counts: Iterable[list[float]]) -> list[float]:

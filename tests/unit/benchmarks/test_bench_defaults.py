@@ -90,7 +90,7 @@ def test_the_command_delays_labels_only_if_asked(
 ) -> None:
     asked: list[list[str]] = []
 
-    def run(*_: Any, streams: list[str], **__: Any) -> list[bench.Line]:
+    def run(*_: object, streams: list[str], **__: object) -> list[bench.Line]:
         asked.append(streams)
         return []
 

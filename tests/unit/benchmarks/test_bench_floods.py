@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from collections import Counter
 from typing import Any
 
@@ -63,6 +64,14 @@ def test_honest_rows_alone_are_sent_once_for_all_floods() -> None:
     ]  # fmt: skip
     assert seen == {("none", False): 1, ("none", True): 2, ("default", True): 2}
     assert not any(line.good for line in lines), "nobody is caught"
+
+
+def test_a_liar_who_asks_lies_about_what_the_model_is_not_sure_of() -> None:
+    rows: list[floods.Row] = [({"x": float(i)}, i % 2 == 0) for i in range(20)]
+    draw = random.Random(1)
+    lies = [floods._lie(rows, 19, draw, lambda x: 0.5 if x["x"] == 7.0 else 0.9) for _ in range(9)]
+    assert lies.count(({"x": 7.0}, True)) >= 7, "sixty are looked at, of twenty"
+    assert len({x["x"] for x, _ in (floods._lie(rows, 19, draw) for _ in range(40))}) > 5
 
 
 @pytest.mark.parametrize("kind", heavy_tails.KINDS)

@@ -131,6 +131,33 @@ def test_what_was_not_said_is_counted_beside_and_is_no_event() -> None:
     assert one.odds().of("b", 0.3) is None
 
 
+@pytest.mark.parametrize("answers", [("a", "b"), ()])
+def test_many_lies_of_a_few_do_not_make_them_usual(answers: tuple[str, ...]) -> None:
+    """Six of twenty-six say ``b`` where the model is not sure, and the others seldom: ``a``.
+
+    The model answers every row with a half, or is sure.
+    """
+    losses, draw, liars = Losses(answers=answers), random.Random(5), 0
+
+    def add(source: str, label: str, loss: float, unsaid: float) -> None:
+        other = ("a" if label == "b" else "b", unsaid)
+        losses.add(source, label, loss, None if answers else other)
+
+    for i in range(1_000):
+        honest, sure = f"s{draw.randrange(20)}", draw.random() < 0.8
+        label = draw.choice("ab") if sure else "a"
+        add(honest, label, *((0.05, 3.0) if sure else (0.69, 0.69)))
+        if i >= 400 and losses.add(f"liar{i % 6}", "b", 0.69, None if answers else ("a", 0.69)):
+            liars += 1
+    assert liars > 200, "as many as the others' by far"
+    said, unsaid = odds(losses, "b", 0.69)
+    assert unsaid > 1.5 * said, "nobody else says so there"
+    said, unsaid = odds(losses, "a", 0.69)
+    assert said > 1.5 * unsaid
+    said, unsaid = odds(losses, "b", 0.05)
+    assert said > 5.0 * unsaid, "where the model is sure all is as it was"
+
+
 def test_of_two_labels_the_other_one_is_known() -> None:
     losses = Losses(answers=("true", "false"))
     for i in range(400):
