@@ -294,8 +294,10 @@ class Binary(SelfRateModel):
 
     @staticmethod
     def _judge(mixture: Mixture, judged: Sequence[float], y: float, weight: float) -> None:
-        misses = [abs(y - p) for p in judged]  # the Brier score is twice the square
-        mixture.judge([((miss > 0.5) + miss * miss) * (2.0 / 3.0) for miss in misses], weight)
+        losses = [  # the Brier score is twice the square
+            (((miss := abs(y - p)) > 0.5) + miss * miss) * (2.0 / 3.0) for p in judged
+        ]
+        mixture.judge(losses, weight)
 
     def _walk(
         self,

@@ -65,8 +65,8 @@ class Mixture:
         """A label came.  One of weight w counts as w labels of weight 1."""
         lasting = self._lasting
         if weight == 1.0:
-            self.losses = [FADE * s + x for s, x in zip(self.losses, losses, strict=True)]
-            self.long = [lasting * s + x for s, x in zip(self.long, losses, strict=True)]
+            self.losses = _faded(self.losses, losses, FADE)
+            self.long = _faded(self.long, losses, lasting)
         else:
             self.losses = _weighed(self.losses, losses, weight, FADE)
             self.long = _weighed(self.long, losses, weight, lasting)
@@ -108,10 +108,31 @@ def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> l
     """Return votes of experts with these losses, of late and of a long time; they sum to 1."""
     exp = math.exp
     least, lowest = min(losses), min(long)
+    if len(losses) == 4:  # written out: each answer of a linear model asks it
+        a, b, c, d = losses
+        a, b, c, d = (
+            exp(sharp * (least - a)), exp(sharp * (least - b)),
+            exp(sharp * (least - c)), exp(sharp * (least - d)),
+        )  # fmt: skip
+        e, f, g, h = long
+        e, f, g, h = (
+            exp(sharp * (lowest - e)), exp(sharp * (lowest - f)),
+            exp(sharp * (lowest - g)), exp(sharp * (lowest - h)),
+        )  # fmt: skip
+        p, q = (1.0 - _LONG_SHARE) / (a + b + c + d), _LONG_SHARE / (e + f + g + h)
+        return [p * a + q * e, p * b + q * f, p * c + q * g, p * d + q * h]
     lately = [exp(sharp * (least - loss)) for loss in losses]
     always = [exp(sharp * (lowest - loss)) for loss in long]
     a, b = (1.0 - _LONG_SHARE) / sum(lately), _LONG_SHARE / sum(always)
     return [a * x + b * y for x, y in zip(lately, always, strict=True)]
+
+
+def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
+    """Return what is kept after a label."""
+    if len(kept) == 4:
+        (a, b, c, d), (e, f, g, h) = kept, losses
+        return [z * a + e, z * b + f, z * c + g, z * d + h]
+    return [z * s + x for s, x in zip(kept, losses, strict=True)]
 
 
 def _weighed(
