@@ -33,8 +33,8 @@ serve: $(SERVES)  ## the service on river's Phishing stream, playing it, until C
 test: export OMP_NUM_THREADS := 1
 
 # Four lanes, of which all but the first print when they are done: two of whole services, which
-# wait a lot, by the first letter of a file's name, and beside them two of what only computes.  The
-# second of services is done long before the others: half of the unit tests run in its place.
+# wait a lot, by the first letter of a file's name, and beside them two of what only computes.  Both
+# of services are done long before the others: the rest of the unit tests runs in their places.
 test: $(TESTS)  ## everything but the long tests and benchmarks
 	@out=$$(mktemp -d); lanes=; \
 	trap 'kill $$lanes 2>/dev/null; wait; rm -rf '$$out EXIT; trap 'exit 130' INT TERM; \
@@ -44,12 +44,14 @@ test: $(TESTS)  ## everything but the long tests and benchmarks
 	$(PYTEST) tests/integration/test_[a-h]*.py & first=$$!; \
 	lanes="$$unit $$computed $$second $$first"; failed=0; \
 	wait $$second || failed=1; \
-	nice -n 10 $(PYTEST) tests/unit/[p-z]* >$$out/later 2>&1 & later=$$!; \
-	lanes="$$unit $$computed $$first $$later"; \
-	wait $$first || failed=1; cat $$out/second; \
-	wait $$computed || failed=1; cat $$out/computed; \
-	wait $$unit || failed=1; cat $$out/unit; \
-	wait $$later || failed=1; cat $$out/later; \
+	nice -n 10 $(PYTEST) tests/unit/[p-r]* >$$out/third 2>&1 & third=$$!; \
+	lanes="$$unit $$computed $$first $$third"; \
+	wait $$first || failed=1; \
+	nice -n 10 $(PYTEST) tests/unit/[s-z]* >$$out/fourth 2>&1 & fourth=$$!; \
+	lanes="$$unit $$computed $$third $$fourth"; cat $$out/second; \
+	for lane in computed unit third fourth; do \
+		eval "wait \$$$$lane" || failed=1; cat $$out/$$lane; \
+	done; \
 	lanes=; exit $$failed
 
 check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents

@@ -104,26 +104,6 @@ def journal(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def checksums(
-    turns: Annotated[int, typer.Option(help="pairs of each size of batch", min=1)] = 12,
-    seconds: Annotated[float, typer.Option(help="of each half of a pair")] = 2.0,
-    folder: Annotated[Path | None, typer.Option(help="on the disk that is meant")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Measure what checksums cost the journal: durable appends with and without, turn by turn.
-
-    Exit code 1 if the 95 % interval of the ratio does not reach .97.
-
-    Example: python -m benchmarks checksums --folder /var/lib
-    """
-    from benchmarks.studies import checksums as bench
-
-    found = bench.run(turns, seconds, folder=folder, progress=lambda x: print(x, file=sys.stderr))
-    show("checksums", found, as_json=as_json)
-    raise typer.Exit(0 if all(line.good for line in found) else 1)
-
-
-@app.command()
 def buffers(
     peer: Annotated[
         Path | None, typer.Option(help="Python of an environment with avalanche-lib==0.6.0")

@@ -39,7 +39,6 @@ from benchmarks.deciding import (
 )
 from benchmarks.embedded import embedded
 from benchmarks.faults import check_once, durability, recovery, reloads, soak
-from benchmarks.growth import growth
 from benchmarks.hostile import robustness
 from benchmarks.newcomer import newcomer
 from benchmarks.observed import observed
@@ -363,7 +362,6 @@ def everything() -> None:
         judging,
         rescore,
         scores,
-        growth,
         start,
         newcomer,
         embedded,

@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from benchmarks.service import Running
+from benchmarks.within import Direct
 from online.client.connection import Connection
 from online.errors import RequestError
 from online.learning.merged import Learner
@@ -30,7 +31,6 @@ from online.settings.config import Limits, Settings
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.trust.filtering import filtering_for
-from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
 from replay.example import Features
@@ -134,22 +134,11 @@ async def _replica(
     learner.bounds.on = settings.filters != "none"
     replica = ModelReplica(
         settings, Limits(), learner, Who(name, _SPEC),
-        surroundings.Outside(journal, _Direct(server)),
+        surroundings.Outside(journal, Direct(server)),
         filters=filters,
     )  # fmt: skip
     await replica.start()
     return replica
-
-
-class _Direct:
-    """Asks the parameter server of this process."""
-
-    def __init__(self, server: ParameterServer) -> None:
-        self._server = server
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        await asyncio.sleep(0)
-        return wire.decode_reply(self._server.sync(wire.encode(request)))
 
 
 class Outside:

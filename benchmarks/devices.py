@@ -27,6 +27,7 @@ from typing import Any, Final
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from benchmarks.within import Direct
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.edge import on_device, pack
@@ -44,7 +45,6 @@ from online.serving.device_pushes import Push, Pushes
 from online.settings.config import Limits, data_dir
 from online.settings.model import Devices, ModelSettings
 from online.trust.root_set import RootSet
-from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.filters.chain import Chain
 from paramserver.filters.schema import Schema
@@ -243,17 +243,6 @@ async def play(scene: Scene, devices: Sequence[Device], rounds: int, settings: D
             device.fates[await scene.push(device.body(scene, newest - late, settings))] += 1
 
 
-class _Server:
-    """Asks the parameter server of this process."""
-
-    def __init__(self, server: ParameterServer) -> None:
-        self._server = server
-
-    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        await asyncio.sleep(0)
-        return wire.decode_reply(self._server.sync(wire.encode(request)))
-
-
 def run(
     case: str, *, liars: bool, filters: bool, seed: int = 1, rounds: int = 12
 ) -> tuple[Fate, list[Device]]:
@@ -308,7 +297,7 @@ async def _run(
     )
     learner = Learner(build, task=about.task, spec=SPEC, retain_bytes=1 << 24, rows_max=1024)
     replica = ModelReplica(
-        model, Limits(), learner, Who("r", SPEC), Outside(journal(), _Server(server))
+        model, Limits(), learner, Who("r", SPEC), Outside(journal(), Direct(server))
     )
     await replica.start()
     scene = scene_of(replica, folder / "edge", settings, parts[0])

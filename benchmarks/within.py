@@ -42,8 +42,8 @@ _ROWS_MAX: Final = 1_000_000
 Row = tuple[Features, Label]
 
 
-class _Client:
-    """The parameter server in this process, as a replica calls it."""
+class Direct:
+    """Asks the parameter server of this process, as a replica does."""
 
     def __init__(self, server: ParameterServer) -> None:
         self._server = server
@@ -99,7 +99,7 @@ class Within:
         journal = self.journal()
         self.replica = ModelReplica(
             settings, Limits(feedback_wait_s=30), learner, Who("r", SPEC),
-            Outside(journal, _Client(self.server), ask=ask),
+            Outside(journal, Direct(self.server), ask=ask),
             filters=filtering_for(settings, learner, None, sources_max=_SOURCES_MAX, vouched=True),
             canary=Canary(self._root, lambda: learner.serving) if self._root else None,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import signal
 import sys
@@ -135,6 +136,9 @@ def run(commands: Callable[[], object], name: str) -> None:
         from paramserver.errors import ParamServerError
         from replay.errors import ReplayError
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 has no such letters
+            stream.reconfigure(errors="backslashreplace")
     sys.stdout, sys.stderr = PlainStream(sys.stdout), PlainStream(sys.stderr)
     nobody = acting.set(this_user())
     known = (OnlineError, EvaluationError, ModelError, ParamServerError, ReplayError)
@@ -147,6 +151,9 @@ def run(commands: Callable[[], object], name: str) -> None:
         if error.filename is None:  # of no place that anybody has given
             raise
         print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    except UnicodeEncodeError as error:
+        print(f"{name}: {error.object[:80]!a} is no text. Write it in UTF-8", file=sys.stderr)
         sys.exit(1)
     except Exception as error:
         if not _is_of_transport(error):

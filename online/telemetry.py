@@ -333,6 +333,9 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     yield "server_count", "Pushes that the server has applied in this epoch.", server.get("count")
     yield "server_restore_s", "Time that the server's last start took.", server.get("restore_s")
     yield "rollback_reach_s", "Age of the oldest snapshot.", server.get("reach_s")
+    if shards := server.get("shards"):
+        away = sum(one["state"] == "away" for one in shards)
+        yield "shards_away", "Parameter servers of the model that do not answer.", away
     text = "Damaged snapshots that were refused."
     yield "snapshots_refused", text, len(server["refused"]) if server else None
     text = "Snapshots whose files somebody removed, since the server started."

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from paramserver import rewrites, standing
+from paramserver import rewrites
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
@@ -17,6 +17,7 @@ from paramserver.errors import (
 from paramserver.lineage import decide, needed, replayed
 from paramserver.running import Running, Serving
 from paramserver.server import Server
+from paramserver.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from paramserver.store import ControlInfo
 
 
@@ -83,21 +84,21 @@ class Decisions:
             server, store, _ = now
             if wanted.before != server.spec or wanted.after == server.spec:
                 raise PromoteRefused(wanted.before, wanted.after, server.spec)
-            newest = rewrites.promoted(store.controls(server.model, 0))
-            seq = 0 if newest is None else newest[0]
-            if newest is None or newest[1].after != wanted.after:
+            done = rewrites.promoted(store.controls(server.model, 0))
+            seq = 0 if done is None else done[0]
+            if done is None or done[1].after != wanted.after:
                 key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
                 decided = msgspec.structs.replace(wanted, epoch=server.epoch)
                 self._decide(now, rewrites.PROMOTE, key, decided)
-                newest = rewrites.promoted(store.controls(server.model, 0))
-                assert newest is not None
-            return {"control": newest[0], "before": newest[1].before, "after": newest[1].after}
+                done = rewrites.promoted(store.controls(server.model, 0))
+                assert done is not None
+            return {"control": done[0], "before": done[1].before, "after": done[1].after}
 
     def answers(self, note: bytes) -> dict[str, Any]:
         """Let the model answer by itself from now on, or those again whom it learns from.
 
         Parameters:
-            note: :class:`paramserver.standing.Answers` as JSON.
+            note: :class:`paramserver.standing_decisions.Answers` as JSON.
 
         Returns:
             dict: ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it
@@ -108,13 +109,13 @@ class Decisions:
             NotReady, Superseded: Definite: nothing was changed.
             DecisionUncertain: Indefinite: ask again, the same row is written.
         """
-        wanted = msgspec.json.decode(note, type=standing.Answers)
+        wanted = msgspec.json.decode(note, type=Answers)
         with self._running.decision() as now:
             server = now.server
-            newest = standing.newest(_controls(now), standing.ANSWERS, standing.Answers)
-            seq = 0 if newest is None else newest[0]
-            if wanted.itself != (newest is not None and newest[1].itself):
-                self._decide(now, standing.ANSWERS, f"{standing.ANSWERS}:{seq}", wanted)
+            last = newest(_controls(now), ANSWERS, Answers)
+            seq = 0 if last is None else last[0]
+            if wanted.itself != (last is not None and last[1].itself):
+                self._decide(now, ANSWERS, f"{ANSWERS}:{seq}", wanted)
                 seq = server.control
             said, version = "model" if wanted.itself else "caller", list(server.version)
             return {"answers": said, "control": seq or server.control, "version": version}
@@ -123,7 +124,7 @@ class Decisions:
         """Have a model of today's defaults beside this one, or no longer.
 
         Parameters:
-            note: :class:`paramserver.standing.Upgrade` as JSON.
+            note: :class:`paramserver.standing_decisions.Upgrade` as JSON.
 
         Returns:
             dict: ``control`` (number of the row by which it is so; of the newest row if nothing was
@@ -133,12 +134,12 @@ class Decisions:
             NotReady, Superseded: Definite: nothing was changed.
             DecisionUncertain: Indefinite: ask again, the same row is written.
         """
-        wanted = msgspec.json.decode(note, type=standing.Upgrade)
+        wanted = msgspec.json.decode(note, type=Upgrade)
         with self._running.decision() as now:
-            newest = standing.newest(_controls(now), standing.UPGRADE, standing.Upgrade)
-            seq, stands = newest or (0, standing.Upgrade(on=False))
+            last = newest(_controls(now), UPGRADE, Upgrade)
+            seq, stands = last or (0, Upgrade(on=False))
             if wanted != stands:
-                self._decide(now, standing.UPGRADE, f"{standing.UPGRADE}:{seq}", wanted)
+                self._decide(now, UPGRADE, f"{UPGRADE}:{seq}", wanted)
                 seq = now.server.control
             return {"control": seq or now.server.control, "on": wanted.on}
 

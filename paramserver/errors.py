@@ -186,6 +186,18 @@ class ServerUnavailable(ParamServerError):
     text = "no answer from the parameter server {name!r}: {reason}"
 
 
+class ShardAway(ServerUnavailable):
+    """Another shard than the first gave no answer; what the first one says is decided.
+
+    Attributes:
+        control, frozen, rewrite: As in :class:`paramserver.wire.SyncReply`.
+    """
+
+    control: int
+    frozen: bool
+    rewrite: int
+
+
 class SnapshotCorrupt(ParamServerError):
     """Bytes that are not a whole, untouched snapshot."""
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import msgspec
 
 from paramserver.blocks import Blocks
-from paramserver.standing import newest
+from paramserver.standing_decisions import newest
 from paramserver.state import SnapshotState
 from paramserver.store import ControlInfo
 

@@ -3,7 +3,8 @@
 A request goes to all of them at once: what is pushed is cut by shard, with the same bounds.  What
 they answer becomes one reply, of a version whose numbers are the sums of theirs; a clock is the
 lowest of theirs, and each one's is told beside it.  If one does not answer, or has not taken in a
-decision that another one has, there is no reply, and whoever has asked goes on as without contact.
+decision that another one has, there is no reply, and whoever has asked goes on as without contact,
+but for what shard 0 says is decided: a ban or a freeze needs no values.
 
 Values that are many come in parts, shard after shard.
 """
@@ -18,7 +19,7 @@ import msgspec
 
 from paramserver import wire
 from paramserver.client import Client
-from paramserver.errors import RequestRefused, ServerUnavailable
+from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 from paramserver.shards import Cut, joined
 from paramserver.wire import Place, Push, SyncReply, SyncRequest, Version
 
@@ -96,6 +97,10 @@ class ShardedClient(Client):
         )
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         for error in sorted(errors, key=lambda error: isinstance(error, ServerUnavailable)):
+            if isinstance(error, ServerUnavailable) and isinstance(first := answers[0], SyncReply):
+                raise ShardAway(
+                    error.name, error.reason, first.control, first.frozen, first.rewrite
+                )
             raise error
         replies = [answer for answer in answers if not isinstance(answer, BaseException)]
         return self._reply(request, came, since, replies)

@@ -120,18 +120,6 @@ def nearest_mixed(x: npt.ArrayLike, f: int) -> Vectors:
     return np.asarray(rows[near].mean(axis=1))
 
 
-def bucketed(x: npt.ArrayLike, size: int, rng: np.random.Generator) -> Vectors:
-    """Means of ``size`` rows drawn without repeats; the last of what is left.
-
-    Karimireddy et al. 2022.
-    """
-    rows = checked(x, 0)
-    if size < 1:
-        raise RuleRefused("size", str(size), "give the rows of a bucket, 1 or more")
-    rows = rows[rng.permutation(len(rows))]
-    return np.array([rows[i : i + size].mean(axis=0) for i in range(0, len(rows), size)])
-
-
 def clipped(x: npt.ArrayLike, longest: float) -> Vectors:
     """Rows scaled down to ``longest``."""
     rows = checked(x, 0)

@@ -17,7 +17,7 @@ from online.alerts.receivers import NotSent, Receiver, receivers
 from online.history.recording import Look
 from online.settings.alerts import Alerts
 
-log = logging.getLogger("online.alerts")
+log = logging.getLogger(__name__)
 
 _RETRY_MAX_S = 600.0
 _END_S = 0.5  # for a thread that is not at an attempt

@@ -23,7 +23,7 @@ from replay.errors import LineTaken, ReplayError
 from replay.journal.base import Control, Journal, Line
 from replay.plain import plain
 
-log = logging.getLogger("online.audit")
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

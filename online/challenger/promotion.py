@@ -5,7 +5,7 @@ says, until that names a third model or the journal is learned again (``--relear
 The model that served before becomes the challenger, and may be promoted back.
 
 A model goes on with the defaults that it was born with; one of today's learns beside it where an
-operator has said so (:mod:`paramserver.standing`), and may be promoted as any challenger.
+operator has said so (:mod:`paramserver.standing_decisions`), and may be promoted as any challenger.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import resharding, rewrites, standing
+from paramserver import resharding, rewrites
 from paramserver.rewrites import Promote
+from paramserver.standing_decisions import UPGRADE, Upgrade, newest
 from replay.journal.base import Control, Journal
 
 
@@ -86,7 +87,7 @@ def as_served(
                 f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
                 f"upgrade {model.name}` has today's default learn beside it, and compares them"
             )
-        beside = standing.newest(controls, standing.UPGRADE, standing.Upgrade)
+        beside = newest(controls, UPGRADE, Upgrade)
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
         served = model if found is None else _served(settings, model, *found, past)
@@ -252,8 +253,8 @@ def take_back_all(journal: Journal, changed: Mapping[str, str]) -> None:
 
 def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
     """Let versions of the lineage that is to serve be newer than all of the one that did."""
-    newest = journal.head(name, before).epoch
-    while (epoch := journal.head(name, after).epoch) < newest:
+    last = journal.head(name, before).epoch
+    while (epoch := journal.head(name, after).epoch) < last:
         journal.begin_epoch(name, after, epoch)
 
 

@@ -32,7 +32,7 @@ from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import Journal, Row
 
-log = logging.getLogger("online.challenger")
+log = logging.getLogger(__name__)
 
 PAGE_ROWS: Final = 256
 _FOR_EVER_S: Final = 1e11  # the rows of the model are the champion's to remove

@@ -21,7 +21,7 @@ from online.messages.model_status import short
 from online.messages.structs import Prediction
 from replay.example import Label
 
-log = logging.getLogger("online.play")
+log = logging.getLogger(__name__)
 
 _RETRY: Final = Retry(attempts=1000, give_up_s=30.0, cap_s=0.5)  # a restart, and more
 _TOLD_S: Final = 2.0  # of waiting for one row, after which it is said

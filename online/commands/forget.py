@@ -216,6 +216,8 @@ class _Work:
 
         if wish.erase:
             check_whole(self._model, "erasing")
+        if to is not None:
+            check_whole(self._model, "going on from a snapshot without a source")
         spec, wanted = self._loaded.spec_hash, self._wanted
         with contextlib.closing(open_journal(self._settings)) as journal:
             if wish.erase:

@@ -21,7 +21,7 @@ from online.history.samples import Mark
 from online.history.series import FOLDER, Series
 from refusals import reason
 
-log = logging.getLogger("online.history")
+log = logging.getLogger(__name__)
 
 EVERY_S: Final = 15.0
 _ASK_S: Final = 5.0

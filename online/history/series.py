@@ -22,7 +22,7 @@ import msgspec
 
 from online.history.samples import ODD, SCORES, TENTHS, Mark, Sample, happened, percentile, sample
 
-log = logging.getLogger("online.history")
+log = logging.getLogger(__name__)
 
 _AGES_S: Final = ((3600.0, 0), (86_400.0, 60), (32 * 86_400.0, 900), (366 * 86_400.0, 3600))
 """Up to this age (seconds) one sample in so many seconds stays; 0: all of them."""

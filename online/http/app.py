@@ -33,9 +33,9 @@ from online.http.refusing import answer_errors
 from online.http.stream import Streams
 from online.http.turns import Turns
 from online.http.unread import read_no_sources
-from online.http.untaken import Untaken
+from online.http.untaken_answers import Untaken
 from online.http.upload import Uploads, upload
-from online.http.whole import in_one_piece
+from online.http.whole_answers import in_one_piece
 from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
@@ -62,7 +62,7 @@ from online.settings.config import Limits
 from paramserver.acting import acting
 from refusals import meant
 
-log = logging.getLogger("online.app")
+log = logging.getLogger(__name__)
 
 _ROLES = {
     "predict": PREDICT, "choose": PREDICT, "infer": PREDICT, "scores": PREDICT,

@@ -52,7 +52,7 @@ from online.models.linear import Linear
 from online.models.structure import steps
 from online.serving.serving import Serving
 
-log = logging.getLogger("online.app")
+log = logging.getLogger(__name__)
 
 EXTENSIONS: Final = ("online_feedback", "binary_tensor_data", *repository.EXTENSIONS)
 Refused = RequestError | None

@@ -14,7 +14,7 @@ from online.errors import RequestError, failed, invalid
 from online.messages.bodies import Scope, error_body
 from refusals import meant
 
-log = logging.getLogger("online.app")
+log = logging.getLogger(__name__)
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:

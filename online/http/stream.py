@@ -18,7 +18,7 @@ import uvicorn
 from online.errors import RequestError
 from online.messages.bodies import JSON, Receive, Send
 
-log = logging.getLogger("online.stream")
+log = logging.getLogger(__name__)
 
 EVERY_S: Final = 2.0
 """Between two looks."""

@@ -23,7 +23,7 @@ from online.serving.receipts import refused
 from online.serving.serving import Serving
 from online.settings.config import Limits
 
-log = logging.getLogger("online.app")
+log = logging.getLogger(__name__)
 _encode = msgspec.json.Encoder().encode_lines
 _PATIENCE_S: Final = 5.0  # whoever sends nothing for longer gives way when others want the place
 

@@ -124,6 +124,11 @@ class BaseLearner(ABC):
         self.arrival = Arrival(None)
         self.waits: set[int] = set()
 
+    def decide(self, control: int, frozen: bool) -> None:
+        """Take what is decided up to a control row, unless something newer is known."""
+        if control >= self.control:  # a freeze makes no new version: replies may be late
+            self.control, self.frozen = control, frozen
+
     # -- answering ----------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:

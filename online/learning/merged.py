@@ -212,7 +212,7 @@ class Learner(LocalModel):
             return
         if self.mergeable and reply.rewrite == self.rewrite:
             self.arrival.note(reply, _clock(reply))
-            self._note_decided(reply)
+            self.decide(reply.control, reply.frozen)
         else:
             self.want_all = True
         yield from self.arrival.take(reply)
@@ -228,10 +228,6 @@ class Learner(LocalModel):
             return True
         self.arrival.epoch = reply.epoch
         return False
-
-    def _note_decided(self, reply: SyncReply) -> None:
-        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
-            self.control, self.frozen = reply.control, reply.frozen
 
     def on_reply(self, reply: SyncReply) -> bool:
         """Take the server's state; returns whether anything changed.
@@ -274,7 +270,7 @@ class Learner(LocalModel):
         self.first = reply.first if isinstance(reply, ShardedReply) else None
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
         self.arrival.note(reply, clock, taken=whole)
-        self._note_decided(reply)
+        self.decide(reply.control, reply.frozen)
         self.want_all = False
         peer = bool(reply.peer)
         finish(self.tracks, self.clock, self.durable, reply.closed, from_peer=peer)

@@ -303,8 +303,7 @@ class OrderedLearner(BaseLearner):
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
         self.keeper = reply.keeper
         self.arrival.note(reply, clock, taken=whole)
-        if reply.control >= self.control:  # a freeze makes no new version: replies may be late
-            self.control, self.frozen = reply.control, reply.frozen
+        self.decide(reply.control, reply.frozen)
         self._settle(reply)
         self._stand()
         self.ready = True

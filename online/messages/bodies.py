@@ -78,12 +78,18 @@ def error_body(error: RequestError) -> dict[str, Any]:
 
 
 def content_type(scope: Scope) -> bytes:
-    """Type of the body in small letters, without its parameters; empty if none is stated."""
+    """Type of the body in small letters, without its parameters; empty if none is stated.
+
+    RequestError 415 if the body is compressed: read as it is, it would be called malformed.
+    """
+    kind = b""
     for name, value in scope["headers"]:
         if name == b"content-type":
-            kind: bytes = value.partition(b";")[0].strip().lower()
-            return kind
-    return b""
+            kind = value.partition(b";")[0].strip().lower()
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            message = f"content encoding {value[:_SHOWN].decode('latin-1')!r}"
+            raise RequestError(415, "media_type", message, None, "Send it without compression")
+    return kind
 
 
 def format_of(kind: bytes) -> Format:

@@ -139,7 +139,10 @@ class Event(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     ] = None
     features: dict[str, Any] | None = None
     event_id: (
-        Annotated[str, Meta(max_length=256, description="your own; makes a repeat safe")] | None
+        Annotated[
+            str, Meta(min_length=1, max_length=256, description="your own; makes a repeat safe")
+        ]
+        | None
     ) = None
     source: Annotated[str, Meta(max_length=256)] = "default"
     weight: Annotated[Any, Meta(description="importance, 1 is an ordinary row")] = 1.0

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import msgspec
 
-from online.models.moved import Movable
+from online.models.device_delta import Movable
 from online.settings.model import Training
 from paramserver.blocks import Blocks, Touched
 from paramserver.wire import Curved

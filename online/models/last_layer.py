@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from online.models.device_delta import numbers
 from online.models.head import Head
 from online.models.mixed import error_of
-from online.models.moved import numbers
 from online.models.slopes import Slope
 from replay.example import Moved
 

@@ -31,9 +31,9 @@ from river import compose, linear_model, optim, preprocessing
 
 from online.models.base import Prediction
 from online.models.curvature import Curvature
+from online.models.device_delta import by_output, numbers
 from online.models.errors import StateNotFinite
 from online.models.limited import Limited, LimitedScaler
-from online.models.moved import by_output, numbers
 from online.models.revised import RevisedLinear
 from online.models.scalers import SCALERS, Columns, MinMax, Standard, Walked
 from online.models.slopes import Slope, hashed

@@ -20,11 +20,12 @@ from paramserver.errors import (
     ParamServerError,
     PushRefused,
     RequestRefused,
+    ShardAway,
 )
 from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.exchange")
+log = logging.getLogger(__name__)
 
 _PUSHES: Final = 64  # deltas of one exchange
 _DROPS: Final = 16  # pieces of old copies let go of after one
@@ -229,6 +230,8 @@ class Exchange:
                 if isinstance(error, (BlockError, FormatRefused, PushRefused, RequestRefused)):
                     self.refused = f"the parameter server refuses a push: {error}"
                 log.info("parameter server: %s", error)
+                if isinstance(error, ShardAway):
+                    await self._decide(error)
         if self._learner.ready or self._peers is None:
             return None
         try:
@@ -242,6 +245,12 @@ class Exchange:
         self._coming = reply.kind == "part"  # the next one, too, is this side's to give
         log.info("%s of version %d.%d of %s", reply.kind, reply.epoch, reply.count, reply.peer)
         return reply
+
+    async def _decide(self, known: ShardAway) -> None:
+        """Act on a ban or a freeze though a shard is away: neither needs its values."""
+        if self._learner.ready and known.rewrite == self._learner.rewrite:
+            await self._control.upto(known.control)
+            self._learner.decide(known.control, known.frozen)
 
     def _wants_values(self) -> bool:
         """Whether the next reply should have some."""

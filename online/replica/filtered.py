@@ -13,7 +13,7 @@ from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import NewRow, Outcome
 
-log = logging.getLogger("online.filtered")
+log = logging.getLogger(__name__)
 
 _JUDGED_ROWS: Final = 8  # in one turn of the loop: .1 ms a row
 

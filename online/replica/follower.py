@@ -25,7 +25,7 @@ from online.watch.drift import Judge
 from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal.base import Row
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 _TURN_S = 0.0005
 _NUMBERS = 256  # of the rows of one pass, before it is known how long they take

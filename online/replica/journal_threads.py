@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 from replay.errors import JournalUnavailable
 from replay.journal.base import Journal
 
-log = logging.getLogger("online.journal_threads")
+log = logging.getLogger(__name__)
 
 _UNREAD_S: Final = 0.2  # between two attempts to read
 

@@ -33,7 +33,7 @@ from typing import Final
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row
 
-log = logging.getLogger("online.claims")
+log = logging.getLogger(__name__)
 
 ADOPTERS: Final = 2
 DEATHS: Final = 3

@@ -9,7 +9,7 @@ from online.replica.shared import Shared
 from online.trust.filtering import Filtering
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 
 class Remembering:

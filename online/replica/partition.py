@@ -11,7 +11,7 @@ from online.replica.shared import Shared
 from replay.errors import JournalUnavailable, PartitionSealed
 from replay.journal.base import Appended, NewRow
 
-log = logging.getLogger("online.writer")
+log = logging.getLogger(__name__)
 
 _PAUSE_S: Final = 0.02  # between two attempts to write, at first
 _PAUSE_MAX_S: Final = 1.0

@@ -57,7 +57,7 @@ from online.watch.drift import Judge
 from replay.errors import ReplayError
 from replay.example import Label
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 _CATCH_UP_S = 5.0  # that a replica which starts waits for the rows since the snapshot
 _CLOCKS = Clocks()

@@ -24,7 +24,7 @@ from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
 from paramserver.ray_client import NAMESPACE
 
-log = logging.getLogger("online.challenger")
+log = logging.getLogger(__name__)
 
 _NICENESS: Final = 10
 _IDLE_S: Final = 0.1

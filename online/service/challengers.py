@@ -9,7 +9,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver import resharding, rewrites
-from paramserver.standing import UPGRADE
+from paramserver.standing_decisions import UPGRADE
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 

@@ -18,7 +18,7 @@ from online import telemetry
 if TYPE_CHECKING:
     from online.service.origin import Origin
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 
 @serve.ingress()

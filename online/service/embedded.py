@@ -98,7 +98,7 @@ class _Http:
 def _protocol() -> Any:
     """Return how uvicorn reads requests: their heads are bounded."""
     try:
-        from online.service.heads import Heads
+        from online.service.request_heads import Heads
     except ModuleNotFoundError:  # without httptools it reads them with h11, which bounds them
         return "auto"
     return Heads

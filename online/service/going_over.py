@@ -30,7 +30,7 @@ from paramserver.resharding import RESHARD
 from paramserver.rewrites import PROMOTE
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.going_over")
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.25  # between two looks for a promotion
 _QUIET_S, _QUIET_LOOKS = 0.05, 10  # without feedback under way, before what was left stops

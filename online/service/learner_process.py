@@ -32,7 +32,7 @@ from online.settings.places import journal_opener, server_name
 from online.watch.on_rise import Relearn
 from paramserver.ray_client import ParameterClient
 
-log = logging.getLogger("online.background")
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 0.5  # between two looks at the actor
 _STOP_S: Final = 1.0

@@ -54,7 +54,7 @@ from paramserver.lineage import Lineage
 from paramserver.shards import shard_name
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.service.one_process")
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 Ready = Callable[[], None]

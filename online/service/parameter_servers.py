@@ -30,7 +30,7 @@ from paramserver.lineage import Lineage
 from paramserver.shards import shard_name
 from paramserver.sharing import Shard
 
-log = logging.getLogger("online.cluster")
+log = logging.getLogger(__name__)
 
 _LAST_SNAPSHOTS_S: Final = 1.0  # of all models together
 _ASK_S: Final = 2.0

@@ -31,7 +31,7 @@ from online.settings.places import challenger_name, server_name
 from paramserver.ray_client import ParameterClient
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 _ABSENCE_S = 5.0
 _UNREAD_S = 0.2  # between two attempts to read the journal

@@ -28,7 +28,7 @@ from online.service.service import check_nodes
 from online.settings import config
 from online.settings.places import open_journal
 
-log = logging.getLogger("online.application")
+log = logging.getLogger(__name__)
 
 
 class Arguments(BaseModel):

@@ -45,7 +45,7 @@ from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
 from replay.errors import ReplayError
 
-log = logging.getLogger("online.cluster")
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from online.settings.places import journal_opener
 from replay.errors import JournalHeld, ReplayError
 from replay.journal.base import Journal
 
-log = logging.getLogger("online.cluster")
+log = logging.getLogger(__name__)
 
 _WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
 

@@ -34,7 +34,7 @@ from replay.errors import PayloadFormat, PayloadInvalid, ReplayError
 from replay.example import PredictionHalf
 from replay.journal.base import NewRow, Stored
 
-log = logging.getLogger("online.defaults")
+log = logging.getLogger(__name__)
 
 PAGE: Final = 128
 WHOLE_S: Final = 60.0

@@ -34,11 +34,11 @@ from online.watch.drift import of_all
 from paramserver.acting import acting
 from paramserver.errors import ParamServerError
 from paramserver.rewrites import Digest, promoted
-from paramserver.standing import Upgrade
+from paramserver.standing_decisions import Upgrade
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
-log = logging.getLogger("online.status")
+log = logging.getLogger(__name__)
 
 _COMMAND_TIMEOUT_S = 60.0
 _ACT_S = 30.0

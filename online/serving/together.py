@@ -23,7 +23,7 @@ from online.replica.writer import Writer
 from online.serving.ordinary import Asked, Ordinary
 from online.settings.tokens import Grant
 
-log = logging.getLogger("online.replica")
+log = logging.getLogger(__name__)
 
 _LEAST: Final = 2  # a single event is read faster by itself
 

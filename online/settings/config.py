@@ -40,7 +40,7 @@ from online.settings.tree import Tree
 from online.settings.wording import explained
 from refusals import meant
 
-log = logging.getLogger("online.config")
+log = logging.getLogger(__name__)
 
 
 EMBEDDED = "embedded"

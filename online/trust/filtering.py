@@ -43,7 +43,7 @@ from replay.example import Corrects, Example
 from replay.journal.base import NewRow, Outcome
 from replay.journal.base import Verdict as Written
 
-_log = logging.getLogger("online.filtering")
+_log = logging.getLogger(__name__)
 
 SOURCES_MIN: Final = 8
 """Fewer sources can't be told apart from one another."""

@@ -18,7 +18,7 @@ from paramserver.filters.losses import LOSS_BLOCKS
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN
 from replay.journal.base import Row
 
-_log = logging.getLogger("online.filtering")
+_log = logging.getLogger(__name__)
 
 _SUM_ANEW: Final = 16_384
 

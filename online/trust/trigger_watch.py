@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 from online.settings.model import Triggers
 from online.trust.triggers import Trigger
 
-log = logging.getLogger("online.triggers")
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 1.0  # between two looks whether it is time
 

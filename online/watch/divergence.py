@@ -18,7 +18,7 @@ from online.learning.base import BaseLearner
 from online.learning.counters import ANOTHERS
 from paramserver.errors import ParamServerError
 
-log = logging.getLogger("online.guard")
+log = logging.getLogger(__name__)
 
 WINDOW_ROWS: Final = 50
 """Answers with labels that a window has at least."""

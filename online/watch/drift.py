@@ -25,7 +25,7 @@ from online.watch.canary import Canary
 from replay.example import Example, Features, is_unlabelled, label_text
 from replay.journal.base import Row
 
-log = logging.getLogger("online.judging")
+log = logging.getLogger(__name__)
 
 STATES: Final = ("not enough data", "ok", "watch", "act")
 """As numbers in the replica's gauges: their places."""

@@ -16,7 +16,7 @@ from online.learning.base import BaseLearner
 from online.settings.model import Drift
 from paramserver.errors import ParamServerError, RollbackRefused
 
-log = logging.getLogger("online.rise")
+log = logging.getLogger(__name__)
 
 Ask = Callable[..., Awaitable[Any]]
 Relearn = Callable[[int, float], Awaitable[str]]

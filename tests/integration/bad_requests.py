@@ -140,6 +140,7 @@ CASES = [
     _feedback("time is text", f'{_WITH}, "label": "yes", "event_time": "now"', "event_time"),
     _feedback("source is a number", f'{_WITH}, "label": "yes", "source": 3', "source"),
     _feedback("event_id is a number", f'{_WITH}, "label": "yes", "event_id": 3', "event_id"),
+    _feedback("event_id is empty", f'{_WITH}, "label": "yes", "event_id": ""', "event_id", ">= 1"),
     _feedback("event_id is long", f'{_WITH}, "label": "yes", "event_id": "{"x" * 257}"',
               "event_id", "256"),
     _feedback("id is a number", '"label": "yes", "id": 3', "id"),

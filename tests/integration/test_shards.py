@@ -210,10 +210,13 @@ def test_a_source_is_forgotten_by_all_shards(world: World) -> None:
 
 def test_what_reads_one_servers_snapshots_as_the_model_is_refused(world: World) -> None:
     config = str(world.folder / "online.yaml")
-    words = ("forget", "--source", "x", "--yes", "--erase")
-    done = online(*words, "--model", "counting", "--config", config)
-    assert done.returncode == 1, done.stdout
-    assert "erasing needs a model with one" in done.stderr, done.stderr
+    for what, *words in (
+        ("erasing", "forget", "--source", "x", "--erase"),
+        ("without a source", "rollback", "--to", "1-0", "--without-source", "x"),
+    ):
+        done = online(*words, "--yes", "--model", "counting", "--config", config)
+        assert done.returncode == 1, done.stdout
+        assert f"{what} needs a model with one" in done.stderr, done.stderr
 
 
 def test_another_number_of_servers_serves_while_the_model_answers(world: World) -> None:

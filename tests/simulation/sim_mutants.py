@@ -271,7 +271,7 @@ MUTANTS: dict[str, Mutant] = {
             updates=3,
         ),
         within=120,
-        begin=87,
+        begin=112,
     ),
     "the server takes a gap from another epoch": Mutant(
         (

@@ -138,6 +138,7 @@ def no_server(found: Status) -> None:
 
 SYMPTOMS: Final[Mapping[str, Callable[[Status], None]]] = {
     "ParameterServerAway": no_server,
+    "ShardAway": part("server", shards=[{"state": "serving"}, {"state": "away"}]),
     "ReplicaWithoutContact": replica(contact_age_s=6.0),
     "ReplicaLacksEvents": replica(unserved_s=6.0),
     "ModelTooOld": replica(age_ms=6_000.0),

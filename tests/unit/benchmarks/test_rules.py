@@ -59,14 +59,6 @@ def test_centred_clipping_by_hand() -> None:
     assert found.tolist() == pytest.approx([1.5, 2.5])
 
 
-def test_bucketing() -> None:
-    found = stacked.bucketed(X, 2, np.random.default_rng(1))
-    assert found.shape == (2, 3)
-    whole = (2 * found[0] + found[1]) / 3
-    assert whole.tolist() == pytest.approx([4.0, 5.0, 6.0])
-    assert sorted(stacked.bucketed(X, 1, np.random.default_rng(1)).tolist()) == X.tolist()
-
-
 def test_distances_far_from_zero() -> None:
     rows = 1000.0 + 1e-2 * np.random.default_rng(0).standard_normal((10, 400))
     as_float32 = rows.astype(np.float32)

@@ -17,7 +17,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from paramserver import rewrites
-from paramserver.standing import UPGRADE, Upgrade
+from paramserver.standing_decisions import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 BEFORE = {

@@ -28,7 +28,7 @@ from paramserver import rewrites
 from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import PromoteRefused
 from paramserver.lineage import Lineage
-from paramserver.standing import UPGRADE, Upgrade
+from paramserver.standing_decisions import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 A, B, C = "logreg", "linear", "ftrl"

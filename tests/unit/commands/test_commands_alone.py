@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 import yaml
 
 from online.cli import main
+from online.cli import run as run_command
 
 Run = Callable[..., str]
 
@@ -189,3 +191,25 @@ def test_a_command_that_computes_leaves_the_processor_to_a_service(
     monkeypatch.setattr(os, "setpriority", lambda which, who, level: nice.append(level))
     run(command, "--help")
     assert nice == after
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_without_a_letter_shows_its_number(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding))
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    run_command(lambda: print("‘b’ moved", flush=True), "online")
+    assert shown.getvalue() == rb"\u2018b\u2019 moved" + b"\n"
+
+
+def test_an_argument_that_is_no_text_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    with pytest.raises(SystemExit) as ended:
+        run_command(lambda: "x\udcff".encode(), "online")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "online: 'x\\udcff' is no text. Write it in UTF-8\n"

@@ -108,7 +108,7 @@ def test_who_plays_to_nobody_is_told_once_and_then_refused(
                     stopped=lambda: False,
                 )
             )  # fmt: skip
-    assert [one.getMessage() for one in caplog.records if one.name == "online.play"] == [
+    assert [one.getMessage() for one in caplog.records if one.name == "online.client.play"] == [
         "model m: no answer; asking again for 30 s"
     ]
 

@@ -107,6 +107,30 @@ def test_a_type_that_nobody_reads(tmp_path: Path) -> None:
     play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/x-ndjson"])
+def test_what_is_compressed_is_refused_as_that(tmp_path: Path, kind: str) -> None:
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        content = b'{"features":{"a":1.0},"label":1.0}'
+        for coding, status in (("gzip", 415), ("br", 415), ("identity", 200)):
+            headers = {"content-type": kind, "content-encoding": coding}
+            answer = await client.post(FEEDBACK, content=content, headers=headers)
+            assert answer.status_code == status, answer.text
+            assert (coding in answer.text) == (status == 415), answer.text
+
+    play(tmp_path, scene)
+
+
+def test_an_empty_id_of_an_event_is_none(tmp_path: Path) -> None:
+    """A program that fills in nothing would have all but its first event taken for repeats."""
+
+    async def scene(client: httpx.AsyncClient, replica: Any) -> None:
+        event = {"features": {"a": 1.0}, "label": 1.0, "event_id": ""}
+        answer = await client.post(FEEDBACK, json=event)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (422, "event_id")
+
+    play(tmp_path, scene)
+
+
 def lines_of(answer: httpx.Response) -> list[dict[str, Any]]:
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/x-ndjson"

@@ -16,7 +16,7 @@ from paramserver.actor import ServerSettings
 from paramserver.lineage import publish
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
-from paramserver.standing import ANSWERS, UPGRADE, Answers, Upgrade, newest
+from paramserver.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 

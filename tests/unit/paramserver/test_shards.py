@@ -16,7 +16,7 @@ import pytest
 from paramserver import wire
 from paramserver.blocks import Block, Blocks, from_wire, to_wire
 from paramserver.client import Client
-from paramserver.errors import PinIncomplete, RequestRefused, ServerUnavailable
+from paramserver.errors import PinIncomplete, RequestRefused, ServerUnavailable, ShardAway
 from paramserver.rows import Rows
 from paramserver.server import Server
 from paramserver.sharded_client import ShardedClient, ShardedReply, sharded
@@ -167,6 +167,20 @@ def test_a_shard_that_was_away_is_behind_until_it_is_pushed_to() -> None:
     told = ask(client, request(pushes=pushes))
     assert told.clock == {1: 4}
     assert set(from_wire(told.blocks)["w"].data) == set("abcd")
+
+
+def test_what_shard_0_has_decided_is_told_while_another_is_away() -> None:
+    one, other = Asked(0), Asked(1)
+    client = ShardedClient("m", [one, other])
+    one.server.control, one.server.frozen, one.server.rewrite = 7, True, 3
+    other.away = True
+    with pytest.raises(ShardAway) as told:
+        ask(client, request())
+    assert (told.value.control, told.value.frozen, told.value.rewrite) == (7, True, 3)
+    one.away = True
+    with pytest.raises(ServerUnavailable) as told:
+        ask(client, request())
+    assert not isinstance(told.value, ShardAway), "nobody says what is decided"
 
 
 def test_a_push_for_an_earlier_server_is_not_taken_by_the_next() -> None:

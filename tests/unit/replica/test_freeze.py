@@ -20,6 +20,7 @@ from online.messages.structs import FeedbackRequest, PredictRequest
 from online.models.linear import Linear
 from online.rows import history
 from paramserver import rewrites, wire
+from paramserver.errors import ShardAway
 from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -40,6 +41,18 @@ class Told(worlds.Client):  # type: ignore[misc]
         self.reported[request.replica] = request.control
         self.pushed += len(request.pushes)
         return msgspec.structs.replace(reply, **decided)
+
+
+class Partly(Told):
+    """Another shard than the first may be away: no reply, but what the first says is decided."""
+
+    away = False
+
+    async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+        reply = await super().sync(request, timeout_s)
+        if self.away:
+            raise ShardAway("m", "away", reply.control, reply.frozen, reply.rewrite)
+        return reply
 
 
 def told(world: Any, control: int, *, frozen: bool) -> None:
@@ -64,6 +77,44 @@ def event(name: str, label: float = 1e9) -> FeedbackRequest:
 async def sent(serving: Any, request: FeedbackRequest) -> tuple[int, str, Any]:
     status, receipt = await serving.feedback(request)
     return status, receipt.status, receipt
+
+
+def test_bans_and_freezes_hold_while_a_shard_is_away(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        world.client = Partly(world.server)
+        replica = await world.replica()
+        serving = world.serving(replica)
+        assert (await sent(serving, event("before")))[1] == "learned"
+        await worlds.until(lambda: world.server.status()["count"] == 1)
+        world.client.away = True
+        banned = msgspec.json.encode(rewrites.Source("bad", True))
+        row, _ = world.journal().write_control("m", rewrites.SOURCE, "ban", banned)
+        told(world, row.seq, frozen=False)
+        await acted(world, replica)
+        bad = FeedbackRequest(features={"bad": 1.0}, label=1.0, event_id="bad", source="bad")
+        assert (await sent(serving, bad))[1] == "quarantined"
+        assert (await sent(serving, event("owed")))[1] == "learned", "of others all goes on"
+        told(world, row.seq + 1, frozen=True)
+        await worlds.until(lambda: replica.learner.frozen)
+        assert (await sent(serving, event("after")))[1] == "frozen"
+        assert world.client.reported[replica.replica] == row.seq, "a learned row is owed"
+        world.client.away = False
+        await acted(world, replica)
+        assert [world.weight(replica, f) for f in ("before", "owed", "after")] == [1, 1, 0]
+
+    worlds.play(tmp_path, scene)
+
+
+def test_a_freeze_behind_a_rewrite_waits_for_all_shards(tmp_path: Path) -> None:
+    async def scene(world: Any) -> None:
+        world.client = Partly(world.server)
+        replica = await world.replica()
+        await worlds.until(lambda: replica.learner.ready)
+        later = ShardAway("m", "away", 9, True, replica.learner.rewrite + 1)
+        await replica.exchange._decide(later)
+        assert (replica.learner.control, replica.learner.frozen) == (0, False)
+
+    worlds.play(tmp_path, scene)
 
 
 def test_feedback_of_a_frozen_model_is_kept_and_not_learned(tmp_path: Path) -> None:

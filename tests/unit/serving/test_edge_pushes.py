@@ -27,8 +27,8 @@ from online.edge.lower import lower
 from online.errors import RequestError
 from online.http.edge import shipped
 from online.models.base import learn_example
+from online.models.device_delta import numbers
 from online.models.load import load
-from online.models.moved import numbers
 from online.serving.device_pushes import NUMBERS_MAX, Push, _tensor
 from online.serving.status import Cluster
 from online.settings.model import Devices, ModelSettings

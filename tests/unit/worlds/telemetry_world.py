@@ -33,6 +33,7 @@ def status(model: str = "m") -> dict[str, Any]:
         "size": 10, "bound": 100, "used_ratio": 0.1, "days_left": 30.0, "bytes_per_day": 3.0,
         "rows": 5, "rows_per_day": 7.0, "waiting": 0,
     }  # fmt: skip
+    shards = [{"state": "serving"}, {"state": "restoring"}]
     tables = {"rows": 50, "waiting": 4, "late": 3, "left": 2}
     rewrites = {"frozen": False, "undone": 0, "banned": []}
     rival = {
@@ -42,7 +43,7 @@ def status(model: str = "m") -> dict[str, Any]:
     return {
         "model": model, "replicas": {"one": report(), "two": report()},
         "quality": {"n": 40, "accuracy": 0.9, "kappa_t": 0.1, "f1": None}, "learned": 40,
-        "server": {**server, "vanished": 0, "tables": tables}, "journal": journal,
+        "server": {**server, "vanished": 0, "tables": tables, "shards": shards}, "journal": journal,
         "rewrites": rewrites,
         "challenger": rival, "slices": {"city": {"here": {"accuracy": 0.9}}},
         "confidence": {"coverage": 0.9, "level": 0.9, "size": 1.1, "width": 2.0},

@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from online.http.whole import transport_of
+from online.http.whole_answers import transport_of
 from online.messages.bodies import Receive
 
-log = logging.getLogger("online.app")
+log = logging.getLogger(__name__)
 
 _LOOK_S: Final = 2.0  # at the most between two looks at what is left
 

@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from online.http.access_log import AccessLog
 from online.http.app import App
-from online.http.untaken import Untaken
+from online.http.untaken_answers import Untaken
 from online.messages import bodies
 from online.settings.config import Limits
 
