@@ -19,7 +19,7 @@ sources surprise together is over after some events, so only who sends at once s
 before there is evidence enough to set anybody aside, those in *doubt* (the same test, less careful)
 share an allowance: together they weigh a tenth of what the others send.  One unlucky source among
 many hardly uses it; liars of whom there are many have little of it each.  So do those that flood,
-where the test says nothing, and those that push far harder than they used to
+where the test says nothing, and those of whose rows the model is suddenly unsure
 (:mod:`paramserver.filters.rising`), too.  New sources are weighed together, as by the test on
 surprise: where lies seldom surprise, new names for ever were believed.
 """
@@ -182,19 +182,19 @@ class Unlikely(Filter):
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
         if event.loss is not None:
-            self._push(source, event.loss)
+            self._hear_rate(source, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
             self._count(source, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
-        self._push(source, loss)
+        self._hear_rate(source, loss)
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
             self._count(source, hit=hit)
 
-    def _push(self, source: Source, loss: float) -> None:
+    def _hear_rate(self, source: Source, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
             self._rising.hear(source.name, loss, self.voices.size(source.taken))
 
@@ -221,6 +221,8 @@ class Unlikely(Filter):
         self.voices.many, self.voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
+            if self._rising is not None:
+                self._rising.forgive()
 
 
 class _Says(NamedTuple):
