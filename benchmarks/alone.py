@@ -204,6 +204,9 @@ def defaults(
     late: Annotated[
         list[int] | None, typer.Option(help="rows after which a label is known; may be given again")
     ] = None,
+    kept: Annotated[
+        Path | None, typer.Option(help="file of lines that are not measured again; others go there")
+    ] = None,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -222,9 +225,11 @@ def defaults(
         streams=[name + after for name in stream or STREAMS for after in delays],
         learners=learner or [*bench.LEARNERS, "mlp", *bench.VOWPAL],
         rows=rows,
+        kept=kept,
         progress=lambda x: print(x, file=sys.stderr),
     )
     show("Nobody has tuned them", found, as_json=as_json)
+    show("mean rank", bench.ranks(found), as_json=as_json)
 
 
 @app.command()

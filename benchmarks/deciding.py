@@ -58,6 +58,7 @@ def bandit_worlds(
         list[str] | None, typer.Option(help="a policy of ours; may be given again")
     ] = None,
     worlds: Annotated[int, typer.Option(help="of each kind", min=1)] = 40,
+    first: Annotated[int, typer.Option(help="the first one's seed")] = 1,
     rows: Rows = None,
     as_json: AsJson = False,
 ) -> None:
@@ -71,7 +72,7 @@ def bandit_worlds(
     found = [
         line
         for name in world or bench.WORLDS
-        for line in bench.run(name, range(1, worlds + 1), rows or 1500, kinds(policy))
+        for line in bench.run(name, range(first, first + worlds), rows or 1500, kinds(policy))
     ]
     show("regret", found, as_json=as_json)
 

@@ -8,12 +8,13 @@ own.
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -325,6 +326,56 @@ def measure(stream: str, learner: str, data: Path, limit: int | None = None) -> 
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """A learner's place among all, in the mean of the streams; 1 is the best.
+
+    Attributes:
+        best: Streams on which nobody is better.
+        behind: Points of accuracy, or per cent of the error, behind the best; in the mean.
+    """
+
+    what: str
+    streams: int
+    rank: float
+    best: int
+    behind: float
+
+
+def ranks(lines: Sequence[Line]) -> list[Rank]:
+    """Everybody's mean rank; of river's rates the best one of each stream stands for all.
+
+    Who does not take a stream is the last there.
+    """
+    by_stream: dict[str, dict[str, float]] = {}
+    for line in lines:
+        scores = by_stream.setdefault(line.stream, {})
+        score = -(line.mae or 0.0) if line.accuracy is None else line.accuracy
+        what = "river, best rate" if line.what.startswith("river ") else line.what
+        scores[what] = max(score, scores.get(what, score))
+        rules = {"no-change": line.no_change, "majority": line.majority}
+        scores |= {rule: score for rule, score in rules.items() if score is not None}
+    names = {name for scores in by_stream.values() for name in scores}
+    found = []
+    for name in names:
+        places, behind, best = [], [], 0
+        for scores in by_stream.values():
+            own = scores.get(name)
+            if own is None:
+                places.append(float(len(names)))
+                continue
+            better = sum(score > own for score in scores.values())
+            places.append(better + (1.0 + sum(score == own for score in scores.values())) / 2.0)
+            most = max(scores.values())
+            behind.append(100.0 * (most - own) / (1.0 if most > 0.0 else -most))
+            best += not better
+        mean = sum(places) / len(places)
+        found.append(
+            Rank(name, len(behind), round(mean, 2), best, round(sum(behind) / len(behind), 2))
+        )
+    return sorted(found, key=lambda one: (one.rank, one.what))
+
+
 def run(
     data: Path,
     *,
@@ -332,15 +383,30 @@ def run(
     learners: Sequence[str],
     rows: int | None = None,
     jobs: int = 1,
+    kept: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> list[Line]:
-    """Each of the learners over each of the streams."""
+    """Each of the learners over each of the streams.
+
+    ``kept``: a file of lines that are there already, and are not measured again; others are added.
+    """
     lines = []
+    if kept is not None and kept.exists():
+        lines = [Line(**json.loads(text)) for text in kept.read_text().splitlines()]
+        lines = [one for one in lines if one.stream in streams and one.what in learners]
+    there = {(line.stream, line.what) for line in lines}
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        asked = [pool.submit(measure, s, name, data, rows) for s in streams for name in learners]
+        asked = [
+            pool.submit(measure, stream, name, data, rows)
+            for stream, name in itertools.product(streams, learners)
+            if (stream, name) not in there
+        ]
         for done in as_completed(asked):
             if (line := done.result()) is not None:
+                if kept is not None:
+                    with kept.open("a") as file:
+                        file.write(json.dumps(asdict(line)) + "\n")
                 progress(
                     f"{line.stream}, {line.what}: {line.accuracy} {line.balanced} {line.log_loss} "
                     f"{line.auc} {line.mae} {line.us:.0f} us"

@@ -212,12 +212,13 @@ def traced(pid: int, file: Path) -> Iterator[None]:
 
 
 def run(
-    *, single: int = 20, clients: int = 16, each: int = 10,
+    *, single: int = 20, clients: int = 16, each: int = 10, embedded: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> Result:  # fmt: skip
     """Trace one of two replicas while it takes ``single`` events, then ``clients · each`` at once.
 
-    ``environment`` is the service's, beside the process's own.
+    ``embedded``: the one process of everything instead.  ``environment`` is the service's, beside
+    the process's own.
     """
     model = {
         "name": "counting",
@@ -226,7 +227,8 @@ def run(
     }
     with tempfile.TemporaryDirectory(prefix="online-trace-") as name:
         folder = Path(name)
-        write_settings(folder, {"replicas": 2, "models": [model]})
+        form = {"cluster": "embedded"} if embedded else {"replicas": 2}
+        write_settings(folder, {**form, "models": [model]})
         running = launch(folder, environment=environment)
         try:
             return _trace(running, folder, single, clients, each)
@@ -236,7 +238,7 @@ def run(
 
 def _trace(running: Running, folder: Path, single: int, clients: int, each: int) -> Result:
     replica, url = min(running.replica_urls().items())
-    pid = int(replica.partition(":")[0])
+    pid = int(replica.partition(":")[0] or running.process.pid)
     proofs = []
     first = 0
     for lanes, count in ((1, single), (clients, each)):

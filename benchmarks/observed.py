@@ -50,6 +50,8 @@ _TURNS: Final = 4
 _WARM: Final = 300
 _SHORT: Final = 50
 _END_S: Final = 60.0
+_NEVER_MS: Final = 3_600_000
+_SEND: Final = "send"
 _PROCESS_CLOCK: Final = 2  # clock_getcpuclockid(3)
 _SAME_ADDRESSES: Final = 0x0040000  # ADDR_NO_RANDOMIZE of personality(2)
 
@@ -239,6 +241,7 @@ def measure(subject: Subject, *, pairs: int, requests: int) -> Cost:
             found = _with_pages(subject, pairs)
         elif subject.telemetry:
             found = _switched(subject, given, pairs, requests)
+            requests = 2 * _SHORT
         else:
             found = [_beside(subject, given, i, requests) for i in range(pairs)]
     return cost_of(subject, requests, found)
@@ -273,7 +276,8 @@ def _switched(
     """CPU time a request of one service whose traces are off and on in turn.
 
     Two processes of one program differ by more than traces cost, and so do two seconds of a busy
-    machine: so a pair is many short turns of each.  Spans are sent before a turn is read.
+    machine: so each of the pairs that are asked for is many, of two short turns each.  The spans of
+    all of them are sent at the end, in one go, and what that takes is a part of what each costs.
     """
     found: list[tuple[float, float]] = []
     ours, its = multiprocessing.get_context("spawn").Pipe()
@@ -287,17 +291,21 @@ def _switched(
         one.turn("feedback", _WARM)
         one.turn(subject.action, _WARM)
         for _ in range(pairs):
-            used = {True: 0.0, False: 0.0}
-            for turn in range(2 * (requests // _SHORT)):
-                is_on = turn % 4 in (1, 2)
-                ours.send(is_on)
-                ours.recv()
-                before = one.used_ns()
-                one.turn(subject.action, _SHORT)
-                ours.send(False)
-                ours.recv()
-                used[is_on] += (one.used_ns() - before) / requests / 1e3
-            found.append((used[False], used[True]))
+            turns = []
+            for _ in range(max(requests // (2 * _SHORT), 1)):
+                used = {True: 0.0, False: 0.0}
+                for is_on in (False, True, True, False):
+                    ours.send(is_on)
+                    ours.recv()
+                    before = one.used_ns()
+                    one.turn(subject.action, _SHORT)
+                    used[is_on] += (one.used_ns() - before) / (2 * _SHORT) / 1e3
+                turns.append(used)
+            before = one.used_ns()
+            ours.send(_SEND)
+            ours.recv()
+            sent = (one.used_ns() - before) / requests / 1e3
+            found += [(used[False], used[True] + sent) for used in turns]
         ours.send(None)
     finally:
         process.join(_END_S)
@@ -317,6 +325,7 @@ def _serve_switched(asked: Any, model: dict[str, Any], telemetry: dict[str, Any]
         await self._behind(scope, receive, send)
 
     Traced.__call__ = noted  # type: ignore[method-assign]
+    os.environ["OTEL_BSP_SCHEDULE_DELAY"] = str(_NEVER_MS)  # when it is asked to, and else never
 
     with tempfile.TemporaryDirectory(prefix="online-observed-") as name:
         data = {
@@ -326,11 +335,13 @@ def _serve_switched(asked: Any, model: dict[str, Any], telemetry: dict[str, Any]
         with Embedded(load(None, data, {}), lambda _: None) as running:
             running.start()
             asked.send((running.url, os.getpid()))
-            while (is_on := asked.recv()) is not None:
-                for one in tracing if Traced.__call__ is traced else ():
-                    one._provider.force_flush()
-                Traced.__call__ = traced if is_on else passed  # type: ignore[method-assign]
-                asked.send(is_on)
+            while (what := asked.recv()) is not None:
+                if what == _SEND:
+                    for one in tracing:
+                        one._provider.force_flush()
+                else:
+                    Traced.__call__ = traced if what else passed  # type: ignore[method-assign]
+                asked.send(what)
 
 
 def _with_pages(subject: Subject, pairs: int) -> list[tuple[float, float]]:

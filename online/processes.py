@@ -169,7 +169,7 @@ def note(path: Path, facts: dict[str, Any], *, children: bool = True) -> None:
 def leftovers(run: Path, private: Path) -> Iterator[psutil.Process]:
     """Processes of a service on this state folder that is gone."""
     noted: dict[int, float] = {}
-    with contextlib.suppress(OSError, ValueError, KeyError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # whatever is in it
         for entry in json.loads(run.read_text())["processes"]:
             noted[entry["pid"]] = entry["started"]
     mine = os.getpid()

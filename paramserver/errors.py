@@ -51,6 +51,16 @@ class NotReady(ParamServerError):
         return f"the parameter server is {self.state}" + (f": {self.reason}" if self.reason else "")
 
 
+class HandedOn(ParamServerError):
+    """Another number of parameter servers takes this one's place.  Nothing was changed."""
+
+    model: str
+    text = (
+        "nothing is decided about {model} while it gets another number of parameter servers, and "
+        "nothing was changed; ask again in some seconds"
+    )
+
+
 class StartRefused(ParamServerError):
     """State on disk that must not be served; the message holds the remedy."""
 

@@ -16,14 +16,17 @@ from paramserver import bases, rewrites, shortfall
 from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
     DecisionUncertain,
+    HandedOn,
     PublishFailed,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
     StartRefused,
+    StoreUnavailable,
     Superseded,
 )
 from paramserver.parts import PART_KEYS
+from paramserver.resharding import handed_on
 from paramserver.server import MergeRule, Server
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.state import SnapshotState
@@ -282,9 +285,17 @@ def decide(
     The first row with a key stands, so the same one is written until there is a certain answer.
 
     Raises:
+        HandedOn: Another lineage takes this one's place, and would not know.  Nothing was written.
+        StoreUnavailable: Nothing was written.
         Superseded: A newer server has the epoch.  Nothing was written.
         DecisionUncertain: It may stand.
     """
+    try:
+        known = store.controls(server.model, 0)
+    except Exception as error:
+        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+    if handed_on(known, server.spec):
+        raise HandedOn(server.model)
     fence = (server.spec, server.epoch)
     for attempt in range(_DECIDE_TRIES):
         try:

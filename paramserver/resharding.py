@@ -7,7 +7,7 @@ there on it serves, until a start whose settings file says another number than i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -27,6 +27,8 @@ class Reshard(msgspec.Struct, frozen=True):
         shards: Number from here on.
         done: Whether it has begun; else it is a wish.
         why: ``operator``, ``settings``, or ``failed`` (it could not be done).
+        was, serves: Hash of the spec with the number before, and with the one from here on; empty:
+            not told.
     """
 
     spec: str
@@ -35,6 +37,8 @@ class Reshard(msgspec.Struct, frozen=True):
     shards: int
     done: bool
     why: str
+    was: str = ""
+    serves: str = ""
 
 
 def newest(controls: Iterable[ControlInfo], spec: str, *, done: bool) -> tuple[int, Reshard] | None:
@@ -61,6 +65,19 @@ def decided(controls: Iterable[ControlInfo], spec: str, given: int, *, running: 
     if found is None or not (running or given == found[1].given):
         return given
     return found[1].shards
+
+
+def handed_on(controls: Sequence[ControlInfo], spec: str) -> bool:
+    """Whether a lineage with another number of servers takes this one's place, or is about to.
+
+    ``spec``: of this one, with its number of servers.
+    """
+    for control in reversed(controls):
+        if control.kind == RESHARD:
+            note = msgspec.json.decode(control.payload, type=Reshard)
+            if spec in (note.was, note.serves):
+                return note.was == spec != note.serves
+    return False
 
 
 def wished(control: ControlInfo) -> bool | None:

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -36,6 +36,10 @@ _PIN_LOOKS: Final = 20  # pauses between two questions: who publishes is busy
 
 def _pause() -> None:
     time.sleep(0.005)  # a push to all takes about as long
+
+
+Moment: TypeAlias = tuple[dict[int, int], int]
+"""Last row of each partition, and the control position."""
 
 
 def _nothing() -> None:
@@ -91,7 +95,8 @@ class Sharing:
         self._running, self._shard = running, shard
         self._aligned = True  # whether all have published what shard 0 has
         self.kept: list[Contained] = []  # snapshots from which a start may go on
-        self.cut: set[str] = set()  # the newest snapshot that goes with others' of the same rows
+        self.cut: set[str] = set()  # snapshots that go with others' of the same rows, or may
+        self._whole: Moment | None = None  # the newest of which all have published theirs
         self._promised: set[str] = set()
         self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
 
@@ -122,16 +127,33 @@ class Sharing:
         """A snapshot is published; ``chosen``: shard 0 has said when.
 
         Those of one moment stay until the next of one moment: without them nobody can put the
-        model together.
+        model together.  One that was chosen stays beside them: another shard may not have begun.
         """
         if chosen or (self.leads and self._aligned):
-            self.cut = {name}
+            self._keep(name)
+
+    def _keep(self, name: str) -> None:
+        self.cut = {name}
+        if self._whole is not None:
+            before = self._with_rows(self._running.serving().history, *self._whole)
+            self.cut |= {before or name}
+
+    def _newest_whole(self) -> Moment | None:
+        """Rows and control position of the snapshot of shard 0 that goes with all others'."""
+        for name in self.cut:
+            one = self._running.serving().history.contained().get(name)
+            return None if one is None else (self._of(one), one.control)
+        return None
 
     # -- asked by shard 0 ------------------------------------------------------------------------
 
-    def begin_cut(self, rows: Mapping[int, int], control: int) -> bool:
-        """Begin a snapshot if these are the rows that the values have; it is published soon."""
+    def begin_cut(self, rows: Mapping[int, int], control: int, whole: Moment | None = None) -> bool:
+        """Begin a snapshot if these are the rows that the values have; it is published soon.
+
+        ``whole``: the newest moment of which all have one.
+        """
         running = self._running
+        self._whole = whole or self._whole
         if not running.publishing.acquire(blocking=False):
             return False
         try:
@@ -234,7 +256,7 @@ class Sharing:
     def _head_goes_with_others(self) -> None:
         """The newest snapshot was published alone, and the others have theirs of its rows now."""
         if self._running.parent is not None:
-            self.cut = {self._running.parent}
+            self._keep(self._running.parent)
 
     def _all_begin(self, server: Server) -> bool | None:
         """Whether all others begin a snapshot of the rows that this one has; under the lock.
@@ -242,10 +264,11 @@ class Sharing:
         None: one does not answer.
         """
         assert self._shard is not None
-        rows, control = self._rows(server), server.control
+        rows, control, whole = self._rows(server), server.control, self._newest_whole()
         try:
             return all(
-                self._shard.ask(other, "begin_cut", rows, control) for other in self._shard.others
+                self._shard.ask(other, "begin_cut", rows, control, whole)
+                for other in self._shard.others
             )
         except Exception as error:  # it is away: this one is published alone
             _log.info("no snapshot at one moment: %s", error)

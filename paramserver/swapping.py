@@ -18,10 +18,12 @@ from paramserver.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
 from paramserver.blocks import ADDITIVE, DENSE, ROWS, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
+    HandedOn,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
+    StoreUnavailable,
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
@@ -221,7 +223,7 @@ class Swapping:
                 note = msgspec.structs.replace(note, snapshot=base)
                 try:
                     answer = self._rewrite(now, note, state)
-                except Superseded:  # nothing names it
+                except (HandedOn, StoreUnavailable, Superseded):  # nothing names it
                     withdraw_pinned(history, base)
                     raise
             with contextlib.suppress(Exception):  # else a start goes over the row to the base

@@ -38,13 +38,15 @@ class Checked:
     """The result of looking at the whole log.
 
     ``lines``: how many there are; ``trimmed``: how many an anchor stands for; ``old``: lines of
-    keys that are gone, which the lines after them vouch for; ``faults``: what is wrong, in words.
+    keys that are gone, which the lines after them vouch for; ``faults``: what is wrong, in words;
+    ``verified``: whether there was a key to verify signatures with.
     """
 
     lines: int
     trimmed: int
     old: int
     faults: tuple[str, ...]
+    verified: bool = True
 
     @property
     def good(self) -> bool:
@@ -55,13 +57,16 @@ class Checked:
         """Return it as plain data, ``good`` included."""
         return {
             "good": self.good, "lines": self.lines, "trimmed": self.trimmed, "old": self.old,
-            "faults": list(self.faults),
+            "faults": list(self.faults), "verified": self.verified,
         }  # fmt: skip
 
     def __str__(self) -> str:
         begin = f"log of decisions: {'good' if self.good else 'NOT GOOD'}, {self.lines:,} lines"
         begin += f", {self.trimmed:,} trimmed before them" if self.trimmed else ""
         begin += f", {self.old:,} signed by a key that is gone" if self.old else ""
+        begin += (
+            "" if self.verified else "; no key can be read here, so nobody verified who wrote them"
+        )
         return "\n".join([begin, *(f"  {fault}" for fault in self.faults)])
 
 
@@ -88,7 +93,7 @@ def check(
         faults[_SHOWN:] = [f"and {len(faults) - _SHOWN:,} more"]
     trimmed = read[0].number if read and _anchored(read[0]) else 0
     old = sum(not one.sure for one in read) if keys else 0
-    return Checked(len(read), trimmed, old, tuple(faults))
+    return Checked(len(read), trimmed, old, tuple(faults), verified=bool(keys) or not read)
 
 
 def _anchored(one: Read) -> bool:
@@ -132,7 +137,7 @@ def _controls(
 
     ``rows`` were read before the lines, ``later`` after them.
     """
-    told: set[str] = set()
+    written: set[str] = set()
     known: int | None = None  # up to this one no line is asked for
     by_key: Mapping[str, int] = {row.key: row.seq for row in later}
     for one in read:
@@ -142,7 +147,7 @@ def _controls(
         if known is None and model in entry.about.get(CONTROLS, {}):
             known = int(entry.about[CONTROLS][model])
         if entry.model == model and entry.key:
-            told.add(entry.key)
+            written.add(entry.key)
             if entry.key not in by_key:
                 yield f"line {one.number}: its decision about {model!a} is not in the journal"
             elif known is None:
@@ -150,5 +155,5 @@ def _controls(
     if known is None:
         return  # the log began before the model did, or there is none
     for row in rows:
-        if row.seq > known and row.key not in told and row.kind not in OF_ROWS:
+        if row.seq > known and row.key not in written and row.kind not in OF_ROWS:
             yield f"decision {row.seq} of model {model!a} ({row.kind}) has no line"

@@ -108,9 +108,9 @@ def common(
         own = inspect.signature(command, eval_str=True)
         options = inspect.signature(Context, eval_str=True).parameters
         added = [options[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in names]
-        told = [*list(own.parameters.values())[1:], *added]
-        run.__signature__ = own.replace(parameters=told)  # type: ignore[attr-defined]
-        run.__annotations__ = {one.name: one.annotation for one in told}
+        parameters = [*list(own.parameters.values())[1:], *added]
+        run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
         return run
 
     return with_options

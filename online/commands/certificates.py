@@ -25,7 +25,8 @@ def _public_keys(context: Context) -> list[str]:
     settings = context.settings()
     if not (keys := keys_of(settings.key_path)):
         raise StartRefused(
-            f"there is no key {settings.key_path}", "Name its folder with --state-dir"
+            f"no key can be read from {settings.key_path}",
+            "Be the user that the service runs as, or name its folder with --state-dir",
         )
     return certificates.public_keys(keys)
 

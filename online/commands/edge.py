@@ -104,17 +104,17 @@ def keygen(
     _write_keys(place, chain, made)
     signed = [_again(settings, place, m, valid_days) for m in settings.models] if rotate else []
     found = roots.followed(chain)
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "version": found.version, "root": found.root, "keys": list(found.keys),
         "place": str(place), "signed_again": [name for name in signed if name],
     }  # fmt: skip
     if context.as_json:
-        print(json.dumps(told))
+        print(json.dumps(summary))
         return
     print(f"keys in {place}; list {found.version} of them, root key for devices:")
     print(found.root)
-    if told["signed_again"]:
-        print(f"signed again: {', '.join(told['signed_again'])}")
+    if summary["signed_again"]:
+        print(f"signed again: {', '.join(summary['signed_again'])}")
     print("Take root.pem away: it is needed again for --rotate only.")
 
 
@@ -436,7 +436,7 @@ def _say(
     reports: Reports | None = None, left_behind_by: str | None = None,
 ) -> None:  # fmt: skip
     before = channel.before
-    told: dict[str, Any] = {
+    summary: dict[str, Any] = {
         "model": model,
         "sequence": channel.sequence,
         "revision": channel.revision,
@@ -446,10 +446,10 @@ def _say(
         "kept": [release.sequence for release in channel.releases],
         "left_behind_by": left_behind_by,
     }
-    told |= {} if expires is None else {"expires": expires}
-    told |= {} if reports is None else {"reports": asdict(reports)}
+    summary |= {} if expires is None else {"expires": expires}
+    summary |= {} if reports is None else {"reports": asdict(reports)}
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(summary))
         return
     if not channel.releases:
         print(f"model {model}: nothing is published. Publish it: online edge publish")

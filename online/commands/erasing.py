@@ -29,7 +29,7 @@ _LINEAGES_S: Final = 20.0  # for a challenger to begin anew without the source
 _LOOK_S: Final = 0.2
 _SHOWN: Final = 3
 
-Told = Callable[[str], Any]
+Progress = Callable[[str], Any]
 
 
 def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
@@ -49,33 +49,33 @@ def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
 class Erasing:
     """One source of one model of a running service.
 
-    ``told``: gives a progress bar of a name, as a context manager.
+    ``progress``: gives a progress bar of a name, as a context manager.
     """
 
     client: Asking
     settings: Settings
     model: str
     spec: str
-    told: Told
+    progress: Progress
 
     def erase(self, journal: Journal, source: str, since: float | None) -> tuple[Erasure, Done]:
         """Erase what it has sent; what an earlier command has begun is ended."""
         forget = erase.newest_forget(journal, self.model, self.spec, source)
         begun = erase.decide(journal, self.model, source, since, forget, time.time())
         erasure = Erasure(journal, self.model, *begun)
-        with self.told("looking") as told:
-            erasure.look(told)
+        with self.progress("looking") as progress:
+            erasure.look(progress)
         checked(self.client.post(f"/v1/models/{self.model}/snapshots"))  # without the source
         try:
             snapshots = self._withdraw(journal, erasure)
             halves = erasure.halves()
-            with self.told("erasing") as told:
-                rows = erasure.rows(told)
+            with self.progress("erasing") as progress:
+                rows = erasure.rows(progress)
             texts = erasure.texts()
             erase.forget_course(self.settings.state_dir, self.model)
             snapshots += self._withdraw(journal, erasure)  # of who did not know yet
-            with self.told("settling") as told:
-                self._settle(journal, told)
+            with self.progress("settling") as progress:
+                self._settle(journal, progress)
         except ReplayError as error:
             raise StartRefused(f"not erased yet: {error}", "Run the same command again") from error
         done = Done(erasure.seq, time.time(), rows, halves, texts, snapshots)
@@ -112,11 +112,11 @@ class Erasing:
                 removed += len(found)
             time.sleep(_LOOK_S)
 
-    def _settle(self, journal: Journal, told: Callable[[int, int], None]) -> None:
+    def _settle(self, journal: Journal, progress: Callable[[int, int], None]) -> None:
         begun_s, most = time.monotonic(), 0
         for left in journal.erasing().settle():
             most = max(most, left)
-            told(most - left, max(most, 1))
+            progress(most - left, max(most, 1))
             if time.monotonic() > begun_s + _SETTLE_S:
                 raise StartRefused(
                     f"the journal's files were not rewritten within {_SETTLE_S:.0f} s",

@@ -225,8 +225,8 @@ class _Work:
             self._journal, self._decisions = journal, Decisions(spec)
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
-            with counting("looking", hidden=wish.as_json) as told:
-                found = influence(journal, self.name, self._decisions, wanted, kept_from, told)
+            with counting("looking", hidden=wish.as_json) as progress:
+                found = influence(journal, self.name, self._decisions, wanted, kept_from, progress)
             if to is None:
                 check_reach(found, wanted)
             if not found.n and wish.certified:  # there is nothing to learn again
@@ -343,7 +343,7 @@ class _Work:
 
         journal, spec, wanted = self._journal, self._loaded.spec_hash, self._wanted
         keys = keys_of(self._settings.key_path)
-        told = partial(counting, hidden=wish.as_json)
+        progress = partial(counting, hidden=wish.as_json)
         out: dict[str, Any] = {}
         number = forget = erase.newest_forget(journal, self.name, spec, wanted.source)
         content, note = None, None
@@ -356,7 +356,7 @@ class _Work:
                 raise
             content, note = None, str(error).splitlines()[0]
         if wish.erase:
-            work = Erasing(self._client, self._settings, self.name, spec, told)
+            work = Erasing(self._client, self._settings, self.name, spec, progress)
             erasure, done = work.erase(journal, wanted.source, wanted.since)
             number, out["erased"] = erasure.seq, msgspec.structs.asdict(done)
             if content is None:
@@ -423,8 +423,8 @@ class _Work:
             method_of(self._model, loaded, self._settings),
             review=partial(self._review, start),
         )
-        with counting("learning again", hidden=as_json) as told:
-            rebuild.run(told)
+        with counting("learning again", hidden=as_json) as progress:
+            rebuild.run(progress)
         rebuild.run()  # what has come meanwhile: the replicas learn what comes from here on
         self._digests = rebuild.digests
         built = rebuild.built((version[0], version[1]), rewrite, time.time())

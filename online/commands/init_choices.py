@@ -250,9 +250,9 @@ def settings_text(name: str, log: Log, n: int) -> str:
     first = next(log.rows())
     actions: list[dict[str, Any]] = [{"id": action} for action in log.shares]
     asked = {"context": first.context, "actions": actions}
-    told = {"id": "the id of the answer", "reward": first.reward}
+    rewarded = {"id": "the id of the answer", "reward": first.reward}
     lines += ["", "# The first row as requests:"]
-    for verb, body in (("choose", asked), ("reward", told)):
+    for verb, body in (("choose", asked), ("reward", rewarded)):
         said = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
         lines.append(f"#   curl http://127.0.0.1:8000/v1/models/{name}/{verb} -d '{said}'")
     return written(lines)

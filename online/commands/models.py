@@ -296,8 +296,8 @@ def reshard(
 
     client, settings = context.connect(), context.settings()
     name = pick(client, model, "NAME")
-    running(settings.state_dir)  # the journal is written here
-    spec, before = _wish(settings, name, shards)
+    serves = running(settings.state_dir).get("specs", {}).get(name)  # its journal is written here
+    spec, before = _wish(settings, name, shards, serves)
     _wait_for_reshard(settings, name, spec)
     if context.as_json:
         print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
@@ -306,8 +306,10 @@ def reshard(
     print(f"  to make it permanent, write `shards: {shards}` into the settings file")
 
 
-def _wish(settings: Settings, name: str, shards: int) -> tuple[str, int]:
+def _wish(settings: Settings, name: str, shards: int, serves: str | None) -> tuple[str, int]:
     """Write the wish down; the spec that is to serve, and how many servers do so now.
+
+    ``serves``: the spec that does: the file may have been changed since the service has read it.
 
     Raises StartRefused or ConfigError: it can't be fulfilled.
     """
@@ -317,7 +319,6 @@ def _wish(settings: Settings, name: str, shards: int) -> tuple[str, int]:
     from online.rows.prediction_ids import Keys
     from online.settings.config import EMBEDDED
     from online.settings.places import open_journal
-    from paramserver.resharding import Reshard
 
     if settings.cluster == EMBEDDED:
         raise StartRefused(
@@ -329,7 +330,15 @@ def _wish(settings: Settings, name: str, shards: int) -> tuple[str, int]:
     if serving is None:
         remedy = "Name the settings file that the service was started with: --config"
         raise StartRefused(f"these settings have no model {name!r}", remedy)
-    if serving.shards == shards:
+    by_spec = resharding.specs_of(serving, settings)
+    now = by_spec.get(serves or "")
+    if serves is None or now is None:
+        raise StartRefused(
+            f"the settings file describes another model {name} than the one that serves",
+            "Start the service again with the file, or name the one that it was started with: "
+            "--config",
+        )
+    if now == shards:
         raise StartRefused(f"model {name} has {shards} parameter servers", "Name another number")
     try:
         wanted = serving.made_as({"shards": shards})
@@ -340,15 +349,11 @@ def _wish(settings: Settings, name: str, shards: int) -> tuple[str, int]:
         ) from None
     keys = Keys.from_file(settings.key_path)
     spec = load_model(wanted, settings, keys.secret, keys.old_secrets).spec_hash
-    by_spec = resharding.specs_of(serving, settings)
-    now = next(one for one, n in by_spec.items() if n == serving.shards)
     with contextlib.closing(open_journal(settings)) as journal:
-        resharding.check_can(journal.controls(name, 0), name, now)
-        wish = Reshard(
-            next(iter(by_spec)), given[name], serving.shards, shards, done=False, why="operator"
-        )
+        resharding.check_can(journal.controls(name, 0), name, serves)
+        wish = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
         resharding.note(journal, name, wish)
-    return spec, serving.shards
+    return spec, now
 
 
 def _wait_for_reshard(settings: Settings, name: str, spec: str) -> None:

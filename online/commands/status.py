@@ -78,8 +78,8 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
         state = _DRIFT.get(drift["state"], "{}").format(drift["state"])
         judged, many = drift["judged"], len(drift["replicas"])
         rows = f" ({judged:,} labelled rows" + (f" of {many} replicas)" if many else ")")
-        told = drift["why"].startswith(f"{judged} labelled rows")
-        console.print(f"drift: {state}: {drift['why']}{'' if told else rows}")
+        counted = drift["why"].startswith(f"{judged} labelled rows")
+        console.print(f"drift: {state}: {drift['why']}{'' if counted else rows}")
     if server is None:
         console.print("[red]parameter server: no contact; replicas answer and keep feedback[/red]")
     else:

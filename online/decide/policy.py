@@ -50,6 +50,12 @@ WIDTHS: Final = (0.1, 0.3, 1.0)
 _WIDTHS: Final[Floats] = np.array(WIDTHS)[:, None]
 _NAMES: Final = tuple(f"{width:g}" for width in WIDTHS)
 
+HOPE: Final = 0.75
+"""Standard deviations that are added to each action's belief, of ``auto`` without a context."""
+
+HOPED: Final = 0.4
+"""Standard deviations that count as one about that: what leaves the choice to chance."""
+
 FIRST: Final = 50.0
 """The most rewards that an action's belief begins with."""
 
@@ -199,7 +205,8 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
     """Thompson's rule; with a context, at several widths, weighted by what they have gained.
 
     Without a context the arms' own beliefs are exact: of all rewards of an action, or of those of
-    late where these are far from the others.
+    late where these are far from the others.  They are hoped to be better than that by as much as
+    is not known, and drawn from more narrowly: an action that is seldom tried loses less to chance.
     """
     arms = scores.arms
     if not scores.context and not np.isfinite(scores.met).any():
@@ -207,7 +214,7 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         late, late_spread = beliefs(arms.late_n[at], arms.late_total[at], arms.prior)
         changed = np.abs(late - mean) > CHANGED * late_spread
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
-        return thompson(mean, spread), {}
+        return thompson(mean + HOPE * spread, HOPED * spread), {}
     found, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
     return found, dict(zip(_NAMES, each, strict=True))
 

@@ -63,8 +63,8 @@ class Reports:
     @property
     def bad(self) -> str | None:
         """Why it is not to go on; None if it may."""
-        failed, told = self.failed, self.used + self.failed
-        if failed >= FAILED_LEAST and failed > FAILED_SHARE * told:
+        failed, counted = self.failed, self.used + self.failed
+        if failed >= FAILED_LEAST and failed > FAILED_SHARE * counted:
             return f"did not pass its test on {failed} devices, {self.used} use it"
         differing = self.differing
         if differing >= DIFFERING_LEAST and differing > DIFFERING_SHARE * self.compared:

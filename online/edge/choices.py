@@ -263,10 +263,10 @@ def golden(model: RewardModel, ends: Ends, rows: Sequence[Features]) -> list[Ask
     Parameters:
         rows: A context with the chosen action each, as the journal has them; the newest come last.
     """
-    told = [split(row) for row in rows]
-    known = {name: features for _, name, features in told if name}
+    split_rows = [split(row) for row in rows]
+    known = {name: features for _, name, features in split_rows if name}
     actions = [*islice(reversed(known.items()), ACTIONS_MAX)] or [("a", {}), ("b", {})]
-    contexts = [context for context, _, _ in told] or [{}]
+    contexts = [context for context, _, _ in split_rows] or [{}]
     asked: list[tuple[Features, Sequence[Action]]] = [(context, actions) for context in contexts]
     asked += [(context, actions) for context in _odd(model, contexts)]
     asked += [(contexts[-1], some) for some in _odd_actions(actions)]

@@ -280,11 +280,11 @@ def with_delta(made: Exported, since: bytes) -> Exported:
     except EdgeError as error:
         return replace(made, left_out={**made.left_out, "difference": str(error)})
     name = f"{target['file']}.{sha256(since).hexdigest()[:16]}.delta"
-    told = {
+    described = {
         "from_sha256": sha256(since).hexdigest(), "file": name, "size": len(delta),
         "sha256": sha256(delta).hexdigest(),
     }  # fmt: skip
-    targets = {**made.manifest["targets"], "edgepack": {**target, "deltas": [told]}}
+    targets = {**made.manifest["targets"], "edgepack": {**target, "deltas": [described]}}
     return replace(
         made,
         files={**made.files, name: delta},
@@ -308,12 +308,12 @@ def with_deltas(
     if target is None:
         return about, {}, {}
     new = files.get(target["sha256"]) or folder.file(target["sha256"])
-    told: list[dict[str, Any]] = []
+    deltas: list[dict[str, Any]] = []
     made: dict[str, bytes] = {}
     whole: dict[int, str] = {}
     for release in reversed(channel.releases[-DELTAS:]):
         base = release.about["targets"].get("edgepack", {}).get("sha256")
-        if base in (None, target["sha256"], *(one["from_sha256"] for one in told)):
+        if base in (None, target["sha256"], *(one["from_sha256"] for one in deltas)):
             continue
         try:
             delta = _difference(folder.file(base), new)
@@ -322,8 +322,8 @@ def with_deltas(
             continue
         digest = sha256(delta).hexdigest()
         made[digest] = delta
-        told.append({"from_sha256": base, "size": len(delta), "sha256": digest})
-    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": told}}
+        deltas.append({"from_sha256": base, "size": len(delta), "sha256": digest})
+    about["targets"] = {**about["targets"], "edgepack": {**target, "deltas": deltas}}
     return about, made, whole
 
 

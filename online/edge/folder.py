@@ -128,14 +128,14 @@ class Folder:
         for device, *rest in map(json.loads, lines):
             said[device] = [*rest, 0, 0][:3]  # older lines have no counts
         failed = sum(outcome == "failed" for outcome, _, _ in said.values())
-        told = [(asked, differ) for _, asked, differ in said.values() if asked >= COMPARED_LEAST]
-        differing = sum(differ > DIFFER_SHARE * asked for asked, differ in told)
-        return Reports(len(said) - failed, failed, len(told), differing)
+        counts = [(asked, differ) for _, asked, differ in said.values() if asked >= COMPARED_LEAST]
+        differing = sum(differ > DIFFER_SHARE * asked for asked, differ in counts)
+        return Reports(len(said) - failed, failed, len(counts), differing)
 
     def standing(self) -> dict[str, Any]:
         """How the releases stand, newest first, as plain data; for pages and histories."""
         channel = self.channel()
-        before, told = channel.before, asdict(self.reports(channel.sequence))
+        before, reports = channel.before, asdict(self.reports(channel.sequence))
         with contextlib.suppress(FileNotFoundError):
             expires = json.loads(self.head()[0])["expires"]
             return {
@@ -145,7 +145,7 @@ class Folder:
                 "halted": channel.halted,
                 "before": None if before is None else before.sequence,
                 "expires": expires,
-                "reports": told,
+                "reports": reports,
                 "releases": [
                     _release_data(release, channel) for release in reversed(channel.releases)
                 ],

@@ -62,15 +62,15 @@ def evaluate(
     data: bytes, weights: bytes, model: EdgeModel, rows: Sequence[Mapping[str, Any]]
 ) -> Floats:
     """Return what the two files answer; their layers are computed in NumPy, in float32."""
-    told = json.loads(data)
+    written = json.loads(data)
     tables: dict[str, Array] = {}
     at = 0
-    for spec in told["weightsManifest"][0]["weights"]:
+    for spec in written["weightsManifest"][0]["weights"]:
         count = int(np.prod(spec["shape"]))
         tables[spec["name"]] = np.frombuffer(weights, "<f4", count, at).reshape(spec["shape"])
         at += 4 * count
     h = inputs(model, rows)
-    for layer in told["modelTopology"]["config"]["layers"]:
+    for layer in written["modelTopology"]["config"]["layers"]:
         config = layer["config"]
         own = {n.split("/")[1]: t for n, t in tables.items() if n.startswith(config["name"] + "/")}
         if layer["class_name"] == "BatchNormalization":

@@ -159,8 +159,8 @@ class Recording:
                 if name not in self._series:
                     self._series[name] = Series(self._folder, name)
                 memory = memory_of(status["replicas"])
-                told = {**status, "edge": self._releases(name), "memory_bytes": memory}
-                marks[name] = self._series[name].add(told, self._now_s())
+                sample = {**status, "edge": self._releases(name), "memory_bytes": memory}
+                marks[name] = self._series[name].add(sample, self._now_s())
             except Exception as error:  # a full disk: the look is worth all the more
                 log.info("the history has a gap: %r", error)
         self._tell(Look(self._now_s(), self._url, statuses, marks))

@@ -32,7 +32,7 @@ from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors
 from online.http.stream import Streams
 from online.http.turns import Turns
-from online.http.unread import read_no_sources
+from online.http.unread import build_routes, read_no_sources
 from online.http.untaken_answers import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole_answers import in_one_piece
@@ -463,6 +463,7 @@ def build_rest(
     openinference.add_routes(app, servings)
     openapi.document(app, servings, guarded=guarded)
     read_no_sources(app)
+    build_routes(app.routes)
     return app
 
 

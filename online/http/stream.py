@@ -91,11 +91,11 @@ class Streams:
             next_ = asyncio.ensure_future(mine.get())
             try:
                 await asyncio.wait((next_, gone), return_when=asyncio.FIRST_COMPLETED)
-                if gone.done() or (told := await next_) is None:
+                if gone.done() or (event := await next_) is None:
                     return
             finally:
                 next_.cancel()
-            body = {"type": "http.response.body", "body": told, "more_body": True}
+            body = {"type": "http.response.body", "body": event, "more_body": True}
             await asyncio.wait_for(send(body), _STUCK_S)
 
     async def _watch(self) -> None:
@@ -115,11 +115,11 @@ class Streams:
         self._looking = self._newest = None
         self._hand_out(None)
 
-    def _hand_out(self, told: bytes | None) -> None:
+    def _hand_out(self, event: bytes | None) -> None:
         for listener in self._listeners:
             if listener.full():
                 listener.get_nowait()
-            listener.put_nowait(told)
+            listener.put_nowait(event)
 
 
 def server_here() -> uvicorn.Server | None:

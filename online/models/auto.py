@@ -60,7 +60,7 @@ from online.models.selfrate import (
     SelfRateModel,
 )
 from online.models.tents import Row, bent, bent_owned, crossed, crossed_owned
-from online.models.votes import FADE, Mixture, Noted, logistic, shares_of
+from online.models.votes import FADE, LONG, Mixture, Noted, logistic, shares_of
 from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
@@ -123,8 +123,8 @@ class Naps(Mixture):
     ``rested``: the best expert's least loss since a view fell asleep.
     """
 
-    def __init__(self, scaler: Limited) -> None:
-        super().__init__(EXPERTS * len(VIEWS), SHARP)
+    def __init__(self, scaler: Limited, lasting: float = LONG) -> None:
+        super().__init__(EXPERTS * len(VIEWS), SHARP, lasting)
         self._scaler = scaler
         self.labels = 0
         self.asleep = self._napping = False
@@ -149,7 +149,7 @@ class Naps(Mixture):
         return names > 0 and bent_slept <= 0, 1 < names <= CROSSED_MAX and crossed_slept <= 0
 
     def apart(self) -> Naps:
-        made = Naps(self._scaler)
+        made = Naps(self._scaler, self._lasting)
         made.take(self)
         return made
 
@@ -166,18 +166,17 @@ class Naps(Mixture):
 
         Of the first view's alone while no other one is awake.
         """
-        losses, sharp = self.losses, self._sharp
+        losses, long, sharp = self.losses, self.long, self._sharp
         if self.asleep:
-            return shares_of(losses[:EXPERTS], sharp)
+            return shares_of(losses[:EXPERTS], long[:EXPERTS], sharp)
         tented, paired = self.speaking()
-        if paired:
-            heard = losses if tented else losses[:EXPERTS] + losses[2 * EXPERTS :]
-        else:
-            heard = losses[: EXPERTS * (1 + tented)]
-        votes = shares_of(heard, sharp)
+        if not (tented and paired):
+            end, begin = EXPERTS * (1 + tented), EXPERTS * (2 if paired else len(VIEWS))
+            losses, long = losses[:end] + losses[begin:], long[:end] + long[begin:]
+        votes = shares_of(losses, long, sharp)
         if paired and not tented:
             votes[EXPERTS:EXPERTS] = _SILENT
-        return votes + [0.0] * (len(losses) - len(votes))
+        return votes + [0.0] * (EXPERTS * len(VIEWS) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
         """A label came; at the end of a spell views fall asleep or wake up, and all at a drift.
@@ -187,13 +186,8 @@ class Naps(Mixture):
         if len(losses) > EXPERTS:
             super().judge(losses, weight)
         elif weight == 1.0:
-            (a, b, c, d), z = losses, FADE
-            e, f, g, h, i, j, k, m, n, o, p, q = self.losses
-            self.losses = [
-                z * e + a, z * f + b, z * g + c, z * h + d,
-                z * i + a, z * j + b, z * k + c, z * m + d,
-                z * n + a, z * o + b, z * p + c, z * q + d,
-            ]  # fmt: skip
+            self.losses = _faded(self.losses, losses, FADE)
+            self.long = _faded(self.long, losses, self._lasting)
             self._judged = True
         else:
             super().judge([*losses] * len(VIEWS), weight)
@@ -240,6 +234,17 @@ class Naps(Mixture):
         super().rebase(values)
 
 
+def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
+    """Return what is kept of the losses of all views after a label that all have the same of."""
+    a, b, c, d = losses
+    e, f, g, h, i, j, k, m, n, o, p, q = kept
+    return [
+        z * e + a, z * f + b, z * g + c, z * h + d,
+        z * i + a, z * j + b, z * k + c, z * m + d,
+        z * n + a, z * o + b, z * p + c, z * q + d,
+    ]  # fmt: skip
+
+
 class SeveralViews(SelfRateModel):
     """Rows in three views; what differs by task is in the subclasses."""
 
@@ -251,7 +256,7 @@ class SeveralViews(SelfRateModel):
     def _unjudged(self) -> Mixture:
         scaler = self._rows.scaler
         assert isinstance(scaler, Limited)
-        return Naps(scaler)
+        return Naps(scaler, self.lasting)
 
     def _read(self, features: Features, *, learns: bool) -> Views | Row:
         """A row in each view that has something to say; in the first one if no other is awake."""

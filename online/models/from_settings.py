@@ -79,8 +79,8 @@ def _cut(loaded: Loaded, model: ModelSettings) -> Loaded:
 
 def spec_with(text: str, shards: int) -> tuple[str, str]:
     """Hash and text of the spec of a model with two servers or more; ``text``: with one."""
-    told = json.dumps({**json.loads(text), "shards": shards}, sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest(), told
+    with_shards = json.dumps({**json.loads(text), "shards": shards}, sort_keys=True)
+    return hashlib.sha256(with_shards.encode()).hexdigest(), with_shards
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:

@@ -254,11 +254,11 @@ def load(
             raise LearnerUnusable(learner, *_UNSTEADY)
         return again
 
-    told = {"task": task, "classes": None if classes is None else dict(classes)}
-    alike = _spec_text(learner, {"kind": "structure", **told}, model)
+    facts = {"task": task, "classes": None if classes is None else dict(classes)}
+    alike = _spec_text(learner, {"kind": "structure", **facts}, model)
     text = alike
     if state_of == "code" and origin["kind"] != "object":
-        text = _spec_text(learner, {**origin, "params": _written(learner, params), **told}, model)
+        text = _spec_text(learner, {**origin, "params": _written(learner, params), **facts}, model)
     return Loaded(model, _hash_of(text), text, build, _hash_of(alike))
 
 

@@ -131,16 +131,16 @@ class Findings:
         verdict = "good" if self.good else "NOT GOOD"
         if self.digest_equal is None:
             verdict += ", as far as it can be checked"
-            told = f"not checkable: {self.removed:,} rows were removed by retention"
+            outcome = f"not checkable: {self.removed:,} rows were removed by retention"
         else:
             since = f" since snapshot {self.base}" if self.base else ""
-            told = (
+            outcome = (
                 f"{self.learned:,} events{since}; the journal up to its clock: {self.expected:,}; "
                 f"digests {'equal' if self.digest_equal else 'DIFFER'}"
             )
         lines = [
             f"{self.model}: {verdict}",
-            f"  snapshot {self.snapshot}: {told}",
+            f"  snapshot {self.snapshot}: {outcome}",
             f"  {self.not_yet:,} rows after it, {self.holes:,} holes, {self.removed:,} removed",
             f"  not in the model: {self.undone:,} undone, {self.frozen:,} frozen, "
             f"{self.quarantined:,} quarantined, {self.failed:,} failed, "

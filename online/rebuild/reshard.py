@@ -67,6 +67,17 @@ def specs_of(model: ModelSettings, settings: Settings) -> dict[str, int]:
     return {loaded.spec_hash: 1, **more}
 
 
+def saying(
+    specs: Mapping[str, int], given: int, before: int, shards: int, *, done: bool, why: str
+) -> Reshard:
+    """Say in a control row which number of servers a model had and has.
+
+    ``specs``: as of :func:`specs_of`.
+    """
+    spec = {n: spec for spec, n in specs.items()}
+    return Reshard(spec[1], given, before, shards, done, why, spec[before], spec[shards])
+
+
 def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None:
     """How many servers the model has by what is in the journal; None: it never was served.
 

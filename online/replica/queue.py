@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Final
@@ -19,13 +20,18 @@ _TURNS: Final = 5
 """Turns of the loop before a small commit: those whose rows the last one has brought are answered,
 and what they send next comes along.  A commit costs as much as ten rows; without the turns two
 halves of the callers wait for each other's by turns."""
+_GATHER_S: Final = 0.004
+"""So soon after the last one a small commit begins, beside predictions, only if all who may send
+are there: events that come one by one would have a commit and a pass for every other one."""
+_BESIDE: Final = 1.5
+"""Predictions for each event that waits; with fewer, nobody else wants the loop."""
 
 
 class Queue:
     """Requests that wait for a commit, in the order in which they came.
 
     Parameters:
-        counts: What is refused is counted there, by the reason.
+        counts: What is refused is counted there, by the reason; predictions are, by others.
         answers: Who waits for an answer.
     """
 
@@ -35,6 +41,9 @@ class Queue:
         self._counts, self._answers = counts, answers
         self._waiting: deque[Waiting] = deque()
         self._rows = 0  # those being written too
+        self._requests, self._most = 0, 0  # that wait; that had no answer at the same time of late
+        self._begun_s, self._predicted = -math.inf, 0
+        self._more: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -42,12 +51,37 @@ class Queue:
     async def next_batch(self) -> list[Waiting]:
         """Return the requests of the next commit; nothing if none waits.
 
-        Before a small one the loop has some turns, if others wait for their answers, too.
+        Before a small one the loop has some turns, if others wait for their answers, too. Beside
+        predictions those are waited for who have sent at the same time of late, but not for long.
         """
         if self._answers.requests > 1 and self._is_small():
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
+            if self._counts["predictions"] - self._predicted > _BESIDE * self._requests:
+                await self._gather()
+        self._begun_s = asyncio.get_running_loop().time()
+        self._predicted = self._counts["predictions"]
         return self._take()
+
+    async def _gather(self) -> None:
+        """Wait for as many requests as had no answer at the same time of late, within bounds."""
+        loop = asyncio.get_running_loop()
+        until_s = self._begun_s + _GATHER_S
+        if self._requests >= self._most or not self._is_small() or loop.time() >= until_s:
+            return
+        self._more = loop.create_future()
+        late = loop.call_at(until_s, self._end_gathering)
+        try:
+            await self._more
+        finally:
+            late.cancel()
+            self._more = None
+
+    def _end_gathering(self) -> None:
+        """Whoever has not come by now is not waited for the next time."""
+        self._most = self._requests
+        if self._more is not None and not self._more.done():
+            self._more.set_result(None)
 
     def _is_small(self) -> bool:
         size = 0
@@ -67,6 +101,11 @@ class Queue:
         self._waiting.append(waiting)
         self._rows += len(waiting.rows)
         self._answers.requests += waiting.requests
+        self._requests += waiting.requests
+        self._most = max(self._most, self._answers.requests)
+        more, all_here = self._more, self._requests >= self._most or not self._is_small()
+        if all_here and more is not None and not more.done():
+            more.set_result(None)
         loop = asyncio.get_running_loop()
         waiting.late = loop.call_later(self._wait_s, self._give_up, waiting)
         return waiting.late
@@ -94,6 +133,7 @@ class Queue:
         if waiting not in self._waiting:
             return False
         self._waiting.remove(waiting)
+        self._requests -= waiting.requests
         self._rows -= len(waiting.rows)
         return True
 
@@ -102,6 +142,7 @@ class Queue:
         while waiting and (not batch or size + len(waiting[0].rows) <= _BATCH_ROWS):
             size += len(waiting[0].rows)
             batch.append(waiting.popleft())
+            self._requests -= batch[-1].requests
         return batch
 
     def written(self, batch: Sequence[Waiting]) -> None:

@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from online.errors import ConfigError, OnlineError
+from refusals import reason
 from replay.example import Features, Label
 
 _KEY_ID_BYTES = 4
@@ -81,7 +82,11 @@ class Keys:
                 file.write(os.urandom(_KEY_BYTES).hex() + "\n")
         try:
             keys = [bytes.fromhex(line) for line in path.read_text().split()]
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise ConfigError(
+                "key_file", f"{path}: {reason(error)}", "Name a file that this user can read"
+            ) from None
+        except ValueError as error:
             raise ConfigError(
                 "key_file", f"{path}: {error}", "One hexadecimal key a line"
             ) from None

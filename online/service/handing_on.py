@@ -24,6 +24,7 @@ from online.settings.places import open_journal
 from online.settings.whole import is_cut
 from paramserver import resharding
 from paramserver.errors import ParamServerError
+from paramserver.lineage import Lineage, begin_epoch
 from paramserver.resharding import Reshard
 from replay.journal.base import Journal
 
@@ -54,7 +55,7 @@ def at_start(
     before, after = reshard.served(journal, model.name, specs), model.shards
     if before is None or before == after:
         return
-    said = Reshard(next(iter(specs)), after, before, after, done=True, why="settings")
+    said = reshard.saying(specs, after, before, after, done=True, why="settings")
     if again:
         reshard.note(journal, model.name, said)
     else:
@@ -81,6 +82,20 @@ def note_given(given: Settings, settings: Settings, journal: Journal) -> None:
         if n not in (found[1].given, newest[1].given):  # a wish that stands may say it already
             now = Reshard(one, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
+
+
+def refuse_wishes(settings: Settings, journal: Journal) -> None:
+    """Answer wishes from before that a service without a process of its own can't fulfil.
+
+    ``settings``: as they are served.
+    """
+    for model in settings.models:
+        controls = journal.controls(model.name, 0)
+        if any(map(resharding.wished, controls)):
+            one = next(iter(reshard.specs_of(model, settings)))
+            found = resharding.newest(controls, one, done=False)
+            if found is not None and not found[1].done:
+                _fail(journal, model, found[1], model.shards)
 
 
 def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[str], None]) -> None:
@@ -119,18 +134,21 @@ def _handed_on(
     model = before.made_as({"shards": wish.shards})
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
-    _have_cut(settings, before, spec)
-    said = Reshard(wish.spec, wish.given, before.shards, wish.shards, done=True, why=wish.why)
+    _have_cut(journal, settings, before, spec)
+    specs = reshard.specs_of(before, settings)
+    said = reshard.saying(specs, wish.given, before.shards, wish.shards, done=True, why=wish.why)
     return reshard.reshard(journal, settings, model, loaded, before.shards, said)
 
 
-def _have_cut(settings: Settings, model: ModelSettings, spec: str) -> None:
+def _have_cut(journal: Journal, settings: Settings, model: ModelSettings, spec: str) -> None:
     """Have the servers publish snapshots of the same rows, if they can.
 
-    A server of a large table takes long for one, so none is asked for beside another.
+    A server of a large table takes long for one, so none is asked for beside another.  Who has
+    answered decides nothing any more that it had begun before the wish; who has not is superseded.
     """
-    for _ in range(_SNAPSHOTS):
-        parameter_servers.last_snapshots({model.name: spec}, _SNAPSHOT_S)
+    for n in range(_SNAPSHOTS):
+        if not parameter_servers.publishes(model.name, spec, _SNAPSHOT_S) and not n:
+            begin_epoch(journal, Lineage(model.name, spec, "", "sum"))
         for _ in range(_LOOKS):
             if is_cut(settings, model, spec):
                 return
@@ -138,7 +156,7 @@ def _have_cut(settings: Settings, model: ModelSettings, spec: str) -> None:
 
 
 def _fail(journal: Journal, model: ModelSettings, wish: Reshard, back: int) -> None:
-    said = Reshard(wish.spec, wish.given, wish.shards, back, done=True, why="failed")
+    said = Reshard(wish.spec, wish.given, wish.shards, back, True, "failed", wish.serves, wish.was)
     for left in reversed(range(_NOTES)):
         try:
             return reshard.note(journal, model.name, said)

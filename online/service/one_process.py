@@ -31,9 +31,9 @@ from online.models import handed_over
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
+from online.service import handing_on
 from online.service.assembly import Around, Assembly, nobody
 from online.service.check_state import Models
-from online.service.handing_on import note_given
 from online.service.parameter_servers import settings_of, shard_of
 from online.service.patience import Patience
 from online.settings import config
@@ -187,7 +187,8 @@ class OneProcess:
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if fresh or relearn else []
             settings, said = promotion.as_served(given, journal)
-            note_given(given, settings, journal)
+            handing_on.note_given(given, settings, journal)
+            handing_on.refuse_wishes(settings, journal)
         for line in [*lines, *said]:
             self._progress(line)
         models = Models(settings, self._progress)

@@ -107,7 +107,7 @@ def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
 def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: Patience) -> None:
     """Until each of these has restored its state.  Raises StartRefused with the remedy."""
     for one in begun:
-        _wait_serving(one.model, one.handle(), progress, patience)
+        _wait_serving(one.model, one.handle, progress, patience)
 
 
 def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
@@ -137,15 +137,16 @@ def _bounds_of(settings: Settings, shards: int) -> TableBounds | None:
 
 
 def _wait_serving(
-    name: str, handle: Any, progress: Callable[[str], None], patience: Patience
+    name: str, get: Callable[[], Any], progress: Callable[[str], None], patience: Patience
 ) -> None:
-    """Until the server has restored its state; what it restored is said."""
+    """Until the server has restored its state, though it be killed meanwhile; this is said."""
     import ray
-    from ray.exceptions import GetTimeoutError
+    from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
-    reason = "its process has not begun"
+    reason, handle = "its process has not begun", None
     while True:
-        with contextlib.suppress(GetTimeoutError):
+        with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
+            handle = get() if handle is None else handle
             status = ray.get(handle.status.remote(), timeout=max(patience.left_s(), 0.1))
             if status["state"] == "serving":
                 break
@@ -176,7 +177,22 @@ def heard_of(name: str, spec: str) -> set[str]:
     return {replica for replica, seen in replicas.items() if seen["age_s"] < _LIVE_S}
 
 
-def last_snapshots(specs: Mapping[str, str], wait_s: float = _LAST_SNAPSHOTS_S) -> list[str]:
+def publishes(name: str, spec: str, wait_s: float) -> bool:
+    """Have a model's server publish what it has; whether it answered, be it that it can't."""
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    try:
+        asked = ray.get_actor(server_name(name, spec), "online").snapshot.remote()
+        ray.get(asked, timeout=wait_s)
+    except RayTaskError:
+        return True
+    except (ValueError, RayError):  # a timeout is one, too
+        return False
+    return True
+
+
+def last_snapshots(specs: Mapping[str, str]) -> list[str]:
     """Have the servers of these specs, by model, publish what they have; what came of it."""
     import ray
 
@@ -190,13 +206,13 @@ def last_snapshots(specs: Mapping[str, str], wait_s: float = _LAST_SNAPSHOTS_S) 
             wanted[handle.snapshot.remote()] = name
     if not wanted:
         return lines
-    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=wait_s)
+    done, late = ray.wait(list(wanted), num_returns=len(wanted), timeout=_LAST_SNAPSHOTS_S)
     for ref in done:
         try:
             lines.append(f"model {wanted[ref]}: its state is in snapshot {ray.get(ref)['name']}")
         except Exception as error:
             lines.append(_none(wanted[ref], (str(error).strip().splitlines() or [repr(error)])[-1]))
-    lines += [_none(wanted[ref], f"not written in {wait_s:g} s") for ref in late]
+    lines += [_none(wanted[ref], f"not written in {_LAST_SNAPSHOTS_S:g} s") for ref in late]
     return lines
 
 

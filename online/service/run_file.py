@@ -26,13 +26,13 @@ def is_served(state_dir: Path) -> bool:
 def running(state_dir: Path) -> dict[str, Any]:
     """Facts of the service that runs on this state folder.  Raises StartRefused if none does."""
     try:
-        facts: dict[str, Any] = json.loads((state_dir / RUN).read_text())
+        facts: dict[str, Any] = dict(json.loads((state_dir / RUN).read_text()))
     except PermissionError:
         raise StartRefused(
             f"{state_dir} is not readable by this user",
             "Be the user that the service runs as, or share the folder with a group: state_mode",
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         facts = {}
     if not facts.get("url"):
         raise StartRefused(

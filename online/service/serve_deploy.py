@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict
 
 from online.challenger import promotion
 from online.errors import StartRefused
-from online.service import parameter_servers, rollout
+from online.service import handing_on, parameter_servers, rollout
 from online.service.check_state import Models
-from online.service.handing_on import note_given
 from online.service.origin import Origin
 from online.service.patience import Patience
 from online.service.service import check_nodes
@@ -62,7 +61,8 @@ def build(arguments: Mapping[str, str]) -> Any:
     with contextlib.closing(open_journal(settings)) as journal:
         given = settings
         settings, promoted = promotion.as_served(given, journal)
-        note_given(given, settings, journal)
+        handing_on.note_given(given, settings, journal)
+        handing_on.refuse_wishes(settings, journal)
     for line in promoted:
         log.info(line)
     models = Models(settings, log.info)

@@ -9,6 +9,7 @@ from paramserver.errors import (
     BackfillRefused,
     BanRefused,
     ForgetRefused,
+    HandedOn,
     NotReady,
     ParamServerError,
     PromoteRefused,
@@ -38,7 +39,7 @@ def refused(error: ParamServerError) -> RequestError:
     if isinstance(error, BanRefused):
         other = "Unban one, take its token away, or raise limits.banned_max"
         return RequestError(422, "ban_refused", text, "source", other)
-    if isinstance(error, NotReady):
+    if isinstance(error, NotReady | HandedOn):
         same = "Nothing was changed; ask again"
         return RequestError(503, "server_unavailable", text, None, same, 1)
     if error.definite:

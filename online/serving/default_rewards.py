@@ -47,8 +47,8 @@ class DefaultRewards:
             return _removed(key, half) if key == event_key("token", half.event_id) else None
         else:
             reward, source, event_time = settings.default_reward, half.source or SOURCE, None
-            told = pack(msgspec.structs.replace(choice, defaulted=True))
-            made = msgspec.structs.replace(made, choice=told)
+            record = pack(msgspec.structs.replace(choice, defaulted=True))
+            made = msgspec.structs.replace(made, choice=record)
         label = WaitingLabel(reward, 1.0, event_time, source, half.event_id, at, ())
         return joined(key, made, label, at, half.payload)
 

@@ -184,5 +184,5 @@ def _nearer(
     n: int,
 ) -> list[tuple[float, int, _Found]]:
     """The ``n`` nearest of those before and those of the page."""
-    told = [(distance(features, f.example.features, spreads), -f.seq, f) for f in page]
-    return heapq.nsmallest(n, [*near, *told], key=lambda one: one[:2])
+    candidates = [(distance(features, f.example.features, spreads), -f.seq, f) for f in page]
+    return heapq.nsmallest(n, [*near, *candidates], key=lambda one: one[:2])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -275,9 +276,16 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     _check(settings)
     if settings.cluster == EMBEDDED:
         _check_embedded(settings)
-    resolved: dict[str, Any] = {name: getattr(settings, name).resolve() for name in _PATHS}
+    state = settings.state_dir
+    if state.is_symlink() and not state.exists():  # made there, a new one would begin with nothing
+        problem = f"{state} is a link to {os.readlink(state)}, which is not there"
+        raise ConfigError("state_dir", problem, "Mount its disk, or make that folder")
+    # Not Path.resolve, which raises at links in a circle: the start says that of the folder.
+    resolved: dict[str, Any] = {
+        name: Path(os.path.realpath(getattr(settings, name))) for name in _PATHS
+    }
     if settings.snapshot_dir is not None and "://" not in settings.snapshot_dir:
-        resolved["snapshot_dir"] = str(Path(settings.snapshot_dir).resolve())
+        resolved["snapshot_dir"] = os.path.realpath(settings.snapshot_dir)
     return settings.model_copy(update=resolved)
 
 

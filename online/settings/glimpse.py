@@ -68,7 +68,7 @@ def glimpse(
         if admins is None:
             return None
         token = next((one for one in admins if not one.startswith("sha256:")), None)
-    return Glimpse(Path(folder).resolve(), token)
+    return Glimpse(Path(os.path.realpath(folder)), token)  # links in a circle are said later
 
 
 def _read(path: Path) -> dict[str, Any] | None:

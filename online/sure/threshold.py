@@ -22,7 +22,9 @@ it moves by as much as the errors of answers of late say more than chance does: 
 swinging after what it has done itself.
 
 With slices (the values of named features) each value has a part of the threshold of its own, which
-is added to that of all: half of each move goes there, shared by the row's features.  So each slice
+is added to that of all: half of each move goes there, shared by the row's features.  Replicas
+divide a move of all by how many they are; a slice's only as far as they have many of its labels
+between two exchanges, for what few labels do is not too much even of all replicas.  So each slice
 has its own sum of errors, and the share of misses is alpha in each in the long run, overlapping
 ones, too; that is the gradient of the pinball loss in a threshold that is linear in the slices
 (Jung et al. 2023, *Batch multivalid conformal prediction*; Gibbs, Cherian and Candès 2023).
@@ -66,6 +68,8 @@ _CHANCE: Final = 3.0
 """Standard deviations of that sum from which on it says all."""
 _OWN: Final = 0.5
 """Share of a move that is of the row's slices alone."""
+_TOGETHER: Final = 32.0
+"""Labels of a slice since the last exchange from which on replicas correct the same error."""
 _EXACT: Final = 1e-9  # an error is taken for at least this share of the target
 
 
@@ -104,6 +108,7 @@ class Confidence(Sums):
         self._number = task == "regression"
         self._steps = _NUMBER if self._number else _LABELS
         self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
+        self._since: dict[str, int] = {}  # by slice, labels that moved it here since the cut
         self._values = Values(slices, most)
         self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
 
@@ -212,17 +217,27 @@ class Confidence(Sums):
             if late >= _NEAR:
                 share = min(share, max(_NEAR / (late + 1), self._strayed(missed_then - alpha)))
             by += steps.late * share * (missed_then - alpha)
-        by /= 1.0 + self._others / max(self._own, 1.0)
+        others = self._others / max(self._own, 1.0)
         self._own += 1.0
         at = self._at(own)
         # Beyond its ends, where several replicas together may bring it, nobody moves it further;
         # nor back at once, for then all of them would.
         room = max(steps.high - at, 0.0) if by > 0.0 else min(steps.low - at, 0.0)
-        by = min(by, room) if by > 0.0 else max(by, room)
+        most = min if by > 0.0 else max
         for key in own:
-            self.count(f"{key}\t{_MOVED}", by * _OWN / len(own))
+            # few labels of a slice come between two exchanges: nobody else corrects their error
+            since = self._since.get(key, 0)
+            self._since[key] = since + 1
+            together = 1.0 + others * min(1.0, since / _TOGETHER)
+            self.count(f"{key}\t{_MOVED}", most(by / together, room) * _OWN / len(own))
+        by = most(by / (1.0 + others), room)
         self.count(_MOVED, by * (1.0 - _OWN) if own else by)
         self.count(_N, 1)
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        self._since = {}
+        return super().cut()
 
     def _strayed(self, error: float) -> float:
         """How sure the errors of late say that the coverage is not what is asked, up to 1."""

@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from opentelemetry._logs import LogRecord, SeverityNumber
@@ -25,7 +26,6 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import SpanKind, get_current_span
-from opentelemetry.trace.propagation import set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import StatusCode
 
@@ -35,6 +35,8 @@ from replay.plain import plain
 
 _PARENT: Final = b"traceparent"
 _NAMES: Final = (_PARENT, b"tracestate")
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_WITHIN_MAX: Final = 256  # traces whose steps are told of by turns
 _PATH_MAX: Final = 256
 _SERVICE: Final = "online"
 _SEVERITIES: Final = (
@@ -67,7 +69,6 @@ class Tracing:
         self._sample, self._most = settings.sample, settings.traces_per_s
         self._draw, self._monotonic_s = draw, monotonic_s
         self._second, self._begun = -1, 0
-        self._propagator = TraceContextTextMapPropagator()
         about = {"service.name": _SERVICE, "service.instance.id": replica}
         resource = Resource.create(about)
         self._provider = TracerProvider(ALWAYS_ON, resource, shutdown_on_exit=False)
@@ -86,7 +87,7 @@ class Tracing:
         given = {
             name.decode(): value.decode("latin-1") for name, value in headers if name in _NAMES
         }
-        parent = self._propagator.extract(given, Context()) if given else None
+        parent = _PROPAGATOR.extract(given, Context()) if given else None
         asked = None if parent is None else get_current_span(parent).get_span_context()
         if asked is not None and asked.is_valid:
             if not asked.trace_flags.sampled:
@@ -109,9 +110,9 @@ class Tracing:
                 span.set_status(StatusCode.ERROR)
             span.end()
 
-        made: dict[str, str] = {}
-        self._propagator.inject(made, set_span_in_context(span, Context()))
-        return Trace(made["traceparent"], self._emit, end)
+        own = span.get_span_context()
+        context = f"00-{own.trace_id:032x}-{own.span_id:016x}-{own.trace_flags:02x}"
+        return Trace(context, self._emit, end)
 
     def _has_room(self) -> bool:
         """Callers may ask for traces: there is a bound that they can't move."""
@@ -128,8 +129,7 @@ class Tracing:
     def _emit(
         self, context: str, name: str, begun_ns: int, ended_ns: int, more: Mapping[str, str | int]
     ) -> None:
-        within = self._propagator.extract({"traceparent": context}, Context())
-        if get_current_span(within).get_span_context().is_valid:  # else a stranger's mark
+        if (within := _within(context)) is not None:  # else a stranger's mark
             span = self._tracer.start_span(name, within, attributes=more, start_time=begun_ns)
             span.end(ended_ns)
 
@@ -138,6 +138,13 @@ class Tracing:
         if self._lines is not None:
             self._lines.close()
         self._provider.shutdown()
+
+
+@lru_cache(_WITHIN_MAX)
+def _within(context: str) -> Context | None:
+    """Where the steps of a ``traceparent`` belong: they come one soon after the other."""
+    within = _PROPAGATOR.extract({"traceparent": context}, Context())
+    return within if get_current_span(within).get_span_context().is_valid else None
 
 
 def _sending(settings: Telemetry) -> SpanProcessor:

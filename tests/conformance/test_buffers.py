@@ -5,15 +5,11 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_loader
-from pathlib import Path
-from types import CodeType, ModuleType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from changed_source import changed
 
 import replay
 import replay.buffers as package
@@ -97,55 +93,9 @@ def test_no_policy_is_left_out() -> None:
     assert found == {type(make(9, 1, 1.0)) for make, _ in policies().values()}
 
 
-class Changed(SourceFileLoader):
-    """Loads a module from its source with one rule replaced, and leaves no compiled file."""
-
-    def __init__(self, name: str, path: str, rule: str, without: str) -> None:
-        super().__init__(name, path)
-        self.rule, self.without = rule, without
-
-    def get_code(self, fullname: str) -> CodeType:
-        whole = Path(self.path).read_text()
-        assert whole.count(self.rule) == 1, f"{self.rule!r} stands {whole.count(self.rule)} times"
-        return compile(whole.replace(self.rule, self.without), self.path, "exec")
-
-
-class Finder:
-    """Finds the changed module before anybody else finds the one that it is made of."""
-
-    def __init__(self, name: str, rule: str, without: str) -> None:
-        path = Path(str(replay.__file__)).parent.joinpath(*name.split(".")[1:]).with_suffix(".py")
-        self.loader = Changed(name, str(path), rule, without)
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if name != self.loader.name:
-            return None
-        return spec_from_loader(name, self.loader)
-
-
-@contextmanager
-def changed(module: str, rule: str, without: str) -> Iterator[Callable[[str], Any]]:
-    """A function that imports modules of the package as if the rule were changed in its source."""
-    kept = {name: m for name, m in sys.modules.items() if name.startswith(PACKAGES)}
-    finder: Any = Finder(module, rule, without)
-    for name in kept:
-        del sys.modules[name]
-    sys.meta_path.insert(0, finder)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n in sys.modules if n.startswith(PACKAGES)]:
-            del sys.modules[name]
-        sys.modules.update(kept)
-        vars(replay).update(buffers=package, retrieval=kept["replay.retrieval"])
-
-
 def run_changed(module: str, rule: str, without: str, of: str) -> None:
     """The suite on one policy, with the rule changed."""
-    with changed(f"replay.{module}", rule, without) as load:
+    with changed(f"replay.{module}", rule, without, PACKAGES) as load:
         make, laws = policies(load)[of]
         load("buffer_checks").check_buffer(make, laws)
 

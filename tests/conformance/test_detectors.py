@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from importlib.machinery import ModuleSpec, SourceFileLoader
-from importlib.util import spec_from_loader
-from pathlib import Path
-from types import CodeType, ModuleType
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import detector_oracles as oracles
 import pytest
+from changed_source import changed
 
-import evaluation
 import evaluation.drift as package
 
 LATE = {"page_hinkley": 400, "hddm_a": 200, "ddm": 300}
@@ -63,55 +58,9 @@ def test_own_detectors_alarm_where_a_slow_one_does(name: str) -> None:
     oracles.merges(name, make)
 
 
-class Changed(SourceFileLoader):
-    """Loads a module from its source with one rule replaced, and leaves no compiled file."""
-
-    def __init__(self, name: str, path: str, rule: str, without: str) -> None:
-        super().__init__(name, path)
-        self.rule, self.without = rule, without
-
-    def get_code(self, fullname: str) -> CodeType:
-        whole = Path(self.path).read_text()
-        assert whole.count(self.rule) == 1, f"{self.rule!r} stands {whole.count(self.rule)} times"
-        return compile(whole.replace(self.rule, self.without), self.path, "exec")
-
-
-class Finder:
-    """Finds the changed module before anybody else finds the one that it is made of."""
-
-    def __init__(self, name: str, rule: str, without: str) -> None:
-        root = Path(str(evaluation.__file__)).parent
-        path = root.joinpath(*name.split(".")[1:]).with_suffix(".py")
-        assert path.is_file(), f"{path} is gone: the rule stands elsewhere"
-        self.loader = Changed(name, str(path), rule, without)
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        return spec_from_loader(name, self.loader) if name == self.loader.name else None
-
-
-@contextmanager
-def changed(module: str, rule: str, without: str) -> Iterator[Callable[[str], Any]]:
-    """A function that imports modules of the package as if the rule were changed in its source."""
-    kept = {name: m for name, m in sys.modules.items() if name.startswith(PACKAGES)}
-    finder: Any = Finder(f"evaluation.drift.{module}", rule, without)
-    for name in kept:
-        del sys.modules[name]
-    sys.meta_path.insert(0, finder)
-    try:
-        yield importlib.import_module
-    finally:
-        sys.meta_path.remove(finder)
-        for name in [n for n in sys.modules if n.startswith("evaluation.drift")]:
-            del sys.modules[name]
-        sys.modules.update(kept)
-        vars(evaluation)["drift"] = package
-
-
 def run_changed(module: str, rule: str, without: str, of: str) -> None:
     """The suite on one detector, with the rule changed."""
-    with changed(module, rule, without) as load:
+    with changed(f"evaluation.drift.{module}", rule, without, PACKAGES) as load:
         make, promise = promises(load)[of]
         load("detector_checks").check_detector(make, promise)
         if of in oracles.ORACLES:

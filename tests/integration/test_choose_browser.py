@@ -4,36 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
 
 import httpx
 import pytest
+from test_page_browser import BROWSER, CHROMIUM, missing
 
 from online.service.embedded import Embedded
 from online.settings.config import load
 from online.settings.tokens import ROLES
 
-BROWSER: Final = Path(__file__).parent.parent / "browser"
-CHROMIUM: Final = shutil.which("chromium") or shutil.which("google-chrome")
 TOKEN: Final = "admin-0123456789abcdefghijkl"
 
 
-def _missing() -> str | None:
-    if shutil.which("node") is None:
-        return "node is not installed"
-    if CHROMIUM is None:
-        return "chromium is not installed"
-    place = Path(os.environ.get("PLAYWRIGHT", str(BROWSER / "story"))).parent / "node_modules"
-    for package in ("playwright-core", "axe-core"):
-        if not (place / package).exists():
-            return f"{package} is missing: npm install --prefix tests/browser"
-    return None
-
-
-@pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
+@pytest.mark.skipif(missing() is not None, reason=str(missing()))
 def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
     data = {
         "cluster": "embedded", "port": 0, "state_dir": str(tmp_path),

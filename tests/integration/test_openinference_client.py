@@ -14,10 +14,8 @@ from benchmarks.service import Running, service, settle
 
 tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 
-pytestmark = pytest.mark.ray
-
 _SETTINGS = {
-    "replicas": 1,
+    "cluster": "embedded",
     "models": [
         {
             "name": "clicks",

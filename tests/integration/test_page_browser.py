@@ -35,7 +35,7 @@ TOKENS: Final = {
 }  # fmt: skip
 
 
-def _missing() -> str | None:
+def missing() -> str | None:
     if shutil.which("node") is None:
         return "node is not installed"
     if CHROMIUM is None:
@@ -47,7 +47,7 @@ def _missing() -> str | None:
     return None
 
 
-pytestmark = pytest.mark.skipif(_missing() is not None, reason=str(_missing()))
+pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @pytest.fixture(scope="module")

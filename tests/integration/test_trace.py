@@ -34,14 +34,16 @@ def test_the_log_is_synced_before_the_answer_leaves() -> None:
     assert result.group.syncs < 60
 
 
-@pytest.mark.ray
-def test_a_journal_that_does_not_sync_is_found(tmp_path: Path) -> None:
-    """Control: the same service without the sync answers the same, and the trace shows it."""
-    (tmp_path / "sitecustomize.py").write_text(WITHOUT_SYNC)
-    result = durability.run(single=4, clients=4, each=2, environment={"PYTHONPATH": str(tmp_path)})
-    assert not result.good
-    assert len(result.single.uncovered) == result.single.answered == 4
-    assert len(result.group.uncovered) == result.group.answered == 8
+@pytest.mark.parametrize(("change", "good"), [("", True), (WITHOUT_SYNC, False)])
+def test_a_journal_that_does_not_sync_is_found(tmp_path: Path, change: str, good: bool) -> None:
+    """Control: one process without the sync answers the same, and the trace shows it."""
+    (tmp_path / "sitecustomize.py").write_text(change)
+    environment = {"PYTHONPATH": str(tmp_path)}
+    result = durability.run(single=4, clients=4, each=2, embedded=True, environment=environment)
+    assert result.good is good, result
+    assert (result.single.answered, result.group.answered) == (4, 8)
+    assert len(result.single.uncovered) == (0 if good else 4)
+    assert len(result.group.uncovered) == (0 if good else 8)
 
 
 @pytest.mark.parametrize(("fsync", "good"), [("always", True), ("no", False)])

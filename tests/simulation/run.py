@@ -38,6 +38,7 @@ from sim_world import World
 
 import online.replica.follower
 import online.replica.journal_threads
+import online.replica.queue
 import paramserver.actor
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.pieces import Pieces
@@ -75,6 +76,7 @@ def machine() -> Vfs:
     paramserver.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
     online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
+    online.replica.queue._GATHER_S = 0.0  # mutants name the seeds that notice them without it
     encoded = snapshot_format.encoded
 
     def meanwhile(state: SnapshotState) -> Pieces:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from sim_actor import MODEL, SPEC, Actor
@@ -64,12 +65,19 @@ class Resharder(Actor):
             if world.calm:
                 break
             wanted = self.dice.choice([n for n in _NUMBERS if n != world.shards])
-            try:
-                await self.thread("main", self._reshard, journal, wanted)
-            except (online.errors.OnlineError, ReplayError, ParamServerError, OSError) as error:
-                world.note(f"{self.name}: {error!r}")
+            await self._tried(self._wish, journal, wanted)
+            await asyncio.sleep(self.dice.random())  # somebody may ask for a decision meanwhile
+            await self._tried(self._reshard, journal, wanted)
+            await asyncio.sleep(3.0 * self.dice.random())
+            await self._tried(self._answered, journal)
         self._follow(await self.thread("main", self._decided, journal))
         self.busy = False
+
+    async def _tried(self, step: Callable[..., None], *given: Any) -> None:
+        try:
+            await self.thread("main", step, *given)
+        except (online.errors.OnlineError, ReplayError, ParamServerError, OSError) as error:
+            self.world.note(f"{self.name}: {error!r}")
 
     def _decided(self, journal: Any) -> int:
         found = paramserver.resharding.newest(journal.controls(MODEL, 0), SPEC, done=True)
@@ -88,9 +96,29 @@ class Resharder(Actor):
             later_s = 1.5 * self.dice.random() if self.dice.random() < 0.7 else 0.0
             world.loop.call_later(later_s, world.kill, actor, context=world.outside)
 
+    def _said(self, before: int, shards: int, why: str, *, done: bool = True) -> Reshard:
+        born = self.world.climate.shards
+        specs = spec_of(born, before), spec_of(born, shards)
+        return Reshard(SPEC, born, before, shards, done, why, *specs)
+
+    def _wish(self, journal: Any, wanted: int) -> None:
+        """From here on who serves decides nothing."""
+        wish = self._said(self.world.shards, wanted, "operator", done=False)
+        online.rebuild.reshard.note(journal, MODEL, wish)
+
+    def _answered(self, journal: Any) -> None:
+        """A wish that could not be done is taken back."""
+        found = paramserver.resharding.newest(journal.controls(MODEL, 0), SPEC, done=False)
+        if found is not None and not found[1].done:
+            back = self._said(found[1].shards, found[1].before, "failed")
+            online.rebuild.reshard.note(journal, MODEL, back)
+
     def _reshard(self, journal: Any, wanted: int) -> None:
         """The steps of the service, whose process may be killed at each."""
         world = self.world
+        spec = spec_of(world.climate.shards, wanted)
+        if self.dice.random() < 0.5:  # else who serves has answered since the wish
+            self._supersede(journal)
         histories = self._histories(world.shards)
         for history in histories:
             history.index()
@@ -101,12 +129,16 @@ class Resharder(Actor):
             return
         parts = [history.load(name) for history, name in zip(histories, names, strict=True)]
         state = paramserver.aligned.whole(parts)
-        spec = spec_of(world.climate.shards, wanted)
         lineage = paramserver.lineage.Lineage(MODEL, spec, "{}", "sum")
         world.note(f"{self.name} begins {wanted} servers with {names}: {dict(state.clock)}")
         online.rebuild.reshard.begin(journal, lineage, state, self._histories(wanted))
-        said = Reshard(SPEC, world.climate.shards, world.shards, wanted, done=True, why="operator")
+        said = self._said(world.shards, wanted, "operator")
         online.rebuild.reshard.note(journal, MODEL, said)
+
+    def _supersede(self, journal: Any) -> None:
+        """Whoever serves may have begun to decide before the wish: he writes nothing any more."""
+        lineage = paramserver.lineage.Lineage(MODEL, self.world.spec, "{}", "sum")
+        paramserver.lineage.begin_epoch(journal, lineage)
 
     def _histories(self, shards: int) -> list[SnapshotHistory]:
         spec = spec_of(self.world.climate.shards, shards)

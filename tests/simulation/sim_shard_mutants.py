@@ -35,6 +35,11 @@ RESHARDED: Mapping[str, Any] = only(
     **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, forgets=False,
 )  # fmt: skip
 
+RESHARDED_AND_DECIDED: Mapping[str, Any] = only(
+    "kill server", "kill replica", "bad weather", "rollback", "cut",
+    **SYNC_OFTEN, **STEADY, shards=2, snapshot_s=0.1, reshards=True, forgets=False,
+)  # fmt: skip
+
 SHARD_MUTANTS: dict[str, Mutant] = {
     "one shard's clock stands for another's": Mutant(
         ((_APART, "if clock.get(p, 0) < last]", "]"),), climate=TWO
@@ -92,6 +97,12 @@ SHARD_MUTANTS: dict[str, Mutant] = {
             ),
         ),
         climate=RESHARDED,
+    ),
+    "who makes way for another number of servers decides": Mutant(
+        (("paramserver.lineage", "    if handed_on(known, server.spec):\n", "    if False:\n"),),
+        climate=RESHARDED_AND_DECIDED,
+        begin=22,
+        within=120,
     ),
     "what one shard has closed is nothing": Mutant(
         (

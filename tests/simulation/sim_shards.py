@@ -82,7 +82,7 @@ def can_roll_back(server: Server, name: str) -> bool:
     try:
         state = history.load(name)
         contained = Contained(state.clock, state.closed, state.control)
-        for other in range(1, server.world.climate.shards):
+        for other in range(1, server.world.shards):
             found = newest(server.world, other)
             if found is None:
                 return False

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import run
 from sim_choice_mutants import CHOICES, DECIDED_CHOICES
 from sim_mutants import MUTANTS
-from sim_shard_mutants import DECIDED, RESHARDED
+from sim_shard_mutants import DECIDED, RESHARDED, RESHARDED_AND_DECIDED
 
 SEEDS, COUNTED = 300, 290
 MANY, COUNTED_OF_MANY = 1_020, 1_000
@@ -97,6 +97,7 @@ def test_several_servers_of_one_model_are_as_one(
     out = run.Outcome()
     climates = [(0, {"shards": 2}), (1000, DECIDED), (2000, {"shards": 3})]
     climates += [(3000, RESHARDED), (4000, {**RESHARDED, "shards": 1, "snapshot_s": 0.5})]
+    climates.append((5000, RESHARDED_AND_DECIDED))
     for future in [
         processes.submit(run.run_seeds, range(first, first + seeds), None, climate)
         for first, climate in climates

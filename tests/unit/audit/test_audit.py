@@ -305,6 +305,16 @@ def test_a_decision_that_was_taken_away_is_noticed(journal: Any, forged: Any) ->
     assert faults(journal) == ["line 3: its decision about 'm' is not in the journal"]
 
 
+def test_without_a_key_nobody_says_that_lines_are_verified(journal: Any) -> None:
+    decide(journal, "a")
+    found = check(journal, [], ["m"], ())
+    assert (found.good, found.verified) == (True, False)
+    assert "nobody verified who wrote them" in str(found)
+    found = check(journal, [KEY], ["m"], ())
+    assert found.verified
+    assert "nobody" not in str(found)
+
+
 def test_a_line_that_is_none(journal: Any, forged: Any) -> None:
     forged("UPDATE lines SET text = x'00' WHERE number = 2",
            "UPDATE lines SET checksum = checksum(number, text)")  # fmt: skip
@@ -360,6 +370,7 @@ def test_a_snapshot_knows_the_newest_line(folder: Settings, tmp_path: Path) -> N
         assert manifest.log == (2, newest(journal).sha256)
     assert check_log(folder).as_dict() == {
         "good": True, "lines": 2, "trimmed": 0, "old": 0, "faults": [],
+        "verified": True,
     }  # fmt: skip
     with contextlib.closing(sqlite3.connect(tmp_path / "journal.db")) as db, db:
         db.execute(LAST)

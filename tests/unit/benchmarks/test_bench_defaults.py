@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +89,42 @@ def test_the_command_delays_labels_only_if_asked(
     monkeypatch: pytest.MonkeyPatch, late: tuple[str, ...], streams: list[str]
 ) -> None:
     asked: list[list[str]] = []
-    monkeypatch.setattr(bench, "run", lambda *_, streams, **__: asked.append(streams))
+
+    def run(*_: object, streams: list[str], **__: object) -> list[bench.Line]:
+        asked.append(streams)
+        return []
+
+    monkeypatch.setattr(bench, "run", run)
     monkeypatch.setattr(alone, "show", lambda *_, **__: None)
     words = [word for n in late for word in ("--late", n)]
     done = CliRunner().invoke(alone.app, ["defaults", "--stream", "binary 48 late", *words])
     assert (done.exit_code, asked) == (0, [streams]), done.output
+
+
+def line(stream: str, what: str, accuracy: float) -> bench.Line:
+    return bench.Line(stream, what, 9, accuracy, None, None, None, None, 0.5, 0.25, 1.0)
+
+
+def test_ranks_are_means_and_the_best_rate_stands_for_all() -> None:
+    lines = [
+        line("a", "auto", 0.9), line("a", "river 0.1", 0.8), line("a", "river 0.2", 0.85),
+        line("b", "auto", 0.7), line("b", "river 0.1", 0.75), line("b", "hat", 0.7),
+    ]  # fmt: skip
+    found = {one.what: one for one in bench.ranks(lines)}
+    assert found["auto"] == bench.Rank("auto", 2, 1.75, 1, 2.5)
+    assert found["river, best rate"] == bench.Rank("river, best rate", 2, 1.5, 1, 2.5)
+    assert found["hat"] == bench.Rank("hat", 1, 3.75, 0, 5.0), "the last where it was not"
+    assert found.keys() == {"auto", "river, best rate", "hat", "no-change", "majority"}
+
+
+def test_lines_that_are_kept_are_not_measured_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench, "measure", None)  # the control: nobody calls it
+    kept = tmp_path / "lines"
+    lines = [line("a", "auto", 0.9), line("other", "auto", 0.9)]
+    kept.write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines))
+    assert bench.run(tmp_path, streams=["a"], learners=["auto"], kept=kept) == lines[:1]
 
 
 @pytest.mark.parametrize("name", ["turning xor", "solar flare", "trump approval", "loans"])

@@ -201,7 +201,7 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
         "paramserver.ray_client.start_or_get",
         lambda name, *_, shard: partial(started.append, name),
     )
-    monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *given: None)
+    monkeypatch.setattr(parameter_servers, "_wait_serving", lambda name, get, *_: get())
     models = tuple(
         ModelSettings.model_validate({"name": name, "task": "binary", "learner": "logreg"})
         for name in ("prices", "mails")

@@ -16,6 +16,7 @@ import yaml
 
 from online.cli import main
 from online.cli import run as run_command
+from online.processes import leftovers
 
 Run = Callable[..., str]
 
@@ -137,18 +138,36 @@ def test_a_start_that_fails_says_why_however_long_its_end_takes(
     assert (done.returncode, done.stderr) == (1, said), done.stderr
 
 
-@pytest.mark.parametrize("below", [False, True])
-def test_a_state_folder_that_is_a_file_is_refused_in_one_line(
-    tmp_path: Path, refused: Run, below: bool
+@pytest.mark.parametrize("place", ["file", "file/state", "circle/state"])
+def test_a_state_folder_that_can_be_none_is_refused_in_one_line(
+    tmp_path: Path, refused: Run, place: str
 ) -> None:
     (tmp_path / "file").write_text("")
-    place = tmp_path / "file" / "state" if below else tmp_path / "file"
-    said = refused("serve", "--state-dir", str(place))
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    place = str(tmp_path / place)
+    said = refused("serve", "--state-dir", place)
     assert said.count("\n") == 1
     assert "can't be used" in said
     assert "--state-dir" in said
     for command in (("status",), ("fsck",)):
-        assert "Traceback" not in refused(*command, "--state-dir", str(place))
+        assert "Traceback" not in refused(*command, "--state-dir", place)
+
+
+@pytest.mark.parametrize("target", ["absent", "link"])
+def test_a_link_to_no_state_folder_is_no_new_one(tmp_path: Path, refused: Run, target: str) -> None:
+    """The disk behind it is not mounted, say: another folder would begin with nothing."""
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    for command in ("serve", "fsck"):
+        said = refused(command, "--state-dir", str(tmp_path / "link"))
+        assert "which is not there. Mount its disk" in said
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "[1]", "3", '{"processes": 3}'])
+def test_damaged_facts_of_a_service_are_of_none(tmp_path: Path, refused: Run, damaged: str) -> None:
+    (tmp_path / "run.json").write_text(damaged)
+    assert "no service runs" in refused("status", "--state-dir", str(tmp_path))
+    assert list(leftovers(tmp_path / "run.json", tmp_path / "private")) == []
 
 
 INTERRUPTED = """

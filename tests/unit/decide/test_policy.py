@@ -184,6 +184,19 @@ def test_without_a_context_auto_believes_all_rewards_of_an_action_unless_it_has_
     assert Policy().decide(replace(scores, arms=changed)).probabilities[1] > 0.99
 
 
+@pytest.mark.parametrize(("hope", "more"), [(policy.HOPE, True), (0.0, False)])
+def test_without_a_context_auto_hopes_most_of_what_it_has_seldom_tried(
+    monkeypatch: pytest.MonkeyPatch, hope: float, more: bool
+) -> None:
+    """The control without hope takes both of two that earned alike about as often."""
+    monkeypatch.setattr(policy, "HOPE", hope)
+    n, late = np.array([400.0, 20.0]), np.array([20.0, 20.0])
+    arms = Counted(n, n * 0.5, late, late * 0.5, 0.5)
+    p = Policy().decide(replace(scores_of([0.5, 0.5], context=False), arms=arms)).probabilities
+    assert (p[1] > 0.8) == more, p
+    assert p[0] > 0.001, p  # and leaves it to chance
+
+
 def test_a_model_that_knows_no_choices_is_asked_row_by_row() -> None:
     model = SelfRate().model_for("binary")
     for t in range(200):

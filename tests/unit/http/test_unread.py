@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 from typing import Any
 
@@ -48,3 +49,34 @@ def test_without_that_it_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application, "read_no_sources", lambda app: None)
     read, _ = sources_read(monkeypatch)
     assert {"livez", "quarantine"} <= set(read), read
+
+
+def routes_built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Routes that FastAPI builds as an application first answers."""
+    built: list[str] = []
+    included = routing._IncludedRouter
+    original = included._build_effective_context
+
+    def build(self: Any, route: Any) -> Any:
+        built.append(getattr(route, "path", "?"))
+        return original(self, route)
+
+    cluster: Any = None
+    app = application.build_rest({}, cluster)
+    monkeypatch.setattr(included, "_build_effective_context", build)
+
+    async def ask() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            with contextlib.suppress(AttributeError):  # there is no cluster
+                await client.post("/v1/models/m/sources", json={"source": "a", "banned": True})
+
+    asyncio.run(ask())
+    monkeypatch.setattr(included, "_build_effective_context", original)
+    return built
+
+
+def test_the_first_answer_of_a_router_builds_no_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert routes_built(monkeypatch) == []
+    monkeypatch.setattr(application, "build_routes", lambda routes: None)  # the control
+    assert len(routes_built(monkeypatch)) > 10

@@ -23,7 +23,7 @@ from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.experts import CLASSES_MAX
 from online.models.limited import Limited
 from online.models.selfrate import SelfRate
-from online.models.votes import FADE
+from online.models.votes import FADE, Mixture
 from paramserver import wire
 from paramserver.blocks import Blocks, copy, merge, select
 from paramserver.server import MergeRule, Server
@@ -82,7 +82,7 @@ class Oracle:
         self.n = np.zeros((2, len(names) + 1, one))
         self.count, self.mean = 0, np.zeros(len(names))
         self.m2 = np.zeros(len(names))
-        self.losses = np.zeros(4)
+        self.losses, self.long = np.zeros(4), np.zeros(4)
         self.targets: list[float] = []
 
     def _x(self, features: Features) -> Any:
@@ -103,12 +103,15 @@ class Oracle:
 
     def predict(self, features: Features) -> tuple[Any, Any]:
         """The answer, and the experts', as exact as notes are."""
-        votes, answers = np.exp(self.losses.min() - self.losses), self._answers(self._x(features))
+        votes, answers = np.zeros(4), self._answers(self._x(features))
+        for losses, share in ((self.losses, 2 / 3), (self.long, 1 / 3)):
+            of_one = np.exp(losses.min() - losses)
+            votes += share * of_one / of_one.sum()
         exact = np.float64 if self.task == "regression" else np.float16
         noted = answers.astype(exact).astype(np.float64)
         if self.task == "binary":
             noted[:, 0] = 1 - noted[:, 1]
-        return (votes / votes.sum()) @ answers, noted
+        return votes @ answers, noted
 
     def learn(self, features: Features, label: Any, served: Any = None) -> None:
         v = np.array([float(features[name]) for name in self.names])  # type: ignore[arg-type]
@@ -147,6 +150,8 @@ class Oracle:
             truth = np.eye(p.shape[1])[y]
             loss = (2 * (p[:, y] < p.max(axis=1)) + ((p - truth) ** 2).sum(axis=1)) / 3
         self.losses = 0.995 * self.losses + loss
+        lasting = 0.995 if self.task == "regression" else 1 - 1 / 3000
+        self.long = lasting * self.long + loss
 
     def _step(self, x: Any, slopes: Any) -> None:
         rates = (0.05, 0.5) if self.task == "regression" else (1.0, 5.0)
@@ -216,16 +221,30 @@ def test_a_weight_counts_as_so_many_labels() -> None:
     """Of the experts' record, which stays bounded whatever the weight."""
     rows = list(islice(open_stream("phishing").rows, 300))
 
-    def losses(weights: Sequence[float]) -> Any:
+    def losses(weights: Sequence[float], name: str = "losses") -> Any:
         model = SelfRate().model_for("binary")
         for (features, label), weight in zip(rows, weights, strict=True):
             model.learn(features, label, weight)
-        return np.frombuffer(model.cut()["losses"].data)
+        return np.frombuffer(model.cut()[name].data)
 
     assert (losses([1e6] * 300) <= LOSSES_MAX).all()
+    assert (losses([1e6] * 300, "lasting") <= LOSSES_MAX * 15).all(), "15 times as long"
     light = losses([1.0] * 299 + [1e-9])
     assert light == pytest.approx(losses([1.0] * 299 + [0.5]), abs=2 / 3)
     assert (losses([0.5] * 300) < losses([1.0] * 300)).all()
+
+
+def test_a_third_of_each_vote_is_by_a_long_memory() -> None:
+    mixture = Mixture(2)
+    for _ in range(3_000):
+        mixture.judge([0.0, 0.1], 1.0)
+    assert mixture.votes()[0] > 0.99
+    for _ in range(600):
+        mixture.judge([0.1, 0.0], 1.0)
+    assert mixture.votes() == pytest.approx([1 / 3, 2 / 3], abs=0.03), "lately it was the other one"
+    before = {"losses": mixture.cut()["losses"]}  # as versions have it that knew no long memory
+    mixture.rebase(before)
+    assert mixture.long == mixture.losses
 
 
 # -- bounds ------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from online.challenger import promotion
+from online.commands import models
 from online.errors import StartRefused
 from online.learning.counters import DIGEST
 from online.models.from_settings import load_model
@@ -170,6 +171,11 @@ def decided(world: World, given: int, *, running: bool = False) -> int:
     return resharding.decided(controls, one(world), given, running=running)
 
 
+def saying(world: World, given: int, before: int, shards: int, *, done: bool = False) -> Reshard:
+    specs = reshard.specs_of(world.model(1), world.settings(1))
+    return reshard.saying(specs, given, before, shards, done=done, why="operator")
+
+
 def write(
     world: World, given: int, before: int, shards: int, *, done: bool = True, why: str = "operator"
 ) -> None:
@@ -256,14 +262,15 @@ def test_a_wish_is_fulfilled_or_answered(
 ) -> None:
     asked: list[Any] = []
 
-    def last_snapshots(specs: Any, wait_s: float) -> None:
-        asked.append(specs)
+    def publishes(name: str, spec: str, wait_s: float) -> bool:
+        asked.append(spec)
         world.publish(len(asked), 9, 9 if cut else 8)
+        return True
 
-    monkeypatch.setattr(parameter_servers, "last_snapshots", last_snapshots)
+    monkeypatch.setattr(parameter_servers, "publishes", publishes)
     monkeypatch.setattr(handing_on, "_PAUSE_S", 0.0)
     challengers, serving = Challengers(), {"m": world.spec}
-    wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
+    wish = saying(world, 2, 2, 3)
     reshard.note(world.journal, "m", wish)
     challengers.promoted(world.journal, serving)
     assert challengers.resharded()
@@ -279,7 +286,7 @@ def test_a_wish_is_fulfilled_or_answered(
             handing_on.hand_on(world.settings(2), serving, said.append)
     newest = resharding.newest(world.journal.controls("m", 0), one(world), done=True)
     assert newest is not None
-    expected = Reshard(one(world), 2, 3, 2, done=True, why="failed")
+    expected = Reshard(one(world), 2, 3, 2, True, "failed", wish.serves, wish.was)
     if cut:
         expected = msgspec.structs.replace(wish, done=True)
     assert newest[1] == expected
@@ -290,6 +297,60 @@ def test_a_wish_is_fulfilled_or_answered(
     assert len(asked) == before, "nothing is wished any more"
     challengers.promoted(world.journal, serving)
     assert not challengers.resharded()
+
+
+def handed_on(world: World, shards: int) -> bool:
+    """Whether the server of a model with so many decides nothing any more."""
+    specs = reshard.specs_of(world.model(1), world.settings(1))
+    spec = next(spec for spec, n in specs.items() if n == shards)
+    return resharding.handed_on(world.journal.controls("m", 0), spec)
+
+
+def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(world: World) -> None:
+    def which() -> list[int]:
+        return [n for n in (1, 2, 3, 4) if handed_on(world, n)]
+
+    write(world, 2, 2, 3, done=False)
+    assert which() == [], "a row of a release before tells no specs"
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3))
+    assert which() == [2]
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True))
+    assert which() == [2]
+    handing_on.take_back(world.journal, world.settings(2))
+    assert which() == [3]
+    for done in (False, True):
+        reshard.note(world.journal, "m", saying(world, 2, 2, 4, done=done))
+    assert which() == [2, 3]
+    reshard.note(world.journal, "m", saying(world, 2, 4, 2))
+    handing_on.refuse_wishes(world.settings(4), world.journal)
+    assert which() == [2, 3], "who can't fulfil a wish says so"
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_who_does_not_answer_after_the_wish_decides_nothing_any_more(
+    world: World, monkeypatch: pytest.MonkeyPatch, answers: bool
+) -> None:
+    """It may have begun a decision before the wish, and stand still since."""
+    world.publish(1, 9, 9)
+    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: answers)
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3))
+    handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
+    assert world.journal.head("m", world.spec).epoch == (3 if answers else 4)
+
+
+def test_the_running_service_says_how_many_servers_there_are(world: World) -> None:
+    """The file may have been changed since the service has read it."""
+    Keys.from_file(world.settings(2).key_path)
+    edited = world.settings(3)
+    with pytest.raises(StartRefused, match="has 2 parameter servers"):
+        models._wish(edited, "m", 2, world.spec)
+    with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
+        models._wish(edited, "m", 4, "0" * 64)
+    assert models._wish(edited, "m", 3, world.spec) == (world.loaded(3).spec_hash, 2)
+    found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
+    assert found is not None
+    wish = found[1]
+    assert (wish.given, wish.before, wish.shards, wish.was) == (3, 2, 3, world.spec)
 
 
 def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> None:
@@ -342,6 +403,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])
+    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
     monkeypatch.setattr("online.service.rollout.deploy", deploy)
     monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
@@ -350,8 +412,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     world.publish(1, 9, 9)
     service = Service(world.settings(2), lambda _: None)
     service._loaded = {"m": world.loaded(2)}
-    wish = Reshard(one(world), 2, 2, 3, done=False, why="operator")
-    reshard.note(world.journal, "m", wish)
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3))
     with monkeypatch.context() as broken:
         if fails in ("loading", "unread"):
             broken.setattr(Models, "load", load if fails == "loading" else unread)

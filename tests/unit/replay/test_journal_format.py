@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from journal_rows import rows
 from msgspec.structs import replace
 
 from replay.errors import (
@@ -16,16 +17,9 @@ from replay.errors import (
     JournalUnavailable,
 )
 from replay.journal import sqliteschema
-from replay.journal.base import Half, NewRow, Verdict
+from replay.journal.base import Half
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqliteschema import FORMAT
-
-
-def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
-    return [
-        NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, bytes(size), 1.0)
-        for i in range(first, first + n)
-    ]
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from journal_rows import rows
 from msgspec.structs import replace
 
 from replay.errors import (
@@ -16,7 +17,7 @@ from replay.errors import (
     SizeFull,
 )
 from replay.journal import sqlite as sqlite_module
-from replay.journal.base import Half, NewRow, Verdict
+from replay.journal.base import Half, NewRow
 from replay.journal.batch import Bounds
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqliteappend import Batch
@@ -24,13 +25,6 @@ from replay.journal.sqliteappend import Batch
 
 class SmallLog(SqliteJournal):
     _log_mb_max = 1
-
-
-def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
-    return [
-        NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, bytes(size), 1.0)
-        for i in range(first, first + n)
-    ]
 
 
 def half(i: int, side: Half, at: float = 1.0) -> NewRow:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from journal_rows import rows
 
 from replay.errors import (
     JournalHeld,
@@ -22,7 +23,6 @@ from replay.errors import (
     PartitionSealed,
 )
 from replay.journal import sqlitefile
-from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 from replay.journal.sqlitefile import SqliteFile
 from replay.journal.sqliteschema import FOLLOW
@@ -30,13 +30,6 @@ from replay.journal.sqliteschema import FOLLOW
 
 class SmallLog(SqliteJournal):
     _log_mb_max = 1
-
-
-def rows(first: int, n: int = 1, size: int = 8) -> list[NewRow]:
-    return [
-        NewRow(i.to_bytes(16, "big"), f"e{i}", "s", Verdict.ACCEPTED, bytes(size), 1.0)
-        for i in range(first, first + n)
-    ]
 
 
 @pytest.fixture

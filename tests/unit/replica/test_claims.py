@@ -310,16 +310,10 @@ def test_a_failed_row_is_in_the_journal_before_its_range_is_pushed(tmp_path: Pat
 
     blocked = [True]
 
-    class Picky(Linear):
-        def learn(self, features: Any, label: Any, weight: float) -> None:
-            super().learn(features, label, weight)
-            if "bad" in features:
-                raise ValueError("it is bad")
-
     async def scene(world: Any) -> None:
         journal = Slow(world.folder / "journal.db", disk_low_mb=0)
         replica = await world.replica(
-            build=lambda: Picky(worlds.counting().estimator), journal=journal
+            build=lambda: worlds.Picky(worlds.counting().estimator), journal=journal
         )
         partition = replica.writer.partition
         sent = asyncio.create_task(replica.writer.record([worlds.row("x", feature="bad")]))

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import textwrap
-import threading
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,10 @@ import replica_world as worlds
 
 import online.replica.exchange
 from online.messages.structs import FeedbackRequest, PredictRequest
-from online.models.linear import Linear
 from online.rows import history
 from paramserver import rewrites, wire
 from paramserver.errors import ShardAway
-from replay.journal.base import Appended, NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Verdict
 
 
 class Told(worlds.Client):  # type: ignore[misc]
@@ -160,38 +156,26 @@ def test_feedback_of_a_frozen_model_is_kept_and_not_learned(tmp_path: Path) -> N
     worlds.play(tmp_path, scene)
 
 
-class Held(SqliteJournal):
-    """Appends wait for ``open``."""
-
-    open = threading.Event()
-    appends = 0
-
-    def append(
-        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
-    ) -> Appended:
-        Held.appends += 1
-        assert self.open.wait(240)
-        return super().append(partition, known, rows, epoch)
-
-
 def test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path: Path) -> None:
-    Held.open.clear()
-    Held.appends = 0
+    worlds.Held.open.clear()
+    worlds.Held.appends = 0
 
     async def scene(world: Any) -> None:
         told(world, 0, frozen=False)
-        journal = Held(world.folder / "journal.db", disk_low_mb=0)
+        journal = worlds.Held(world.folder / "journal.db", disk_low_mb=0)
         replica = await world.replica(journal=journal)
         serving = world.serving(replica)
         before = asyncio.create_task(sent(serving, event("before")))
-        await worlds.until(lambda: Held.appends == 1)  # decided as to be learned, not written yet
+        await worlds.until(
+            lambda: worlds.Held.appends == 1
+        )  # decided as to be learned, not written yet
         told(world, 7, frozen=True)
         await worlds.until(lambda: replica.learner.frozen)
         after = asyncio.create_task(sent(serving, event("after")))
         met = world.client.met
         await worlds.until(lambda: world.client.met > met + 5)
         assert world.client.reported[replica.replica] == 0
-        Held.open.set()
+        worlds.Held.open.set()
         assert (await before)[:2] == (200, "learned")
         assert (await after)[:2] == (202, "frozen")
         await acted(world, replica)
@@ -205,15 +189,10 @@ def test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path: Path) -> 
 
 
 def test_a_failed_last_row_does_not_keep_a_freeze_from_being_acted_on(tmp_path: Path) -> None:
-    class Picky(Linear):
-        def learn(self, features: Any, label: Any, weight: float) -> None:
-            super().learn(features, label, weight)
-            if "bad" in features:
-                raise ValueError("it is bad")
 
     async def scene(world: Any) -> None:
         told(world, 0, frozen=False)
-        replica = await world.replica(build=lambda: Picky(worlds.counting().estimator))
+        replica = await world.replica(build=lambda: worlds.Picky(worlds.counting().estimator))
         serving = world.serving(replica)
         world.client.down = True
         assert (await sent(serving, event("good")))[:2] == (200, "learned")
@@ -243,7 +222,7 @@ def test_the_mutant_that_reports_at_once_is_noticed(
     monkeypatch.setattr(online.replica.exchange.Exchange, "_act_on", names["_act_on"])
     with pytest.raises(AssertionError):
         test_a_freeze_is_acted_on_when_all_from_before_is_pushed(tmp_path)
-    Held.open.set()
+    worlds.Held.open.set()
 
 
 def test_a_frozen_replica_stops_without_a_push(tmp_path: Path) -> None:

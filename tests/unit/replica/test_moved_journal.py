@@ -9,19 +9,9 @@ from typing import Any
 
 import replica_world as worlds
 
-from online.models.linear import Linear
 from replay.errors import JournalUnavailable
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
-
-
-class Picky(Linear):
-    """Fails at a marker."""
-
-    def learn(self, features: Any, label: Any, weight: float) -> None:
-        super().learn(features, label, weight)
-        if "bad" in features:
-            raise ValueError("it is bad")
 
 
 class Moved(SqliteJournal):
@@ -59,7 +49,7 @@ def test_a_failed_row_is_said_once_the_file_is_back_and_pushes_go_on(tmp_path: P
     async def scene(world: Any) -> None:
         journal = Moved(world.folder / "journal.db", disk_low_mb=0)
         replica = await world.replica(
-            journal=journal, build=lambda: Picky(worlds.counting().estimator)
+            journal=journal, build=lambda: worlds.Picky(worlds.counting().estimator)
         )
         journal.at = "write_control"
         sent = asyncio.create_task(replica.writer.record([worlds.row("x", feature="bad")]))

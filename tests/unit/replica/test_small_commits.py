@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from replica_world import World, play, row, until
 
 from online.replica import follower, queue
+from online.replica.pending import Waiting, waiting_for
+from online.settings.config import Limits
 from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
 
@@ -67,4 +72,76 @@ def test_two_halves_of_the_callers_share_the_commits_from_then_on(
     assert max(sizes) == 2 * CALLERS
     assert len(sizes) <= ROUNDS + 2
     monkeypatch.setattr(queue, "_TURNS", 0)  # the control: by turns, to the end
+    monkeypatch.setattr(queue, "_GATHER_S", 0.0)
     assert len(commits(tmp_path / "two")) > ROUNDS + 2
+
+
+class Line:
+    """A queue of its own: requests come when they are told to, and are answered likewise."""
+
+    def __init__(self) -> None:
+        answers: Any = cast(Any, SimpleNamespace(requests=0, incident=None))
+        self.answers, self.counts = answers, Counter[str]()
+        self.queue = queue.Queue(Limits(), self.counts, answers)
+        self._sent: dict[str, Waiting] = {}
+
+    def send(self, *names: str) -> None:
+        for name in names:
+            done = asyncio.get_running_loop().create_future()
+            self._sent[name] = waiting_for([row(name)], None, done)
+            self.queue.put(self._sent[name], None).cancel()
+
+    def answer(self, n: int) -> None:
+        self.answers.requests -= n
+
+    async def take(self, *, predictions: int = 100) -> list[str]:
+        """Begin a commit, before which so many predictions were answered."""
+        self.counts["predictions"] += predictions
+        batch = await self.queue.next_batch()
+        return [one.rows[0].event_id for one in batch]
+
+
+async def three_who_come_one_by_one(predictions: int = 100) -> list[str]:
+    line = Line()
+    line.send("a", "b", "c")
+    assert await line.take() == ["a", "b", "c"]
+    line.answer(2)
+    line.send("d")
+    taking = asyncio.create_task(line.take(predictions=predictions))
+    for name in "ef":
+        for _ in range(queue._TURNS + 2):
+            await asyncio.sleep(0)
+        if name == "e":
+            line.answer(1)
+        line.send(name)
+    return await taking
+
+
+def test_who_sends_as_often_as_others_has_a_commit_with_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(queue, "_GATHER_S", 1e9)  # it is not the time that ends the wait
+    assert asyncio.run(three_who_come_one_by_one()) == ["d", "e", "f"]
+    assert asyncio.run(three_who_come_one_by_one(1)) == ["d"], "nobody else wants the loop"
+    monkeypatch.setattr(queue, "_GATHER_S", 0.0)  # the control
+    assert asyncio.run(three_who_come_one_by_one()) == ["d"]
+
+
+def test_nobody_waits_for_those_who_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        line = Line()
+        line.send("a", "b", "c", "d")
+        await line.take()
+        line.answer(2)
+        line.send("e")
+        monkeypatch.setattr(queue, "_GATHER_S", 0.01)
+        assert await line.take() == ["e"], "the time is over"
+        line.answer(3)
+        line.send("f")
+        monkeypatch.setattr(queue, "_GATHER_S", 1e9)
+        assert await line.take() == ["f"], "who is alone does not wait"
+        line.answer(1)
+        line.send("g", "h")
+        assert await line.take() == ["g", "h"], "four would have come before: two have, of late"
+
+    asyncio.run(scene())

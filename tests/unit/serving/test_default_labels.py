@@ -31,16 +31,6 @@ from replay.example import Example
 WINDOW_S = 600.0
 
 
-class Clock:
-    """Seconds that only pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.s = 1000.0
-
-    def __call__(self) -> float:
-        return self.s
-
-
 def build() -> Linear:
     """The step of a row is its weight times the slope, and no feature has a share in another's."""
     return Linear(linear_model.LogisticRegression(optim.SGD(1.0), intercept_lr=0.0, l2=0.0))
@@ -49,8 +39,8 @@ def build() -> Linear:
 class Site:
     """A replica that predicts, on a clock of its own."""
 
-    def __init__(self, world: Any, replica: Any, wall: Clock) -> None:
-        self.replica, self.wall, self.clock = replica, wall, Clock()
+    def __init__(self, world: Any, replica: Any, wall: worlds.Clock) -> None:
+        self.replica, self.wall, self.clock = replica, wall, worlds.Clock()
         self.serving = world.serving(replica)
         learner, window = replica.learner, replica.settings.conversion_window
         rule = DefaultLabels(window, learner.tally.views, lambda: learner.serving)
@@ -86,8 +76,8 @@ class Site:
         return weight
 
 
-async def site(world: Any, name: str = "r", wall: Clock | None = None, **more: Any) -> Site:
-    wall, given = wall or Clock(), {"conversion_window": WINDOW_S, **more}
+async def site(world: Any, name: str = "r", wall: worlds.Clock | None = None, **more: Any) -> Site:
+    wall, given = wall or worlds.Clock(), {"conversion_window": WINDOW_S, **more}
     given = {**given, "build": build, "task": "binary", "now_s": wall}
     return Site(world, await world.replica(name, **given), wall)
 
@@ -150,7 +140,7 @@ def test_a_label_that_comes_later_takes_the_negative_back_once(
 
 def test_two_replicas_and_labels_settle_each_prediction_once(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        wall = Clock()
+        wall = worlds.Clock()
         one, two = await site(world, "one", wall), await site(world, "two", wall)
         ids = [await one.predict(f"x{i}") for i in range(40)]
         for clock in (wall, one.clock, two.clock):
@@ -256,7 +246,7 @@ def test_a_full_queue_refuses_a_prediction_and_takes_nothing_of_it(tmp_path: Pat
 
 def test_all_wait_anew_if_the_clock_was_ahead_and_is_set_back(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        wall = Clock()
+        wall = worlds.Clock()
         wall.s += 10 * WINDOW_S
         one = await site(world, "one", wall)
         wall.s -= 10 * WINDOW_S
@@ -276,7 +266,7 @@ def test_what_was_stamped_in_a_wrong_future_waits_from_when_it_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def scene(world: Any) -> None:
-        month, wall = 30 * 86_400.0, Clock()
+        month, wall = 30 * 86_400.0, worlds.Clock()
         wall.s += month
         ahead = await site(world, "ahead", wall)
         await ahead.predict("then", "order-1")
@@ -305,7 +295,7 @@ def test_a_replica_whose_clock_is_ahead_gives_nothing_before_its_time(
         monkeypatch.setattr(Defaults, "_by_others", lambda *_: float("inf"))
 
     async def scene(world: Any) -> None:
-        wall, fast = Clock(), Clock()
+        wall, fast = worlds.Clock(), worlds.Clock()
         fast.s += 10 * WINDOW_S
         one, two = await site(world, "one", wall), await site(world, "two", fast)
         await one.label(await one.predict("row"), True)

@@ -30,16 +30,6 @@ WAIT_S = 600.0
 ACTIONS = [Action("a"), Action("b")]
 
 
-class Clock:
-    """Seconds that only pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.s = 1000.0
-
-    def __call__(self) -> float:
-        return self.s
-
-
 def build() -> RewardModel:
     return Rewards(bits=8).model_for("regression")
 
@@ -47,7 +37,7 @@ def build() -> RewardModel:
 class Shop:
     """A replica that chooses, on a clock of its own."""
 
-    def __init__(self, world: Any, replica: Any, clock: Clock, wall: Clock) -> None:
+    def __init__(self, world: Any, replica: Any, clock: worlds.Clock, wall: worlds.Clock) -> None:
         self.replica, self.clock, self.wall = replica, clock, wall
         door = Door(replica.settings, replica.limits, numeric_only=False)
         settings = replica.settings.choose
@@ -72,11 +62,11 @@ class Shop:
         return await self.choosing.defaults.give()
 
 
-async def shop(world: Any, name: str = "r", wall: Clock | None = None, **more: Any) -> Shop:
-    wall, settings = wall or Clock(), more.pop("choose", {})
+async def shop(world: Any, name: str = "r", wall: worlds.Clock | None = None, **more: Any) -> Shop:
+    wall, settings = wall or worlds.Clock(), more.pop("choose", {})
     choose = {"default_reward": 0.25, "reward_wait": WAIT_S, **settings}
     replica = await world.replica(name, build=build, now_s=wall, choose=choose, **more)
-    return Shop(world, replica, Clock(), wall)
+    return Shop(world, replica, worlds.Clock(), wall)
 
 
 def rewards(world: Any) -> dict[str, float]:
@@ -173,7 +163,7 @@ def test_labels_that_wait_keep_no_choice_behind_them_from_its_default(tmp_path: 
 
 def test_two_replicas_and_a_reward_settle_each_choice_once(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
-        wall = Clock()
+        wall = worlds.Clock()
         one, two = await shop(world, "one", wall), await shop(world, "two", wall)
         chosen = [await one.choose() for _ in range(PAGE + 30)]
         for clock in (one.clock, two.clock):
@@ -196,7 +186,7 @@ def test_what_was_chosen_before_a_start_waits_anew_whatever_the_clock_says(tmp_p
     async def scene(world: Any) -> None:
         one = await shop(world, "one")
         chosen = await one.choose()
-        ahead = Clock()
+        ahead = worlds.Clock()
         ahead.s = 1e9
         two = await shop(world, "two", ahead)
         assert await two.give(WAIT_S - 1) == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,7 @@ from online.serving import held_events
 from online.serving.status import Cluster
 from paramserver import errors
 from paramserver.actor import ServerSettings
-from replay.journal.base import Appended, NewRow, Verdict
-from replay.journal.sqlite import SqliteJournal
+from replay.journal.base import Verdict
 
 
 class Control:
@@ -150,20 +148,6 @@ def test_what_is_not_quarantined_can_not_be_decided_about(tmp_path: Path) -> Non
     worlds.play(tmp_path, scene)
 
 
-class Held(SqliteJournal):
-    """Appends wait for ``open``."""
-
-    open = threading.Event()
-    appends = 0
-
-    def append(
-        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
-    ) -> Appended:
-        Held.appends += 1
-        assert self.open.wait(240)
-        return super().append(partition, known, rows, epoch)
-
-
 class Kept:
     """A memory that keeps nothing, and notes who is purged."""
 
@@ -184,22 +168,22 @@ class Kept:
 
 
 async def banned(world: Any) -> None:
-    Held.open.set()
-    Held.appends = 0
-    journal = Held(world.folder / "journal.db", disk_low_mb=0)
+    worlds.Held.open.set()
+    worlds.Held.appends = 0
+    journal = worlds.Held(world.folder / "journal.db", disk_low_mb=0)
     replica = await world.replica(journal=journal)
     memory = replica.learner.memory = Kept()
     one, serving = cluster(world, replica), world.serving(replica)
     assert (await sent(serving, event("a", "bot")))[1].status == "learned"
-    Held.open.clear()
+    worlds.Held.open.clear()
     judged = asyncio.create_task(sent(serving, event("b", "bot")))
-    await worlds.until(lambda: Held.appends == 2)  # judged, and not written yet
+    await worlds.until(lambda: worlds.Held.appends == 2)  # judged, and not written yet
     ban = asyncio.create_task(one.ban("m", "bot", banned=True))
     await worlds.until(lambda: replica.control.decisions.banned("bot"))
     met = world.client.met
     await worlds.until(lambda: world.client.met > met + 3)
     assert not ban.done(), "a row that was judged before is on its way"
-    Held.open.set()
+    worlds.Held.open.set()
     assert (await judged)[1].status == "learned"
     done = await ban
     assert (done["complete"], done["banned"]) == (True, True)

@@ -373,6 +373,24 @@ def test_asking_makes_no_value_known_and_status_says_how_far_slices_are() -> Non
         assert STAMP.unpack(again.stamp({"group": value})) == pytest.approx(asked)
 
 
+def test_few_labels_of_a_slice_move_it_whole_in_each_of_several_replicas() -> None:
+    part, row = Confidence("binary", 0.9, ["group"], 2), {"group": "a"}
+    missed = Example(row, True, score={"false": 1.0, "true": 0.0}, sure=part.stamp(row))
+
+    def move() -> float:
+        before = part.summary()["slices"]["group"].get("a", 0.0)
+        part.add(missed)
+        moved: float = part.summary()["slices"]["group"]["a"] - before
+        return moved
+
+    part._own, part._others = 1_000.0, 3_000.0  # of four labels one moves it here
+    moves, whole = [move() for _ in range(34)], 0.3 * 0.9 * 0.5
+    assert moves[0] == pytest.approx(whole)
+    assert moves[-1] < 0.3 * whole, "the others have as many, and correct the same error"
+    part.cut()
+    assert move() == pytest.approx(whole), "they have been told"
+
+
 def test_what_is_served_has_the_threshold_of_its_slice(tmp_path: Path) -> None:
     async def scene(world: worlds.World) -> None:
         settings = {"task": "binary", "confidence": 0.9, "slices": ["group"]}

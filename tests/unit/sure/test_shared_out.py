@@ -96,7 +96,7 @@ def test_it_adds_up_where_experts_are_as_sure_as_numbers_allow(task: str) -> Non
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_where_one_expert_is_heard_it_is_what_that_one_adds_up(task: str) -> None:
     model, rng = taught("linear", task), random.Random(5)
-    model._mixture.losses = [0.0, 1e4, 1e4, 1e4]
+    model._mixture.losses = model._mixture.long = [0.0, 1e4, 1e4, 1e4]
     for _ in range(10):
         x = row(rng, "linear")
         answer, found = told(model, x)

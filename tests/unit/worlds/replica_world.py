@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from paramserver.errors import ServerUnavailable
 from paramserver.lineage import Lineage
 from replay import codec
 from replay.example import Example
-from replay.journal.base import NewRow, Verdict
+from replay.journal.base import Appended, NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
 SPEC = "f" * 64
@@ -55,6 +56,39 @@ def row(
     example = Example({feature or event: 1.0}, label)
     key = event_key("event", source, event)
     return NewRow(key, event, source, Verdict.ACCEPTED, codec.encode(example), 1.0)
+
+
+class Picky(Linear):
+    """A linear model that fails at the feature ``bad``."""
+
+    def learn(self, features: Any, label: Any, weight: float) -> None:
+        super().learn(features, label, weight)
+        if "bad" in features:
+            raise ValueError("it is bad")
+
+
+class Held(SqliteJournal):
+    """Appends wait for ``open``."""
+
+    open = threading.Event()
+    appends = 0
+
+    def append(
+        self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
+    ) -> Appended:
+        Held.appends += 1
+        assert self.open.wait(240)
+        return super().append(partition, known, rows, epoch)
+
+
+class Clock:
+    """Seconds that only pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.s = 1000.0
+
+    def __call__(self) -> float:
+        return self.s
 
 
 class Client:

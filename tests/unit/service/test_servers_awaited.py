@@ -1,0 +1,52 @@
+"""A start waits for parameter servers, which may be slow to begin, or killed while they do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
+
+from online.errors import StartRefused
+from online.service import parameter_servers
+from online.service.parameter_servers import Begun
+from online.service.patience import Patience
+
+SERVING = {"state": "serving", "reason": "", "epoch": 3, "count": 7, "refused": {}}
+RESTORING = {"state": "restoring", "reason": ""}
+HANDLE = SimpleNamespace(status=SimpleNamespace(remote=lambda: "asked"))
+
+
+def waited(monkeypatch: pytest.MonkeyPatch, *answers: Any) -> list[str]:
+    """What is said of a server that answers so; the first answer is that of who gets its handle."""
+    left, said = list(answers), list[str]()
+
+    def answer(*_: object, **__: object) -> Any:
+        one = left.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(ray, "get", answer)
+    clock = iter(float(i) for i in range(1000))
+    patience = Patience(20.0, lambda: next(clock))
+    parameter_servers.wait_for([Begun("m", answer)], said.append, patience)
+    assert not left
+    return said
+
+
+def test_a_server_that_is_killed_while_it_begins_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    away = ActorUnavailableError("it restarts", b"a" * 16)
+    answers = (GetTimeoutError(), away, HANDLE, RESTORING, away, GetTimeoutError(), SERVING)
+    assert waited(monkeypatch, *answers) == ["model m: version 3.7"]
+
+
+def test_one_that_never_serves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StartRefused, match=r"is not ready \(restoring\)"):
+        waited(monkeypatch, HANDLE, *[RESTORING] * 100)
+    with pytest.raises(ActorDiedError):
+        waited(monkeypatch, HANDLE, ActorDiedError())
