@@ -45,6 +45,10 @@ def evaluate(
         Path | None,
         typer.Option("--dsjson", help="write the log to a file, as VowpalWabbit reads it"),
     ] = None,
+    obp: Annotated[
+        Path | None,
+        typer.Option("--obp", help="write the log to a file of arrays (.npz), as obp takes them"),
+    ] = None,
 ) -> None:
     """Say what other policies would have earned, from the choices and rewards of the journal.
 
@@ -56,7 +60,7 @@ def evaluate(
 
     Example: online evaluate --since 7d --json
 
-    Example: online evaluate --dsjson log.dsjson
+    Example: online evaluate --dsjson log.dsjson --obp log.npz
     """
     from online.decide.judging import SERVED, Judging
     from online.rows.journal_rows import open_for_report
@@ -74,7 +78,7 @@ def evaluate(
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
         rows = logged(journal, asked.name, begin, end)
-        for one in rows if dsjson is None else _written(rows, dsjson):
+        for one in _written(rows, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
             except ValueError:  # a reward of before the range was changed
@@ -102,14 +106,24 @@ class Logged(NamedTuple):
     at: float
 
 
-def _written(rows: Iterator[Logged], place: Path) -> Iterator[Logged]:
-    """Pass the rows on, and write them."""
+def _written(rows: Iterator[Logged], dsjson: Path | None, obp: Path | None) -> Iterator[Logged]:
+    """Pass the rows on, and write them to the files that are named."""
     from online.decide.dsjson import line
+    from online.decide.obp import Feedback
 
-    with place.open("w", encoding="utf-8") as file:
+    with contextlib.ExitStack() as opened:
+        file = None
+        if dsjson is not None:
+            file = opened.enter_context(dsjson.open("w", encoding="utf-8"))
+        feedback = Feedback()
         for one in rows:
-            file.write(line(*one) + "\n")
+            if file is not None:
+                file.write(line(*one) + "\n")
+            if obp is not None:
+                feedback.add(one.choice, one.reward)
             yield one
+        if obp is not None:
+            feedback.save(obp)
 
 
 def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:

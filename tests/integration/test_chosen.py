@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from chosen import choices_of, quiet, served, settings
 from rich.console import Console
@@ -273,7 +274,10 @@ def test_other_policies_are_judged_on_the_journal(tmp_path: Path) -> None:
     assert (judged["baseline"]["n"], judged["baseline"]["unanswered"]) == (75, 75)
     assert (judged["served"]["n"], judged["always:never"]["n"]) == (150, 0)
     assert judged["greedy"]["dr"] > judged["served"]["dr"] > judged["uniform"]["dr"]
-    shown = evaluate("--policy=always:b", f"--dsjson={tmp_path / 'log'}").stdout
+    files = (f"--dsjson={tmp_path / 'log'}", f"--obp={tmp_path / 'log.npz'}")
+    shown = evaluate("--policy=always:b", *files).stdout
+    arrays = np.load(tmp_path / "log.npz")
+    assert (len(arrays["action"]), set(arrays["reward"].tolist())) == (150, {-1.0, 1.0})
     costs = [json.loads(one)["_label_cost"] for one in (tmp_path / "log").read_text().splitlines()]
     assert (len(costs), set(costs)) == (150, {-1.0, 1.0})
     assert "served" in shown

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from contextlib import nullcontext
+from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from online.decide.dsjson import line
 from online.decide.judging import SERVED, Judging, PolicyUnknown, target
+from online.decide.obp import COLUMNS_MAX, Feedback
 from online.decide.record import Choice
+from online.errors import ConfigError
+from replay.example import Features
 
 MEANS = (0.2, 0.5, 0.8)
 
@@ -47,6 +53,32 @@ def test_the_log_is_written_as_vowpal_wabbit_reads_it() -> None:
     assert said["c"]["context"] == {"hour": 9}
     assert said["c"]["_multi"] == [{"action": {"id": "b"}}, {"action": {"id": "c"}}]
     assert (said["EventId"], said["Timestamp"]) == ("order-1", "1970-01-01T00:00:00Z")
+
+
+def test_the_log_is_written_as_arrays_that_the_open_bandit_pipeline_takes(tmp_path: Path) -> None:
+    feedback, rewards = Feedback(), [1.0, 0.0, 0.5]
+    for chosen, context, reward in zip(
+        (0, 2, 1), ({"hour": 9, "on": "tv"}, {"odd": None}, {"hour": 1.5}), rewards, strict=True
+    ):
+        feedback.add(msgspec.structs.replace(choice(chosen), context=context), reward)
+    feedback.save(tmp_path / "log.npz")
+    said = np.load(tmp_path / "log.npz")
+    assert (int(said["n_rounds"]), int(said["n_actions"])) == (3, 3)
+    assert (said["action"].tolist(), said["reward"].tolist()) == ([0, 2, 1], rewards)
+    assert said["pscore"].tolist() == pytest.approx([0.5, 0.2, 0.3])
+    assert said["pi_b"][1, :, 0].tolist() == pytest.approx([0.5, 0.3, 0.2])
+    assert said["columns"].tolist() == ["hour", "on=tv"]
+    assert said["context"].tolist() == [[9.0, 1.0], [0.0, 0.0], [1.5, 0.0]]
+    assert said["actions"].tolist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_log_with_more_names_than_arrays_take_is_refused(more: int) -> None:
+    wide: Features = {f"x{i}": 1.0 for i in range(COLUMNS_MAX + more)}
+    refused = pytest.raises(ConfigError, match="more than 1,000 columns") if more else nullcontext()
+    feedback = Feedback()
+    with refused:
+        feedback.add(msgspec.structs.replace(choice(), context=wide), 1.0)
 
 
 def test_the_values_of_policies_are_within_their_intervals() -> None:
