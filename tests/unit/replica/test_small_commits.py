@@ -128,17 +128,22 @@ def test_who_sends_as_often_as_others_has_a_commit_with_them(
 
 
 def test_nobody_waits_for_those_who_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "_GATHER_S", 1e9)
+
     async def scene() -> None:
         line = Line()
         line.send("a", "b", "c", "d")
         await line.take()
         line.answer(2)
         line.send("e")
-        monkeypatch.setattr(queue, "_GATHER_S", 0.01)
-        assert await line.take() == ["e"], "the time is over"
+        taking = asyncio.create_task(line.take())
+        for _ in range(queue._TURNS + 2):
+            await asyncio.sleep(0)
+        assert not taking.done()
+        line.queue._end_gathering()  # the time is over
+        assert await taking == ["e"]
         line.answer(3)
         line.send("f")
-        monkeypatch.setattr(queue, "_GATHER_S", 1e9)
         assert await line.take() == ["f"], "who is alone does not wait"
         line.answer(1)
         line.send("g", "h")
