@@ -99,12 +99,14 @@ class Losses:
 
     Attributes:
         numbers: As given.
+        two: Whether there are two labels.
         block: Name of the block that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
     def __init__(self, *, numbers: bool = False, answers: Sequence[str] = ()) -> None:
         self.numbers = numbers
+        self.two = len(answers) == 2
         self._other = dict(zip(answers, reversed(answers), strict=True))
         self.block: str = NUMBER_LOSSES if numbers else LOSSES
         self._edges: list[float] = []  # between the fifths of the numbers

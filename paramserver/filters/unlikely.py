@@ -19,8 +19,9 @@ sources surprise together is over after some events, so only who sends at once s
 before there is evidence enough to set anybody aside, those in *doubt* (the same test, less careful)
 share an allowance: together they weigh a tenth of what the others send.  One unlucky source among
 many hardly uses it; liars of whom there are many have little of it each.  So do those that flood,
-where the test says nothing, too.  New sources are weighed together, as by the test on surprise:
-where lies seldom surprise, new names for ever were believed.
+where the test says nothing, and those of whose rows the model is suddenly unsure
+(:mod:`paramserver.filters.rising`), too.  New sources are weighed together, as by the test on
+surprise: where lies seldom surprise, new names for ever were believed.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from paramserver.filters.base import (
 )
 from paramserver.filters.losses import MILD, Null
 from paramserver.filters.odds import NONE, key_of
+from paramserver.filters.rising import Rising
 from paramserver.filters.surprise import Newcomers, Surprise
 from paramserver.filters.voices import Voices
 
@@ -107,6 +109,8 @@ class Unlikely(Filter):
         self._doubts: dict[str, float] = {}  # nats, last judged at the end
         self._left = _DEPTH
         self._new = Newcomers()
+        # of several labels a lie says enough by itself
+        self._rising = Rising() if surprise.losses.two and not self._rates else None
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
@@ -117,7 +121,7 @@ class Unlikely(Filter):
         if unproven is not None and (event.source in unproven or source.doubted):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
-        flooding = event.source in self.voices.flooding
+        flooding = event.source in self.voices.flooding or self._rises(event.source)
         if says is None:
             if not flooding or self._rates:
                 return PASS
@@ -137,6 +141,9 @@ class Unlikely(Filter):
         weight = min(self._left, 1.0) if in_doubt else 1.0
         reason = "" if weight == 1.0 else _REASON
         return Opinion(weight, evidence, doubt, reason, detail=-1.0 if in_doubt else 1.0)
+
+    def _rises(self, source: str) -> bool:
+        return self._rising is not None and self._rising.rises(source)
 
     def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
         """Tell what a loss says of its source; None: nothing, where nobody knows better."""
@@ -174,15 +181,22 @@ class Unlikely(Filter):
                 self._refill()
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
+        if event.loss is not None:
+            self._hear_rate(source, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
             self._count(source, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
+        self._hear_rate(source, loss)
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
             self._count(source, hit=hit)
+
+    def _hear_rate(self, source: Source, loss: float) -> None:
+        if self._rising is not None and not source.quarantined:
+            self._rising.hear(source.name, loss, self.voices.size(source.taken))
 
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
@@ -197,6 +211,8 @@ class Unlikely(Filter):
             self.voices.hear(source.name, source.taken, hit=hit, far=False)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        if self._rising is not None:
+            self._rising.refresh()
         surprise = self._surprise
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
@@ -205,6 +221,8 @@ class Unlikely(Filter):
         self.voices.many, self.voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
+            if self._rising is not None:
+                self._rising.forgive()
 
 
 class _Says(NamedTuple):
