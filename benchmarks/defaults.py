@@ -389,10 +389,12 @@ def run(
     """Each of the learners over each of the streams.
 
     ``kept``: a file of lines that are there already, and are not measured again; others are added.
+    Lines of another limit of ``rows`` (``asked`` in the file) stay there and are not taken.
     """
     lines = []
     if kept is not None and kept.exists():
-        lines = [Line(**json.loads(text)) for text in kept.read_text().splitlines()]
+        told = [json.loads(text) for text in kept.read_text().splitlines()]
+        lines = [Line(**one) for one in told if one.pop("asked", 0) == rows]
         lines = [one for one in lines if one.stream in streams and one.what in learners]
     there = {(line.stream, line.what) for line in lines}
     context = multiprocessing.get_context("spawn")
@@ -406,7 +408,7 @@ def run(
             if (line := done.result()) is not None:
                 if kept is not None:
                     with kept.open("a") as file:
-                        file.write(json.dumps(asdict(line)) + "\n")
+                        file.write(json.dumps({**asdict(line), "asked": rows}) + "\n")
                 progress(
                     f"{line.stream}, {line.what}: {line.accuracy} {line.balanced} {line.log_loss} "
                     f"{line.auc} {line.mae} {line.us:.0f} us"

@@ -77,8 +77,9 @@ def evaluate(
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        rows = logged(journal, asked.name, begin, end)
-        for one in _written(rows, dsjson, obp):
+        if obp is not None:  # first, for it may be refused
+            _write_arrays(logged(journal, asked.name, begin, end), obp)
+        for one in _written(logged(journal, asked.name, begin, end), dsjson):
             try:
                 judging.add(one.choice, one.reward)
             except ValueError:  # a reward of before the range was changed
@@ -106,24 +107,27 @@ class Logged(NamedTuple):
     at: float
 
 
-def _written(rows: Iterator[Logged], dsjson: Path | None, obp: Path | None) -> Iterator[Logged]:
-    """Pass the rows on, and write them to the files that are named."""
-    from online.decide.dsjson import line
+def _write_arrays(rows: Iterator[Logged], obp: Path) -> None:
     from online.decide.obp import Feedback
+
+    feedback = Feedback()
+    for one in rows:
+        feedback.add(one.choice, one.reward)
+    feedback.save(obp)
+
+
+def _written(rows: Iterator[Logged], dsjson: Path | None) -> Iterator[Logged]:
+    """Pass the rows on, and write them to the file that is named."""
+    from online.decide.dsjson import line
 
     with contextlib.ExitStack() as opened:
         file = None
         if dsjson is not None:
             file = opened.enter_context(dsjson.open("w", encoding="utf-8"))
-        feedback = Feedback()
         for one in rows:
             if file is not None:
                 file.write(line(*one) + "\n")
-            if obp is not None:
-                feedback.add(one.choice, one.reward)
             yield one
-        if obp is not None:
-            feedback.save(obp)
 
 
 def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:

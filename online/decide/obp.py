@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -15,46 +17,55 @@ from replay.example import Features
 COLUMNS_MAX: Final = 1_000
 """The most columns of the context, and the most actions: each choice has a number in each."""
 
+NUMBERS_MAX: Final = 25_000_000
+"""The most numbers of all arrays together, of 8 bytes each."""
+
+_SAID: Final = 4
+"""Numbers of a choice beside those of its context and its actions."""
+
 
 class Feedback:
-    """Collects choices with their rewards; a number has a column, and so has each text."""
+    """Collects choices with their rewards; a number has a column, and so has each text.
+
+    Features of actions have no place in obp's feedback, which knows an action by its number.
+    """
 
     def __init__(self) -> None:
         self._columns: dict[str, int] = {}
         self._actions: dict[str, int] = {}
-        self._contexts: list[dict[int, float]] = []
-        self._chances: list[dict[int, float]] = []
-        self._said: list[tuple[int, float, float]] = []
+        self._contexts, self._chances, self._said = _Rows(), _Rows(), array("d")
 
     def add(self, choice: Choice, reward: float) -> None:
-        """Take one more choice.  Raises ConfigError: there are too many
-        names for arrays."""
-        self._contexts.append(
-            {
-                self._place(self._columns, name, "columns of the context"): number
-                for name, number in _numbers(choice.context).items()
-            }
-        )
+        """Take one more choice.
+
+        Raises ConfigError: there are too many names for arrays, or too many numbers.
+        """
+        numbers = _numbers(choice.context)
+        columns = [self._place(self._columns, name, "columns of the context") for name in numbers]
         places = [self._place(self._actions, name, "actions") for name, _ in choice.actions]
-        self._chances.append(dict(zip(places, choice.probabilities, strict=True)))
-        self._said.append((places[choice.chosen], reward, choice.propensity))
+        wide = len(self._columns) + len(self._actions) + _SAID
+        if (self._contexts.n + 1) * wide > NUMBERS_MAX:
+            raise _refused(f"{NUMBERS_MAX:,} numbers in {self._contexts.n:,} choices of {wide:,}")
+        self._contexts.add(columns, numbers.values())
+        self._chances.add(places, choice.probabilities)
+        self._said.extend((places[choice.chosen], reward, choice.propensity))
 
     def save(self, place: Path) -> None:
         """Write the arrays under the names that obp gives them, compressed."""
-        n, k = len(self._said), len(self._actions)
-        said = np.array(self._said, np.float64).reshape(n, 3)
+        n, k = self._contexts.n, len(self._actions)
+        said = np.frombuffer(self._said).reshape(n, 3) if n else np.zeros((0, 3))
         with place.open("wb") as file:
             np.savez_compressed(
                 file,
                 n_rounds=n,
                 n_actions=k,
-                context=_dense(self._contexts, len(self._columns)),
+                context=self._contexts.dense(len(self._columns)),
                 action_context=np.eye(k),
                 action=said[:, 0].astype(np.int64),
                 position=np.zeros(n, np.int64),
                 reward=said[:, 1],
                 pscore=said[:, 2],
-                pi_b=_dense(self._chances, k)[:, :, None],
+                pi_b=self._chances.dense(k)[:, :, None],
                 actions=np.array(list(self._actions), np.str_),
                 columns=np.array(list(self._columns), np.str_),
             )
@@ -62,9 +73,37 @@ class Feedback:
     @staticmethod
     def _place(places: dict[str, int], name: str, what: str) -> int:
         if name not in places and len(places) == COLUMNS_MAX:
-            problem = f"more than {COLUMNS_MAX:,} {what}"
-            raise ConfigError("--obp", problem, "Write the log with --dsjson, or a shorter time")
+            raise _refused(f"{COLUMNS_MAX:,} {what}")
         return places.setdefault(name, len(places))
+
+
+class _Rows:
+    """Rows of which only the numbers that are there are kept, one after the other."""
+
+    def __init__(self) -> None:
+        self._many, self._places, self._numbers = array("q"), array("q"), array("d")
+
+    @property
+    def n(self) -> int:
+        return len(self._many)
+
+    def add(self, places: list[int], numbers: Iterable[float]) -> None:
+        self._many.append(len(places))
+        self._places.extend(places)
+        self._numbers.extend(numbers)
+
+    def dense(self, width: int) -> npt.NDArray[np.float64]:
+        """All of them, with zeros where there is none."""
+        found = np.zeros((self.n, width))
+        if self._places:
+            row = np.repeat(np.arange(self.n), np.frombuffer(self._many, np.int64))
+            found[row, np.frombuffer(self._places, np.int64)] = np.frombuffer(self._numbers)
+        return found
+
+
+def _refused(most: str) -> ConfigError:
+    remedy = "Write the log with --dsjson, or a shorter time (--since, --until)"
+    return ConfigError("--obp", f"more than {most}", remedy)
 
 
 def _numbers(context: Features) -> dict[str, float]:
@@ -75,11 +114,4 @@ def _numbers(context: Features) -> dict[str, float]:
             found[name] = float(value)
         elif isinstance(value, str):
             found[f"{name}={value}"] = 1.0
-    return found
-
-
-def _dense(rows: list[dict[int, float]], width: int) -> npt.NDArray[np.float64]:
-    found = np.zeros((len(rows), width))
-    for i, row in enumerate(rows):
-        found[i, list(row)] = list(row.values())
     return found

@@ -23,11 +23,12 @@ swinging after what it has done itself.
 
 With slices (the values of named features) each value has a part of the threshold of its own, which
 is added to that of all: half of each move goes there, shared by the row's features.  Replicas
-divide a move of all by how many they are; a slice's only as far as they have many of its labels
-between two exchanges, for what few labels do is not too much even of all replicas.  So each slice
-has its own sum of errors, and the share of misses is alpha in each in the long run, overlapping
-ones, too; that is the gradient of the pinball loss in a threshold that is linear in the slices
-(Jung et al. 2023, *Batch multivalid conformal prediction*; Gibbs, Cherian and Candès 2023).
+divide a move of all by how many they are; a slice's only as far as all of them together have many
+of its labels between two exchanges (here, this time or the last, times the replicas), for what few
+labels do is not too much.  So each slice has its own sum of errors, and the share of misses is
+alpha in each in the long run, overlapping ones, too; that is the gradient of the pinball loss in a
+threshold that is linear in the slices (Jung et al. 2023, *Batch multivalid conformal prediction*;
+Gibbs, Cherian and Candès 2023).
 
 What the answer was given with travels with it (:meth:`Confidence.stamp`), in the id and in the row.
 So the state is a sum over rows: a block that adds over replicas, and is never averaged.
@@ -68,8 +69,8 @@ _CHANCE: Final = 3.0
 """Standard deviations of that sum from which on it says all."""
 _OWN: Final = 0.5
 """Share of a move that is of the row's slices alone."""
-_TOGETHER: Final = 32.0
-"""Labels of a slice since the last exchange from which on replicas correct the same error."""
+_TOGETHER: Final = 64.0
+"""Labels of a slice in all replicas between two exchanges from which on they correct one error."""
 _EXACT: Final = 1e-9  # an error is taken for at least this share of the target
 
 
@@ -109,6 +110,7 @@ class Confidence(Sums):
         self._steps = _NUMBER if self._number else _LABELS
         self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
         self._since: dict[str, int] = {}  # by slice, labels that moved it here since the cut
+        self._before: dict[str, int] = {}  # the same between the two cuts before
         self._values = Values(slices, most)
         self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
 
@@ -228,7 +230,8 @@ class Confidence(Sums):
             # few labels of a slice come between two exchanges: nobody else corrects their error
             since = self._since.get(key, 0)
             self._since[key] = since + 1
-            together = 1.0 + others * min(1.0, since / _TOGETHER)
+            came = max(since, self._before.get(key, 0)) * (1.0 + others)
+            together = 1.0 + others * min(1.0, came / _TOGETHER)
             self.count(f"{key}\t{_MOVED}", most(by / together, room) * _OWN / len(own))
         by = most(by / (1.0 + others), room)
         self.count(_MOVED, by * (1.0 - _OWN) if own else by)
@@ -236,7 +239,7 @@ class Confidence(Sums):
 
     def cut(self) -> Blocks:
         """The open delta, and reset it."""
-        self._since = {}
+        self._before, self._since = self._since, {}
         return super().cut()
 
     def _strayed(self, error: float) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,28 @@ def test_ranks_are_means_and_the_best_rate_stands_for_all() -> None:
 def test_lines_that_are_kept_are_not_measured_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(bench, "measure", None)  # the control: nobody calls it
+    monkeypatch.setattr(bench, "ProcessPoolExecutor", Here)
+    asked: list[int | None] = []
+
+    def measured(stream: str, what: str, data: Path, limit: int | None) -> bench.Line:
+        asked.append(limit)
+        return line(stream, what, 0.8 if limit is None else 0.7)
+
+    monkeypatch.setattr(bench, "measure", measured)
     kept = tmp_path / "lines"
-    lines = [line("a", "auto", 0.9), line("other", "auto", 0.9)]
-    kept.write_text("".join(json.dumps(asdict(one)) + "\n" for one in lines))
-    assert bench.run(tmp_path, streams=["a"], learners=["auto"], kept=kept) == lines[:1]
+    told = [{**asdict(line("other", "auto", 0.9)), "asked": None}, asdict(line("a", "auto", 0.9))]
+    kept.write_text("".join(json.dumps(one) + "\n" for one in told))  # the second is of before
+    for rows, accuracy in ((5, 0.7), (None, 0.8), (5, 0.7), (None, 0.8)):
+        found = bench.run(tmp_path, streams=["a"], learners=["auto"], rows=rows, kept=kept)
+        assert found == [line("a", "auto", accuracy)], rows
+    assert asked == [5, None], "lines with another limit are others"
+
+
+class Here(ThreadPoolExecutor):
+    """A pool of this process."""
+
+    def __init__(self, jobs: int, **_: object) -> None:
+        super().__init__(jobs)
 
 
 @pytest.mark.parametrize("name", ["turning xor", "solar flare", "trump approval", "loans"])

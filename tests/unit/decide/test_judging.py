@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 from contextlib import nullcontext
@@ -10,12 +11,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from online.cli import application
+from online.commands import evaluate
+from online.decide import obp
 from online.decide.dsjson import line
 from online.decide.judging import SERVED, Judging, PolicyUnknown, target
 from online.decide.obp import COLUMNS_MAX, Feedback
 from online.decide.record import Choice
 from online.errors import ConfigError
+from online.rows import journal_rows
 from replay.example import Features
 
 MEANS = (0.2, 0.5, 0.8)
@@ -79,6 +85,31 @@ def test_a_log_with_more_names_than_arrays_take_is_refused(more: int) -> None:
     feedback = Feedback()
     with refused:
         feedback.add(msgspec.structs.replace(choice(), context=wide), 1.0)
+
+
+def test_a_log_with_more_numbers_than_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(obp, "NUMBERS_MAX", 3 * (1 + 3 + 4))  # column, actions, the rest
+    feedback, one = Feedback(), msgspec.structs.replace(choice(), context={"x": 1.0})
+    for _ in range(3):
+        feedback.add(one, 1.0)
+    with pytest.raises(ConfigError, match="more than 24 numbers in 3 choices of 8"):
+        feedback.add(one, 1.0)
+
+
+def test_a_refused_log_leaves_no_half_of_the_other_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(obp, "NUMBERS_MAX", 20)  # one choice of three actions has 7
+    rows = [evaluate.Logged(choice(), 1.0, f"{i}", 0.0) for i in range(3)]
+    monkeypatch.setattr(evaluate, "logged", lambda *_: iter(rows))
+    monkeypatch.setattr(journal_rows, "open_for_report", lambda _: io.BytesIO())
+    settings = tmp_path / "online.yaml"
+    settings.write_text("models: [{name: m, task: choose}]\n")
+    log, arrays = tmp_path / "log", tmp_path / "log.npz"
+    words = [f"--config={settings}", f"--dsjson={log}", f"--obp={arrays}"]
+    done = CliRunner().invoke(application("evaluate"), ["evaluate", *words])
+    assert (done.exit_code != 0, log.exists(), arrays.exists()) == (True, False, False), done.output
+    assert "more than 20 numbers in 2 choices" in done.output + str(done.exception)
 
 
 def test_the_values_of_policies_are_within_their_intervals() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
 import random
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import replica_world as worlds
 from pydantic import ValidationError
 from rich.console import Console
 
+from evaluation.metrics import Task
 from online.commands import status as command
 from online.messages.structs import Event
 from online.models.selfrate import SelfRate
 from online.settings.model import ModelSettings
 from online.sure.slices import SLICES, Slices
-from online.sure.threshold import Confidence
+from online.sure.threshold import Confidence, held
 from online.sure.values import MISSING, OTHERS
 from online.sure.views import slices_in, views_of
 from paramserver.blocks import Blocks, copy, merge
@@ -146,3 +149,35 @@ def test_status_prints_the_first_values() -> None:
     lines = text.getvalue().splitlines()
     assert lines[1] == "  [v0]: accuracy .5000, coverage 1.000 over 12"
     assert lines[-3:] == ["  and 2 values more: online status --json", "by empty:", "  no rows yet"]
+
+
+@pytest.mark.parametrize(("task", "most"), [("binary", 1.5), ("regression", 2.0)])
+def test_many_replicas_do_not_swing_where_a_slice_has_many_labels(task: Task, most: float) -> None:
+    rng, values, shares = random.Random(1), Blocks(), []
+    parts = [Confidence(task, 0.9, ["group"], 4) for _ in range(16)]
+    for _ in range(60):
+        covered = 0
+        for part in parts:
+            for _ in range(16):
+                row = labelled(task, rng, part.stamp({"group": "x"}))
+                found = held(task, row)
+                covered += found is not None and found[0]
+                part.add(row)
+        shares.append(covered / 256)
+        for part in parts:
+            merge(values, part.cut())
+        for part in parts:
+            part.rebase(copy(values))
+    chance = math.sqrt(0.9 * 0.1 / 256)
+    assert statistics.mean(shares[20:]) == pytest.approx(0.9, abs=0.01)
+    assert statistics.stdev(shares[20:]) < most * chance, shares
+
+
+def labelled(task: Task, rng: random.Random, sure: bytes) -> Example:
+    """A row by an answer that is too sure, or that is off by chance."""
+    odds = rng.gauss(0.0, 2.0)
+    if task == "regression":
+        return Example({"group": "x"}, odds, score={"": 0.0}, sure=sure)
+    said, right = (1.0 / (1.0 + math.exp(-one)) for one in (odds, odds / 2.0))
+    score = {"false": 1.0 - said, "true": said}
+    return Example({"group": "x"}, rng.random() < right, score=score, sure=sure)
