@@ -242,8 +242,9 @@ class Chain:
 
     def rebase(self, values: Blocks) -> None:
         """Take the server's values, with what is open on top, and act on what all have seen."""
-        if (block := values.get(self.losses.block)) is not None:
-            self.losses.rebase(block.data)
+        for name in self.losses.blocks:
+            if (block := values.get(name)) is not None:
+                self.losses.rebase(block.data)
         for source in self.sources.rebase(values, self._arrivals):
             if source.standing < QUARANTINE_AT and not self.drift:
                 self.sources.quarantine(source)

@@ -28,11 +28,12 @@ from paramserver.filters.odds import NONE, TRIAL, Odds, Votes, is_unproven, key_
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
-LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES))
+UNSAID_LOSSES: Final = "filter.losses.unsaid"
+LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES, UNSAID_LOSSES))
 """The blocks: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``.  The second is of labels
-that are numbers: the first may hold such of earlier versions, without side and in other units.
-Behind a source with a mark the label was not said by it; where no source stands (of earlier
-versions), by nobody."""
+that are numbers: the first may hold such of earlier versions, without side and in other units.  The
+third is of labels that their source, which has a mark there, did not say: earlier versions would
+take such for events.  Theirs stand in the first, and there no source does."""
 
 _UNSAID: Final = "\1"
 """Marks the source of a label that was not said; no caller can have it either."""
@@ -100,7 +101,7 @@ class Losses:
     Attributes:
         numbers: As given.
         two: Whether there are two labels.
-        block: Name of the block that they stand in.
+        blocks: Names of the blocks that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
@@ -108,7 +109,7 @@ class Losses:
         self.numbers = numbers
         self.two = len(answers) == 2
         self._other = dict(zip(answers, reversed(answers), strict=True))
-        self.block: str = NUMBER_LOSSES if numbers else LOSSES
+        self.blocks = (NUMBER_LOSSES,) if numbers else (LOSSES, UNSAID_LOSSES)
         self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
@@ -166,8 +167,12 @@ class Losses:
 
     def cut(self) -> Blocks:
         """Return what was counted since the last cut."""
-        out, self._open = self._open, {}
-        return {self.block: Block(COUNT, out)} if out else {}
+        out: Blocks = {}
+        opened, self._open = self._open, {}
+        for key, n in opened.items():
+            block = UNSAID_LOSSES if f"\n{_UNSAID}" in key else self.blocks[0]
+            out.setdefault(block, Block(COUNT, {})).data[key] = n
+        return out
 
     def rebase(self, values: Mapping[str, float]) -> None:
         """Take new counts of the keys named, with what is open on top."""
