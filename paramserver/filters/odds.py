@@ -7,10 +7,10 @@ not said are the wrong ones.  So losses of a label are counted where it was said
 not, and their ratio is what one event says of its source (Neyman and Pearson 1933).  Where a model
 knows nothing both are alike, and nothing is said.
 
-At each size of a loss no source counts more than the median one of those that are seen there: lies
-about rows of which the model is not sure came to be usual there, so few honest ones are.  Names are
-cheap, so once four sources have said enough only such count: new names with a few lies each were
-more than half of those that are seen where honest labels seldom are.
+At each size of a loss no source counts more than the median one of those that are seen there and
+have said enough: lies about rows of which the model is not sure came to be usual there, so few
+honest ones are.  New names have no say in that: they are cheap, and with a few lies each they made
+the bound so low that theirs were most of what counted.
 
 A label that few sources send has nobody to be compared with.  Whoever sends it is *unproven* until
 the model finds the label likelier on its rows than on rows of which others said another one: that
@@ -44,8 +44,8 @@ that is less.  Of labels that go with any row it is so in half."""
 
 _KNOWN: Final = 2 * TRIAL
 _KNOWN_MIN: Final = 4
-"""Labels that a source has said before it is known; and so many sources are to be known, or all
-count, whatever they have sent."""
+"""Labels that a source has said before it has a say in how much others count; and how many such are
+needed where a loss is of that size, or nobody is bounded."""
 
 _LABEL_CHARS: Final = 64
 
@@ -110,10 +110,9 @@ class Votes:
         for label, of_place in self._counts.items():
             honest, wrong = [0.0] * _PLACES, [0.0] * _PLACES
             for at, of_source in of_place.items():
-                counts = [x for source, x in of_source.items() if source in known or not known]
-                sizes = sorted(map(sum, counts))
-                most = sizes[len(sizes) // 2] if known and sizes else inf
-                for said, unsaid in counts:
+                sizes = sorted([sum(x) for source, x in of_source.items() if source in known])
+                most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
+                for said, unsaid in of_source.values():
                     if (n := said + unsaid) > 0:  # what is taken back may come before it
                         part = min(most / n, 1.0)
                         honest[at] += part * said
@@ -122,14 +121,13 @@ class Votes:
         return out
 
     def _known(self) -> set[str]:
-        """Sources that have said enough labels; none, while they are too few."""
+        """Sources that have said enough labels."""
         all_said: dict[str, int] = {}
         for of_place in self._counts.values():
             for of_source in of_place.values():
                 for source, (said, _) in of_source.items():
                     all_said[source] = all_said.get(source, 0) + said
-        known = {source for source, n in all_said.items() if n >= _KNOWN}
-        return known if len(known) >= _KNOWN_MIN else set()
+        return {source for source, n in all_said.items() if n >= _KNOWN}
 
 
 def odds_of(
