@@ -340,7 +340,7 @@ def by_name(
             filters.append(Samples())
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
-        elif name == "surprise":
+        elif name == Surprise.name:
             of_all = Surprise(numbers=numbers, answers=answers)
             filters.append(of_all)
             like: Surprise | None = None
@@ -352,7 +352,7 @@ def by_name(
             filters.append(Unlikely(of_all, rewards=rewards))
             if rewards:
                 filters.append(Favours())
-        elif name == "direction":
+        elif name == Direction.name:
             if reference is not None and reference.problem is None:
                 filters.append(Direction(reference, alone=False))
         else:

@@ -1,28 +1,28 @@
 """How often is a source's label a surprise to the model?  A sequential test on the loss.
 
-For every model that answers with a loss, trees too.  A surprise is a loss above the null of its
-label: the median over sources of the 90 % quantile of their last taken losses with that label, as
-all replicas together have them (:mod:`paramserver.filters.losses`).  Some labels are harder than
-others, and honest sources differ in what they send: by one null for all labels, those with the
-harder ones were condemned.  A quantile of all losses would be that of those who lie, or flood.
-Honest sources surprise at a rate of at most q₀, twice the median over the established sources
-*that send now* (:mod:`paramserver.filters.voices`) and at least 20 %; hostile ones at 70 % or more:
-a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
-A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
-still half of what hostile ones send, and counts for more: a model that learns fast believes a lie
-that comes often after a few, and then it surprises no more.  While more of the sources are
-far off than the median source is, such events weigh less: the sources are known before they are
-believed.  When the world turns all sources surprise, q₀ rises, and from 60 % on the test says
-nothing.
-Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
-judged together, and not condemned: while they surprise more than the established ones do, what
-surprises of them weighs so little that it is a twentieth of what the established send.
-Where labels are numbers there are evidence and floods alone, for where a level has moved each row
-that weighs less is learned late; but an error beyond what nine of ten are is learned as that: of
-lies seven hundred times as large as the usual error the first turned the model, and then all
-surprised.  What one sends in a row, nobody else between, is of one moment: the
-second and those after it say a fourth as much, as lies come in large bodies too (to the test on
-unlikely labels the n-th an n²-th); and what is far off says no more than a surprise.
+It serves every model that answers with a loss, trees too.  Its rules:
+
+- *A surprise* is a loss above the null of its label: the median over sources of the 90 % quantile
+  of their last taken losses with that label, as all replicas together have them
+  (:mod:`paramserver.filters.losses`).  One null for all labels would condemn honest sources that
+  send the harder ones; one quantile of all losses would be that of whoever lies or floods.
+- *The test* is Bernoulli's.  Honest sources surprise at a rate of at most q₀: twice the median over
+  the established sources that send now (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
+  ones do at 70 % or more.  Who sends alone is compared with nobody.
+- *Far off* is a loss of four times the null.  It is rarer with honest sources (5 %, or twice the
+  median), half of what hostile ones send, and counts for more: a model that learns fast believes a
+  lie that comes often, and then it surprises no more.  While more of the sources are far off than
+  the median source is, such events weigh less: sources are known before they are believed.
+- *When the world turns* all sources surprise and q₀ rises; from 60 % on the test says nothing.
+- *New sources* are judged together and not condemned, for a new name is free.  While they surprise
+  more than the established ones do, what surprises of them weighs a twentieth of what those send.
+
+Where labels are numbers, rows weigh less only in floods, for where a level has moved each row that
+weighs less is learned late, and where an error is beyond what nine of ten are: it is learned as
+that, as one lie seven hundred times as large turned the model.  There, of what one source sends in
+a row the second and later rows say a fourth as much, for they are of one moment (to the test on
+unlikely labels the n-th says an n²-th), and what is far off says no more than a surprise.
+
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -76,6 +76,7 @@ class Surprise(Filter):
         losses: Those that another such test counts; None: it counts its own.
         like: Another test of one answer, which looks back at the same losses; None: it keeps them.
         numbers: Labels are numbers, as those of its losses say it.
+        answers: The two labels, if there are two, as its own losses are told them.
 
     Attributes:
         losses: What nulls are drawn from.
