@@ -17,8 +17,9 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
@@ -82,13 +83,29 @@ class Null(NamedTuple):
     unlikely: float
 
 
-def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
-    """The counts without the generations that are too old; None: there are none of those."""
-    generations = set(map(int, {key[: key.index("\n")] for key in data}))
-    oldest = max(generations, default=0) - _GENERATIONS
-    if min(generations, default=0) > oldest:
-        return None
-    return {key: n for key, n in data.items() if _generation(key) > oldest}
+class Newest:
+    """Finds generations that are too old in counts that only grow, by looking at new keys alone.
+
+    A dictionary has new keys at its end.  One that was not looked at last, or that has become
+    smaller, is looked at whole, and so is one in which a generation begins.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}
+        self._many = self._newest = 0
+
+    def keep(self, data: dict[str, float]) -> dict[str, float] | None:
+        """The counts without the generations that are too old; None: there are none of those."""
+        known = data is self._seen and len(data) >= self._many
+        came = _generations(islice(reversed(data), len(data) - self._many) if known else data)
+        if known and max(came, default=self._newest) > self._newest:
+            known, came = False, _generations(data)
+        newest = self._newest if known else max(came, default=0)
+        kept, oldest = data, newest - _GENERATIONS
+        if came and min(came) <= oldest:
+            kept = {key: n for key, n in data.items() if _generation(key) > oldest}
+        self._seen, self._many, self._newest = kept, len(kept), newest
+        return None if kept is data else kept
 
 
 class Losses:
@@ -418,6 +435,10 @@ def _turned(bin_: int) -> int:
 def _is_unsaid(source: str) -> bool:
     """Whether a key with this source counts a label that it did not say."""
     return source[:1] in ("", _UNSAID)
+
+
+def _generations(keys: Iterable[str]) -> set[int]:
+    return set(map(int, {key[: key.index("\n")] for key in keys}))
 
 
 def _generation(key: str) -> int:
