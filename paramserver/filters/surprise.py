@@ -74,6 +74,7 @@ class Surprise(Filter):
             drowned in what else the model is asked.  Evidence only: it weighs no single event down.
         enough: Taken events before it says anything.
         losses: Those that another such test counts; None: it counts its own.
+        like: Another test of one answer, which looks back at the same losses; None: it keeps them.
         numbers: Labels are numbers, as those of its losses say it.
         answers: The two labels, if there are two, as its own losses are told them.
 
@@ -95,6 +96,7 @@ class Surprise(Filter):
         about: bool = False,
         enough: int = _ENOUGH,
         losses: Losses | None = None,
+        like: Surprise | None = None,
         numbers: bool = False,
         answers: Sequence[str] = (),
     ) -> None:
@@ -102,8 +104,8 @@ class Surprise(Filter):
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
-        self._counts = losses is None
-        self._lately = _Lately()
+        self._counts, self._adds = losses is None, like is None
+        self._lately: _Lately = _Lately() if like is None else like._lately
         self.arrivals = Arrivals()
         self.voices = Voices()
         self._new = Newcomers()
@@ -173,20 +175,19 @@ class Surprise(Filter):
         return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        if event.loss is None:
+        concerned = self._concerns(event.answer, event.label)
+        if event.loss is None or not (concerned or self._adds):
             return
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
-        if bounds is not None and self._concerns(event.answer, event.label):
+        if bounds is not None and concerned:
             hit = event.loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
             self._count(source, hit=hit, far=event.loss > bounds.far)
-        taken = taken and not source.doubted
-        if not self._counts:
-            if taken:
-                self._lately.add(event.source, kind, event.loss)
-        elif taken and self.losses.add(event.source, event.label, event.loss, event.other):
+        if not self._adds or not taken or source.doubted:
+            return
+        if not self._counts or self.losses.add(event.source, event.label, event.loss, event.other):
             self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
@@ -267,30 +268,50 @@ class _Lately:
     """
 
     def __init__(self) -> None:
+        self._fresh: list[tuple[str, str | None, float]] = []  # not in the arrays yet
         self._loss = np.zeros(2 * _KEPT)
         self._source = np.zeros(2 * _KEPT, np.int64)  # hashes: they are compared, nothing else
         self._label = np.zeros(2 * _KEPT, np.int64)  # places in the list of labels
         self._labels: dict[str | None, int] = {}
         self._n = 0
+        self._again: tuple[Mapping[str | None, Null], float] | None = None
 
     def __len__(self) -> int:
+        self._take()
         return len(self._labels)
 
     def add(self, source: str, label: str | None, loss: float) -> None:
         """One more; the oldest is gone."""
-        if self._n == 2 * _KEPT:
+        self._again = None
+        self._fresh.append((source, label, loss))
+        if len(self._fresh) == _KEPT:
+            self._take()
+
+    def _take(self) -> None:
+        """Put what was added into the arrays."""
+        fresh, self._fresh = self._fresh, []
+        if self._n + len(fresh) > 2 * _KEPT:
+            lately = slice(self._n - _KEPT, self._n)
             for kept in (self._loss, self._source, self._label):
-                kept[:_KEPT] = kept[_KEPT:]
+                kept[:_KEPT] = kept[lately]
             self._n = _KEPT
             labels, left = list(self._labels), np.unique(self._label[:_KEPT])
             self._labels = {labels[at]: i for i, at in enumerate(left)}
             self._label[:_KEPT] = np.searchsorted(left, self._label[:_KEPT])
-        at, self._n = self._n, self._n + 1
-        self._loss[at], self._source[at] = loss, hash(source)
-        self._label[at] = self._labels.setdefault(label, len(self._labels))
+        new, self._n = slice(self._n, self._n + len(fresh)), self._n + len(fresh)
+        self._loss[new] = [loss for _, _, loss in fresh]
+        self._source[new] = [hash(source) for source, _, _ in fresh]
+        place = self._labels.setdefault
+        self._label[new] = [place(label, len(self._labels)) for _, label, _ in fresh]
 
     def again(self, bounds: Mapping[str | None, Null]) -> float:
         """The correlation ρ of surprises, one and the next of another source, within 0 … .8."""
+        if self._again is None or self._again[0] is not bounds:
+            self._take()
+            self._again = bounds, self._correlation(bounds)
+        return self._again[1]
+
+    def _correlation(self, bounds: Mapping[str | None, Null]) -> float:
         lately = slice(max(self._n - _KEPT, 0), self._n)
         bound = np.array([bounds[x].high if x in bounds else math.nan for x in self._labels])
         of = bound[self._label[lately]]
