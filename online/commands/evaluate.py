@@ -6,7 +6,8 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
@@ -77,9 +78,8 @@ def evaluate(
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        if obp is not None:  # first, for it may be refused
-            _write_arrays(logged(journal, asked.name, begin, end), obp)
-        for one in _written(logged(journal, asked.name, begin, end), dsjson):
+        again = partial(logged, journal, asked.name, begin, end)
+        for one in _written(again, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
             except ValueError:  # a reward of before the range was changed
@@ -107,24 +107,23 @@ class Logged(NamedTuple):
     at: float
 
 
-def _write_arrays(rows: Iterator[Logged], obp: Path) -> None:
+def _written(
+    again: Callable[[], Iterator[Logged]], dsjson: Path | None, obp: Path | None
+) -> Iterator[Logged]:
+    """Pass the rows on, and write them to the files that are named; first what may be refused."""
+    from online.decide.dsjson import line
     from online.decide.obp import Feedback
 
-    feedback = Feedback()
-    for one in rows:
-        feedback.add(one.choice, one.reward)
-    feedback.save(obp)
-
-
-def _written(rows: Iterator[Logged], dsjson: Path | None) -> Iterator[Logged]:
-    """Pass the rows on, and write them to the file that is named."""
-    from online.decide.dsjson import line
-
+    if obp is not None:
+        feedback = Feedback()
+        for one in again():
+            feedback.add(one.choice, one.reward)
+        feedback.save(obp)
     with contextlib.ExitStack() as opened:
         file = None
         if dsjson is not None:
             file = opened.enter_context(dsjson.open("w", encoding="utf-8"))
-        for one in rows:
+        for one in again():
             if file is not None:
                 file.write(line(*one) + "\n")
             yield one
