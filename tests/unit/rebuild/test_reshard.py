@@ -267,6 +267,7 @@ def test_a_wish_is_fulfilled_or_answered(
         world.publish(len(asked), 9, 9 if cut else 8)
         return True
 
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", publishes)
     monkeypatch.setattr(handing_on, "_PAUSE_S", 0.0)
     challengers, serving = Challengers(), {"m": world.spec}
@@ -330,9 +331,13 @@ def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(worl
 def test_who_does_not_answer_after_the_wish_decides_nothing_any_more(
     world: World, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
-    """It may have begun a decision before the wish, and stand still since."""
+    """It may have begun a decision before the wish, and stand still since.
+
+    A snapshot that takes long says nothing of that.
+    """
     world.publish(1, 9, 9)
-    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: answers)
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: answers)
+    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: False)
     reshard.note(world.journal, "m", saying(world, 2, 2, 3))
     handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
     assert world.journal.head("m", world.spec).epoch == (3 if answers else 4)
@@ -346,11 +351,90 @@ def test_the_running_service_says_how_many_servers_there_are(world: World) -> No
         models._wish(edited, "m", 2, world.spec)
     with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
         models._wish(edited, "m", 4, "0" * 64)
-    assert models._wish(edited, "m", 3, world.spec) == (world.loaded(3).spec_hash, 2)
+    spec, now, row = models._wish(edited, "m", 3, world.spec)
+    assert (spec, now, row) == (world.loaded(3).spec_hash, 2, (1, one(world)))
     found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
     assert found is not None
     wish = found[1]
     assert (wish.given, wish.before, wish.shards, wish.was) == (3, 2, 3, world.spec)
+
+
+def newest_of(world: World, *, done: bool = False) -> Reshard:
+    found = resharding.newest(world.journal.controls("m", 0), one(world), done=done)
+    assert found is not None
+    return found[1]
+
+
+def test_a_wish_is_withdrawn_with_the_number_that_there_is(world: World) -> None:
+    Keys.from_file(world.settings(2).key_path)
+    settings = world.settings(2)
+    models._wish(settings, "m", 3, world.spec)
+    assert handed_on(world, 2)
+    assert models._wish(settings, "m", 2, world.spec) == (world.spec, 2, None)
+    assert not handed_on(world, 2), "who serves decides again"
+    assert (decided(world, 2), newest_of(world).why) == (2, "failed")
+    with pytest.raises(StartRefused, match="has 2 parameter servers"):
+        models._wish(settings, "m", 2, world.spec)
+
+
+def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Keys.from_file(world.settings(2).key_path)
+    monkeypatch.setattr(models, "_LOOK_S", 0.0)
+    monkeypatch.setattr("online.service.run_file.running", lambda _: {})
+    settings = world.settings(2)
+    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    assert row is not None
+    monkeypatch.setattr(models, "_RESHARD_S", -1.0)
+    with pytest.raises(StartRefused, match="others have not begun in .* are no longer wished"):
+        models._wait_for_reshard(settings, "m", spec, row)
+    assert not handed_on(world, 2)
+    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    assert row is not None
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True), row[0])
+    with pytest.raises(StartRefused, match="its replicas have not gone over"):
+        models._wait_for_reshard(settings, "m", spec, row)
+    assert newest_of(world).shards == 3, "what has begun is not withdrawn"
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
+    world: World, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """Late: the lineage has begun already, and its row does not come before the other one."""
+    world.publish(1, 9, 9)
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
+    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
+
+    def meanwhile(step: Callable[..., Any]) -> Callable[..., Any]:
+        def taken(*given: Any) -> Any:
+            answer = step(*given)
+            others.pop()()
+            return answer
+
+        return taken
+
+    def again() -> None:
+        reshard.note(world.journal, "m", saying(world, 2, 2, 4))
+
+    def withdraw() -> None:
+        assert reshard.withdraw(world.journal, "m", one(world)) == 3
+
+    place, name = (reshard, "begin") if late else (handing_on, "_have_cut")
+    monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
+    for other, stands in ((withdraw, "failed"), (again, "operator")):
+        others = [other]
+        reshard.note(world.journal, "m", saying(world, 2, 2, 3))
+        why = "somebody else has decided" if late else "no longer are"
+        with pytest.raises(StartRefused, match=why):
+            handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
+        assert newest_of(world).why == stands
+        assert decided(world, 2) == 2
+    assert newest_of(world).shards == 4, "it is looked at next"
+    assert not newest_of(world).done
+    begun = any(c.kind == rewrites.BEGUN for c in world.journal.controls("m", 0))
+    assert begun == late
 
 
 def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> None:
@@ -377,11 +461,38 @@ def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     assert reshard.served(world.journal, "m", specs) == 2
 
 
-@pytest.mark.parametrize("fails", ["", "deploying", "loading", "unread"])
+@pytest.mark.parametrize("away", [1, 99])
+def test_a_journal_that_is_away_is_asked_again_to_take_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, away: int
+) -> None:
+    world.publish(1, 9, 9)
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3))
+    reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True))
+    left, write = [away], world.journal.write_control
+
+    def unanswered(*given: Any) -> Any:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise JournalUnavailable("it is away")
+        return write(*given)
+
+    monkeypatch.setattr(handing_on, "_TRY_S", 0.0)
+    monkeypatch.setattr(world.journal, "write_control", unanswered)
+    if away > 1:
+        with pytest.raises(JournalUnavailable):
+            handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
+        assert left[0] == away - handing_on._TRIES
+    else:
+        handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
+    assert handed_on(world, 2) == (away > 1)
+
+
+@pytest.mark.parametrize("fails", ["", "deploying", "untaken", "loading", "unread"])
 def test_a_service_goes_over_to_the_number_that_is_wished(
     world: World, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     started: list[str] = []
+    deployed: list[int] = []
     ended: list[dict[str, str]] = []
 
     def start_or_get(name: str, *_: object, shard: object) -> Callable[[], str]:
@@ -389,13 +500,14 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         return lambda: name
 
     def deploy(_: object, settings: Settings, *__: object) -> None:
-        if fails == "deploying" and settings.models[0].shards == 3:
+        deployed.append(settings.models[0].shards)
+        if fails in ("deploying", "untaken") and settings.models[0].shards == 3:
             raise StartRefused("no replica starts", "Mend it")
 
     def load(_: Models) -> dict[str, Loaded]:
         raise StartRefused("no replica starts", "Mend it")
 
-    def unread(_: Models) -> dict[str, Loaded]:
+    def unread(*_: object) -> dict[str, Loaded]:
         raise JournalUnavailable("it is away")
 
     Keys.from_file(world.settings(2).key_path)
@@ -403,6 +515,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
     monkeypatch.setattr("online.service.rollout.deploy", deploy)
     monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
@@ -416,9 +529,16 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     with monkeypatch.context() as broken:
         if fails in ("loading", "unread"):
             broken.setattr(Models, "load", load if fails == "loading" else unread)
+        if fails == "untaken":
+            broken.setattr(handing_on, "_TRY_S", 0.0)
+            broken.setattr(promotion, "take_back_all", unread)
         if fails:
             with pytest.raises((StartRefused, JournalUnavailable), match=r"no replica|is away"):
                 service.go_over()
+            assert deployed[1:] == ([2] if deployed else []), "what served is served again"
+    if fails == "untaken":  # the journal says still that the others serve
+        assert decided(world, 2) == 3
+        handing_on.take_all_back(world.journal, service._specs(), world.settings(2))
     if fails in ("", "unread"):  # what the journal did not answer to is tried again
         service.go_over()
         fails = ""
