@@ -387,7 +387,7 @@ def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
     spec, _, row = models._wish(settings, "m", 3, world.spec)
     assert row is not None
     monkeypatch.setattr(models, "_RESHARD_S", -1.0)
-    with pytest.raises(StartRefused, match="others have not begun in .* are no longer wished"):
+    with pytest.raises(StartRefused, match=r"others have not begun in .* are no longer wished"):
         models._wait_for_reshard(settings, "m", spec, row)
     assert not handed_on(world, 2)
     spec, _, row = models._wish(settings, "m", 3, world.spec)
