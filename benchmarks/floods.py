@@ -6,7 +6,8 @@ with a wrong label.
 
 * *flood*: some of 26 sources are honest until half of the stream, then send 1, 4 or 15 lies a row;
 * *quiet*: the same lies, all to a replica that hears nothing else;
-* *names*: a quarter of what arrives are lies, and after three of them there is a new name;
+* *names*: a quarter of what arrives are lies, and after three of them there is a new name; or half
+  are, and each name has nine;
 * *unsure*: the flood, but each lie is about a row of which the model, which the liar asks, is not
   sure; in this process only;
 * *few*: nobody lies, and no source ever sends more than three rows.
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -57,7 +58,9 @@ FEW_POINTS: Final = 0.3
 """Share of liars in quarantine; honest rows set aside, percent; points below no lies, and below no
 filter; the same for new names, and for sources of three rows."""
 
-_LIES_OF_A_NAME: Final = 3
+_NAMES: Final = ((3, 3), (9, 1))
+"""Lies of a name, and for how many rows there is one."""
+
 _LATELY: Final = 500  # rows that lies are about
 _SURE: Final = 0.7
 _ASKED: Final = 60
@@ -78,7 +81,7 @@ class Flooded:
 
     ``accuracy``, ``clean`` and ``unfiltered``: of answers to the attacked thousand, in percent,
     with filters, without lies (and filters), and without filters.  ``caught``: liars in quarantine
-    at the end, ``liars`` of them there are (names of three lies are not to be caught).
+    at the end, ``liars`` of them there are (names of few lies are not to be caught).
     ``honest_set_aside``: percent of honest rows while lies come.  ``lies_taken``: lies learned,
     with whatever weight.
     """
@@ -154,13 +157,15 @@ def flood(rows: Sequence[Row], before: int, liars: int, lies: int, seed: int) ->
     return out
 
 
-def many_names(rows: Sequence[Row], before: int, seed: int) -> list[list[Sent]]:
-    """Twenty honest sources; a quarter of what arrives are lies, three by each new name."""
+def many_names(
+    rows: Sequence[Row], before: int, seed: int, of_a_name: int = 3, apart: int = 3
+) -> list[list[Sent]]:
+    """Twenty honest sources; a lie for ``apart`` rows, some ``of_a_name``, which is new."""
     draw, told, out = random.Random(seed), 0, []
     for n, (features, label) in enumerate(rows):
         group: list[Sent] = [(honest_name(draw.randrange(20)), features, label, False)]
-        if n >= before and n % 3 == 0:
-            name = f"new-{told // _LIES_OF_A_NAME}"
+        if n >= before and n % apart == 0:
+            name = f"new-{told // of_a_name}"
             group.append((name, *_lie(rows, n, draw), True))
             told += 1
         out.append(group)
@@ -321,11 +326,10 @@ class _Case:
 
     def each(self, kind: str, liars: Sequence[int], lies: Sequence[int]) -> Iterator[Flooded]:
         if kind == "names":
-            for vouched in (True, False):
-                yield self._attacked(
-                    many_names(self.rows, self.before, self.seed), f"names, {_tokens(vouched)}",
-                    vouched=vouched,
-                )  # fmt: skip
+            for (many, apart), vouched in product(_NAMES, (True, False)):
+                groups = many_names(self.rows, self.before, self.seed, many, apart)
+                what = f"names, {many} lies each, {_tokens(vouched)}"
+                yield self._attacked(groups, what, vouched=vouched)
             return
         if kind == "few":
             yield from (self._few(vouched=vouched) for vouched in (True, False))

@@ -7,6 +7,7 @@ otherwise takes longer than the answer.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -44,6 +45,9 @@ _BEHIND: Final = frozenset({"forget", "backfill", "report"})
 """Commands that compute for seconds beside a service, whose answers go first."""
 
 _NICENESS: Final = 10
+
+_DISK: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO})
+"""Errors of a write, which names no file."""
 
 
 def application(only: str | None = None) -> typer.Typer:
@@ -148,9 +152,10 @@ def run(commands: Callable[[], object], name: str) -> None:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        if error.filename is None:  # of no place that anybody has given
+        if error.filename is None and error.errno not in _DISK:  # of no place that is given
             raise
-        print(f"{name}: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "the disk" if error.filename is None else error.filename
+        print(f"{name}: {place}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except UnicodeEncodeError as error:
         print(f"{name}: {error.object[:80]!a} is no text. Write it in UTF-8", file=sys.stderr)

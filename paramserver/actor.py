@@ -16,11 +16,11 @@ import msgspec
 
 from paramserver import wire
 from paramserver.acting import acting
+from paramserver.attempts import Attempts
 from paramserver.decisions import Decisions
 from paramserver.errors import (
     FormatRefused,
     NotReady,
-    PublishFailed,
     RequestRefused,
     StartRefused,
     StoreUnavailable,
@@ -355,12 +355,7 @@ def _looked(
 
 
 def _repeat(step: Callable[[], None], pause_s: float) -> None:
-    pause = threading.Event()
+    pause, attempts = threading.Event(), Attempts(step.__qualname__)
     while True:
         pause.wait(pause_s)
-        try:
-            step()
-        except PublishFailed as error:
-            _log.warning("%s", error)
-        except Exception:  # the store or the disk is away: serve on, and try again
-            _log.exception("%s failed; it is tried again", step.__qualname__)
+        attempts(step)

@@ -40,8 +40,8 @@ class Decisions:
                 ``complete`` (every live replica acts on it, and has pushed what was before).
 
         Raises:
-            NotReady, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, Superseded: Definite: nothing was changed.
+            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         with self._running.decision() as now:
             server = now.server
@@ -76,21 +76,21 @@ class Decisions:
                 nothing.
 
         Raises:
-            NotReady, PromoteRefused, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, PromoteRefused, Superseded: Definite: nothing was changed.
+            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=rewrites.Promote)
         with self._running.decision() as now:
-            server, store, _ = now
+            server = now.server
             if wanted.before != server.spec or wanted.after == server.spec:
                 raise PromoteRefused(wanted.before, wanted.after, server.spec)
-            done = rewrites.promoted(store.controls(server.model, 0))
+            done = rewrites.promoted(_controls(now))
             seq = 0 if done is None else done[0]
             if done is None or done[1].after != wanted.after:
                 key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
                 decided = msgspec.structs.replace(wanted, epoch=server.epoch)
                 self._decide(now, rewrites.PROMOTE, key, decided)
-                done = rewrites.promoted(store.controls(server.model, 0))
+                done = rewrites.promoted(_controls(now))
                 assert done is not None
             return {"control": done[0], "before": done[1].before, "after": done[1].after}
 
@@ -106,8 +106,8 @@ class Decisions:
                 changes nothing.
 
         Raises:
-            NotReady, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, Superseded: Definite: nothing was changed.
+            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Answers)
         with self._running.decision() as now:
@@ -131,8 +131,8 @@ class Decisions:
                 ever decided) and ``on``.  A repeat changes nothing.
 
         Raises:
-            NotReady, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, Superseded: Definite: nothing was changed.
+            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Upgrade)
         with self._running.decision() as now:
@@ -154,14 +154,14 @@ class Decisions:
                 newest row if nothing was ever decided about the source), ``version``.
 
         Raises:
-            NotReady, Superseded, BanRefused: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again.
+            NotReady, HandedOn, Superseded, BanRefused: Definite: nothing was changed.
+            StoreUnavailable, DecisionUncertain: Indefinite: ask again.
         """
         with self._running.decision() as now:
             server = now.server
             controls = _controls(now)
             known = rewrites.banned(controls)
-            control = known.get(source, server.control)
+            control = rewrites.decided_about(controls, source) or server.control
             if banned != (source in known):
                 if banned and len(known) >= self._running.settings.banned_max:
                     raise BanRefused(source, self._running.settings.banned_max)

@@ -17,8 +17,9 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from paramserver.actor import FindGone, Host, ParameterServer, ServerSettings
+from paramserver.attempts import Attempts
 from paramserver.client import Client
-from paramserver.errors import ParamServerError, PublishFailed, ServerUnavailable
+from paramserver.errors import ParamServerError, ServerUnavailable
 from paramserver.lineage import Lineage
 from paramserver.running import SERVING
 from paramserver.sharing import Shard
@@ -131,6 +132,7 @@ class InProcess:
 
     def _live(self) -> None:
         """Restore, then look at the epoch again and again; anew when the server has ended."""
+        looks = Attempts("ParameterServer.confirm")
         while True:
             while not self._server.restore():
                 if self._server.ping() == "refused" or self._stopped.wait(self._settings.retry_s):
@@ -138,7 +140,7 @@ class InProcess:
             while not self._ended.is_set():
                 if self._stopped.wait(self._settings.confirm_s):
                     return
-                self._step(ParameterServer.confirm)
+                self._step(ParameterServer.confirm, looks)
             _log.warning("the server of %s begins anew: %s", self.name, self._server.ping())
             if self._stopped.wait(self._settings.retry_s):
                 return
@@ -147,20 +149,14 @@ class InProcess:
             self._server = self._make()
 
     def _publish(self) -> None:
+        published = Attempts("ParameterServer.snapshot_if_due")
         while not self._stopped.wait(self._settings.confirm_s):
-            self._step(ParameterServer.snapshot_if_due)
+            self._step(ParameterServer.snapshot_if_due, published)
 
-    def _step(self, step: Callable[[ParameterServer], None]) -> None:
+    def _step(self, step: Callable[[ParameterServer], None], attempts: Attempts) -> None:
         server = self._server
-        if server.ping() != SERVING:
-            return
-        try:
-            step(server)
-        except PublishFailed as error:
-            _log.warning("%s", error)
-        except Exception:  # the store or the disk is away: serve on, and try again
-            if server.ping() == SERVING:
-                _log.exception("%s failed; it is tried again", step.__qualname__)
+        if server.ping() == SERVING:
+            attempts(partial(step, server), lambda: server.ping() == SERVING)
 
 
 class InProcessClient(Client):

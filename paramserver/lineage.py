@@ -368,14 +368,13 @@ def _first(problems: list[str]) -> str:
     return "; ".join(problems[:_SHOWN]) + more
 
 
-def _log_of(store: Store) -> tuple[int, str] | None:
+def _log_of(store: Store) -> tuple[tuple[int, str] | None, Exception | None]:
     """The newest line of the log of decisions; a log that can't be read costs no snapshot."""
     try:
         newest = store.newest_line()
     except Exception as error:
-        _log.warning("the snapshot does not tell of the log of decisions: %r", error)
-        return None
-    return None if newest is None else (newest.number, sha256(newest.text).hexdigest())
+        return None, error
+    return None if newest is None else (newest.number, sha256(newest.text).hexdigest()), None
 
 
 def publish(
@@ -389,7 +388,8 @@ def publish(
     """
     name = snapshot_name(state.version, base)
     try:
-        history.publish(name, replace(state, log=_log_of(store)))
+        line, unread = _log_of(store)
+        history.publish(name, replace(state, log=line))
     except OSError as error:
         raise PublishFailed(name, str(error)) from error
     epoch = state.version[0]
@@ -405,4 +405,6 @@ def publish(
             raise Superseded(epoch, head.epoch) from error
         if head.snapshot != name:  # else only the answer was lost
             raise PublishFailed(name, f"{type(error).__name__}: {error}") from error
+    if unread is not None:
+        _log.warning("snapshot %s does not tell of the log of decisions: %r", name, unread)
     return name

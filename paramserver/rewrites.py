@@ -298,6 +298,19 @@ def banned(controls: Iterable[ControlInfo]) -> dict[str, int]:
     return found
 
 
+def decided_about(controls: Iterable[ControlInfo], source: str) -> int:
+    """Number of the newest control row by which a source was banned or let in again; 0: none."""
+    return max(
+        (
+            control.seq
+            for control in controls
+            if control.kind == SOURCE
+            and msgspec.json.decode(control.payload, type=Source).source == source
+        ),
+        default=0,
+    )
+
+
 def banned_after(before: Iterable[str], control: ControlInfo) -> frozenset[str]:
     """Sources that are banned after one more row about a source."""
     note = msgspec.json.decode(control.payload, type=Source)

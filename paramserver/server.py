@@ -31,6 +31,7 @@ from paramserver.blocks import (
 from paramserver.changes import Changes
 from paramserver.compensation import compensated, effective_learners
 from paramserver.errors import PushRefused
+from paramserver.filters.losses import Newest
 from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.parts import PART_KEYS, WalkedParts
 from paramserver.state import Base, Contained, SnapshotState
@@ -107,6 +108,7 @@ class Server:
         self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
         self._finished: frozenset[int] = frozenset()
         self._changes = Changes()
+        self._newest = Newest()
 
     @classmethod
     def restored(
@@ -184,7 +186,7 @@ class Server:
             whole = compensated(self.values, delta, push.curved, learners, scale)
         _unshare(self.values, self._shared, delta)
         touched = merge(self.values, {**delta, **whole}, scale, whole=whole)
-        self.sources_left += keep_bounds(self.values, touched, self.sources_max)
+        self.sources_left += keep_bounds(self.values, touched, self.sources_max, self._newest)
         self.count += 1
         if self.keeper is not None:
             add_touched(touched, self.keeper.settle(self.values, pushed, base, self.count))
@@ -216,7 +218,7 @@ class Server:
         _unshare(self.values, self._shared, blocks)
         rows = sum(last - self.clock.get(p, 0) for p, last in clock.items())
         touched = put(self.values, blocks)
-        self.sources_left += keep_bounds(self.values, touched, self.sources_max)
+        self.sources_left += keep_bounds(self.values, touched, self.sources_max, self._newest)
         self.count += 1
         self.position = state.position
         self.clock.update(clock)

@@ -38,8 +38,8 @@ class Shortfall:
             know.
         controls: Number of the store's last control row, and the highest that a snapshot contains.
         epochs: The lineage's newest epoch in the store, and the newest of a snapshot.
-        position: Highest place in the commit order that a snapshot contains beyond the store's
-            newest; 0.
+        position: Highest number in the commit order that a snapshot contains, if it is beyond the
+            store's newest row; 0: none is.
     """
 
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)

@@ -32,10 +32,15 @@ START: Final = "start"
 CONTROLS: Final = "controls"
 """What a line says of control rows that are older than it: the newest one, by model."""
 
-_TRIES: Final = 20  # others write lines, too
+_TRIES: Final = 20  # another process may have written the next line first
 _PAGE: Final = 1_000
-_SLACK: Final = 0.1  # of the lines that are left, trimmed at once
-_STEP: Final = 1_000  # lines trimmed at once, at most: whoever decides waits for it
+_SLACK: Final = 0.1
+"""Lines are trimmed once there are more than may be left by this share of them, ..."""
+
+_STEP: Final = 1_000
+"""... and at the latest by so many.  A log that is far beyond its bound, because it was lowered,
+loses at most ten times as many with each line that is written: whoever decides waits for it."""
+
 _TEXT_MAX: Final = 200
 
 
@@ -49,10 +54,11 @@ class Audited:
 
     Parameters:
         journal: Everything else is asked of it.
-        key_file: Of the service's keys.  Before it is made (by the first start) no lines are
-            written.
-        lines_max: Lines that are left; older ones are trimmed as lines are written, a tenth of it
-            (at most 1,000) at once, and an anchor stands for them.
+        key_file: The file of the service's keys.  Before it is made (by the first start) no lines
+            are written.
+        lines_max: Lines that are left.  Once there are a tenth more (at most 1,000), the older ones
+            are trimmed as a line is written, and an anchor stands for them.
+        now_s: POSIX seconds, which lines are dated by.
     """
 
     def __init__(
@@ -65,9 +71,9 @@ class Audited:
         self._journal, self._key_file, self._now_s = journal, key_file, now_s
         self._lines_max = lines_max
         self._most = lines_max + max(min(int(lines_max * _SLACK), _STEP), 1)
-        self._before = 0  # a line up to which there are none any more, as far as is known here
+        self._before = 0  # number of the newest line that is known here to be trimmed
         self._signer: Signer | None = None
-        self.append = journal.append  # asked for each batch: not by the way below
+        self.append = journal.append  # asked for each batch: __getattr__ would be slower
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._journal, name)
@@ -134,7 +140,7 @@ class Audited:
             self._before = first.number - 1
             if newest - self._before <= self._most:  # another process has trimmed
                 return
-            # far beyond it (the bound was lowered): some of it now, more with each line
+            # more than that are left for the lines that are written next: see _STEP
             last = min(newest - self._lines_max, self._before + 10 * _STEP)
             (upto,) = self._journal.lines(last - 1, 1)
             about = {CONTROLS: self._contained(last), "trimmed": last}
@@ -185,7 +191,10 @@ def note_start(journal: Journal, models: list[str]) -> None:
 
 
 def started_with(journal: Journal) -> set[str]:
-    """Models of the newest start that the last lines tell of, which nobody has verified."""
+    """Names of the models that the newest start noted; none if the last thousand lines have none.
+
+    The lines are read as they stand: their seals are not checked.
+    """
     with contextlib.suppress(ReplayError, msgspec.MsgspecError):
         newest = journal.newest_line()
         for line in reversed(journal.lines(max(newest.number - _PAGE, 0), _PAGE) if newest else ()):
@@ -204,7 +213,7 @@ def keys_of(path: Path) -> list[bytes]:
 
 
 def entry_of(line: Line) -> Entry:
-    """The entry of a line, which nobody has verified."""
+    """Read the entry of a line; its seal is not checked."""
     (encoded, *_) = msgspec.msgpack.decode(line.text)
     return msgspec.msgpack.decode(encoded, type=Entry)
 

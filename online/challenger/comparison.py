@@ -147,7 +147,7 @@ class Challenger(OrderedLearner):
         self, champion: Mapping[str, float], own: Mapping[str, float], label: Label
     ) -> dict[str, float]:
         """Return what a row adds to the comparison.  A model that answers nothing is wrong."""
-        ours, theirs = _gain(self._task, own, label), _gain(self._task, champion, label)
+        ours, theirs = _outcome(self._task, own, label), _outcome(self._task, champion, label)
         a, b = ours, theirs
         if self._task == "regression":
             both = ours + theirs
@@ -200,7 +200,7 @@ class Challenger(OrderedLearner):
         )  # fmt: skip
 
 
-def _gain(task: Task, score: Mapping[str, float], label: Label) -> float:
+def _outcome(task: Task, score: Mapping[str, float], label: Label) -> float:
     """1 for the right label; in regression the absolute error, infinite if there is no answer."""
     if task == "regression":
         answer = score.get("")

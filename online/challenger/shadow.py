@@ -49,7 +49,16 @@ class Shadow:
         rival: Hash of the spec that serves.
         propose: Asks for the promotion, with how the two stand; called if the settings say
             ``auto``.
+
+    Attributes:
+        decisions: What operators have decided about the model's rows; set by :meth:`begin`.
+        learner: The challenger and what it has learned; set by :meth:`begin`.
+        ahead: Answers before rows are learned, and how the two stand; set by :meth:`begin`.
     """
+
+    decisions: Decisions
+    learner: Challenger
+    ahead: Ahead
 
     def __init__(
         self,

@@ -39,13 +39,18 @@ class PlayFailed(OnlineError):
 
 @dataclass(slots=True)
 class Score:
-    """Prequential score of what was played so far."""
+    """Prequential score of what was played so far.
+
+    Attributes:
+        before: Events that the model had learned when this began: it may know the rows.
+    """
 
     task: Task
     counters: dict[str, float] = field(default_factory=dict)
     newest: Label | None = None
     rows: int = 0
     retries: int = 0
+    before: int = 0
 
     def add(self, label: Label, answer: Prediction) -> None:
         """Count one answer and then the label: the label must not be known before."""
@@ -106,6 +111,7 @@ def play(
         time.sleep(seconds)
 
     with _told(model), Client(url, token=token, retry=_RETRY, sleep=pause) as client:
+        score.before = int(client.status(model)["learned"])
         names = label_names(client, model, stream)
         for _ in range(times):
             for i, (features, canonical) in enumerate(stream.rows):
@@ -158,7 +164,11 @@ def line(score: Score, n_rows: int) -> str:
     """One line of progress: the score beside its baselines, and which time it is played."""
     s = score.summary()
     turn, row = divmod(max(score.rows - 1, 0), n_rows)
-    again = "" if turn == 0 else f"  (rows seen before: time {turn + 1} through)"
+    again = ""
+    if turn:
+        again = f"  (rows seen before: time {turn + 1} through)"
+    elif score.before:
+        again = f"  (rows perhaps seen before: it began with {score.before:,} learned)"
     if score.task == "regression":
         values = {"MAE": "mae", "mean so far": "mean_mae", "last": "last_mae"}
     else:

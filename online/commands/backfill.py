@@ -45,7 +45,10 @@ def backfill(
     context: Context,
     files: Annotated[
         list[str],
-        typer.Option("--input", help="Parquet, CSV or JSON lines; a folder; may be repeated"),
+        typer.Option(
+            "--input",
+            help="Parquet, CSV or JSON lines; a folder; may be repeated; needs the extra rescore",
+        ),
     ],
     label: Annotated[str, typer.Option(help="column of the labels")],
     event_id: Annotated[

@@ -20,7 +20,7 @@ import psutil
 import typer
 
 from online.commands.base import AsJson, File, StateDir, load_settings
-from online.errors import OnlineError
+from online.errors import OnlineError, StartRefused
 from online.settings.config import EMBEDDED, Settings
 
 Verdict = Literal["ok", "warn", "FAIL"]
@@ -120,13 +120,14 @@ def versions(distribution: str) -> Finding:
 
 def _port(settings: Settings) -> Finding:
     from online.processes import is_free
-    from online.service.run_file import is_served
+    from online.service.run_file import running
 
     at = f"{settings.port} of {settings.host}"
+    with contextlib.suppress(StartRefused):
+        url = running(settings.state_dir)["url"]
+        return Finding("port", "ok", f"the service of this state runs at {url}")
     if settings.port == 0:
         return Finding("port", "ok", "any free one")
-    if is_served(settings.state_dir):
-        return Finding("port", "ok", f"{at}: this service runs")
     try:
         free = is_free(settings.host, settings.port)
     except OSError as error:

@@ -317,17 +317,14 @@ def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
 
 def _write(out: Path, made: Exported, key: Ed25519PrivateKey | None) -> None:
     """The manifest last: until it is there, nobody knows of the files."""
-    from online.edge import manifest
+    from online.edge import folder, manifest
 
     files = dict(made.files)
     files["manifest.json"] = manifest.canonical(made.manifest)
     if key is not None:
         files["manifest.json"], files["manifest.sig"] = manifest.sign(made.manifest, key)
-    out.mkdir(parents=True, exist_ok=True)
     for name in sorted(files, key=lambda n: n.startswith("manifest")):
-        part = out / f"{name}.part"
-        part.write_bytes(files[name])
-        part.replace(out / name)
+        folder.write(out / name, files[name])
 
 
 def _print(out: Path, made: Exported, *, as_json: bool) -> None:

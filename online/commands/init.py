@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -288,7 +290,8 @@ def _settings(name: str, found: Guess, n: int) -> str:
     notes = {
         "category": 'Send a category as text, also if it is a number: "17".',
         "event_id": "Send an event_id as such, beside the features: a repeat counts once.",
-        "time": "Send a time as event_time, in POSIX seconds, beside the features.",
+        "time": "Send a time as event_time, in POSIX seconds, beside the features. "
+        "What is older than dedupe_window (7 days) is answered `expired`, and not learned.",
         "left_out": "What is left_out was not learned.",
     }
     lines += [f"# {text}" for kind, text in notes.items() if found.named(kind)]  # type: ignore[arg-type]
@@ -312,13 +315,11 @@ def _declared(found: Guess) -> list[str]:
 
 
 def _request(name: str, found: Guess) -> str:
-    """A command that teaches the first row of the table."""
+    """A command that teaches the first row of the table, as of now: its time may be long ago."""
     row = next(found.rows())
     body: dict[str, Any] = {"features": row.features, "label": row.label}
     if row.event_id is not None:
         body["event_id"] = row.event_id
-    if row.at:
-        body["event_time"] = row.at
     text = json.dumps(body, ensure_ascii=False).replace("'", "\\u0027")
     return f"curl http://127.0.0.1:8000/v1/models/{name}/feedback -d '{text}'"
 
@@ -415,4 +416,21 @@ def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
     shown = "  ".join(f"{name} {short(value)}" for name, value in _scores(score).items())
     print(f"\nplayed {n:,} rows, each asked before it was learned:\n  {shown}")
     print(f"\nwrote {places[0]} and {places[1]}; what is guessed stands in the first one\n")
-    print(f"  online serve {places[0]}")
+    print(f"  online serve {places[0]}\n")
+    print("It starts empty. To teach it the table, before or meanwhile:\n")
+    print(f"  {_backfill(found, places[0])}{_lacking()}")
+
+
+def _backfill(found: Guess, settings: Path) -> str:
+    """The command that teaches the model the table that it was guessed from."""
+    words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
+    words += ["--label", found.label]
+    for name in found.named("event_id"):
+        words += ["--event-id", name]
+    return shlex.join(words)
+
+
+def _lacking() -> str:
+    """Say which package that command lacks here, if it lacks one."""
+    there = importlib.util.find_spec("pyarrow") is not None
+    return "" if there else "\n\nwhich needs pyarrow: pip install '.[rescore]' in the checkout"

@@ -19,7 +19,6 @@ from online.commands.base import (
     common,
     console,
     load_settings,
-    pick,
     pick_model,
     table,
 )
@@ -53,24 +52,25 @@ def snapshot_list(context: Context) -> None:
 
 
 @app.command("create")
-@common(model=False, as_json=False)
+@common()
 def snapshot_create(
     context: Context,
-    model: Model = None,
     pin: Annotated[bool, typer.Option("--pin", help="keep it beyond the retention")] = False,
 ) -> None:
     """Publish a snapshot now.
 
     Example: online snapshot create --pin
     """
-    client = context.connect()
-    name = pick(client, model)
-    url = f"/v1/models/{name}/snapshots"
-    print(json.dumps(checked(client.post(url, params={"pin": pin}))))
+    client, name = context.asked()
+    made = checked(client.post(f"/v1/models/{name}/snapshots", params={"pin": pin}))
+    if context.as_json:
+        print(json.dumps(made))
+        return
+    print(f"{name}: snapshot {made['name']}{', pinned' if made['pinned'] else ''}")
 
 
 @app.command("pin")
-@common(as_json=False)
+@common()
 def snapshot_pin(
     context: Context,
     snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`")],
@@ -82,7 +82,11 @@ def snapshot_pin(
     """
     client, name = context.asked()
     url = f"/v1/models/{name}/snapshots/{snapshot}/pin"
-    print(json.dumps(checked(client.post(url, params={"on": not off}))))
+    done = checked(client.post(url, params={"on": not off}))
+    if context.as_json:
+        print(json.dumps(done))
+    else:
+        print(f"{name}: snapshot {snapshot} is {'pinned' if done['pinned'] else 'not pinned'}")
 
 
 @app.command("show")

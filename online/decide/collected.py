@@ -24,9 +24,11 @@ def total(
     weights: Mapping[str, float],
     within: tuple[float, float],
 ) -> float:
-    """Sum of all rewards, or of the last one of each name, cut to the range."""
+    """Sum of all rewards, the first of them, or the last one of each name; cut to the range."""
     if aggregate == "sum":
         found = sum(weighed(one.values, weights) for one in given)
+    elif aggregate == "earliest":  # they were kept under other settings
+        found = weighed(given[0].values, weights)
     else:
         newest: dict[str, float] = {}
         for one in given:

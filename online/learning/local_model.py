@@ -27,6 +27,7 @@ from online.learning.values_in_parts import Arrival
 from online.models.base import Compensable, Model, Walking
 from paramserver import blocks as algebra
 from paramserver.blocks import Blocks, Touched
+from paramserver.filters.losses import Newest
 from paramserver.wire import OrderedState, Push, Version
 from replay.journal.base import Row
 from replay.memory import Memory
@@ -67,6 +68,7 @@ class LocalModel(BaseLearner):
         self.walks = isinstance(self.serving, Walking)
         self._open: Opened | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
+        self._newest = Newest()  # of the losses pulled
         self.arrival = Arrival(build if self.mergeable else None)
         self._targets: dict[int, int] = {}  # by partition: where relearning it ends
         self._served: dict[int, int] = {}  # until then: the clock of what answers

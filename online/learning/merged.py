@@ -263,7 +263,7 @@ class Learner(LocalModel):
         else:
             self.arrival.leave(self._pulled, self._training)
             self._pulled = coming.pulled
-        keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max)
+        keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max, self._newest)
         self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
         others = moved(self.clock, clock, {p for p, t in self.tracks.items() if not t.held})
         self.version, self.clock = (reply.epoch, reply.count), clock

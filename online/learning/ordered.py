@@ -25,6 +25,7 @@ from online.models.errors import NothingLearned
 from paramserver import blocks as algebra
 from paramserver.admission import Keeper
 from paramserver.blocks import Blocks, Touched
+from paramserver.filters.losses import Newest
 from paramserver.filters.sources import keep_bounds
 from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
@@ -48,6 +49,7 @@ class _Written:
         self._epoch = epoch  # of the server whose values were begun with
         self._began = began  # a position, and what has changed since, up to others
         self._spans: list[tuple[int, Touched]] = []
+        self._newest = Newest()
 
     def add(self, position: int, done: Blocks, sources_max: int, keeper: Keeper | None) -> Blocks:
         """The rows since are in the values from here on: ``done`` is what they changed.
@@ -55,7 +57,7 @@ class _Written:
         Returns what has left tables that are full.
         """
         touched = algebra.merge(self.values, done, 1.0)
-        keep_bounds(self.values, touched, sources_max)
+        keep_bounds(self.values, touched, sources_max, self._newest)
         left: Touched = {} if keeper is None else keeper.settle(self.values, done, 0, position)
         algebra.add_touched(touched, left)
         self.since = []

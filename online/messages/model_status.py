@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from html import escape
 from typing import Any, Final
 
+_FEW: Final = 10  # answers below which no score is shown
 _BARS: Final = "▁▂▃▄▅▆▇█"
 _SCORES: Final = (
     ("accuracy", "accuracy"), ("majority", "majority"), ("no_change", "no change"),
@@ -27,7 +28,9 @@ class Status(dict[str, Any]):
         yield "version", str(self.get("version"))
         yield "learned", f"{self.get('learned', 0):,.0f}"
         quality = self.get("quality") or {}
-        for name, shown in _SCORES:
+        if (n := quality.get("n", _FEW)) < _FEW:
+            yield "score", f"too few answers ({n:g})"
+        for name, shown in _SCORES if n >= _FEW else ():
             if (value := quality.get(name)) is not None:
                 yield shown, f"{value:.4f}"
         if drawn := self.course():

@@ -62,8 +62,9 @@ class Model(Protocol):
     """A model behind the learner.
 
     Attributes:
-        mergeable: Whether deltas of several replicas can be merged.  If not, one replica serves it
-            and its state travels whole, as an ``opaque`` block.
+        mergeable: Whether deltas of several replicas can be merged.  If not, its state travels
+            whole, as an ``opaque`` block, and every replica learns all rows in the same order, or
+            one process learns them for all.
         learns: False for a class without ``learn_one``: it is served frozen.
         why_not_mergeable: The reason, for an operator; None if mergeable.
         numeric_only: True if every feature has to be a number.

@@ -1,8 +1,8 @@
 """Any other river estimator, and small Python classes: state that travels whole.
 
-Deltas of such models don't merge, so one replica serves and learns.  The state is a pickle, and
-unpickling runs code: it is sealed with HMAC-SHA256 under the service's key, bound to the model's
-structure, and verified before it is read.
+Deltas of such models don't merge, so every replica learns all rows in the same order, or one
+process learns them for all.  The state is a pickle, and unpickling runs code: it is sealed with
+HMAC-SHA256 under the service's key, bound to the model's structure, and verified before it is read.
 """
 
 from __future__ import annotations
@@ -51,8 +51,7 @@ class Opaque:
             features as a dict, and ``learn_one(features, label)`` if it learns.
         task: Answers are brought to the canonical labels of the task.
         key: Seals the state.
-        why_not_mergeable: Why the estimator isn't merged, for the message that refuses a second
-            replica.
+        why_not_mergeable: Why the estimator isn't merged, for operators.
         old_keys: Open states that were sealed before the key was changed.
 
     Raises:

@@ -46,6 +46,11 @@ _FOLLOW_S = 2.0
 _LOOK_S = 0.01  # between two looks at what is still to be learned
 
 
+def counted(events: int) -> str:
+    """So many events, in words."""
+    return f"{events:,} event{'' if events == 1 else 's'}"
+
+
 def _lost(controls: Sequence[Control]) -> int:
     """Rows of tables that the newest lineage has learned that has learned any."""
     specs = [
@@ -83,9 +88,9 @@ def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iter
     for name in sorted(started_with(journal) - names):
         if events := sum(p.end for p in journal.partitions(name)):
             yield (
-                f"model {name} was served from this state before, which has {events:,} events of "
-                "it, and these settings have no model of that name: what a model has learned goes "
-                "by its name, so one that was renamed begins with nothing; give it its old name"
+                f"model {name} was served from this state before, which has {counted(events)} of "
+                "it, and these settings have no model of that name; if it was renamed, give it "
+                "its old name: what a model has learned goes by its name"
             )
     if keyless and any(p.end for name in names for p in journal.partitions(name)):
         yield (
@@ -260,18 +265,18 @@ class Models:
                 f"model {name}: the state in {self._settings.state_dir} was learned by a model "
                 "that is built alike, from other code (as an object that a program served)",
                 "Take it up with `state_of: structure` in the model's settings, or learn the "
-                f"{rows:,} events of the journal again: --relearn",
+                f"{counted(rows)} of the journal again: --relearn",
             )
         elif rows and known and loaded.spec_hash not in known and not relearn:
             raise StartRefused(
                 f"model {name}: its code or settings have changed since the state in "
                 f"{self._settings.state_dir} was learned",
-                f"Start with --relearn (in Python: relearn=True) to learn the {rows:,} events of "
+                f"Start with --relearn (in Python: relearn=True) to learn the {counted(rows)} of "
                 "the journal again, with --fresh (fresh=True) to begin without them, or put the "
                 "old model back",
             )
         if rows and relearn and not fresh:
-            self._progress(f"model {name}: learning {rows:,} events of the journal again")
+            self._progress(f"model {name}: learning {counted(rows)} of the journal again")
             self._again[name] = rows
 
     def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
@@ -375,7 +380,7 @@ class Models:
                 return
             learned, behind = status["learned"], self._behind(name, status["server"] or {})
             if behind == 0:
-                self._progress(f"model {name}: learned {learned:,} events again")
+                self._progress(f"model {name}: learned {counted(learned)} again")
                 return
             if time.monotonic() - shown >= _FOLLOW_S:
                 shown = time.monotonic()

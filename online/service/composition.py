@@ -125,7 +125,7 @@ def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
 def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
     """Whether a replica can go over to the model, or from it, while its process goes on.
 
-    A model that is learned in order, or by another process, has more than one place there.
+    The process is replaced where it can't: a model that is learned in order, or by another process.
     """
     return rule not in ("ordered", "overlay", "lagging") and learns_here(model, rule)
 

@@ -62,8 +62,10 @@ class Reporting:
             try:
                 return page.read_bytes()
             except FileNotFoundError:
-                hint = "Run online report on the machine that has the journal"
                 message = said.strip()[-_SAID:] or "online report has made nothing"
+                hint = "Run online report on the machine that has the journal"
+                if "package that is missing" in message:
+                    hint = "Install it where the service runs: pip install '.[report]'"
                 raise RequestError(503, "report_refused", message, None, hint) from None
 
 

@@ -221,7 +221,7 @@ class Service:
         if self._settings.port and not processes.is_free(self._settings.host, self._settings.port):
             raise StartRefused(
                 f"port {self._settings.port} of {self._settings.host} is taken",
-                "Stop what listens there, or choose another: --port 8001, or --port 0 for any",
+                "Stop what listens there, or give another: --port 8001, ONLINE_PORT=8001, 0: any",
             )
         check_scores(self._settings)
         if accept_loss and (why := cut_log(self._settings)) is not None:

@@ -34,6 +34,12 @@ _PLAIN: Final[Mapping[str, str]] = {
 }
 """What pydantic's kinds of error, and patterns, are in the words of somebody who writes YAML."""
 
+_LISTED: Final = ((("labels",), "extra_forbidden"), (("classes",), "dict_type"))
+_LABELS: Final = (
+    "Leave it out: labels are learned from the feedback. Only task: binary may name its two, as "
+    "classes: {negative: DOWN, positive: UP}"
+)
+
 
 def explained(error: ValidationError, tree: type[BaseModel]) -> ConfigError:
     """The first mistake in a tree of settings as a refusal, with the name that may be meant."""
@@ -43,6 +49,8 @@ def explained(error: ValidationError, tree: type[BaseModel]) -> ConfigError:
         first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
     loc = tuple(part for part in first["loc"] if part not in (*TAGS, "[key]"))
     field = ".".join(str(part) for part in loc)
+    if (loc[-1:], first["type"]) in _LISTED:
+        return ConfigError(field, "no list of labels is needed", _LABELS)
     if first["type"] == "extra_forbidden":
         known = _fields(tree, loc[:-1])
         remedy = meant(str(loc[-1]), known) or f"Known here: {', '.join(known)}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from itertools import product
 from math import exp, inf
 from typing import Final
 
@@ -180,19 +181,19 @@ class Chain:
         """The event is written with this verdict, after all that were observed before."""
         if verdict.verdict == REFUSED:
             return
-        source = self.sources.touch(event.source)
+        source, taken, drift = self.sources.touch(event.source), verdict.taken, self.drift
         self._arrivals += 1
         new = source.taken < EARNED and not source.quarantined
         self.arrivals.add(event.source, new=new, weight=event.weight)
         for test, opinion in zip(self.filters, verdict.opinions, strict=False):
-            test.learn(event, opinion, source, taken=verdict.taken)
+            test.learn(event, opinion, source, taken=taken)
             # what a turning world says of a source is not held against it
-            evidence = max(opinion.evidence, 0.0) if self.drift else opinion.evidence
+            evidence = max(opinion.evidence, 0.0) if drift else opinion.evidence
             if evidence != 0.0:
                 self.sources.add(source, test.name, evidence, self._arrivals)
-        if source.turned_at == self._arrivals and not self.drift:
+        if source.turned_at == self._arrivals and not drift:
             self._look_for_drift(self._seen_lately())  # before the first is condemned for it
-        if verdict.taken:
+        if taken:
             self.sources.take(source)
         elif source.quarantined:
             self._shadow(source)
@@ -242,8 +243,9 @@ class Chain:
 
     def rebase(self, values: Blocks) -> None:
         """Take the server's values, with what is open on top, and act on what all have seen."""
-        if (block := values.get(self.losses.block)) is not None:
-            self.losses.rebase(block.data)
+        for name in self.losses.blocks:
+            if (block := values.get(name)) is not None:
+                self.losses.rebase(block.data)
         for source in self.sources.rebase(values, self._arrivals):
             if source.standing < QUARANTINE_AT and not self.drift:
                 self.sources.quarantine(source)
@@ -339,18 +341,19 @@ def by_name(
             filters.append(Samples())
         elif name == Norm.name:
             filters.append(Norm(reference, level=_ROWS_LEVEL, alone=False))
-        elif name == "surprise":
+        elif name == Surprise.name:
             of_all = Surprise(numbers=numbers, answers=answers)
             filters.append(of_all)
-            filters += [
-                Surprise(answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses)
-                for about in (False, True)
-                for answer in answers
-            ]
+            like: Surprise | None = None
+            for about, answer in product((False, True), answers):
+                like = Surprise(
+                    answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses, like=like
+                )
+                filters.append(like)
             filters.append(Unlikely(of_all, rewards=rewards))
             if rewards:
                 filters.append(Favours())
-        elif name == "direction":
+        elif name == Direction.name:
             if reference is not None and reference.problem is None:
                 filters.append(Direction(reference, alone=False))
         else:

@@ -17,8 +17,9 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
@@ -28,11 +29,12 @@ from paramserver.filters.odds import NONE, TRIAL, Odds, Votes, is_unproven, key_
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
-LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES))
+UNSAID_LOSSES: Final = "filter.losses.unsaid"
+LOSS_BLOCKS: Final = frozenset((LOSSES, NUMBER_LOSSES, UNSAID_LOSSES))
 """The blocks: events by ``generation ⏎ bin ⏎ label's JSON text ⏎ source``.  The second is of labels
-that are numbers: the first may hold such of earlier versions, without side and in other units.
-Behind a source with a mark the label was not said by it; where no source stands (of earlier
-versions), by nobody."""
+that are numbers: the first may hold such of earlier versions, without side and in other units.  The
+third is of labels that their source, which has a mark there, did not say: earlier versions would
+take such for events.  Theirs stand in the first, and there no source does."""
 
 _UNSAID: Final = "\1"
 """Marks the source of a label that was not said; no caller can have it either."""
@@ -81,13 +83,29 @@ class Null(NamedTuple):
     unlikely: float
 
 
-def keep_newest(data: Mapping[str, float]) -> dict[str, float] | None:
-    """The counts without the generations that are too old; None: there are none of those."""
-    generations = set(map(int, {key[: key.index("\n")] for key in data}))
-    oldest = max(generations, default=0) - _GENERATIONS
-    if min(generations, default=0) > oldest:
-        return None
-    return {key: n for key, n in data.items() if _generation(key) > oldest}
+class Newest:
+    """Finds generations that are too old in counts that only grow, by looking at new keys alone.
+
+    A dictionary has new keys at its end.  One that was not looked at last, or that has become
+    smaller, is looked at whole, and so is one in which a generation begins.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, float] = {}
+        self._many = self._newest = 0
+
+    def keep(self, data: dict[str, float]) -> dict[str, float] | None:
+        """The counts without the generations that are too old; None: there are none of those."""
+        known = data is self._seen and len(data) >= self._many
+        came = _generations(islice(reversed(data), len(data) - self._many) if known else data)
+        if known and max(came, default=self._newest) > self._newest:
+            known, came = False, _generations(data)
+        newest = self._newest if known else max(came, default=0)
+        kept, oldest = data, newest - _GENERATIONS
+        if came and min(came) <= oldest:
+            kept = {key: n for key, n in data.items() if _generation(key) > oldest}
+        self._seen, self._many, self._newest = kept, len(kept), newest
+        return None if kept is data else kept
 
 
 class Losses:
@@ -100,7 +118,7 @@ class Losses:
     Attributes:
         numbers: As given.
         two: Whether there are two labels.
-        block: Name of the block that they stand in.
+        blocks: Names of the blocks that they stand in.
         heard: What other replicas have counted and nobody has looked at here, the newest 512.
     """
 
@@ -108,7 +126,7 @@ class Losses:
         self.numbers = numbers
         self.two = len(answers) == 2
         self._other = dict(zip(answers, reversed(answers), strict=True))
-        self.block: str = NUMBER_LOSSES if numbers else LOSSES
+        self.blocks = (NUMBER_LOSSES,) if numbers else (LOSSES, UNSAID_LOSSES)
         self._edges: list[float] = []  # between the fifths of the numbers
         self._counts: dict[int, dict[str, int]] = {}
         self._sizes: dict[int, int] = {}
@@ -166,8 +184,12 @@ class Losses:
 
     def cut(self) -> Blocks:
         """Return what was counted since the last cut."""
-        out, self._open = self._open, {}
-        return {self.block: Block(COUNT, out)} if out else {}
+        out: Blocks = {}
+        opened, self._open = self._open, {}
+        for key, n in opened.items():
+            block = UNSAID_LOSSES if f"\n{_UNSAID}" in key else self.blocks[0]
+            out.setdefault(block, Block(COUNT, {})).data[key] = n
+        return out
 
     def rebase(self, values: Mapping[str, float]) -> None:
         """Take new counts of the keys named, with what is open on top."""
@@ -413,6 +435,10 @@ def _turned(bin_: int) -> int:
 def _is_unsaid(source: str) -> bool:
     """Whether a key with this source counts a label that it did not say."""
     return source[:1] in ("", _UNSAID)
+
+
+def _generations(keys: Iterable[str]) -> set[int]:
+    return set(map(int, {key[: key.index("\n")] for key in keys}))
 
 
 def _generation(key: str) -> int:

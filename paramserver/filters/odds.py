@@ -7,8 +7,10 @@ not said are the wrong ones.  So losses of a label are counted where it was said
 not, and their ratio is what one event says of its source (Neyman and Pearson 1933).  Where a model
 knows nothing both are alike, and nothing is said.
 
-At each size of a loss no source counts more than the median one of those that are seen there: lies
-about rows of which the model is not sure came to be usual there, so few honest ones are.
+At each size of a loss no source counts more than the median one of those that are seen there and
+have said enough: lies about rows of which the model is not sure came to be usual there, so few
+honest ones are.  New names have no say in that: they are cheap, and with a few lies each they made
+the bound so low that theirs were most of what counted.
 
 A label that few sources send has nobody to be compared with.  Whoever sends it is *unproven* until
 the model finds the label likelier on its rows than on rows of which others said another one: that
@@ -18,7 +20,7 @@ is so of true labels once some were learned, and not of a label that is sent wit
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from math import ceil, log2, sqrt
+from math import ceil, inf, log2, sqrt
 from operator import add
 from typing import Final, NamedTuple
 from zlib import crc32
@@ -39,6 +41,11 @@ _CHANCE: Final = 2.0
 """Labels of one source that are believed before it is asked whether they are likelier than wrong
 ones; in how many of them that is to be so, and beyond chance in how many standard deviations if
 that is less.  Of labels that go with any row it is so in half."""
+
+_KNOWN: Final = 2 * TRIAL
+_KNOWN_MIN: Final = 4
+"""Labels that a source has said before it has a say in how much others count; and how many such are
+needed where a loss is of that size, or nobody is bounded."""
 
 _LABEL_CHARS: Final = 64
 
@@ -99,18 +106,28 @@ class Votes:
 
     def shown(self) -> dict[str, tuple[list[float], list[float]]]:
         """By label the events by place where it was said and where not, as sources count."""
-        out = {}
+        out, known = {}, self._known()
         for label, of_place in self._counts.items():
             honest, wrong = [0.0] * _PLACES, [0.0] * _PLACES
             for at, of_source in of_place.items():
-                both = sorted(map(sum, of_source.values()))
-                most = both[len(both) // 2]
+                sizes = sorted([sum(x) for source, x in of_source.items() if source in known])
+                most = sizes[len(sizes) // 2] if len(sizes) >= _KNOWN_MIN else inf
                 for said, unsaid in of_source.values():
-                    part = min(most / (said + unsaid), 1.0)
-                    honest[at] += part * said
-                    wrong[at] += part * unsaid
+                    if (n := said + unsaid) > 0:  # what is taken back may come before it
+                        part = min(most / n, 1.0)
+                        honest[at] += part * said
+                        wrong[at] += part * unsaid
             out[label] = honest, wrong
         return out
+
+    def _known(self) -> set[str]:
+        """Sources that have said enough labels."""
+        all_said: dict[str, int] = {}
+        for of_place in self._counts.values():
+            for of_source in of_place.values():
+                for source, (said, _) in of_source.items():
+                    all_said[source] = all_said.get(source, 0) + said
+        return {source for source, n in all_said.items() if n >= _KNOWN}
 
 
 def odds_of(

@@ -22,7 +22,9 @@ both."""
 _LATELY: Final = 8.0
 _LONG: Final = 64.0
 _LONG_RISING: Final = 512.0
-"""Rows that the rates are over: of a source as large as the median one."""
+"""Rows that the rates are over: of a source as large as the median one.  Who rises becomes usual to
+itself after the last, however young it is: so long is somebody honest held whose rows became hard.
+"""
 
 _ENOUGH: Final = 24.0
 _SOURCES: Final = 8
@@ -65,9 +67,10 @@ class Rising:
         if len(self._of) >= _KNOWN:
             del self._of[next(iter(self._of))]
         self._of[source] = rate
-        unsure, over = _UNSURE[0] < loss < _UNSURE[1], _LONG_RISING if rate.rises else _LONG
+        unsure = _UNSURE[0] < loss < _UNSURE[1]
         rate.n += 1
-        rate.long += (unsure - rate.long) / min(rate.n, over * size)
+        over = _LONG_RISING * size if rate.rises else min(rate.n, _LONG * size)
+        rate.long += (unsure - rate.long) / over
         rate.lately += (unsure - rate.lately) / min(rate.n, _LATELY * size)
         if self._usual is None or rate.n < _ENOUGH * size:
             return
@@ -91,9 +94,11 @@ class Rising:
 
     def refresh(self) -> None:
         """Take the median source anew, of those that were heard last."""
-        now = [rate for rate in islice(reversed(self._of.values()), _NOW) if rate.n >= _ENOUGH]
+        enough = (rate for rate in reversed(self._of.values()) if rate.n >= _ENOUGH)
+        now = list(islice(enough, _NOW))
         if len(now) < _SOURCES:
             self._usual = None
+            self.forgive()  # there is nobody to compare them with
             return
         long, lately = sorted(r.long for r in now), sorted(r.lately for r in now)
         self._usual = max(long[len(now) // 2], lately[len(now) // 2])

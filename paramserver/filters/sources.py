@@ -16,7 +16,7 @@ from typing import Final
 from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
-from paramserver.filters.losses import LOSS_BLOCKS, keep_newest
+from paramserver.filters.losses import LOSS_BLOCKS, Newest
 from paramserver.filters.surprise import ABOUT
 
 SOURCES_MAX: Final = 100_000
@@ -35,21 +35,25 @@ _TURNED: Final = -2.0
 _NONE: Final = (0.0, 0.0)
 
 
-def keep_bounds(values: Blocks, touched: Touched, sources_max: int) -> int:
+def keep_bounds(
+    values: Blocks, touched: Touched, sources_max: int, newest: Newest | None = None
+) -> int:
     """Keep what a server holds of sources in its bounds; how many sources have left.
 
     Evidence that was touched stays within ±``EVIDENCE_MAX``, so that nobody saves it up by way of
     several replicas.  Above ``sources_max`` a sixteenth leaves, those of
     which the fewest events were taken; quarantined ones last, or made-up names would free them.
     Who has left comes back as a new source; a replica that still knows it does no harm.
+    ``newest`` is what was seen of the values' losses before; None: they are looked at whole.
     """
+    newest = newest or Newest()
     for name, keys in touched.items():
         if name.startswith(EVIDENCE) and keys:
             data = values[name].data
             for source in keys:
                 data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
     for name in LOSS_BLOCKS & (touched.keys() or values.keys()):
-        kept = keep_newest(values[name].data)
+        kept = newest.keep(values[name].data)
         if kept is not None:  # anew: a snapshot may hold the old ones
             values[name].data = kept
     blocks = [block for name, block in values.items() if _is_of_sources(name)]

@@ -1,28 +1,28 @@
 """How often is a source's label a surprise to the model?  A sequential test on the loss.
 
-For every model that answers with a loss, trees too.  A surprise is a loss above the null of its
-label: the median over sources of the 90 % quantile of their last taken losses with that label, as
-all replicas together have them (:mod:`paramserver.filters.losses`).  Some labels are harder than
-others, and honest sources differ in what they send: by one null for all labels, those with the
-harder ones were condemned.  A quantile of all losses would be that of those who lie, or flood.
-Honest sources surprise at a rate of at most q₀, twice the median over the established sources
-*that send now* (:mod:`paramserver.filters.voices`) and at least 20 %; hostile ones at 70 % or more:
-a Bernoulli test, as sequential as the others.  Who sends alone is compared with nobody.
-A loss of four times the null is rarer (5 %, or twice the median) with honest sources,
-still half of what hostile ones send, and counts for more: a model that learns fast believes a lie
-that comes often after a few, and then it surprises no more.  While more of the sources are
-far off than the median source is, such events weigh less: the sources are known before they are
-believed.  When the world turns all sources surprise, q₀ rises, and from 60 % on the test says
-nothing.
-Who is new has no evidence yet, and need not wait for it: a new name is free.  So new sources are
-judged together, and not condemned: while they surprise more than the established ones do, what
-surprises of them weighs so little that it is a twentieth of what the established send.
-Where labels are numbers there are evidence and floods alone, for where a level has moved each row
-that weighs less is learned late; but an error beyond what nine of ten are is learned as that: of
-lies seven hundred times as large as the usual error the first turned the model, and then all
-surprised.  What one sends in a row, nobody else between, is of one moment: the
-second and those after it say a fourth as much, as lies come in large bodies too (to the test on
-unlikely labels the n-th an n²-th); and what is far off says no more than a surprise.
+It serves every model that answers with a loss, trees too.  Its rules:
+
+- *A surprise* is a loss above the null of its label: the median over sources of the 90 % quantile
+  of their last taken losses with that label, as all replicas together have them
+  (:mod:`paramserver.filters.losses`).  One null for all labels would condemn honest sources that
+  send the harder ones; one quantile of all losses would be that of whoever lies or floods.
+- *The test* is Bernoulli's.  Honest sources surprise at a rate of at most q₀: twice the median over
+  the established sources that send now (:mod:`paramserver.filters.voices`), at least 20 %.  Hostile
+  ones do at 70 % or more.  Who sends alone is compared with nobody.
+- *Far off* is a loss of four times the null.  It is rarer with honest sources (5 %, or twice the
+  median), half of what hostile ones send, and counts for more: a model that learns fast believes a
+  lie that comes often, and then it surprises no more.  While more of the sources are far off than
+  the median source is, such events weigh less: sources are known before they are believed.
+- *When the world turns* all sources surprise and q₀ rises; from 60 % on the test says nothing.
+- *New sources* are judged together and not condemned, for a new name is free.  While they surprise
+  more than the established ones do, what surprises of them weighs a twentieth of what those send.
+
+Where labels are numbers, rows weigh less only in floods, for where a level has moved each row that
+weighs less is learned late, and where an error is beyond what nine of ten are: it is learned as
+that, as one lie seven hundred times as large turned the model.  There, of what one source sends in
+a row the second and later rows say a fourth as much, for they are of one moment (to the test on
+unlikely labels the n-th says an n²-th), and what is far off says no more than a surprise.
+
 What other replicas have taken is heard as if it had come here, so who hears little judges as well.
 """
 
@@ -74,7 +74,9 @@ class Surprise(Filter):
             drowned in what else the model is asked.  Evidence only: it weighs no single event down.
         enough: Taken events before it says anything.
         losses: Those that another such test counts; None: it counts its own.
+        like: Another test of one answer, which looks back at the same losses; None: it keeps them.
         numbers: Labels are numbers, as those of its losses say it.
+        answers: The two labels, if there are two, as its own losses are told them.
 
     Attributes:
         losses: What nulls are drawn from.
@@ -94,6 +96,7 @@ class Surprise(Filter):
         about: bool = False,
         enough: int = _ENOUGH,
         losses: Losses | None = None,
+        like: Surprise | None = None,
         numbers: bool = False,
         answers: Sequence[str] = (),
     ) -> None:
@@ -101,8 +104,8 @@ class Surprise(Filter):
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
-        self._counts = losses is None
-        self._lately = _Lately()
+        self._counts, self._adds = losses is None, like is None
+        self._lately: _Lately = _Lately() if like is None else like._lately
         self.arrivals = Arrivals()
         self.voices = Voices()
         self._new = Newcomers()
@@ -172,20 +175,19 @@ class Surprise(Filter):
         return self._about and label == self._answer
 
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
-        if event.loss is None:
+        concerned = self._concerns(event.answer, event.label)
+        if event.loss is None or not (concerned or self._adds):
             return
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
-        if bounds is not None and self._concerns(event.answer, event.label):
+        if bounds is not None and concerned:
             hit = event.loss > bounds.high
             if self._answer is None:
                 source.mean(self.name, float(hit))
             self._count(source, hit=hit, far=event.loss > bounds.far)
-        taken = taken and not source.doubted
-        if not self._counts:
-            if taken:
-                self._lately.add(event.source, kind, event.loss)
-        elif taken and self.losses.add(event.source, event.label, event.loss, event.other):
+        if not self._adds or not taken or source.doubted:
+            return
+        if not self._counts or self.losses.add(event.source, event.label, event.loss, event.other):
             self._lately.add(event.source, kind, event.loss)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
@@ -266,30 +268,50 @@ class _Lately:
     """
 
     def __init__(self) -> None:
+        self._fresh: list[tuple[str, str | None, float]] = []  # not in the arrays yet
         self._loss = np.zeros(2 * _KEPT)
         self._source = np.zeros(2 * _KEPT, np.int64)  # hashes: they are compared, nothing else
         self._label = np.zeros(2 * _KEPT, np.int64)  # places in the list of labels
         self._labels: dict[str | None, int] = {}
         self._n = 0
+        self._again: tuple[Mapping[str | None, Null], float] | None = None
 
     def __len__(self) -> int:
+        self._take()
         return len(self._labels)
 
     def add(self, source: str, label: str | None, loss: float) -> None:
         """One more; the oldest is gone."""
-        if self._n == 2 * _KEPT:
+        self._again = None
+        self._fresh.append((source, label, loss))
+        if len(self._fresh) == _KEPT:
+            self._take()
+
+    def _take(self) -> None:
+        """Put what was added into the arrays."""
+        fresh, self._fresh = self._fresh, []
+        if self._n + len(fresh) > 2 * _KEPT:
+            lately = slice(self._n - _KEPT, self._n)
             for kept in (self._loss, self._source, self._label):
-                kept[:_KEPT] = kept[_KEPT:]
+                kept[:_KEPT] = kept[lately]
             self._n = _KEPT
             labels, left = list(self._labels), np.unique(self._label[:_KEPT])
             self._labels = {labels[at]: i for i, at in enumerate(left)}
             self._label[:_KEPT] = np.searchsorted(left, self._label[:_KEPT])
-        at, self._n = self._n, self._n + 1
-        self._loss[at], self._source[at] = loss, hash(source)
-        self._label[at] = self._labels.setdefault(label, len(self._labels))
+        new, self._n = slice(self._n, self._n + len(fresh)), self._n + len(fresh)
+        self._loss[new] = [loss for _, _, loss in fresh]
+        self._source[new] = [hash(source) for source, _, _ in fresh]
+        place = self._labels.setdefault
+        self._label[new] = [place(label, len(self._labels)) for _, label, _ in fresh]
 
     def again(self, bounds: Mapping[str | None, Null]) -> float:
         """The correlation ρ of surprises, one and the next of another source, within 0 … .8."""
+        if self._again is None or self._again[0] is not bounds:
+            self._take()
+            self._again = bounds, self._correlation(bounds)
+        return self._again[1]
+
+    def _correlation(self, bounds: Mapping[str | None, Null]) -> float:
         lately = slice(max(self._n - _KEPT, 0), self._n)
         bound = np.array([bounds[x].high if x in bounds else math.nan for x in self._labels])
         of = bound[self._label[lately]]

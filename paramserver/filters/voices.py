@@ -131,8 +131,10 @@ class Voices:
         else:
             for name, (rate, far) in moved.items():
                 voice = now[name] = now.pop(name)
-                _replace(self._rates, rate, voice.rate)
-                _replace(self._fars, far, voice.far)
+                if rate != voice.rate:
+                    _replace(self._rates, rate, voice.rate)
+                if far != voice.far:  # hardly anything is far off
+                    _replace(self._fars, far, voice.far)
         self._moved, self._rush = {}, None
         middle = _median(self._rates, None) if now else 0.0
         self._usual_rate = middle + min(middle, _TWICE_MAX)

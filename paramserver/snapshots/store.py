@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,7 +14,13 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from paramserver.errors import ParamServerError, SnapshotMissing, SnapshotName, StartRefused
+from paramserver.errors import (
+    ParamServerError,
+    SnapshotCorrupt,
+    SnapshotMissing,
+    SnapshotName,
+    StartRefused,
+)
 from paramserver.snapshots.pieces import Pieces, pieces_of
 
 SUFFIX: Final = ".snapshot"
@@ -108,6 +114,17 @@ def _digest(data: bytes) -> bytes:
     return sha256(data).hexdigest().encode()
 
 
+@contextlib.contextmanager
+def _there(name: str) -> Iterator[None]:
+    """Say what is wrong with a snapshot whose file is gone, or which is a folder now."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise SnapshotMissing(name) from error
+    except IsADirectoryError as error:  # no later attempt reads it, unlike a disk that fails
+        raise SnapshotCorrupt("a folder stands where its file was") from error
+
+
 def check_name(name: str) -> None:
     """SnapshotName if no snapshot can have the name."""
     if not _NAME.fullmatch(name):
@@ -171,18 +188,17 @@ class DirectorySnapshots:
         self._disk.fsync_directory(self._path)
 
     def load(self, name: str, limit: int = -1) -> bytes:
-        """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing."""
-        try:
+        """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing, SnapshotCorrupt."""
+        with _there(name):
             return self._disk.read(self._file(name), limit)
-        except FileNotFoundError as error:
-            raise SnapshotMissing(name) from error
 
     def take(self, name: str) -> bytes | memoryview:
-        """The whole snapshot, in memory that is the caller's to change; SnapshotMissing."""
-        try:
+        """The whole snapshot, in memory that is the caller's to change.
+
+        Raises SnapshotMissing, SnapshotCorrupt.
+        """
+        with _there(name):
             return self._disk.take(self._file(name))
-        except FileNotFoundError as error:
-            raise SnapshotMissing(name) from error
 
     def names(self) -> list[str]:
         """Names of all snapshots, in no order that means anything."""

@@ -87,7 +87,7 @@ def _frames(
     at = int(wrong[0])
     commits = at + np.flatnonzero(heads[at:, 1])
     later = [i for i in commits if salted[i]]
-    lost = f"from page {at + 1:,} of {live:,} on; {len(commits):,} commits stand there"
+    lost = f"from frame {at + 1:,} of {live:,} on; {len(commits):,} commits stand there"
     if later and later[0] + 1 < live and salted[later[0] + 1 :].any():
         return f"it can't be read {lost}"
     if _one_bit(words[at], before[at], stored[at], int(off[at])):

@@ -20,6 +20,7 @@ await page.goto(`${url}/demo/choose`);
 await page.fill("#token", token);
 await page.click("#locked button");
 await page.waitForSelector("#yes:not([disabled])");
+const fresh = await page.evaluate(() => [document.querySelectorAll(".bars .first").length, document.getElementById("chart").hasAttribute("hidden")]);
 await page.click("#no");
 await page.waitForFunction(() => document.getElementById("clicks").textContent === "1");
 await page.click("#robot");
@@ -54,7 +55,8 @@ if (await page.locator("#access:not([hidden])").count()) {
 }
 await page.locator(".classes tbody tr").first().waitFor();
 const actions = await page.locator(".classes tbody td:first-child").allTextContents();
+const demo = await page.locator("section.card:visible a", { hasText: "demo page" }).getAttribute("href");
 const told = await page.locator("section.card:visible").textContent();
 await everywhere("status");
-console.log(JSON.stringify({ errors, findings, best, share, actions, told }));
+console.log(JSON.stringify({ errors, findings, best, share, actions, told, fresh, demo }));
 await browser.close();

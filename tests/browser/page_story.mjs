@@ -71,6 +71,8 @@ const influence = await texts(card.locator(".closer .of"));
 const calibration = await card.locator("svg.calibration").getAttribute("aria-label");
 const releases = await card.locator(".released tbody tr").evaluateAll((rows) => rows.map((row) => [...row.cells].map((cell) => cell.textContent)));
 const devices = await card.locator(".releases").textContent();
+const idle = await card.locator(".score figure").isHidden();  // nothing has come since it was opened
+const axes = await page.evaluate(() => { const charts = [...cards.get("model-1").charts]; return charts.map((chart) => chart.axes.slice(1).map(({ label }) => (typeof label === "function" ? label() : label))); });
 await everywhere("closer");
 
 // The report on what the chart shows: it asks for a token, and opens as a page of its own.
@@ -191,5 +193,5 @@ promoted.came = await page.locator("#act-state").textContent();
 promoted.progress = await page.locator("#act-progress").isVisible();
 
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, slices, calibration, influence, live, releases, devices, report, choices, promoted }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, slices, calibration, influence, idle, axes, live, releases, devices, report, choices, promoted }));
 await browser.close();

@@ -28,6 +28,8 @@ from online.models.network import Network
 from replay.example import Features, Label
 
 N = 90
+FEW = 42
+"""Rows for models whose every row costs a millisecond: the checks take their square."""
 
 Rows = list[tuple[Features, Label]]
 
@@ -126,7 +128,7 @@ def _sgd() -> Any:
     return optim.SGD(0.125)
 
 
-MERGEABLE: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
+RIVER: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
     "logistic": (
         lambda: scaled(linear_model.LogisticRegression(_sgd()), preprocessing.StandardScaler()),
         lambda: rows_of("bananas"),
@@ -167,6 +169,7 @@ MERGEABLE: Mapping[str, tuple[Callable[[], Any], Callable[[], Rows]]] = {
     ),
     "softmax alone, l2": (lambda: linear_model.SoftmaxRegression(_sgd(), l2=0.01), mixed),
 }
+"""Estimators of river that ``Linear`` adapts."""
 
 
 def _layers(*sizes: int) -> Any:
@@ -184,7 +187,20 @@ def _momentum(parameters: Any) -> Any:
     return torch.optim.SGD(parameters, lr=0.01, momentum=0.5)
 
 
-NETWORKS: Mapping[str, tuple[Callable[[], Network], Any, Callable[[], Rows]]] = {
+BUILT_INS: Mapping[str, tuple[Any, dict[str, object], Callable[[], Rows]]] = {
+    "logreg": ("binary", {}, lambda: rows_of("phishing")),
+    "softmax": ("multiclass", {}, mixed),
+    "linreg": ("regression", {}, targets),
+    "ftrl": ("binary", {}, words_rows),
+    "fm": ("regression", {}, targets),
+    "linear": ("binary", {}, words_rows),
+    "rewards": ("regression", {}, choices),
+    "auto": ("multiclass", {}, mixed),
+    "mlp": ("binary", {"inputs": ["1", "2"]}, lambda: rows_of("bananas", FEW)),
+}
+"""Task, parameters and rows of each name of ``BUILT_IN`` whose deltas merge."""
+
+MODELS: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
     "one logit": (
         lambda: Network(_layers(2, 8, 1), ["1", "2"]), "binary", lambda: rows_of("bananas"),
     ),
@@ -212,6 +228,7 @@ NETWORKS: Mapping[str, tuple[Callable[[], Network], Any, Callable[[], Rows]]] = 
         lambda: Network(_layers(2, 4, 1).double(), ["1", "2"], _momentum), "regression", targets,
     ),
 }  # fmt: skip
+"""Models with the verbs of ``online/models/base.py``, or objects whose ``model_for`` makes one."""
 
 OPAQUE: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
     "alma": (
@@ -271,3 +288,4 @@ OPAQUE: Mapping[str, tuple[Callable[[], Any], Any, Callable[[], Rows]]] = {
     "own class": (Counting, "multiclass", mixed),
     "own class, frozen": (Frozen, "binary", lambda: rows_of("bananas")),
 }
+"""Estimators and classes whose state travels whole: ``Opaque`` adapts them."""

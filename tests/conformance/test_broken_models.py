@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from model_recipes import MERGEABLE, rows_of
+from model_recipes import RIVER, rows_of
 from msgspec.structs import replace
 
 from online.models.base import Prediction
@@ -186,7 +186,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_broken_models_are_found_out(mutant: type[Linear]) -> None:
-    build, rows = MERGEABLE["logistic"]
+    build, rows = RIVER["logistic"]
     failed = {}
     for check in yield_checks():
         try:
@@ -270,6 +270,6 @@ def test_broken_mixtures_are_found_out(breaks: Callable[[SelfRateModel], None], 
 
 
 def test_a_weight_refused_too_late_is_found_out() -> None:
-    build, rows = MERGEABLE["softmax"]
+    build, rows = RIVER["softmax"]
     with pytest.raises(CheckFailed, match="refused weight"):
         check_model(lambda: WeightLeavesTraces(build()), rows())

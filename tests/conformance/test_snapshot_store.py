@@ -195,6 +195,17 @@ def test_a_directory_needs_no_pyarrow(tmp_path: Path) -> None:
     assert "pip install '.[store]' in the checkout" in done.stdout
 
 
+@pytest.mark.parametrize("read", [DirectorySnapshots.load, DirectorySnapshots.take])
+def test_a_folder_in_the_place_of_a_file_is_corrupt_whenever_it_is_read(
+    tmp_path: Path, read: Callable[[DirectorySnapshots, str], object]
+) -> None:
+    store = DirectorySnapshots(tmp_path)
+    (tmp_path / "1-1.snapshot").mkdir()
+    assert store.names() == ["1-1"]
+    with pytest.raises(SnapshotCorrupt, match="a folder stands where its file was"):
+        read(store, "1-1")
+
+
 def test_directory_on_the_real_disk(tmp_path: Path) -> None:
     store = DirectorySnapshots(tmp_path / "a" / "b")
     store.publish("1-1", b"x")

@@ -38,6 +38,8 @@ def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert (seen["errors"], seen["findings"]) == ([], [])
+    assert seen["fresh"] == [0, True], "of equal ones none is the best, and no click is no course"
+    assert seen["demo"] == "/demo/choose?model=shop"
     assert status["learned"] >= 50
     assert seen["best"] == ["coffee", "beer"], seen["share"]
     assert set(seen["actions"]) == set(status["choices"]["actions"])

@@ -55,15 +55,20 @@ def test_status(service: Running) -> None:
 
 def test_snapshots(service: Running) -> None:
     at = ("--state-dir", str(service.state_dir))
-    made = json.loads(good("snapshot", "create", *at))
+    made = json.loads(good("snapshot", "create", *at, "--json"))
     listed = json.loads(good("snapshot", "list", *at, "--json"))
     names = [snapshot["name"] for snapshot in listed]
     assert made["name"] in names
     assert "snapshot" in good("snapshot", "list", *at)
     for off, pinned in ((), True), (("--off",), False):
-        good("snapshot", "pin", made["name"], *off, *at)
+        said = good("snapshot", "pin", made["name"], *off, *at)
+        assert (
+            said.strip() == f"clicks: snapshot {made['name']} is {'' if pinned else 'not '}pinned"
+        )
         listed = json.loads(good("snapshot", "list", *at, "--json"))
         assert [s["pinned"] for s in listed if s["name"] == made["name"]] == [pinned]
+    said = good("snapshot", "create", "--pin", *at)
+    assert re.fullmatch(r"clicks: snapshot \d+-\d+, pinned\n", said), said
     assert "no snapshot" in refused("snapshot", "pin", "none", *at)
     (file,) = service.state_dir.glob(f"snapshots/clicks/*/{made['name']}*")
     shown = json.loads(good("snapshot", "show", str(file)))

@@ -124,7 +124,7 @@ def test_a_model_that_was_renamed_and_a_key_that_is_gone_are_said(state: Path) -
 
     assert lines("spam") == []
     (said,) = lines("mail")
-    assert "model spam was served from this state before, which has 1 events" in said
+    assert "model spam was served from this state before, which has 1 event of it" in said
     assert lines("mail") == [], "once"
     (state / "key").unlink()
     (said,) = lines("mail")

@@ -21,6 +21,7 @@ import pytest
 
 from benchmarks.service import Running, launch, settle, status, write_settings
 from online.client.connection import Connection
+from online.models.load import BUILT_IN
 
 pytestmark = pytest.mark.ray
 
@@ -192,6 +193,12 @@ def refuses_without_a_trace(running: Running) -> None:
             body = {"features": row, "label": label, "event_id": f"odd-{i}"}
             assert client.post(f"/v1/models/{name}/feedback", body)[0] == 200, row
             answers(running.url, models[name])  # finite, or it were 503
+
+
+def test_no_built_in_model_is_left_out() -> None:
+    """Another task has the rewards' model, one that looks for anomalies, or one that is frozen."""
+    served = {model["learner"] for model in EVERY} | {"rewards", "anomaly", "sealed"}
+    assert set(BUILT_IN) <= served, "add the settings of a new one to MERGEABLE or WHOLE"
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert {row[0] for row in seen["slices"]} == {"x"}
     assert re.fullmatch(r"\d+(\.\d+)? %", seen["slices"][0][4]), seen["slices"]
     assert sorted(seen["influence"]) == ["x", "y"]
+    assert seen["idle"], "no empty chart stands beside the score"
+    assert seen["axes"] == [["accuracy"], ["rows / s", "ms"]]
     assert seen["calibration"].startswith("Calibration: said 0.")
     assert seen["live"][1] == "answer"
     assert json.loads(seen["live"][2])["y"] == 0.5

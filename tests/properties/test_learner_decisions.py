@@ -136,7 +136,10 @@ DIRECTED = [
     ),
     (
         check_a_late_reply_does_not_unfreeze,
-        _learner("if reply.control >= self.control:", "if True:"),
+        _learner(
+            "taken=whole)\n        self.decide(reply.control, reply.frozen)",
+            "taken=whole)\n        self.control, self.frozen = reply.control, reply.frozen",
+        ),
     ),
 ]
 

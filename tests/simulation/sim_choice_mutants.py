@@ -76,9 +76,9 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
         (
             (
                 _DEFAULTS,
-                "            made = msgspec.structs.replace(made, choice=told)\n",
+                "            made = msgspec.structs.replace(made, choice=record)\n",
                 "            again = {**made.features, '@': choice.actions[0][0]}\n"
-                "            made = msgspec.structs.replace(made, choice=told, features=again)\n",
+                "            made = msgspec.structs.replace(made, choice=record, features=again)\n",
             ),
         ),
         climate=CHOICES,

@@ -255,6 +255,8 @@ def test_a_status_is_a_small_table_with_the_course_of_the_score() -> None:
     assert status["learned"] == 1234
     assert status.course() == "▁█"
     assert repr(status).startswith("<<m>: version 2.7, learned 1,234, accuracy 0.9000, majority")
+    one = Status(status, quality={**quality, "n": 1})
+    assert repr(one).startswith("<<m>: version 2.7, learned 1,234, score too few answers (1), by")
     shown = status._repr_html_()
     assert "&lt;m&gt; (binary)" in shown
     assert '<td style="text-align:right">0.9000</td>' in shown

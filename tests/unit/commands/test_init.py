@@ -16,9 +16,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from evaluation.streams import open_stream
 from online import cli
 from online.client import Client
 from online.client.calls import ServiceRefused
+from online.client.play import line, play
 from online.commands import doctor
 from online.errors import ConfigError
 from online.rows.door import Door
@@ -75,6 +77,14 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
         assert receipt.status == "learned"
         assert receipt.event_id == "v0"
         assert clicks.predict(request["features"]).prediction in ("no", "yes")
+        score = next(play(
+            open_stream(str(table), label="bought"), service.url, "my-clicks", rate=None, rows=1,
+            times=1, source="s", stopped=lambda: False,
+        ))  # fmt: skip
+        assert score.before == 1, "who began anew has not forgotten what the model had learned"
+        assert line(score, 120).endswith("(rows perhaps seen before: it began with 1 learned)")
+        score.before = 0
+        assert "seen before" not in line(score, 120)
         misspelt = clicks.predict({"city": "A", "sceonds": 1.5}, details=True)
         assert (misspelt.missing, misspelt.unknown) == (["seconds", "note"], ["sceonds"])
         with pytest.raises(ServiceRefused, match=r"a number is needed, got text") as refused:
@@ -82,6 +92,19 @@ def test_a_table_becomes_a_model_that_is_served_without_an_edit(table: Path) -> 
         assert (refused.value.field, refused.value.hint) == (
             "features.seconds", "Send 1.5, without quotation marks",
         )  # fmt: skip
+
+
+def test_the_first_request_and_the_table_are_learned_however_old_they_are(table: Path) -> None:
+    lines = CLICKS.splitlines()
+    old = [f"{line},{1_600_000_000 + 60 * i}" for i, line in enumerate(lines[1:])]
+    table.write_text("\n".join([f"{lines[0]},timestamp", *old]) + "\n")
+    said = run("init", str(table), "--label", "bought")
+    text = Path("online.yaml").read_text()
+    request = json.loads(shlex.split(re.findall(r"^#   curl (.*)$", text, re.M)[0])[-1])
+    assert set(request) == {"features", "label", "event_id"}, "its time is years ago"
+    assert "older than dedupe_window (7 days) is answered `expired`" in text
+    (command,) = re.findall(r"^  online (backfill .*)$", said, re.M)
+    assert "my-clicks: 120 rows learned" in run(*shlex.split(command))
 
 
 def test_nothing_is_replaced_unasked_and_json_says_it_all(table: Path) -> None:
@@ -188,6 +211,22 @@ def test_the_doctor_finds_a_good_machine_good(
         "python", "settings", "versions", "port", "disk", "room", "memory", "clock",
     ]  # fmt: skip
     assert {name for name, one in found.items() if one["verdict"] == "FAIL"} <= {"memory", "room"}
+
+
+def test_the_doctor_says_where_the_service_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("online.yaml").write_text(
+        "{port: 8000, state_dir: s, models: [{name: m, task: binary, learner: linear}]}"
+    )
+    Path("s").mkdir()
+    Path("s/run.json").write_text(json.dumps({"url": "http://127.0.0.1:8765"}))
+    port = seen()["port"]
+    assert (port["verdict"], port["seen"]) == (
+        "ok",
+        "the service of this state runs at http://127.0.0.1:8765",
+    )
 
 
 def test_the_doctor_finds_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,11 @@ def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -
         ({"models": [{**ONE, "label_wait": "1.5 Hours"}]}, "one letter: write 1.5h"),
         ({"models": [{**ONE, "label_wait": "soon"}]}, "as 90s, 5m, 12h, 7d or 2w, got 'soon'"),
         ({"models": [{**ONE, "name": "my prices"}]}, "models.0.name: letters, digits, `_`, `-`"),
+        (
+            {"models": [{**ONE, "task": "multiclass", "classes": ["a", "b"]}]},
+            "models.0.classes: no list of labels is needed. Leave it out: labels are learned from",
+        ),
+        ({"models": [{**ONE, "labels": ["a", "b"]}]}, "models.0.labels: no list of labels is"),
         ({"models": [{**ONE, "task": "chose"}]}, "choose, anomaly is needed, got 'chose'. Did you"),
         (
             {"models": [{**ONE, "classes": {"negative": 0, "positve": 1}}]},

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from edge_world import World
 
-from online.edge.folder import releases_in
+from online.edge.folder import releases_in, write
 from online.history.samples import Mark, happened, sample
 
 NOW = 1_790_000_000.0
@@ -57,3 +60,17 @@ def test_the_course_marks_each_release_and_what_was_said_of_it(tmp_path: Path) -
     halted = {**world.folder.standing(), "halted": True}
     (mark,) = happened(taken, sample(status(halted), NOW + 4, taken))
     assert mark.text == "release 2 halted"
+
+
+def test_a_disk_that_fills_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "a.pack", b"before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write(tmp_path / "a.pack", b"after")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pack"]
+    assert (tmp_path / "a.pack").read_bytes() == b"before"

@@ -36,6 +36,7 @@ def test_the_document_is_written_once(tmp_path: Path, monkeypatch: pytest.Monkey
         found = json.loads(told[0])
         assert found == json.loads(json.dumps(app._rest.openapi()))
         assert "/v1/models/{model}/predict" in found["paths"]
+        assert found["tags"][0]["name"] == "serving", "what callers need stands first"
         await replica.stop(1)
 
     worlds.play(tmp_path, scene)

@@ -156,6 +156,27 @@ def test_names_of_strangers_are_no_commands_in_the_requests_to_copy() -> None:
     assert (echoed.stdout, echoed.stderr) == (body, "")
 
 
+def test_a_step_between_two_gaps_is_drawn_as_a_dot() -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("no node here")
+    (found,) = re.findall(r"^  const alone = .*;$", PAGE, re.M)
+    columns = [[0.9], [None, 0.9, None], [0.8, 0.9, None, 0.7], [None, None]]
+    script = f"{found} console.log(JSON.stringify({json.dumps(columns)}.map("
+    script += "(data) => alone({ data: [data] }, 0))))"
+    done = subprocess.run([node, "-e", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [[0], [1], [3], []]
+    assert "filter: alone" in PAGE
+
+
+def test_every_clock_has_24_hours() -> None:
+    script = _parsed(PAGE).scripts
+    clocks = re.findall(r"\{[^{}]*(?:timeStyle|hour): \"[^{}]*\}", script)
+    assert len(clocks) >= 5
+    assert [one for one in clocks if 'hourCycle: "h23"' not in one] == []
+    assert not re.search(r"toLocale(Time)?String\(\)", script)
+
+
 def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
     assert "This service asks for a token" in PAGE
     assert ("input", {"id": "token", "type": "password"}) in [

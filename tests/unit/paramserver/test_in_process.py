@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from paramserver import wire
-from paramserver.actor import ServerSettings
+from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.errors import FormatRefused, RequestRefused, ServerUnavailable, SnapshotMissing
 from paramserver.in_process import InProcess, InProcessClient
 from paramserver.lineage import Lineage, begin_epoch
+from replay.errors import JournalUnavailable
 from replay.journal.sqlite import SqliteJournal
 
 LINEAGE = Lineage("m", "s" * 64, "{}", "sum")
@@ -58,6 +59,35 @@ def test_a_server_that_has_ended_is_replaced(opener: Any, tmp_path: Path) -> Non
     finally:
         made.stop()
     assert not [t for t in threading.enumerate() if t.name.startswith("parameter-server")]
+
+
+def test_a_store_that_stays_away_is_logged_once_and_again_after_it_was_back(
+    opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[str] = []
+    away = threading.Event()
+
+    def confirm(server: ParameterServer) -> None:
+        looks.append("away" if away.is_set() else "there")
+        if away.is_set():
+            raise JournalUnavailable("database or disk is full")
+
+    def looked(what: str) -> None:
+        before = len(looks)
+        until(lambda: looks[before:].count(what) > 3, f"it looks: {looks[before:]}")
+
+    monkeypatch.setattr(ParameterServer, "confirm", confirm)
+    made = server(opener, tmp_path)
+    try:
+        for _ in range(2):
+            away.set()
+            looked("away")
+            away.clear()
+            looked("there")
+    finally:
+        made.stop()
+    said = [one.getMessage() for one in caplog.records if "confirm failed" in one.getMessage()]
+    assert said == ["ParameterServer.confirm failed; it is tried again"] * 2, looks
 
 
 def test_its_errors_are_those_of_the_actor(opener: Any, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from server_world import Control, World, learned, sync, value
+from server_world import LINEAGE, Control, World, learned, sync, value
 
 from paramserver import errors, rewrites
 from paramserver.actor import ServerSettings
@@ -171,6 +171,25 @@ def test_one_fresh_state_at_a_time_and_none_of_a_frozen_model(world: Any) -> Non
     aside(again, 6)
     with pytest.raises(errors.RelearnRefused, match="frozen"):
         again.relearn("aside-1", 5.0, {}, {})
+
+
+def test_a_ban_names_the_row_that_decided_about_its_source(world: Any) -> None:
+    server = learned(world, 4)
+    assert server.ban("bot", False)["control"] == 0, "nothing was decided about it"
+    assert [server.ban("bot", banned)["control"] for banned in (True, False)] == [1, 2]
+    assert server.ban("other", True)["control"] == 3
+    assert server.ban("bot", False)["control"] == 2, "a repeat"
+    assert server.ban("new", False)["control"] == 3, "the newest row"
+
+
+def test_a_store_that_does_not_answer_a_promotion_is_named(world: Any) -> None:
+    server = learned(world, 4)
+    note = msgspec.json.encode(rewrites.Promote(LINEAGE.spec, "t" * 64, {}, {}))
+    world.store.failing["controls"] = "before"
+    with pytest.raises(errors.StoreUnavailable, match="controls failed"):
+        server.promote(note)
+    world.store.failing.clear()
+    assert server.promote(note) == {"control": 1, "before": LINEAGE.spec, "after": "t" * 64}
 
 
 def test_a_promotion_leaves_every_lineage_as_it_is() -> None:

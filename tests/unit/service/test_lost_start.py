@@ -14,7 +14,7 @@ from online.learning.counters import DIGEST, event_hash
 from online.models.from_settings import load_model
 from online.rebuild import fsck
 from online.rows.prediction_ids import event_key
-from online.service.check_state import Models
+from online.service.check_state import Models, counted
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
 from paramserver import errors, wire
@@ -23,6 +23,10 @@ from paramserver.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict
+
+
+def test_one_event_is_not_called_events() -> None:
+    assert (counted(1), counted(1250)) == ("1 event", "1,250 events")
 
 
 class Folder:

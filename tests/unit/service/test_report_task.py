@@ -97,6 +97,16 @@ def test_why_there_is_none_comes_from_the_command(settings: Settings) -> None:
     assert "nothing of a model m" in str(error)
 
 
+def test_a_package_that_is_missing_is_to_be_installed_where_the_service_runs(
+    settings: Settings,
+) -> None:
+    said = "online: the report needs a package that is missing: matplotlib. pip install it"
+    error = refused(Reporting(settings, lambda *_: said))
+    assert error.hint == "Install it where the service runs: pip install '.[report]'"
+    error = refused(Reporting(settings, lambda *_: "there is no journal"))
+    assert error.hint == "Run online report on the machine that has the journal"
+
+
 def test_what_is_not_there_is_said_by_the_real_command(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

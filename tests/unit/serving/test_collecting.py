@@ -87,6 +87,25 @@ def test_a_repeat_is_known_by_its_own_id_and_without_one_is_another_reward(tmp_p
     worlds.play(tmp_path, scene)
 
 
+def test_of_rewards_kept_for_their_sum_the_first_counts_once_the_earliest_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: Any) -> None:
+        one = await shop(world, choose=SUM)
+        id_ = await one.choose()
+        for reward in (2.0, 4.0, 3.0):
+            assert (await give(one, id_, reward)).status == "waiting"
+        await one.replica.stop(1)
+        after = {"aggregate": "earliest", "reward_range": [0, 10]}
+        two = await shop(world, "two", choose=after)
+        await two.give(0.0)  # it waits anew after a start
+        assert await two.give(WAIT_S + 60) == 1
+        assert list(rewards(world).values()) == [2.0]
+        await two.replica.stop(1)
+
+    worlds.play(tmp_path, scene)
+
+
 @pytest.mark.parametrize("aggregate", ["sum", "last"])
 def test_rewards_are_of_the_source_that_their_token_stands_for(
     tmp_path: Path, aggregate: str

@@ -44,8 +44,11 @@ def started_with_no_umask() -> Iterator[None]:
     os.umask(before)
 
 
-def make_everything(state: Path) -> None:
-    """One of each kind of file, as the processes of a service make them."""
+def make_everything(state: Path) -> object:
+    """One of each kind of file, as the processes of a service make them; what keeps them open.
+
+    The log of a journal is gone once its last connection is.
+    """
     owner = Owner(state)
     note(state / "run.json", {"url": None})
     journal = SqliteJournal(state / "journal.db", disk_low_mb=0)
@@ -61,15 +64,17 @@ def make_everything(state: Path) -> None:
     SqliteScores(state / "scores", "m").point(lambda _: Current())
     assert (state / "journal.db-wal").exists()
     owner.release()
+    return journal, server
 
 
 @pytest.mark.parametrize("mode", ["700", "750", "770"])
 def test_no_file_is_forgotten(tmp_path: Path, mode: str) -> None:
     os.umask(umask_of(mode))
-    make_everything(tmp_path / "state")
+    opened = make_everything(tmp_path / "state")
     found = modes(tmp_path / "state")
     assert len(found) >= 12, found
     assert loose(tmp_path / "state", mode) == {}
+    assert opened is not None, "until all was looked at"
     assert found["."] == int(mode, 8)
     files = {"700": 0o600, "750": 0o640, "770": 0o660}[mode]
     for name in ("journal.db", "journal.db-wal", "journal.db-shm"):
