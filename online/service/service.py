@@ -195,8 +195,7 @@ class Service:
         self._tending = Tending(settings.limits.standstill_s, progress)
         self._started_s = time.monotonic()
         self._patience = Patience(settings.start_wait_s)
-        self._version = 0  # of the replicas' settings
-        self._incomplete = False  # a change of them
+        self._version, self._incomplete = 0, False  # of the replicas' settings; a change of them
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()

@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from reshard_world import World, decided, handed_on, one, saying
 
 from online.challenger import promotion
 from online.commands import models
 from online.errors import StartRefused
-from online.learning.counters import DIGEST
-from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
@@ -23,72 +22,10 @@ from online.service.challengers import Challengers
 from online.service.check_state import Models
 from online.service.service import Service
 from online.settings.config import Settings
-from online.settings.model import ModelSettings
-from online.settings.places import open_journal
-from online.settings.whole import cut_of, histories_of
+from online.settings.whole import histories_of
 from paramserver import resharding, rewrites
-from paramserver.blocks import Block, Blocks
-from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.resharding import Reshard
-from paramserver.shards import Cut, ShardStore
-from paramserver.state import SnapshotState
-from paramserver.store import Store
 from replay.errors import JournalUnavailable
-from replay.journal.base import Journal, NewRow, Verdict
-
-
-class World:
-    """A state folder whose model was served by two servers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.journal: Journal = open_journal(self.settings(2))
-        self.spec = self.loaded(2).spec_hash
-        self.partition = self.journal.register("m", "r", self.spec, 0.0).id
-        rows = [NewRow(bytes([i]) * 16, f"e{i}", "s", Verdict.ACCEPTED, b"", 0.0) for i in range(9)]
-        self.journal.append(self.partition, 0, rows)
-        self.lineage = Lineage("m", self.spec, "{}", "sum")
-        for store in self.stores(2):
-            for _ in range(3):
-                begin_epoch(store, self.lineage)
-
-    def settings(self, shards: int) -> Settings:
-        model = {"name": "m", "task": "binary", "learner": "ftrl", "shards": shards}
-        return Settings.model_validate({"state_dir": self.folder, "models": [model]})
-
-    def model(self, shards: int) -> ModelSettings:
-        return self.settings(shards).models[0]
-
-    def loaded(self, shards: int) -> Loaded:
-        return load_model(self.model(shards), self.settings(shards), b"\0" * 32)
-
-    def stores(self, shards: int) -> list[Store]:
-        return [self.journal, *(ShardStore(self.journal, k) for k in range(1, shards))]
-
-    def publish(self, count: int, *clocks: int, control: int = 0) -> None:
-        """Snapshots of both servers, whose clocks may differ."""
-        values: Blocks = {
-            "w": Block("additive", {f"k{i}": float(i) for i in range(40)}),
-            DIGEST: Block("digest", {"count": clocks[0], "sum": 5}),
-        }
-        histories = histories_of(self.settings(2), self.model(2), self.spec)
-        parts = Cut(2).blocks(values)
-        for store, history, part, last in zip(
-            self.stores(2), histories, parts, clocks, strict=True
-        ):
-            clock = {self.partition: last}
-            state = SnapshotState("m", self.spec, "{}", (3, count), part, clock, control=control)
-            publish(store, history, state, None)
-
-    def reshard(self, after: int, before: int = 2) -> reshard.Resharded:
-        one = next(iter(reshard.specs_of(self.model(1), self.settings(1))))
-        said = Reshard(one, before, before, after, done=True, why="settings")
-        settings, model, loaded = self.settings(after), self.model(after), self.loaded(after)
-        return reshard.reshard(self.journal, settings, model, loaded, before, said)
-
-    def begun(self, shards: int) -> SnapshotState:
-        """What the servers of a lineage begin with, together."""
-        return cut_of(self.settings(shards), self.model(shards), self.loaded(shards).spec_hash)[1]
 
 
 @pytest.fixture
@@ -160,20 +97,6 @@ def test_a_cut_whose_later_rows_are_gone_is_not_taken(world: World) -> None:
     world.journal.trim("m", world.spec, 3, {world.partition: 6}, 1e9, 9)
     with pytest.raises(StartRefused, match="are no more in the journal"):
         world.reshard(3)
-
-
-def one(world: World) -> str:
-    return next(iter(reshard.specs_of(world.model(1), world.settings(1))))
-
-
-def decided(world: World, given: int, *, running: bool = False) -> int:
-    controls = world.journal.controls("m", 0)
-    return resharding.decided(controls, one(world), given, running=running)
-
-
-def saying(world: World, given: int, before: int, shards: int, *, done: bool = False) -> Reshard:
-    specs = reshard.specs_of(world.model(1), world.settings(1))
-    return reshard.saying(specs, given, before, shards, done=done, why="operator")
 
 
 def write(
@@ -300,13 +223,6 @@ def test_a_wish_is_fulfilled_or_answered(
     assert not challengers.resharded()
 
 
-def handed_on(world: World, shards: int) -> bool:
-    """Whether the server of a model with so many decides nothing any more."""
-    specs = reshard.specs_of(world.model(1), world.settings(1))
-    spec = next(spec for spec, n in specs.items() if n == shards)
-    return resharding.handed_on(world.journal.controls("m", 0), spec)
-
-
 def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(world: World) -> None:
     def which() -> list[int]:
         return [n for n in (1, 2, 3, 4) if handed_on(world, n)]
@@ -359,84 +275,6 @@ def test_the_running_service_says_how_many_servers_there_are(world: World) -> No
     assert (wish.given, wish.before, wish.shards, wish.was) == (3, 2, 3, world.spec)
 
 
-def newest_of(world: World, *, done: bool = False) -> Reshard:
-    found = resharding.newest(world.journal.controls("m", 0), one(world), done=done)
-    assert found is not None
-    return found[1]
-
-
-def test_a_wish_is_withdrawn_with_the_number_that_there_is(world: World) -> None:
-    Keys.from_file(world.settings(2).key_path)
-    settings = world.settings(2)
-    models._wish(settings, "m", 3, world.spec)
-    assert handed_on(world, 2)
-    assert models._wish(settings, "m", 2, world.spec) == (world.spec, 2, None)
-    assert not handed_on(world, 2), "who serves decides again"
-    assert (decided(world, 2), newest_of(world).why) == (2, "failed")
-    with pytest.raises(StartRefused, match="has 2 parameter servers"):
-        models._wish(settings, "m", 2, world.spec)
-
-
-def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    Keys.from_file(world.settings(2).key_path)
-    monkeypatch.setattr(models, "_LOOK_S", 0.0)
-    monkeypatch.setattr("online.service.run_file.running", lambda _: {})
-    settings = world.settings(2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
-    assert row is not None
-    monkeypatch.setattr(models, "_RESHARD_S", -1.0)
-    with pytest.raises(StartRefused, match=r"others have not begun in .* are no longer wished"):
-        models._wait_for_reshard(settings, "m", spec, row)
-    assert not handed_on(world, 2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
-    assert row is not None
-    reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True), row[0])
-    with pytest.raises(StartRefused, match="its replicas have not gone over"):
-        models._wait_for_reshard(settings, "m", spec, row)
-    assert newest_of(world).shards == 3, "what has begun is not withdrawn"
-
-
-@pytest.mark.parametrize("late", [True, False])
-def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
-    world: World, monkeypatch: pytest.MonkeyPatch, late: bool
-) -> None:
-    """Late: the lineage has begun already, and its row does not come before the other one."""
-    world.publish(1, 9, 9)
-    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
-    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
-
-    def meanwhile(step: Callable[..., Any]) -> Callable[..., Any]:
-        def taken(*given: Any) -> Any:
-            answer = step(*given)
-            others.pop()()
-            return answer
-
-        return taken
-
-    def again() -> None:
-        reshard.note(world.journal, "m", saying(world, 2, 2, 4))
-
-    def withdraw() -> None:
-        assert reshard.withdraw(world.journal, "m", one(world)) == 3
-
-    place, name = (reshard, "begin") if late else (handing_on, "_have_cut")
-    monkeypatch.setattr(place, name, meanwhile(getattr(place, name)))
-    for other, stands in ((withdraw, "failed"), (again, "operator")):
-        others = [other]
-        reshard.note(world.journal, "m", saying(world, 2, 2, 3))
-        why = "somebody else has decided" if late else "no longer are"
-        with pytest.raises(StartRefused, match=why):
-            handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
-        assert newest_of(world).why == stands
-        assert decided(world, 2) == 2
-    assert newest_of(world).shards == 4, "it is looked at next"
-    assert not newest_of(world).done
-    begun = any(c.kind == rewrites.BEGUN for c in world.journal.controls("m", 0))
-    assert begun == late
-
-
 def test_a_wish_is_told_again_if_the_journal_did_not_answer(world: World) -> None:
     def away() -> list[str]:
         raise JournalUnavailable("it is away")
@@ -459,32 +297,6 @@ def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     handing_on.take_back(world.journal, world.settings(2))
     specs = reshard.specs_of(world.model(1), world.settings(1))
     assert reshard.served(world.journal, "m", specs) == 2
-
-
-@pytest.mark.parametrize("away", [1, 99])
-def test_a_journal_that_is_away_is_asked_again_to_take_back(
-    world: World, monkeypatch: pytest.MonkeyPatch, away: int
-) -> None:
-    world.publish(1, 9, 9)
-    reshard.note(world.journal, "m", saying(world, 2, 2, 3))
-    reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True))
-    left, write = [away], world.journal.write_control
-
-    def unanswered(*given: Any) -> Any:
-        left[0] -= 1
-        if left[0] >= 0:
-            raise JournalUnavailable("it is away")
-        return write(*given)
-
-    monkeypatch.setattr(handing_on, "_TRY_S", 0.0)
-    monkeypatch.setattr(world.journal, "write_control", unanswered)
-    if away > 1:
-        with pytest.raises(JournalUnavailable):
-            handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
-        assert left[0] == away - handing_on._TRIES
-    else:
-        handing_on.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
-    assert handed_on(world, 2) == (away > 1)
 
 
 @pytest.mark.parametrize("fails", ["", "deploying", "untaken", "loading", "unread"])
