@@ -10,8 +10,8 @@ from paramserver import rewrites
 from paramserver.errors import (
     BanRefused,
     DecisionUncertain,
+    NothingDecided,
     PromoteRefused,
-    StoreUnavailable,
     Superseded,
 )
 from paramserver.lineage import decide, needed, replayed
@@ -208,8 +208,8 @@ class Decisions:
 
 
 def _controls(now: Serving) -> list[ControlInfo]:
-    """All control rows of the model.  Raises StoreUnavailable."""
+    """All control rows of the model.  Raises NothingDecided."""
     try:
         return list(now.store.controls(now.server.model, 0))
     except Exception as error:
-        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        raise NothingDecided(f"{type(error).__name__}: {error}") from error

@@ -56,9 +56,17 @@ class HandedOn(ParamServerError):
 
     model: str
     text = (
-        "nothing is decided about {model} while it gets another number of parameter servers, and "
-        "nothing was changed; ask again in some seconds"
+        "nothing is decided about {model} while it gets another number of parameter servers, which "
+        "may take minutes, and nothing was changed; ask again then, or withdraw that: online "
+        "models reshard, with the number that it has"
     )
+
+
+class NothingDecided(ParamServerError):
+    """The store did not tell what was decided before.  Nothing was changed."""
+
+    reason: str
+    text = "nothing was decided, for the store did not answer the parameter server: {reason}"
 
 
 class StartRefused(ParamServerError):

@@ -17,12 +17,12 @@ from paramserver.blocks import COUNT, Block, Blocks
 from paramserver.errors import (
     DecisionUncertain,
     HandedOn,
+    NothingDecided,
     PublishFailed,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
     StartRefused,
-    StoreUnavailable,
     Superseded,
 )
 from paramserver.parts import PART_KEYS
@@ -286,16 +286,15 @@ def decide(
 
     Raises:
         HandedOn: Another lineage takes this one's place, and would not know.  Nothing was written.
-        StoreUnavailable: Nothing was written.
+        NothingDecided: Nothing was written.
         Superseded: A newer server has the epoch.  Nothing was written.
         DecisionUncertain: It may stand.
     """
     try:
         known = store.controls(server.model, 0)
     except Exception as error:
-        raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-    if handed_on(known, server.spec):
-        raise HandedOn(server.model)
+        raise NothingDecided(f"{type(error).__name__}: {error}") from error
+    check_decides(known, server)
     fence = (server.spec, server.epoch)
     for attempt in range(_DECIDE_TRIES):
         try:
@@ -309,6 +308,12 @@ def decide(
                 reason = f"{type(error).__name__}: {error}"
                 raise DecisionUncertain(kind, key, reason) from error
     raise AssertionError("the loop returns or raises")
+
+
+def check_decides(known: Sequence[ControlInfo], server: Server) -> None:
+    """HandedOn: a server decides nothing any more; ``known``: all control rows of its model."""
+    if handed_on(known, server.spec):
+        raise HandedOn(server.model)
 
 
 def _lost(store: Store, server: Server, key: str) -> Superseded | None:

@@ -19,14 +19,14 @@ from paramserver.blocks import ADDITIVE, DENSE, ROWS, Blocks, array_of
 from paramserver.errors import (
     DecisionUncertain,
     HandedOn,
+    NothingDecided,
     RollbackRefused,
     SnapshotCorrupt,
     SnapshotFormat,
     SnapshotMissing,
-    StoreUnavailable,
     Superseded,
 )
-from paramserver.lineage import decide, needed, replayed
+from paramserver.lineage import check_decides, decide, needed, replayed
 from paramserver.running import Running, Serving
 from paramserver.sharing import Sharing
 from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
@@ -85,9 +85,11 @@ class Swapping:
         server, store, history = now
         try:
             ends = {p.id: p.end for p in store.partitions(server.model)}
-            since = store.controls(server.model, target.control)
+            known = store.controls(server.model, 0)
         except Exception as error:
             raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+        check_decides(known, server)  # before others keep snapshots for it
+        since = [control for control in known if control.seq > target.control]
         if any(clock > ends.get(p, 0) for p, clock in target.clock.items()):
             reason = "it has learned rows that the journal does not have"
             raise self._refusal(history, name, reason)
@@ -116,9 +118,11 @@ class Swapping:
                 return {"snapshot": None, "version": list(server.version), "undone": 0}
             name, target = self._newest_of(now, before)
             try:
-                loss = shortfall.accepted(store.controls(server.model, 0), server.spec)
+                known = store.controls(server.model, 0)
             except Exception as error:
                 raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+            check_decides(known, server)
+            loss = shortfall.accepted(known, server.spec)
             if loss is not None and target.version < loss.note.version:
                 reason = f"{loss.note.events:,} events since are lost from the journal"
                 raise self._refusal(history, name, reason)
@@ -223,7 +227,7 @@ class Swapping:
                 note = msgspec.structs.replace(note, snapshot=base)
                 try:
                     answer = self._rewrite(now, note, state)
-                except (HandedOn, StoreUnavailable, Superseded):  # nothing names it
+                except (HandedOn, NothingDecided, Superseded):  # nothing names it
                     withdraw_pinned(history, base)
                     raise
             with contextlib.suppress(Exception):  # else a start goes over the row to the base

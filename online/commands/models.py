@@ -288,7 +288,8 @@ def reshard(
 
     The new ones begin with what the old ones hold at one moment, and learn what came since; then
     the replicas go over.  A service with `cluster: embedded` is stopped, and started with another
-    `shards` in its settings file.  Exit code 1 if it was refused; what serves goes on then.
+    `shards` in its settings file.  Exit code 1 if it was refused; what serves goes on then.  Until
+    the new ones have begun, the number that it has withdraws the wish; so do four minutes.
 
     Example: online models reshard clicks --shards 4
     """
@@ -297,8 +298,14 @@ def reshard(
     client, settings = context.connect(), context.settings()
     name = pick(client, model, "NAME")
     serves = running(settings.state_dir).get("specs", {}).get(name)  # its journal is written here
-    spec, before = _wish(settings, name, shards, serves)
-    _wait_for_reshard(settings, name, spec)
+    spec, before, wish = _wish(settings, name, shards, serves)
+    if wish is None:
+        if context.as_json:
+            print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
+            return
+        print(f"{name}: another number is no longer wished; {before} parameter servers serve")
+        return
+    _wait_for_reshard(settings, name, spec, wish)
     if context.as_json:
         print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
         return
@@ -306,8 +313,12 @@ def reshard(
     print(f"  to make it permanent, write `shards: {shards}` into the settings file")
 
 
-def _wish(settings: Settings, name: str, shards: int, serves: str | None) -> tuple[str, int]:
+def _wish(
+    settings: Settings, name: str, shards: int, serves: str | None
+) -> tuple[str, int, tuple[int, str] | None]:
     """Write the wish down; the spec that is to serve, and how many servers do so now.
+
+    Last is the wish's row, and the spec of one server; None: one that stood was withdrawn.
 
     ``serves``: the spec that does: the file may have been changed since the service has read it.
 
@@ -338,8 +349,13 @@ def _wish(settings: Settings, name: str, shards: int, serves: str | None) -> tup
             "Start the service again with the file, or name the one that it was started with: "
             "--config",
         )
+    one = next(iter(by_spec))
     if now == shards:
-        raise StartRefused(f"model {name} has {shards} parameter servers", "Name another number")
+        with contextlib.closing(open_journal(settings)) as journal:
+            if resharding.withdraw(journal, name, one) is None:
+                said = f"model {name} has {shards} parameter servers"
+                raise StartRefused(said, "Name another number")
+        return serves, now, None
     try:
         wanted = serving.made_as({"shards": shards})
     except ValueError as error:
@@ -352,26 +368,38 @@ def _wish(settings: Settings, name: str, shards: int, serves: str | None) -> tup
     with contextlib.closing(open_journal(settings)) as journal:
         resharding.check_can(journal.controls(name, 0), name, serves)
         wish = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
-        resharding.note(journal, name, wish)
-    return spec, now
+        seq = resharding.note(journal, name, wish)
+    return spec, now, (seq, one)
 
 
-def _wait_for_reshard(settings: Settings, name: str, spec: str) -> None:
-    """Until every replica answers with the spec.  Raises StartRefused: it has failed."""
+def _wait_for_reshard(settings: Settings, name: str, spec: str, wish: tuple[int, str]) -> None:
+    """Until every replica answers with the spec.  Raises StartRefused: it has failed.
+
+    What was not begun by then is no longer wished: nothing can be decided meanwhile.
+    """
+    from online.rebuild.reshard import withdraw
     from online.service.run_file import running
     from online.settings.places import open_journal
     from paramserver.resharding import RESHARD
 
-    deadline = time.monotonic() + _RESHARD_S
+    (seq, one), deadline = wish, time.monotonic() + _RESHARD_S
     while running(settings.state_dir).get("specs", {}).get(name) != spec:
         with contextlib.closing(open_journal(settings)) as journal:
-            said = [c.payload for c in journal.controls(name, 0) if c.kind == RESHARD][-1]
-        if json.loads(said)["why"] == "failed":
+            since = [c.payload for c in journal.controls(name, seq) if c.kind == RESHARD]
+            late = time.monotonic() > deadline
+            if late and not since and withdraw(journal, name, one, seq) is not None:
+                raise StartRefused(
+                    f"{name} has the parameter servers that it had: others have not begun in "
+                    f"{_RESHARD_S:.0f} s, and are no longer wished",
+                    "See what `online serve` says",
+                )
+        if any(json.loads(said)["why"] == "failed" for said in since):
             raise StartRefused(
-                f"{name} has the parameter servers that it had: others could not be started",
+                f"{name} has the parameter servers that it had: others could not be started, or "
+                "are no longer wished",
                 "See what `online serve` says",
             )
-        if time.monotonic() > deadline:
+        if late:
             raise StartRefused(
                 f"{name} is to have other parameter servers, and its replicas have not gone over "
                 f"in {_RESHARD_S:.0f} s",

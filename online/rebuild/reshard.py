@@ -90,17 +90,49 @@ def served(journal: Journal, model: str, specs: Mapping[str, int]) -> int | None
     return specs[max(written, key=lambda p: p.id).spec] if written else None
 
 
-def note(journal: Journal, model: str, said: Reshard) -> None:
-    """Write down what is wished, or what is.  StartRefused: another row came first."""
-    known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
-    after = 0 if known is None else known[0]
+def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -> int:
+    """Write down what is wished, or what is; the number of the row.
+
+    ``wish``: number of the one that it answers; None: it may come after any other row.
+
+    Raises StartRefused: another row came first.
+    """
+    if (after := wish) is None:
+        known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
+        after = 0 if known is None else known[0]
     key = f"{RESHARD}:{said.spec[:16]}:{after}"
     payload = msgspec.json.encode(said)
-    if journal.write_control(model, RESHARD, key, payload)[0].payload != payload:
+    row, _ = journal.write_control(model, RESHARD, key, payload)
+    if row.payload != payload:
         raise StartRefused(
             f"model {model}: somebody else has decided just now how many parameter servers it has",
             "Ask again",
         )
+    return row.seq
+
+
+def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -> int | None:
+    """Take a wish back, unless it is fulfilled; the number of servers wished, None: nothing is.
+
+    Parameters:
+        spec: Hash of the spec with one server.
+        wish: Number of the wish; None: whichever stands.
+
+    Raises StartRefused: somebody answers it just now.
+    """
+    found = resharding.newest(journal.controls(model, 0), spec, done=False)
+    if found is None or found[1].done or wish not in (None, found[0]):
+        return None
+    seq, said = found
+    note(journal, model, failed(said, said.before), seq)
+    return said.shards
+
+
+def failed(said: Reshard, back: int) -> Reshard:
+    """Say that what was wished, or has begun, does not stand; ``back``: the number that does."""
+    return Reshard(
+        said.spec, said.given, said.shards, back, True, "failed", said.serves, said.was
+    )  # fmt: skip
 
 
 def check_can(controls: Sequence[Control], model: str, spec: str) -> None:
@@ -126,6 +158,7 @@ def reshard(
     loaded: Loaded,
     before: int,
     said: Reshard,
+    wish: int | None = None,
 ) -> Resharded:
     """Let the model's lineage begin with what it had learned with another number of servers.
 
@@ -133,8 +166,10 @@ def reshard(
         model, loaded: With the number that it is to have.
         before: The number that it had.
         said: What is written down when it has begun.
+        wish: Number of the wish that this fulfils; None: of none.
 
-    Raises StartRefused: there is no cut, or what it holds can't be handed on.
+    Raises StartRefused: there is no cut, what it holds can't be handed on, or the wish was
+    withdrawn.
     """
     was = model.model_copy(update={"shards": before})
     spec = next(s for s, n in specs_of(model, settings).items() if n == before)
@@ -142,7 +177,7 @@ def reshard(
     name, state = cut_of(settings, was, spec)
     lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, "sum")
     begin(journal, lineage, state, histories_of(settings, model, loaded.spec_hash))
-    note(journal, model.name, said)
+    note(journal, model.name, said, wish)
     return Resharded(model.name, before, model.shards, name, digest_of(state.values)[0])
 
 

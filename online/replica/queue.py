@@ -24,14 +24,15 @@ _GATHER_S: Final = 0.004
 """So soon after the last one a small commit begins, beside predictions, only if all who may send
 are there: events that come one by one would have a commit and a pass for every other one."""
 _BESIDE: Final = 1.5
-"""Predictions for each event that waits; with fewer, nobody else wants the loop."""
+"""Predictions and choices for each event that waits; with fewer, nobody else wants the loop."""
 
 
 class Queue:
     """Requests that wait for a commit, in the order in which they came.
 
     Parameters:
-        counts: What is refused is counted there, by the reason; predictions are, by others.
+        counts: What is refused is counted there, by the reason; others count predictions and
+            choices there.
         answers: Who waits for an answer.
     """
 
@@ -42,7 +43,7 @@ class Queue:
         self._waiting: deque[Waiting] = deque()
         self._rows = 0  # those being written too
         self._requests, self._most = 0, 0  # that wait; that had no answer at the same time of late
-        self._begun_s, self._predicted = -math.inf, 0
+        self._begun_s, self._asked_before = -math.inf, 0
         self._more: asyncio.Future[None] | None = None
 
     def __len__(self) -> int:
@@ -57,11 +58,14 @@ class Queue:
         if self._answers.requests > 1 and self._is_small():
             for _ in range(_TURNS):
                 await asyncio.sleep(0)
-            if self._counts["predictions"] - self._predicted > _BESIDE * self._requests:
+            if self._asked() - self._asked_before > _BESIDE * self._requests:
                 await self._gather()
         self._begun_s = asyncio.get_running_loop().time()
-        self._predicted = self._counts["predictions"]
+        self._asked_before = self._asked()
         return self._take()
+
+    def _asked(self) -> int:
+        return self._counts["predictions"] + self._counts["choices"]
 
     async def _gather(self) -> None:
         """Wait for as many requests as had no answer at the same time of late, within bounds."""

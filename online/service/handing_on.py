@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
 from online.models.from_settings import load_model
 from online.models.load import Loaded
@@ -26,13 +27,17 @@ from paramserver import resharding
 from paramserver.errors import ParamServerError
 from paramserver.lineage import Lineage, begin_epoch
 from paramserver.resharding import Reshard
+from replay.errors import ReplayError
 from replay.journal.base import Journal
 
 _SNAPSHOTS: Final = 2  # are asked for; if they are of other rows the newest cut that there is does
-_SNAPSHOT_S: Final = 60.0  # for one of them
+_SNAPSHOT_S: Final = 60.0  # for one of them; of a large table it may take longer
+_DECIDED_S: Final = 60.0  # until what was begun before the wish is decided
 _LOOKS: Final = 20  # whether the others have published theirs
 _PAUSE_S: Final = 0.1
 _NOTES: Final = 20  # if others write rows at the same time
+_TRIES: Final = 5  # if the journal does not answer
+_TRY_S: Final = 1.0
 
 
 def at_start(
@@ -117,11 +122,12 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
             found = resharding.newest(controls, one, done=False)
             if found is None or found[1].done or found[1].shards == model.shards:
                 continue
-            wish = found[1]
+            seq, wish = found
             try:
-                done = _handed_on(journal, settings, model, specs[model.name], wish)
+                done = _handed_on(journal, settings, model, specs[model.name], seq, wish)
             except (OnlineError, ParamServerError, OSError) as error:
-                _fail(journal, model, wish, model.shards)
+                with contextlib.suppress(StartRefused):  # it was withdrawn, or another is wished
+                    reshard.note(journal, model.name, reshard.failed(wish, model.shards), seq)
                 if isinstance(error, OnlineError):
                     raise
                 raise StartRefused(f"model {model.name}: {error}", "Ask again") from error
@@ -129,26 +135,30 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
 
 
 def _handed_on(
-    journal: Journal, settings: Settings, before: ModelSettings, spec: str, wish: Reshard
+    journal: Journal, settings: Settings, before: ModelSettings, spec: str, seq: int, wish: Reshard
 ) -> reshard.Resharded:
     model = before.made_as({"shards": wish.shards})
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
     _have_cut(journal, settings, before, spec)
     specs = reshard.specs_of(before, settings)
+    if resharding.newest(journal.controls(model.name, seq), wish.spec, done=False) is not None:
+        problem = f"model {model.name}: other parameter servers were wished, and no longer are"
+        raise StartRefused(problem, "What serves goes on")
     said = reshard.saying(specs, wish.given, before.shards, wish.shards, done=True, why=wish.why)
-    return reshard.reshard(journal, settings, model, loaded, before.shards, said)
+    return reshard.reshard(journal, settings, model, loaded, before.shards, said, seq)
 
 
 def _have_cut(journal: Journal, settings: Settings, model: ModelSettings, spec: str) -> None:
     """Have the servers publish snapshots of the same rows, if they can.
 
-    A server of a large table takes long for one, so none is asked for beside another.  Who has
-    answered decides nothing any more that it had begun before the wish; who has not is superseded.
+    Whoever has decided what it had begun before the wish decides nothing more; who does not say so
+    is superseded, and not who writes a large table for long: no other is asked for beside that.
     """
-    for n in range(_SNAPSHOTS):
-        if not parameter_servers.publishes(model.name, spec, _SNAPSHOT_S) and not n:
-            begin_epoch(journal, Lineage(model.name, spec, "", "sum"))
+    if not parameter_servers.has_decided(model.name, spec, _DECIDED_S):
+        begin_epoch(journal, Lineage(model.name, spec, "", "sum"))
+    for _ in range(_SNAPSHOTS):
+        parameter_servers.publishes(model.name, spec, _SNAPSHOT_S)
         for _ in range(_LOOKS):
             if is_cut(settings, model, spec):
                 return
@@ -156,14 +166,31 @@ def _have_cut(journal: Journal, settings: Settings, model: ModelSettings, spec: 
 
 
 def _fail(journal: Journal, model: ModelSettings, wish: Reshard, back: int) -> None:
-    said = Reshard(wish.spec, wish.given, wish.shards, back, True, "failed", wish.serves, wish.was)
     for left in reversed(range(_NOTES)):
         try:
-            return reshard.note(journal, model.name, said)
+            reshard.note(journal, model.name, reshard.failed(wish, back))
+            return
         except StartRefused:
             if not left:
                 raise
-    return None
+
+
+def take_all_back(journal: Journal, specs: Mapping[str, str], was: Settings) -> None:
+    """Let what served before stand, promoted models and numbers of servers.
+
+    ``specs``: those that served.  A journal that does not answer is asked again for some seconds.
+
+    Raises ReplayError: it does not answer still.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            promotion.take_back_all(journal, specs)
+            take_back(journal, was)
+            return
+        except ReplayError:
+            if not left:
+                raise
+            time.sleep(_TRY_S)
 
 
 def take_back(journal: Journal, was: Settings) -> None:

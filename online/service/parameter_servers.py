@@ -177,14 +177,26 @@ def heard_of(name: str, spec: str) -> set[str]:
     return {replica for replica, seen in replicas.items() if seen["age_s"] < _LIVE_S}
 
 
+def has_decided(name: str, spec: str, wait_s: float) -> bool:
+    """Whether a model's server is through with what it was deciding; else it may not live.
+
+    A snapshot that is being written does not hold this up.
+    """
+    return _answers(name, spec, "confirm", wait_s)
+
+
 def publishes(name: str, spec: str, wait_s: float) -> bool:
     """Have a model's server publish what it has; whether it answered, be it that it can't."""
+    return _answers(name, spec, "snapshot", wait_s)
+
+
+def _answers(name: str, spec: str, method: str, wait_s: float) -> bool:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
     try:
-        asked = ray.get_actor(server_name(name, spec), "online").snapshot.remote()
-        ray.get(asked, timeout=wait_s)
+        handle = ray.get_actor(server_name(name, spec), "online")
+        ray.get(getattr(handle, method).remote(), timeout=wait_s)
     except RayTaskError:
         return True
     except (ValueError, RayError):  # a timeout is one, too

@@ -195,8 +195,7 @@ class Service:
         self._tending = Tending(settings.limits.standstill_s, progress)
         self._started_s = time.monotonic()
         self._patience = Patience(settings.start_wait_s)
-        self._version = 0  # of the replicas' settings
-        self._incomplete = False  # a change of them
+        self._version, self._incomplete = 0, False  # of the replicas' settings; a change of them
         self._code = code_hash()
         self._facts: dict[str, Any] = {}
         self._ending = threading.RLock()
@@ -381,13 +380,14 @@ class Service:
             except Exception as error:
                 self._loaded, self._settings = were, was
                 parameter_servers.end(parameter_servers.of_all(settings, specs))
-                if specs or not isinstance(error, ReplayError):  # else it is tried again
-                    promotion.take_back_all(journal, self._specs())
-                    handing_on.take_back(journal, was)
-                if self._version != version:
-                    self._version += 1
-                    self._deploy(was)
-                self._challengers.start(was)
+                try:
+                    if specs or not isinstance(error, ReplayError):  # else it is tried again
+                        handing_on.take_all_back(journal, self._specs(), was)
+                finally:
+                    if self._version != version:
+                        self._version += 1
+                        self._deploy(was)
+                    self._challengers.start(was)
                 raise
         self._note()
         left = parameter_servers.of_all(was, changed)

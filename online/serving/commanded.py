@@ -10,6 +10,7 @@ from paramserver.errors import (
     BanRefused,
     ForgetRefused,
     HandedOn,
+    NothingDecided,
     NotReady,
     ParamServerError,
     PromoteRefused,
@@ -19,6 +20,7 @@ from paramserver.errors import (
 )
 
 _LIST: Final = "`online snapshot list` names those that are kept"
+_HANDED_ON_S: Final = 30  # servers of large tables take minutes to begin
 
 
 def refused(error: ParamServerError) -> RequestError:
@@ -39,9 +41,11 @@ def refused(error: ParamServerError) -> RequestError:
     if isinstance(error, BanRefused):
         other = "Unban one, take its token away, or raise limits.banned_max"
         return RequestError(422, "ban_refused", text, "source", other)
-    if isinstance(error, NotReady | HandedOn):
-        same = "Nothing was changed; ask again"
-        return RequestError(503, "server_unavailable", text, None, same, 1)
+    if isinstance(error, NotReady | NothingDecided | HandedOn):
+        same, after_s = "Nothing was changed; ask again", 1
+        if isinstance(error, HandedOn):
+            after_s = _HANDED_ON_S
+        return RequestError(503, "server_unavailable", text, None, same, after_s)
     if error.definite:
         return RequestError(422, "refused", text, None, hint)
     return RequestError(503, "server_unavailable", text, None, hint)

@@ -86,25 +86,26 @@ class Null(NamedTuple):
 class Newest:
     """Finds generations that are too old in counts that only grow, by looking at new keys alone.
 
-    A dictionary has new keys at its end.  One that was not looked at last, or that has become
+    A dictionary has new keys at its end.  One that is not the block's last one, or that has become
     smaller, is looked at whole, and so is one in which a generation begins.
     """
 
     def __init__(self) -> None:
-        self._seen: dict[str, float] = {}
-        self._many = self._newest = 0
+        self._of: dict[str, tuple[dict[str, float], int, int]] = {}  # by block: it, keys, newest
 
-    def keep(self, data: dict[str, float]) -> dict[str, float] | None:
+    def keep(self, data: dict[str, float], block: str = LOSSES) -> dict[str, float] | None:
         """The counts without the generations that are too old; None: there are none of those."""
-        known = data is self._seen and len(data) >= self._many
-        came = _generations(islice(reversed(data), len(data) - self._many) if known else data)
-        if known and max(came, default=self._newest) > self._newest:
+        seen, many, newest = self._of.get(block, ({}, 0, 0))
+        known = data is seen and len(data) >= many
+        came = _generations(islice(reversed(data), len(data) - many) if known else data)
+        if known and max(came, default=newest) > newest:
             known, came = False, _generations(data)
-        newest = self._newest if known else max(came, default=0)
+        if not known:
+            newest = max(came, default=0)
         kept, oldest = data, newest - _GENERATIONS
         if came and min(came) <= oldest:
             kept = {key: n for key, n in data.items() if _generation(key) > oldest}
-        self._seen, self._many, self._newest = kept, len(kept), newest
+        self._of[block] = kept, len(kept), newest
         return None if kept is data else kept
 
 

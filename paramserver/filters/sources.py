@@ -53,7 +53,7 @@ def keep_bounds(
             for source in keys:
                 data[source] = min(max(data[source], -EVIDENCE_MAX), EVIDENCE_MAX)
     for name in LOSS_BLOCKS & (touched.keys() or values.keys()):
-        kept = newest.keep(values[name].data)
+        kept = newest.keep(values[name].data, name)
         if kept is not None:  # anew: a snapshot may hold the old ones
             values[name].data = kept
     blocks = [block for name, block in values.items() if _is_of_sources(name)]

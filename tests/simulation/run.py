@@ -12,6 +12,7 @@ Exit code 1: a seed has failed, or a mutant was not noticed.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import gc
 import os
 import sys
@@ -28,6 +29,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sim_loop import SimThread
@@ -40,11 +43,13 @@ import online.replica.follower
 import online.replica.journal_threads
 import online.replica.queue
 import paramserver.actor
+from online.replica.queue import Queue
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.pieces import Pieces
 from paramserver.state import SnapshotState
 
 CHUNK = 50
+_GATHER_S = online.replica.queue._GATHER_S
 NOT_FAULTS = frozenset(
     {"restart", "superseded", "label ban", "release", "taught again", "label by default"}
 )
@@ -107,18 +112,43 @@ def folder() -> Iterator[Path]:
         yield Path(made)
 
 
+@contextmanager
+def gathering(counts: Counter[str] | None) -> Iterator[None]:
+    """Let small commits wait, and count those that do; None: none does."""
+    if counts is None:
+        yield
+        return
+    step = Queue._gather
+
+    async def gather(self: Queue) -> None:
+        begun_s = asyncio.get_running_loop().time()
+        await step(self)
+        counts["gathered"] += asyncio.get_running_loop().time() > begun_s
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(online.replica.queue, "_GATHER_S", _GATHER_S)
+        patched.setattr(online.replica.queue, "_BESIDE", -1.0)
+        patched.setattr(Queue, "_gather", gather)
+        yield
+
+
 def run_seeds(
-    seeds: Sequence[int], name: str | None = None, given: Mapping[str, Any] | None = None
+    seeds: Sequence[int],
+    name: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    gathers: bool = False,
 ) -> Outcome:
     """Run seeds, of a mutant if it is named (then no further than the first that notices it).
 
-    ``given``: what is the same in the climate of all of them, of no mutant.
+    Parameters:
+        given: What is the same in the climate of all of them, of no mutant.
+        gathers: Whether small commits wait for others' rows, as beside many predictions.
     """
     vfs, mutant, out = machine(), MUTANTS[name] if name else Mutant(climate=given or {}), Outcome()
     climate: dict[str, Any] = {}
     if name or given:
         climate = {"background": False, "peers": False, **mutant.climate}
-    with folder() as where, mutant.applied():
+    with folder() as where, mutant.applied(), gathering(out.counts if gathers else None):
         for n, seed in enumerate(seeds):
             world = World(vfs, where, seed, faulty=mutant.faulty, climate=climate)
             gc.disable()

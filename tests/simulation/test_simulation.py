@@ -108,6 +108,14 @@ def test_several_servers_of_one_model_are_as_one(
     assert met <= out.counts.keys(), f"{out.counts}"
 
 
+def test_rows_whose_small_commits_wait_for_others_are_learned_once(
+    processes: ProcessPoolExecutor,
+) -> None:
+    out = processes.submit(run.run_seeds, range(7000, 7012), None, None, True).result()
+    assert not out.failures, "\n".join(f"{seed}: {message}" for seed, message in out.failures)
+    assert out.counts["gathered"], "a commit has waited"
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_mutant_is_noticed(name: str, hunts: dict[str, Future[Any]]) -> None:
     found = hunts[name].result()

@@ -14,7 +14,6 @@ from server_world import LINEAGE, Control, Died, Info, World, learned, sync, val
 from paramserver import errors, wire
 from paramserver.actor import ServerSettings
 from paramserver.lineage import publish
-from paramserver.resharding import RESHARD, Reshard
 from paramserver.rewrites import Rollback
 from paramserver.snapshots.store import Retention
 from paramserver.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
@@ -65,29 +64,6 @@ def test_an_upgrade_is_decided_once_and_leaves_the_values(world: Any) -> None:
     assert newest(world.store.control, UPGRADE, Upgrade) == (3, Upgrade(True))
     assert sync(server).control == sync(world.serving()).control == 3
     assert value(server) == 4.0
-
-
-# -- another number of servers ---------------------------------------------------------------------
-
-
-def test_nothing_is_decided_while_another_number_of_servers_begins(world: Any) -> None:
-    """The lineage that begins would not know it, or would refuse to start after it."""
-    server = learned(world, 4, 6)
-    wish = Reshard("one", 2, 2, 3, False, "operator", LINEAGE.spec, "3" * 64)
-    failed = Reshard("one", 2, 3, 2, True, "failed", "3" * 64, LINEAGE.spec)
-    said = [Control(1, RESHARD, "a", msgspec.json.encode(wish))]
-    world.store.control += said
-    for decide in (
-        lambda: server.rollback("1-1"), server.freeze, lambda: server.ban("bot", True)
-    ):  # fmt: skip
-        with pytest.raises(errors.HandedOn, match="ask again in some seconds") as told:
-            decide()
-        assert told.value.definite
-    assert world.store.control == said
-    assert (sync(server).rewrite, sync(server).frozen, value(server)) == (0, False, 6.0)
-    world.store.control.append(Control(2, RESHARD, "b", msgspec.json.encode(failed)))
-    assert server.rollback("1-1")["control"] == 3
-    assert (value(server), server.freeze()["frozen"]) == (4.0, 4)
 
 
 # -- rollback --------------------------------------------------------------------------------------

@@ -9,12 +9,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from reshard_world import World, decided, handed_on, one, saying
 
 from online.challenger import promotion
 from online.commands import models
 from online.errors import StartRefused
-from online.learning.counters import DIGEST
-from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
@@ -23,72 +22,10 @@ from online.service.challengers import Challengers
 from online.service.check_state import Models
 from online.service.service import Service
 from online.settings.config import Settings
-from online.settings.model import ModelSettings
-from online.settings.places import open_journal
-from online.settings.whole import cut_of, histories_of
+from online.settings.whole import histories_of
 from paramserver import resharding, rewrites
-from paramserver.blocks import Block, Blocks
-from paramserver.lineage import Lineage, begin_epoch, publish
 from paramserver.resharding import Reshard
-from paramserver.shards import Cut, ShardStore
-from paramserver.state import SnapshotState
-from paramserver.store import Store
 from replay.errors import JournalUnavailable
-from replay.journal.base import Journal, NewRow, Verdict
-
-
-class World:
-    """A state folder whose model was served by two servers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.journal: Journal = open_journal(self.settings(2))
-        self.spec = self.loaded(2).spec_hash
-        self.partition = self.journal.register("m", "r", self.spec, 0.0).id
-        rows = [NewRow(bytes([i]) * 16, f"e{i}", "s", Verdict.ACCEPTED, b"", 0.0) for i in range(9)]
-        self.journal.append(self.partition, 0, rows)
-        self.lineage = Lineage("m", self.spec, "{}", "sum")
-        for store in self.stores(2):
-            for _ in range(3):
-                begin_epoch(store, self.lineage)
-
-    def settings(self, shards: int) -> Settings:
-        model = {"name": "m", "task": "binary", "learner": "ftrl", "shards": shards}
-        return Settings.model_validate({"state_dir": self.folder, "models": [model]})
-
-    def model(self, shards: int) -> ModelSettings:
-        return self.settings(shards).models[0]
-
-    def loaded(self, shards: int) -> Loaded:
-        return load_model(self.model(shards), self.settings(shards), b"\0" * 32)
-
-    def stores(self, shards: int) -> list[Store]:
-        return [self.journal, *(ShardStore(self.journal, k) for k in range(1, shards))]
-
-    def publish(self, count: int, *clocks: int, control: int = 0) -> None:
-        """Snapshots of both servers, whose clocks may differ."""
-        values: Blocks = {
-            "w": Block("additive", {f"k{i}": float(i) for i in range(40)}),
-            DIGEST: Block("digest", {"count": clocks[0], "sum": 5}),
-        }
-        histories = histories_of(self.settings(2), self.model(2), self.spec)
-        parts = Cut(2).blocks(values)
-        for store, history, part, last in zip(
-            self.stores(2), histories, parts, clocks, strict=True
-        ):
-            clock = {self.partition: last}
-            state = SnapshotState("m", self.spec, "{}", (3, count), part, clock, control=control)
-            publish(store, history, state, None)
-
-    def reshard(self, after: int, before: int = 2) -> reshard.Resharded:
-        one = next(iter(reshard.specs_of(self.model(1), self.settings(1))))
-        said = Reshard(one, before, before, after, done=True, why="settings")
-        settings, model, loaded = self.settings(after), self.model(after), self.loaded(after)
-        return reshard.reshard(self.journal, settings, model, loaded, before, said)
-
-    def begun(self, shards: int) -> SnapshotState:
-        """What the servers of a lineage begin with, together."""
-        return cut_of(self.settings(shards), self.model(shards), self.loaded(shards).spec_hash)[1]
 
 
 @pytest.fixture
@@ -160,20 +97,6 @@ def test_a_cut_whose_later_rows_are_gone_is_not_taken(world: World) -> None:
     world.journal.trim("m", world.spec, 3, {world.partition: 6}, 1e9, 9)
     with pytest.raises(StartRefused, match="are no more in the journal"):
         world.reshard(3)
-
-
-def one(world: World) -> str:
-    return next(iter(reshard.specs_of(world.model(1), world.settings(1))))
-
-
-def decided(world: World, given: int, *, running: bool = False) -> int:
-    controls = world.journal.controls("m", 0)
-    return resharding.decided(controls, one(world), given, running=running)
-
-
-def saying(world: World, given: int, before: int, shards: int, *, done: bool = False) -> Reshard:
-    specs = reshard.specs_of(world.model(1), world.settings(1))
-    return reshard.saying(specs, given, before, shards, done=done, why="operator")
 
 
 def write(
@@ -267,6 +190,7 @@ def test_a_wish_is_fulfilled_or_answered(
         world.publish(len(asked), 9, 9 if cut else 8)
         return True
 
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", publishes)
     monkeypatch.setattr(handing_on, "_PAUSE_S", 0.0)
     challengers, serving = Challengers(), {"m": world.spec}
@@ -299,13 +223,6 @@ def test_a_wish_is_fulfilled_or_answered(
     assert not challengers.resharded()
 
 
-def handed_on(world: World, shards: int) -> bool:
-    """Whether the server of a model with so many decides nothing any more."""
-    specs = reshard.specs_of(world.model(1), world.settings(1))
-    spec = next(spec for spec, n in specs.items() if n == shards)
-    return resharding.handed_on(world.journal.controls("m", 0), spec)
-
-
 def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(world: World) -> None:
     def which() -> list[int]:
         return [n for n in (1, 2, 3, 4) if handed_on(world, n)]
@@ -330,9 +247,13 @@ def test_from_the_wish_on_what_served_decides_nothing_until_it_serves_again(worl
 def test_who_does_not_answer_after_the_wish_decides_nothing_any_more(
     world: World, monkeypatch: pytest.MonkeyPatch, answers: bool
 ) -> None:
-    """It may have begun a decision before the wish, and stand still since."""
+    """It may have begun a decision before the wish, and stand still since.
+
+    A snapshot that takes long says nothing of that.
+    """
     world.publish(1, 9, 9)
-    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: answers)
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: answers)
+    monkeypatch.setattr(parameter_servers, "publishes", lambda *_: False)
     reshard.note(world.journal, "m", saying(world, 2, 2, 3))
     handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
     assert world.journal.head("m", world.spec).epoch == (3 if answers else 4)
@@ -346,7 +267,8 @@ def test_the_running_service_says_how_many_servers_there_are(world: World) -> No
         models._wish(edited, "m", 2, world.spec)
     with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
         models._wish(edited, "m", 4, "0" * 64)
-    assert models._wish(edited, "m", 3, world.spec) == (world.loaded(3).spec_hash, 2)
+    spec, now, row = models._wish(edited, "m", 3, world.spec)
+    assert (spec, now, row) == (world.loaded(3).spec_hash, 2, (1, one(world)))
     found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
     assert found is not None
     wish = found[1]
@@ -377,11 +299,12 @@ def test_what_can_not_be_served_is_taken_back(world: World) -> None:
     assert reshard.served(world.journal, "m", specs) == 2
 
 
-@pytest.mark.parametrize("fails", ["", "deploying", "loading", "unread"])
+@pytest.mark.parametrize("fails", ["", "deploying", "untaken", "loading", "unread"])
 def test_a_service_goes_over_to_the_number_that_is_wished(
     world: World, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     started: list[str] = []
+    deployed: list[int] = []
     ended: list[dict[str, str]] = []
 
     def start_or_get(name: str, *_: object, shard: object) -> Callable[[], str]:
@@ -389,13 +312,14 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         return lambda: name
 
     def deploy(_: object, settings: Settings, *__: object) -> None:
-        if fails == "deploying" and settings.models[0].shards == 3:
+        deployed.append(settings.models[0].shards)
+        if fails in ("deploying", "untaken") and settings.models[0].shards == 3:
             raise StartRefused("no replica starts", "Mend it")
 
     def load(_: Models) -> dict[str, Loaded]:
         raise StartRefused("no replica starts", "Mend it")
 
-    def unread(_: Models) -> dict[str, Loaded]:
+    def unread(*_: object) -> dict[str, Loaded]:
         raise JournalUnavailable("it is away")
 
     Keys.from_file(world.settings(2).key_path)
@@ -403,6 +327,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])
+    monkeypatch.setattr(parameter_servers, "has_decided", lambda *_: True)
     monkeypatch.setattr(parameter_servers, "publishes", lambda *_: True)
     monkeypatch.setattr("online.service.rollout.deploy", deploy)
     monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: not fails)
@@ -416,9 +341,16 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
     with monkeypatch.context() as broken:
         if fails in ("loading", "unread"):
             broken.setattr(Models, "load", load if fails == "loading" else unread)
+        if fails == "untaken":
+            broken.setattr(handing_on, "_TRY_S", 0.0)
+            broken.setattr(promotion, "take_back_all", unread)
         if fails:
             with pytest.raises((StartRefused, JournalUnavailable), match=r"no replica|is away"):
                 service.go_over()
+            assert deployed[1:] == ([2] if deployed else []), "what served is served again"
+    if fails == "untaken":  # the journal says still that the others serve
+        assert decided(world, 2) == 3
+        handing_on.take_all_back(world.journal, service._specs(), world.settings(2))
     if fails in ("", "unread"):  # what the journal did not answer to is tried again
         service.go_over()
         fails = ""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 from replica_world import World, play, row, until
@@ -20,6 +20,7 @@ from replay.journal.base import Appended, NewRow
 from replay.journal.sqlite import SqliteJournal
 
 CALLERS, ROUNDS = 4, 6
+T = TypeVar("T")
 
 
 class Gated(SqliteJournal):
@@ -94,20 +95,30 @@ class Line:
     def answer(self, n: int) -> None:
         self.answers.requests -= n
 
-    async def take(self, *, predictions: int = 100) -> list[str]:
-        """Begin a commit, before which so many predictions were answered."""
-        self.counts["predictions"] += predictions
+    async def take(self, *, n: int = 100, counted: str = "predictions") -> list[str]:
+        """Begin a commit, before which so many predictions, or others, were answered."""
+        self.counts[counted] += n
         batch = await self.queue.next_batch()
         return [one.rows[0].event_id for one in batch]
 
 
-async def three_who_come_one_by_one(predictions: int = 100) -> list[str]:
+def bounded(scene: Coroutine[Any, Any, T]) -> T:
+    """Result of a scene; whatever waits without an end in it fails."""
+
+    async def run() -> T:
+        async with asyncio.timeout(60):
+            return await scene
+
+    return asyncio.run(run())
+
+
+async def three_who_come_one_by_one(n: int = 100, counted: str = "predictions") -> list[str]:
     line = Line()
     line.send("a", "b", "c")
     assert await line.take() == ["a", "b", "c"]
     line.answer(2)
     line.send("d")
-    taking = asyncio.create_task(line.take(predictions=predictions))
+    taking = asyncio.create_task(line.take(n=n, counted=counted))
     for name in "ef":
         for _ in range(queue._TURNS + 2):
             await asyncio.sleep(0)
@@ -121,10 +132,11 @@ def test_who_sends_as_often_as_others_has_a_commit_with_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(queue, "_GATHER_S", 1e9)  # it is not the time that ends the wait
-    assert asyncio.run(three_who_come_one_by_one()) == ["d", "e", "f"]
-    assert asyncio.run(three_who_come_one_by_one(1)) == ["d"], "nobody else wants the loop"
+    assert bounded(three_who_come_one_by_one()) == ["d", "e", "f"]
+    assert bounded(three_who_come_one_by_one(counted="choices")) == ["d", "e", "f"]
+    assert bounded(three_who_come_one_by_one(1)) == ["d"], "nobody else wants the loop"
     monkeypatch.setattr(queue, "_GATHER_S", 0.0)  # the control
-    assert asyncio.run(three_who_come_one_by_one()) == ["d"]
+    assert bounded(three_who_come_one_by_one()) == ["d"]
 
 
 def test_nobody_waits_for_those_who_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,4 +161,4 @@ def test_nobody_waits_for_those_who_do_not_come(monkeypatch: pytest.MonkeyPatch)
         line.send("g", "h")
         assert await line.take() == ["g", "h"], "four would have come before: two have, of late"
 
-    asyncio.run(scene())
+    bounded(scene())

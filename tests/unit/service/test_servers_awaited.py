@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,7 @@ from online.service.patience import Patience
 
 SERVING = {"state": "serving", "reason": "", "epoch": 3, "count": 7, "refused": {}}
 RESTORING = {"state": "restoring", "reason": ""}
+OF_A_SERVER = ("confirm", "snapshot")
 HANDLE = SimpleNamespace(status=SimpleNamespace(remote=lambda: "asked"))
 
 
@@ -43,6 +45,23 @@ def test_a_server_that_is_killed_while_it_begins_is_waited_for(
     away = ActorUnavailableError("it restarts", b"a" * 16)
     answers = (GetTimeoutError(), away, HANDLE, RESTORING, away, GetTimeoutError(), SERVING)
     assert waited(monkeypatch, *answers) == ["model m: version 3.7"]
+
+
+def test_a_server_that_writes_a_snapshot_for_long_has_decided(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    methods = {name: SimpleNamespace(remote=partial(str, name)) for name in OF_A_SERVER}
+
+    def get(asked: str, timeout: float) -> None:
+        if asked in late:
+            raise GetTimeoutError
+
+    monkeypatch.setattr(ray, "get_actor", lambda *_: SimpleNamespace(**methods))
+    monkeypatch.setattr(ray, "get", get)
+    asks = parameter_servers.has_decided, parameter_servers.publishes
+    for late in ((), ("snapshot",), OF_A_SERVER):
+        found = [ask("m", "s" * 64, 1.0) for ask in asks]
+        assert found == [name not in late for name in OF_A_SERVER]
 
 
 def test_one_that_never_serves_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

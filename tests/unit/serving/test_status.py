@@ -23,6 +23,8 @@ from online.settings.purposes import PURPOSES
 from online.watch.drift import Judge
 from paramserver.errors import (
     DecisionUncertain,
+    HandedOn,
+    NothingDecided,
     NotReady,
     RollbackRefused,
     ServerUnavailable,
@@ -261,6 +263,8 @@ def test_a_rollback_stands_although_the_server_ends(monkeypatch: pytest.MonkeyPa
         (SnapshotMissing("x"), 404, "unknown_snapshot"),
         (RollbackRefused("x", "it is damaged", ("y",)), 422, "rollback_refused"),
         (NotReady("restoring", ""), 503, "server_unavailable"),
+        (NothingDecided("away"), 503, "server_unavailable"),
+        (HandedOn("m"), 503, "server_unavailable"),
         (DecisionUncertain("rollback", "k", "no answer"), 503, "server_unavailable"),
     ],
 )
@@ -269,6 +273,8 @@ def test_what_a_server_refuses(error: Exception, code: int, name: str) -> None:
         asyncio.run(World(Server(rollback=[error])).cluster.rollback("m", "x"))
     assert (raised.value.status, raised.value.code) == (code, name)
     assert raised.value.hint
+    after_s = {NotReady: 1, NothingDecided: 1, HandedOn: 30}.get(type(error))
+    assert raised.value.retry_after_s == after_s
 
 
 @pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", ""])

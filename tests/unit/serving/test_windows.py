@@ -124,6 +124,24 @@ def test_ids_from_before_a_clock_was_set_back_are_good_after_a_restart(
     worlds.play(tmp_path, scene)
 
 
+def test_a_repeat_from_before_a_clock_was_set_far_back_gets_its_first_outcome(
+    tmp_path: Path,
+) -> None:
+    async def scene(world: Any) -> None:
+        old = await world.replica("old", now_s=lambda: NOW)
+        request = FeedbackRequest(
+            id=world.serving(old).predict(PredictRequest(features={"a": 1.0})).id, label=1e9
+        )
+        assert await sent(world.serving(old), request) == (200, "learned")
+        await old.stop(5)
+        new = await world.replica("new", now_s=lambda: NOW - 30 * DAY)
+        assert await sent(world.serving(new), request) == (200, "duplicate")
+        assert new.counts["ids_from_the_future"] == 0
+        await new.stop(5)
+
+    worlds.play(tmp_path, scene)
+
+
 def test_a_label_that_waits_across_a_clock_set_back_is_not_forgotten(tmp_path: Path) -> None:
     async def scene(world: Any) -> None:
         old = await world.replica("old", now_s=lambda: NOW)

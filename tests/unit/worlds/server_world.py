@@ -10,6 +10,7 @@ from typing import Any
 from paramserver import wire
 from paramserver.actor import Host, ParameterServer, ServerSettings
 from paramserver.lineage import Lineage
+from paramserver.sharing import Shard
 from paramserver.snapshots.store import Disk
 
 LINEAGE = Lineage("prices", "s" * 64, "LR()", "sum")
@@ -171,7 +172,9 @@ class World:
     settings: ServerSettings = field(default_factory=ServerSettings)
     lineage: Lineage = LINEAGE
 
-    def start(self, find_gone: Any = None, disk: Disk | None = None) -> ParameterServer:
+    def start(
+        self, find_gone: Any = None, disk: Disk | None = None, shard: Shard | None = None
+    ) -> ParameterServer:
         def die() -> None:
             raise Died
 
@@ -185,6 +188,7 @@ class World:
             find_gone,
             host=host,
             background=False,
+            shard=shard,
         )
 
     def serving(self, **kw: Any) -> ParameterServer:
