@@ -31,9 +31,11 @@ class Attempts:
         try:
             step()
         except Exception as error:  # the store or the disk is away: serve on, and try again
-            before, self._said = self._said, repr(error)
-            if self._said == before or not worth_saying():
+            # A snapshot has another name each time.
+            text = error.reason if isinstance(error, PublishFailed) else repr(error)
+            if self._said == text or not worth_saying():
                 return
+            self._said = text
             if isinstance(error, PublishFailed):
                 _log.warning("%s", error)
             else:

@@ -40,8 +40,8 @@ class Decisions:
                 ``complete`` (every live replica acts on it, and has pushed what was before).
 
         Raises:
-            NotReady, HandedOn, Superseded: Definite: nothing was changed.
-            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         with self._running.decision() as now:
             server = now.server
@@ -76,8 +76,9 @@ class Decisions:
                 nothing.
 
         Raises:
-            NotReady, HandedOn, PromoteRefused, Superseded: Definite: nothing was changed.
-            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, NothingDecided, PromoteRefused, Superseded: Definite: nothing was
+                changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=rewrites.Promote)
         with self._running.decision() as now:
@@ -90,7 +91,10 @@ class Decisions:
                 key = f"{rewrites.PROMOTE}:{server.spec}:{seq}"
                 decided = msgspec.structs.replace(wanted, epoch=server.epoch)
                 self._decide(now, rewrites.PROMOTE, key, decided)
-                done = rewrites.promoted(_controls(now))
+                try:
+                    done = rewrites.promoted(_controls(now))
+                except NothingDecided as error:  # the row stands, its number is not known
+                    raise DecisionUncertain(rewrites.PROMOTE, key, error.reason) from error
                 assert done is not None
             return {"control": done[0], "before": done[1].before, "after": done[1].after}
 
@@ -106,8 +110,8 @@ class Decisions:
                 changes nothing.
 
         Raises:
-            NotReady, HandedOn, Superseded: Definite: nothing was changed.
-            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Answers)
         with self._running.decision() as now:
@@ -131,8 +135,8 @@ class Decisions:
                 ever decided) and ``on``.  A repeat changes nothing.
 
         Raises:
-            NotReady, HandedOn, Superseded: Definite: nothing was changed.
-            StoreUnavailable, DecisionUncertain: Indefinite: ask again, the same row is written.
+            NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite: ask again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Upgrade)
         with self._running.decision() as now:
@@ -154,8 +158,9 @@ class Decisions:
                 newest row if nothing was ever decided about the source), ``version``.
 
         Raises:
-            NotReady, HandedOn, Superseded, BanRefused: Definite: nothing was changed.
-            StoreUnavailable, DecisionUncertain: Indefinite: ask again.
+            NotReady, HandedOn, NothingDecided, Superseded, BanRefused: Definite: nothing was
+                changed.
+            DecisionUncertain: Indefinite: ask again.
         """
         with self._running.decision() as now:
             server = now.server

@@ -128,6 +128,9 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
             except (OnlineError, ParamServerError, OSError) as error:
                 with contextlib.suppress(StartRefused):  # it was withdrawn, or another is wished
                     reshard.note(journal, model.name, reshard.failed(wish, model.shards), seq)
+                if journal.lineages(model.name)[-1] != specs[model.name]:
+                    # The other one has begun: only the newest lineage's rows are ever trimmed.
+                    begin_epoch(journal, Lineage(model.name, specs[model.name], "", "sum"))
                 if isinstance(error, OnlineError):
                     raise
                 raise StartRefused(f"model {model.name}: {error}", "Ask again") from error

@@ -209,10 +209,13 @@ class DirectorySnapshots:
         return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
 
     def delete(self, name: str) -> None:
-        """Remove a snapshot; SnapshotMissing.  A crash may bring it back, whole."""
+        """Remove a snapshot; SnapshotMissing.  A crash may bring it back, whole.
+
+        A folder in its place is none, and whoever put it there removes it.
+        """
         try:
             self._disk.remove(self._file(name))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise SnapshotMissing(name) from error
 
     def pins(self) -> frozenset[str]:

@@ -14,7 +14,14 @@ import pytest
 
 from paramserver import wire
 from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.errors import FormatRefused, RequestRefused, ServerUnavailable, SnapshotMissing
+from paramserver.attempts import Attempts
+from paramserver.errors import (
+    FormatRefused,
+    PublishFailed,
+    RequestRefused,
+    ServerUnavailable,
+    SnapshotMissing,
+)
 from paramserver.in_process import InProcess, InProcessClient
 from paramserver.lineage import Lineage, begin_epoch
 from replay.errors import JournalUnavailable
@@ -146,3 +153,21 @@ def test_a_stop_waits_for_what_is_still_asked(opener: Any, tmp_path: Path) -> No
     threading.Timer(0.05, release.set).start()
     made.stop()
     assert not [t for t in threading.enumerate() if t.name.startswith("parameter-server")]
+
+
+def test_what_fails_again_is_said_once_whatever_its_snapshot_is_called(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attempts, worth = Attempts("publish"), [False, True, True, True]
+
+    def full(name: str) -> None:
+        raise PublishFailed(name, "no space left")
+
+    for name in ("1-1", "1-2", "1-3", "1-4"):
+        attempts(partial(full, name), lambda: worth.pop(0))
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1, said
+    assert "1-2" in said[0], "what was not worth saying is not said"
+    attempts(lambda: None)
+    attempts(partial(full, "1-5"))
+    assert len(caplog.records) == 2, "it had worked meanwhile"

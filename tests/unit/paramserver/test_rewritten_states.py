@@ -186,7 +186,7 @@ def test_a_store_that_does_not_answer_a_promotion_is_named(world: Any) -> None:
     server = learned(world, 4)
     note = msgspec.json.encode(rewrites.Promote(LINEAGE.spec, "t" * 64, {}, {}))
     world.store.failing["controls"] = "before"
-    with pytest.raises(errors.StoreUnavailable, match="controls failed"):
+    with pytest.raises(errors.NothingDecided, match="controls failed"):
         server.promote(note)
     world.store.failing.clear()
     assert server.promote(note) == {"control": 1, "before": LINEAGE.spec, "after": "t" * 64}

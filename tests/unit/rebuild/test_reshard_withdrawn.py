@@ -99,6 +99,8 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
             handing_on.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
         assert newest_of(world).why == stands
         assert decided(world, 2) == 2
+        if late:
+            assert world.journal.lineages("m")[-1] == world.spec, "whose rows are trimmed"
     assert newest_of(world).shards == 4, "it is looked at next"
     assert not newest_of(world).done
     begun = any(c.kind == rewrites.BEGUN for c in world.journal.controls("m", 0))
