@@ -361,7 +361,8 @@ def test_a_fresh_process_serves_without_ray_and_without_other_processes(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("document", "shown"), [("README.md", ", learned {}, accuracy"), ("docs/embedded.md", " {}\n")]
+    ("document", "shown"),
+    [("README.md", ", learned {}, score too few answers"), ("docs/embedded.md", " {}\n")],
 )
 def test_the_lines_of_the_documents_run(tmp_path: Path, document: str, shown: str) -> None:
     page = (HERE.parents[1] / document).read_text(encoding="utf-8")
