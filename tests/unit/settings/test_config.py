@@ -173,7 +173,7 @@ def test_a_loopback_host_is_taken(file: Path, host: str) -> None:
         ({"classes": {"negative": 0.5, "positive": 1}}, "0.5"),
         ({"classes": {"negative": "yes", "positive": "yes"}}, "the same"),
         ({"classes": {"negative": 1, "positive": "1"}}, "the same"),
-        ({"classes": ["no", "yes"]}, "a mapping is needed"),
+        ({"classes": ["no", "yes"]}, "Only task: binary may name its two, as classes: {negative"),
     ],
 )
 def test_classes_refused(file: Path, settings: dict[str, Any], says: str) -> None:
