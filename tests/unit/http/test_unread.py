@@ -15,6 +15,17 @@ from online.http import app as application
 from online.http.unread import endpoints
 
 
+def ask(app: Any, method: str, path: str, **body: Any) -> None:
+    """Send the application one request."""
+
+    async def send() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+            await client.request(method, path, **body)
+
+    asyncio.run(send())
+
+
 def sources_read(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], int]:
     """Which functions' sources are read as an application first answers, and its operations."""
     read: list[str] = []
@@ -29,13 +40,8 @@ def sources_read(monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], int]:
     app = application.build_rest({}, cluster)
     monkeypatch.setattr(inspect, "getsourcelines", getsourcelines)
 
-    async def ask() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
-            for path in ("/livez", "/v2", "/v2/health/live", "/v1/models/m/quarantine"):
-                await client.get(path)
-
-    asyncio.run(ask())
+    for path in ("/livez", "/v2", "/v2/health/live", "/v1/models/m/quarantine"):
+        ask(app, "GET", path)
     return read, len(list(endpoints(app)))
 
 
@@ -65,13 +71,8 @@ def routes_built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     app = application.build_rest({}, cluster)
     monkeypatch.setattr(included, "_build_effective_context", build)
 
-    async def ask() -> None:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
-            with contextlib.suppress(AttributeError):  # there is no cluster
-                await client.post("/v1/models/m/sources", json={"source": "a", "banned": True})
-
-    asyncio.run(ask())
+    with contextlib.suppress(AttributeError):  # there is no cluster
+        ask(app, "POST", "/v1/models/m/sources", json={"source": "a", "banned": True})
     monkeypatch.setattr(included, "_build_effective_context", original)
     return built
 
