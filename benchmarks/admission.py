@@ -21,10 +21,10 @@ import numpy.typing as npt
 from online.learning.deltas import Pulled
 from online.models.fm import Fm
 from online.models.lines import TABLE
-from paramserver import wire
-from paramserver.admission import TableBounds
-from paramserver.blocks import to_wire
-from paramserver.server import Server
+from paramserver.core import wire
+from paramserver.core.admission import TableBounds
+from paramserver.core.blocks import to_wire
+from paramserver.core.server import Server
 
 EVENTS: Final = 120_000
 SIGHTS: Final = 2

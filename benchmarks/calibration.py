@@ -26,7 +26,7 @@ from online.models.ftrl import Ftrl
 from online.models.load import load
 from online.models.selfrate import SelfRate
 from online.sure.calibration import Calibration
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
 
 STREAMS: Final = ("elec2", "insects", "acs", "gas", "kdd99", "mixed")

@@ -27,7 +27,7 @@ from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
 from online.models.selfrate import SelfRate
 from online.sure.threshold import Confidence, held
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
 
 CHOSE: Final = ("bananas", "gas", "price")

@@ -19,8 +19,8 @@ from online.learning.scores import score_of
 from online.models.load import load
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
-from paramserver import wire
-from paramserver.server import Server
+from paramserver.core import wire
+from paramserver.core.server import Server
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Outcome, Partition, Row, Verdict

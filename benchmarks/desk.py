@@ -31,8 +31,8 @@ from online.settings.config import Limits, Settings
 from online.settings.model import ModelSettings
 from online.settings.tokens import Grant
 from online.trust.filtering import filtering_for
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay.example import Features
 from replay.journal.sqlite import SqliteJournal
 

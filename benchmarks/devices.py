@@ -45,10 +45,10 @@ from online.serving.device_pushes import Push, Pushes
 from online.settings.config import Limits, data_dir
 from online.settings.model import Devices, ModelSettings
 from online.trust.root_set import RootSet
-from paramserver.actor import ParameterServer, ServerSettings
 from paramserver.filters.chain import Chain
 from paramserver.filters.schema import Schema
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict

@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.fm import Fm
-from paramserver.blocks import ROWS, Block, to_wire
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core.blocks import ROWS, Block, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.store import DirectorySnapshots, Retention
-from paramserver.state import SnapshotState
 
 IDS: Final = 10_000_000
 WIDTH: Final = 16

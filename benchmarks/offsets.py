@@ -39,8 +39,8 @@ from online.models.from_settings import load_model
 from online.serving.serving import Serving
 from online.settings.config import Settings
 from online.settings.config import load as load_settings
-from paramserver.blocks import COUNT, Block, Blocks, from_wire, merge, to_wire
-from paramserver.wire import WireBlock
+from paramserver.core.blocks import COUNT, Block, Blocks, from_wire, merge, to_wire
+from paramserver.core.wire import WireBlock
 from replay.example import Features, Label
 
 Rows = Sequence[tuple[Features, Label]]

@@ -20,7 +20,7 @@ from online.client.connection import Connection
 from online.learning.merged import Learner
 from online.models.linear import Linear
 from online.settings.config import Limits
-from paramserver import wire
+from paramserver.core import wire
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Row, Verdict

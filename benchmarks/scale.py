@@ -1,8 +1,8 @@
 """A table of a thousand million rows for a thousand replicas, in virtual time.
 
 One server takes one push after the other, and answers pulls between them.  What a push and an
-answer cost it is measured here with the real :class:`paramserver.server.Server`: so much each, and
-so much a row.  The rest is arithmetic: how many rows the events of an interval touch together
+answer cost it is measured here with the real :class:`paramserver.core.server.Server`: so much each,
+and so much a row.  The rest is arithmetic: how many rows the events of an interval touch together
 (Zipf's law), and a queue of one server at each shard, whose pushes and pulls come at random phases.
 Relays by host are no part of the service: the simulation says what they would have to bear.
 """
@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.admission import Partition
-from paramserver import wire
-from paramserver.blocks import ROWS, Block, from_wire, to_wire
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core import wire
+from paramserver.core.blocks import ROWS, Block, from_wire, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
 
 ROWS_ALL: Final = 10**9
 REPLICAS: Final = 1_000

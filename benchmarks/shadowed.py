@@ -30,9 +30,9 @@ from online.rows.prediction_ids import event_key
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.core import wire
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import NewRow, Verdict

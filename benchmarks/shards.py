@@ -16,12 +16,12 @@ from typing import Final
 import numpy as np
 
 from benchmarks.admission import Partition
-from paramserver import wire
-from paramserver.blocks import ROWS, Block, to_wire
-from paramserver.ids import IdArray
-from paramserver.rows import Rows
-from paramserver.server import Server
-from paramserver.shards import Cut
+from paramserver.core import wire
+from paramserver.core.blocks import ROWS, Block, to_wire
+from paramserver.core.ids import IdArray
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.core.shards import Cut
 
 WIDTH: Final = 16
 TABLE: Final = 200_000

@@ -24,7 +24,7 @@ from benchmarks.within import NAME, SPEC, Row, Within
 from evaluation.streams import open_stream
 from online.settings.config import data_dir
 from online.settings.model import Drift, ModelSettings, Sync
-from paramserver.rewrites import rolled_back_to
+from paramserver.core.rewrites import rolled_back_to
 from replay.example import Features, Label
 
 LIES: Final = 200

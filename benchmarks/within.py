@@ -23,9 +23,9 @@ from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
 from online.watch.canary import Canary
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.core import wire
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict

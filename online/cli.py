@@ -21,7 +21,7 @@ import typer
 from online import __version__
 from online.client.asking import NoAnswer
 from online.errors import OnlineError
-from paramserver.acting import acting, this_user
+from paramserver.process.acting import acting, this_user
 from replay.plain import PlainStream
 
 _COMMANDS: Final[Mapping[str, str]] = {

@@ -208,7 +208,7 @@ class ShardAway(ServerUnavailable):
     """Another shard than the first gave no answer; what the first one says is decided.
 
     Attributes:
-        control, frozen, rewrite: As in :class:`paramserver.wire.SyncReply`.
+        control, frozen, rewrite: As in :class:`paramserver.core.wire.SyncReply`.
     """
 
     control: int

@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 import msgspec
 
 from online.audit.chain import ANCHOR, Entry, Signer
-from paramserver.acting import acting
+from paramserver.process.acting import acting
 from replay.errors import LineTaken, ReplayError
 from replay.journal.base import Control, Journal, Line
 from replay.plain import plain

@@ -5,7 +5,8 @@ says, until that names a third model or the journal is learned again (``--relear
 The model that served before becomes the challenger, and may be promoted back.
 
 A model goes on with the defaults that it was born with; one of today's learns beside it where an
-operator has said so (:mod:`paramserver.standing_decisions`), and may be promoted as any challenger.
+operator has said so (:mod:`paramserver.core.standing_decisions`), and may be promoted as any
+challenger.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import open_journal
-from paramserver import resharding, rewrites
-from paramserver.rewrites import Promote
-from paramserver.standing_decisions import UPGRADE, Upgrade, newest
+from paramserver.core import resharding, rewrites
+from paramserver.core.rewrites import Promote
+from paramserver.core.standing_decisions import UPGRADE, Upgrade, newest
 from replay.journal.base import Control, Journal
 
 

@@ -20,14 +20,14 @@ from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
 from online.settings.places import journal_opener, retention_of, snapshots_path
-from paramserver import rewrites, wire
-from paramserver.actor import Host, ParameterServer, ServerSettings
-from paramserver.lineage import Lineage, begin_epoch, publish
+from paramserver.core import rewrites, wire
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import FORMAT, OrderedState, SyncRequest
+from paramserver.process.actor import Host, ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
-from paramserver.wire import FORMAT, OrderedState, SyncRequest
 from replay.errors import ReplayError
 from replay.example import Example
 from replay.journal.base import Journal, Row

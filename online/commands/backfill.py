@@ -31,9 +31,9 @@ from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
     from online.rebuild.backfill import Learned, Tables
-    from paramserver.bases import Lesson
-    from paramserver.blocks import Blocks
-    from paramserver.state import SnapshotState
+    from paramserver.core.blocks import Blocks
+    from paramserver.core.state import SnapshotState
+    from paramserver.process.bases import Lesson
     from replay.journal.base import Journal
 
 _HISTORY: Final = 1  # pushes: nobody pushes to it
@@ -155,8 +155,8 @@ class _Work:
         from online.settings.places import snapshots_path
         from online.settings.sharded import check_whole
         from online.tables.places import Folder, Place
-        from paramserver import rewrites
-        from paramserver.lineage import Lineage
+        from paramserver.core import rewrites
+        from paramserver.process.lineage import Lineage
         from paramserver.snapshots.history import SnapshotHistory
         from paramserver.snapshots.places import lineage_place, open_snapshots
         from paramserver.snapshots.store import Retention
@@ -193,8 +193,8 @@ class _Work:
 
     def alone(self, *, relearn: bool) -> dict[str, Any]:
         """On the state folder of a service that does not run."""
-        from paramserver.backfill import make_base
-        from paramserver.lineage import recover
+        from paramserver.process.backfill import make_base
+        from paramserver.process.lineage import recover
 
         models, name, loaded = self._models, self._model.name, self._loaded
         found = None
@@ -239,7 +239,7 @@ class _Work:
 
     def _refuse_repeats(self) -> None:
         from online.rebuild.backfill import refuse_repeats
-        from paramserver import bases
+        from paramserver.process import bases
 
         if not self._again:
             taught = bases.backfills(self._controls, self._loaded.spec_hash)
@@ -284,7 +284,7 @@ class _Work:
         return rebuild.built(start.version, start.rewrite, time.time()).state
 
     def _lesson(self, done: Learned) -> Lesson:
-        from paramserver.bases import Lesson
+        from paramserver.process.bases import Lesson
 
         counts = done.learned, done.quarantined, done.known
         return Lesson(self._cut.taught(), *counts, self._tables.label)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from online.edge.channel import Channel, Reports
     from online.edge.export import Asked, Exported
     from online.edge.folder import Folder
-    from paramserver.state import SnapshotState
+    from paramserver.core.state import SnapshotState
     from replay.example import Features
 
 app = typer.Typer(

@@ -15,7 +15,7 @@ from online.rebuild import erase
 from online.rebuild.erase import Done, Erasure
 from online.settings.config import Settings
 from online.settings.places import snapshots_path
-from paramserver.shards import SHARDS_MAX, shard_name, shard_place
+from paramserver.core.shards import SHARDS_MAX, shard_name, shard_place
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

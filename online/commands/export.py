@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     from online.edge.export import Exported
-    from paramserver.state import SnapshotState
+    from paramserver.core.state import SnapshotState
     from replay.example import Features, Label
     from replay.journal.base import Row
 
@@ -146,7 +146,7 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
     from evaluation.metrics import summarise
     from online.learning.counters import DIGEST, METRICS
     from online.watch.drift import STATES
-    from paramserver.replicas import DRIFT
+    from paramserver.core.replicas import DRIFT
 
     values = state.values
     made: dict[str, Any] = {
@@ -173,7 +173,7 @@ def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, A
     None, too, if nobody knows: of releases of older versions, and without the journal.
     """
     from online.settings.places import open_journal
-    from paramserver import rewrites
+    from paramserver.core import rewrites
 
     fresh = about["freshness"]
     if "rewrite" not in fresh or not _has_journal(settings):

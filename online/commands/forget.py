@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from online.learning.ordered import OrderedLearner
     from online.rebuild.verdicts_again import Review
     from online.settings.config import Settings
-    from paramserver.rewrites import Digest
+    from paramserver.core.rewrites import Digest
+    from paramserver.core.state import SnapshotState
     from paramserver.snapshots.history import SnapshotHistory
-    from paramserver.state import SnapshotState
 
 _SHOWN = 10  # rows that a command line names
 
@@ -309,7 +309,7 @@ class _Work:
     def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:
         """Return where the snapshots of each server are, and what it is to have."""
         from online.settings.places import snapshots_path
-        from paramserver.shards import Cut, shard_place
+        from paramserver.core.shards import Cut, shard_place
         from paramserver.snapshots.history import SnapshotHistory
         from paramserver.snapshots.places import lineage_place, open_snapshots
         from paramserver.snapshots.store import Retention
@@ -408,7 +408,7 @@ class _Work:
 
     def _built(self, version: list[int], rewrite: int, *, as_json: bool) -> Any:
         from online.rebuild.rebuild import Rebuild, method_of, nothing
-        from paramserver.rewrites import SPANS_MAX
+        from paramserver.core.rewrites import SPANS_MAX
 
         base, loaded = self._base, self._loaded
         if base.name is None:

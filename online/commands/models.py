@@ -380,7 +380,7 @@ def _wait_for_reshard(settings: Settings, name: str, spec: str, wish: tuple[int,
     from online.rebuild.reshard import withdraw
     from online.service.run_file import running
     from online.settings.places import open_journal
-    from paramserver.resharding import RESHARD
+    from paramserver.core.resharding import RESHARD
 
     (seq, one), deadline = wish, time.monotonic() + _RESHARD_S
     while running(settings.state_dir).get("specs", {}).get(name) != spec:

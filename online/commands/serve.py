@@ -19,8 +19,8 @@ from online import __version__
 from online.commands.base import File, Reached, StateDir, in_private, load_settings
 from online.errors import ConfigError, OnlineError
 from online.settings import config
-from paramserver.acting import acting
 from paramserver.errors import ParamServerError
+from paramserver.process.acting import acting
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from evaluation.comparison import Compared, Comparison
 from online.decide.record import Choice, RecordInvalid, unpack
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
 from replay.example import Example, label_of, label_text
 
 CHOICES: Final = "choices"

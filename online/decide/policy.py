@@ -21,7 +21,7 @@ import numpy.typing as npt
 from online.models.arms import Counted
 from online.models.experts import Floats
 from online.models.scored import Scores
-from paramserver.pages import Floats32
+from paramserver.core.pages import Floats32
 
 Chosen = slice | npt.NDArray[np.intp]
 """Places of the actions that are allowed."""

@@ -59,7 +59,7 @@ from online.serving.serving import Serving
 from online.serving.slots import choose_slots
 from online.serving.status import Cluster
 from online.settings.config import Limits
-from paramserver.acting import acting
+from paramserver.process.acting import acting
 from refusals import meant
 
 log = logging.getLogger(__name__)

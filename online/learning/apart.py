@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from online.learning.deltas import Delta
-from paramserver.blocks import DIGEST, Blocks
-from paramserver.sharded_client import ShardedReply
-from paramserver.shards import Cut
-from paramserver.wire import SyncReply
+from paramserver.clients.sharded_client import ShardedReply
+from paramserver.core.blocks import DIGEST, Blocks
+from paramserver.core.shards import Cut
+from paramserver.core.wire import SyncReply
 
 
 class Apart:

@@ -29,9 +29,9 @@ from online.learning.source_evidence import Evidence
 from online.learning.values_in_parts import Arrival
 from online.learning.vocabulary import Vocabulary, words_of
 from online.models.base import Before, Model, Prediction, learn_example
-from paramserver.blocks import Blocks, Touched
-from paramserver.rewrites import Undone
-from paramserver.wire import OrderedState, Push, SyncReply, Version
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.rewrites import Undone
+from paramserver.core.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
 from replay.example import Example, Features, is_unlabelled, label_text
 from replay.journal.base import Row, Verdict

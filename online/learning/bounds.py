@@ -53,7 +53,7 @@ from online.learning.ranges import (
     data_of,
     widths,
 )  # fmt: skip
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Value
 
 TURN: Final = 24

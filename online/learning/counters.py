@@ -23,7 +23,7 @@ from evaluation.metrics import (
     pair_counter,
     place_of_score,
 )
-from paramserver.blocks import Block, Blocks, Touched
+from paramserver.core.blocks import Block, Blocks, Touched
 from replay.example import Example, Label, label_of, label_text
 from replay.journal.base import Row
 

@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks, Touched
-from paramserver.wire import Curved, Push, SyncReply, Version
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.wire import Curved, Push, SyncReply, Version
 from replay.example import Example
 from replay.journal.base import Row
 from replay.memory import Lesson

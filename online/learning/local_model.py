@@ -25,10 +25,10 @@ from online.learning.deltas import (
 )
 from online.learning.values_in_parts import Arrival
 from online.models.base import Compensable, Model, Walking
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks, Touched
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.wire import OrderedState, Push, Version
 from paramserver.filters.losses import Newest
-from paramserver.wire import OrderedState, Push, Version
 from replay.journal.base import Row
 from replay.memory import Memory
 

@@ -38,10 +38,10 @@ from online.learning.ranges import BOUNDED
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
-from paramserver.blocks import Blocks, Touched
+from paramserver.clients.sharded_client import ShardedReply
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.wire import SyncReply
 from paramserver.filters.sources import keep_bounds, of_sources
-from paramserver.sharded_client import ShardedReply
-from paramserver.wire import SyncReply
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Row

@@ -22,12 +22,12 @@ from online.learning.deltas import CLOSED, Track, open_ones
 from online.learning.values_in_parts import Arriving
 from online.models.base import Model
 from online.models.errors import NothingLearned
-from paramserver import blocks as algebra
-from paramserver.admission import Keeper
-from paramserver.blocks import Blocks, Touched
+from paramserver.core import blocks as algebra
+from paramserver.core.admission import Keeper
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.wire import OrderedState, Push, SyncReply, Version
 from paramserver.filters.losses import Newest
 from paramserver.filters.sources import keep_bounds
-from paramserver.wire import OrderedState, Push, SyncReply, Version
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Partition, Row, Verdict

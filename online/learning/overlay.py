@@ -18,9 +18,9 @@ from online.learning.deltas import CLOSED
 from online.learning.ordered import OrderedLearner
 from online.learning.values_in_parts import Arriving
 from online.models.base import Model, Stepwise
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
-from paramserver.wire import SyncReply
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks
+from paramserver.core.wire import SyncReply
 from replay.journal.base import Row
 
 

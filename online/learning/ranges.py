@@ -15,7 +15,7 @@ from math import frexp, inf, log2
 from typing import Any, ClassVar, Final
 from zlib import crc32
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Features, Value
 
 REACH: Final = 16.0

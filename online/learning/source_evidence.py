@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, merge
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, merge
 from paramserver.filters.sources import (
     EVIDENCE,
     OFFENCES,

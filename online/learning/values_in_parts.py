@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 from online.learning.deltas import Pulled
 from online.models.base import Forgetful, Model
-from paramserver import blocks as algebra
-from paramserver.wire import Place, SyncReply, Version, decode_piece
+from paramserver.core import blocks as algebra
+from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 
 _DROPPED_KEYS = 1024  # in one turn of the loop
 

@@ -20,7 +20,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from online.models.hashed import Words
-from paramserver.blocks import COUNT, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Value
 
 NAMES: Final = "names.known"

@@ -14,8 +14,8 @@ from typing import Final
 import numpy as np
 
 from online.models.experts import Floats
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
 
 WINDOW: Final = 50.0
 PRIOR: Final = 2.0

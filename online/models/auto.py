@@ -61,7 +61,7 @@ from online.models.selfrate import (
 )
 from online.models.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.votes import FADE, LONG, Mixture, Noted, logistic, shares_of
-from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
 CROSSED_MAX: Final = 4

@@ -15,8 +15,8 @@ import msgspec
 
 from online.models.device_delta import Movable
 from online.settings.model import Training
-from paramserver.blocks import Blocks, Touched
-from paramserver.wire import Curved
+from paramserver.core.blocks import Blocks, Touched
+from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label
 from replay.memory import Lesson
 
@@ -292,7 +292,7 @@ def _learn_again(model: Repeating, example: Example, weight: float, lesson: Less
 
 @runtime_checkable
 class Compensable(Protocol):
-    """A model whose late deltas can be corrected, see :mod:`paramserver.compensation`."""
+    """A model whose late deltas can be corrected, see :mod:`paramserver.core.compensation`."""
 
     def compensate(self) -> None:
         """Measure the curvature of rows from now on."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from online.models.base import Model, Noting, Prediction
 from online.models.errors import ModelError, WeightUnsupported
-from paramserver.blocks import ROWS, Block, Blocks, add_touched, combine, copy, merge, select
+from paramserver.core.blocks import ROWS, Block, Blocks, add_touched, combine, copy, merge, select
 from replay.example import NOTES_BYTES_MAX, Example, Features, Label, label_text
 
 Make = Callable[[], Model]

@@ -22,7 +22,7 @@ from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.inputs import Inputs, labels_for
 from online.models.structure import describe
-from paramserver.blocks import DENSE, Block, Blocks, array_bytes, array_of
+from paramserver.core.blocks import DENSE, Block, Blocks, array_bytes, array_of
 from replay.example import Features, Label
 
 _SGD: Final = (SGDClassifier, SGDRegressor, Perceptron)

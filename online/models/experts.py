@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.errors import LabelUnknown
-from paramserver.blocks import ADDITIVE, Block, Blocks
+from paramserver.core.blocks import ADDITIVE, Block, Blocks
 from replay.example import Label, label_text
 
 EXPERTS: Final = 4

@@ -54,7 +54,7 @@ from online.models.lines import BIAS, NamedLines, Starts, TableLines
 from online.models.parts import OfParts
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
-from paramserver.blocks import Blocks, Touched
+from paramserver.core.blocks import Blocks, Touched
 from replay.example import Features, Label, Value
 
 Floats = npt.NDArray[np.float64]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver.server import MergeRule
+from paramserver.core.server import MergeRule
 
 if TYPE_CHECKING:
     from online.models.base import Model

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit, by_probability, by_scores
 from online.models.errors import AnswerUnusable, LearnerUnusable
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay.example import Features, Label
 
 Output = Literal["probability", "logits"]

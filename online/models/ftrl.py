@@ -21,7 +21,7 @@ from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.hashed import Hashed, Words, check_hashing
 from online.models.limited import Scale, scaler_of
 from online.models.slopes import Hashing
-from paramserver.blocks import ADDITIVE, Block, Blocks
+from paramserver.core.blocks import ADDITIVE, Block, Blocks
 from replay.example import Example, Features, Label, label_text
 
 CLASSES_MAX: Final = 256

@@ -40,9 +40,9 @@ from online.models.slopes import Slope, hashed
 from online.models.softmax import Softmax
 from online.models.structure import describe, steps
 from online.models.weights import changes, drop, move, put_back
-from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
-from paramserver.rewrites import HALVED, halvings
-from paramserver.wire import Curved
+from paramserver.core.blocks import ADDITIVE, Block, Blocks, Touched
+from paramserver.core.rewrites import HALVED, halvings
+from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label, Moved
 
 _GLMS: Final = (
@@ -95,7 +95,7 @@ class Linear(RevisedLinear):
     Attributes:
         estimator: The river object that is driven.  Learning past the adapter is not fine.
         numeric_only: Features must be numbers: the door refuses text.
-        halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
+        halves: Its learning rate is halved by :data:`paramserver.core.rewrites.HALVED`.
     """
 
     numeric_only = True

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.errors import StateNotFinite
-from paramserver.blocks import ADDITIVE, ROWS, Block, Blocks
-from paramserver.rows import Rows
+from paramserver.core.blocks import ADDITIVE, ROWS, Block, Blocks
+from paramserver.core.rows import Rows
 
 Floats = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.experts import Floats
-from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.99
 """Of the losses at each reward: a window of 1 / (1 − FADE) = 100 of them."""

@@ -43,8 +43,8 @@ from online.models.limited import Scale
 from online.models.mixed import pull_of, slope_of
 from online.models.slopes import Score, Slope
 from online.settings.model import Training
-from paramserver.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
-from paramserver.rewrites import HALVED, halvings
+from paramserver.core.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.core.rewrites import HALVED, halvings
 from replay.example import Example, Features, Label, Moved
 from replay.memory import Lesson
 
@@ -95,7 +95,7 @@ class NetworkModel(Merging):
         inputs, labels: Names of the features, and labels of the outputs (None: there is one
             output).
         answering: The module that answers: what learns, or its average.
-        halves: Its learning rate is halved by :data:`paramserver.rewrites.HALVED`.
+        halves: Its learning rate is halved by :data:`paramserver.core.rewrites.HALVED`.
     """
 
     numeric_only = True

@@ -29,7 +29,7 @@ from typing import Final
 
 from online.models.errors import StateNotFinite
 from online.models.scalers import on_top
-from paramserver.blocks import MOMENTS, Block, Blocks
+from paramserver.core.blocks import MOMENTS, Block, Blocks
 
 ROWS: Final = 6.0
 """Rows of the shared model that stand beside each key."""

@@ -31,7 +31,7 @@ from online.models.untouched import (
     surface,
     transformed,
 )
-from paramserver.blocks import OPAQUE, Block, Blocks
+from paramserver.core.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
 
 STATE: Final = "state"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 
 
 class Part(Protocol):

@@ -40,9 +40,9 @@ from online.models.load import Loaded
 from online.models.offsets import PROVED, Moments, Offsets
 from online.models.shifted import shifted
 from online.models.slopes import Hashing
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
-from paramserver.wire import Curved
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
+from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label, Value
 
 Entity = Mapping[str, Sequence[str]]

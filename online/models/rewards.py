@@ -63,8 +63,8 @@ from online.models.mixture import Mixture
 from online.models.parts import OfParts
 from online.models.scored import Scores, Served, served_of
 from online.models.tabled import Table, order_of
-from paramserver.pages import Floats32
-from paramserver.sums import Sums
+from paramserver.core.pages import Floats32
+from paramserver.core.sums import Sums
 from replay.example import Example, Features, Label
 
 Action = tuple[str, Features]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from river import preprocessing
 
-from paramserver.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, merge
+from paramserver.core.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, merge
 
 SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
 

@@ -59,7 +59,7 @@ from online.models.limited import Limited
 from online.models.scalers import Standard
 from online.models.slopes import Hashing
 from online.models.votes import FADE, LONG, Mixture, Noted, logistic, softmax
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
 RESIDUAL_MAX: Final = 3.0

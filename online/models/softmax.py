@@ -15,8 +15,8 @@ from online.models.curvature import Curvature
 from online.models.errors import WeightUnsupported
 from online.models.scalers import Columns
 from online.models.weights import changes, drop, move, put_back
-from paramserver.blocks import ADDITIVE, Block, Blocks, Touched
-from paramserver.wire import Curved
+from paramserver.core.blocks import ADDITIVE, Block, Blocks, Touched
+from paramserver.core.wire import Curved
 from replay.example import Label, label_of
 
 _CLASS: Final = "weights/"

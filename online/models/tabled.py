@@ -13,9 +13,9 @@ import numpy as np
 
 from online.models.crossed import Places
 from online.models.experts import ADAGRAD, EXPERTS, Floats
-from paramserver.blocks import ROWS, Block, Blocks
-from paramserver.pages import Floats32
-from paramserver.rows import Rows
+from paramserver.core.blocks import ROWS, Block, Blocks
+from paramserver.core.pages import Floats32
+from paramserver.core.rows import Rows
 
 _NUMBERS: Final = 6
 _ORDER_KEPT: Final = 65_536  # places whose order is kept; a longer one is made each time

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from online.models.experts import Floats
-from paramserver.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.995
 """Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""

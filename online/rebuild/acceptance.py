@@ -31,12 +31,13 @@ from online.errors import StartRefused
 from online.learning.counters import digest_of
 from online.rebuild.holdings import difference
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites, shortfall
+from paramserver.core import rewrites
+from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
-from paramserver.lineage import Lineage, begin_epoch, publish
-from paramserver.shortfall import ACCEPTED, LOST, Accepted, Lost, Shortfall
+from paramserver.process import shortfall
+from paramserver.process.lineage import Lineage, begin_epoch, publish
+from paramserver.process.shortfall import ACCEPTED, LOST, Accepted, Lost, Shortfall
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import SnapshotState
 from replay import codec
 from replay.errors import JournalDamaged
 from replay.example import Example

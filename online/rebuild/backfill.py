@@ -1,8 +1,8 @@
 """Teaching a model from tables of the past, row by row in their order.
 
 The rows are not written into the journal.  What they have taught becomes a snapshot, and one
-control row says which files they were (see :mod:`paramserver.backfill`).  A row is checked as at
-the service's door; one that is not learned goes aside with the reason.
+control row says which files they were (see :mod:`paramserver.process.backfill`).  A row is checked
+as at the service's door; one that is not learned goes aside with the reason.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from online.tables.inputs import opened
 from online.tables.layout import Column, Input, Layout, Shard
 from online.tables.places import Folder, failures, without_keys
 from online.tables.readers import Bad, Piece
-from paramserver import blocks as algebra
-from paramserver.bases import Taught
-from paramserver.blocks import Blocks
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks
+from paramserver.process.bases import Taught
 from replay.example import Example, Label
 
 _CUT_ROWS: Final = 1_024  # learned again if the model raises at a later one

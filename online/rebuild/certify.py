@@ -15,7 +15,7 @@ from online.audit.certificates import Document
 from online.errors import StartRefused
 from online.rebuild.erase import Decision, Done, Erasure
 from online.rows.history import LEARNED
-from paramserver import rewrites
+from paramserver.core import rewrites
 from replay.journal.base import Journal, Row
 
 FOLDER: Final = "certificates"

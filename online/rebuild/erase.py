@@ -24,7 +24,7 @@ from online.rows.history import LEARNED, Decisions
 from online.rows.joins import labels_of
 from online.settings.config import Settings
 from online.settings.places import snapshots_path
-from paramserver import rewrites
+from paramserver.core import rewrites
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

@@ -22,10 +22,11 @@ from online.errors import StartRefused
 from online.rebuild.rebuild import Progress, Wanted
 from online.rows.finals import corrected
 from online.rows.history import Decisions
-from paramserver import bases, rewrites
-from paramserver.shortfall import Acceptance
+from paramserver.core import rewrites
+from paramserver.core.state import Contained
+from paramserver.process import bases
+from paramserver.process.shortfall import Acceptance
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import Contained
 from replay.journal.base import Journal, Partition, Row
 
 _PAGE_ROWS: Final = 1_000

@@ -34,7 +34,8 @@ from online.rebuild.holdings import (
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.places import open_journal, snapshots_path
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
+from paramserver.core.shards import Cut, ShardStore, shard_place
 from paramserver.errors import (
     ParamServerError,
     SnapshotCorrupt,
@@ -42,9 +43,8 @@ from paramserver.errors import (
     SnapshotMissing,
 )
 from paramserver.errors import StartRefused as Refused
-from paramserver.lineage import Lineage, check_start
-from paramserver.shards import Cut, ShardStore, shard_place
-from paramserver.shortfall import shortfall
+from paramserver.process.lineage import Lineage, check_start
+from paramserver.process.shortfall import shortfall
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import Foreign, SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots

@@ -14,10 +14,10 @@ from typing import Any, Final
 from online.errors import OnlineError
 from online.learning.counters import digest_of, event_hash
 from online.rows.history import LEARNED, Decisions, origin
-from paramserver.rewrites import Undone
-from paramserver.shortfall import accepted
+from paramserver.core.rewrites import Undone
+from paramserver.core.state import SnapshotState
+from paramserver.process.shortfall import accepted
 from paramserver.snapshots.format import Manifest
-from paramserver.state import SnapshotState
 from replay.journal.base import Journal, Partition, Row, Verdict
 
 _PAGE: Final = 1000

@@ -28,13 +28,13 @@ from online.rows.history import LEARNED, Decisions, origin
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.sure.views import views_of
-from paramserver import rewrites, wire
-from paramserver.admission import TableBounds
-from paramserver.blocks import COUNT, Block
+from paramserver.core import rewrites, wire
+from paramserver.core.admission import TableBounds
+from paramserver.core.blocks import COUNT, Block
+from paramserver.core.rewrites import HALVED, Digest, Spans, note_of, packed
+from paramserver.core.server import Server
+from paramserver.core.state import SnapshotState
 from paramserver.filters.sources import SOURCES_MAX
-from paramserver.rewrites import HALVED, Digest, Spans, note_of, packed
-from paramserver.server import Server
-from paramserver.state import SnapshotState
 from replay import codec
 from replay.codec import is_erased
 from replay.example import Example, label_text

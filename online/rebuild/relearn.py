@@ -26,13 +26,13 @@ from online.learning.base import Failed
 from online.learning.counters import METRICS
 from online.rebuild.rebuild import NOBODY, Built, Method, Rebuild, runs
 from online.rows.history import Decisions
-from paramserver.blocks import Block
+from paramserver.core.blocks import Block
+from paramserver.core.rewrites import packed
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import Version
 from paramserver.errors import ParamServerError, RelearnRefused
 from paramserver.filters.sources import of_sources
-from paramserver.rewrites import packed
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import SnapshotState
-from paramserver.wire import Version
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Journal, Row
@@ -253,7 +253,7 @@ class Outcome:
 
 
 Swap = Callable[[str, float, dict[int, list[int]], dict[str, float]], Mapping[str, Any]]
-"""Asks the parameter server for :meth:`paramserver.swapping.Swapping.relearn`."""
+"""Asks the parameter server for :meth:`paramserver.process.swapping.Swapping.relearn`."""
 
 
 def relearn(

@@ -23,12 +23,13 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.whole import cut_of, histories_of
-from paramserver import bases, resharding, rewrites, shortfall
-from paramserver.lineage import Lineage, begin_epoch, publish, replayed
-from paramserver.resharding import RESHARD, Reshard
-from paramserver.shards import SHARDS_MAX, Cut, ShardStore
+from paramserver.core import resharding, rewrites
+from paramserver.core.resharding import RESHARD, Reshard
+from paramserver.core.shards import SHARDS_MAX, Cut, ShardStore
+from paramserver.core.state import SnapshotState
+from paramserver.process import bases, shortfall
+from paramserver.process.lineage import Lineage, begin_epoch, publish, replayed
 from paramserver.snapshots.history import SnapshotHistory
-from paramserver.state import SnapshotState
 from paramserver.store import Store
 from replay.journal.base import Control, Journal
 

@@ -20,7 +20,7 @@ from online.rows import history
 from online.rows.finals import final_key, final_row
 from online.rows.history import Decisions, again_key, copies, origin
 from online.rows.joins import ROUNDS_MAX
-from paramserver import rewrites
+from paramserver.core import rewrites
 from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
 from replay.example import Example

@@ -14,6 +14,7 @@ from online.replica.follower import Follower
 from online.replica.shared import Shared
 from online.replica.surroundings import Outside
 from online.replica.writer import Writer
+from paramserver.core.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from paramserver.errors import (
     BlockError,
     FormatRefused,
@@ -22,7 +23,6 @@ from paramserver.errors import (
     RequestRefused,
     ShardAway,
 )
-from paramserver.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)

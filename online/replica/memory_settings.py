@@ -12,7 +12,7 @@ from online.errors import StartRefused
 from online.models.base import Model, Rehearsing, Repeating
 from online.rows.history import Decisions
 from online.settings.model import ModelSettings, Replay
-from paramserver.server import MergeRule
+from paramserver.core.server import MergeRule
 from replay import codec
 from replay.buffers.balanced import ClassBalanced
 from replay.buffers.base import Buffer

@@ -19,9 +19,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from online.learning.base import BaseLearner
-from paramserver import wire
-from paramserver.blocks import Blocks, copy_block, select, to_wire
-from paramserver.parts import PART_KEYS, Parts
+from paramserver.core import wire
+from paramserver.core.blocks import Blocks, copy_block, select, to_wire
+from paramserver.core.parts import PART_KEYS, Parts
 
 
 class Peer:

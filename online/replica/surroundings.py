@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from online.tracing.trace import Crossing
 from online.trust.trigger_watch import Looked
 from online.watch.on_rise import Relearn
-from paramserver.wire import SyncReply, SyncRequest
+from paramserver.core.wire import SyncReply, SyncRequest
 from replay.journal.base import Journal
 
 

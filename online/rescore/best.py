@@ -17,7 +17,7 @@ from online.errors import ConfigError
 from online.models.base import Model, Prediction
 from online.models.crossed import ACTION
 from online.models.rewards import Action
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay.example import Features, Label, Value
 
 _FLAG: Final = "--actions"

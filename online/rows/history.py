@@ -29,8 +29,9 @@ import msgspec
 from online.errors import invalid
 from online.rows.finals import final_key, is_provisional
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites, shortfall
-from paramserver.standing_decisions import ANSWERS, Answers
+from paramserver.core import rewrites
+from paramserver.core.standing_decisions import ANSWERS, Answers
+from paramserver.process import shortfall
 from replay import codec
 from replay.journal.base import Control, Journal, NewRow, Only, Row, Verdict
 

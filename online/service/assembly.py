@@ -41,9 +41,9 @@ from online.settings.places import journal_opener
 from online.settings.tokens import ROLES
 from online.trust.trigger_watch import Looked
 from online.watch.on_rise import Relearn
-from paramserver.client import Client
-from paramserver.sharded_client import sharded
-from paramserver.shards import shard_name
+from paramserver.clients.client import Client
+from paramserver.clients.sharded_client import sharded
+from paramserver.core.shards import shard_name
 from replay.journal.base import Journal
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, journal_opener, server_name
-from paramserver.ray_client import NAMESPACE
+from paramserver.clients.ray_client import NAMESPACE
 
 log = logging.getLogger(__name__)
 

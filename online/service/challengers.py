@@ -8,8 +8,8 @@ from typing import Any
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver import resharding, rewrites
-from paramserver.standing_decisions import UPGRADE
+from paramserver.core import resharding, rewrites
+from paramserver.core.standing_decisions import UPGRADE
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 

@@ -30,15 +30,16 @@ from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
 from online.settings.sharded import check_whole
 from online.trust.root_set import root_rows
-from paramserver import bases, rewrites, shortfall
-from paramserver.blocks import Blocks
+from paramserver.core import rewrites
+from paramserver.core.blocks import Blocks
+from paramserver.core.shards import ShardStore, shard_place
+from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
-from paramserver.lineage import Lineage, begin_epoch, publish
-from paramserver.shards import ShardStore, shard_place
+from paramserver.process import bases, shortfall
+from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 from paramserver.store import Store
 from replay.journal.base import Control, Journal
 

@@ -27,8 +27,8 @@ from online.trust.root_set import RootSet, root_rows
 from online.trust.trigger_watch import Looked
 from online.watch.canary import Canary
 from online.watch.on_rise import Relearn
-from paramserver.client import Client
-from paramserver.server import MergeRule
+from paramserver.clients.client import Client
+from paramserver.core.server import MergeRule
 from replay.journal.base import Journal
 
 _DECIDE_S: Final = 30.0  # a server that writes down what it decides

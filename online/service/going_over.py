@@ -26,8 +26,8 @@ from online.service.composition import exchangeable
 from online.service.model_part import Part
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver.resharding import RESHARD
-from paramserver.rewrites import PROMOTE
+from paramserver.core.resharding import RESHARD
+from paramserver.core.rewrites import PROMOTE
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)

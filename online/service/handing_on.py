@@ -23,10 +23,10 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from online.settings.whole import is_cut
-from paramserver import resharding
+from paramserver.core import resharding
+from paramserver.core.resharding import Reshard
 from paramserver.errors import ParamServerError
-from paramserver.lineage import Lineage, begin_epoch
-from paramserver.resharding import Reshard
+from paramserver.process.lineage import Lineage, begin_epoch
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 

@@ -30,7 +30,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.places import journal_opener, server_name
 from online.watch.on_rise import Relearn
-from paramserver.ray_client import ParameterClient
+from paramserver.clients.ray_client import ParameterClient
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from online.serving.choosing import Choosing
 from online.serving.defaults import Defaults
 from online.serving.device_pushes import Pushes
 from online.serving.serving import Serving
-from paramserver.client import Client
+from paramserver.clients.client import Client
 from replay.journal.base import Journal
 
 

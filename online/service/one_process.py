@@ -48,10 +48,10 @@ from online.settings.places import (
     snapshots_path,
 )
 from online.settings.purposes import TaskName
+from paramserver.clients.in_process import InProcess, InProcessClient
+from paramserver.core.shards import shard_name
 from paramserver.errors import ParamServerError
-from paramserver.in_process import InProcess, InProcessClient
-from paramserver.lineage import Lineage
-from paramserver.shards import shard_name
+from paramserver.process.lineage import Lineage
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)

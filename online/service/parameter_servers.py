@@ -24,11 +24,11 @@ from online.settings.places import (
     server_names,
     snapshots_path,
 )
-from paramserver.actor import ServerSettings
-from paramserver.admission import TableBounds
-from paramserver.lineage import Lineage
-from paramserver.shards import shard_name
-from paramserver.sharing import Shard
+from paramserver.core.admission import TableBounds
+from paramserver.core.shards import shard_name
+from paramserver.process.actor import ServerSettings
+from paramserver.process.lineage import Lineage
+from paramserver.process.sharing import Shard
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def begin(
     only: Collection[str] | None = None,
 ) -> list[Begun]:
     """Let the server of each model start, all of them side by side; ``only``: of these models."""
-    from paramserver.ray_client import ask_actor, start_or_get
+    from paramserver.clients.ray_client import ask_actor, start_or_get
 
     begun = []
     for model in settings.models:

@@ -20,8 +20,8 @@ from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.places import open_journal, server_name, snapshots_path
+from paramserver.clients.ray_client import NAMESPACE
 from paramserver.errors import ParamServerError
-from paramserver.ray_client import NAMESPACE
 from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

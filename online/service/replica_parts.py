@@ -28,7 +28,7 @@ from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import challenger_name, server_name
-from paramserver.ray_client import ParameterClient
+from paramserver.clients.ray_client import ParameterClient
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ray import serve
 
 from online.service.origin import APP
-from paramserver import wire
+from paramserver.core import wire
 from paramserver.errors import ServerUnavailable
 
 _ANSWER_S: Final = 120.0

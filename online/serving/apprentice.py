@@ -10,7 +10,7 @@ from online.decide.counted import KEPT
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.sure.views import choices_in
-from paramserver.standing_decisions import Answers
+from paramserver.core.standing_decisions import Answers
 
 MODEL: Final = "model"
 CALLER: Final = "caller"

@@ -31,10 +31,10 @@ from online.sure.slices import Slices
 from online.sure.threshold import Confidence
 from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
-from paramserver.acting import acting
+from paramserver.core.rewrites import Digest, promoted
+from paramserver.core.standing_decisions import Upgrade
 from paramserver.errors import ParamServerError
-from paramserver.rewrites import Digest, promoted
-from paramserver.standing_decisions import Upgrade
+from paramserver.process.acting import acting
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 

@@ -12,7 +12,7 @@ from online.settings.addresses import hidden
 from online.settings.config import Settings
 from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
-from paramserver.shards import shard_name
+from paramserver.core.shards import shard_name
 from paramserver.snapshots.store import Retention
 from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal

@@ -10,13 +10,13 @@ from online.errors import StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
-from paramserver.aligned import aligned, whole
-from paramserver.shards import shard_place
-from paramserver.shortfall import begun
+from paramserver.core.shards import shard_place
+from paramserver.core.state import SnapshotState
+from paramserver.process.aligned import aligned, whole
+from paramserver.process.shortfall import begun
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 
 
 def histories_of(settings: Settings, model: ModelSettings, spec: str) -> list[SnapshotHistory]:

@@ -32,8 +32,8 @@ import numpy.typing as npt
 
 from online.models.base import Prediction
 from online.sure.threshold import STAMP
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
 from replay.example import Example, label_text
 
 CALIBRATION: Final = "calibration"

@@ -25,7 +25,7 @@ import math
 import zlib
 from typing import Any, Final
 
-from paramserver.sums import Sums
+from paramserver.core.sums import Sums
 from replay.example import Example
 
 DELAYS: Final = "delays"

@@ -13,8 +13,8 @@ from typing import Any, Final
 from evaluation.metrics import Task
 from online.sure.threshold import held
 from online.sure.values import Values, plain_value
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
 from replay.example import Example, label_text
 
 SLICES: Final = "slices"

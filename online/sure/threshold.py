@@ -44,8 +44,8 @@ from typing import Any, Final, TypeVar
 
 from evaluation.metrics import Task
 from online.sure.values import Values, plain_value
-from paramserver.blocks import Blocks
-from paramserver.sums import Sums
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
 from replay.example import Example, Features, label_text
 
 _Label = TypeVar("_Label")

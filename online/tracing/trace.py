@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from typing import Final, NamedTuple
 
-from paramserver.wire import Mark, Push
+from paramserver.core.wire import Mark, Push
 
 Emit = Callable[[str, str, int, int, Mapping[str, str | int]], None]
 """Is told of a step: the ``traceparent`` that it belongs to, its name, begin and end in ns since

@@ -34,7 +34,7 @@ from online.trust.asking import Asking
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
 from online.trust.telling import digests_of, favour_of, loss_of, other_of, said_of
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
 from paramserver.filters.sources import TAKEN

@@ -12,7 +12,7 @@ from collections.abc import Callable, KeysView, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, add_counts, copy, merge
 from paramserver.filters.chain import Chain
 from paramserver.filters.losses import LOSS_BLOCKS
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN

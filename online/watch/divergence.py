@@ -3,7 +3,7 @@
 The loss of answers that labels have come for is looked at in windows of rows.  A model is
 suspected after two windows in a row whose mean loss is many times its own of before, and many times
 what an answer without a model costs.  Whether it has diverged, or its stream has changed, is
-decided by the length of its weights (:meth:`paramserver.actor.ParameterServer.recover`).
+decided by the length of its weights (:meth:`paramserver.process.actor.ParameterServer.recover`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import (
     ACCEPTED,

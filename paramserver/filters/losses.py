@@ -24,7 +24,7 @@ from math import ceil, expm1, log, log2
 from statistics import median
 from typing import Final, NamedTuple
 
-from paramserver.blocks import COUNT, Block, Blocks
+from paramserver.core.blocks import COUNT, Block, Blocks
 from paramserver.filters.odds import NONE, TRIAL, Odds, Votes, is_unproven, key_of, odds_of
 
 LOSSES: Final = "filter.losses"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, Touched
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, Touched
 from paramserver.filters.arrivals import EARNED
 from paramserver.filters.base import EVIDENCE_MAX, Source, clipped_step
 from paramserver.filters.losses import LOSS_BLOCKS, Newest

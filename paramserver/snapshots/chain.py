@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paramserver.core.state import Base, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import DirectorySnapshots, ReadingDisk
-from paramserver.state import Base, SnapshotState
 
 
 class Reader:

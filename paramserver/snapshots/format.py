@@ -25,13 +25,13 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from paramserver import blocks as algebra
-from paramserver.blocks import Block, Blocks
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Block, Blocks
+from paramserver.core.rows import Rows
+from paramserver.core.state import Base, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat
-from paramserver.rows import Rows
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.tensors import Array, Stored, read_arrays, write_arrays
-from paramserver.state import Base, SnapshotState
 
 SCHEMA: Final = 2
 """The newest schema version that is written."""
@@ -46,7 +46,8 @@ _CUT_KEYS: Final = 8192  # at once: what fits into a processor's cache takes two
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A manifest is what a snapshot says of itself; see :class:`paramserver.state.SnapshotState`.
+    """A manifest is what a snapshot says of itself; see
+    :class:`paramserver.core.state.SnapshotState`.
 
     ``closed`` holds runs ``(first, last)`` of partition numbers; ``blocks`` name and kind of
     each block, whose arrays are named after its position; ``changes`` those that hold only what

@@ -17,7 +17,9 @@ from typing import Final
 
 import msgspec
 
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
+from paramserver.core.state import Base, Contained, SnapshotState
+from paramserver.core.wire import Version
 from paramserver.errors import (
     PublishFailed,
     SnapshotCorrupt,
@@ -29,8 +31,6 @@ from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import PlaceUnreachable, Retention, retained
-from paramserver.state import Base, Contained, SnapshotState
-from paramserver.wire import Version
 
 _log: Final = logging.getLogger(__name__)
 

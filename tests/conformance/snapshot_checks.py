@@ -13,12 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Final, Literal, Protocol, Self, TypeVar
 
+from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing, SnapshotName
 from paramserver.snapshots.format import equal
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.places import Snapshots
 from paramserver.snapshots.store import Disk
-from paramserver.state import SnapshotState
 
 Share = Literal["none", "half", "all"]
 _Argument = TypeVar("_Argument")

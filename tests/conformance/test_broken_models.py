@@ -14,7 +14,7 @@ from online.models.base import Prediction
 from online.models.checks import CheckFailed, check_model, yield_checks
 from online.models.linear import Linear
 from online.models.selfrate import SelfRate, SelfRateModel
-from paramserver.blocks import Block, Blocks
+from paramserver.core.blocks import Block, Blocks
 from replay.example import Example, Features, Label
 
 

@@ -33,7 +33,7 @@ from online.models.load import BUILT_IN, load
 from online.models.opaque import Opaque
 from online.models.personal import Personal
 from online.models.selfrate import SelfRate
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay.example import Features
 
 KEY = b"k" * 32

@@ -15,7 +15,8 @@ import pytest
 from pyarrow import fs
 from snapshot_checks import Crash, ForgetfulDisk
 
-from paramserver.blocks import Block
+from paramserver.core.blocks import Block
+from paramserver.core.state import SnapshotState
 from paramserver.errors import (
     PublishFailed,
     SnapshotCorrupt,
@@ -23,7 +24,7 @@ from paramserver.errors import (
     StartRefused,
     Superseded,
 )
-from paramserver.lineage import publish
+from paramserver.process.lineage import publish
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
@@ -37,7 +38,6 @@ from paramserver.snapshots.store import (
     PlaceUnreachable,
     Retention,
 )
-from paramserver.state import SnapshotState
 
 SPEC = "ab" * 32
 PLACE = Path("snapshots")

@@ -21,14 +21,14 @@ import snapshot_checks as checks
 from pyarrow import fs
 from safetensors.numpy import load, save
 
-from paramserver.blocks import Block
+from paramserver.core.blocks import Block
+from paramserver.core.rows import Rows
+from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
-from paramserver.rows import Rows
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import DirectorySnapshots, Disk, PlaceUnreachable
-from paramserver.state import SnapshotState
 
 STATE = SnapshotState(
     model="prices",
@@ -179,7 +179,7 @@ def test_a_directory_needs_no_pyarrow(tmp_path: Path) -> None:
     code = """if True:
         import sys
         sys.modules["pyarrow"] = None  # as if it were not installed
-        from paramserver.actor import ParameterServer
+        from paramserver.process.actor import ParameterServer
         from paramserver.errors import StartRefused
         from paramserver.snapshots.places import open_snapshots
         open_snapshots(sys.argv[1]).publish("1-1", b"x")

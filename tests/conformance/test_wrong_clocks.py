@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "worlds"))
 
 from server_world import LINEAGE, sync
 
-from paramserver import trimming
-from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver.process import trimming
+from paramserver.process.actor import Host, ParameterServer, ServerSettings
 from paramserver.snapshots.store import Retention
 from replay.journal.base import Journal, NewRow, Verdict
 from replay.journal.redis import RedisJournal

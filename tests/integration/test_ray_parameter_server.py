@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from paramserver import wire
-from paramserver.actor import ServerSettings
+from paramserver.core import wire
 from paramserver.errors import FormatRefused, ParamServerError, ServerUnavailable
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ServerSettings
+from paramserver.process.lineage import Lineage
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -73,8 +73,8 @@ def test_killed_superseded_replaced(
 ) -> None:
     import ray
 
-    from paramserver import ray_client
-    from paramserver.ray_client import ParameterClient, start_or_get
+    from paramserver.clients import ray_client
+    from paramserver.clients.ray_client import ParameterClient, start_or_get
 
     monkeypatch.setattr(ray_client, "_NEAR_S", 60.0)  # however slow the machine is
     open_store = partial(SqliteJournal, tmp_path / "journal.db", disk_low_mb=0)

@@ -15,7 +15,7 @@ from online.errors import StartRefused
 from online.rebuild.fsck import check
 from online.service.embedded import Embedded
 from online.settings.config import EMBEDDED, Settings
-from paramserver.in_process import InProcess
+from paramserver.clients.in_process import InProcess
 
 
 class World:

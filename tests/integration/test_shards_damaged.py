@@ -14,7 +14,7 @@ from online.errors import StartRefused
 from online.rebuild.fsck import Findings, check
 from online.service import check_state
 from online.settings import config
-from paramserver import lineage
+from paramserver.process import lineage
 
 NAMES = [f"k{i}" for i in range(60)]
 OF_MODEL: dict[str, Any] = {

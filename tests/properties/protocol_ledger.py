@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 
 from online.models.base import Prediction
-from paramserver.blocks import Block, Blocks
+from paramserver.core.blocks import Block, Blocks
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Row, Verdict

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from paramserver.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
+from paramserver.core.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
 from replay.errors import PartitionSealed
 from replay.journal.base import NewRow, Row, Verdict
 

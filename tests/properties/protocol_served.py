@@ -11,12 +11,12 @@ from typing import Any
 
 import msgspec
 
-from paramserver import rewrites
-from paramserver.server import Server
+from paramserver.core import rewrites
+from paramserver.core.server import Server
+from paramserver.core.state import Contained, SnapshotState
+from paramserver.core.wire import decode_request, encode
+from paramserver.process.trimming import contained_in_all
 from paramserver.snapshots import format as snapshot_format
-from paramserver.state import Contained, SnapshotState
-from paramserver.trimming import contained_in_all
-from paramserver.wire import decode_request, encode
 from replay.errors import EpochLost
 
 SPEC = "5" * 64

@@ -27,11 +27,12 @@ from protocol_served import Served
 from online.learning.counters import DIGEST, event_hash
 from online.learning.merged import Learner
 from online.models.base import Model
-from paramserver import lineage, rewrites
-from paramserver.server import Server
+from paramserver.core import rewrites
+from paramserver.core.server import Server
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import SyncRequest
+from paramserver.process import lineage
 from paramserver.snapshots import format as snapshot_format
-from paramserver.state import SnapshotState
-from paramserver.wire import SyncRequest
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 

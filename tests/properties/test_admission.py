@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 
 from online.learning.deltas import Pulled
-from paramserver import admission, wire
-from paramserver.admission import Keeper, Sights, TableBounds
-from paramserver.blocks import ROWS, Block, to_wire
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core import admission, wire
+from paramserver.core.admission import Keeper, Sights, TableBounds
+from paramserver.core.blocks import ROWS, Block, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
 from paramserver.snapshots import format as snapshot_format
 
 SPEC = "d" * 64

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver.blocks import Block, Blocks, combine, copy, from_wire, merge, to_wire
-from paramserver.rows import Rows
+from paramserver.core.blocks import Block, Blocks, combine, copy, from_wire, merge, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import WireBlock
 from paramserver.snapshots.format import decode, encode, equal
-from paramserver.state import SnapshotState
-from paramserver.wire import WireBlock
 
 KEYS = st.sampled_from(["a", "b", "c", "é"])
 DYADIC = st.integers(-(2**20), 2**20).map(lambda i: i / 1024)  # sums of these are exact

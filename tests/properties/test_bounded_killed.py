@@ -17,12 +17,12 @@ import pytest
 from server_world import LINEAGE, Info, World
 
 from online.learning.deltas import Pulled
-from paramserver import changes, wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.admission import KEPT, TableBounds
-from paramserver.blocks import DIGEST, ROWS, Block, Blocks, to_wire
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core import changes, wire
+from paramserver.core.admission import KEPT, TableBounds
+from paramserver.core.blocks import DIGEST, ROWS, Block, Blocks, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.snapshots.format import read_manifest
 from paramserver.snapshots.store import Retention
 

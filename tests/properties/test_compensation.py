@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramserver import wire
-from paramserver.compensation import effective_learners
-from paramserver.server import MergeRule, Server
+from paramserver.core import wire
+from paramserver.core.compensation import effective_learners
+from paramserver.core.server import MergeRule, Server
 from paramserver.snapshots.format import equal
 
 SPEC = "s" * 64

@@ -10,7 +10,7 @@ import test_learner_machine as machine
 from msgspec.structs import replace
 
 from online.learning.merged import Learner
-from paramserver.rewrites import Undone
+from paramserver.core.rewrites import Undone
 from replay.journal.base import Verdict
 
 OWN, ADOPTED, _make, _reply, _row = (

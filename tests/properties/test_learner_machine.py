@@ -21,13 +21,13 @@ import online.learning.deltas
 import online.learning.local_model
 import online.learning.merged
 import online.learning.values_in_parts
-import paramserver.lineage
-import paramserver.parts
-import paramserver.rewrites
-import paramserver.server
+import paramserver.core.parts
+import paramserver.core.rewrites
+import paramserver.core.server
+import paramserver.process.lineage
 from online.learning.merged import Learner
-from paramserver.server import Server
-from paramserver.wire import FORMAT, SyncReply
+from paramserver.core.server import Server
+from paramserver.core.wire import FORMAT, SyncReply
 from replay.journal.base import Row, Verdict
 from replay.journal.sqlite import SqliteJournal
 
@@ -110,17 +110,17 @@ class Mutant:
         names = {m: _changed(m, self.changes) for m in modules}
         parts: dict[str, Any] = dict(self.shells)
         for part, module in (
-            ("replayed", paramserver.lineage),
-            ("roll_back", paramserver.rewrites),
-            ("undone", paramserver.rewrites),
+            ("replayed", paramserver.process.lineage),
+            ("roll_back", paramserver.core.rewrites),
+            ("undone", paramserver.core.rewrites),
         ):
             if module in names:
                 parts[part] = staticmethod(names[module][part])
         learner = _changed_learner(self.changes)
-        if paramserver.parts in names:  # the server has its names from there
-            names.setdefault(paramserver.server, _changed(paramserver.server, ()))
-            names[paramserver.server]["Parts"] = names[paramserver.parts]["Parts"]
-        server = names.get(paramserver.server, {}).get("Server", Server)
+        if paramserver.core.parts in names:  # the server has its names from there
+            names.setdefault(paramserver.core.server, _changed(paramserver.core.server, ()))
+            names[paramserver.core.server]["Parts"] = names[paramserver.core.parts]["Parts"]
+        server = names.get(paramserver.core.server, {}).get("Server", Server)
         parts |= {"learner_class": learner, "server_class": server}
         return type("Mutated", (World,), parts)
 
@@ -176,11 +176,11 @@ def _deltas(old: str, new: str) -> Change:
 
 
 def _server(old: str, new: str) -> Change:
-    return Change(paramserver.server, old, new)
+    return Change(paramserver.core.server, old, new)
 
 
 def _rewrites(old: str, new: str) -> Change:
-    return Change(paramserver.rewrites, old, new)
+    return Change(paramserver.core.rewrites, old, new)
 
 
 _NO_OVERLAP = "if push.first != clock + 1:"
@@ -316,7 +316,7 @@ REWRITES = {
     "a start's own clock counts beside the row's": Mutant(
         (
             Change(
-                paramserver.lineage,
+                paramserver.process.lineage,
                 "            clock=note.clock,\n",
                 "            clock={p: max(note.clock.get(p, 0), state.clock.get(p, 0))\n"
                 "                   for p in {*note.clock, *state.clock} - {*note.closed}},\n",

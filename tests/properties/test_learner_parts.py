@@ -12,9 +12,9 @@ import pytest
 import test_learner_machine as machine
 
 import online.learning.values_in_parts
-import paramserver.parts
+import paramserver.core.parts
 from online.learning.merged import Learner
-from paramserver.wire import WireBlock, encode_piece
+from paramserver.core.wire import WireBlock, encode_piece
 from replay.journal.sqlite import SqliteJournal
 
 Change, Mutant, run_all = machine.Change, machine.Mutant, machine.run_all
@@ -50,7 +50,7 @@ def _arrival(old: str, new: str) -> Any:
 
 
 def _parts(old: str, new: str) -> Any:
-    return Change(paramserver.parts, old, new)
+    return Change(paramserver.core.parts, old, new)
 
 
 PARTS = {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from river import linear_model, optim, preprocessing
 
 from online.models.linear import Linear
-from paramserver.blocks import Blocks, combine, copy, merge
+from paramserver.core.blocks import Blocks, combine, copy, merge
 
 FEATURES = st.dictionaries(st.sampled_from("abcd"), st.integers(-3, 3), min_size=1, max_size=3)
 STEP = st.one_of(

@@ -21,13 +21,13 @@ from test_ordered import Sequenced
 import online.learning.ordered
 from online.learning.ordered import OrderedLearner
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites
-from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.core import rewrites
+from paramserver.core.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
 from paramserver.errors import ParamServerError
-from paramserver.lineage import Lineage
-from paramserver.process import Host
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
+from paramserver.process.settings import Host
 from paramserver.snapshots.store import Retention
-from paramserver.wire import FORMAT, SyncReply, SyncRequest, decode_reply, encode
 from replay import codec
 from replay.errors import PartitionSealed
 from replay.example import Example

@@ -25,11 +25,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from paramserver import wire
-from paramserver.blocks import Block, Blocks, copy, from_wire
-from paramserver.rows import Rows
-from paramserver.server import Lookup, Server
-from paramserver.state import Contained, SnapshotState
+from paramserver.core import wire
+from paramserver.core.blocks import Block, Blocks, copy, from_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Lookup, Server
+from paramserver.core.state import Contained, SnapshotState
 
 SPEC = "s" * 64
 PARTITIONS = (1, 2, 3)

@@ -21,7 +21,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from pyarrow import fs
 from snapshot_checks import Crash, ForgetfulDisk
 
-from paramserver.blocks import Block
+from paramserver.core.blocks import Block
+from paramserver.core.state import Contained, SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotMissing, StartRefused
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots import history as snapshot_history
@@ -29,7 +30,6 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.objects import ObjectSnapshots
 from paramserver.snapshots.pieces import Pieces
 from paramserver.snapshots.store import DirectorySnapshots, Disk, Retention, retained
-from paramserver.state import Contained, SnapshotState
 
 SPEC = "ab" * 32
 PLACE = Path("snapshots")

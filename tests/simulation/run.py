@@ -42,11 +42,11 @@ from sim_world import World
 import online.replica.follower
 import online.replica.journal_threads
 import online.replica.queue
-import paramserver.actor
+import paramserver.process.actor
 from online.replica.queue import Queue
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.pieces import Pieces
-from paramserver.state import SnapshotState
 
 CHUNK = 50
 _GATHER_S = online.replica.queue._GATHER_S
@@ -78,7 +78,7 @@ def machine() -> Vfs:
     if reason is not None:
         raise RuntimeError(reason)
     # it hashes source files, which are no part of the simulated machine
-    paramserver.actor.identity = lambda *_: "simulated"
+    paramserver.process.actor.identity = lambda *_: "simulated"
     online.replica.journal_threads.OneThread = SimThread  # type: ignore[misc,assignment]
     online.replica.follower._TURN_S = 0.0  # its clock stands still within a turn: one row in each
     online.replica.queue._GATHER_S = 0.0  # mutants name the seeds that notice them without it

@@ -17,7 +17,7 @@ from sim_processes import Server
 
 import online.rebuild.acceptance
 from paramserver.errors import PublishFailed
-from paramserver.shortfall import Acceptance, accepted
+from paramserver.process.shortfall import Acceptance, accepted
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

@@ -15,7 +15,7 @@ from sim_choices import Choices, is_choice
 from sim_labels import Journal, Labels
 
 from online.models.base import Before, Prediction
-from paramserver.blocks import Block, Blocks
+from paramserver.core.blocks import Block, Blocks
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import NewRow, Verdict

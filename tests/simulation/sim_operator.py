@@ -23,11 +23,11 @@ import online.rebuild.forget
 import online.rebuild.rebuild
 import online.rebuild.relearn
 import online.rows.history
+from paramserver.core.state import Contained
 from paramserver.errors import ParamServerError
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import Contained
 from replay.errors import ReplayError
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ import online.errors
 import online.learning.merged
 import online.replica.replica
 import online.settings.config
-import paramserver.actor
-import paramserver.lineage
+import paramserver.process.actor
+import paramserver.process.lineage
 from online.replica.surroundings import Clocks, Outside, Who
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
-from paramserver.actor import Host, ServerSettings
 from paramserver.errors import ParamServerError
+from paramserver.process.actor import Host, ServerSettings
 from paramserver.snapshots.history import ASIDE
 from paramserver.snapshots.store import Retention
 from replay import codec
@@ -58,8 +58,8 @@ class Server(Actor):
         )
         clock = world.loop.time
         host = Host(clock, world.wall, self._die, SnapshotDisk(world.disk))
-        self.real = paramserver.actor.ParameterServer(
-            paramserver.lineage.Lineage(MODEL, self.spec, "{}", "sum"),
+        self.real = paramserver.process.actor.ParameterServer(
+            paramserver.process.lineage.Lineage(MODEL, self.spec, "{}", "sum"),
             self.open_journal,
             "/simulated/snapshots",
             settings,

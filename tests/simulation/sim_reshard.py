@@ -15,12 +15,12 @@ from sim_disk import SnapshotDisk
 
 import online.errors
 import online.rebuild.reshard
-import paramserver.aligned
-import paramserver.lineage
-import paramserver.resharding
-import paramserver.shards
+import paramserver.core.resharding
+import paramserver.core.shards
+import paramserver.process.aligned
+import paramserver.process.lineage
+from paramserver.core.resharding import Reshard
 from paramserver.errors import ParamServerError
-from paramserver.resharding import Reshard
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -80,7 +80,7 @@ class Resharder(Actor):
             self.world.note(f"{self.name}: {error!r}")
 
     def _decided(self, journal: Any) -> int:
-        found = paramserver.resharding.newest(journal.controls(MODEL, 0), SPEC, done=True)
+        found = paramserver.core.resharding.newest(journal.controls(MODEL, 0), SPEC, done=True)
         return self.world.climate.shards if found is None else found[1].shards
 
     def _follow(self, shards: int) -> None:
@@ -108,7 +108,7 @@ class Resharder(Actor):
 
     def _answered(self, journal: Any) -> None:
         """A wish that could not be done is taken back."""
-        found = paramserver.resharding.newest(journal.controls(MODEL, 0), SPEC, done=False)
+        found = paramserver.core.resharding.newest(journal.controls(MODEL, 0), SPEC, done=False)
         if found is not None and not found[1].done:
             back = self._said(found[1].shards, found[1].before, "failed")
             online.rebuild.reshard.note(journal, MODEL, back)
@@ -123,13 +123,13 @@ class Resharder(Actor):
         for history in histories:
             history.index()
         ends = {p.id: p.end for p in journal.partitions(MODEL)}
-        names = paramserver.aligned.aligned(histories, ends)
+        names = paramserver.process.aligned.aligned(histories, ends)
         if names is None:
             world.note(f"{self.name} finds no cut")
             return
         parts = [history.load(name) for history, name in zip(histories, names, strict=True)]
-        state = paramserver.aligned.whole(parts)
-        lineage = paramserver.lineage.Lineage(MODEL, spec, "{}", "sum")
+        state = paramserver.process.aligned.whole(parts)
+        lineage = paramserver.process.lineage.Lineage(MODEL, spec, "{}", "sum")
         world.note(f"{self.name} begins {wanted} servers with {names}: {dict(state.clock)}")
         online.rebuild.reshard.begin(journal, lineage, state, self._histories(wanted))
         said = self._said(world.shards, wanted, "operator")
@@ -137,13 +137,15 @@ class Resharder(Actor):
 
     def _supersede(self, journal: Any) -> None:
         """Whoever serves may have begun to decide before the wish: he writes nothing any more."""
-        lineage = paramserver.lineage.Lineage(MODEL, self.world.spec, "{}", "sum")
-        paramserver.lineage.begin_epoch(journal, lineage)
+        lineage = paramserver.process.lineage.Lineage(MODEL, self.world.spec, "{}", "sum")
+        paramserver.process.lineage.begin_epoch(journal, lineage)
 
     def _histories(self, shards: int) -> list[SnapshotHistory]:
         spec = spec_of(self.world.climate.shards, shards)
         places = (
-            lineage_place(paramserver.shards.shard_place("/simulated/snapshots", k), MODEL, spec)
+            lineage_place(
+                paramserver.core.shards.shard_place("/simulated/snapshots", k), MODEL, spec
+            )
             for k in range(shards)
         )
         disk = SnapshotDisk(self.world.disk)

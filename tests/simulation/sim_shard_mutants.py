@@ -16,9 +16,10 @@ from sim_mutant import STEADY, SYNC_OFTEN, Mutant, only
 
 _APART = "online.learning.apart"
 _MERGED = "online.learning.merged"
-_CLIENT = "paramserver.sharded_client"
-_SHARING = "paramserver.sharing"
-_FOLLOWING = "paramserver.following"
+_CLIENT = "paramserver.clients.sharded_client"
+_SHARING = "paramserver.process.sharing"
+_FOLLOWING = "paramserver.process.following"
+_LINEAGE = "paramserver.process.lineage"
 
 TWO: Mapping[str, Any] = only(
     "kill server", "kill replica", "kill all", "bad weather",
@@ -85,7 +86,7 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         begin=3,
     ),
     "another number of servers begins with any snapshots": Mutant(
-        (("paramserver.aligned", "if (had.control, had.rows(ends)) == wanted)", ")"),),
+        (("paramserver.process.aligned", "if (had.control, had.rows(ends)) == wanted)", ")"),),
         climate=RESHARDED,
     ),
     "another number of servers begins before what it has": Mutant(
@@ -99,7 +100,7 @@ SHARD_MUTANTS: dict[str, Mutant] = {
         climate=RESHARDED,
     ),
     "who makes way for another number of servers decides": Mutant(
-        (("paramserver.lineage", "    if handed_on(known, server.spec):\n", "    if False:\n"),),
+        ((_LINEAGE, "    if handed_on(known, server.spec):\n", "    if False:\n"),),
         climate=RESHARDED_AND_DECIDED,
         begin=22,
         within=120,

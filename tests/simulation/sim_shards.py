@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from sim_model import counted, sums_of
 
-import paramserver.sharded_client
-import paramserver.shards
-import paramserver.sharing
-from paramserver import wire
+import paramserver.clients.sharded_client
+import paramserver.core.shards
+import paramserver.process.sharing
+from paramserver.core import wire
+from paramserver.core.state import Contained
 from paramserver.errors import RollbackRefused, ServerUnavailable
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import Contained
 
 if TYPE_CHECKING:
     from sim_disk import SnapshotDisk
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def shard_of(
     world: World, number: int, server: Callable[[], Any]
-) -> paramserver.sharing.Shard | None:
+) -> paramserver.process.sharing.Shard | None:
     """Tell a server of the others; None: there are none."""
     of = world.shards
     if of == 1:
@@ -46,7 +46,7 @@ def shard_of(
             raise ServerUnavailable("a shard", "the answer was lost")
         return answer
 
-    return paramserver.sharing.Shard(number, of, ask, tries=1)
+    return paramserver.process.sharing.Shard(number, of, ask, tries=1)
 
 
 def newest(world: World, number: int, spec: str | None = None) -> Server | None:
@@ -60,7 +60,7 @@ def client(world: World, clients: list[Any], spec: str) -> Any:
     if len(clients) == 1:
         return clients[0]
 
-    class Told(paramserver.sharded_client.ShardedClient):
+    class Told(paramserver.clients.sharded_client.ShardedClient):
         """Has the oracle hear what a replica is told."""
 
         async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
@@ -102,9 +102,9 @@ def publish_aside(
     if of == 1:
         history.publish(name, state)
         return
-    parts = paramserver.shards.Cut(of).blocks(state.values)
+    parts = paramserver.core.shards.Cut(of).blocks(state.values)
     for number, values in enumerate(parts):
-        place = paramserver.shards.shard_place("/simulated/snapshots", number)
+        place = paramserver.core.shards.shard_place("/simulated/snapshots", number)
         mine = SnapshotHistory(
             open_snapshots(lineage_place(place, state.model, state.spec), disk), Retention()
         )

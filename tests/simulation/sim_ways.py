@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim_actor import MODEL
 
-from paramserver import wire
+from paramserver.core import wire
 from paramserver.errors import ParamServerError, ServerUnavailable
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ SKIPPED = (
     "online.__main__",
     "online.service.deployment",
     "online.service.serve_peers",
-    "paramserver.ray_client",
+    "paramserver.clients.ray_client",
 )
 NO_ERRORS = ("Crash",)  # a stopped machine in the checks for snapshot stores: nobody catches it
 SAMPLES: dict[str, object] = {

@@ -23,12 +23,12 @@ from online.cli import application
 from online.rebuild.soundness import check_log
 from online.settings.config import Settings, load
 from online.settings.places import open_journal
-from paramserver.acting import acting
-from paramserver.lineage import publish
+from paramserver.core.state import SnapshotState
+from paramserver.process.acting import acting
+from paramserver.process.lineage import publish
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 from replay.errors import LineTaken
 from replay.journal.base import Journal, Line
 from replay.journal.checksum import checksum

@@ -12,7 +12,7 @@ from online.audit import log as logging_
 from online.http.access import Access, origin
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings, load
-from paramserver.acting import acting, this_user
+from paramserver.process.acting import acting, this_user
 
 MODEL = {"name": "m", "task": "binary", "learner": "logreg"}
 

@@ -16,9 +16,9 @@ from evaluation.errors import StreamUnusable
 from evaluation.streams import Row, open_stream
 from online.models.linear import Linear
 from online.settings.config import data_dir
-from paramserver import wire
-from paramserver.blocks import from_wire, to_wire
-from paramserver.server import MergeRule, Server
+from paramserver.core import wire
+from paramserver.core.blocks import from_wire, to_wire
+from paramserver.core.server import MergeRule, Server
 
 SPEC = "s" * 64
 

@@ -16,8 +16,8 @@ from online.models.from_settings import load_model
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from paramserver import rewrites
-from paramserver.standing_decisions import UPGRADE, Upgrade
+from paramserver.core import rewrites
+from paramserver.core.standing_decisions import UPGRADE, Upgrade
 from replay.journal.base import Journal
 
 BEFORE = {

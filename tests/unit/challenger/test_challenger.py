@@ -22,7 +22,7 @@ from online.rows.prediction_ids import event_key
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings, Snapshots
 from online.settings.places import open_journal
-from paramserver import rewrites
+from paramserver.core import rewrites
 from paramserver.snapshots.store import Retention
 from replay import codec
 from replay.example import Example, Features

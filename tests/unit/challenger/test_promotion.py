@@ -24,11 +24,11 @@ from online.service.service import Service
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from paramserver import rewrites
-from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.core import rewrites
+from paramserver.core.standing_decisions import UPGRADE, Upgrade
 from paramserver.errors import PromoteRefused
-from paramserver.lineage import Lineage
-from paramserver.standing_decisions import UPGRADE, Upgrade
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay.journal.base import Journal
 
 A, B, C = "logreg", "linear", "ftrl"
@@ -198,7 +198,7 @@ def test_the_servers_of_models_that_are_not_promoted_are_left_alone(
 ) -> None:
     started: list[str] = []
     monkeypatch.setattr(
-        "paramserver.ray_client.start_or_get",
+        "paramserver.clients.ray_client.start_or_get",
         lambda name, *_, shard: partial(started.append, name),
     )
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda name, get, *_: get())
@@ -231,7 +231,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(lineage.model)
         return lambda: name
 
-    monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
+    monkeypatch.setattr("paramserver.clients.ray_client.start_or_get", start_or_get)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     return names
 

@@ -16,7 +16,7 @@ from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
 from online.rebuild.rebuild import Built, Wanted
 from online.settings.model import ModelSettings
-from paramserver.state import Contained, SnapshotState
+from paramserver.core.state import Contained, SnapshotState
 
 Answer = tuple[int, dict[str, Any]]
 _EVENT = {

@@ -9,7 +9,7 @@ import pytest
 
 from online.decide.counted import CHOICES, KEPT, OTHERS, ROWS_MIN, Choices
 from online.decide.record import Choice, pack
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example
 
 

@@ -27,9 +27,9 @@ from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 from replay.example import Example, Features
 
 ABOUT: Final = {"model": "shop", "sequence": 7, "freshness": {}}

@@ -42,9 +42,9 @@ from online.models.load import load
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 
 ABOUT = {"model": "m", "sequence": 7, "created": 1.0, "expires": 100.0, "freshness": {}}
 

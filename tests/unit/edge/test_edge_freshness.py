@@ -22,11 +22,11 @@ from online.edge.manifest import canonical
 from online.http.edge import routes
 from online.learning.counters import DIGEST, METRICS
 from online.settings import config
-from paramserver import rewrites
-from paramserver.blocks import Block
-from paramserver.replicas import Replicas
-from paramserver.state import SnapshotState
-from paramserver.wire import FORMAT, SyncRequest
+from paramserver.core import rewrites
+from paramserver.core.blocks import Block
+from paramserver.core.replicas import Replicas
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import FORMAT, SyncRequest
 from replay.journal.sqlite import SqliteJournal
 
 NOW = 1_800_000_000.0

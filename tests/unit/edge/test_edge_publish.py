@@ -27,9 +27,9 @@ from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 
 NOW: Final = 1_800_000_000.0
 DOC: Final[dict[str, Any]] = {"spec": 1, "targets": {}}

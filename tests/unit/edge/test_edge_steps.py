@@ -18,9 +18,9 @@ from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots import format as snapshots
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 
 state = commands.state
 

@@ -20,7 +20,7 @@ from online.models.limited import LimitedScaler
 from online.models.linear import Linear
 from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import event_key
-from paramserver.wire import FORMAT, SyncReply
+from paramserver.core.wire import FORMAT, SyncReply
 from replay import codec
 from replay.example import Example, Judged
 from replay.journal.base import Row, Verdict

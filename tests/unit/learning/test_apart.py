@@ -10,10 +10,10 @@ from river import linear_model, optim
 from online.learning.local_model import LocalModel
 from online.learning.merged import Learner
 from online.models.linear import Linear
-from paramserver import wire
-from paramserver.blocks import Block, Blocks, to_wire
-from paramserver.sharded_client import ShardedReply
-from paramserver.shards import Cut
+from paramserver.clients.sharded_client import ShardedReply
+from paramserver.core import wire
+from paramserver.core.blocks import Block, Blocks, to_wire
+from paramserver.core.shards import Cut
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Row, Verdict

@@ -11,10 +11,10 @@ import replica_world as worlds
 
 from online.learning import values_in_parts
 from online.models.linear import Linear
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.parts import PART_KEYS
+from paramserver.core import wire
+from paramserver.core.parts import PART_KEYS
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 
 SPEC, play, row, until = worlds.SPEC, worlds.play, worlds.row, worlds.until
 

@@ -21,7 +21,7 @@ from online.models.opaque import Opaque
 from online.rebuild.rebuild import Wanted
 from online.settings.model import ModelSettings
 from online.trust.filtering import SOURCES_MIN, filtering_for
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay import codec
 from replay.example import Example, Features
 from replay.journal.base import Row, Verdict

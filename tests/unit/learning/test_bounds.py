@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from online.learning.bounds import Bounds
 from online.learning.counters import DIGEST
 from online.learning.ranges import BEYOND, EASE_ROWS, RANGE, ROWS, UNTIL, YOUNG
-from paramserver.blocks import DIGEST as DIGESTS
-from paramserver.blocks import Block, Blocks, merge
+from paramserver.core.blocks import DIGEST as DIGESTS
+from paramserver.core.blocks import Block, Blocks, merge
 from replay.example import Example, Features
 
 

@@ -12,7 +12,7 @@ from online.models.from_settings import load_model, merge_rule
 from online.models.linear import Linear
 from online.settings.config import Settings
 from online.settings.model import ModelSettings, Sync
-from paramserver import wire
+from paramserver.core import wire
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Row, Verdict

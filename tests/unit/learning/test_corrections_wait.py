@@ -9,7 +9,7 @@ from river import linear_model
 
 from online.learning.merged import Learner
 from online.models.linear import Linear
-from paramserver.wire import FORMAT, SyncReply
+from paramserver.core.wire import FORMAT, SyncReply
 from replay import codec
 from replay.example import Corrects, Example
 from replay.journal.base import Row, Verdict

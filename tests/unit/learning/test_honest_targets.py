@@ -17,7 +17,7 @@ from online.learning.ranges import SOURCE_VOTES, TARGETS, VOTES, VOTES_ANY, Targ
 from online.messages.structs import Event
 from online.models.linear import Linear
 from online.settings.purposes import PURPOSES
-from paramserver.blocks import Blocks, merge
+from paramserver.core.blocks import Blocks, merge
 from replay.example import Example
 
 N = 5_000

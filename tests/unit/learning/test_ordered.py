@@ -12,7 +12,7 @@ from replica_world import World, play, row, statuses, until
 
 from online.learning.ordered import OrderedLearner
 from online.models.base import Prediction
-from paramserver.blocks import OPAQUE, Block, Blocks
+from paramserver.core.blocks import OPAQUE, Block, Blocks
 from replay.example import Features, Label
 from replay.journal.base import Verdict
 

@@ -12,7 +12,7 @@ from test_ordered import Sequenced, names, order
 
 from online.learning.ordered import OrderedLearner
 from online.replica.replica import ModelReplica
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 
 
 async def _writer(world: World, name: str = "writer") -> ModelReplica:

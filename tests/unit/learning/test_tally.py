@@ -8,8 +8,8 @@ import random
 import pytest
 
 from online.learning.counters import DIGEST, METRICS, NEWEST, Tally, event_hash
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks
 
 Rows = list[tuple[bytes, dict[str, float], str | None, float]]
 

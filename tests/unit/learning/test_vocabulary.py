@@ -22,8 +22,8 @@ from online.models.hashed import Words
 from online.models.linear import Linear
 from online.rebuild.rebuild import Wanted
 from online.settings.config import Limits
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks
 from replay import codec
 from replay.example import Example, Features
 

@@ -22,7 +22,7 @@ from online.models.limited import Limited
 from online.models.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
 from online.models.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
-from paramserver.blocks import Blocks, merge
+from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
 
 

@@ -24,7 +24,7 @@ from online.models.lines import first_vector
 from online.models.load import load
 from online.models.scalers import Standard
 from online.settings.config import data_dir
-from paramserver.blocks import combine, copy
+from paramserver.core.blocks import combine, copy
 from replay import codec
 from replay.example import Example, Features, Label
 

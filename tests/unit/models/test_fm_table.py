@@ -21,8 +21,8 @@ from online.models.checks import CheckFailed, check_model
 from online.models.errors import StateNotFinite
 from online.models.fm import Fm, FmModel, FmTable
 from online.models.lines import TABLE, TableLines
-from paramserver.blocks import Blocks, copy, merge, size_bytes, to_wire
-from paramserver.rows import Rows
+from paramserver.core.blocks import Blocks, copy, merge, size_bytes, to_wire
+from paramserver.core.rows import Rows
 from replay import codec
 from replay.example import Example, Features, Label
 

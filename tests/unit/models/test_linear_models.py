@@ -11,7 +11,7 @@ from river import compose, linear_model, optim, preprocessing
 from evaluation.streams import open_stream
 from online.models.errors import WeightUnsupported
 from online.models.linear import Linear, why_not_mergeable
-from paramserver.blocks import Block, merge
+from paramserver.core.blocks import Block, merge
 
 
 def _logistic(**settings: Any) -> Any:

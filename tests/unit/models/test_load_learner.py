@@ -13,7 +13,7 @@ from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable,
 from online.models.linear import Linear
 from online.models.load import Loaded, load
 from online.models.opaque import Opaque
-from paramserver.blocks import Block
+from paramserver.core.blocks import Block
 
 KEY = b"k" * 32
 

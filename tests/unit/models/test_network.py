@@ -19,7 +19,7 @@ from online.models.checks import check_model
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
 from online.models.load import load
 from online.models.network import Network, NetworkModel
-from paramserver.blocks import array_of
+from paramserver.core.blocks import array_of
 from replay.example import Features, Label
 
 INPUTS = ["1", "2"]

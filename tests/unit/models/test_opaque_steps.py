@@ -14,7 +14,7 @@ from online.models import opaque
 from online.models.base import Stepwise
 from online.models.errors import BlobUntrusted, LearnerUnusable
 from online.models.opaque import STATE, Opaque
-from paramserver.blocks import OPAQUE, Block
+from paramserver.core.blocks import OPAQUE, Block
 
 ROWS: list[tuple[dict[str, Any], bool]] = list(datasets.Phishing())
 MODELS = {

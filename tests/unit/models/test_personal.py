@@ -29,7 +29,7 @@ from online.models.personal import Personal, key_of
 from online.replica.memory_settings import why_no_replay
 from online.rows.door import Door
 from online.settings.config import Limits, Settings, load
-from paramserver.blocks import Blocks, copy, from_wire, merge, to_wire
+from paramserver.core.blocks import Blocks, copy, from_wire, merge, to_wire
 from replay import codec
 from replay.example import Example, Features, Label
 

@@ -20,7 +20,7 @@ from online.models.base import Model
 from online.models.ftrl import Ftrl
 from online.models.linear import Linear
 from online.models.opaque import Opaque
-from paramserver.blocks import Blocks, copy, merge, select
+from paramserver.core.blocks import Blocks, copy, merge, select
 from replay.example import Features, Label
 
 ROWS = 4_000

@@ -19,8 +19,8 @@ from online.models.linear import Linear
 from online.models.load import load
 from online.models.network import Network, NetworkModel
 from online.settings.model import Training
-from paramserver import blocks as algebra
-from paramserver.blocks import Blocks
+from paramserver.core import blocks as algebra
+from paramserver.core.blocks import Blocks
 from replay.buffers.item import Item
 from replay.example import Example, Label
 from replay.memory import Drawn, logits_of

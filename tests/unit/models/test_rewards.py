@@ -13,7 +13,7 @@ from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, Question, RewardModel, Rewards
 from online.models.scored import Scores, Served, served_of
 from online.models.tabled import _made_order, order_of
-from paramserver.blocks import Blocks, combine, merge
+from paramserver.core.blocks import Blocks, combine, merge
 from replay.example import Example, Features
 
 ACTIONS: list[Action] = [("a", {}), ("b", {}), ("c", {})]

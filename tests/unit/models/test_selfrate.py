@@ -24,9 +24,9 @@ from online.models.experts import CLASSES_MAX
 from online.models.limited import Limited
 from online.models.selfrate import SelfRate
 from online.models.votes import FADE, Mixture
-from paramserver import wire
-from paramserver.blocks import Blocks, copy, merge, select
-from paramserver.server import MergeRule, Server
+from paramserver.core import wire
+from paramserver.core.blocks import Blocks, copy, merge, select
+from paramserver.core.server import MergeRule, Server
 from replay import codec
 from replay.example import Example, Features, Label
 from replay.journal.base import Row, Verdict

@@ -16,11 +16,11 @@ from online.models.lines import TABLE, TableLines
 from online.models.tabled import Table
 from online.service.parameter_servers import settings_of
 from online.settings import config
-from paramserver import wire
-from paramserver.admission import KEPT, Keeper, Sights, TableBounds
-from paramserver.blocks import ROWS, Block, Blocks, from_wire, to_wire
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core import wire
+from paramserver.core.admission import KEPT, Keeper, Sights, TableBounds
+from paramserver.core.blocks import ROWS, Block, Blocks, from_wire, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
 from paramserver.snapshots import format as snapshot_format
 
 FLOOD = 1_800

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paramserver.admission import KEPT
-from paramserver.aligned import aligned, whole
-from paramserver.blocks import Block, Blocks
-from paramserver.rows import Rows
-from paramserver.shards import Cut
+from paramserver.core.admission import KEPT
+from paramserver.core.blocks import Block, Blocks
+from paramserver.core.rows import Rows
+from paramserver.core.shards import Cut
+from paramserver.core.state import SnapshotState
+from paramserver.process.aligned import aligned, whole
 from paramserver.snapshots.history import SnapshotHistory, snapshot_name
 from paramserver.snapshots.places import open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 
 
 class Shards:

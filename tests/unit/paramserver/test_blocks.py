@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paramserver.blocks import (
+from paramserver.core.blocks import (
     COUNT,
     EXTREMA,
     Block,
@@ -26,9 +26,9 @@ from paramserver.blocks import (
     size_bytes,
     to_wire,
 )
+from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
 from paramserver.snapshots.format import equal
-from paramserver.wire import WireBlock
 
 
 def floats(*numbers: float) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from filter_checks import HONEST, HOSTILE, SIZE, Stream, play, share_taken
 
 from benchmarks.studies.pushes import usual
-from paramserver.blocks import Blocks, combine, from_wire, merge, to_wire
+from paramserver.core.blocks import Blocks, combine, from_wire, merge, to_wire
 from paramserver.filters.base import Event, keyed
 from paramserver.filters.chain import NAMES, Chain, by_name
 from paramserver.filters.reference import Reference

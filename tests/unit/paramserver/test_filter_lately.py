@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from paramserver.blocks import COUNT, Block
+from paramserver.core.blocks import COUNT, Block
 from paramserver.filters import surprise
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name

@@ -11,7 +11,7 @@ from math import log
 import pytest
 
 from online.trust.sources import Reputations
-from paramserver.blocks import Block, Blocks, merge
+from paramserver.core.blocks import Block, Blocks, merge
 from paramserver.filters.base import Event
 from paramserver.filters.chain import Chain, by_name
 from paramserver.filters.losses import LOSSES, NUMBER_LOSSES, UNSAID_LOSSES, Losses

@@ -11,8 +11,8 @@ import pytest
 from server_world import LINEAGE, Control, World, learned, sync, value
 
 from paramserver import errors
-from paramserver.resharding import RESHARD, Reshard
-from paramserver.sharing import Shard, Sharing
+from paramserver.core.resharding import RESHARD, Reshard
+from paramserver.process.sharing import Shard, Sharing
 
 
 @pytest.fixture

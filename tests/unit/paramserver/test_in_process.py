@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.attempts import Attempts
+from paramserver.clients.in_process import InProcess, InProcessClient
+from paramserver.core import wire
 from paramserver.errors import (
     FormatRefused,
     PublishFailed,
@@ -22,8 +21,9 @@ from paramserver.errors import (
     ServerUnavailable,
     SnapshotMissing,
 )
-from paramserver.in_process import InProcess, InProcessClient
-from paramserver.lineage import Lineage, begin_epoch
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.attempts import Attempts
+from paramserver.process.lineage import Lineage, begin_epoch
 from replay.errors import JournalUnavailable
 from replay.journal.sqlite import SqliteJournal
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from server_world import LINEAGE, World, sync
 
-from paramserver import errors, wire
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.admission import TableBounds
-from paramserver.blocks import ROWS, Blocks
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver import errors
+from paramserver.core import wire
+from paramserver.core.admission import TableBounds
+from paramserver.core.blocks import ROWS, Blocks
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.snapshots import chain
 from paramserver.snapshots.format import equal, read_manifest
 from paramserver.snapshots.history import SnapshotHistory

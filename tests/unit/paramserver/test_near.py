@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from paramserver import near, ray_client
+from paramserver.clients import ray_client
+from paramserver.clients.ray_client import ParameterClient
 from paramserver.errors import ServerUnavailable
-from paramserver.near import Line, Near
-from paramserver.ray_client import ParameterClient
+from paramserver.process import near
+from paramserver.process.near import Line, Near
 
 WAIT_S = 240.0  # only a test that hangs waits so long
 

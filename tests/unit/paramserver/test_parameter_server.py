@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from server_world import LINEAGE, Died, Head, Info, World, learned, sync, value
 
-from paramserver import errors, wire
-from paramserver.actor import Host, ParameterServer, ServerSettings
+from paramserver import errors
+from paramserver.core import wire
+from paramserver.process.actor import Host, ParameterServer, ServerSettings
 from paramserver.snapshots.history import ancestors, parse_name, snapshot_name
 from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, retained
 from replay.journal.base import NewRow, Verdict
@@ -392,7 +393,7 @@ def test_ancestors_follow_the_names() -> None:
 
 def test_imports_neither_river_nor_torch_nor_ray() -> None:
     code = (
-        "import sys, paramserver.actor; "
+        "import sys, paramserver.process.actor; "
         "print([m for m in ('river', 'torch', 'ray', 'sklearn') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from online.learning.values_in_parts import Arrival
-from paramserver import wire
-from paramserver.applied import WALKS_MAX, Walks
-from paramserver.blocks import Block, Blocks, from_wire, merge, to_wire
-from paramserver.parts import PART_KEYS, Parts
-from paramserver.rows import Rows
-from paramserver.server import Server
+from paramserver.core import wire
+from paramserver.core.applied import WALKS_MAX, Walks
+from paramserver.core.blocks import Block, Blocks, from_wire, merge, to_wire
+from paramserver.core.parts import PART_KEYS, Parts
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
 
 SPEC = "c" * 64
 

@@ -10,13 +10,14 @@ import msgspec
 import pytest
 from server_world import LINEAGE, Control, World, learned, sync, value
 
-from paramserver import errors, rewrites
-from paramserver.actor import ServerSettings
-from paramserver.blocks import Block
-from paramserver.lineage import replayed
-from paramserver.rewrites import Rollback, Undone
+from paramserver import errors
+from paramserver.core import rewrites
+from paramserver.core.blocks import Block
+from paramserver.core.rewrites import Rollback, Undone
+from paramserver.core.state import SnapshotState
+from paramserver.process.actor import ServerSettings
+from paramserver.process.lineage import replayed
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 
 
 @pytest.fixture

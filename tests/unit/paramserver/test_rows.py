@@ -11,15 +11,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paramserver import ids as ids_module
-from paramserver import rows as rows_module
-from paramserver.blocks import ROWS, Block, Blocks, add_touched, copy, from_wire, merge, put, select
+from paramserver.core import ids as ids_module
+from paramserver.core import rows as rows_module
+from paramserver.core.blocks import (
+    ROWS,
+    Block,
+    Blocks,
+    add_touched,
+    copy,
+    from_wire,
+    merge,
+    put,
+    select,
+)
+from paramserver.core.ids import Ids
+from paramserver.core.pages import PAGE_ROWS, Pool
+from paramserver.core.parts import Parts
+from paramserver.core.rows import Rows
+from paramserver.core.wire import WireBlock, decode_piece
 from paramserver.errors import BlockError
-from paramserver.ids import Ids
-from paramserver.pages import PAGE_ROWS, Pool
-from paramserver.parts import Parts
-from paramserver.rows import Rows
-from paramserver.wire import WireBlock, decode_piece
 
 Plain = dict[int, list[float]]
 

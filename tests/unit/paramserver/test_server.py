@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from paramserver import errors, wire
-from paramserver.blocks import Block
-from paramserver.leases import Leases
-from paramserver.server import MergeRule, Server
+from paramserver import errors
+from paramserver.core import wire
+from paramserver.core.blocks import Block
+from paramserver.core.server import MergeRule, Server
+from paramserver.core.state import Contained
+from paramserver.process.leases import Leases
 from paramserver.snapshots.format import equal
-from paramserver.state import Contained
 
 SPEC = "s" * 64
 

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from server_world import LINEAGE, Control, Died, Info, World, learned, sync, value
 
-from paramserver import errors, wire
-from paramserver.actor import ServerSettings
-from paramserver.lineage import publish
-from paramserver.rewrites import Rollback
+from paramserver import errors
+from paramserver.core import wire
+from paramserver.core.rewrites import Rollback
+from paramserver.core.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
+from paramserver.process.actor import ServerSettings
+from paramserver.process.lineage import publish
 from paramserver.snapshots.store import Retention
-from paramserver.standing_decisions import ANSWERS, UPGRADE, Answers, Upgrade, newest
 from replay.journal.base import NewRow, Verdict
 from replay.journal.sqlite import SqliteJournal
 

@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 import pytest
 
-from paramserver import wire
-from paramserver.blocks import Block, Blocks, from_wire, to_wire
-from paramserver.client import Client
+from paramserver.clients.client import Client
+from paramserver.clients.sharded_client import ShardedClient, ShardedReply, sharded
+from paramserver.core import wire
+from paramserver.core.blocks import Block, Blocks, from_wire, to_wire
+from paramserver.core.rows import Rows
+from paramserver.core.server import Server
+from paramserver.core.shards import Cut, ShardStore, joined, shard_name, shard_place
 from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
-from paramserver.rows import Rows
-from paramserver.server import Server
-from paramserver.sharded_client import ShardedClient, ShardedReply, sharded
-from paramserver.shards import Cut, ShardStore, joined, shard_name, shard_place
 
 SPEC = "s" * 64
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from paramserver.core.server import Server
+from paramserver.core.state import Contained
 from paramserver.errors import PinIncomplete
-from paramserver.server import Server
-from paramserver.sharing import Shard, Sharing
-from paramserver.state import Contained
+from paramserver.process.sharing import Shard, Sharing
 
 SPEC = "s" * 64
 

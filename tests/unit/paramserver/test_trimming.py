@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from paramserver import trimming
-from paramserver.state import Contained
+from paramserver.core.state import Contained
+from paramserver.process import trimming
+from paramserver.process.trimming import contained_in_all
 from paramserver.store import PartitionInfo
-from paramserver.trimming import contained_in_all
 from replay.journal.base import Partition
 
 

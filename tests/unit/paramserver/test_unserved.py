@@ -10,9 +10,9 @@ import msgspec
 import pytest
 from replica_world import SPEC, Client, World, play, row, until
 
-from paramserver import wire
-from paramserver.blocks import Block, to_wire
-from paramserver.replicas import Replicas
+from paramserver.core import wire
+from paramserver.core.blocks import Block, to_wire
+from paramserver.core.replicas import Replicas
 
 
 class Deaf(Client):

@@ -130,8 +130,8 @@ PATH: Final = {
     "Follower": "online/replica/follower.py",
     "Learner": "online/learning/merged.py",
     "Exchange": "online/replica/exchange.py",
-    "Server": "paramserver/server.py",
-    "Publishing": "paramserver/publishing.py",
+    "Server": "paramserver/core/server.py",
+    "Publishing": "paramserver/process/publishing.py",
 }
 
 

@@ -19,7 +19,7 @@ from online.models.scored import Served, served_of, unanswered
 from online.models.selfrate import SelfRate
 from online.rebuild.rebuild import Wanted, asked_again
 from online.rows.prediction_ids import event_key
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

@@ -28,12 +28,13 @@ from online.rows.history import Decisions
 from online.service.check_state import Models
 from online.settings.places import open_journal
 from online.tables.errors import InputRefused
-from paramserver import bases, rewrites
+from paramserver.core import rewrites
+from paramserver.core.rewrites import Rollback
+from paramserver.core.state import Contained
 from paramserver.errors import DecisionUncertain
 from paramserver.errors import StartRefused as ServerRefused
-from paramserver.lineage import recover
-from paramserver.rewrites import Rollback
-from paramserver.state import Contained
+from paramserver.process import bases
+from paramserver.process.lineage import recover
 from replay.example import Example, Features
 
 
@@ -417,11 +418,13 @@ def test_ctrl_c_beside_a_service_changes_nothing(
 
 MUTANTS: dict[str, tuple[str, Any, Callable[..., None]]] = {
     "the row does nothing": (
-        "paramserver.lineage._backfilled", lambda state, *_: state,
+        "paramserver.process.lineage._backfilled", lambda state, *_: state,
         test_what_a_start_from_before_the_row_needs,
     ),
     "the base is not named": (
-        "paramserver.rewrites.needed", lambda *_: None, test_what_a_start_from_before_the_row_needs
+        "paramserver.core.rewrites.needed",
+        lambda *_: None,
+        test_what_a_start_from_before_the_row_needs,
     ),
     "the base is not pinned": (
         "paramserver.snapshots.history.SnapshotHistory.pin", lambda *_: None,
@@ -432,10 +435,10 @@ MUTANTS: dict[str, tuple[str, Any, Callable[..., None]]] = {
         test_a_service_goes_on_with_what_the_table_has_taught,
     ),
     "files are not remembered": (
-        "paramserver.bases.backfills", lambda *_: (), test_the_same_bytes_twice
+        "paramserver.process.bases.backfills", lambda *_: (), test_the_same_bytes_twice
     ),
     "learning again begins with nothing": (
-        "paramserver.bases.backfills", lambda *_: (), test_relearning_begins_with_the_base
+        "paramserver.process.bases.backfills", lambda *_: (), test_relearning_begins_with_the_base
     ),
     "forgetting begins anywhere": (
         "online.rebuild.forget.Bases._lacks", lambda *_: None,

@@ -21,11 +21,11 @@ from online.rebuild.erase import Decision, Done, Erasure
 from online.rebuild.holdings import Holding
 from online.rows.joins import labels_of
 from online.settings.config import load
-from paramserver import rewrites
+from paramserver.core import rewrites
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
 from replay import codec
 from replay.example import Example, PredictionHalf, WaitingLabel
 from replay.journal.base import Half, NewRow, Verdict

@@ -26,12 +26,12 @@ from online.rebuild.forget import Bases, check_reach, influence
 from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing, runs
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
-from paramserver import blocks as algebra
-from paramserver import rewrites, wire
-from paramserver.actor import Host, ParameterServer, ServerSettings
-from paramserver.admission import KEPT
-from paramserver.blocks import Blocks
-from paramserver.lineage import Lineage
+from paramserver.core import blocks as algebra
+from paramserver.core import rewrites, wire
+from paramserver.core.admission import KEPT
+from paramserver.core.blocks import Blocks
+from paramserver.process.actor import Host, ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

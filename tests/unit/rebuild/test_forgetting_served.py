@@ -21,9 +21,11 @@ from online.replica.follower import Follower
 from online.replica.ordered_follower import OrderedFollower
 from online.rows.history import Decisions
 from online.settings.model import Snapshots
-from paramserver import errors, lineage, rewrites
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver import errors
+from paramserver.core import rewrites
+from paramserver.process import lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from paramserver.snapshots.places import lineage_place, open_snapshots
 
 WANTED = [1, 1, 0]

@@ -20,12 +20,12 @@ from online.rebuild.soundness import check_log
 from online.rows.history import Decisions, decide, set_aside
 from online.rows.prediction_ids import event_key
 from online.settings import config
-from paramserver import rewrites
-from paramserver.blocks import Block
-from paramserver.rewrites import Forget, Freeze, packed, roll_back
+from paramserver.core import rewrites
+from paramserver.core.blocks import Block
+from paramserver.core.rewrites import Forget, Freeze, packed, roll_back
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots.format import encode
 from paramserver.snapshots.store import DirectorySnapshots
-from paramserver.state import SnapshotState
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict

@@ -29,8 +29,8 @@ from online.rebuild.rebuild import Wanted
 from online.rebuild.relearn import window_of
 from online.rows.history import Decisions
 from online.service.check_state import Models
-from paramserver import shortfall
 from paramserver.errors import PublishFailed, RollbackRefused
+from paramserver.process import shortfall
 from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal.sqlitefile import SqliteFile
 

@@ -17,8 +17,8 @@ from online.rebuild.rebuild import Method
 from online.rows.history import Decisions
 from online.rows.prediction_ids import event_key
 from online.settings.model import Drift
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

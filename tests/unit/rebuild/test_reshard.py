@@ -23,8 +23,8 @@ from online.service.check_state import Models
 from online.service.service import Service
 from online.settings.config import Settings
 from online.settings.whole import histories_of
-from paramserver import resharding, rewrites
-from paramserver.resharding import Reshard
+from paramserver.core import resharding, rewrites
+from paramserver.core.resharding import Reshard
 from replay.errors import JournalUnavailable
 
 
@@ -323,7 +323,7 @@ def test_a_service_goes_over_to_the_number_that_is_wished(
         raise JournalUnavailable("it is away")
 
     Keys.from_file(world.settings(2).key_path)
-    monkeypatch.setattr("paramserver.ray_client.start_or_get", start_or_get)
+    monkeypatch.setattr("paramserver.clients.ray_client.start_or_get", start_or_get)
     monkeypatch.setattr(parameter_servers, "_wait_serving", lambda *_: None)
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda *_: [])

@@ -15,8 +15,8 @@ from online.errors import StartRefused
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
 from online.service import handing_on, parameter_servers
-from paramserver import resharding, rewrites
-from paramserver.resharding import Reshard
+from paramserver.core import resharding, rewrites
+from paramserver.core.resharding import Reshard
 from replay.errors import JournalUnavailable
 
 

@@ -13,12 +13,12 @@ from online.service.check_state import Models
 from online.settings.config import Settings
 from online.settings.model import ModelSettings, Sync
 from online.settings.places import snapshots_path
-from paramserver.replicas import Replicas
+from paramserver.core.replicas import Replicas
+from paramserver.core.state import SnapshotState
+from paramserver.core.wire import FORMAT, SyncRequest
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
-from paramserver.state import SnapshotState
-from paramserver.wire import FORMAT, SyncRequest
 
 
 def test_a_share_of_half_a_minute() -> None:

@@ -16,7 +16,7 @@ import replica_world as worlds
 import online.replica.exchange
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows import history
-from paramserver import rewrites, wire
+from paramserver.core import rewrites, wire
 from paramserver.errors import ShardAway
 from replay.journal.base import Verdict
 

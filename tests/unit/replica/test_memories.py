@@ -19,7 +19,7 @@ from online.models.network import Network, NetworkModel
 from online.replica.memory_settings import fill, memory_for
 from online.rows.history import Decisions
 from online.settings.model import ModelSettings, Training
-from paramserver import rewrites, wire
+from paramserver.core import rewrites, wire
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Row, Verdict

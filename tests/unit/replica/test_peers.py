@@ -12,8 +12,8 @@ from replica_world import Client, Peers, World, play, row, until
 
 from online.messages.structs import Prediction, PredictRequest
 from online.replica.replica import ModelReplica
-from paramserver import wire
-from paramserver.blocks import Blocks
+from paramserver.core import wire
+from paramserver.core.blocks import Blocks
 
 
 async def _learned(world: World, replica: ModelReplica, *events: str) -> None:

@@ -17,9 +17,9 @@ from online.rescore.snapshot import scored
 from online.rescore.sparse import moved_ends
 from online.rows.prediction_ids import Keys
 from online.tables.columns import Numbers, Rows
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 from replay.example import Example
 
 ENDS = {

@@ -29,9 +29,9 @@ from online.rows.history import (
     walk,
 )
 from online.rows.prediction_ids import event_key
-from paramserver import rewrites
-from paramserver.rewrites import Forget, Freeze, Rollback, Unfreeze, roll_back
-from paramserver.state import SnapshotState
+from paramserver.core import rewrites
+from paramserver.core.rewrites import Forget, Freeze, Rollback, Unfreeze, roll_back
+from paramserver.core.state import SnapshotState
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Journal, NewRow, Row, Verdict

@@ -14,8 +14,8 @@ from online.service import going_over
 from online.service.going_over import GoingOver
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
-from paramserver.resharding import RESHARD
-from paramserver.rewrites import PROMOTE
+from paramserver.core.resharding import RESHARD
+from paramserver.core.rewrites import PROMOTE
 from replay.errors import JournalUnavailable
 
 A, B = "logreg", "linear"

@@ -72,7 +72,7 @@ def test_a_root_set_brings_what_it_needs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "wanted"),
     [
-        ("paramserver.ray_client", {"ray"}),  # the process of a parameter server
+        ("paramserver.clients.ray_client", {"ray"}),  # the process of a parameter server
         ("online.service.service", set()),  # of `online serve`
         ("online.service.deployment", {"ray", "fastapi"}),  # what it hands to Ray Serve
         ("online.service.replica_parts", {"ray", "fastapi", "river"}),  # a replica's process

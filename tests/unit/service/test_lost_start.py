@@ -17,9 +17,10 @@ from online.rows.prediction_ids import event_key
 from online.service.check_state import Models, counted
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
-from paramserver import errors, wire
-from paramserver.actor import ParameterServer
-from paramserver.lineage import Lineage
+from paramserver import errors
+from paramserver.core import wire
+from paramserver.process.actor import ParameterServer
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

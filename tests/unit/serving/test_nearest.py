@@ -30,7 +30,7 @@ from online.serving.nearest import Sums, add_to, distance
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Role
-from paramserver import rewrites
+from paramserver.core import rewrites
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

@@ -21,7 +21,7 @@ from online.replica.writer import Writer
 from online.serving import held_events
 from online.serving.status import Cluster
 from paramserver import errors
-from paramserver.actor import ServerSettings
+from paramserver.process.actor import ServerSettings
 from replay.journal.base import Verdict
 
 

@@ -20,8 +20,8 @@ from online.rescore.stores import SqliteScores
 from online.service.run_file import running
 from online.settings import config
 from online.settings.file_modes import looser, umask_of
-from paramserver.actor import ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay.journal.sqlite import SqliteJournal
 
 

@@ -19,7 +19,7 @@ from online.settings.model import ModelSettings
 from online.sure.calibration import CALIBRATION, Calibration
 from online.sure.threshold import STAMP, Confidence
 from online.sure.views import calibration_in, stamp_of
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay import codec
 from replay.example import Example, Label, label_text
 

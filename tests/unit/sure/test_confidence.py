@@ -21,7 +21,7 @@ from online.rows.history import Decisions
 from online.sure import threshold
 from online.sure.threshold import CONFIDENCE, STAMP, Confidence
 from online.sure.views import confidence_in
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay import codec
 from replay.example import Example, Label, PredictionHalf, label_text
 from replay.journal.base import NewRow, Verdict

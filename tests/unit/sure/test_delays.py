@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from online.sure.delays import POSITIVES_MIN, Delays
-from paramserver.blocks import Blocks
+from paramserver.core.blocks import Blocks
 from replay.example import Corrects, Example
 
 

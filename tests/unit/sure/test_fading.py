@@ -18,7 +18,7 @@ from online.sure import calibration, delays, threshold
 from online.sure.calibration import CALIBRATION, Calibration
 from online.sure.delays import DELAYS, Delays
 from online.sure.threshold import CONFIDENCE, STAMP, Confidence
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example
 
 REPLICAS, ROWS, MERGES = 4, 60, 40

@@ -23,7 +23,7 @@ from online.sure.slices import SLICES, Slices
 from online.sure.threshold import Confidence, held
 from online.sure.values import MISSING, OTHERS
 from online.sure.views import slices_in, views_of
-from paramserver.blocks import Blocks, copy, merge
+from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Value
 
 ROWS = 200

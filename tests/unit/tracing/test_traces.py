@@ -31,8 +31,8 @@ from online.settings.config import Limits
 from online.settings.telemetry import ENDPOINT, Telemetry
 from online.tracing.spans import Tracing
 from online.tracing.trace import STEPS_MAX, Crossing, Trace
-from paramserver import wire
-from paramserver.marks import CONTEXT_MAX, MARKS_MAX, Marks
+from paramserver.core import wire
+from paramserver.core.marks import CONTEXT_MAX, MARKS_MAX, Marks
 
 ASKED: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NOT_SAMPLED: Final = ASKED[:-1] + "0"

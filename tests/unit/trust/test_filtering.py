@@ -34,12 +34,12 @@ from online.settings.tokens import Grant
 from online.trust.filtering import SOURCES_MIN, Filtering, filtering_for
 from online.trust.sources import Reputations
 from online.trust.telling import loss_of, said_of
-from paramserver.blocks import COUNT, EXTREMA, Block, Blocks, merge
+from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, merge
+from paramserver.core.server import Server
 from paramserver.filters import sources as tables
 from paramserver.filters.base import Event, Filter, Opinion, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.sources import EVIDENCE, OFFENCES, TAKEN, keep_bounds
-from paramserver.server import Server
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

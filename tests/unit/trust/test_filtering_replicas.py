@@ -12,7 +12,7 @@ from test_filtering import HONEST, Told, counted, nats, opened, rows_of, told
 
 from online.trust import sources
 from online.trust.filtering import Filtering
-from paramserver.blocks import Blocks, merge
+from paramserver.core.blocks import Blocks, merge
 from paramserver.filters.base import Event, Opinion, Source
 from paramserver.filters.sources import RELEASES
 

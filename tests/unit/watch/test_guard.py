@@ -21,11 +21,11 @@ from online.models.network import Network
 from online.rows.prediction_ids import event_key
 from online.settings.model import Drift
 from online.watch.divergence import WINDOW_ROWS, Guard
-from paramserver import rewrites
-from paramserver.blocks import ADDITIVE, COUNT, Block
+from paramserver.core import rewrites
+from paramserver.core.blocks import ADDITIVE, COUNT, Block
+from paramserver.core.rewrites import HALVED
 from paramserver.errors import RollbackRefused
-from paramserver.rewrites import HALVED
-from paramserver.swapping import GROWN
+from paramserver.process.swapping import GROWN
 from replay import codec
 from replay.example import Example
 from replay.journal.base import NewRow, Verdict

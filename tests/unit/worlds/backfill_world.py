@@ -22,10 +22,10 @@ from online.models.linear import Linear
 from online.rows.prediction_ids import Keys, event_key
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
-from paramserver import bases
-from paramserver.actor import ParameterServer
 from paramserver.errors import BackfillRefused
-from paramserver.lineage import Lineage, Recovered, publish, recover
+from paramserver.process import bases
+from paramserver.process.actor import ParameterServer
+from paramserver.process.lineage import Lineage, Recovered, publish, recover
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

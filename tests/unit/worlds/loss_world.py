@@ -22,7 +22,7 @@ from replica_world import SPEC, World, counting, row, until
 from online.rebuild.acceptance import accept
 from online.rebuild.fsck import Findings, compare
 from online.replica.replica import ModelReplica
-from paramserver.shortfall import Accepted
+from paramserver.process.shortfall import Accepted
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention

@@ -27,10 +27,10 @@ from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
 from online.sure.views import views_of
 from online.trust.filtering import Filtering
-from paramserver import wire
-from paramserver.actor import ParameterServer, ServerSettings
+from paramserver.core import wire
 from paramserver.errors import ServerUnavailable
-from paramserver.lineage import Lineage
+from paramserver.process.actor import ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
 from replay import codec
 from replay.example import Example
 from replay.journal.base import Appended, NewRow, Verdict

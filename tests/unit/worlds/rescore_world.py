@@ -25,9 +25,9 @@ from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
 from online.tables.layout import Shard
+from paramserver.core.state import SnapshotState
 from paramserver.snapshots import format as snapshot_format
 from paramserver.snapshots.places import lineage_place, open_snapshots
-from paramserver.state import SnapshotState
 
 NAMES = ("a", "b", "c")
 

@@ -12,12 +12,12 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
 from online.settings.whole import cut_of, histories_of
-from paramserver import resharding
-from paramserver.blocks import Block, Blocks
-from paramserver.lineage import Lineage, begin_epoch, publish
-from paramserver.resharding import Reshard
-from paramserver.shards import Cut, ShardStore
-from paramserver.state import SnapshotState
+from paramserver.core import resharding
+from paramserver.core.blocks import Block, Blocks
+from paramserver.core.resharding import Reshard
+from paramserver.core.shards import Cut, ShardStore
+from paramserver.core.state import SnapshotState
+from paramserver.process.lineage import Lineage, begin_epoch, publish
 from paramserver.store import Store
 from replay.journal.base import Journal, NewRow, Verdict
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from paramserver import wire
-from paramserver.actor import Host, ParameterServer, ServerSettings
-from paramserver.lineage import Lineage
-from paramserver.sharing import Shard
+from paramserver.core import wire
+from paramserver.process.actor import Host, ParameterServer, ServerSettings
+from paramserver.process.lineage import Lineage
+from paramserver.process.sharing import Shard
 from paramserver.snapshots.store import Disk
 
 LINEAGE = Lineage("prices", "s" * 64, "LR()", "sum")

@@ -1,0 +1,170 @@
+"""The parameter server of one lineage in the process of its only replica, and the way to it.
+
+It is the class that Ray makes an actor of, on threads of its own.  Where the actor would end its
+process to begin anew, as after a decision of which nobody knows whether it is written down, here
+the object is replaced by another one, which restores its state from the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, Protocol
+
+from paramserver.clients.client import Client
+from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.process.actor import FindGone, Host, ParameterServer, ServerSettings
+from paramserver.process.attempts import Attempts
+from paramserver.process.lineage import Lineage
+from paramserver.process.running import SERVING
+from paramserver.process.sharing import Shard
+from paramserver.store import Store
+
+_log: Final = logging.getLogger(__name__)
+
+_THREADS: Final = 4  # that ask at the same time
+_STOP_S: Final = 5.0
+
+
+class Closable(Protocol):
+    """A store that holds a file or a connection."""
+
+    def close(self) -> None:
+        """Release the file or connection."""
+
+
+class InProcess:
+    """A parameter server that lives as long as its replica; :meth:`start` it, :meth:`stop` it.
+
+    Parameters:
+        name: For messages.
+        lineage, open_store, directory, settings, find_gone, shard: As of
+            :class:`paramserver.process.actor.ParameterServer`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        lineage: Lineage,
+        open_store: Callable[[], Any],
+        directory: str,
+        settings: ServerSettings,
+        find_gone: FindGone,
+        shard: Shard | None = None,
+    ) -> None:
+        self.name = name
+        self._settings, self._open_store = settings, open_store
+        self._stores: list[Closable] = []
+        self._make = partial(
+            ParameterServer, lineage, self._opened, directory, settings, find_gone,
+            host=Host(die=self._end), background=False, shard=shard,
+        )  # fmt: skip
+        self._ended = threading.Event()
+        self._stopped = threading.Event()
+        self._server = self._make()
+        self._threads = [
+            threading.Thread(target=target, name=f"parameter-server-{what}", daemon=True)
+            for what, target in (("looks", self._live), ("snapshots", self._publish))
+        ]
+        self._asking = ThreadPoolExecutor(_THREADS, "parameter-server")
+
+    def start(self) -> None:
+        """Begin to restore the state; returns at once."""
+        for thread in self._threads:
+            thread.start()
+
+    def status(self) -> dict[str, Any]:
+        """Everything about the server, see :class:`paramserver.process.actor.ParameterServer`."""
+        return self._server.status()
+
+    def shared(self, method: str, *args: object) -> Any:
+        """Answer another shard; raises whatever comes."""
+        return self._server.shared(method, *args)
+
+    async def ask(self, method: str, args: tuple[object, ...]) -> Any:
+        """Result of a method of the server.  Raises ParamServerError."""
+        asked = partial(getattr(self._server, method), *args)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._asking, asked)
+        except ParamServerError:
+            raise
+        except Exception as error:  # whatever it is, the server is asked again
+            raise ServerUnavailable(self.name, f"it failed: {error!r}") from error
+
+    def last_snapshot(self, timeout_s: float) -> str:
+        """Name of the snapshot that holds the state as it is now; it is published if need be.
+
+        Raises ParamServerError or OSError: there is none.  TimeoutError: it takes longer.
+        """
+        return str(self._asking.submit(self._server.snapshot).result(timeout_s)["name"])
+
+    def stop(self) -> None:
+        """End the threads and close the store.  What is not published is in the journal."""
+        self._stopped.set()
+        # On a thread, for the wait has a bound: a question may stand in a store that hangs.
+        ending = partial(self._asking.shutdown, wait=True, cancel_futures=True)
+        asked = threading.Thread(target=ending, name="parameter-server-ends", daemon=True)
+        asked.start()
+        for thread in (*self._threads, asked):
+            if thread.is_alive():
+                thread.join(_STOP_S)
+        self._close()
+
+    def _opened(self) -> Store:
+        store = self._open_store()
+        self._stores.append(store)
+        made: Store = store
+        return made
+
+    def _close(self) -> None:
+        while self._stores:
+            with contextlib.suppress(Exception):  # it goes away whatever it says
+                self._stores.pop().close()
+
+    def _end(self) -> None:
+        """Have the server replaced; it answers nothing any more."""
+        self._ended.set()
+
+    def _live(self) -> None:
+        """Restore, then look at the epoch again and again; anew when the server has ended."""
+        looks = Attempts("ParameterServer.confirm")
+        while True:
+            while not self._server.restore():
+                if self._server.ping() == "refused" or self._stopped.wait(self._settings.retry_s):
+                    return
+            while not self._ended.is_set():
+                if self._stopped.wait(self._settings.confirm_s):
+                    return
+                self._step(ParameterServer.confirm, looks)
+            _log.warning("the server of %s begins anew: %s", self.name, self._server.ping())
+            if self._stopped.wait(self._settings.retry_s):
+                return
+            self._ended.clear()
+            self._close()
+            self._server = self._make()
+
+    def _publish(self) -> None:
+        published = Attempts("ParameterServer.snapshot_if_due")
+        while not self._stopped.wait(self._settings.confirm_s):
+            self._step(ParameterServer.snapshot_if_due, published)
+
+    def _step(self, step: Callable[[ParameterServer], None], attempts: Attempts) -> None:
+        server = self._server
+        if server.ping() == SERVING:
+            attempts(partial(step, server), lambda: server.ping() == SERVING)
+
+
+class InProcessClient(Client):
+    """The replica's way to a server that is in its own process."""
+
+    def __init__(self, server: InProcess) -> None:
+        super().__init__(server.name)
+        self._server = server
+
+    async def _call(self, method: str, args: tuple[object, ...]) -> Any:
+        return await self._server.ask(method, args)

@@ -1,0 +1,200 @@
+"""The parameter server as a Ray actor: detached, named, restarted for ever, never retried.
+
+Ray repeats no call (``max_task_retries=0``): whoever gets no answer sends the same pushes again,
+and the server's clock knows them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import ray
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+
+from paramserver.clients.client import Client
+from paramserver.errors import ParamServerError, ServerUnavailable
+from paramserver.process.actor import FindGone, ParameterServer, ServerSettings, identity
+from paramserver.process.lineage import Lineage
+from paramserver.process.near import MESSAGE_MAX, Line
+from paramserver.process.sharing import Shard
+from paramserver.store import Store
+
+NAMESPACE: Final = "online"
+_CONCURRENCY: Final = 8
+_STATUS_S: Final = 10.0
+_SNAPSHOT_S: Final = 60.0
+_SHARD_S: Final = 1.0
+_NEAR_S: Final = 1.0  # that a kept connection may take to come
+_NEAR_AGAIN_S: Final = 30.0  # between two attempts: the server may be on another machine
+
+
+def start_or_get(
+    name: str,
+    lineage: Lineage,
+    open_store: Callable[[], Store],
+    directory: str,
+    settings: ServerSettings,
+    find_gone: FindGone | None = None,
+    *,
+    shard: Shard | None = None,
+    namespace: str = NAMESPACE,
+) -> Callable[[], Any]:
+    """The server of that name, which begins to start if there is none; a way to its handle.
+
+    What is returned waits for the server, and gives its handle.  A running server of other code,
+    spec, formats or settings publishes a snapshot and is replaced then.  It blocks for up to about
+    a minute; not for an event loop.
+    """
+    given = lineage, open_store, directory, settings, find_gone
+    made = partial(_create, name, namespace, given, shard)
+    place = directory if shard is None else shard.place(directory)
+    handle, wanted = made(), identity(lineage, place, settings)
+    return lambda: _as_wanted(handle, wanted, made, partial(_exists, name, namespace))
+
+
+def _as_wanted(
+    handle: Any, wanted: str, made: Callable[[], Any], exists: Callable[[], bool]
+) -> Any:
+    if _identity_of(handle, wanted) == wanted:
+        return handle
+    try:
+        ray.get(handle.snapshot.remote(), timeout=_SNAPSHOT_S)
+    except RayError:
+        pass  # what it has not published is sent again by the replicas, or learned again
+    ray.kill(handle, no_restart=True)
+    deadline = time.monotonic() + _SNAPSHOT_S
+    while exists() and time.monotonic() < deadline:
+        time.sleep(0.05)  # the name is free once Ray has seen the process end
+    return made()
+
+
+def ask_actor(names: Sequence[str], shard: int, method: str, *args: object) -> Any:
+    """Ask another shard's server, for a second at most; raises whatever comes."""
+    handle = ray.get_actor(names[shard], NAMESPACE)
+    return ray.get(handle.shared.remote(method, *args), timeout=_SHARD_S)
+
+
+def _create(name: str, namespace: str, given: tuple[Any, ...], shard: Shard | None) -> Any:
+    actor = ray.remote(ParameterServer).options(
+        name=name,
+        namespace=namespace,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        num_cpus=0,
+        max_concurrency=_CONCURRENCY,
+    )
+    return actor.remote(*given, **({} if shard is None else {"shard": shard}))
+
+
+def _identity_of(handle: Any, wanted: str) -> str:
+    """Identity that the server reports; ``wanted`` while it has not got so far itself."""
+    status = ray.get(handle.status.remote(), timeout=_STATUS_S * 3)
+    return status["identity"] or wanted
+
+
+def _exists(name: str, namespace: str) -> bool:
+    try:
+        ray.get_actor(name, namespace=namespace)
+    except ValueError:
+        return False
+    return True
+
+
+class ParameterClient(Client):
+    """A replica's way to a server that is an actor.  Use from one event loop.
+
+    Exchanges go over a kept connection (:mod:`paramserver.process.near`) if the server is on this
+    machine and has answered one by Ray; all else by Ray, and an exchange that the connection fails,
+    too.
+
+    Parameters:
+        name, namespace: Of the actor.  Its handle is looked up when needed, and again after the
+            actor died.
+    """
+
+    def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
+        super().__init__(name)
+        self._namespace = namespace
+        self._handle: Any = None
+        self._line: Line | None = None
+        self._met, self._line_due_s = False, 0.0
+
+    @property
+    def near(self) -> bool:
+        """Whether the next exchange goes over a kept connection."""
+        return self._line is not None
+
+    async def _call(self, method: str, args: tuple[object, ...]) -> Any:
+        if method != "sync":
+            return await self._by_ray(method, args)
+        (request,) = args
+        assert isinstance(request, bytes)
+        if len(request) <= MESSAGE_MAX and (answer := await self._over_line(request)):
+            return answer
+        answer = await self._by_ray(method, args)
+        self._met = True
+        return answer
+
+    async def _over_line(self, request: bytes) -> bytes:
+        """Answer over the kept connection; empty: there is none, or Ray is to be asked."""
+        line, self._line = self._line, None  # one question at a time
+        if line is None and self._met and time.monotonic() >= self._line_due_s:
+            self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
+            line = await self._connected()
+        if line is None:
+            return b""
+        try:
+            answer = await line.ask(request)
+        except BaseException as error:  # who stops waiting must not get this answer the next time
+            line.close()
+            self._met = False
+            if isinstance(error, (OSError, EOFError)):
+                return b""
+            raise
+        self._keep(line)
+        return answer
+
+    def _keep(self, line: Line) -> None:
+        if self._line is not None:  # another exchange has connected meanwhile
+            self._line.close()
+        self._line = line
+
+    async def _connected(self) -> Line | None:
+        with contextlib.suppress(ParamServerError, OSError, EOFError):
+            async with asyncio.timeout(_NEAR_S):  # its error is an OSError, too
+                return await Line.to(*await self._by_ray("near", ()))
+        return None
+
+    async def _by_ray(self, method: str, args: tuple[object, ...]) -> Any:
+        for last in (False, True):
+            if self._handle is None:
+                self._handle = await self._resolve()
+            try:
+                return await getattr(self._handle, method).remote(*args)
+            except RayTaskError as error:
+                cause = error.cause
+                if isinstance(cause, ParamServerError):
+                    raise cause from None
+                raise ServerUnavailable(self._name, f"it failed: {cause!r}") from error
+            except ActorDiedError as error:
+                self._handle = None  # a new actor may have the name
+                if last:
+                    raise ServerUnavailable(self._name, str(error)) from error
+            except RayError as error:
+                raise ServerUnavailable(self._name, f"{type(error).__name__}: {error}") from error
+        raise AssertionError("the loop returns or raises")
+
+    async def _resolve(self) -> Any:
+        try:  # asks the cluster's control store: not on the event loop
+            return await asyncio.to_thread(ray.get_actor, self._name, self._namespace)
+        except ValueError as error:
+            raise ServerUnavailable(self._name, "no actor has that name") from error
+        except RayError as error:
+            raise ServerUnavailable(self._name, f"{type(error).__name__}: {error}") from error

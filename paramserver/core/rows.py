@@ -1,0 +1,350 @@
+"""Rows of float32 by 64-bit id: what a table of ids holds, and what has been added to some of them.
+
+It is to a block of kind ``rows`` what a dict is to one of names: ``update``, ``copy`` and ``len``
+do the same.  Rows stand in the order in which their ids came, to the table or to a copy: they share
+the numbers of ids, so that no table ever has to number all of its own anew.  What a copy has and
+the table has not is a gap in its order.  A part of a table that was read is as it was but for what
+was touched since, rows that came into gaps among it.
+
+When half of a table is gaps it is packed, in steps: its rows so far stand apart, as an older table,
+and each time that something is written some of them move behind where the order ended.  Whoever has
+read up to a place reads on from there, and meets those again that moved meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, Self
+
+import numpy as np
+
+from paramserver.core.flags import Flags, Marks
+from paramserver.core.ids import IdArray, Ids, Numbers
+from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
+from paramserver.errors import BlockError
+
+WIDTH_MAX: Final = 1024
+"""Numbers of a row."""
+
+_PACKED_LEAST: Final = 1024  # gaps
+_PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
+_MOVED: Final = 8  # rows that are packed for one that is written
+_MOVED_LEAST: Final = 256
+_NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
+_ID: Final = np.dtype("<u8")
+_NUMBER: Final = np.dtype("<f4")
+
+
+class Rows:
+    """A table, or a part of one.
+
+    Parameters:
+        ids: Each once, in the order in which they stand from now on.  Not to be changed afterwards.
+        numbers: Their rows: [ids, width]; they are copied.
+
+    Attributes:
+        width: Numbers of a row.
+        gone: Of a message: ids that there is no row of, whoever has one.
+    """
+
+    def __init__(self, ids: IdArray, numbers: Floats32) -> None:
+        self.width: int = numbers.shape[1]
+        self.gone: IdArray = _NO_IDS
+        self._begin = 0  # where the order of its own rows begins
+        self._older: Rows | None = None  # of which all before the place have moved
+        self._place = 0
+        self._hold(ids, numbers)
+
+    def _hold(self, ids: IdArray, numbers: Floats32) -> None:
+        """Have these rows, and memory of its own for them."""
+        held = np.empty((pages_for(len(ids)) * PAGE_ROWS, self.width), dtype=np.float32)
+        held[: len(ids)] = numbers
+        self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
+        self._pages: Pages = np.arange(pages_for(self._n))
+        self._marks = Marks()
+
+    @classmethod
+    def empty(cls, width: int) -> Self:
+        """A table without rows."""
+        return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
+
+    @classmethod
+    def in_place(cls, ids: IdArray, numbers: Floats32) -> Self:
+        """A table of arrays that nobody else changes, and that it keeps if it can write there."""
+        n, whole = len(ids), len(ids) // PAGE_ROWS
+        if not (numbers.flags.writeable and numbers.flags.aligned and ids.flags.aligned):
+            return cls(ids.astype(np.uint64), numbers)
+        made = cls(ids[:0], numbers[:0])
+        made._ids, made._n, made._pool = Ids(ids), n, Pool(numbers[: whole * PAGE_ROWS])
+        rest = np.arange(whole * PAGE_ROWS, n)
+        made._pages = np.append(np.arange(whole), made._pool.take(pages_for(n) - whole))
+        made._pool.write(located(made._pages, rest), numbers[rest])
+        return made
+
+    def __len__(self) -> int:
+        return self._n - self._marks.gone + (len(self._older) if self._older else 0)
+
+    @property
+    def begin(self) -> int:
+        """Where its order begins: behind where it ended before it was packed."""
+        return self._begin if self._older is None else self._older.begin
+
+    @property
+    def end(self) -> int:
+        """Where its order ends: with gaps it has fewer rows."""
+        return self._begin + self._n
+
+    def lay_out(self) -> None:
+        """Make ready to be asked, which takes a second for ten million rows; done once for all."""
+        self._ids.lay_out()
+        if self._older is not None:
+            self._older.lay_out()
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Rows):
+            return NotImplemented
+        if self.width != other.width or len(self) != len(other):
+            return False
+        numbers, known = other.get(self.ids)
+        return bool(known.all() and np.array_equal(numbers, self.numbers))
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __del__(self) -> None:
+        self._pool.release(self._pages)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.ids.copy(), self.numbers)
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the rows take in a message, without its frame."""
+        gone = _ID.itemsize * len(self.gone)
+        return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
+
+    def told(self) -> dict[str, Any]:
+        """The rows as a message holds them."""
+        numbers = self.numbers.astype(_NUMBER, copy=False)
+        ids = self.ids.astype(_ID, copy=False)
+        told = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        return told | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else told
+
+    @property
+    def ids(self) -> IdArray:
+        """All ids in their order, not to be changed."""
+        ids = self._ids.first(self._n)
+        if self._marks.gone:
+            ids = ids[self._marks.there(slice(0, self._n), self._n)]
+        return ids if self._older is None else np.concatenate((self._older.ids, ids))
+
+    @property
+    def numbers(self) -> Floats32:
+        """All rows in their order, as an array of their own."""
+        numbers = self._between(0, self._n)
+        return numbers if self._older is None else np.concatenate((self._older.numbers, numbers))
+
+    def pieces(self) -> Iterator[Floats32]:
+        """All rows in their order, some thousands at a time."""
+        if self._older is not None:
+            yield from self._older.pieces()
+        for begin in range(0, self._n, _PIECE_ROWS):
+            yield self._between(begin, min(begin + _PIECE_ROWS, self._n))
+
+    def _between(self, begin: int, end: int) -> Floats32:
+        """Rows from the beginning of a page to before a place."""
+        rows = self._pool.read_pages(self._pages[pages_for(begin) : pages_for(end)])[: end - begin]
+        gone = self._marks.gone
+        return rows[self._marks.there(slice(begin, end), self._n)] if gone else rows
+
+    def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
+        """Return the rows of these ids, 0 for those that there are none of, and which there are."""
+        at = self._places(ids)
+        known = at >= 0
+        if known.all():
+            return self._read(at), known
+        out = np.zeros((len(ids), self.width), dtype=np.float32)
+        out[known] = self._read(at[known])
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            out[left], known[left] = self._older.get(ids[left])
+        return out, known
+
+    def select(self, ids: Sequence[IdArray]) -> Rows:
+        """Those of the ids, which may stand there more than once; the others are gone."""
+        some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
+        numbers, known = self.get(some)
+        selected = Rows(some[known], numbers[known])
+        selected.gone = some[~known]
+        return selected
+
+    def has(self, ids: IdArray) -> Flags:
+        """Tell which of the ids there are rows of."""
+        known: Flags = self._places(ids) >= 0
+        if self._older is not None:
+            left = np.flatnonzero(~known)
+            known[left] = self._older.has(ids[left])
+        return known
+
+    def part(self, begin: int, end: int) -> Rows:
+        """Rows from one place of the order to before another."""
+        return self.at(np.arange(max(begin, self.begin), min(end, self.end)))
+
+    def at(self, places: Numbers) -> Rows:
+        """Rows at these places of the order, each once; at some of them is none."""
+        mine = self._mine(places)
+        ids, numbers = self._ids.first(self._n)[mine], self._read(mine)
+        if self._older is None or len(mine) == len(places):
+            return Rows(ids, numbers)
+        older = self._older.at(places[places < self._begin])
+        return Rows(np.append(older.ids, ids), np.append(older.numbers, numbers, axis=0))
+
+    def ids_at(self, places: Numbers) -> IdArray:
+        """Ids of the rows at these places of the order, each once; at some of them is none."""
+        ids = self._ids.first(self._n)[self._mine(places)]
+        if self._older is None:
+            return ids
+        return np.append(self._older.ids_at(places[places < self._begin]), ids)
+
+    def _mine(self, places: Numbers) -> Numbers:
+        """Numbers of its own rows at these places."""
+        mine = places[places >= self._begin] - self._begin
+        return mine[self._marks.there(mine, self._n)] if self._marks.gone else mine
+
+    def update(self, new: Rows) -> None:
+        """Take these rows in place of those with their ids; and what is gone leaves."""
+        self.drop(new.gone)
+        self.put(new.ids, new.numbers)
+
+    def drop(self, ids: IdArray) -> None:
+        """Have no row of these ids, each once; when half of all have left, the rest are packed."""
+        if not len(ids):
+            return
+        self._let_go(ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        elif self._marks.gone > max(len(self), _PACKED_LEAST):
+            self._set_apart()
+        self._pack(len(ids))
+
+    def _let_go(self, ids: IdArray) -> None:
+        at = self._places(ids)
+        self._marks.let_go(at[at >= 0])
+
+    def _set_apart(self) -> None:
+        """Begin to pack: all rows are older ones from now on."""
+        older: Rows = object.__new__(type(self))
+        older.__dict__.update(self.__dict__)
+        begin, nothing = self.end, np.empty((0, self.width), dtype=np.float32)
+        self._hold(_NO_IDS, nothing)
+        self._begin, self._older, self._place = begin, older, 0
+
+    def _pack(self, n: int) -> None:
+        """Move some of the older rows, as many as some times what is written."""
+        older = self._older
+        if older is None:
+            return
+        end = min(self._place + max(_MOVED * n, _MOVED_LEAST), older._n)
+        part = older.part(older._begin + self._place, older._begin + end)
+        older._let_go(part.ids)
+        self._write(part.ids, part.numbers)
+        self._place = end
+        if end == older._n:
+            self._older = None
+
+    def put(self, ids: IdArray, numbers: Floats32) -> None:
+        """Take the rows in place of those with these ids, which stand there once each."""
+        if len(self.gone):
+            self.gone = np.setdiff1d(self.gone, ids)
+        if self._older is not None:
+            self._older._let_go(ids)
+        self._write(ids, numbers)
+        self._pack(len(ids))
+
+    def _write(self, ids: IdArray, numbers: Floats32) -> None:
+        at = self._ids.find(ids, self._ids.count)
+        new = at < 0
+        if fresh := int(new.sum()):
+            begin = self._ids.count
+            self._ids.add(ids[new])
+            at[new] = np.arange(begin, begin + fresh)
+        self._have(at)
+        self._pool.own(self._pages, np.unique(page_of(at)))
+        self._pool.write(located(self._pages, at), numbers)
+
+    def track(self) -> None:
+        """Know from now on which rows are written or leave, until all are packed."""
+        if self._older is None:
+            self._marks.track()
+
+    @property
+    def changes(self) -> int | None:
+        """How many rows were written or have left since it began to know; None: it does not."""
+        known = self._marks.tracked and self._older is None
+        return self._marks.changes(self._n) if known else None
+
+    def changed(self) -> tuple[IdArray, IdArray, Callable[[], Iterator[Floats32]]]:
+        """Ids that were written, those that have left, and what makes the rows of the first."""
+        ids = self._ids.first(self._n)
+        at, gone = self._marks.changed(self._n)
+        some = range(0, len(at), _PIECE_ROWS)
+        return ids[at], ids[gone], lambda: (self._read(at[i : i + _PIECE_ROWS]) for i in some)
+
+    def _places(self, ids: IdArray) -> Numbers:
+        """The number of each, -1 if there is no row of it."""
+        at = self._ids.find(ids, self._n)
+        if self._marks.gone:
+            at[~self._marks.there(at, self._n) & (at >= 0)] = -1
+        return at
+
+    def _have(self, at: Numbers) -> None:
+        """Have a row for each of these numbers, that is written now."""
+        begin, end = self._n, int(at.max(initial=-1)) + 1
+        self._marks.have(at, begin, max(begin, end))
+        if end > begin:
+            self._n = end
+            missing = pages_for(end) - len(self._pages)
+            if missing > 0:
+                self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
+
+    def copy(self) -> Rows:
+        """The same rows; what is written to one is not in the other."""
+        made: Rows = object.__new__(type(self))
+        made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
+        made._pages = self._pages.copy()
+        made._begin, made.gone, made._place = self._begin, self.gone, self._place
+        made._older = None if self._older is None else self._older.copy()
+        made._marks = self._marks.copy()
+        self._pool.share(self._pages)
+        return made
+
+    def _read(self, at: Numbers) -> Floats32:
+        return self._pool.read(located(self._pages, at))
+
+
+def read_rows(name: str, data: dict[Any, Any]) -> Rows:
+    """The rows of a message, checked.  Raises BlockError, with the block's name."""
+    width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
+    gone = data.get("gone", b"")
+    if type(width) is not int or not 1 <= width <= WIDTH_MAX:
+        raise BlockError(name, "width", f"{width!r:.80} is no number from 1 to {WIDTH_MAX}")
+    if not isinstance(ids, bytes) or not isinstance(numbers, bytes) or len(data) > 4:
+        raise BlockError(name, None, "rows are 'width', 'ids' and 'numbers', the last two bytes")
+    n = len(ids) // _ID.itemsize
+    if len(ids) != n * _ID.itemsize or len(numbers) != n * width * _NUMBER.itemsize:
+        sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
+        raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
+    each = np.frombuffer(ids, dtype=_ID)
+    if not (each[1:] > each[:-1]).all() and len(np.unique(each)) != n:
+        raise BlockError(name, "ids", "an id stands there twice")
+    rows = np.frombuffer(numbers, dtype=_NUMBER).reshape(n, width)
+    if not np.isfinite(rows).all():
+        raise BlockError(name, "numbers", "a number is not finite")
+    made = Rows(each.astype(np.uint64), rows)
+    made.gone = _read_gone(name, gone)
+    return made
+
+
+def _read_gone(name: str, gone: object) -> IdArray:
+    if not isinstance(gone, bytes) or len(gone) % _ID.itemsize:
+        raise BlockError(name, "gone", "what is gone is ids of eight bytes each")
+    return np.frombuffer(gone, dtype=_ID).astype(np.uint64)

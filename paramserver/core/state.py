@@ -1,0 +1,79 @@
+"""This module defines what a snapshot holds: the whole state of a server at one version."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from paramserver.core.blocks import Blocks
+from paramserver.core.wire import Version
+
+
+class Base(NamedTuple):
+    """A whole snapshot that later ones may lean on: its name, the SHA-256 at its end in hex."""
+
+    name: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotState:
+    """Parameters, clocks and control position of one version.
+
+    Attributes:
+        model, spec, spec_text: Whose state it is: the model's name, the hash of its spec, and the
+            spec itself.
+        version: ``(epoch, count)``.
+        values: The parameters.  Read only: a running server may share blocks with it.
+        clock: Last offset contained, by open partition.
+        closed: Partitions contained to their sealed end, which have left the clock.
+        control: ``seq`` of the last control row contained.
+        rewrite: ``seq`` of the control row that rewrote the values last (0: none).
+        frozen: ``seq`` of the control row that froze the model (0: it learns).
+        banned: Sources that are banned by then; None: an older release wrote it, which does not
+            tell.
+        position: ``seq`` of the last row contained, if the rows were learned in commit order (else
+            0).
+        metrics: Numbers to show beside the snapshot.
+        parent: Name of the snapshot published before it, or None.
+        created_at: POSIX seconds.
+        log: The store's log of decisions as it was: number and SHA-256 of its newest line.
+        base: What is written of a table that knows its changes is what changed since this snapshot;
+            None: all of it.  A state that was read is whole, whatever its file leant on.
+    """
+
+    model: str
+    spec: str
+    spec_text: str
+    version: Version
+    values: Blocks
+    clock: Mapping[int, int]
+    closed: frozenset[int] = frozenset()
+    control: int = 0
+    rewrite: int = 0
+    frozen: int = 0
+    position: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    parent: str | None = None
+    created_at: float = 0.0
+    banned: frozenset[str] | None = None
+    log: tuple[int, str] | None = None
+    base: Base | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contained:
+    """A snapshot contains this clock, closed partitions and control position, as in its state."""
+
+    clock: Mapping[int, int]
+    closed: frozenset[int]
+    control: int = 0
+
+    def rows(self, ends: Mapping[int, int]) -> dict[int, int]:
+        """Last offset of each partition, closed ones too: the same whatever has been closed.
+
+        ``ends``: those of the partitions, as far as they are known.
+        """
+        closed = {p: ends[p] for p in self.closed if p in ends}
+        return {p: last for p, last in sorted({**self.clock, **closed}.items()) if last}

@@ -1,0 +1,1 @@
+"""A process that serves a model's values: restoring, deciding, publishing, trimming."""

@@ -1,0 +1,186 @@
+"""A server's state is published as snapshots, and what they make superfluous is removed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from paramserver.core import rewrites
+from paramserver.core.server import Server
+from paramserver.core.state import SnapshotState
+from paramserver.errors import PublishFailed, Superseded
+from paramserver.process.lineage import publish
+from paramserver.process.running import Running
+from paramserver.process.sharing import Sharing
+from paramserver.process.status import rows_since, scores
+from paramserver.process.trimming import Trimming, contained_in_all
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.store import Store
+
+_log: Final = logging.getLogger(__name__)
+
+
+class Publishing:
+    """The snapshots of one running server."""
+
+    def __init__(self, running: Running, sharing: Sharing) -> None:
+        self._running, self._sharing = running, sharing
+        sharing.publish = self.snapshot_if_begun
+        settings, host = running.settings, running.host
+        self._trimming = Trimming(
+            settings.keep_rows_s, settings.halves_keep_s, settings.running_s,
+            host.wall, host.monotonic,
+        )  # fmt: skip
+
+    def snapshot_if_due(self) -> None:
+        """Publish if ``interval_s`` have passed since the last time; count the running time."""
+        running = self._running
+        server, store, _ = running.serving()
+        try:
+            self._trimming.count(store, running.lineage.model, running.lineage.spec, server.epoch)
+        except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
+            _log.warning("the running time could not be counted: %r", error)
+        interval_s = running.settings.interval_s * (2 if self._sharing.follows else 1)
+        if running.chosen or running.host.monotonic() - running.published_s >= interval_s:
+            self.snapshot()
+
+    def snapshot_if_begun(self) -> None:
+        """Publish what shard 0 has had this one begin."""
+        if self._running.chosen is not None:
+            self.snapshot()
+
+    def snapshot_of_all(self, pin: bool = False) -> dict[str, Any]:
+        """Publish as of :meth:`snapshot`, and have the other shards publish what goes with it."""
+        row = self.snapshot(pin)
+        self._sharing.have_published(row["name"] if pin else None)
+        return row
+
+    def pin(self, name: str, on: bool) -> None:
+        """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
+        with self._running.publishing:
+            self._running.serving().history.pin(name, on)
+        self._sharing.have_published(name, on)
+
+    def snapshot(self, pin: bool = False) -> dict[str, Any]:
+        """Publish the state as it is now, unless the head holds it, and describe it.
+
+        The files are looked at first: what somebody has removed, the head does not hold.
+
+        Raises:
+            NotReady: Definite.
+            PublishFailed: The head is where it was.
+        """
+        running = self._running
+        with running.publishing:
+            server, store, history = running.serving()
+            head_gone = running.parent in history.drop_vanished(running.parent)
+            chosen = running.chosen is not None
+            state = self._begun(server, history, head_gone=head_gone)
+            if state is not None:
+                try:
+                    name = publish(store, history, state, running.base)
+                except Superseded as error:
+                    running.end(error)
+                    raise
+                except PublishFailed as error:
+                    running.unpublished = str(error)
+                    raise
+                running.unpublished = None
+                running.published, running.parent = state.version[1], name
+                with running.lock:
+                    server.note_durable(state)
+                self._sharing.published(name, chosen=chosen)
+                self._retain(server, store, history, name)
+            running.published_s = running.host.monotonic()
+            if pin and running.parent is not None:
+                history.pin(running.parent, True)
+            described = next(row for row in history.listed() if row.name == running.parent)
+            row: dict[str, Any] = msgspec.to_builtins(described)
+            return row
+
+    def _begun(
+        self, server: Server, history: SnapshotHistory, *, head_gone: bool
+    ) -> SnapshotState | None:
+        """The state that is to be published; None: the head holds it."""
+        running = self._running
+        chosen, running.chosen = running.chosen, None
+        if chosen is not None:
+            return chosen
+        if server.count == running.published and not head_gone:
+            self._sharing.complete(server)
+            return None
+        with self._sharing.at_one_moment(server):
+            parent = None if head_gone else running.parent
+            metrics = {**running.replicas.metrics(), **scores(server)}
+            base = history.base_for_next()
+            return server.begin_snapshot(running.host.wall(), parent, metrics, base)
+
+    def withdraw(self, names: list[str]) -> list[str]:
+        """Remove snapshots for good, pins of them too; those that are there no more afterwards.
+
+        Not the newest one, and not what a start may need: these stay.  What was begun and never
+        published goes, too.  After an OSError some may be gone.
+        """
+        running = self._running
+        with running.publishing:
+            _, _, history = running.serving()
+            names_needed = running.parent, running.needed and running.needed.snapshot
+            stay = history.needed_for(name for name in names_needed if name is not None)
+            gone = [name for name in names if name not in stay]
+            for name in gone:
+                history.withdraw_for_good(name)
+            history.remove_leftovers()
+            running.asides.difference_update(gone)
+            return gone
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """All good snapshots, newest first, as plain dicts of ``history.Listed``.
+
+        ``since``: rows that were learned after it, which a rollback to it would undo.
+        """
+        running = self._running
+        with running.publishing:
+            server, _, history = running.serving()
+            listed, contained = history.listed(), history.contained()
+            with running.lock:
+                since = {
+                    name: rows_since(server, running.partitions, one)
+                    for name, one in contained.items()
+                }
+            return [{**msgspec.to_builtins(row), "since": since.get(row.name)} for row in listed]
+
+    def _retain(self, server: Server, store: Store, history: SnapshotHistory, head: str) -> None:
+        running = self._running
+        positions = [contained.control for contained in self._sharing.kept]
+        held = rewrites.held(running.needed, positions) | self._sharing.cut
+        try:
+            kept = history.retain(head, held)
+            for name in running.asides - held:
+                history.withdraw(name)
+            running.asides &= held
+        except OSError as error:
+            _log.warning("old snapshots could not be removed yet: %s", error)
+            return
+        self._sharing.kept = kept
+        with running.lock:
+            for partition in running.waiting:
+                server.close(partition, kept)
+            running.waiting = [p for p in running.waiting if p.id not in server.closed]
+            upto = contained_in_all(kept, running.partitions.values())
+        self._trim(server, store, upto)
+
+    def _trim(self, server: Server, store: Store, upto: Mapping[int, int]) -> None:
+        model, spec = self._running.lineage.model, self._running.lineage.spec
+        try:
+            upto = self._sharing.rows_of_all(upto)
+            self._trimming.run(store, model, spec, server.epoch, upto)
+        except Exception as error:  # of whatever store: its head says what is so
+            newest = store.head(model, spec).epoch
+            if newest != server.epoch:
+                lost = Superseded(server.epoch, newest)
+                self._running.end(lost)
+                raise lost from error
+            _log.warning("old rows could not be removed yet: %r", error)

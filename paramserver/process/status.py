@@ -1,0 +1,76 @@
+"""This module makes plain data of what a status tells of a server's state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from paramserver.core.blocks import COUNT, size_bytes
+from paramserver.core.server import Server
+from paramserver.core.state import Contained
+from paramserver.snapshots.history import Listed
+from paramserver.store import PartitionInfo
+
+EPOCHS_SHOWN: Final = 9
+
+METRICS: Final = "metrics"
+SCORES: Final = ("n", "correct", "abs_error")
+"""Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
+
+
+def scores(server: Server) -> dict[str, float]:
+    """The totals of :data:`SCORES` in the values, to be kept beside snapshots."""
+    block = server.values.get(METRICS)
+    if block is None or block.kind != COUNT:
+        return {}
+    return {name: float(block.data[name]) for name in SCORES if name in block.data}
+
+
+def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, float]]:
+    """Totals of the scores at the end of the newest epochs, oldest first, as far as snapshots
+    tell; the last one is that of now."""
+    ends: dict[int, Mapping[str, float]] = {}
+    for row in listed:  # newest first
+        ends.setdefault(row.version[0], row.metrics)
+    if server is not None:
+        ends[server.epoch] = scores(server)
+    shown = sorted(ends.items())[-EPOCHS_SHOWN:]
+    return [
+        {"epoch": epoch, **{name: totals[name] for name in SCORES if name in totals}}
+        for epoch, totals in shown
+    ]
+
+
+def rows_since(
+    server: Server, partitions: Mapping[int, PartitionInfo], contained: Contained
+) -> int:
+    """Rows that the server has learned beyond a snapshot: going back to it undoes them."""
+    upto = dict(server.clock)
+    upto |= {p: partitions[p].end for p in server.closed if p in partitions}
+    return sum(
+        max(end - contained.clock.get(p, 0), 0)
+        for p, end in upto.items()
+        if p not in contained.closed
+    )
+
+
+def numbers(server: Server | None) -> dict[str, Any]:
+    """Return what ``status`` says about the state of the server."""
+    if server is None:
+        return {
+            "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},
+            "control": None, "rewrite": 0, "frozen": 0,
+        }  # fmt: skip
+    return {
+        "epoch": server.epoch,
+        "count": server.count,
+        "version": list(server.version),
+        "control": server.control,
+        "rewrite": server.rewrite,
+        "frozen": server.frozen,
+        "clock": dict(server.clock),
+        "closed": sorted(server.closed),
+        "durable": dict(server.durable),
+        "bytes": size_bytes(server.values),
+        "tables": {} if server.keeper is None else server.keeper.counts(server.values),
+    }

@@ -1,0 +1,328 @@
+"""Values that are replaced in one step: rollback, recovery, forget, relearn, backfill.
+
+The control row comes first; then the state that it names is served, under the next epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from dataclasses import replace
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+
+from paramserver.core import rewrites
+from paramserver.core.blocks import ADDITIVE, DENSE, ROWS, Blocks, array_of
+from paramserver.core.state import Contained, SnapshotState
+from paramserver.errors import (
+    DecisionUncertain,
+    HandedOn,
+    NothingDecided,
+    RollbackRefused,
+    SnapshotCorrupt,
+    SnapshotFormat,
+    SnapshotMissing,
+    Superseded,
+)
+from paramserver.process import aside, shortfall
+from paramserver.process.bases import Backfill, Lesson, publish_pinned, withdraw_pinned
+from paramserver.process.lineage import check_decides, decide, needed, replayed
+from paramserver.process.running import Running, Serving
+from paramserver.process.sharing import Sharing
+from paramserver.snapshots.history import ASIDE, SnapshotHistory, snapshot_name
+
+GROWN: Final = 10.0
+"""Times that weights have to be longer than before for a model to count as diverged."""
+
+
+class Swapping:
+    """The values of one running server, which operators, or its replicas, have replaced."""
+
+    def __init__(self, running: Running, sharing: Sharing) -> None:
+        self._running, self._sharing = running, sharing
+        self._relearn_from_s = -math.inf
+
+    def rollback(self, name: str) -> dict[str, Any]:
+        """Back to the values of a snapshot: what was learned since is undone, and stays so.
+
+        Meanwhile ``sync`` raises NotReady.  The next periodic snapshot publishes the new state.
+
+        Returns:
+            dict: ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their
+                verdict), ``control`` (number of the row that holds the decision).
+
+        Raises:
+            NotReady, RollbackRefused, Superseded: Definite: nothing was changed.
+            DecisionUncertain: Indefinite.  The process ends, and the next one acts on the row if it
+                stands.
+        """
+        with self._running.decision() as now:
+            return self._back(now, name, self._target(now.history, name))
+
+    def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
+
+        Parameters, answers and errors as of :meth:`recover`; what was learned since is undone.
+        Where lies go on after a rollback there may be no snapshot since then that is old enough:
+        the one that it went to will do again.
+        """
+        with self._running.decision() as now:
+            server, store, history = now
+            if rewrite != server.rewrite:
+                return {"snapshot": None, "version": list(server.version), "undone": 0}
+            try:
+                controls = store.controls(server.model, 0)
+            except Exception as error:
+                raise self._refusal(
+                    history, "none", f"no answer of the store: {error!r}"
+                ) from error
+            again = rewrites.rolled_back_to(controls, server.spec)
+            name, target = self._newest_of(now, before, again)
+            return self._back(now, name, target)
+
+    def _back(self, now: Serving, name: str, target: SnapshotState) -> dict[str, Any]:
+        server, store, history = now
+        try:
+            ends = {p.id: p.end for p in store.partitions(server.model)}
+            known = store.controls(server.model, 0)
+        except Exception as error:
+            raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+        check_decides(known, server)  # before others keep snapshots for it
+        since = [control for control in known if control.seq > target.control]
+        if any(clock > ends.get(p, 0) for p, clock in target.clock.items()):
+            reason = "it has learned rows that the journal does not have"
+            raise self._refusal(history, name, reason)
+        if (source := rewrites.brings_back(target, ends, since)) is not None:
+            reason = f"it holds events of {source!r}, which was forgotten since"
+            raise self._refusal(history, name, reason)
+        with self._running.rewriting():
+            note = rewrites.roll_back(server.state(0.0, None, {}), name, target, ends)
+            return self._rewrite(now, self._of_all(note, target), target)
+
+    def recover(self, rewrite: int, before: float) -> dict[str, Any]:
+        """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
+
+        For a model that has diverged.  The rows since are learned again, so no event is lost.
+        ``rewrite`` is the newest one that the caller has seen: of several callers the first is
+        heard, and the others get ``snapshot`` None.
+
+        Answers and errors otherwise as of :meth:`rollback`; RollbackRefused also if no snapshot
+        since the last rewrite is old enough, or the weights are less than :data:`GROWN` times as
+        long as there: a stream that has changed makes a bad model too, and a halved rate would
+        keep it one for longer.
+        """
+        with self._running.decision() as now:
+            server, store, history = now
+            if rewrite != server.rewrite:
+                return {"snapshot": None, "version": list(server.version), "undone": 0}
+            name, target = self._newest_of(now, before)
+            try:
+                known = store.controls(server.model, 0)
+            except Exception as error:
+                raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
+            check_decides(known, server)
+            loss = shortfall.accepted(known, server.spec)
+            if loss is not None and target.version < loss.note.version:
+                reason = f"{loss.note.events:,} events since are lost from the journal"
+                raise self._refusal(history, name, reason)
+            with self._running.rewriting():
+                grown = _length(server.values) / max(_length(target.values), 1e-300)
+                if grown < GROWN:
+                    reason = f"its weights are {grown:.3g} times as long: the stream has changed"
+                    raise self._refusal(history, name, reason)
+                note = rewrites.learn_again(server.state(0.0, None, {}), name, target)
+                return self._rewrite(now, self._of_all(note, target), target)
+
+    def _of_all(self, note: rewrites.Rollback, target: SnapshotState) -> rewrites.Rollback:
+        contained = Contained(target.clock, target.closed, target.control)
+        return self._sharing.rollback(note, note.snapshot, contained)
+
+    def _newest_of(
+        self, now: Serving, before: float, again: str | None = None
+    ) -> tuple[str, SnapshotState]:
+        """The newest snapshot of ``before`` and since the last rewrite, or else the one ``again``.
+
+        Raises RollbackRefused.
+        """
+        server, _, history = now
+        rows = [row for row in history.listed() if row.created_at <= before]
+        if not rows:
+            raise self._refusal(history, "none", "all are of a time when it was bad already")
+        target = self._target(history, rows[0].name)
+        if target.rewrite != server.rewrite and again in [row.name for row in rows]:
+            return str(again), self._target(history, str(again))
+        if target.rewrite != server.rewrite:
+            reason = "it is from before the last time that the values were rewritten"
+            raise self._refusal(history, rows[0].name, reason)
+        return rows[0].name, target
+
+    def forget(
+        self,
+        name: str,
+        source: str,
+        since: float | None,
+        base: str | None,
+        undone: dict[int, list[int]],
+        digests: tuple[rewrites.Digest, rewrites.Digest] | None = None,
+    ) -> dict[str, Any]:
+        """Go on with a state that was built aside without the rows of a banned source.
+
+        It was published as ``name``, from the snapshot ``base`` on (None: from nothing), without
+        the rows ``undone`` (see :func:`paramserver.core.rewrites.packed`); ``digests`` are noted
+        with the decision.  What it has not learned is learned on top.  Answers and errors otherwise
+        as of :meth:`rollback`; ForgetRefused if it can't take the place of what is served.
+        """
+        at = self._running.host.wall()
+        asked = rewrites.Forget(
+            "", source, since, base, name, 0, {}, [], undone, at=at, digests=digests
+        )
+        return self._go_on_with(asked)
+
+    def may_relearn(self, rewrite: int, pause_s: float) -> bool:
+        """Whether the caller may build a state for :meth:`relearn`: one in ``pause_s`` seconds.
+
+        ``rewrite`` is the newest one that the caller has seen.  Known to this process only: if it
+        ends, two may build, and the second one's state is refused.
+        """
+        with self._running.lock:
+            server, _, _ = self._running.serving()
+            now_s = self._running.host.monotonic()
+            if server.frozen or rewrite != server.rewrite or now_s < self._relearn_from_s:
+                return False
+            self._relearn_from_s = now_s + pause_s
+            return True
+
+    def relearn(
+        self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
+    ) -> dict[str, Any]:
+        """Go on with a state that was built aside from recent rows alone.
+
+        It was published as ``name``, without the rows ``undone``, and is better by ``evidence``.
+        Answers and errors otherwise as of :meth:`forget`, with RelearnRefused.
+        """
+        return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
+
+    def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
+        """Go on with a state that tables have taught aside; it becomes a pinned base snapshot.
+
+        It was published as ``name``; ``lesson`` is a :class:`paramserver.process.bases.Lesson` as
+        JSON. Answers (``snapshot`` is the base) and errors otherwise as of :meth:`forget`, with
+        BackfillRefused, and PublishFailed: nothing was changed.
+        """
+        running = self._running
+        said = msgspec.json.decode(lesson, type=Lesson)
+        asked = Backfill(
+            "", name, 0, {}, [], 0,
+            list(said.files), said.learned, said.quarantined, said.known, said.label,
+        )  # fmt: skip
+        with running.decision() as now:
+            server, store, history = now
+            with running.rewriting():
+                note, built = self._decided(now, asked)
+                version = server.epoch, server.count + 1
+                base = snapshot_name(version, running.base)
+                state = replace(built, version=version, parent=running.parent)
+                publish_pinned(history, base, state)
+                note = msgspec.structs.replace(note, snapshot=base)
+                try:
+                    answer = self._rewrite(now, note, state)
+                except (HandedOn, NothingDecided, Superseded):  # nothing names it
+                    withdraw_pinned(history, base)
+                    raise
+            with contextlib.suppress(Exception):  # else a start goes over the row to the base
+                store.move_head(server.model, server.spec, answer["version"][0], base)
+                running.base, running.parent = version, base
+            history.withdraw(name)
+            return answer
+
+    def _go_on_with(self, asked: rewrites.Forget | rewrites.Relearn) -> dict[str, Any]:
+        with self._running.decision() as now:
+            with self._running.rewriting():
+                note, built = self._decided(now, asked)
+                answer = self._rewrite(now, note, built)
+            self._running.asides.add(asked.snapshot)
+            return answer
+
+    def _decided(self, now: Serving, asked: aside.Asked) -> tuple[aside.Asked, SnapshotState]:
+        """The decision to go on with a state that was built aside, and that state."""
+        (server, store, history), name = now, asked.snapshot
+        if not name.startswith(ASIDE):
+            raise aside.refusal(asked, f"{name!r} is no state that was built aside")
+        if (why := self._sharing.lacks(name)) is not None:
+            raise aside.refusal(asked, why)
+        try:
+            built = history.load(name)
+            partitions = store.partitions(server.model)
+            controls = store.controls(server.model, 0)
+        except Exception as error:
+            raise aside.refusal(asked, f"{type(error).__name__}: {error}") from error
+        return aside.decided(server.state(0.0, None, {}), built, partitions, controls, asked), built
+
+    def _rewrite(
+        self, now: Serving, note: rewrites.Note | Backfill, target: SnapshotState
+    ) -> dict[str, Any]:
+        server, store, history = now
+        name = note.snapshot
+        kind = rewrites.BACKFILL if isinstance(note, Backfill) else rewrites.kind_of(note)
+        key = f"{kind}:{server.spec}:{server.epoch}:{server.count}:{name}"
+        try:
+            controls = decide(store, server, kind, key, msgspec.json.encode(note))
+        except Superseded as error:
+            self._running.end(error)
+            raise
+        except DecisionUncertain as error:  # nothing may be learned that it might undo
+            self._running.end(error, "ended")
+            raise
+        try:
+            state = replayed(
+                server.state(0.0, None, {}),
+                controls,
+                lambda wanted: target if wanted == name else needed(history, wanted),
+            )
+            # of this epoch and no other: a server that came between has acted on the row
+            epoch = store.begin_epoch(server.model, server.spec, server.epoch)
+        except Exception as error:  # the row stands: the next process acts on it
+            uncertain = DecisionUncertain(kind, key, f"written, but {error!r}")
+            self._running.end(uncertain, "ended")
+            raise uncertain from error
+        seq = controls[-1].seq
+        self._running.needed = rewrites.Needed(seq, name)
+        self._running.go_over(state, server.rule, epoch)
+        return {
+            "snapshot": name,
+            "version": [epoch, state.version[1]],
+            "undone": rewrites.Undone(note.taken()).count,
+            "control": seq,
+        }
+
+    def _target(self, history: SnapshotHistory, name: str) -> SnapshotState:
+        try:
+            state = history.load(name)
+        except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
+            raise self._refusal(history, name, str(error)) from error
+        if (state.model, state.spec) != (self._running.lineage.model, self._running.lineage.spec):
+            raise self._refusal(history, name, f"it is of model {state.model!r}, another spec")
+        if state.version[0] < self._running.begun:
+            raise self._refusal(history, name, "it is from before the model began anew")
+        return state
+
+    def _refusal(self, history: SnapshotHistory, name: str, reason: str) -> RollbackRefused:
+        usable = [row.name for row in history.listed() if row.version[0] >= self._running.begun]
+        return RollbackRefused(name, reason, tuple(n for n in usable if n != name))
+
+
+def _length(values: Blocks) -> float:
+    """Length of all weights as one vector."""
+    total = 0.0
+    for block in values.values():
+        if block.kind == DENSE:
+            numbers = array_of(block.data)
+            total += float(numbers @ numbers)
+        elif block.kind == ROWS:
+            rows = block.data.numbers
+            total += float(np.einsum("ij,ij->", rows, rows, dtype=np.float64))
+        elif block.kind == ADDITIVE:
+            total += sum(value * value for value in block.data.values())
+    return math.sqrt(total)
