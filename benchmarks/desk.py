@@ -175,6 +175,15 @@ class Outside:
         _, answer = self._at(who, at).post(f"{self._path}/feedback", dict(event))
         return str(answer["error"]["code"] if "error" in answer else answer["status"])
 
+    def told_together(self, who: str, events: Sequence[Mapping[str, Any]], at: int) -> list[str]:
+        """Tell several events in one body; what has become of each."""
+        if len(events) == 1:
+            return [self.told(who, events[0], at)]
+        body = {"events": [dict(event) for event in events]}
+        code, answer = self._at(who, at).post(f"{self._path}/feedback", body)
+        assert code == 200, answer
+        return [str(one["status"]) for one in answer["events"]]
+
     def probabilities(self, who: str, rows: Sequence[Features]) -> list[dict[str, float]]:
         """Ask for the probability of each label, for each of some rows."""
         body = {"instances": list(rows)}
