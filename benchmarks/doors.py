@@ -351,23 +351,19 @@ def served(
     only: str, names: Sequence[str], seeds: Sequence[int], replicas: Sequence[int],
     data_dir: Path | None, rows: int | None = None,
 ) -> Iterator[Weighed | Joined | Guessed]:  # fmt: skip
-    """The same over HTTP: a service for each seed, a model for each case of each stream."""
+    """The same over HTTP: a service for each stream and seed, a model for each case."""
     tokens = {name: f"{name}-".ljust(32, "t") for name in SENDERS}
     admin = "admin-".ljust(32, "a")
     feedback = [_entry(name, token) for name, token in tokens.items() if name not in _PREDICTS]
     asking = [_entry(name, tokens[name]) for name in _PREDICTS]
     access = {"predict": [*asking, admin], "admin": admin, "feedback": feedback}
     cases = SERVED[only]
-    for n in replicas:
-        for seed in seeds:
-            models = [
-                settings_of(name, case[0], f"{name}-{i}")
-                for name in names
-                for i, case in enumerate(cases)
-            ]
-            with service({**form(n), "models": models, "tokens": access}) as running:
-                for name in names:
-                    given = rows_of(name, data_dir, seed, rows)
+    for name in names:
+        for n in replicas:
+            for seed in seeds:
+                models = [settings_of(name, case[0], f"m{i}") for i, case in enumerate(cases)]
+                given = rows_of(name, data_dir, seed, rows)
+                with service({**form(n), "models": models, "tokens": access}) as running:
                     yield from _served(running, only, name, n, seed, given, tokens)
 
 
@@ -387,7 +383,7 @@ def _served(
 ) -> Iterator[Weighed | Joined | Guessed]:  # fmt: skip
     clean = 0.0
     for i, (filters, kind, attacked) in enumerate(SERVED[only]):
-        with contextlib.closing(Outside(running, f"{name}-{i}", tokens)) as desk:
+        with contextlib.closing(Outside(running, f"m{i}", tokens)) as desk:
             if only != "weight":
                 yield asyncio.run(
                     _by(desk, filters, only, name, replicas, rows, seed, kind, attacked=attacked)

@@ -1,8 +1,8 @@
 """The floods of :mod:`benchmarks.floods` sent over HTTP, by a token each where tokens vouch.
 
-A service has models for some runs, and the next ones get another.  The rows before the lies come
-in bodies of several sources; those among them are asked, and then sent, one by one, and the lies
-between two of them at the same moment.
+A service has models for few runs, as idle models exchange, too, and the next runs get another.  The
+rows before the lies come in bodies of several sources; those among them are asked, and then sent,
+one by one, and the lies between two of them at the same moment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from benchmarks.desk import Outside
 from benchmarks.floods import Played, Sent, settings_of
 from benchmarks.service import Running, form, service, status
 
-_MODELS: Final = {"none": 5, "default": 4}  # of a service
+_MODELS: Final = ({"none": 2, "default": 1}, {"none": 3, "default": 2})
+"""Those of a service of one replica, and of several, which takes longer to start."""
+
 _ANYBODY: Final = "anybody"
 _ADMIN: Final = "admin-".ljust(32, "a")
 _AT_ONCE: Final = 4
@@ -76,7 +78,7 @@ class OverHttp:
         self._tokens = {name: f"{name}-".ljust(32, "t") for name in names}
         feedback = [{"source": k, "token": v} for k, v in self._tokens.items()] or _ADMIN
         self._tokens[_ANYBODY] = _ADMIN
-        self._free = {x: [f"{x}-{i}" for i in range(n)] for x, n in _MODELS.items()}
+        self._free = {x: [f"{x}-{i}" for i in range(n)] for x, n in _MODELS[replicas > 1].items()}
         models = [
             {**settings, "name": model, "filters": x}
             for x, own in self._free.items()
