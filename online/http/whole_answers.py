@@ -13,7 +13,9 @@ from online.messages.bodies import Send
 
 _JOINED_BYTES: Final = 65_536  # of a body that is copied behind its head
 _UVICORN: Final = "uvicorn.protocols.http.httptools_impl"
-_STATUS: Final[dict[int, bytes]] = {s: b"HTTP/1.1 %d %b" % (s, s.phrase.encode()) for s in HTTPStatus}
+_STATUS: Final[dict[int, bytes]] = {
+    s: b"HTTP/1.1 %d %b" % (s, s.phrase.encode()) for s in HTTPStatus
+}
 
 
 def written(
