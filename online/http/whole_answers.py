@@ -1,7 +1,8 @@
 """An answer leaves in one piece where it is uvicorn that sends.
 
-uvicorn writes head and body one after the other, and uvloop sends each at once.  That is two calls of
-the system, two packets and two awakenings of whoever reads them, for an answer of some hundred bytes.
+uvicorn writes head and body one after the other, and uvloop sends each at once.  That is two calls
+of the system, two packets and two awakenings of whoever reads them, for an answer of some hundred
+bytes.
 """
 
 from __future__ import annotations

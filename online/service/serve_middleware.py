@@ -38,7 +38,7 @@ class Looks:
 def middlewares() -> list[Middleware]:
     """Return the middlewares that Ray Serve asks for, before it starts its server.
 
-    That reads heads by :mod:`online.service.known_heads` then: Serve leaves it no choice of its own.
+    That reads heads by :mod:`online.service.known_heads` then: Serve names no protocol of its own.
     """
     if find_spec("httptools") is not None:
         HTTP_PROTOCOLS["auto"] = "online.service.known_heads:Known"

@@ -77,21 +77,17 @@ def test_control_without_it_they_are_two(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_is_written_is_what_uvicorn_would_write(
     status: int, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    ways: list[list[Any]] = []
-    for way in (written, lambda *_: False):
+    def answered(way: Any) -> list[Any]:
         wire, ended = _Wire(), list[bool]()
         cycle = _cycle(wire, "POST", keep_alive=True)
         cycle.default_headers, cycle.on_response = headers, lambda: ended.append(True)
-
-        async def run() -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("online.http.app.written", way)
-                await _send(cycle.send, status, b"a/b", b"{}", [(b"x-request-id", b"a-1")])
-
-        asyncio.run(run())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("online.http.app.written", way)
+            asyncio.run(_send(cycle.send, status, b"a/b", b"{}", [(b"x-request-id", b"a-1")]))
         state = [cycle.response_started, cycle.response_complete, cycle.message_event.is_set()]
-        ways.append([b"".join(wire.said), *state, ended, wire.closed])
-    assert ways[0] == ways[1]
+        return [b"".join(wire.said), *state, ended, wire.closed]
+
+    assert answered(written) == answered(lambda *_: False)
 
 
 @pytest.mark.parametrize("what", ["disconnected", "access_log", "response_started"])
