@@ -336,7 +336,8 @@ class App:
         """Send an answer; a caller that takes none has its place no longer than a slow body has."""
         if written(send, status, kind, body, headers):
             return
-        taken = await self._arriving.give(partial(_both, send), _parts(status, kind, body, headers))
+        head, rest = _parts(status, kind, body, headers)
+        taken = await self._arriving.give(partial(_both, send, head), rest)
         if not taken:
             self._not_taken(model)
 
@@ -383,12 +384,12 @@ async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
     if not written(send, status, kind, body, headers):
-        await _both(send, _parts(status, kind, body, headers))
+        await _both(send, *_parts(status, kind, body, headers))
 
 
-async def _both(send: Send, parts: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    for part in parts:
-        await send(part)
+async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
+    await send(head)
+    await send(body)
 
 
 def _parts(

@@ -38,7 +38,7 @@ class Untaken:
     def begins(self, receive: Receive) -> None:
         """Forget what was left for a caller that has taken it before it asks again."""
         if self._left:
-            transport = getattr(getattr(receive, "__self__", None), "transport", None)
+            transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
             if transport in self._left and not transport.get_write_buffer_size():
                 del self._left[transport]
 
