@@ -166,6 +166,22 @@ def durability(as_json: AsJson = False) -> None:
     raise typer.Exit(0 if result.good else 1)
 
 
+@app.command("shard-killed")
+def shard_killed(
+    kills: Annotated[int, typer.Option(help="of one server after the other")] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Kill one of a model's two parameter servers: how soon pushes to it are taken again.
+
+    Example: python -m benchmarks shard-killed --kills 2
+    """
+    from benchmarks.faults import shard_killed as bench
+
+    found = list(bench.run(kills))
+    show("a killed server of two", found, as_json=as_json)
+    raise typer.Exit(0 if all(one.good for one in found) else 1)
+
+
 @app.command()
 def recovery(
     runs: Annotated[int, typer.Option(help="kills of each")] = 5,

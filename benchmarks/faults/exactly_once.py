@@ -41,7 +41,6 @@ from paramserver.snapshots.places import lineage_place, open_snapshots
 STEP = 2.0**-10
 _ALL_EVERY = 4
 _PAUSE_S = (0.3, 2.0)  # between two kills
-_WISHED_S = (0.0, 6.0)  # from a wish for other servers to the kill
 _ANSWERED = 25  # events a round at least, however slow the machine is
 _GIVES_UP_S = 240.0
 
@@ -289,7 +288,7 @@ class Site:
             victims += self.running.named("ServeReplica")[:1]
         if target in ("server", "both"):
             servers = self.running.named("ParameterServer")
-            victims += self._rng.sample(servers, min(1, len(servers)))
+            victims += self._rng.sample(servers, k=bool(servers))
         _sigkill(victims)
         return target
 
@@ -363,7 +362,6 @@ def run(
                 wait_answered(sent, (i + 1) * _ANSWERED)
                 if wishing:
                     wishes.wish(site.running)
-                    time.sleep(rng.uniform(*_WISHED_S))
                 in_flight = min(in_flight, wait_in_flight(threads, min(8, clients)))
                 killed = site.kill(target)
                 done[killed] += 1

@@ -20,6 +20,7 @@ from benchmarks.fixtures.service import Running, own_environment, status
 
 SERVERS_MAX: Final = 4
 _TAKEN_BACK: Final = 0.25
+_BEGUN_S: Final = 6.0  # from a wish to the kill, at most
 _WAIT_S: Final = 300.0
 
 
@@ -37,11 +38,13 @@ class Wishes:
         self.outcomes: Counter[str] = Counter()
 
     def wish(self, running: Running) -> None:
-        """Wish for another number than serves now, if no command of before waits."""
-        if self._running is not None and self._running.poll() is None:
-            return
-        self.settle()
-        now = self._servers(running)
+        """Wish for another number than serves now, if no command of before waits; wait a little."""
+        if self._running is None or self._running.poll() is not None:
+            self.settle()
+            self._begin(self._servers(running))
+        time.sleep(self._rng.uniform(0.0, _BEGUN_S))
+
+    def _begin(self, now: int) -> None:
         others = [n for n in range(1, SERVERS_MAX + 1) if n != now]
         self._running = self._command(self._rng.choice(others))
         if self._rng.random() < _TAKEN_BACK:
