@@ -61,6 +61,10 @@ def backfill(
     time_column: Annotated[
         str | None, typer.Option("--time", help="column of their times: checks the order")
     ] = None,
+    action: Annotated[
+        str | None,
+        typer.Option(help="of task choose: column of the action whose reward the label is"),
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
     missing_ok: Annotated[
         bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
@@ -81,21 +85,28 @@ def backfill(
     Example: online backfill --input history.parquet --label price_up --ignore id
 
     Example: online backfill --input 2025.csv --label y --event-id id --time at
+
+    Example: online backfill --input choices.csv --label clicked --action offer --ignore propensity
     """
     from online.challenger.promotion import as_stored
 
     settings = as_stored(in_private(context.settings()))
     chosen = pick_model(settings, context.model)
     need_packages()
+    from online.models.crossed import ACTION
     from online.processes import Owner
     from online.rebuild.backfill import Tables
     from online.rows.schema import declared_columns
     from online.settings.places import open_journal
 
     limits = settings.limits
+    if action is not None and chosen.choose is None:
+        raise StartRefused(f"{chosen.name} does not choose", "Leave --action out")
+    if chosen.choose is not None:
+        action = action or ACTION
     tables = Tables(
         tuple(files), label, event_id, time_column, frozenset(ignore or ()), missing_ok,
-        limits.text_bytes_max, limits.features_max, declared_columns(chosen),
+        limits.text_bytes_max, limits.features_max, declared_columns(chosen), action,
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         client = _running(context, settings)
