@@ -93,20 +93,16 @@ def backfill(
     settings = as_stored(in_private(context.settings()))
     chosen = pick_model(settings, context.model)
     need_packages()
-    from online.models.crossed import ACTION
     from online.processes import Owner
     from online.rebuild.backfill import Tables
     from online.rows.schema import declared_columns
     from online.settings.places import open_journal
 
     limits = settings.limits
-    if action is not None and chosen.choose is None:
-        raise StartRefused(f"{chosen.name} does not choose", "Leave --action out")
-    if chosen.choose is not None:
-        action = action or ACTION
     tables = Tables(
         tuple(files), label, event_id, time_column, frozenset(ignore or ()), missing_ok,
-        limits.text_bytes_max, limits.features_max, declared_columns(chosen), action,
+        limits.text_bytes_max, limits.features_max, declared_columns(chosen),
+        _action(chosen, action),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         client = _running(context, settings)
@@ -118,6 +114,17 @@ def backfill(
         work = _Work(settings, chosen, journal, tables, source, progress, again=again)
         facts = work.done(client, relearn=relearn)
     print(json.dumps(facts)) if context.as_json else _tell(chosen.name, facts)
+
+
+def _action(model: ModelSettings, named: str | None) -> str | None:
+    """The column of the actions; None: the model does not choose."""
+    from online.models.crossed import ACTION
+
+    if model.choose is not None:
+        return named or ACTION
+    if named is not None:
+        raise StartRefused(f"{model.name} does not choose", "Leave --action out")
+    return None
 
 
 def _tell(model: str, facts: dict[str, Any]) -> None:
