@@ -52,7 +52,7 @@ def without_unknown_paths() -> None:
     spec = importlib.util.spec_from_file_location(_TEMPLATES, place)
     if _TEMPLATES in sys.modules or spec is None or spec.loader is None or not place.exists():
         return
-    module = importlib.util.module_from_spec(spec)
+    module: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     known = f"http-request return status 503 {ABSENT}"
     module.HAPROXY_CONFIG_TEMPLATE = module.HAPROXY_CONFIG_TEMPLATE.replace(_UNKNOWN, known)
