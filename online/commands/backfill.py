@@ -61,10 +61,7 @@ def backfill(
     time_column: Annotated[
         str | None, typer.Option("--time", help="column of their times: checks the order")
     ] = None,
-    action: Annotated[
-        str | None,
-        typer.Option(help="of task choose: column of the action whose reward the label is"),
-    ] = None,
+    action: Annotated[str | None, typer.Option(help="of task choose: column of the action")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
     missing_ok: Annotated[
         bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
