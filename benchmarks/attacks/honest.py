@@ -4,7 +4,8 @@ There is no attacker, and all runs in one process.  A row is predicted, judged a
 service does it, by the plain model and by one behind the filters.  Once all rows come from one
 source, as they do where nobody has heard of sources, and once they are dealt to ten, without and
 with a root set of the stream's first rows.  Then to sources that differ as honest ones do: each
-sends some labels nine times of ten, a few send most rows, or one sends 200 rows after another.
+sends some labels nine times of ten, five report one label (or a third of them) that nobody else
+sends, a few send most rows, or one sends 200 rows after another.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ DEALT: Final = (
     ("alike", 10, True),
     ("by label", 12, False),
     ("by label", 60, False),
+    ("one label", 17, False),
     ("by size", 12, False),
     ("by size", 60, False),
     ("one after another", 12, False),
@@ -99,6 +101,10 @@ def source_of(deal: str, sources: int, n: int, label: Label, draw: random.Random
         groups = 3
         group = zlib.crc32(str(label).encode()) % groups
         return f"s{groups * draw.randrange(sources // groups) + group}"
+    if deal == "one label":
+        third = zlib.crc32(str(label).encode()) % 3 == 0
+        reported = label if isinstance(label, bool) else third
+        return f"s{draw.randrange(5) if reported else draw.randrange(5, sources)}"
     if deal == "by size":
         return f"s{int(sources * draw.random() ** 4)}"
     if deal == "one after another":

@@ -347,8 +347,9 @@ def by_name(
             like: Surprise | None = None
             for about, answer in product((False, True), answers):
                 like = Surprise(
-                    answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses, like=like
-                )
+                    answer, about=about, enough=_ROWS_ENOUGH, losses=of_all.losses, like=like,
+                    mixes=of_all.mixes,
+                )  # fmt: skip
                 filters.append(like)
             filters.append(Unlikely(of_all, rewards=rewards))
             if rewards:

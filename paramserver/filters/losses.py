@@ -25,7 +25,17 @@ from statistics import median
 from typing import Final, NamedTuple
 
 from paramserver.core.blocks import COUNT, Block, Blocks
-from paramserver.filters.odds import NONE, TRIAL, Odds, Votes, is_unproven, key_of, odds_of
+from paramserver.filters.odds import (
+    NONE,
+    TRIAL,
+    Odds,
+    Votes,
+    held_by_few,
+    is_unproven,
+    key_of,
+    odds_of,
+    unlearned_by,
+)
 
 LOSSES: Final = "filter.losses"
 NUMBER_LOSSES: Final = "filter.losses.numbers"
@@ -75,12 +85,14 @@ class Null(NamedTuple):
     """The sizes of honest losses with one label.
 
     ``high``: nine of ten are not above it; ``far``: what is far off; ``unlikely``: four of five are
-    not above it.
+    not above it.  ``against``: what speaks against its source is above it, too: nobody is held to
+    know a label better than the model does before enough have sent it.
     """
 
     high: float
     far: float
     unlikely: float
+    against: float = 0.0
 
 
 class Newest:
@@ -301,8 +313,20 @@ class Losses:
     def odds(self) -> Odds:
         """How often honest labels, and wrong ones, have such a loss."""
         if self._odds is None:
-            self._odds = odds_of(self._votes.shown(), self._alone())
+            known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
+            held = held_by_few(self._bins, known)
+            asked = {label: self._unlearned(label) for label in held}
+            unlearned = {label: found for label, found in asked.items() if found is not None}
+            self._odds = odds_of(self._votes.shown(), self._alone(), held, unlearned)
         return self._odds
+
+    def _unlearned(self, label: str) -> frozenset[str] | None:
+        """Who is unproven, if the model does not know the label after many; None: it does."""
+        if len(of_source := self._bins[label]) < SOURCES_MIN:
+            return None
+        if (found := unlearned_by(of_source, self._wrong(label))) is None:
+            return None
+        return frozenset("" if s == _NAMELESS else s for s in found)
 
     def _alone(self) -> dict[str, frozenset[str]]:
         """Labels with whose senders there are too few to compare, and who of these is unproven."""
@@ -325,6 +349,11 @@ class Losses:
             found = all_in_all | {s for s, x in of_source.items() if is_unproven(x, of_wrong)}
             out[label] = frozenset("" if s == _NAMELESS else s for s in found)
         return out
+
+    def _at_random(self, label: str) -> float:
+        """What nine of ten of a label's losses are not above if it is sent with any row."""
+        wrong = {} if self.numbers else self._wrong(label)
+        return _quantiles(wrong, n)[0] if (n := sum(wrong.values())) >= TRIAL else 0.0
 
     def _wrong(self, label: str) -> Bins:
         """The losses of a label where another one was said."""
@@ -383,7 +412,7 @@ class Losses:
             of_known = {s: x for s, x in of_source.items() if s in known}
             own = _null(of_known, OF_A_LABEL)
             if own is None:  # few have sent it yet: until then it is as hard as the others
-                out[label or None] = Null(high, FAR * high, mild)
+                out[label or None] = Null(high, FAR * high, mild, self._at_random(label))
                 continue
             far = max(FAR_LABEL * own[0], FAR * high)
             out[label or None] = Null(max(own[0], high), far, max(own[1], mild))

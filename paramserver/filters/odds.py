@@ -14,11 +14,14 @@ the bound so low that theirs were most of what counted.
 
 A label that few sources send has nobody to be compared with.  Whoever sends it is *unproven* until
 the model finds the label likelier on its rows than on rows of which others said another one: that
-is so of true labels once some were learned, and not of a label that is sent with any row.
+is so of true labels once some were learned, and not of a label that is sent with any row.  The same
+is asked of a label that several send whom nearly nobody else joins, all of it together, after many:
+beside each other liars are as honest as their median.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from math import ceil, inf, log2, sqrt
 from operator import add
@@ -33,14 +36,23 @@ _BINS_EACH: Final = 8
 _LEAST: Final = 2.0**-20
 
 _POOLED: Final = 20.0
-"""Events for which those of all labels stand: a label that few have said is as hard as others."""
+"""Events for which those of all labels stand where a label was wrong; and where it was said those
+where it was wrong, for the model need not know a label that few have said.
+"""
+
+_FAMILIAR: Final = 256.0
+"""Labels after which those at random begin to leave; after twice as many they are gone."""
 
 TRIAL: Final = 8
+TRIALS: Final = 64
 _APART: Final = 0.65
 _CHANCE: Final = 2.0
-"""Labels of one source that are believed before it is asked whether they are likelier than wrong
-ones; in how many of them that is to be so, and beyond chance in how many standard deviations if
-that is less.  Of labels that go with any row it is so in half."""
+"""Labels of one source, and of a minority, that are believed before it is asked whether they are
+likelier than wrong ones; in how many of them that is to be so, and beyond chance in how many
+standard deviations if that is less.  Of labels that go with any row it is so in half."""
+
+_NEARLY_ALL: Final = 0.9
+"""Of a label that fewer than half of the sources have to themselves."""
 
 _KNOWN: Final = 2 * TRIAL
 _KNOWN_MIN: Final = 4
@@ -56,16 +68,22 @@ Shares = tuple[float, ...]
 class Odds(NamedTuple):
     """The shares of losses by label, where it was said and where it was wrong; and of all events.
 
-    ``said``, ``unsaid``: by label.  ``honest``, ``wrong``: share of all labels that were said, and
+    ``said``, ``unsaid``: by label; ``usual``: where it was said, if few have said it, as of all
+    labels.  ``honest``, ``wrong``: share of all labels that were said, and
     that were not, whose loss speaks for a lie.  ``alone``: labels that few or none have sent, of
-    which nothing is said, and the sources that are unproven.
+    which nothing is said, and the sources that are unproven.  ``held``: labels of which fewer
+    than half of the sources send nearly all; ``unlearned``: those of them that the model still
+    doesn't know, and the same.
     """
 
     said: dict[str, Shares]
     unsaid: dict[str, Shares]
+    usual: dict[str, Shares]
     honest: float
     wrong: float
     alone: Mapping[str, Collection[str]]
+    held: Collection[str]
+    unlearned: Mapping[str, Collection[str]]
 
     def of(self, label: str | None, loss: float) -> tuple[float, float] | None:
         """How often honest and wrong ones of this label lose so much; None: not known."""
@@ -75,8 +93,14 @@ class Odds(NamedTuple):
         at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
         return said[at], self.unsaid[label][at]
 
+    def is_new(self, label: str | None, loss: float) -> bool:
+        """Whether such a loss would speak for a lie if this label were as well known as others."""
+        usual = self.usual.get(label := key_of(label or ""))
+        at = _place(ceil(2.0 * log2(max(loss, _LEAST))))
+        return usual is not None and usual[at] < self.unsaid[label][at]
 
-NONE: Final = Odds({}, {}, 0.0, 0.0, {})
+
+NONE: Final = Odds({}, {}, {}, 0.0, 0.0, {}, (), {})
 """Nothing is known of any label."""
 
 
@@ -131,22 +155,30 @@ class Votes:
 
 
 def odds_of(
-    counts: Mapping[str, tuple[list[float], list[float]]], alone: Mapping[str, Collection[str]]
+    counts: Mapping[str, tuple[list[float], list[float]]],
+    alone: Mapping[str, Collection[str]],
+    held: Collection[str],
+    unlearned: Mapping[str, Collection[str]],
 ) -> Odds:
-    """The odds by what is counted of each label; ``alone``: as they are to have it."""
+    """The odds by what is counted of each label; the others: as they are to have them.
+
+    A label that few have said is taken to be said at random, and nothing is said of its sources.
+    """
     totals = [_sum(one[which] for one in counts.values()) for which in (0, 1)]
     of_honest, of_wrong = (_shares(total, 1.0) for total in totals)
-    odds = Odds({}, {}, 0.0, 0.0, alone)
+    odds = Odds({}, {}, {}, 0.0, 0.0, alone, held, unlearned)
     denied = [0.0, 0.0]
     for label, (here, there) in counts.items():
-        h = odds.said[label] = _shares(here, _POOLED, of_honest)
         w = odds.unsaid[label] = _shares(there, _POOLED, of_wrong)
+        at_random = _POOLED * min(max(2.0 - sum(here) / _FAMILIAR, 0.0), 1.0)
+        h = odds.said[label] = _shares(here, at_random, w)
+        odds.usual[label] = _shares(here, _POOLED, of_honest)
         for which, events, shares in ((0, here, h), (1, there, w)):
             denied[which] += sum(events) * sum(
                 s for s, a, b in zip(shares, h, w, strict=True) if a < b
             )
     for label in alone:
-        del odds.said[label]
+        del odds.said[label], odds.usual[label]
     honest, wrong = (x / max(sum(total), 1.0) for x, total in zip(denied, totals, strict=True))
     return odds._replace(honest=honest, wrong=wrong)
 
@@ -165,6 +197,33 @@ def is_unproven(said: Mapping[int, int], unsaid: Mapping[int, int]) -> bool:
         passed += unsaid[middle]
     likelier = sum(x for bin_, x in said.items() if bin_ < middle) + said.get(middle, 0) / 2.0
     return likelier < min(_APART * n, (n + _CHANCE * sqrt(n)) / 2.0)
+
+
+def held_by_few(
+    bins: Mapping[str, Mapping[str, Mapping[int, int]]], known: Collection[str]
+) -> frozenset[str]:
+    """Labels of which fewer than half of the ``known`` sources send nearly all.
+
+    ``bins``: losses by label and source.
+    """
+    held, few = [], (len(known) - 1) // 2
+    for label, of_source in bins.items():
+        sizes = sorted((sum(of_source[s].values()) for s in of_source.keys() & known), reverse=True)
+        if label and known and sum(sizes[:few]) >= _NEARLY_ALL * sum(sizes):
+            held.append(label)
+    return frozenset(held)
+
+
+def unlearned_by(
+    said: Mapping[str, Mapping[int, int]], unsaid: Mapping[int, int]
+) -> set[str] | None:
+    """The unproven sources of a label that the model does not know after many; None: it does."""
+    together = Counter[int]()
+    for bins in said.values():
+        together.update(bins)
+    if together.total() < TRIALS or not is_unproven(together, unsaid):
+        return None
+    return {source for source, bins in said.items() if is_unproven(bins, unsaid)}
 
 
 def key_of(label: str) -> str:

@@ -37,6 +37,7 @@ import numpy as np
 from paramserver.filters.arrivals import EARNED, Arrivals
 from paramserver.filters.base import OFF, PASS, STEP_MAX, Event, Filter, Opinion, Source
 from paramserver.filters.losses import Losses, Null
+from paramserver.filters.mixes import Mixes
 from paramserver.filters.voices import Voices
 
 _KEPT: Final = 1024
@@ -77,10 +78,12 @@ class Surprise(Filter):
         like: Another test of one answer, which looks back at the same losses; None: it keeps them.
         numbers: Labels are numbers, as those of its losses say it.
         answers: The two labels, if there are two, as its own losses are told them.
+        mixes: Another test's; None: it keeps its own.
 
     Attributes:
         losses: What nulls are drawn from.
         voices: How often each source surprises.
+        mixes: How much each source sends of which of two labels.
         bounds: The nulls, by label.
         again: Correlation of surprises, one and the next of another source.
         turning: Whether nearly everybody surprises now: the world has turned.
@@ -99,12 +102,14 @@ class Surprise(Filter):
         like: Surprise | None = None,
         numbers: bool = False,
         answers: Sequence[str] = (),
+        mixes: Mixes | None = None,
     ) -> None:
         if answer is not None:
             self.name = f"{ABOUT if about else 'surprise at '}{answer}"
         self._answer, self._about, self._enough = answer, about, enough
         self.losses: Losses = Losses(numbers=numbers, answers=answers) if losses is None else losses
         self._counts, self._adds = losses is None, like is None
+        self.mixes: Mixes = Mixes(answers) if mixes is None else mixes
         self._lately: _Lately = _Lately() if like is None else like._lately
         self.arrivals = Arrivals()
         self.voices = Voices()
@@ -123,6 +128,8 @@ class Surprise(Filter):
         if event.loss is None or bounds is None:
             return PASS
         rate = self.voices.rate(event.source)
+        if rate is not None and self._answer is not None:
+            rate = self.mixes.rate(rate, event.source, self._answer)
         if rate is None or rate >= _RATE_MAX:
             return PASS
         hostile = max(_HOSTILE, rate + _APART)
@@ -142,7 +149,9 @@ class Surprise(Filter):
                 weight, reason = self._new.weight(rate), _NEW_REASON
             if self.losses.numbers and (most := _LARGEST * bounds.high) < weight * event.loss:
                 weight, reason = most / event.loss, _LARGE_REASON
-        if far:
+        if hit and event.loss <= bounds.against:
+            evidence = 0.0
+        elif far:
             far_rate, rush = self.voices.far(event.source)
             least = math.log(rate / hostile)
             if not self.losses.numbers:  # whose errors have no usual largest
@@ -178,6 +187,8 @@ class Surprise(Filter):
         concerned = self._concerns(event.answer, event.label)
         if event.loss is None or not (concerned or self._adds):
             return
+        if self._counts:
+            self.mixes.hear(event.source, event.label, event.loss)
         kind = self.losses.kind(event.label)
         bounds = self.bounds.get(kind)
         if bounds is not None and concerned:
@@ -199,6 +210,8 @@ class Surprise(Filter):
         bounds = self.bounds.get(self.losses.kind(label))
         if bounds is None:
             return
+        if self._counts:
+            self.mixes.hear(source.name, label, loss)
         denied = self._answer is not None and loss > math.log(2.0)
         answer = self._answer if denied != (label == self._answer) else None
         if self._concerns(answer, label):
@@ -216,6 +229,8 @@ class Surprise(Filter):
             self.voices.hear(source.name, source.taken, hit=hit, far=far)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
+        if self._counts:
+            self.mixes.refresh()
         if self.losses.events >= self._enough:
             self.bounds = self.losses.nulls()
             # honest labels that a lie has made the model deny are no turn of the world

@@ -106,6 +106,7 @@ class Unlikely(Filter):
         self._odds = NONE
         self.bounds: dict[str | None, Null] = {}
         self.voices = Voices()
+        self._of_label: dict[str, Voices] = {}  # the same of each label, if there are two
         self._doubts: dict[str, float] = {}  # nats, last judged at the end
         self._left = _DEPTH
         self._new = Newcomers()
@@ -117,8 +118,7 @@ class Unlikely(Filter):
             return OFF
         if event.loss is None:
             return PASS
-        unproven = self._odds.alone.get(key_of(event.label or ""))
-        if unproven is not None and (event.source in unproven or source.doubted):
+        if self._is_unproven(event.label, source):
             return Opinion(_UNPROVEN, 0.0, event.loss, _UNPROVEN_REASON)
         says = self._says(event.source, event.label, event.loss)
         flooding = event.source in self.voices.flooding or self._rises(event.source)
@@ -134,7 +134,8 @@ class Unlikely(Filter):
         if evidence > 0.0:
             evidence = min(evidence, max(_CREDIT_MAX - source.evidence.get(self.name, 0.0), 0.0))
         if source.taken < EARNED:
-            weight = self._new.weight(says.usual) if says.hit else 1.0
+            hit = says.hit or self._odds.is_new(event.label, event.loss)  # names are cheap
+            weight = self._new.weight(says.usual) if hit else 1.0
             return Opinion(weight, evidence, event.loss, "" if weight == 1.0 else _NEW_REASON)
         doubt = min(self._doubts.get(event.source, 0.0) + fresh * says.doubt, _CREDIT_MAX)
         in_doubt = doubt < _DOUBTED or flooding
@@ -142,18 +143,26 @@ class Unlikely(Filter):
         reason = "" if weight == 1.0 else _REASON
         return Opinion(weight, evidence, doubt, reason, detail=-1.0 if in_doubt else 1.0)
 
+    def _is_unproven(self, label: str | None, source: Source) -> bool:
+        key = key_of(label or "")
+        unlearned = self._odds.unlearned.get(key)
+        if unlearned is not None and (source.name in unlearned or source.taken < EARNED):
+            return True
+        alone = self._odds.alone.get(key)
+        return alone is not None and (source.name in alone or source.doubted)
+
     def _rises(self, source: str) -> bool:
         return self._rising is not None and self._rising.rises(source)
 
     def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
         """Tell what a loss says of its source; None: nothing, where nobody knows better."""
-        middle = self.voices.middle(source)
+        middle = self._middle(source, label)
         if middle is None:
             return None
         if self._rates:
             bounds = self.bounds.get(self._surprise.losses.kind(label))
             return None if bounds is None else _of_number(loss > bounds.unlikely, middle)
-        found, (honest, wrong) = self._odds.of(label, loss), self._odds[2:4]
+        found, honest, wrong = self._odds.of(label, loss), self._odds.honest, self._odds.wrong
         if found is None or wrong - honest < _POWER_MIN:
             return None
         lies = max((middle - honest) / (wrong - honest), 0.0)
@@ -162,6 +171,17 @@ class Unlikely(Filter):
         said, unsaid = found
         sure, less = (_ratio(said, unsaid, lies + more) for more in (_MORE, _DOUBT_MORE))
         return _Says(said < unsaid, sure, less, max(middle, honest) + _RATE_MORE)
+
+    def _middle(self, source: str, label: str | None) -> float | None:
+        """Return how often the median source says what speaks for a lie; None: there are too few.
+
+        With this label, if that is more often and hardly anybody else sends it: all is hard with
+        it now.
+        """
+        middle, same = self.voices.middle(source), self._of_label.get(label or "")
+        if middle is None or same is None or key_of(label or "") not in self._odds.held:
+            return middle
+        return max(middle, same.middle(source) or 0.0)
 
     def _hit(self, label: str | None, loss: float) -> bool | None:
         """Whether a loss speaks for a lie; None: it is not known."""
@@ -184,7 +204,7 @@ class Unlikely(Filter):
         if event.loss is not None:
             self._hear_rate(source, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
-            self._count(source, hit=hit)
+            self._count(source, event.label, event.loss, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
@@ -192,7 +212,7 @@ class Unlikely(Filter):
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
-            self._count(source, hit=hit)
+            self._count(source, label, loss, hit=hit)
 
     def _hear_rate(self, source: Source, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
@@ -201,14 +221,20 @@ class Unlikely(Filter):
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
 
-    def _count(self, source: Source, *, hit: bool) -> None:
+    def _count(self, source: Source, label: str | None, loss: float, *, hit: bool) -> None:
         if source.quarantined:
             return
-        self._new.count(new=source.taken < EARNED, hit=hit)
-        if source.taken < EARNED:
+        new = source.taken < EARNED
+        self._new.count(new=new, hit=hit or (new and self._odds.is_new(label, loss)))
+        if new:
             self.voices.pass_by(source.name)
         else:
             self.voices.hear(source.name, source.taken, hit=hit, far=False)
+            if self._surprise.losses.two and label:
+                if (same := self._of_label.get(label)) is None and len(self._of_label) < 2:
+                    same = self._of_label[label] = Voices()
+                if same is not None:
+                    same.hear(source.name, source.taken, hit=hit, far=False)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
         if self._rising is not None:
@@ -217,8 +243,9 @@ class Unlikely(Filter):
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
             self._odds = surprise.losses.odds()
-        self.voices.flooding = surprise.voices.flooding
-        self.voices.many, self.voices.usual = surprise.voices.many, surprise.voices.usual
+        for voices in (self.voices, *self._of_label.values()):
+            voices.flooding = surprise.voices.flooding
+            voices.many, voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
             if self._rising is not None:

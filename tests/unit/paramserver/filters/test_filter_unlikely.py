@@ -113,9 +113,9 @@ def test_a_flood_that_is_taken_does_not_become_usual() -> None:
     assert arrivals.flooding == set(names[18:])
 
 
-def judged(test: Unlikely, source: Source, *, hit: bool) -> float:
+def judged(test: Unlikely, source: Source, *, hit: bool, label: str = "true") -> float:
     """One event of a source; its weight."""
-    event = Event(source.name, b"", loss=DENIED if hit else LIKELY, label="true")
+    event = Event(source.name, b"", loss=DENIED if hit else LIKELY, label=label)
     opinion = test.judge(event, source)
     test.learn(event, opinion, source, taken=True)
     total = source.evidence.get(test.name, 0.0) + opinion.evidence
@@ -237,3 +237,22 @@ def test_the_gap_between_events_of_a_source() -> None:
         voices.hear(name, 10, hit=False, far=False)
     assert voices.gap("c") == 1
     assert voices.gap("a") == 4
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_when_a_label_has_become_hard_those_who_alone_send_it_are_compared_with_each_other(
+    monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """What the others send is as easy as it was: beside them all six would seem to lie."""
+    if not works:  # the mutant: compared with all that send, whatever they send
+        alone = lambda self, source, label: self.voices.middle(source)  # noqa: E731
+        monkeypatch.setattr(Unlikely, "_middle", alone)
+    test, sources, draw = world(5)
+    test._odds = test._odds._replace(held=frozenset({"true"}))
+    for _ in range(2_000):
+        source = draw.choice(sources)
+        alone_with_it = source in sources[:6]
+        hit = draw.random() < (0.5 if alone_with_it else 0.05)
+        judged(test, source, hit=hit, label="true" if alone_with_it else "false")
+    worst = min(source.evidence[test.name] for source in sources)
+    assert (worst > -6.0) is works, worst
