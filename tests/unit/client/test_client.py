@@ -23,6 +23,7 @@ from online.client import (
     Retry,
     ServiceRefused,
     ServiceUnavailable,
+    Surroundings,
 )
 from online.client.calls import Calls
 
@@ -74,8 +75,8 @@ class Service:
     def given(self, retry: Retry) -> dict[str, Any]:
         ids = iter(range(1000))
         return {
-            "retry": retry, "rng": random.Random(1), "monotonic_s": self.clock,
-            "new_id": lambda: f"made-{next(ids)}", "transport": httpx.MockTransport(self),
+            "retry": retry, "transport": httpx.MockTransport(self),
+            "surroundings": Surroundings(random.Random(1), self.clock, lambda: f"made-{next(ids)}"),
         }  # fmt: skip
 
 
