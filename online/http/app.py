@@ -316,8 +316,8 @@ class App:
                 answer = JSON.encode(await batch.many(reader, serving, request, most))
             status = 200
         except RequestError as error:
-            told = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
-            headers += [(name.encode(), value.encode()) for name, value in told.items()]
+            fields = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
+            headers += [(name.encode(), value.encode()) for name, value in fields.items()]
             status, answer = error.status, JSON.encode(error_body(error))
         except Exception:
             log.exception("scores %s, request %s", model, headers[0][1].decode())

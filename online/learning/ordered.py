@@ -353,8 +353,8 @@ class OrderedLearner(BaseLearner):
         elif not goes_on:
             self._served, self._target = {}, BEGIN
         if self.ready:
-            told = self._learned.keys() & clock.keys()
-            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
+            known = self._learned.keys() & clock.keys()
+            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in known)
         self._training = copy or self._build()
         self._become(self._training if copy is None else None, values)
         self.evidence.reset(values)

@@ -171,7 +171,7 @@ class ParameterServer:
             asked = [p for p in orphans if p not in message.adopting]
             age_ms = 1000.0 * (now_s - running.confirmed_s)
             reply = server.reply(message, acks, asked, age_ms, keeper=keeper)
-            reply = self._sharing.told(reply)
+            reply = self._sharing.with_ends(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
             if marks := running.marks.since(message.since, message.partition):
