@@ -325,18 +325,20 @@ class _Case:
     learner: str | None
 
     def each(self, kind: str, liars: Sequence[int], lies: Sequence[int]) -> Iterator[Flooded]:
+        clean: float | None = None  # the same, whoever would lie: all have sent the same rows
         if kind == "names":
-            for (many, apart), vouched in product(_NAMES, (True, False)):
+            for vouched, (many, apart) in product((True, False), _NAMES):
                 groups = many_names(self.rows, self.before, self.seed, many, apart)
                 what = f"names, {many} lies each, {_tokens(vouched)}"
-                yield self._attacked(groups, what, vouched=vouched)
+                found = self._attacked(groups, what, vouched=vouched, clean=clean)
+                clean = found.clean
+                yield found
             return
         if kind == "few":
             yield from (self._few(vouched=vouched) for vouched in (True, False))
             return
         if kind == "unsure" and self.by is not play:
             return
-        clean: float | None = None  # the same, whoever would lie: all have sent the same rows
         for k in liars:
             for n in lies if kind == "flood" else (1,):
                 groups = flood(self.rows, self.before, k, n, self.seed)

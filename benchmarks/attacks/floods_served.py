@@ -1,7 +1,8 @@
 """The floods of :mod:`benchmarks.attacks.floods` sent over HTTP, a token each where tokens vouch.
 
-A service for each attack, with a model for each run of it: idle models exchange, too.  Honest
-rows are asked, and then sent, one by one; the lies between two of them at the same moment.
+A service has models for few runs, as idle models exchange, too, and the next runs get another.  The
+rows before the lies come in bodies of several sources; those among them are asked, and then sent,
+one by one, and the lies between two of them at the same moment.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from benchmarks.attacks.floods import Played, Sent, settings_of
 from benchmarks.fixtures.desk import Outside
 from benchmarks.fixtures.service import Running, form, service, status
 
-_MODELS: Final = {"none": 2, "default": 1}  # of a service: those of one attack
+_MODELS: Final = ({"none": 2, "default": 1}, {"none": 3, "default": 2})
+"""Those of a service of one replica, and of several, which takes longer to start."""
+
 _ANYBODY: Final = "anybody"
 _ADMIN: Final = "admin-".ljust(32, "a")
 _AT_ONCE: Final = 4
+_TOGETHER: Final = 20
+"""Rows before the lies that are sent at once, those of a replica in a body."""
 _FATES: Final = frozenset(("learned", "clipped", "quarantined"))
 
 _Placed = tuple[str, int, dict[str, Any]]
@@ -73,7 +78,7 @@ class OverHttp:
         self._tokens = {name: f"{name}-".ljust(32, "t") for name in names}
         feedback = [{"source": k, "token": v} for k, v in self._tokens.items()] or _ADMIN
         self._tokens[_ANYBODY] = _ADMIN
-        self._free = {x: [f"{x}-{i}" for i in range(n)] for x, n in _MODELS.items()}
+        self._free = {x: [f"{x}-{i}" for i in range(n)] for x, n in _MODELS[replicas > 1].items()}
         models = [
             {**settings, "name": model, "filters": x}
             for x, own in self._free.items()
@@ -101,14 +106,15 @@ class _Sending:
     def all(self, groups: Sequence[list[Sent]], before: int) -> int:
         """Send it; how many of the honest rows behind ``before`` were answered right."""
         right = 0
+        for at in range(0, before, _TOGETHER):
+            self._begin(groups[at : min(at + _TOGETHER, before)])
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for n, group in enumerate(groups):
+            for group in groups[before:]:
                 for event in (one for one in group if not one[3]):
                     source, features, label, _ = event
-                    if n >= before:
-                        right += self._desk.asked(_ANYBODY, features, None, 0) == label
+                    right += self._desk.asked(_ANYBODY, features, None, 0) == label
                     aside = self._told([self._placed(event)]) == ["quarantined"]
-                    self.set_aside[source] += aside and n >= before
+                    self.set_aside[source] += aside
                 by = dict[tuple[str, int], list[_Placed]]()
                 for lie in (self._placed(event) for event in group if event[3]):
                     by.setdefault(lie[:2], []).append(lie)
@@ -116,6 +122,15 @@ class _Sending:
                     self.taken += len(fates) - fates.count("quarantined")
         self.set_aside = +self.set_aside
         return right
+
+    def _begin(self, groups: Sequence[list[Sent]]) -> None:
+        """Send rows before the lies; the operator's token may name any source."""
+        by = dict[int, list[_Placed]]()
+        for event in (one for group in groups for one in group):
+            _, at, told = self._placed(event)
+            by.setdefault(at, []).append((_ANYBODY, at, told | {"source": event[0]}))
+        for some in by.values():
+            self._told(some)
 
     def _placed(self, event: Sent) -> _Placed:
         """Who sends it, to which replica, and what."""
@@ -126,7 +141,8 @@ class _Sending:
         return (source, at, told) if self._vouched else (_ANYBODY, at, told | {"source": source})
 
     def _told(self, some: Sequence[_Placed]) -> list[str]:
-        """Send events of one sender to one replica, and tell what became of each."""
-        fates = [self._desk.told(who, told, at) for who, at, told in some]
+        """Send events of one sender to one replica in a body, and tell what became of each."""
+        who, at, _ = some[0]
+        fates = self._desk.told_together(who, [told for _, _, told in some], at)
         assert set(fates) <= _FATES, fates
         return fates

@@ -230,6 +230,10 @@ def outliers(
     rows: Rows = None,
     seeds: Annotated[int, typer.Option(help="runs of each", min=1, max=10)] = 3,
     first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
     http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
     targets: Annotated[bool, typer.Option("--targets", help="of regression, instead")] = False,
     honest: Annotated[
@@ -253,8 +257,14 @@ def outliers(
         costs = list(outlying_targets.run(seeds=range(first, first + seeds)))
         show("outliers, targets", costs, as_json=as_json)
         raise typer.Exit(0 if all(x.good for x in costs) else 1)
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    given: dict[str, Any] = {"streams": stream} if stream else {}
     found = list(
-        (bench.over_http if http else bench.run)(seeds=range(first, first + seeds), rows=rows)
+        (bench.over_http if http else bench.run)(
+            seeds=range(first, first + seeds), replicas=replicas or (1, 2), rows=rows, **given
+        )
     )
     show("outliers", found, as_json=as_json)
     raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)

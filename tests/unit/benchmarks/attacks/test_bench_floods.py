@@ -28,6 +28,9 @@ class Desk:
         self.heard.append((who, at, event.get("source")))
         return "quarantined" if event["features"]["x"] == 9.0 else "learned"
 
+    def told_together(self, who: str, events: list[dict[str, Any]], at: int) -> list[str]:
+        return [self.told(who, event, at) for event in events]
+
 
 GROUPS: list[list[floods.Sent]] = [
     [("a", {"x": 1.0}, True, False)],
@@ -43,8 +46,10 @@ def test_what_is_sent_over_http_is_counted_as_in_this_process(vouched: bool) -> 
     assert sending.all(GROUPS, 1) == 1, "of two answers to rows among the lies"
     assert desk.asked_of == [0, 0]
     assert (sending.set_aside, sending.taken) == (Counter({"a": 1}), 1)
-    names = [who if vouched else source for who, _, source in desk.heard]
+    names = [source or who for who, _, source in desk.heard]
     assert names == ["a", "b", "liar", "a", "liar"]
+    own = [source is None for _, _, source in desk.heard]
+    assert own == [False, *[vouched] * 4], "by own tokens where there are any"
     assert [at for _, at, _ in desk.heard] == [0, 0, 1, 0, 1], "lies go to the quiet replica"
 
 
