@@ -30,13 +30,13 @@ from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors
+from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
 from online.http.unread import build_routes, read_no_sources
 from online.http.untaken_answers import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole_answers import written
-from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
     NDJSON,

@@ -165,7 +165,7 @@ class WalkedParts(Parts):
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
-        """Do as :meth:`Parts.reply_fields`, and know what was touched since the reader last asked."""
+        """Do as :meth:`Parts.reply_fields`, and know what was touched since it was last asked."""
         walks, reader = self._walks, request.replica
         walks.ask(reader, request.since)
 
