@@ -12,7 +12,6 @@ if TYPE_CHECKING:
         Retry,
         ServiceRefused,
         ServiceUnavailable,
-        Surroundings,
     )
     from online.client.choices import NotASlot
     from online.client.client import AsyncBatch, AsyncClient, AsyncModel, Batch, Client, Model
@@ -47,13 +46,11 @@ __all__ = [
     "ServiceRefused",
     "ServiceUnavailable",
     "Status",
-    "Surroundings",
 ]
 
 _IN = {
     "online.client.calls": (
         "NotIncluded", "OutcomeUnknown", "Retry", "ServiceRefused", "ServiceUnavailable",
-        "Surroundings",
     ),
     "online.client.choices": ("NotASlot",),
     "online.client.client": ("AsyncBatch", "AsyncClient", "AsyncModel", "Batch", "Client", "Model"),

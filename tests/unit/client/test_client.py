@@ -23,9 +23,8 @@ from online.client import (
     Retry,
     ServiceRefused,
     ServiceUnavailable,
-    Surroundings,
 )
-from online.client.calls import Calls
+from online.client.calls import Calls, Surroundings
 
 Answer = tuple[int, Any, dict[str, str]] | type[httpx.TransportError]
 LEARNED = {"status": "learned", "seen": "1:1"}
