@@ -135,7 +135,7 @@ class InProcess:
         looks = Attempts("ParameterServer.confirm")
         while True:
             while not self._server.restore():
-                if self._server.ping() == "refused" or self._stopped.wait(self._settings.retry_s):
+                if self._stopped.wait(self._server.again_s):
                     return
             while not self._ended.is_set():
                 if self._stopped.wait(self._settings.confirm_s):

@@ -44,6 +44,9 @@ __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
 _log: Final = logging.getLogger(__name__)
 
+_REFUSED_S: Final = 10.0
+"""Seconds between two looks of a server that was refused."""
+
 
 class ParameterServer:
     """Values of one lineage: restored, synced with replicas, published, replaced.
@@ -94,9 +97,7 @@ class ParameterServer:
     def _run(self) -> None:
         pause, settings = threading.Event(), self._running.settings
         while not self.restore():
-            if self._running.state == "refused":
-                return
-            pause.wait(settings.retry_s)
+            pause.wait(self.again_s)
         # apart from each other: writing a large snapshot must not delay the look at the epoch
         often = (self.snapshot_if_due, settings.confirm_s)
         threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
@@ -110,14 +111,21 @@ class ParameterServer:
         try:
             self._restore()
         except StartRefused as error:
+            if running.reason != str(error):  # once, though it looks again and again
+                _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
             running.state, running.reason = "refused", str(error)
-            _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
             return False
         except Exception as error:  # whatever it is, a later attempt may do better
             running.reason = f"{type(error).__name__}: {error}"
             _log.warning("the server of %s can't restore yet: %r", running.lineage.model, error)
             return False
         return True
+
+    @property
+    def again_s(self) -> float:
+        """Seconds until it tries again to restore: what refused it may be put right meanwhile."""
+        retry_s = self._running.settings.retry_s
+        return max(retry_s, _REFUSED_S) if self._running.state == "refused" else retry_s
 
     def _restore(self) -> None:
         running = self._running
