@@ -31,7 +31,7 @@ from paramserver.process.lineage import Lineage, recover
 from paramserver.process.near import Near
 from paramserver.process.publishing import Publishing
 from paramserver.process.running import Running
-from paramserver.process.settings import FindGone, Host, ServerSettings, identity
+from paramserver.process.settings import FindGone, Host, ServerSettings, again_s, identity
 from paramserver.process.sharing import Shard, Sharing
 from paramserver.process.status import epochs, numbers
 from paramserver.process.swapping import Swapping
@@ -43,9 +43,6 @@ from paramserver.store import PartitionInfo, Store
 __all__ = ["FindGone", "Host", "ParameterServer", "ServerSettings", "identity"]
 
 _log: Final = logging.getLogger(__name__)
-
-_REFUSED_S: Final = 10.0
-"""Seconds between two looks of a server that was refused."""
 
 
 class ParameterServer:
@@ -97,7 +94,7 @@ class ParameterServer:
     def _run(self) -> None:
         pause, settings = threading.Event(), self._running.settings
         while not self.restore():
-            pause.wait(self.again_s)
+            pause.wait(again_s(settings, self._running.state))
         # apart from each other: writing a large snapshot must not delay the look at the epoch
         often = (self.snapshot_if_due, settings.confirm_s)
         threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
@@ -120,12 +117,6 @@ class ParameterServer:
             _log.warning("the server of %s can't restore yet: %r", running.lineage.model, error)
             return False
         return True
-
-    @property
-    def again_s(self) -> float:
-        """Seconds until it tries again to restore: what refused it may be put right meanwhile."""
-        retry_s = self._running.settings.retry_s
-        return max(retry_s, _REFUSED_S) if self._running.state == "refused" else retry_s
 
     def _restore(self) -> None:
         running = self._running

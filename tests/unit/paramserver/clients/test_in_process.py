@@ -22,7 +22,7 @@ from paramserver.errors import (
     ServerUnavailable,
     SnapshotMissing,
 )
-from paramserver.process import actor
+from paramserver.process import settings as of_server
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.attempts import Attempts
 from paramserver.process.lineage import Lineage, begin_epoch
@@ -74,7 +74,7 @@ def test_a_server_that_was_refused_looks_whether_it_was_put_right(
     opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It began anew while its snapshots' disk was away, say: the service goes on meanwhile."""
-    monkeypatch.setattr(actor, "_REFUSED_S", 0.02)
+    monkeypatch.setattr(of_server, "_REFUSED_S", 0.02)
     looks, restore = [0], ParameterServer.restore
 
     def counted(one: ParameterServer) -> bool:
