@@ -96,7 +96,7 @@ def again_s(settings: ServerSettings, state: str) -> float:
 def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
     """Hash of all that makes two servers of one name different: spec, rule, settings, code."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
     parts = (lineage.spec, lineage.rule, directory, repr(settings), code.hexdigest())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
