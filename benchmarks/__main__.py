@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import benchmarks.cli  # noqa: F401  (its commands)
-from benchmarks.table import app
+import benchmarks.commands.cli  # noqa: F401  (its commands)
+from benchmarks.commands.table import app
 from online.cli import run
 
 if __name__ == "__main__":

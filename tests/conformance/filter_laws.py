@@ -19,7 +19,7 @@ from filter_checks import (
     share_taken,
 )
 
-from benchmarks.studies.inputs import Layer, LayerReference
+from benchmarks.studies.pushes.inputs import Layer, LayerReference
 from paramserver.filters.base import Event, Favour, Filter, Gradient, Source
 from paramserver.filters.chain import Chain
 from paramserver.filters.reference import Reference

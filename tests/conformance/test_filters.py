@@ -88,7 +88,7 @@ def filters(load: Load = importlib.import_module) -> dict[str, Entry]:
 
 def place_of(name: str) -> str:
     """Module of a filter: those on copies and inputs judge pushes, which only studies do."""
-    return f"{'benchmarks.studies' if name in PUSHES else 'paramserver.filters'}.{name}"
+    return f"{'benchmarks.studies.pushes' if name in PUSHES else 'paramserver.filters'}.{name}"
 
 
 def with_surprise(unlikely: type[Any]) -> Any:

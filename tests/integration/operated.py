@@ -19,7 +19,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.service import Running, launch, status, write_settings
+from benchmarks.fixtures.service import Running, launch, status, write_settings
 from online.processes import runs
 
 MODEL = {

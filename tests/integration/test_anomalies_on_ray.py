@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.service import launch, settle, write_settings
+from benchmarks.fixtures.service import launch, settle, write_settings
 from online.service.embedded import Embedded
 from online.settings.config import load
 

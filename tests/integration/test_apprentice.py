@@ -12,7 +12,7 @@ from chosen import choices_of, controls_of, served, settings
 from msgspec import UNSET
 from typer.testing import CliRunner
 
-from benchmarks.service import launch, write_settings
+from benchmarks.fixtures.service import launch, write_settings
 from online.cli import application
 from online.client import Client, ServiceRefused
 

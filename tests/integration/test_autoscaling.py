@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import exactly_once
-from benchmarks.service import launch, status, write_settings
+from benchmarks.faults import exactly_once
+from benchmarks.fixtures.service import launch, status, write_settings
 from online.processes import free_port
 from online.settings.config import load
 from online.settings.places import open_journal

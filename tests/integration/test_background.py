@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.service import Running, service, settle, status
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.service import Running, service, settle, status
 from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
@@ -38,7 +38,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         {
             "name": "counting",
             "task": "regression",
-            "learner": "benchmarks.learners:counting",
+            "learner": "benchmarks.fixtures.learners:counting",
             "sync": {"merge": "sum"},
             **common,
         },

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from bad_requests import CASES, FEEDBACK, GOOD, PREDICT, Case
 
-from benchmarks.service import Running, launch, write_settings
+from benchmarks.fixtures.service import Running, launch, write_settings
 from online.rows.prediction_ids import Keys, Nonces, Predicted, Tokens
 
 pytestmark = pytest.mark.ray

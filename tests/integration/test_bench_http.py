@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import http as bench
-from benchmarks import peer as peer_module
+from benchmarks.speed import http as bench
+from benchmarks.speed import peer as peer_module
 from online.client.connection import Connection
 from online.processes import free_port
 
@@ -113,7 +113,7 @@ def test_the_peer_is_small() -> None:
 def test_the_peer_commits_each_row_and_takes_many(tmp_path: Path) -> None:
     """One commit a request on one way to learn only, as durable as the journal."""
     file, port = tmp_path / "rows.db", free_port()
-    command = [sys.executable, "-m", "benchmarks.peer_durable", str(port), str(file)]
+    command = [sys.executable, "-m", "benchmarks.speed.peer_durable", str(port), str(file)]
     process = subprocess.Popen(command)
     try:
         bench._await_answer(process, port)

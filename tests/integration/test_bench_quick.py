@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from benchmarks import push, recovery, reloads, scores, soak
-from benchmarks.redis_server import find_binary
+from benchmarks.faults import recovery, reloads, soak
+from benchmarks.fixtures.redis_server import find_binary
+from benchmarks.speed import push, scores
 from online.settings.config import environment
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import online
-from benchmarks import choice_cost, choices_killed
+from benchmarks.faults import choices_killed
+from benchmarks.speed import choice_cost
 
 
 def quiet(_: str) -> None:

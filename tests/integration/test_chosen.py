@@ -23,7 +23,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import online
-from benchmarks.service import launch, write_settings
+from benchmarks.fixtures.service import launch, write_settings
 from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.commands import status as command

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from chosen import choices_of, served, settings
 
-from benchmarks.service import launch, write_settings
+from benchmarks.fixtures.service import launch, write_settings
 from online.client import Client
 from online.service.embedded import Embedded
 

@@ -15,7 +15,7 @@ import operated
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.service import Running, status
+from benchmarks.fixtures.service import Running, status
 from online.edge import on_device
 
 pytestmark = pytest.mark.ray

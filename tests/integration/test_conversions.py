@@ -12,7 +12,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from benchmarks import conversions_killed
+from benchmarks.faults import conversions_killed
 from online.commands import status as command
 from online.service.embedded import Embedded
 from online.settings.config import load

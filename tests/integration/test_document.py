@@ -18,7 +18,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from benchmarks.service import Running, service
+from benchmarks.fixtures.service import Running, service
 from online.settings.tokens import ROLES
 
 pytest.importorskip("schemathesis", reason="needs schemathesis")

@@ -20,7 +20,7 @@ from evaluation.errors import StreamUnusable
 
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 
-from benchmarks.edge import CASES, trained
+from benchmarks.edge.exported import CASES, trained
 from online.edge import onnx_file, pack, runners
 from online.edge.gate import BOUNDS, compare
 from online.edge.golden import golden

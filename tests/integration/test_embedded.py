@@ -20,7 +20,7 @@ import pytest
 from river import linear_model, optim, preprocessing, tree
 
 import online
-from benchmarks.service import launch, settle, write_settings
+from benchmarks.fixtures.service import launch, settle, write_settings
 from online.client import Client, ServiceRefused
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable

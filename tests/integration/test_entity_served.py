@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from benchmarks.service import Running, launch, own_environment, write_settings
+from benchmarks.fixtures.service import Running, launch, own_environment, write_settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "models.md"
 NAMES_MAX = 30

@@ -18,7 +18,7 @@ import pytest
 import redis_server
 from redis_server import wait_for
 
-from benchmarks.service import launch, write_settings
+from benchmarks.fixtures.service import launch, write_settings
 from online.settings.config import load
 from online.settings.places import open_journal
 

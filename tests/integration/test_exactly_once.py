@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exactly_once, redis_server
-from benchmarks.exactly_once import JournalKind
+from benchmarks.faults import exactly_once
+from benchmarks.faults.exactly_once import JournalKind
+from benchmarks.fixtures import redis_server
 from online.settings.config import environment
 
 WITHOUT_DEDUPE = """

@@ -21,10 +21,10 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks import redis_server
-from benchmarks.exactly_once import STEP
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.service import Running, launch, status, write_settings
+from benchmarks.faults.exactly_once import STEP
+from benchmarks.fixtures import redis_server
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.service import Running, launch, status, write_settings
 from online.client.connection import Connection
 from online.rebuild import fsck
 from online.settings import config
@@ -35,7 +35,7 @@ PATH = "/v1/models/counting"
 MODEL = {
     "name": "counting",
     "task": "regression",
-    "learner": "benchmarks.learners:counting",
+    "learner": "benchmarks.fixtures.learners:counting",
     "sync": {"merge": "sum"},
     "snapshots": {"interval_s": 1, "keep": 4},
 }

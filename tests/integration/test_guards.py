@@ -27,7 +27,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.service import Running, launch, write_settings
+from benchmarks.fixtures.service import Running, launch, write_settings
 from online.settings.tokens import ROLES
 
 pytestmark = pytest.mark.ray

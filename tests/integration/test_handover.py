@@ -22,9 +22,9 @@ import psutil
 import pytest
 import yaml
 
-from benchmarks.exactly_once import CLOSED, Client, Sent, settings_of
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.faults.exactly_once import CLOSED, Client, Sent, settings_of
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.audit.checking import all_lines
 from online.audit.log import entry_of
 from online.processes import runs

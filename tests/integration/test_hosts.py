@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks import ether, hosts, redis_server
-from benchmarks.ether import Link, Network, Rule
+from benchmarks.faults import hosts
+from benchmarks.fixtures import ether, redis_server
+from benchmarks.fixtures.ether import Link, Network, Rule
 from online.settings.config import environment
 
 _WHY_NOT = ether.permitted()
@@ -46,7 +47,7 @@ def test_a_host_is_killed_and_nothing_is_lost() -> None:
 _NETWORK = """
 import sys
 from pathlib import Path
-from benchmarks.ether import Network
+from benchmarks.fixtures.ether import Network
 with Network(Path(sys.argv[1]), ["a", "b"]) as network:
     print(*(host.init.pid for host in network.hosts.values()), flush=True)
     sys.stdin.read()

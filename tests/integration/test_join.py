@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.service import Running, launch, settle, write_settings
+from benchmarks.fixtures.service import Running, launch, settle, write_settings
 
 pytestmark = pytest.mark.ray
 

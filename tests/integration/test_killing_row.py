@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.service import Running, launch, status, write_settings
+from benchmarks.fixtures.service import Running, launch, status, write_settings
 
 pytestmark = pytest.mark.ray
 

@@ -21,7 +21,7 @@ import pytest
 from river import linear_model, optim, preprocessing
 
 import online
-from benchmarks.learners import COUNT_LABEL, counting
+from benchmarks.fixtures.learners import COUNT_LABEL, counting
 from online.client import NotANumber
 from online.errors import ConfigError, RequestError, StartRefused
 
@@ -256,7 +256,7 @@ def test_pytest_finds_the_fixture_by_itself() -> None:
 COUNTED: dict[str, Any] = {"task": "regression", "filters": "none", "sync": {"merge": "sum"}}
 NURSERY = """
 import os, random, sys
-from benchmarks.learners import COUNT_LABEL, counting
+from benchmarks.fixtures.learners import COUNT_LABEL, counting
 import online.service.library, online.learning.merged  # before the forks: a start is short then
 import online
 

@@ -14,7 +14,7 @@ import httpx
 import operated
 import pytest
 
-from benchmarks.service import Running, launch, status, write_settings
+from benchmarks.fixtures.service import Running, launch, status, write_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 

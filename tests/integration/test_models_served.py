@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.client.connection import Connection
 from online.models.load import BUILT_IN
 

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.service import Running, service, settle
+from benchmarks.fixtures.service import Running, service, settle
 
 tritonclient = pytest.importorskip("tritonclient.http", reason="needs tritonclient[http]")
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from river import datasets, tree
 
-from benchmarks.service import Running, launch, settle, write_settings
+from benchmarks.fixtures.service import Running, launch, settle, write_settings
 from online.client.connection import Connection
 from replay import codec
 from replay.journal.sqlite import SqliteJournal

@@ -16,10 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.exactly_once import settings_of
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.redis_server import Server, find_binary
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.faults.exactly_once import settings_of
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.redis_server import Server, find_binary
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.errors import StartRefused
 from online.service.check_state import Models
 from online.settings.config import environment, load

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.learners import COUNT_LABEL
+from benchmarks.fixtures.learners import COUNT_LABEL
 from online.errors import StartRefused
 from online.rebuild.fsck import check
 from online.service.embedded import Embedded
@@ -27,7 +27,7 @@ class World:
 
     def settings(self, shards: int) -> Settings:
         model: dict[str, Any] = {
-            "name": "m", "task": "regression", "learner": "benchmarks.learners:counting",
+            "name": "m", "task": "regression", "learner": "benchmarks.fixtures.learners:counting",
             "sync": {"merge": "sum"}, "shards": shards, "filters": "none",
             "snapshots": {"interval_s": 3600},
         }  # fmt: skip

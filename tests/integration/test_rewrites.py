@@ -20,7 +20,7 @@ import httpx
 import psutil
 import pytest
 
-from benchmarks.service import Running, launch, write_settings
+from benchmarks.fixtures.service import Running, launch, write_settings
 
 pytestmark = pytest.mark.ray
 

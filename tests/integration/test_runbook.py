@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import httpx
 import pytest
 
-from benchmarks.service import Running, service
+from benchmarks.fixtures.service import Running, service
 from online.client import Client, Event
 from online.settings.config import environment
 

@@ -20,7 +20,7 @@ import operated
 import psutil
 import pytest
 
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.processes import runs
 
 pytestmark = pytest.mark.ray

@@ -14,8 +14,8 @@ import psutil
 import pytest
 from operated import online
 
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.client.connection import Connection
 
 pytestmark = pytest.mark.ray
@@ -24,7 +24,8 @@ SETTINGS: dict[str, Any] = {
     "replicas": 2,
     "models": [
         {
-            "name": "counting", "task": "regression", "learner": "benchmarks.learners:counting",
+            "name": "counting", "task": "regression",
+            "learner": "benchmarks.fixtures.learners:counting",
             "sync": {"merge": "sum"}, "shards": 2, "filters": "none",
         },
         {

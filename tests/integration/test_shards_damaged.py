@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import online
-from benchmarks.learners import COUNT_LABEL
+from benchmarks.fixtures.learners import COUNT_LABEL
 from online.errors import StartRefused
 from online.rebuild.fsck import Findings, check
 from online.service import check_state
@@ -24,7 +24,12 @@ OF_MODEL: dict[str, Any] = {
 
 def serve(state: Path, **how: Any) -> online.Learner:
     return online.Learner(
-        "benchmarks.learners:counting", state, task="regression", name="m", **OF_MODEL, **how
+        "benchmarks.fixtures.learners:counting",
+        state,
+        task="regression",
+        name="m",
+        **OF_MODEL,
+        **how,
     )
 
 
@@ -54,7 +59,7 @@ def state(taught: Path, tmp_path: Path) -> Path:
 
 
 def fsck(state: Path) -> Findings:
-    model = {"name": "m", "task": "regression", "learner": "benchmarks.learners:counting"}
+    model = {"name": "m", "task": "regression", "learner": "benchmarks.fixtures.learners:counting"}
     given = {"state_dir": str(state), "cluster": "embedded", "models": [{**model, **OF_MODEL}]}
     return check(config.load(None, given, {}), "m")
 

@@ -24,8 +24,8 @@ import psutil
 import pytest
 from test_faults import MODEL, PATH, each_once, learn, post, predicted, send, service, until
 
-from benchmarks.learners import COUNT_LABEL
-from benchmarks.service import Running, status
+from benchmarks.fixtures.learners import COUNT_LABEL
+from benchmarks.fixtures.service import Running, status
 from online.client.connection import Connection
 
 pytestmark = [
@@ -68,7 +68,7 @@ static void stall(void) {
 SYNC(fsync)
 SYNC(fdatasync)
 """
-LEARNER = "from benchmarks.learners import counting\n"
+LEARNER = "from benchmarks.fixtures.learners import counting\n"
 HOLDS = """
 import fcntl, os, signal, sys
 file = open(sys.argv[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import redis_server
 
-from benchmarks import durability
+from benchmarks.faults import durability
 from replay.journal.base import NewRow, Verdict
 from replay.journal.redis import RedisJournal
 

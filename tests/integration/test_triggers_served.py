@@ -12,7 +12,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from benchmarks.service import Running, service, status
+from benchmarks.fixtures.service import Running, service, status
 
 pytestmark = pytest.mark.ray
 

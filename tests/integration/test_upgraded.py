@@ -10,7 +10,7 @@ import httpx
 import pytest
 from operated import MODEL, folder, good, online, refused
 
-from benchmarks.service import Running, launch, settle, status, write_settings
+from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.long]
 

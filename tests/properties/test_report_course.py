@@ -8,7 +8,7 @@ from random import Random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.studies.broken import verdicts
+from benchmarks.studies.drift.broken import verdicts
 from evaluation.report.limits import POINTS, WINDOW_N_MIN, Course
 
 RANK = {"not_enough_data": 0, "ok": 0, "watch": 1, "act": 2}

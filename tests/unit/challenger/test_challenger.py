@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from benchmarks.shadowed import BETTER, EQUAL, Apart, turning
+from benchmarks.quality.shadowed import BETTER, EQUAL, Apart, turning
 from online.challenger.comparison import Ahead, Challenger, Standing
 from online.challenger.shadow import PAGE_ROWS, Shadow
 from online.learning.scores import score_of

@@ -22,8 +22,8 @@ from typer.testing import CliRunner
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 
-from benchmarks import edge_template as templates
-from benchmarks.edge_template import OnnxTemplate, TemplateUnfit
+from benchmarks.edge import template as templates
+from benchmarks.edge.template import OnnxTemplate, TemplateUnfit
 from evaluation.streams import open_stream
 from online.cli import app
 from online.edge import deltas, errors, manifest, onnx_file, onnx_small, pack, runners

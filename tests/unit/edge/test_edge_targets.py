@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 
-from benchmarks.edge import CASES, Case, cortex_bytes, trained
+from benchmarks.edge.exported import CASES, Case, cortex_bytes, trained
 from evaluation.errors import StreamUnusable
 from online.edge import c_file, onnx_file, pack, runners
 from online.edge.errors import ExportRefused

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.studies.scoring import Episode, score
+from benchmarks.studies.drift.scoring import Episode, score
 from evaluation.drift import domain
 from evaluation.drift.domain import tell_apart
 from evaluation.drift.errors import DriftSettingUnusable, ReferenceUnusable, ShareUnusable

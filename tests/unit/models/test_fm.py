@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from replica_world import World, play, row, until
 
-from benchmarks import factors
+from benchmarks.quality import factors
 from evaluation.errors import StreamUnusable
 from online.models import fm
 from online.models.errors import LearnerUnusable, StateNotFinite

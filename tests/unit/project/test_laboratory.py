@@ -13,8 +13,8 @@ import pytest
 import typer
 from setuptools import find_packages
 
-from benchmarks import service
-from benchmarks.cli import app
+from benchmarks.commands.cli import app
+from benchmarks.fixtures import service
 from online import cli
 
 ROOT: Final = Path(__file__).parents[3]

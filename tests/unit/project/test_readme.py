@@ -15,7 +15,7 @@ import pytest
 import typer
 import yaml
 
-from benchmarks import cli as tables
+from benchmarks.commands import cli as tables
 from online import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt

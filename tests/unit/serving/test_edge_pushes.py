@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from replica_world import SPEC, World, play, until
 
-from benchmarks import devices as fleet
-from benchmarks.devices import Scene, scene_of
+from benchmarks.edge import devices as fleet
+from benchmarks.edge.devices import Scene, scene_of
 from evaluation.streams import open_stream
 from online.edge import on_device, pack
 from online.edge.errors import ExportRefused

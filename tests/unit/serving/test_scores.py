@@ -15,7 +15,7 @@ import pytest
 import replica_world as worlds
 import rescore_world as rescored
 
-from benchmarks.redis_server import Server, find_binary
+from benchmarks.fixtures.redis_server import Server, find_binary
 from online.errors import ConfigError
 from online.http.app import App, Some
 from online.rescore.errors import RunRefused, StoreFailed

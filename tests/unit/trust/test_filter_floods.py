@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from benchmarks import floods
+from benchmarks.attacks import floods
 from online.trust.filtering import Filtering, _unweighed
 from paramserver.filters.arrivals import Arrivals
 from paramserver.filters.base import PASS, Source

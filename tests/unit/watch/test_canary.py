@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.honest import Loop
+from benchmarks.attacks.honest import Loop
 from evaluation.drift.alarm import Alarm
 from evaluation.streams import open_stream
 from online.models.base import Prediction, by_probability

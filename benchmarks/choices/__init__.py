@@ -1,0 +1,1 @@
+"""These tables judge choices among actions on known worlds and streams, beside other policies."""

@@ -1,0 +1,1 @@
+"""Commands of `python -m benchmarks` ask for a measurement each and print its table."""

@@ -1,0 +1,304 @@
+"""Tables of senders who lie, flood or poison, by filter: no service is started for most of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from benchmarks.commands.table import AsJson, Rows, app, print_table, show
+
+
+@app.command()
+def robustness(
+    peer: Annotated[
+        Path | None, typer.Option(help="Python of an environment with byzfl==0.0.11")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of ours, of five", min=1, max=5)] = 5,
+    long: Annotated[bool, typer.Option("--long", help="3,000 honest updates too")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="three attacks, one seed")] = False,
+    only: Annotated[
+        Literal["R3", "R6", "R7", "R8"] | None, typer.Option(help="one protocol and no other")
+    ] = None,
+    served: Annotated[
+        bool, typer.Option("--served", help="R6 through a service of two replicas, too")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Attacks by defences of a network that learns from sources of which a quarter is hostile.
+
+    R1, or R1 and R2, and R4 (what an update costs); R3 beside --peer; drills on real streams: what
+    an alarm undoes (R6), a world that turns without an attacker (R7), a poisoned buffer (R8).
+    Needs torch and MNIST, Elec2, INSECTS and the gas sensors in ONLINE_DATA_DIR.
+    Example: python -m benchmarks robustness --quick
+    """
+    from benchmarks.studies.pushes import filtercost, synchronous
+    from benchmarks.studies.pushes import robustness as bench
+    from online.settings.config import data_dir
+
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr)
+
+    if only == "R3" and peer is None:
+        raise typer.BadParameter("R3 is beside byzfl: give --peer PYTHON")
+    if only is not None and only != "R3":
+        found = _drills((only,), served=served, progress=progress, as_json=as_json)
+        raise typer.Exit(0 if found else 1)
+    data = bench.images(data_dir())
+    if only == "R3" and peer is not None:
+        lines = synchronous.run(data, peer, progress=progress)
+        show("R3, rounds beside byzfl", lines, as_json=as_json)
+        return
+    parts = bench.parts(data, quick=quick, long=long, seeds=bench.SEEDS[:seeds], progress=progress)
+    beside = [] if peer is None else synchronous.run(data, peer, progress=progress)
+    sizes = filtercost.SIZES[:1] if quick else filtercost.SIZES
+    cost = [line for size in sizes for line in filtercost.costs(size)]
+    memory = filtercost.memory(1_000 if quick else filtercost.SOURCES)
+    verdicts = [row.good for part in parts for row in part.summaries]
+    good = quick or all([*verdicts, memory.good, *(row.good for row in cost)])
+    if as_json:
+        tables: dict[str, Any] = {"parts": parts, "beside": beside, "cost": cost}
+        shown = {name: [asdict(row) for row in rows] for name, rows in tables.items()}
+        print(json.dumps({**shown, "memory": asdict(memory), "good": good}))
+    else:
+        for part in parts:
+            title = f"{part.name}: accuracy / trigger (honest rejected, hostile weight) in percent"
+            print_table(title, bench.matrix(part.cells))
+            show(part.name, part.summaries, as_json=False)
+        if beside:
+            show("R3, rounds beside byzfl", beside, as_json=False)
+        show("R4, cost of an update", cost, as_json=False)
+        show("memory", [memory], as_json=False)
+        if not quick:
+            every = ("R6", "R7", "R8")
+            good = _drills(every, served=served, progress=progress, as_json=False) and good
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command()
+def liars(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each kind", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    numbers: Annotated[bool, typer.Option("--numbers", help="of regression, instead")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Five liars among twenty senders of real streams: who is found, and what is lost.
+
+    Exits 1 if an honest source is quarantined, or accuracy falls by more than a point (numbers: if
+    2 % of honest rows are set aside).  Needs Elec2, INSECTS, gas sensors, MNIST (and MovieLens) in
+    ONLINE_DATA_DIR.  Example: python -m benchmarks liars --stream phishing --seeds 1
+    """
+    from benchmarks.attacks import liars as bench
+    from benchmarks.attacks import number_lies
+    from online.settings.config import data_dir
+
+    if numbers:
+        told = list(number_lies.run(range(first, first + seeds)))
+        show("liars, numbers", told, as_json=as_json)
+        raise typer.Exit(0 if all(line.good for line in told) else 1)
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    names, found = stream or list(bench.STREAMS), []
+    for line in bench.run(data_dir(), names, range(first, first + seeds)):
+        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
+        found.append(line)
+    show("liars", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+@app.command()
+def doors(
+    only: Annotated[str, typer.Argument(help="weight, joins, ids or forget")],
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each case", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    http: Annotated[bool, typer.Option(help="over HTTP, a service for each stream")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """A heavy weight, lies by short ids, guessed ids: what each costs, and who is caught.
+
+    In this process; with --http by a running service.  *forget*: of who made an attack on a running
+    service; exits 1 if its model is not as if they had sent nothing.  Needs Elec2 and INSECTS in
+    ONLINE_DATA_DIR.  Example: python -m benchmarks doors joins --stream phishing
+    """
+    from benchmarks.attacks import doors as bench
+    from benchmarks.attacks import forgotten
+    from online.settings.config import data_dir
+
+    if only not in ("weight", "joins", "ids", "forget"):
+        raise typer.BadParameter("give weight, joins, ids or forget")
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    places = range(first, first + seeds)
+    if only == "forget":
+        lines = list(forgotten.run(stream or list(bench.STREAMS), places, data_dir(), rows))
+        show("forget", lines, as_json=as_json)
+        raise typer.Exit(0 if all(line.good for line in lines) else 1)
+    make = bench.served if http else bench.tables
+    found, asked = [], (stream or list(bench.STREAMS), places)
+    for line in make(only, *asked, replicas or [1, 2], data_dir(), rows):
+        print(line, file=sys.stderr)
+        found.append(line)
+    show(only, found, as_json=as_json)
+
+
+@app.command()
+def floods(
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="one of them; may be given again"),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    liars: Annotated[list[int] | None, typer.Option(help="how many; may be given again")] = None,
+    lies: Annotated[list[int] | None, typer.Option(help="a row; may be given again")] = None,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    rows: Annotated[int | None, typer.Option(help="only so many rows of each stream")] = None,
+    http: Annotated[bool, typer.Option("--http", help="sent to services")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Sources that behave and then flood, names without end, a replica that hears few.
+
+    Kinds: flood, quiet, unsure (in this process only), names, few.
+
+    Exits 1 if fewer than four of five liars are caught, two honest rows of a hundred are set aside,
+    accuracy falls by five points or half a point below no filter.  Needs the streams in
+    ONLINE_DATA_DIR, and pyarrow for acs.  Example: python -m benchmarks floods --stream phishing
+    --seeds 1
+    """
+    from benchmarks.attacks import floods as bench
+    from benchmarks.attacks.floods_served import OverHttp
+    from online.settings.config import data_dir
+
+    for given, known in ((stream, bench.STREAMS), (kind, bench.ATTACKS)):
+        if unknown := set(given or ()) - set(known):
+            raise typer.BadParameter(f"no {sorted(unknown)[0]!r}: there are {', '.join(known)}")
+    found = []
+    for line in bench.run(
+        data_dir(), stream or list(bench.STREAMS), range(first, first + seeds),
+        tuple(kind or bench.ATTACKS), liars or bench.LIARS, lies or bench.LIES, replicas or (1, 2),
+        way=OverHttp() if http else None, most=rows,
+    ):  # fmt: skip
+        print(f"{line.what}, seed {line.seed}: {line.accuracy:.1f}", file=sys.stderr)
+        found.append(line)
+    show("floods", found, as_json=as_json)
+    raise typer.Exit(0 if all(line.good for line in found) else 1)
+
+
+def _drills(
+    which: Sequence[str], *, served: bool, progress: Callable[[str], None], as_json: bool
+) -> bool:
+    """Show these; whether all is as it is asked."""
+    from benchmarks.attacks import poisoned, turning, undo, undo_http
+    from online.settings.config import data_dir
+
+    folder = data_dir()
+    tables: dict[str, Callable[[], Iterable[Any]]] = {
+        "R6": lambda: undo.run(progress=progress),
+        "R6, served": lambda: undo_http.run() if served else (),
+        "R7": lambda: turning.run(folder, progress=progress),
+        "R8": lambda: poisoned.run(folder, progress=progress),
+    }
+    good = True
+    for name, make in tables.items():
+        rows = list(make()) if name.split(",")[0] in which else []
+        if rows:
+            show(name, rows, as_json=as_json)
+        good = good and all(row.good for row in rows)
+    return good
+
+
+@app.command()
+def outliers(
+    rows: Rows = None,
+    seeds: Annotated[int, typer.Option(help="runs of each", min=1, max=10)] = 3,
+    first: Annotated[int, typer.Option(help="first seed", min=0)] = 0,
+    stream: Annotated[
+        list[str] | None, typer.Option(help="a stream of the table; may be given again")
+    ] = None,
+    replicas: Annotated[list[int] | None, typer.Option(help="how many; both by default")] = None,
+    http: Annotated[bool, typer.Option("--http", help="by services, 1e4 and 1e100 only")] = False,
+    targets: Annotated[bool, typer.Option("--targets", help="of regression, instead")] = False,
+    honest: Annotated[
+        bool, typer.Option("--honest", help="nobody attacks: heavy tails, and streams in order")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """One true event with numbers that are far off, and many: what it costs a model.
+
+    Exits 1 if one of them costs more than half a point, or bounds an honest stream a fifth.
+    Example: python -m benchmarks outliers --seeds 1
+    """
+    from benchmarks.attacks import heavy_tails, outlying_targets
+    from benchmarks.attacks import outliers as bench
+
+    if honest:
+        hard = [*heavy_tails.in_order(), *heavy_tails.run(range(first, first + seeds))]
+        show("outliers, honest numbers", hard, as_json=as_json)
+        raise typer.Exit(0 if all(x.good for x in hard) else 1)
+    if targets:
+        costs = list(outlying_targets.run(seeds=range(first, first + seeds)))
+        show("outliers, targets", costs, as_json=as_json)
+        raise typer.Exit(0 if all(x.good for x in costs) else 1)
+    if unknown := set(stream or ()) - set(bench.STREAMS):
+        known = ", ".join(bench.STREAMS)
+        raise typer.BadParameter(f"no stream {sorted(unknown)[0]!r}: there are {known}")
+    given: dict[str, Any] = {"streams": stream} if stream else {}
+    found = list(
+        (bench.over_http if http else bench.run)(
+            seeds=range(first, first + seeds), replicas=replicas or (1, 2), rows=rows, **given
+        )
+    )
+    show("outliers", found, as_json=as_json)
+    raise typer.Exit(0 if all(x.good for x in found if x.kind in bench.OVER_HTTP) else 1)
+
+
+@app.command()
+def admission(
+    events: Annotated[int, typer.Option(help="events of a stream", min=1_000)] = 120_000,
+    seeds: Annotated[int, typer.Option(help="streams", min=1)] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """A bounded table beside one without bound and one of as many places, and under a flood.
+
+    Takes some minutes.  Example: python -m benchmarks admission --seeds 1
+    """
+    from benchmarks.speed import admission as bench
+
+    show("clicks by users of a million", bench.run(events, seeds), as_json=as_json)
+    show("a flood of names", bench.flood(), as_json=as_json)
+
+
+@app.command()
+def scale(as_json: AsJson = False) -> None:
+    """Shards beside one server; and shards with relays, at a thousand million rows, on paper.
+
+    Example: python -m benchmarks scale
+    """
+    from benchmarks.speed import scale as bench
+    from benchmarks.speed.shards import compared
+
+    several = [compared(shards, rows) for rows in (2_000, 30) for shards in (2, 4)]
+    show("several parameter servers beside one", several, as_json=as_json)
+    costs = bench.unit_costs()
+    show("what a message costs a server, and whoever takes it", costs, as_json=as_json)
+    found = [bench.simulated(at, costs) for at in bench.SETTINGS]
+    show("a shard and a receiver", found, as_json=as_json)
+    show("rows that change together", bench.changed(), as_json=as_json)

@@ -1,0 +1,1 @@
+"""These tables say what is lost, and for how long, when processes, disks and hosts die."""

@@ -1,0 +1,1 @@
+"""These tables say how good answers are on real streams, beside the plain library's."""

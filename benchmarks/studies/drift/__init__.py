@@ -1,0 +1,1 @@
+"""These studies run drift detectors on streams whose changes are known."""

@@ -1,0 +1,1 @@
+"""These studies compare rehearsal and other remedies against forgetting."""

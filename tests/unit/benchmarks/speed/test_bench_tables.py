@@ -1,0 +1,69 @@
+"""The comparison of tables, on a small one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.speed import admission
+from benchmarks.speed import ids as tables
+
+
+@pytest.mark.parametrize("what", tables.KINDS)
+def test_each_table_is_filled_asked_and_added_to(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "_BATCHES", 2)
+    line = tables.measured(what, 2_500, 4)
+    assert line.ids == 2_500
+    assert min(line.read_m_per_s, line.added_m_per_s, line.filled_m_per_s, line.event_us) > 0
+
+
+@pytest.mark.parametrize("what", tables.KINDS)
+def test_what_was_added_is_read_from_each(what: str) -> None:
+    ids = tables.spread(50)
+    table = tables.KINDS[what](50, 2)
+    table.put(ids, np.full((50, 2), 0.5, dtype=np.float32))
+    table.add(ids[3:5], np.array([[1.0, 2.0], [3.0, 4.0]], dtype=np.float32))
+    found = table.read(ids[2:5])
+    numbers = np.asarray(found[0] if what == "rows" else found)  # type: ignore[index]
+    expected = np.array([[0.5, 0.5], [1.5, 2.5], [3.5, 4.5]])
+    assert np.array_equal(numbers.T if what == "dicts of floats" else numbers, expected)
+
+
+def test_a_snapshot_is_saved_restored_and_shared(tmp_path: Path) -> None:
+    found = tables.snapshots(5_000, 4, tmp_path)
+    assert [line.what.split()[0] for line in found] == [
+        "begun", "saved", "restored,", "1", "begun,", "leaning,", "leaning,", "thirty",
+    ]  # fmt: skip
+    whole, leaning = (line.file_mb for line in found if line.file_mb)
+    assert leaning < whole / 20
+
+
+def test_an_event_is_smaller_with_a_table() -> None:
+    one, other = tables.one_event()
+    assert one.bytes < 2_000 < 4_000 < other.bytes
+    table, names = tables.events(50, 1)
+    assert (table.what, names.what) == ("a table", "names")
+    assert 0 < table.bytes < names.bytes
+    assert min(table.learned_us, names.predicted_us, table.cut_us) > 0
+
+
+def test_bounded_tables_are_compared_on_clicks_and_under_a_flood() -> None:
+    found = {line.what: line for line in admission.run(1_500, 1)}
+    assert len(found) == 4
+    free, bounded = found["no bound"], found["a quarter, admitted"]
+    assert bounded.rows <= free.rows // 4
+    assert bounded.waiting > 0
+    assert all(0.4 < line.auc < 0.9 for line in found.values()), found
+    rows = {line.what: line.rows for line in admission.flood(1_200, 200)}
+    assert rows["bounded"] < rows["no bound"] // 4, rows
+
+
+def test_the_order_of_scores_is_what_is_measured() -> None:
+    labels = np.array([True, False, True, False])
+    assert admission.auc(np.array([0.9, 0.1, 0.8, 0.2]), labels) == 1.0
+    assert admission.auc(np.array([0.5, 0.5, 0.5, 0.5]), labels) == pytest.approx(0.5)
+    assert admission.auc(np.array([0.1, 0.9, 0.8, 0.2]), labels) == pytest.approx(0.25)
