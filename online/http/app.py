@@ -35,7 +35,7 @@ from online.http.turns import Turns
 from online.http.unread import build_routes, read_no_sources
 from online.http.untaken_answers import Untaken
 from online.http.upload import Uploads, upload
-from online.http.whole_answers import in_one_piece
+from online.http.whole_answers import written
 from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
@@ -334,8 +334,10 @@ class App:
         model: str,
     ) -> None:
         """Send an answer; a caller that takes none has its place no longer than a slow body has."""
+        if written(send, status, kind, body, headers):
+            return
         head, rest = _parts(status, kind, body, headers)
-        taken = await self._arriving.give(partial(in_one_piece, send, head), rest)
+        taken = await self._arriving.give(partial(_both, send, head), rest)
         if not taken:
             self._not_taken(model)
 
@@ -381,7 +383,13 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    await in_one_piece(send, *_parts(status, kind, body, headers))
+    if not written(send, status, kind, body, headers):
+        await _both(send, *_parts(status, kind, body, headers))
+
+
+async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
+    await send(head)
+    await send(body)
 
 
 def _parts(

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from online.http.whole_answers import transport_of
 from online.messages.bodies import Receive
 
 log = logging.getLogger(__name__)
@@ -39,14 +38,14 @@ class Untaken:
     def begins(self, receive: Receive) -> None:
         """Forget what was left for a caller that has taken it before it asks again."""
         if self._left:
-            transport = transport_of(getattr(receive, "__self__", None))
+            transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
             if transport in self._left and not transport.get_write_buffer_size():
                 del self._left[transport]
 
     def ends(self, receive: Receive, path: str) -> None:
         """Note what is left of an answer; one that was not even sent ends the connection."""
         cycle: Any = getattr(receive, "__self__", None)
-        transport = transport_of(cycle)
+        transport = getattr(cycle, "transport", None)
         if transport is None or not (left := transport.get_write_buffer_size()):
             return
         if not cycle.response_complete:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from online.service.known_heads import Known
 
 HEAD_BYTES_MAX: Final = 65_536
 """Of a head, and of what stands between two pieces of a body; one read more may come."""
@@ -18,7 +18,7 @@ HEAD_S: Final = 10.0
 """For a whole head, from the connection's begin, or from its first byte on a later one."""
 
 
-class Heads(HttpToolsProtocol):
+class Heads(Known):
     """A connection whose heads are bounded."""
 
     head_s = HEAD_S
@@ -26,6 +26,7 @@ class Heads(HttpToolsProtocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._came = 0  # bytes since the last head, piece of a body or request was whole
+        self._heading = False  # a head has begun
         self._late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -40,21 +41,24 @@ class Heads(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Read on; a head that is too long ends the connection."""
+        if self.takes(data):
+            self._whole()
+            return
         self._came += len(data)
-        super().data_received(data)
+        self.reads(data)
         if self._came > HEAD_BYTES_MAX:
             self._refuse(b"431 Request Header Fields Too Large", b"the head is too long\n")
-        elif self._came and self._late is None and self._answered:
+        elif self._late is None and (self._heading or (self._came and self._answered)):
             self._wait()  # empty lines before a request begin none, and are no silence either
 
     def on_message_begin(self) -> None:
-        """Begin to wait for the head of another request."""
+        """Begin the head of another request."""
         super().on_message_begin()
-        if self._late is None:
-            self._wait()
+        self._heading = True
 
     def on_headers_complete(self) -> None:
         """Take the head: it is whole."""
+        self._heading = False
         self._whole()
         super().on_headers_complete()
 

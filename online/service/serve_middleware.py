@@ -5,7 +5,10 @@ Serve imports this module in each of its processes, so it imports nothing heavy.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 from starlette.middleware import Middleware
+from uvicorn.config import HTTP_PROTOCOLS
 
 from online.http.absent import Replicas
 from online.http.ingress import Ingress
@@ -33,5 +36,10 @@ class Looks:
 
 
 def middlewares() -> list[Middleware]:
-    """Return the middlewares that Ray Serve asks for."""
+    """Return the middlewares that Ray Serve asks for, before it starts its server.
+
+    That reads heads by :mod:`online.service.known_heads` then: Serve names no protocol of its own.
+    """
+    if find_spec("httptools") is not None:
+        HTTP_PROTOCOLS["auto"] = "online.service.known_heads:Known"
     return [Middleware(Ingress, look=Looks())]

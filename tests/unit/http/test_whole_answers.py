@@ -11,6 +11,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from online.http.app import _send
+from online.http.whole_answers import written
 
 _LOG = logging.getLogger("online.test_whole")
 
@@ -65,14 +66,37 @@ def test_head_and_body_are_one_write_unless_the_body_is_large(size: int, writes:
 
 
 def test_control_without_it_they_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def apart(send: Any, head: dict[str, Any], body: dict[str, Any]) -> None:
-        await send(head)
-        await send(body)
-
-    monkeypatch.setattr("online.http.app.in_one_piece", apart)
+    monkeypatch.setattr("online.http.app.written", lambda *_: False)
     wire = _Wire()
     _answer(wire, b"{}")
     assert len(wire.said) == 2
+
+
+@pytest.mark.parametrize("status", [200, 202, 422, 503])
+@pytest.mark.parametrize("headers", [[], [(b"date", b"today"), (b"server", b"it")]])
+def test_what_is_written_is_what_uvicorn_would_write(
+    status: int, headers: list[tuple[bytes, bytes]]
+) -> None:
+    def answered(way: Any) -> list[Any]:
+        wire, ended = _Wire(), list[bool]()
+        cycle = _cycle(wire, "POST", keep_alive=True)
+        cycle.default_headers, cycle.on_response = headers, lambda: ended.append(True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("online.http.app.written", way)
+            asyncio.run(_send(cycle.send, status, b"a/b", b"{}", [(b"x-request-id", b"a-1")]))
+        state = [cycle.response_started, cycle.response_complete, cycle.message_event.is_set()]
+        return [b"".join(wire.said), *state, ended, wire.closed]
+
+    assert answered(written) == answered(lambda *_: False)
+
+
+@pytest.mark.parametrize("what", ["disconnected", "access_log", "response_started"])
+def test_an_answer_that_uvicorn_would_not_write_at_once_is_left_to_it(what: str) -> None:
+    wire = _Wire()
+    cycle = _cycle(wire, "POST", keep_alive=True)
+    setattr(cycle, what, True)
+    assert not written(cycle.send, 200, b"a/b", b"{}", [(b"x-request-id", b"a-1")])
+    assert wire.said == []
 
 
 def test_connection_that_ends_is_closed_behind_the_answer() -> None:
