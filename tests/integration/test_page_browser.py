@@ -99,20 +99,15 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
                     for j in range(300)
                 ]
                 post("model-1/feedback", {"events": rows})
-            post("model-0/sources", {"source": "bot", "banned": True})
-            for name, n in (("gone", 30), ("held", 3)):  # a page of them was decided already
+            for source, name, n in (("ghost", "gone", 30), ("bot", "held", 3)):
+                post("model-0/sources", {"source": source, "banned": True})
                 rows = [
-                    {
-                        "features": {"x": 1.0},
-                        "label": True,
-                        "event_id": f"{name}-{j}",
-                        "source": "bot",
-                    }
+                    {"features": {"x": 1.0}, "label": True, "event_id": f"{name}-{j}", "source": source}
                     for j in range(n)
-                ]
+                ]  # fmt: skip
                 post("model-0/feedback", {"events": rows})
-                if name == "gone":
-                    post("model-0/quarantine/discard", {"source": "bot"})
+                if source == "ghost":  # more than a page of them is decided
+                    post("model-0/quarantine/discard", {"source": source})
         yield running
 
 
