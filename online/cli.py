@@ -95,13 +95,19 @@ def _top(
 
 
 def main() -> None:
-    """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage."""
-    with nothing_begun():
-        only = sys.argv[1] if sys.argv[1:] else None
-        if only in _BEHIND:
-            stand_behind()
-        commands = application(only)
-    run(commands, "online")
+    """Run a command: exit code 0, 1 for a refusal (said on stderr), 2 for wrong usage.
+
+    Ctrl-C is 130 wherever it comes, also between what takes it for itself.
+    """
+    try:
+        with nothing_begun():
+            only = sys.argv[1] if sys.argv[1:] else None
+            if only in _BEHIND:
+                stand_behind()
+            commands = application(only)
+        run(commands, "online")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def stand_behind() -> None:

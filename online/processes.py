@@ -15,7 +15,8 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,7 +29,10 @@ _FIRST, _RANGES = 20_000, 93  # of 128 ports each, up to 31904
 
 
 class Owner:
-    """Lock of a state folder; freed by the kernel when the process ends."""
+    """Lock of a state folder; freed by the kernel when the process ends.
+
+    The folder itself is locked beside the file in it: whoever tidies up may remove that one.
+    """
 
     def __init__(self, state_dir: Path) -> None:
         self._path = state_dir / "owner.lock"
@@ -42,6 +46,7 @@ class Owner:
             raise _unusable(state_dir, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._unlock = _lock(self, state_dir)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
@@ -59,6 +64,23 @@ class Owner:
     def release(self) -> None:
         """Let the next service have the folder."""
         self._file.close()
+        self._unlock()
+
+
+def _lock(owner: Owner, folder: Path) -> Callable[[], Any]:
+    """Lock the folder for as long as the owner is there, where its file system has such locks.
+
+    Returns what unlocks it.  Raises BlockingIOError: another owner has locked it.
+    """
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(opened)
+        if isinstance(error, BlockingIOError):
+            raise
+        return lambda: None
+    return weakref.finalize(owner, os.close, opened)
 
 
 def _unusable(state_dir: Path, error: OSError) -> StartRefused:

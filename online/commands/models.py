@@ -368,7 +368,7 @@ def _wish(
     with contextlib.closing(open_journal(settings)) as journal:
         resharding.check_can(journal.controls(name, 0), name, serves)
         wish = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
-        seq = resharding.note(journal, name, wish)
+        seq = resharding.wished(journal, name, wish)
     return spec, now, (seq, one)
 
 

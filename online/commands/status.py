@@ -281,7 +281,7 @@ def fsck(
     Example: online fsck --give-up 3:1042
     """
     from online.errors import OnlineError
-    from online.rebuild.fsck import check
+    from online.rebuild.fsck import NeverServed, check
     from online.rebuild.soundness import check_log, examine
     from online.service.run_file import is_served
     from replay.errors import ReplayError
@@ -295,6 +295,7 @@ def fsck(
     with bar("rows", hidden=context.as_json) as progress:
         results: list[dict[str, Any]] = []
         texts: list[str] = []
+        unknown: list[NeverServed] = []
 
         def counter() -> Callable[[int, int], None]:
             task: TaskID = progress.add_task("", total=None)
@@ -306,8 +307,12 @@ def fsck(
             try:
                 served = is_served(settings.state_dir)
                 found = check(settings, model.name, counter(), served=served)
+            except NeverServed as error:
+                results.append({"model": model.name, "good": True, "never_served": True})
+                texts.append(f"{model.name}: never served from this state, nothing to compare")
+                unknown.append(error)
             except (OnlineError, ReplayError) as error:
-                if journal.sound:
+                if journal.sound and len(settings.models) == 1:
                     raise
                 reason = " ".join(str(error).split())
                 results.append({"model": model.name, "good": False, "error": reason})
@@ -315,6 +320,8 @@ def fsck(
             else:
                 results.append(found.as_dict())
                 texts.append(str(found))
+    if journal.sound and len(unknown) == len(settings.models):
+        raise unknown[0]
     if context.as_json:
         log = None if decided is None else decided.as_dict()
         whole = {"journal": journal.as_dict(), "log": log}

@@ -155,6 +155,10 @@ class Findings:
         return "\n".join(lines)
 
 
+class NeverServed(StartRefused):
+    """The journal knows nothing of a model: it is new, or has another name, or another folder."""
+
+
 def check(
     settings: Settings, model: str, progress: Progress | None = None, *, served: bool = False
 ) -> Findings:
@@ -162,8 +166,8 @@ def check(
 
     ``served``: whether a service runs on the folder, on this machine.
 
-    Raises StartRefused if the journal can't be opened, is of other models than the settings name,
-    or is changed too fast by the service.
+    Raises StartRefused if the journal can't be opened, is of other models than the settings name
+    (NeverServed: of the one that is asked), or is changed too fast by the service.
     """
     path = settings.state_dir / "journal.db"
     if settings.journal == "sqlite" and not path.exists():  # opening it would make one
@@ -196,7 +200,7 @@ def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
     """Nothing is good of a model that the journal does not know."""
     if not lineages:
         message = f"the journal has nothing of a model {model!r}"
-        raise StartRefused(message, "Name its settings file with --config")
+        raise NeverServed(message, "Name its settings file with --config")
     if spec not in lineages:
         raise StartRefused(
             f"model {model}: its code or settings are not those that any of its events in the "

@@ -112,6 +112,17 @@ def note(journal: Journal, model: str, said: Reshard, wish: int | None = None) -
     return row.seq
 
 
+def wished(journal: Journal, model: str, said: Reshard) -> int:
+    """Write a wish down, unless it stands already: what is begun for it goes on; its row's number.
+
+    Raises StartRefused: another row came first.
+    """
+    known = resharding.newest(journal.controls(model, 0), said.spec, done=False)
+    if known is not None and known[1] == said:
+        return known[0]
+    return note(journal, model, said)
+
+
 def withdraw(journal: Journal, model: str, spec: str, wish: int | None = None) -> int | None:
     """Take a wish back, unless it is fulfilled; the number of servers wished, None: nothing is.
 

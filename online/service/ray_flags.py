@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import secrets
 from pathlib import Path
@@ -16,21 +15,7 @@ _CONNECTIONS_MAX = 20_000  # about 60 MB of HAProxy's memory when all of them ar
 _ASKS = "{ path_end /predict } || { path_end /infer }"  # and change nothing
 _FILES_BESIDE = 256  # those of HAProxy that are no connection's, which has 2½ (half a pipe)
 _HEAD_S = 10  # for the head of a request, from the connection's beginning
-_ABSENT = {
-    "code": "no_replica",
-    "message": "no replica can be reached: they are started, or all were just restarted",
-    "field": None,
-    "hint": "Send it again: none has seen it",
-}
-_RETRY_S = 5
 _CLIENT_S = 60  # without a byte from a caller whose turn it is
-
-
-def _nobody() -> str:
-    """HAProxy's answer while no replica is there, in its own words: Serve would make it 500."""
-    body = json.dumps({"error": _ABSENT}).replace('"', r"\"")
-    answer = f'content-type application/json string "{body}" hdr Retry-After {_RETRY_S}'
-    return f"http-error status 503 {answer}"
 
 
 def port_range(private: Path) -> processes.PortRange:
@@ -68,6 +53,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             worker_setup.FLAG: worker_setup.HOOK,
         }
     if haproxy:
+        nobody = f"http-error status 503 {worker_setup.ABSENT}"  # in its own words it is a 500
         head_in_time = f"timeout http-request {_HEAD_S}s"
         again = f"""
     http-request wait-for-body time {settings.limits.body_wait_s * 1e3:.0f}ms if {_ASKS}
@@ -85,6 +71,8 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(int(settings.start_wait_s)),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
+            # It takes three looks until a HAProxy that has died is started again (10 s each).
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
             # A host that is gone says nothing: its replicas are left out after two seconds, and
@@ -100,7 +88,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             # a byte a minute holds a connection for ever.  This one goes into the same section,
             # and so does that no line is sent to a log, which nobody reads, for each good answer.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
-                ("leastconn", head_in_time, _nobody(), "option dontlog-normal")
+                ("leastconn", head_in_time, nobody, "option dontlog-normal")
             ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }

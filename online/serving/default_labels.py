@@ -26,6 +26,7 @@ class DefaultLabels:
         serving: The copy that answers now.
     """
 
+    leftovers = False
     counted = "labels_defaulted"
 
     def __init__(

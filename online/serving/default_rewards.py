@@ -27,7 +27,8 @@ class DefaultRewards:
 
     def __init__(self, settings: Choose) -> None:
         self._settings = settings
-        self.wait_s = settings.reward_wait if settings.waits else None
+        self.wait_s = settings.reward_wait
+        self.leftovers = not settings.waits
 
     def settled(self, key: bytes, half: Stored, made: PredictionHalf, at: float) -> NewRow | None:
         """The row of a choice whose wait has ended, or what removes it; None: it stays."""

@@ -58,11 +58,15 @@ class Rule(Protocol):
 
     Attributes:
         wait_s: How long a half waits; None: nothing becomes of any.
+        leftovers: Whether only what other settings have left is looked for, now and then.
         counted: The counter of those that were given something.
     """
 
     @property
     def wait_s(self) -> float | None: ...
+
+    @property
+    def leftovers(self) -> bool: ...
 
     @property
     def counted(self) -> str: ...
@@ -103,6 +107,8 @@ class Defaults:
         await self._hear_others()
         now_s = self._monotonic_s()
         if (passed_s := now_s - self._began_s) < wait_s:
+            return 0
+        if self._rule.leftovers and now_s < self._whole_at:
             return 0
         at = min(self._began_at + passed_s, self._by_others(now_s))
         if whole := now_s >= self._whole_at:

@@ -76,7 +76,8 @@ class Publishing:
         running = self._running
         with running.publishing:
             server, store, history = running.serving()
-            head_gone = running.parent in history.drop_vanished(running.parent)
+            history.drop_vanished(running.parent)
+            head_gone = running.parent is not None and not history.knows(running.parent)
             chosen = running.chosen is not None
             state = self._begun(server, history, head_gone=head_gone)
             if state is not None:

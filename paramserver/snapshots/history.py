@@ -240,6 +240,10 @@ class SnapshotHistory:
                     self.refused[name] = str(error)
         return found
 
+    def knows(self, name: str) -> bool:
+        """Whether a good snapshot of the name was there when it was last looked."""
+        return name in self._manifests
+
     def drop_vanished(self, head: str | None) -> list[str]:
         """Snapshots whose files somebody has removed, or those of what they lean on, oldest first.
 

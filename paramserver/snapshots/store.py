@@ -110,6 +110,12 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+def _home(path: Path) -> Path:
+    """The folder in which the snapshots of all models and their other servers (``+1``) lie."""
+    place = path.parent.parent
+    return place.parent.parent if place.name.startswith("+") else place.parent
+
+
 def _digest(data: bytes) -> bytes:
     return sha256(data).hexdigest().encode()
 
@@ -177,6 +183,7 @@ class DirectorySnapshots:
             try:
                 self._disk.write(temporary, data)
             except FileNotFoundError:  # somebody has removed the whole folder
+                self._disk.list(_home(self._path))  # a moved one is not made anew in its old place
                 self._disk.make_directory(self._path)
                 self._disk.write(temporary, data)
             self._disk.fsync(temporary)

@@ -37,7 +37,7 @@ class Rule:
     """The real rule; the label by default weighs as the provisional one of its event would."""
 
     counted = "labels_defaulted"
-    wait_s = _WINDOW_S
+    wait_s, leftovers = _WINDOW_S, False
 
     def __init__(self, world: World) -> None:
         self._world = world

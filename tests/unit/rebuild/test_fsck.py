@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from online.cli import main
 from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
 from online.models.from_settings import load_model
@@ -20,6 +23,7 @@ from online.rebuild.soundness import check_log
 from online.rows.history import Decisions, decide, set_aside
 from online.rows.prediction_ids import event_key
 from online.settings import config
+from online.settings.places import open_journal
 from paramserver.core import rewrites
 from paramserver.core.blocks import Block
 from paramserver.core.rewrites import Forget, Freeze, packed, roll_back
@@ -350,3 +354,34 @@ def test_nothing_is_good_of_what_is_not_there(tmp_path: Path) -> None:
         assert check_log(settings).good
     made = [x.name for x in settings.state_dir.iterdir()]
     assert [name for name in made if not name.startswith("journal.db")] == []
+
+
+@pytest.mark.parametrize("known", [(), ("a",), ("a", "b")])
+def test_a_model_that_was_never_served_keeps_the_others_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    known: tuple[str, ...],
+) -> None:  # fmt: skip
+    """It was written into the settings file, and the service was not started since."""
+    models = [{"name": name, "task": "binary", "learner": "logreg"} for name in ("a", "b")]
+    file = tmp_path / "online.yaml"
+    given = {"models": models, "state_dir": str(tmp_path / "state"), "cluster": "embedded"}
+    file.write_text(json.dumps(given))
+    settings = config.load(file, {}, {})
+    settings.state_dir.mkdir(mode=0o700)
+    with closing(open_journal(settings)) as journal:
+        for model in settings.models:
+            if model.name in known:
+                spec = load_model(model, settings, b"\0" * 32).spec_hash
+                journal.begin_epoch(model.name, spec, 0)
+                journal.register(model.name, "r", spec, 0.0)
+    monkeypatch.setattr(sys, "argv", ["online", "fsck", "--config", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    if not known:
+        assert ended.value.code == 1, "it is another folder, perhaps"
+        assert "has nothing of a model 'a'" in said.err
+        return
+    assert (ended.value.code or 0) == 0, said
+    assert "a: good" in said.out
+    assert ("b: never served" in said.out) == ("b" not in known)

@@ -45,6 +45,16 @@ def test_a_wish_is_withdrawn_with_the_number_that_there_is(world: World) -> None
         models._wish(settings, "m", 2, world.spec)
 
 
+def test_the_same_wish_again_is_the_same_wish(world: World) -> None:
+    """What was begun for it is not begun again."""
+    Keys.from_file(world.settings(2).key_path)
+    settings = world.settings(2)
+    first = models._wish(settings, "m", 3, world.spec)
+    assert models._wish(settings, "m", 3, world.spec) == first
+    assert models._wish(settings, "m", 4, world.spec)[2] != first[2], "another one is another"
+    assert models._wish(settings, "m", 3, world.spec)[2] != first[2], "which is taken back so"
+
+
 def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

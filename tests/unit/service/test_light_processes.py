@@ -121,7 +121,19 @@ def test_what_ray_calls_first_in_a_process_can_be_called() -> None:
     from ray._private.runtime_env.setup_hook import load_class
 
     assert ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR == worker_setup.FLAG
-    assert load_class(worker_setup.HOOK) is worker_setup.without_tables
+    assert load_class(worker_setup.HOOK) is worker_setup.begin
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_balancer_that_knows_no_application_says_so(changed: bool) -> None:
+    """Callers that ask while it begins again took the text of a 404 for an answer."""
+    begun = "from online.service.worker_setup import begin\nbegin()\n"
+    script = "import ray.serve._private.haproxy as found\n"
+    script += "text = found.HAPROXY_CONFIG_TEMPLATE.partition('\\nbackend default_backend\\n')[2]\n"
+    script += "line = text.splitlines()[0]\n"
+    script += f"assert ('status 503 ' in line and 'no_replica' in line) is {changed}, line\n"
+    script += f"assert ('status 404 ' in line) is not {changed}, line\n"
+    heavy((begun if changed else "") + script)
 
 
 def test_raylet_is_started_with_nobody_in_the_place_of_its_agents(tmp_path: Path) -> None:

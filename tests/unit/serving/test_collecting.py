@@ -87,8 +87,9 @@ def test_a_repeat_is_known_by_its_own_id_and_without_one_is_another_reward(tmp_p
     worlds.play(tmp_path, scene)
 
 
+@pytest.mark.parametrize("default", [0.25, None])
 def test_of_rewards_kept_for_their_sum_the_first_counts_once_the_earliest_is_asked_for(
-    tmp_path: Path,
+    tmp_path: Path, default: float | None
 ) -> None:
     async def scene(world: Any) -> None:
         one = await shop(world, choose=SUM)
@@ -96,7 +97,7 @@ def test_of_rewards_kept_for_their_sum_the_first_counts_once_the_earliest_is_ask
         for reward in (2.0, 4.0, 3.0):
             assert (await give(one, id_, reward)).status == "waiting"
         await one.replica.stop(1)
-        after = {"aggregate": "earliest", "reward_range": [0, 10]}
+        after = {"aggregate": "earliest", "reward_range": [0, 10], "default_reward": default}
         two = await shop(world, "two", choose=after)
         await two.give(0.0)  # it waits anew after a start
         assert await two.give(WAIT_S + 60) == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,3 +160,26 @@ def test_another_user_is_told_why(tmp_path: Path) -> None:
     tmp_path.chmod(0)
     with pytest.raises(StartRefused, match="state_mode"):
         running(tmp_path / "state")
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_folder_whose_lock_file_was_removed_has_its_owner_still(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    """Two services took each other's parameter server away, for as long as both ran."""
+    if not locks:  # as some file systems of a network
+        lock = fcntl.flock
+
+        def of_files(file: Any, how: int) -> None:
+            if isinstance(file, int):
+                raise OSError(errno.EBADF, "no locks of folders")
+            lock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", of_files)
+    owner = Owner(tmp_path / "state")
+    (tmp_path / "state" / "owner.lock").unlink()
+    if locks:
+        with pytest.raises(StartRefused, match="is in use by another service"):
+            Owner(tmp_path / "state")
+    owner.release()
+    Owner(tmp_path / "state").release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -43,6 +44,25 @@ def test_a_head_that_is_gone_is_written_anew(world: World, number: int) -> None:
     assert again.status()["clock"] == {1: lasts[-1]}
     assert again.status()["incident"] is None
     assert before
+
+
+def test_a_state_folder_that_was_moved_is_not_made_anew_in_its_old_place(tmp_path: Path) -> None:
+    """Whoever moves it back would find another one there, and move it into that."""
+    state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+    world = World(state / "snapshots")
+    server = learned(world, 10)
+    head = server.status()["snapshot"]
+    world.file(head)  # it is there
+    state.rename(elsewhere)
+    world.now_s += world.settings.interval_s
+    with contextlib.suppress(PublishFailed):
+        server.snapshot_if_due()
+    assert not state.exists()
+    elsewhere.rename(state)
+    world.now_s += world.settings.interval_s
+    server.snapshot_if_due()
+    assert world.file(head).exists()
+    assert world.serving().status()["clock"] == {1: 10}
 
 
 def test_an_older_one_that_is_gone_is_no_more_listed(world: World) -> None:
