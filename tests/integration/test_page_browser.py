@@ -101,10 +101,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
                 post("model-1/feedback", {"events": rows})
             for source, name, n in (("ghost", "gone", 30), ("bot", "held", 3)):
                 post("model-0/sources", {"source": source, "banned": True})
-                rows = [
-                    {"features": {"x": 1.0}, "label": True, "event_id": f"{name}-{j}", "source": source}
-                    for j in range(n)
-                ]  # fmt: skip
+                row = {"features": {"x": 1.0}, "label": True, "source": source}
+                rows = [{**row, "event_id": f"{name}-{j}"} for j in range(n)]
                 post("model-0/feedback", {"events": rows})
                 if source == "ghost":  # more than a page of them is decided
                     post("model-0/quarantine/discard", {"source": source})
