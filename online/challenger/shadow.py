@@ -254,7 +254,7 @@ class Shadow:
         if ended:
             self.behind = len(self.ahead.rows)
         else:  # rows of other models stand between them
-            self.behind = self.learner.open_rows(self._journal.partitions(self._model.name))
+            self.behind = self.learner.rows_ahead(self._journal.partitions(self._model.name))
 
     def _learn(self) -> None:
         failed = self.ahead.learn(self._given_up)

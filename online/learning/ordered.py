@@ -172,7 +172,7 @@ class OrderedLearner(BaseLearner):
         self.want_all |= gone
         return gone
 
-    def open_rows(self, partitions: Sequence[Partition]) -> int:
+    def rows_ahead(self, partitions: Sequence[Partition]) -> int:
         """How many rows of the journal are still to be learned."""
         begun = ((p.end, max(p.trimmed, self._learned.get(p.id, 0))) for p in partitions)
         return sum(max(end - last, 0) for end, last in begun)
