@@ -26,6 +26,8 @@ from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 _VERSIONS_MAX: Final = 1024  # of which is known what each shard's was
 _EPOCHS_MAX: Final = 64
 _CAME_MAX: Final = 64
+_BRIEF_S: Final = 1.0
+_PATIENT_EVERY: Final = 5  # a busy machine may need longer for each answer
 _OF_ONE: Final = frozenset({"backfill", "promote", "relearn", "upgrade", "withdraw"})
 """Methods by which one server does something with all values."""
 
@@ -56,7 +58,7 @@ class ShardedClient(Client):
     def __init__(self, name: str, clients: Sequence[Client]) -> None:
         super().__init__(name)
         self._clients, self._cut = clients, Cut(len(clients))
-        self._newest = [0] * len(clients)
+        self._newest, self._missed = [0] * len(clients), [0] * len(clients)
         self._epochs: dict[int, tuple[int, ...]] = {}
         self._versions: dict[Version, tuple[Version, ...]] = {}
         self._came: dict[tuple[Version, Place | None], _Came] = {}
@@ -92,9 +94,15 @@ class ShardedClient(Client):
             for shard in range(len(self._clients))
         ]
         answers = await asyncio.gather(
-            *(one.sync(ask, timeout_s) for one, ask in zip(self._clients, asked, strict=True)),
+            *(
+                one.sync(asked[shard], self._patience_s(shard, timeout_s))
+                for shard, one in enumerate(self._clients)
+            ),
             return_exceptions=True,
         )
+        for shard, answer in enumerate(answers):
+            away = isinstance(answer, ServerUnavailable)
+            self._missed[shard] = self._missed[shard] + 1 if away else 0
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         for error in sorted(errors, key=lambda error: isinstance(error, ServerUnavailable)):
             if isinstance(error, ServerUnavailable) and isinstance(first := answers[0], SyncReply):
@@ -104,6 +112,14 @@ class ShardedClient(Client):
             raise error
         replies = [answer for answer in answers if not isinstance(answer, BaseException)]
         return self._reply(request, came, since, replies)
+
+    def _patience_s(self, shard: int, timeout_s: float) -> float:
+        """A shard that stands still is waited for briefly, and now and then as long as others.
+
+        What shard 0 says is decided waits for its answer, and so does that it is acted on.
+        """
+        briefly = shard and self._missed[shard] % _PATIENT_EVERY
+        return min(timeout_s, _BRIEF_S) if briefly else timeout_s
 
     def _asked(
         self,

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.core.blocks import OPAQUE, ROWS, Block, Blocks, Touched, copy_block
-from paramserver.core.ids import IdArray
+from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rows import Rows
 
 KEPT: Final = "kept."
@@ -255,7 +255,7 @@ class Keeper:
         steps = np.arange(self._looked, self._looked + 2 * wanted, dtype=np.uint64)
         self._looked += 2 * wanted
         places = ((steps * _SPREAD) >> np.uint64(32)) * np.uint64(span) >> np.uint64(32)
-        some = table.ids_at(np.unique(places).astype(np.int64) + table.begin)
+        some = table.ids_at(distinct(places).astype(np.int64) + table.begin)
         return some if len(some) >= many else table.ids
 
     def _sights_of(self, name: str) -> Sights:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from paramserver.core.admission import KEPT
 from paramserver.core.blocks import ADDITIVE, DIGEST, OPAQUE, ROWS, Block, Blocks
-from paramserver.core.ids import IdArray
+from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rewrites import REWRITES
 from paramserver.core.rows import Rows
 from paramserver.core.wire import Push, WireBlock
@@ -142,7 +142,7 @@ class Cut:
     def _tables(self, rows: Rows) -> list[tuple[int, Any]]:
         ids, numbers = rows.ids, rows.numbers
         at = self.of_ids(ids)
-        return [(s, Rows(ids[at == s], numbers[at == s])) for s in np.unique(at).tolist()]
+        return [(s, Rows(ids[at == s], numbers[at == s])) for s in distinct(at).tolist()]
 
 
 def joined(parts: Sequence[Mapping[str, WireBlock]]) -> dict[str, WireBlock]:

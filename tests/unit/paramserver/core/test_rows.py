@@ -24,7 +24,7 @@ from paramserver.core.blocks import (
     put,
     select,
 )
-from paramserver.core.ids import Ids
+from paramserver.core.ids import Ids, distinct
 from paramserver.core.pages import PAGE_ROWS, Pool
 from paramserver.core.parts import Parts
 from paramserver.core.rows import Rows
@@ -296,6 +296,31 @@ def test_ids_that_follow_one_another_or_share_their_low_bits_are_spread() -> Non
         runs = np.split(taken, np.flatnonzero(np.diff(taken) > 1) + 1)
         assert max(map(len, runs)) < 1024, "no run reaches the end of the last slots"
         assert ids.find(every.astype(np.uint64), len(every)).tolist() == list(range(len(every)))
+
+
+@pytest.mark.parametrize("crowded", [1, 2])
+def test_ids_that_are_laid_out_part_by_part_are_found_also_where_a_part_overflows(
+    crowded: int,
+) -> None:
+    n, shift = 100_000, 64 - 18  # of 2^18 homes
+    back = pow(int(ids_module._FACTOR), -1, 2**64)
+    homes = np.random.default_rng(4).integers(0, 2**18 // crowded, n).astype(np.uint64)
+    below = np.arange(n, dtype=np.uint64)
+    every = ((homes << np.uint64(shift)) | below) * np.uint64(back)
+    ids = Ids(every)
+    ids.lay_out()
+    assert np.array_equal(ids.find(every, n), np.arange(n))
+    assert set(ids.find(every + np.uint64(back) * np.uint64(n), n).tolist()) == {-1}
+    ids.add(every[:1] + np.uint64(back) * np.uint64(n))
+    assert ids.find(every[:1] + np.uint64(back) * np.uint64(n), n + 1).tolist() == [n]
+
+
+@pytest.mark.parametrize("kind", [np.uint64, np.int64])
+def test_distinct_numbers_are_those_of_numpy(kind: type[Any]) -> None:
+    draw = np.random.default_rng(5)
+    for n in (0, 1, 2, 50, 3_000):
+        some = draw.integers(0, max(n, 1), n).astype(kind) * kind(2**40)
+        assert np.array_equal(distinct(some), np.unique(some))
 
 
 def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
