@@ -423,6 +423,8 @@ def build_rest(
         title="Online learning service",
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
+        docs_url=None,
+        redoc_url=None,
         openapi_tags=[{"name": name} for name in ("serving", "models", "operations", "health")],
     )
     answer_errors(app)
