@@ -393,7 +393,7 @@ def size_bytes(blocks: Blocks) -> int:
 def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
     """Blocks for a message.  The data is shared: encode it before it changes."""
     return {
-        name: WireBlock(block.kind, block.data.told() if block.kind == ROWS else block.data)
+        name: WireBlock(block.kind, block.data.as_message() if block.kind == ROWS else block.data)
         for name, block in blocks.items()
     }
 

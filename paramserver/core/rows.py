@@ -122,12 +122,12 @@ class Rows:
         gone = _ID.itemsize * len(self.gone)
         return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
 
-    def told(self) -> dict[str, Any]:
+    def as_message(self) -> dict[str, Any]:
         """The rows as a message holds them."""
         numbers = self.numbers.astype(_NUMBER, copy=False)
         ids = self.ids.astype(_ID, copy=False)
-        told = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
-        return told | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else told
+        message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        return message | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else message
 
     @property
     def ids(self) -> IdArray:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from paramserver.core.admission import TableBounds
 from paramserver.core.parts import PART_KEYS
@@ -78,6 +79,18 @@ class Host:
     wall: Callable[[], float] = time.time
     die: Callable[[], None] = _die
     disk: Disk = field(default_factory=Disk)
+
+
+_REFUSED_S: Final = 10.0
+"""Seconds between two looks of a server that was refused."""
+
+
+def again_s(settings: ServerSettings, state: str) -> float:
+    """Seconds until a server in this state tries again to restore.
+
+    What refused it may be put right under a running service, mostly by a person.
+    """
+    return max(settings.retry_s, _REFUSED_S) if state == "refused" else settings.retry_s
 
 
 def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:

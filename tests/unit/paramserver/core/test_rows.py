@@ -118,9 +118,11 @@ def test_a_message_says_which_rows_are_gone() -> None:
     values["t"].data.drop(np.array([2], dtype=np.uint64))
     touched = [np.array([2, 3, 9], dtype=np.uint64)]
     told = select(values, {"t": touched})
-    read = from_wire({name: WireBlock(b.kind, b.data.told()) for name, b in told.items()})
+    read = from_wire({name: WireBlock(b.kind, b.data.as_message()) for name, b in told.items()})
     assert sorted(read["t"].data.gone.tolist()) == [2, 9]
-    assert "gone" not in rows_of({1: [1.0, 2.0]}).told(), "as it was before anything could leave"
+    assert "gone" not in rows_of({1: [1.0, 2.0]}).as_message(), (
+        "as it was before anything could leave"
+    )
     found = put(mine, read)["t"]
     assert isinstance(found, list)
     assert sorted(np.concatenate(found).tolist()) == [2, 3, 9], "touched, whoever is told next"
@@ -420,7 +422,7 @@ def test_a_merge_that_is_refused_changes_no_row(plain: Plain) -> None:
 
 
 def told(**changes: Any) -> dict[str, Any]:
-    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).told() | changes
+    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).as_message() | changes
 
 
 @pytest.mark.parametrize(
