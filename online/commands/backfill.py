@@ -61,6 +61,7 @@ def backfill(
     time_column: Annotated[
         str | None, typer.Option("--time", help="column of their times: checks the order")
     ] = None,
+    action: Annotated[str | None, typer.Option(help="of task choose: column of the action")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
     missing_ok: Annotated[
         bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
@@ -81,6 +82,8 @@ def backfill(
     Example: online backfill --input history.parquet --label price_up --ignore id
 
     Example: online backfill --input 2025.csv --label y --event-id id --time at
+
+    Example: online backfill --input choices.csv --label clicked --action offer --ignore propensity
     """
     from online.challenger.promotion import as_stored
 
@@ -96,6 +99,7 @@ def backfill(
     tables = Tables(
         tuple(files), label, event_id, time_column, frozenset(ignore or ()), missing_ok,
         limits.text_bytes_max, limits.features_max, declared_columns(chosen),
+        _action(chosen, action),
     )  # fmt: skip
     with contextlib.ExitStack() as stack:
         client = _running(context, settings)
@@ -107,6 +111,17 @@ def backfill(
         work = _Work(settings, chosen, journal, tables, source, progress, again=again)
         facts = work.done(client, relearn=relearn)
     print(json.dumps(facts)) if context.as_json else _tell(chosen.name, facts)
+
+
+def _action(model: ModelSettings, named: str | None) -> str | None:
+    """The column of the actions; None: the model does not choose."""
+    from online.models.crossed import ACTION
+
+    if model.choose is not None:
+        return named or ACTION
+    if named is not None:
+        raise StartRefused(f"{model.name} does not choose", "Leave --action out")
+    return None
 
 
 def _tell(model: str, facts: dict[str, Any]) -> None:

@@ -418,7 +418,7 @@ def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
     print(f"\nwrote {places[0]} and {places[1]}; what is guessed stands in the first one\n")
     print(f"  online serve {places[0]}\n")
     print("It starts empty. To teach it the table, before or meanwhile:\n")
-    print(f"  {_backfill(found, places[0])}{_lacking()}")
+    print(f"  {_backfill(found, places[0])}{lacking()}")
 
 
 def _backfill(found: Guess, settings: Path) -> str:
@@ -430,7 +430,7 @@ def _backfill(found: Guess, settings: Path) -> str:
     return shlex.join(words)
 
 
-def _lacking() -> str:
+def lacking() -> str:
     """Say which package that command lacks here, if it lacks one."""
     there = importlib.util.find_spec("pyarrow") is not None
     return "" if there else "\n\nwhich needs pyarrow: pip install '.[rescore]' in the checkout"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 from evaluation.offpolicy import OffPolicy
 from online.commands.base import bar
-from online.commands.init import printable, scalar, written
+from online.commands.init import lacking, printable, scalar, written
 from online.decide import Policy, row
 from online.errors import ConfigError
 from online.models.rewards import RewardModel, Rewards
@@ -279,4 +280,20 @@ def say(log: Log, place: Path, made: Earned) -> None:
         f"\nplayed {made.rows:,} choices, each asked before it was learned; mean reward:\n"
         f"  of the log {made.reward:.4g}  of {action!r} alone {alone:.4g}  of the model {would}"
     )
-    print(f"\nwrote {place}; what is guessed stands in it\n\n  online serve {place}")
+    print(f"\nwrote {place}; what is guessed stands in it\n\n  online serve {place}\n")
+    print("It starts empty. To teach it the log, before or meanwhile:\n")
+    print(f"  {_backfill(log, place)}{lacking()}")
+
+
+def _backfill(log: Log, settings: Path) -> str:
+    """The command that teaches the model the log that it was guessed from."""
+    found = log.found
+    words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
+    words += ["--label", found.label, "--action", log.action]
+    for column in found.columns:
+        kind = kind_of(log, column)
+        if kind == "event_id":
+            words += ["--event-id", column.name]
+        elif kind not in (*FEATURES, "action", "reward"):
+            words += ["--ignore", column.name]
+    return shlex.join(words)

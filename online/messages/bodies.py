@@ -10,15 +10,16 @@ from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
     Generator,
     Sequence,
 )
 from dataclasses import dataclass
+from functools import lru_cache
 from types import coroutine
 from typing import Any, Final, TypeVar
 
 import msgspec
+import msgspec.inspect
 
 from online.errors import RequestError
 from online.messages.choices import ChooseRequest, RewardRequest
@@ -64,6 +65,8 @@ MSGPACK: Final = Format(
     msgspec.msgpack.Encoder().encode,
 )
 NDJSON: Final = b"application/x-ndjson"
+_NAMES: Final = re.compile(r"\w+(?![\w]*\])")  # of fields, without the places in lists
+_NOT_THAT: Final = ("Expected `object", "Expected `array", "Object missing required field")
 _PATIENCE_S: Final = 1.0  # a body that takes longer has to give way
 _SHOWN: Final = 80  # characters of what a caller has sent, in a refusal
 _LINES: Final = 64  # in one turn of the loop: reading one that is wrong takes 12 µs
@@ -289,7 +292,8 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
     try:
         return decoder(body)
     except msgspec.ValidationError as error:
-        raise _wrong_value(str(error), body, _fields(decoder)) from None
+        kind = getattr(getattr(decoder, "__self__", None), "type", None)
+        raise _wrong_value(str(error), body, kind) from None
     except RecursionError:
         hint = "Send features as an object of numbers and texts"
         raise RequestError(400, "malformed", "nested too deeply", None, hint) from None
@@ -301,18 +305,33 @@ def decode(decoder: Callable[[bytes], Any], body: bytes) -> Any:
         raise RequestError(400, "malformed", message, field, hint) from None
 
 
-def _fields(decoder: Callable[[bytes], Any]) -> tuple[str, ...]:
-    """Names of the fields that a body may have."""
-    kind = getattr(getattr(decoder, "__self__", None), "type", None)
-    return getattr(kind, "__struct_fields__", ())
+@lru_cache(maxsize=256)
+def _fields_at(kind: Any, path: str) -> dict[str, bool]:
+    """Fields of what stands at a place of a body or of its items, and which there have to be."""
+    found: Any = msgspec.inspect.type_info(kind)
+    for name in ["", *_NAMES.findall(path)]:
+        if name:
+            fields = {field.encode_name: field.type for field in getattr(found, "fields", ())}
+            if (found := fields.get(name)) is None:
+                return {}
+        while (
+            behind := getattr(found, "type", None)
+            or getattr(found, "item_type", None)
+            or getattr(found, "types", (None,))[0]
+        ) is not None:
+            found = behind
+    return {field.encode_name: field.required for field in getattr(found, "fields", ())}
 
 
-def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError:
-    """422 from the decoder's message, which names neither an unknown field nor a huge number."""
+def _wrong_value(text: str, body: bytes, kind: Any) -> RequestError:
+    """422 from the decoder's message, which names neither an unknown field nor a huge number.
+
+    ``kind``: the struct that was to be decoded; None: nobody knows.
+    """
     message, _, path = text.partition(" - at `$")
     field, hint = path.rstrip("`").lstrip("."), "See /docs for the fields and their types"
+    known = _fields_at(kind, field) if kind is not None and len(field) <= _SHOWN else {}
     if match := re.search(r"unknown field `(.*)`", message):
-        known = Event.__struct_fields__ if field.startswith("events") else known
         name = match[1][:_SHOWN]
         message = f"Object contains unknown field `{name}`"
         field = f"{field}.{name}".lstrip(".")
@@ -324,4 +343,9 @@ def _wrong_value(text: str, body: bytes, known: Collection[str]) -> RequestError
         if huge:
             field = field.replace("[...]", "." + huge[0][1].decode(errors="replace")[:80])
             message, hint = f"{huge[0][2].decode()[:80]} is out of range", "Send at most 1e100"
+    elif known and message.startswith(_NOT_THAT):
+        needed = ", ".join(f'"{name}": …' for name, required in known.items() if required)
+        form = f"{{{needed}}}" if needed else "an object"
+        form = f"a list of {form}" if message.startswith("Expected `array`") else form
+        hint = f"Send {form}; known here: {', '.join(known)}"
     return RequestError(422, "invalid_value", message, field or None, hint)

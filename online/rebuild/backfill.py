@@ -19,6 +19,7 @@ from online.errors import OnlineError, RequestError
 from online.learning.bounds import Bounds, free_names, with_target
 from online.learning.ranges import UNTIL
 from online.models.base import Model, learn_example
+from online.models.crossed import ACTION
 from online.models.errors import NothingLearned
 from online.models.linear import Linear
 from online.rescore.run import known_names
@@ -64,6 +65,7 @@ class Tables:
         time: Column of when they happened: no row may be older than one before it.
         ignored, missing_ok, text_bytes_max, features_max, declared: As of
             :class:`online.rescore.run.Request`, and the most features that a row may have.
+        action: Column of the action whose reward the label is; None: the model does not choose.
     """
 
     files: tuple[str, ...]
@@ -75,6 +77,7 @@ class Tables:
     text_bytes_max: int = 1_024
     features_max: int = 10_000
     declared: Mapping[str, Column] | None = None
+    action: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +127,7 @@ def look(tables: Tables, model: Model) -> Cut:
     Raises InputRefused, naming file and column; PlaceFailed.
     """
     files = inputs.files_of(tables.files)
-    if tables.label in (tables.event_id, tables.time):
+    if tables.label in (tables.event_id, tables.time, tables.action):
         place = f"{files[0].path}, column {tables.label}"
         raise InputRefused(place, "it is the label, and more", "Name another column")
     layout = inputs.layout(
@@ -134,6 +137,10 @@ def look(tables: Tables, model: Model) -> Cut:
         text_bytes_max=tables.text_bytes_max, label=tables.label, declared=tables.declared,
         texts=getattr(model, "entities", ()),
     )  # fmt: skip
+    if tables.action is not None and tables.action not in {c.name for c in layout.features}:
+        names = ", ".join(c.name for c in layout.features if c.name != tables.label)
+        problem = f"no column {tables.action!r} says which action was taken"
+        raise InputRefused(files[0].path, problem, f"Name it, --action COLUMN: {names[:300]}")
     features = len(layout.features) - 1
     if not features or features > tables.features_max:
         problem = f"{features} columns to learn from, at most {tables.features_max}"
@@ -306,6 +313,11 @@ class _Teaching:
             return column, "no label"
         if not features:
             return "", "no features"
+        if (action := self._tables.action) is not None:
+            if (taken := features.pop(action, None)) is None:
+                return action, "no action"
+            whole = isinstance(taken, float) and taken.is_integer()
+            features[ACTION] = str(int(taken) if whole else taken)
         try:
             label = self._label(value)
         except RequestError as error:

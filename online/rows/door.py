@@ -159,7 +159,8 @@ class Door:
         if self._task == "regression":
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not number or not -NUMBER_MAX <= value <= NUMBER_MAX:
-                hint = f"Send a number in ±{NUMBER_MAX:g}"
+                least, most = self._rewards or (-NUMBER_MAX, NUMBER_MAX)
+                hint = f"Send a number in [{least:g}, {most:g}]"
                 raise invalid(field, f"a number is needed, got {_show(value)}", hint)
             if self._rewards is not None and not self._rewards[0] <= value <= self._rewards[1]:
                 least, most = self._rewards

@@ -14,8 +14,16 @@ import yaml
 from typer.testing import CliRunner
 
 from online import cli
-from online.errors import ConfigError
+from online.errors import ConfigError, StartRefused
+from online.models.from_settings import load_model
+from online.models.rewards import RewardModel
+from online.rows.prediction_ids import Keys
 from online.settings.config import load
+from online.settings.places import snapshots_path
+from online.tables.errors import InputRefused
+from paramserver.snapshots.history import SnapshotHistory
+from paramserver.snapshots.places import lineage_place, open_snapshots
+from paramserver.snapshots.store import Retention
 
 SHARES = {"news": 0.5, "sport": 0.3, "film": 0.2}
 ROWS = 800
@@ -47,6 +55,46 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def told(*words: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run("init", *words, "--task", "choose", "--json"))
     return found
+
+
+def taught(*words: str) -> RewardModel:
+    """The model that the command has taught, as the next start begins with it."""
+    facts = json.loads(run(*words, "--json"))
+    assert (facts["learned"], facts["quarantined"]) == (ROWS, 0)
+    settings = load(Path("online.yaml"), {}, {})
+    secret = Keys.from_file(settings.key_path).secret
+    loaded = load_model(settings.models[0], settings, secret)
+    place = lineage_place(snapshots_path(settings), "offers", loaded.spec_hash)
+    model = loaded.model
+    assert isinstance(model, RewardModel)
+    model.reset(SnapshotHistory(open_snapshots(place), Retention()).load(facts["snapshot"]).values)
+    return model
+
+
+@pytest.mark.parametrize("names", [list(SHARES), ["1", "2", "3"]])
+def test_the_command_that_it_says_teaches_the_log(log: Path, names: list[str]) -> None:
+    text = log.read_text()
+    for name, said in zip(SHARES, names, strict=True):
+        text = text.replace(name, said)
+    log.write_text(text)
+    said = run("init", str(log), "--task", "choose")
+    (command,) = re.findall(r"^  (online backfill .*)$", said, re.M)
+    model = taught(*shlex.split(command)[1:])
+    for daytime, liked in (("am", names[0]), ("pm", names[2])):
+        scores = model.score({"daytime": daytime, "age": 30}, [(name, {}) for name in names])
+        assert names[int(scores.means.argmax())] == liked
+
+
+def test_a_log_teaches_nothing_before_its_action_is_named(log: Path) -> None:
+    run("init", str(log), "--task", "choose")
+    words = ["backfill", "--config", "online.yaml", "--input", str(log), "--label", "clicked"]
+    with pytest.raises(
+        InputRefused, match=r"which action was taken.*Name it, --action COLUMN: .*offer"
+    ):
+        run(*words)
+    Path("plain.yaml").write_text("models: [{name: m, task: binary, learner: logreg}]\n")
+    with pytest.raises(StartRefused, match="does not choose"):
+        run(*words, "--config", "plain.yaml", "--action", "offer")
 
 
 def test_a_log_becomes_settings_of_a_model_that_chooses(log: Path) -> None:

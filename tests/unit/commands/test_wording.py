@@ -156,6 +156,12 @@ def test_snapshots_show_their_version_as_answers_do(
         (JSON.feedback, b'{"events":[{"lable":1}]}', "events[0].lable", "Did you mean `label`?"),
         (MSGPACK.feedback, b"\x81\xa3idd\xa1t", "idd", "Did you mean `id`?"),
         (JSON.predict, b'{"zzz":1}', "zzz", "Known here: features, id, instances, ids"),
+        (
+            JSON.choose,
+            b'{"actions":[{"id":"news","minutes":5}]}',
+            "actions[0].minutes",
+            "Known here: id, features",
+        ),
     ],
 )
 def test_unknown_fields_of_requests_name_the_one_that_is_meant(
@@ -169,6 +175,27 @@ def test_unknown_fields_of_requests_name_the_one_that_is_meant(
     assert isinstance(line, RequestError)
     assert "unknown field" in line.message
     assert line.hint == "Did you mean `label`?"
+
+
+@pytest.mark.parametrize(
+    ("decoder", "body", "field", "hint"),
+    [
+        (JSON.choose, b'{"actions":["news"]}', "actions[0]", 'Send {"id": …}; known here: id, f'),
+        (MSGPACK.choose, b"\x81\xa7actions\x91\xa1n", "actions[0]", 'Send {"id": …}; known here'),
+        (JSON.choose, b'{"actions":{"news":{}}}', "actions", 'Send a list of {"id": …}; known'),
+        (JSON.choose, b'{"actions":[{"features":{}}]}', "actions[0]", 'Send {"id": …}; known'),
+        (JSON.choose, b'{"context":{}}', None, 'Send {"actions": …}; known here: actions, con'),
+        (JSON.reward, b'{"rewards":[1]}', "rewards[0]", 'Send {"id": …, "reward": …}; known'),
+        (JSON.feedback, b'{"events":[1]}', "events[0]", "Send an object; known here: label, id"),
+    ],
+)
+def test_a_value_of_another_form_is_told_what_stands_there(
+    decoder: Any, body: bytes, field: str | None, hint: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        decode(decoder, body)
+    assert (refused.value.status, refused.value.field) == (422, field)
+    assert (refused.value.hint or "").startswith(hint)
 
 
 def test_an_unknown_model_names_the_one_that_is_meant() -> None:
