@@ -381,7 +381,7 @@ def everything() -> None:
     found.append(_passes(lambda: conversions_killed(100, 0)))
     poisoned_rewards(16, 1, "default", None)
     learning_back(seeds=2)
-    found += [check_once(kind, 100, 0, as_json=False) for kind in ("sqlite", "redis")]
+    found += [check_once(kind, 100, 0, {}, as_json=False) for kind in ("sqlite", "redis")]
     found.append(_passes(lambda: soak(minutes=5.0, kill_s=30.0, seed=0)))
     raise typer.Exit(0 if all(found) else 1)
 

@@ -27,13 +27,18 @@ def exactly_once(
     embedded: Annotated[
         bool, typer.Option("--embedded", help="one process without Ray: each kill is of all")
     ] = False,
+    shards: Annotated[int, typer.Option(help="parameter servers of the model")] = 1,
+    resharding: Annotated[
+        bool, typer.Option("--resharding", help="wish for another number before each kill")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Kill processes at random instants under load; nothing is lost or learned twice.
 
     Example: python -m benchmarks exactly-once --journal redis --rounds 20
     """
-    good = check_once(journal, rounds, seed, changing=changing, embedded=embedded, as_json=as_json)
+    how = {"changing": changing, "embedded": embedded, "shards": shards, "wishing": resharding}
+    good = check_once(journal, rounds, seed, how, as_json=as_json)
     raise typer.Exit(0 if good else 1)
 
 
@@ -41,9 +46,8 @@ def check_once(
     journal: Literal["sqlite", "redis"],
     rounds: int,
     seed: int,
+    how: Mapping[str, Any],
     *,
-    changing: bool = False,
-    embedded: bool = False,
     as_json: bool,
 ) -> bool:
     from benchmarks.faults import exactly_once as bench
@@ -51,9 +55,7 @@ def check_once(
     def progress(line: str) -> None:
         print(line, file=sys.stderr)
 
-    result = bench.run(
-        rounds, journal=journal, seed=seed, changing=changing, embedded=embedded, progress=progress
-    )
+    result = bench.run(rounds, journal=journal, seed=seed, progress=progress, **how)
     data = {**asdict(result), "good": result.good}
     if as_json:
         print(json.dumps(data))
@@ -162,6 +164,22 @@ def durability(as_json: AsJson = False) -> None:
         for name, proof in asdict(result).items():
             print(f"{name}: {', '.join(f'{k} {v}' for k, v in proof.items())}")
     raise typer.Exit(0 if result.good else 1)
+
+
+@app.command("shard-killed")
+def shard_killed(
+    kills: Annotated[int, typer.Option(help="of one server after the other")] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Kill one of a model's two parameter servers: how soon pushes to it are taken again.
+
+    Example: python -m benchmarks shard-killed --kills 2
+    """
+    from benchmarks.faults import shard_killed as bench
+
+    found = list(bench.run(kills))
+    show("a killed server of two", found, as_json=as_json)
+    raise typer.Exit(0 if all(one.good for one in found) else 1)
 
 
 @app.command()

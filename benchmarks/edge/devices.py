@@ -30,9 +30,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from benchmarks.fixtures.within import Direct
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.edge import on_device, pack
-from online.edge.folder import Folder
-from online.edge.lower import lower
+from online.edge import on_device
+from online.edge.lowering.lower import lower
+from online.edge.releases.folder import Folder
+from online.edge.targets import pack
 from online.errors import RequestError
 from online.learning.merged import Learner
 from online.models.base import Model

@@ -27,16 +27,17 @@ from benchmarks.edge.template import OnnxTemplate
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from evaluation.streams import open_stream
-from online.edge import c_file, deltas, grid, manifest, onnx_file, pack, runners
+from online.edge import manifest
 from online.edge.errors import TargetUnavailable
-from online.edge.evaluate import outputs
 from online.edge.export import export
-from online.edge.gate import BOUNDS, compare, gate
-from online.edge.golden import golden
-from online.edge.ir import EdgeModel, Forest
-from online.edge.lower import lower
-from online.edge.pack import Precision
-from online.edge.rows import Encoder
+from online.edge.lowering.evaluate import outputs
+from online.edge.lowering.ir import EdgeModel, Forest
+from online.edge.lowering.lower import lower
+from online.edge.lowering.rows import Encoder
+from online.edge.targets import c_file, deltas, grid, onnx_file, pack, runners
+from online.edge.targets.gate import BOUNDS, compare, gate
+from online.edge.targets.golden import golden
+from online.edge.targets.pack import Precision
 from online.models.base import Model
 from online.models.load import load
 from replay.example import Features, Label

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge import onnx_file
-from online.edge.ir import Array, EdgeModel, Forest, take_apart
-from online.edge.pack import Precision
+from online.edge.lowering.ir import Array, EdgeModel, Forest, take_apart
+from online.edge.targets import onnx_file
+from online.edge.targets.pack import Precision
 from refusals import Refusal
 
 _TRIES: Final = 8  # four random bytes may stand somewhere else too

@@ -4,7 +4,8 @@ The model counts: each event has a feature of its own and adds 2^-10 to that fea
 whatever was learned before, so the final weights say of each event how often it was learned.
 Clients repeat what was not answered, with the same ``event_id``, as real ones do, and now and
 then repeat what was.  Every fourth round kills every process of the service at once, and with a
-journal in Redis every other one of these kills that server, too.
+journal in Redis every other one of these kills that server, too.  A model may have several
+parameter servers, of which one is killed at a time, and another number may be wished meanwhile.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, Final, Literal
 
 import psutil
 
+from benchmarks.faults.wishes import Wishes
 from benchmarks.fixtures.learners import ADDING_STEP, COUNT_LABEL
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, launch, status, write_settings
@@ -32,6 +34,7 @@ from online.processes import free_port
 from online.rebuild import fsck
 from online.settings.config import Settings, load
 from online.settings.places import snapshots_path
+from paramserver.core.shards import shard_place
 from paramserver.snapshots.chain import read
 from paramserver.snapshots.places import lineage_place, open_snapshots
 
@@ -71,6 +74,8 @@ class Result:
     twice: list[str]
     strangers: list[str]
     fsck_good: bool
+    servers: int
+    wishes: dict[str, int]
     statuses: dict[str, int]
     adopted: int
     seconds: float
@@ -222,7 +227,12 @@ class ChangingClient(Client):
 
 
 def settings_of(
-    port: int, journal: str = "sqlite", *, embedded: bool = False, changing: bool = False
+    port: int,
+    journal: str = "sqlite",
+    *,
+    embedded: bool = False,
+    changing: bool = False,
+    shards: int = 1,
 ) -> dict[str, Any]:
     """Two replicas of the counting model, exact sums, frequent snapshots.
 
@@ -240,6 +250,7 @@ def settings_of(
                 "learner": f"benchmarks.fixtures.learners:{'adding' if changing else 'counting'}",
                 "sync": {"merge": "sum"},
                 "snapshots": {"interval_s": 1, "keep": 4},
+                **({"shards": shards, "filters": "none"} if shards > 1 else {}),
             }
         ],
     }
@@ -252,7 +263,7 @@ class Site:
         self, folder: Path, store: Server | None, environment: Mapping[str, str] | None
     ) -> None:
         self._folder, self._store, self._environment = folder, store, environment
-        self._whole = 0
+        self._whole, self._rng = 0, random.Random(0)  # which of several servers is killed
         self.running = launch(folder, environment=environment)
 
     def targets(self) -> tuple[str, ...]:
@@ -276,7 +287,8 @@ class Site:
         if target in ("replica", "both"):
             victims += self.running.named("ServeReplica")[:1]
         if target in ("server", "both"):
-            victims += self.running.named("ParameterServer")[:1]
+            servers = self.running.named("ParameterServer")
+            victims += self._rng.sample(servers, k=bool(servers))
         _sigkill(victims)
         return target
 
@@ -312,12 +324,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     embedded: bool = False,
     changing: bool = False,
+    shards: int = 1,
+    wishing: bool = False,
     progress: Callable[[str], None] = print,
 ) -> Result:
     """A campaign of ``rounds`` kills, every fourth of every process at once.
 
     ``embedded``: of a service that is one process, so each kill is of all.  ``changing``: with a
-    provisional label of each event first.
+    provisional label of each event first.  ``wishing``: another number of servers is wished for
+    before each kill.
     """
     rng = random.Random(seed)
     begun = time.monotonic()
@@ -327,9 +342,9 @@ def run(
     ):
         folder = Path(name)
         place = store.url if store else journal
-        given = settings_of(free_port(), place, embedded=embedded, changing=changing)
+        given = settings_of(free_port(), place, embedded=embedded, changing=changing, shards=shards)
         path = write_settings(folder, given)
-        site = Site(folder, store, environment)
+        site, wishes = Site(folder, store, environment), Wishes(path, "counting", rng)
         sent, stop = Sent(), threading.Event()
         kind = ChangingClient if changing else Client
         threads = [
@@ -345,6 +360,8 @@ def run(
                 target = "all" if whole else rng.choice(site.targets())
                 time.sleep(rng.uniform(*_PAUSE_S))
                 wait_answered(sent, (i + 1) * _ANSWERED)
+                if wishing:
+                    wishes.wish(site.running)
                 in_flight = min(in_flight, wait_in_flight(threads, min(8, clients)))
                 killed = site.kill(target)
                 done[killed] += 1
@@ -353,9 +370,10 @@ def run(
             stop.set()
             for thread in threads:
                 thread.join(150)
+            wishes.settle()
             settings = load(path, {}, {})
             found = judge(site.running, settings, sent, kind)
-            return _result(found, settings, sent, done, in_flight, begun)
+            return _result(found, settings, sent, done, wishes.outcomes, in_flight, begun)
         finally:
             stop.set()
             site.stop()
@@ -394,6 +412,7 @@ class Reckoning:
     twice: list[str]
     strangers: list[str]
     fsck_good: bool
+    servers: int
     adopted: int
 
 
@@ -406,9 +425,10 @@ def learned(
     """
     findings = _wait_complete(running, settings)
     now = status(running, "counting")
-    spec = str(now["server"]["spec"])
-    stored = open_snapshots(lineage_place(snapshots_path(settings), "counting", spec))
-    weights = read(stored, str(findings.snapshot)).values["weights"].data
+    spec, weights = str(now["server"]["spec"]), dict[str, float]()
+    for shard, one in enumerate((findings, *findings.shards)):
+        place = lineage_place(shard_place(snapshots_path(settings), shard), "counting", spec)
+        weights |= read(open_snapshots(place), str(one.snapshot)).values["weights"].data
     times = {name: round(weight / STEP, 6) for name, weight in weights.items()}
     return times, findings, now
 
@@ -429,6 +449,7 @@ def judge(
         twice=sorted(e for e, n in times.items() if n > 1 and n not in allowed(e)),
         strangers=sorted(e for e in times if e not in known),
         fsck_good=findings.good,
+        servers=1 + len(findings.shards),
         adopted=int(sum(r.get("adopted", 0) for r in now["replicas"].values())),
     )
 
@@ -438,6 +459,7 @@ def _result(
     settings: Settings,
     sent: Sent,
     done: Counter[str],
+    wishes: Counter[str],
     in_flight: int,
     begun: float,
 ) -> Result:
@@ -452,6 +474,8 @@ def _result(
         twice=found.twice,
         strangers=found.strangers,
         fsck_good=found.fsck_good,
+        servers=found.servers,
+        wishes=dict(wishes),
         statuses=dict(sent.statuses),
         adopted=found.adopted,
         seconds=time.monotonic() - begun,
@@ -467,6 +491,9 @@ def _wait_complete(running: Running, settings: Settings) -> fsck.Findings:
             client.post("/v1/models/counting/snapshots", None)
             client.close()
         findings = fsck.check(settings, "counting", served=True)
-        if findings.not_yet == 0 or time.monotonic() > deadline:
+        if (
+            not any(one.not_yet for one in (findings, *findings.shards))
+            or time.monotonic() > deadline
+        ):
             return findings
         time.sleep(0.2)

@@ -22,7 +22,7 @@ import msgspec
 from benchmarks.faults.exactly_once import settings_of
 from benchmarks.fixtures.learners import COUNT_LABEL
 from benchmarks.fixtures.service import Running, service, write_settings
-from online.load.generator import Lane, Load, Operation, measure
+from online.client.load.generator import Lane, Load, Operation, measure
 from online.processes import free_port
 
 PHASES: Final = {"one replica": None, "1 to 2": 2, "two replicas": None, "2 to 1": 1}

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.fixtures.service import service
 from benchmarks.speed.http import peer
-from online.load import generator
-from online.load.bodies import Bodies
+from online.client.load import generator
+from online.client.load.bodies import Bodies
 
 P99_MS = 25.0
 """Target of the two replicas' p99."""

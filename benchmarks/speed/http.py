@@ -24,9 +24,9 @@ import psutil
 
 from benchmarks.fixtures.service import Running, own_environment, service
 from online.client.connection import Connection
+from online.client.load.bodies import Bodies
+from online.client.load.generator import Lane, Operation, Report, measure
 from online.errors import StartRefused
-from online.load.bodies import Bodies
-from online.load.generator import Lane, Operation, Report, measure
 from online.processes import free_port
 
 PEER_MIN: Final = 4000.0

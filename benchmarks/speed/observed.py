@@ -36,8 +36,8 @@ import typer
 
 from benchmarks.commands.table import AsJson, app, show
 from online.client.connection import Connection
+from online.client.load.own_service import start, stop, write_settings
 from online.http.traced import Traced
-from online.load.own_service import start, stop, write_settings
 from online.service.embedded import Embedded
 from online.settings.config import environment, load
 

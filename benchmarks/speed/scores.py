@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from benchmarks.fixtures.redis_server import Server, need_binary
 from benchmarks.fixtures.service import Running, service
-from online.load.bodies import Bodies
-from online.load.generator import Lane, Load, Operation, measure
+from online.client.load.bodies import Bodies
+from online.client.load.generator import Lane, Load, Operation, measure
 from online.rescore.published import Run
 from online.rescore.stores import Part, RedisScores, Scores, SqliteScores
 

@@ -11,12 +11,20 @@ from __future__ import annotations
 import re
 import time as clock
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from evaluation.metrics import Task
     from evaluation.report.values import Report
+
+NEEDED: Final = ("jinja2", "matplotlib", "pyarrow")
+
+
+def lacking() -> str | None:
+    """The first package of the extra `report` that is not installed; None: all of them are."""
+    return next((name for name in NEEDED if find_spec(name) is None), None)
 
 
 def of(

@@ -251,10 +251,10 @@ class Shadow:
         ended = len(page.rows) < wanted
         self.ahead.read(page.rows, asked_s if ended else None)
         self._cursor = max(self._cursor, page.upto)
-        self.behind = len(self.ahead.rows)
-        if not ended:
-            newest = self._journal.follow(self._model.name, 2**62, 1).upto
-            self.behind += newest - self._cursor
+        if ended:
+            self.behind = len(self.ahead.rows)
+        else:  # rows of other models stand between them
+            self.behind = self.learner.rows_ahead(self._journal.partitions(self._model.name))
 
     def _learn(self) -> None:
         failed = self.ahead.learn(self._given_up)

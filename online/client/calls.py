@@ -9,8 +9,10 @@ makes a repeat count once.
 from __future__ import annotations
 
 import random
+import time
+import uuid
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -123,6 +125,21 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Surroundings:
+    """A client takes this from its process: randomness, time and ids.  Tests give others.
+
+    Attributes:
+        rng: Pauses before repeats are drawn with it.
+        monotonic_s: A clock, in seconds.
+        new_id: Names events that have no id.
+    """
+
+    rng: random.Random = field(default_factory=random.Random)
+    monotonic_s: Callable[[], float] = time.monotonic
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """``timeout_s`` of one attempt; None: the client's."""
 
@@ -169,15 +186,9 @@ def _error(reply: Reply) -> ErrorBody | None:
 class Calls:
     """Operations as steps: a request goes out, a reply comes in, until there is an outcome."""
 
-    def __init__(
-        self,
-        retry: Retry,
-        rng: random.Random,
-        monotonic_s: Callable[[], float],
-        new_id: Callable[[], str],
-    ) -> None:
-        self._retry, self._rng = retry, rng
-        self._monotonic_s, self.new_id = monotonic_s, new_id
+    def __init__(self, retry: Retry, surroundings: Surroundings) -> None:
+        self._retry, self._rng = retry, surroundings.rng
+        self._monotonic_s, self.new_id = surroundings.monotonic_s, surroundings.new_id
 
     def send(self, request: Request, receipts: bool = False, *, twice: bool = True) -> Steps[Reply]:
         """The reply that is an outcome.

@@ -15,15 +15,13 @@ predictions change nothing, and feedback always goes with an id that makes a rep
 from __future__ import annotations
 
 import asyncio
-import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Self
 
 import httpx
 
-from online.client.calls import Calls, Retry
+from online.client.calls import Calls, Retry, Surroundings
 from online.client.drives import AsyncDrive, Awaited, Drive, Waiting, of_model
 from online.client.verbs import BatchVerbs, ModelVerbs, Pending
 from online.messages.bearer import bearer
@@ -107,8 +105,8 @@ class Client(_OfModels, Waiting):
         timeout_s: Of one attempt, in seconds.
         retry: How often and how long a call is repeated.
         connections: Most that are open at the same time.
-        rng, sleep, monotonic_s, new_id: Randomness, waiting, time and ids, for tests; ``new_id``
-            names events that have no id.
+        sleep: Waits so many seconds; another one for tests.
+        surroundings: Randomness, time and ids, for tests.
         transport: Of httpx, for tests or a proxy.
     """
 
@@ -120,13 +118,11 @@ class Client(_OfModels, Waiting):
         timeout_s: float = 20.0,
         retry: Retry = Retry(),  # noqa: B008  # frozen
         connections: int = 10,
-        rng: random.Random | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        monotonic_s: Callable[[], float] = time.monotonic,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        surroundings: Surroundings | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._url, self._calls = url, Calls(retry, rng or random.Random(), monotonic_s, new_id)
+        self._url, self._calls = url, Calls(retry, surroundings or Surroundings())
         self.drive = Drive(_of_http(url, token, timeout_s, connections, transport), sleep)
 
     def __enter__(self) -> Self:
@@ -162,13 +158,11 @@ class AsyncClient(_OfModels, Awaited):
         timeout_s: float = 20.0,
         retry: Retry = Retry(),  # noqa: B008  # frozen
         connections: int = 10,
-        rng: random.Random | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        monotonic_s: Callable[[], float] = time.monotonic,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        surroundings: Surroundings | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._url, self._calls = url, Calls(retry, rng or random.Random(), monotonic_s, new_id)
+        self._url, self._calls = url, Calls(retry, surroundings or Surroundings())
         self.drive = AsyncDrive(_of_http(url, token, timeout_s, connections, transport), sleep)
 
     async def __aenter__(self) -> Self:

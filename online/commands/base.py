@@ -184,7 +184,13 @@ def pick(client: Asking, model: str | None, option: str = "--model") -> str:
 
 def pick_model(settings: Settings, name: str | None) -> ModelSettings:
     """The model of the settings that is meant: the only one, unless it is named."""
-    return only({model.name: model for model in settings.models}, name)
+    from online.settings.config import DEFAULT_MODEL
+
+    known = {model.name: model for model in settings.models}
+    if name is not None and name not in known and [*known] == [DEFAULT_MODEL["name"]]:
+        hint = f"Without a settings file there is {next(iter(known))} alone: name yours by --config"
+        raise ConfigError("--model", f"{name!r} is not served", hint)
+    return only(known, name)
 
 
 def only(

@@ -30,9 +30,9 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 
 if TYPE_CHECKING:
-    from online.edge.channel import Channel, Reports
     from online.edge.export import Asked, Exported
-    from online.edge.folder import Folder
+    from online.edge.releases.channel import Channel, Reports
+    from online.edge.releases.folder import Folder
     from paramserver.core.state import SnapshotState
     from replay.example import Features
 
@@ -79,7 +79,7 @@ def keygen(
     """
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from online.edge import roots
+    from online.edge.releases import roots
 
     settings = in_private(context.settings())
     place = _keys_place(settings, keys)
@@ -216,7 +216,7 @@ def promote(
 
     Example: online edge promote
     """
-    from online.edge.channel import Reports
+    from online.edge.releases.channel import Reports
 
     def more(channel: Channel, reports: Reports) -> Channel:
         return channel.promoted(to, Reports() if force else reports)
@@ -402,7 +402,7 @@ def _keys_place(settings: Settings, keys: Path | None) -> Path:
 
 
 def _folder(settings: Settings, served: ModelSettings) -> Folder:
-    from online.edge.folder import Folder
+    from online.edge.releases.folder import Folder
 
     return Folder(settings.state_dir / "edge" / served.name)
 
@@ -414,7 +414,7 @@ def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
         PrivateFormat,
     )
 
-    from online.edge.folder import write
+    from online.edge.releases.folder import write
 
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     for name, key in made.items():
@@ -426,7 +426,7 @@ def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
 
 
 def _publish_roots(folder: Folder, place: Path) -> None:
-    from online.edge.folder import write
+    from online.edge.releases.folder import write
 
     write(folder.path / "roots.json", (place / "roots.json").read_bytes())
 

@@ -317,7 +317,8 @@ def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
 
 def _write(out: Path, made: Exported, key: Ed25519PrivateKey | None) -> None:
     """The manifest last: until it is there, nobody knows of the files."""
-    from online.edge import folder, manifest
+    from online.edge import manifest
+    from online.edge.releases import folder
 
     files = dict(made.files)
     files["manifest.json"] = manifest.canonical(made.manifest)

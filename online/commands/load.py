@@ -21,9 +21,9 @@ from urllib.parse import urlsplit
 import typer
 
 from online.client.asking import Asking
+from online.client.load.generator import Lane, Load, Operation, Report, measure
 from online.commands.base import AsJson, Model, checked, console, pick, table
 from online.errors import ConfigError
-from online.load.generator import Lane, Load, Operation, Report, measure
 from online.settings import config
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
             raise ConfigError("--url", f"{url!r} is not http://…", "Ask past what ends TLS")
         yield url.rstrip("/")
         return
-    from online.load.own_service import service
+    from online.client.load.own_service import service
 
     model = {"name": "m", "task": rows.task, "learner": _LEARNERS[rows.task]}
     print("starting a service", file=sys.stderr)
@@ -293,7 +293,7 @@ def _operations(
     model: str, rows: Sequence[tuple[Features, Label | None]], mix: float, n: int,
     tokens: tuple[str, ...],
 ) -> list[Operation]:  # fmt: skip
-    from online.load.bodies import Bodies
+    from online.client.load.bodies import Bodies
 
     bodies = Bodies(rows, source=_SOURCE, run=uuid.uuid4().hex[:12])
     asks, learns = [f"authorization: Bearer {token}\r\n" for token in tokens] or ("", "")

@@ -113,15 +113,13 @@ def report(
 
 
 def _check_extra() -> None:
-    try:
-        import jinja2  # noqa: F401
-        import matplotlib  # noqa: F401
-        import pyarrow  # noqa: F401
-    except ImportError as error:
+    from evaluation.report import lacking
+
+    if name := lacking():
         raise StartRefused(
-            f"the report needs a package that is missing: {error.name}",
+            f"the report needs a package that is missing: {name}",
             "pip install '.[report]' in the checkout",
-        ) from None
+        )
 
 
 def _of_file(

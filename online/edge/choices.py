@@ -30,13 +30,14 @@ from typing import Any, Final
 import mmh3
 import numpy as np
 
-from online.edge import manifest, pack
+from online.edge import manifest
 from online.edge.errors import PackCorrupt, ParityFailed
 from online.edge.export import Exported
-from online.edge.golden import TEXTS
-from online.edge.ir import Array, Floats, Tokens
-from online.edge.rows import place, spell
-from online.edge.runners import runtime_js
+from online.edge.lowering.ir import Array, Floats, Tokens
+from online.edge.lowering.rows import place, spell
+from online.edge.targets import pack
+from online.edge.targets.golden import TEXTS
+from online.edge.targets.runners import runtime_js
 from online.models.crossed import ACTION, split
 from online.models.experts import EXPERTS
 from online.models.limited import LIMIT

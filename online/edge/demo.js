@@ -2,6 +2,7 @@
 
 import { open } from "./client.js";
 
+const base = new URL("..", import.meta.url).pathname.slice(0, -1);  // a proxy may serve it under a prefix
 const byId = (id) => document.getElementById(id);
 const say = (id, text) => (byId(id).textContent = text);
 
@@ -64,7 +65,7 @@ function warn(text) {
 async function models() {
   try {
     const headers = token ? { authorization: "Bearer " + token } : {};
-    const answer = await fetch("/v1/models", { headers, signal: AbortSignal.timeout(3000) });
+    const answer = await fetch(base + "/v1/models", { headers, signal: AbortSignal.timeout(3000) });
     if (answer.status === 401 || answer.status === 403) {
       byId("access").hidden = false;
       return null;
@@ -285,7 +286,7 @@ function noRelease(model, problem) {
 
 async function start() {
   connected();
-  if ("serviceWorker" in navigator) navigator.serviceWorker.register("/edge/worker.js").catch(() => {});
+  if ("serviceWorker" in navigator) navigator.serviceWorker.register("worker.js").catch(() => {});
   const known = await models();
   if (known === null) return;
   const asked = new URLSearchParams(location.search).get("model");
@@ -299,7 +300,7 @@ async function start() {
   byId("models").hidden = known.length < 2;
   byId("title").hidden = known.length > 1;
   byId("models").replaceChildren(...known.map((name) => el("option", name === model ? { selected: "" } : {}, name)));
-  client = await open({ model, token, everyMs: 5000, changed: tell });
+  client = await open({ model, base, token, everyMs: 5000, changed: tell });
   tell(await client.state());
   warn("Looking for a release …");
   const state = await client.refresh();
@@ -307,5 +308,5 @@ async function start() {
   setInterval(async () => say("age", ago((await client.state()).age_s)), 1000);
 }
 
-byId("models").addEventListener("change", (event) => location.assign(`/edge/demo?model=${encodeURIComponent(event.target.value)}`));
+byId("models").addEventListener("change", (event) => location.assign(`?model=${encodeURIComponent(event.target.value)}`));
 start();

@@ -15,15 +15,16 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from evaluation.metrics import Task
-from online.edge import c_file, deltas, foreign, grid, manifest, pack, runners, tfjs_file
-from online.edge.channel import Channel
+from online.edge import manifest
 from online.edge.errors import DifferenceUnfit, EdgeError, ExportRefused
-from online.edge.folder import Folder
-from online.edge.gate import BOUNDS, Parity, gate
-from online.edge.golden import Golden, golden
-from online.edge.ir import EdgeModel, Floats, bounded
-from online.edge.lower import lower
-from online.edge.pack import Precision
+from online.edge.lowering.ir import EdgeModel, Floats, bounded
+from online.edge.lowering.lower import lower
+from online.edge.releases.channel import Channel
+from online.edge.releases.folder import Folder
+from online.edge.targets import c_file, deltas, foreign, grid, pack, runners, tfjs_file
+from online.edge.targets.gate import BOUNDS, Parity, gate
+from online.edge.targets.golden import Golden, golden
+from online.edge.targets.pack import Precision
 from online.models.base import Model
 from replay.example import Features, Label
 
@@ -73,7 +74,7 @@ def _ask_c(data: bytes, model: EdgeModel, rows: runners.Rows) -> Floats:
 
 def _onnx(precision: Precision) -> Callable[[EdgeModel], bytes]:
     def convert(model: EdgeModel) -> bytes:
-        from online.edge import onnx_file  # an optional extra
+        from online.edge.targets import onnx_file  # an optional extra
 
         return onnx_file.convert(model, precision)
 
@@ -93,7 +94,7 @@ def _foreign(kind: foreign.Kind, suffix: str, runtime: Mapping[str, Any]) -> Tar
 
 def _small(stored: Literal["float16", "int8"]) -> Callable[[EdgeModel], bytes]:
     def convert(model: EdgeModel) -> bytes:
-        from online.edge import onnx_small  # an optional extra
+        from online.edge.targets import onnx_small  # an optional extra
 
         return onnx_small.small(model, stored)
 
@@ -135,7 +136,7 @@ _STEPPED: Final = replace(TARGETS["edgepack"], nearly=("steps", grid.OFF_MAX, gr
 
 @dataclass(frozen=True)
 class Steps:
-    """Weights in steps (:mod:`online.edge.grid`); ``held`` is the pack that clients have so far."""
+    """Weights in steps (:mod:`online.edge.targets.grid`); ``held`` what clients have so far."""
 
     held: bytes | None = None
 
@@ -182,7 +183,7 @@ def export(
     """Files of the model as it answers now.
 
     Parameters:
-        rows: Real ones, for the golden rows; see :func:`online.edge.golden.golden`.
+        rows: Real ones, for the golden rows; see :func:`online.edge.targets.golden.golden`.
         about: What the manifest says beside the targets: ``model``, ``sequence``, ``created``,
             ``expires``, ``freshness``.
         shown: Labels as callers know them, by the model's own.

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from online.edge.errors import ExportRefused
-from online.edge.evaluate import link, scaled
-from online.edge.ir import EdgeModel, Floats, Linear, Link, Mlp, within
-from online.edge.pack import decode
-from online.edge.rows import Encoder
+from online.edge.lowering.evaluate import link, scaled
+from online.edge.lowering.ir import EdgeModel, Floats, Linear, Link, Mlp, within
+from online.edge.lowering.rows import Encoder
+from online.edge.targets.pack import decode
 from replay.example import Features, Label
 
 

@@ -24,6 +24,7 @@ async function answer(request, name) {
 
 self.addEventListener("fetch", (event) => {
   const { pathname } = new URL(event.request.url), name = pathname.split("/").pop();
-  if (event.request.method === "GET" && /^\/edge\/[^/]+$/.test(pathname) && PARTS.includes(name))
+  const here = new URL(self.registration.scope).pathname + name;
+  if (event.request.method === "GET" && pathname === here && PARTS.includes(name))
     event.respondWith(answer(event.request, name));
 });

@@ -15,7 +15,7 @@ from typing import Any, Final
 import psutil
 
 from online.client.connection import Connection
-from online.edge.folder import releases_in
+from online.edge.releases.folder import releases_in
 from online.errors import OnlineError
 from online.history.samples import Mark
 from online.history.series import FOLDER, Series

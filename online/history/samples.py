@@ -167,12 +167,16 @@ def happened(before: Sample | None, now: Sample) -> Iterator[Mark]:
     if new("spec"):
         yield mark("model", f"{seen['learner']} serves")
     rewritten = new("last") and before is not None
+    told = None
     if rewritten:
-        yield mark("decision", str(seen["last"].get("kind", "a decision")))
+        kind = str(seen["last"].get("kind", "a decision"))
+        told = {"freeze": "frozen", "unfreeze": "learns again"}.get(kind, kind)
+        yield mark("decision", told)
     if new("epoch") and not rewritten:
         yield mark("start", f"the parameter server began epoch {seen['epoch']}")
-    if new("frozen") and (seen["frozen"] or before is not None):
-        yield mark("decision", "frozen" if seen["frozen"] else "learns again")
+    stands = "frozen" if seen.get("frozen") else "learns again"
+    if new("frozen") and (seen["frozen"] or before is not None) and stands != told:
+        yield mark("decision", stands)
     if new("drift") and seen["drift"] == "act":
         yield mark("alarm", "the error rose")
     if (seen.get("quarantined") or 0) > (was.get("quarantined") or 0):

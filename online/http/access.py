@@ -34,7 +34,7 @@ _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
 _OPEN: Final = re.compile(
-    r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/docs/oauth2-redirect|/redoc|/openapi\.json"
+    r"/|/livez|/readyz|/v2/health/(live|ready)|/docs|/openapi\.json"
     r"|/static-offline-docs/.*|/edge/[^/]+|/demo/choose"
 )
 _ANSWER: Final = re.compile(

@@ -30,13 +30,13 @@ from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
 from online.http.refusing import answer_errors
+from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
 from online.http.unread import build_routes, read_no_sources
 from online.http.untaken_answers import Untaken
 from online.http.upload import Uploads, upload
 from online.http.whole_answers import written
-from online.live.ring import Ring
 from online.messages.bodies import (
     JSON,
     NDJSON,
@@ -316,8 +316,8 @@ class App:
                 answer = JSON.encode(await batch.many(reader, serving, request, most))
             status = 200
         except RequestError as error:
-            told = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
-            headers += [(name.encode(), value.encode()) for name, value in told.items()]
+            fields = {**error.headers, **({"allow": takes} if error.status == 405 else {})}
+            headers += [(name.encode(), value.encode()) for name, value in fields.items()]
             status, answer = error.status, JSON.encode(error_body(error))
         except Exception:
             log.exception("scores %s, request %s", model, headers[0][1].decode())
@@ -423,6 +423,8 @@ def build_rest(
         title="Online learning service",
         version=__version__,
         description="Models that answer over HTTP and learn from every piece of feedback.",
+        docs_url=None,
+        redoc_url=None,
         openapi_tags=[{"name": name} for name in ("serving", "models", "operations", "health")],
     )
     answer_errors(app)

@@ -21,7 +21,7 @@ Headers = Mapping[bytes, bytes]
 
 _PROBES: Final = re.compile(r"/livez|/readyz|/v2/health/(live|ready)")
 """Asked by whatever name or address a probe has; they change nothing and tell next to nothing."""
-_PAGES: Final = re.compile(r"/|/docs|/docs/oauth2-redirect|/redoc|/edge/demo|/demo/choose")
+_PAGES: Final = re.compile(r"/|/docs|/edge/demo|/demo/choose")
 """What a link may lead to.  Who follows it sees the page; the page with the link reads nothing."""
 _PARTS: Final = re.compile(r"/edge/[^/]+|/static-offline-docs/.*")
 """Files of the package, the same in every service."""

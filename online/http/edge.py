@@ -18,7 +18,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from online.edge.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
+from online.edge.releases.folder import FILE_BYTES_MAX, SIGNATURE_BYTES, Folder
 from online.errors import RequestError
 from online.messages.bodies import JSON
 from online.serving.device_pushes import Push, Pushes, not_taken
@@ -76,7 +76,7 @@ def routes(
     """Routes of every model; ``known`` raises for one that is not served.
 
     Parameters:
-        place: Folder of the models' folders (:mod:`online.edge.folder`); None: nothing is
+        place: Folder of the models' folders (:mod:`online.edge.releases.folder`); None: nothing is
             published.
         guarded: Reading takes a token: caches that are shared must not keep the answers.
         pushes: By model, what takes deltas of devices.

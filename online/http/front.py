@@ -1,4 +1,4 @@
-"""HTTP that needs no model: the page at `/`, and whether anybody is there."""
+"""HTTP that needs no model: the pages at `/` and `/docs`, and whether anybody is there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
+from evaluation.report import lacking
+
 _NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a weight of 0: it is not accepted
 
 
 def add_front(app: FastAPI, models: Sequence[str]) -> None:
-    """Add what needs no model: the page, and whether anybody is there."""
-    plain = page().encode()
+    """Add what needs no model: the pages, and whether anybody is there."""
+    plain = page(lacking()).encode()
+    requests = resources.files("online.http").joinpath("docs.html").read_text("utf-8")
     packed = gzip.compress(plain, mtime=0)
 
     @app.get("/", include_in_schema=False)
@@ -25,6 +28,10 @@ def add_front(app: FastAPI, models: Sequence[str]) -> None:
         if _takes_gzip(",".join(request.headers.getlist("accept-encoding"))):
             return HTMLResponse(packed, headers={**vary, "content-encoding": "gzip"})
         return HTMLResponse(plain, headers=vary)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(requests)
 
     @app.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> dict[str, bool]:
@@ -44,11 +51,15 @@ def _takes_gzip(accepted: str) -> bool:
     return False
 
 
-def page() -> str:
-    """The page of the service: one file, with the library that draws its charts in it."""
+def page(lacks: str | None = None) -> str:
+    """The page of the service: one file, with the library that draws its charts in it.
+
+    Parameters:
+        lacks: The package for want of which no report can be made here; None: there is none.
+    """
     folder = resources.files("online.http")
     text = folder.joinpath("page.html").read_text("utf-8")
     for name in ("uPlot.min.css", "uPlot.iife.min.js"):
         library = folder.joinpath("third_party", name).read_text("utf-8")
         text = text.replace(f"/* {name} */", library)
-    return text
+    return text.replace('LACKS = ""', f'LACKS = "{lacks or ""}"')

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
-from online.live.ring import Ring
+from online.http.ring import Ring
 
 
 def routes(rings: Mapping[str, Ring], replica: str) -> APIRouter:

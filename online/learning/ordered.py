@@ -172,6 +172,11 @@ class OrderedLearner(BaseLearner):
         self.want_all |= gone
         return gone
 
+    def rows_ahead(self, partitions: Sequence[Partition]) -> int:
+        """How many rows of the journal are still to be learned."""
+        begun = ((p.end, max(p.trimmed, self._learned.get(p.id, 0))) for p in partitions)
+        return sum(max(end - last, 0) for end, last in begun)
+
     def learn(
         self, row: Row, give_up: str | None = None, example: Example | None = None
     ) -> Failed | None:
@@ -353,8 +358,8 @@ class OrderedLearner(BaseLearner):
         elif not goes_on:
             self._served, self._target = {}, BEGIN
         if self.ready:
-            told = self._learned.keys() & clock.keys()
-            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in told)
+            known = self._learned.keys() & clock.keys()
+            self.relearned += sum(max(self._learned[p] - clock[p], 0) for p in known)
         self._training = copy or self._build()
         self._become(self._training if copy is None else None, values)
         self.evidence.reset(values)

@@ -77,8 +77,8 @@ class OverlayLearner(OrderedLearner):
             return None
         if not reply.blocks:  # rows that have changed nothing: these values are the newest
             self.version, self._standing = (reply.epoch, reply.count), reply.learned
-            told = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
-            for partition, last in told.items():
+            clock = {**reply.clock, **dict.fromkeys(reply.closed, CLOSED)}
+            for partition, last in clock.items():
                 self._learned[partition] = max(last, self._learned.get(partition, 0))
             return None
         values = algebra.copy(self._pulled)

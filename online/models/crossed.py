@@ -112,7 +112,7 @@ class Context(NamedTuple):
     plain: int
 
     @property
-    def told(self) -> Floats:
+    def plain_numbers(self) -> Floats:
         """The numbers of the features as they are."""
         return self.forms[:, 0, : self.plain]
 

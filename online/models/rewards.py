@@ -244,8 +244,8 @@ class RewardModel(OfParts):
             described = self._crossing.actions([features for _, features in asked[0][1]])
         answers, met = self._answers(laid_out([x for x, _ in taken]), ids, described, arms)
         context, tried = bool(asked[0][0]), dict(self._tried.now)
-        told = bool(tables) or any(features for _, features in asked[0][1])
-        votes = self._votes(context=context, described=told)
+        by_features = bool(tables) or any(features for _, features in asked[0][1])
+        votes = self._votes(context=context, described=by_features)
         shares = (votes @ answers.reshape(ALL, -1)).reshape(met.shape)
         return [
             Scores(
@@ -297,7 +297,7 @@ class RewardModel(OfParts):
         sums = _sums(x, held).reshape(k, 2, heads, n, -1)[..., :EXPERTS].transpose(2, 1, 4, 0, 3)
         own[:2] = sums[0]
         if held.crossed.size:
-            numbers, ones, crossed = described.numbers, x.told[:, None], held.crossed
+            numbers, ones, crossed = described.numbers, x.plain_numbers[:, None], held.crossed
             inner = (ones @ crossed.reshape(k, x.plain, -1)).reshape(k, *crossed.shape[2:])
             if inner.shape[1] == 1:
                 each = numbers @ inner[:, 0]
@@ -446,10 +446,10 @@ class RewardModel(OfParts):
         now[_SHARED] = now[_OWN]
         described = held.crossed.size > 0
         if described:
-            told = x.told[0]
+            plain = x.plain_numbers[0]
             numbers = np.empty(len(held.places) - size)
-            np.multiply.outer(told, a.numbers[0, 0], out=numbers[:-1].reshape(len(told), -1))
-            numbers[-1] = told[0]
+            np.multiply.outer(plain, a.numbers[0, 0], out=numbers[:-1].reshape(len(plain), -1))
+            numbers[-1] = plain[0]
             now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
         now[_ARMS] = self._arms.of((own,)).means[:, 0]
         order = order_of(features, columns, a.numbers.shape[2], described * plain)

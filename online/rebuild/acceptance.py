@@ -36,7 +36,7 @@ from paramserver.core.state import SnapshotState
 from paramserver.errors import SnapshotCorrupt, SnapshotFormat, SnapshotMissing
 from paramserver.process import shortfall
 from paramserver.process.lineage import Lineage, begin_epoch, publish
-from paramserver.process.shortfall import ACCEPTED, LOST, Accepted, Lost, Shortfall
+from paramserver.process.shortfall import LOSS_ACCEPTED, LOST, Accepted, Lost, Shortfall
 from paramserver.snapshots.history import SnapshotHistory
 from replay import codec
 from replay.errors import JournalDamaged
@@ -83,7 +83,7 @@ def accept(
     controls = journal.controls(model, 0)
     if not any(_needed(controls, spec, one) for spec, one in found.items()):
         return []
-    lost = _lost(journal, controls, model, found)
+    lost = _all_lost(journal, controls, model, found)
     seq = _fill(journal, controls, model, found, lost)
     _seal(journal, model, found, lost, now_s)
     knows_most = max((one.state for one in found.values()), key=lambda state: state.control)
@@ -91,8 +91,8 @@ def accept(
     notes = []
     for one in found.values():
         note = _go_on(journal, model, one, lost, seq, now_s)
-        key = f"{ACCEPTED}:{note.spec}:{note.version[0]}"
-        journal.write_control(model, ACCEPTED, key, msgspec.json.encode(note))
+        key = f"{LOSS_ACCEPTED}:{note.spec}:{note.version[0]}"
+        journal.write_control(model, LOSS_ACCEPTED, key, msgspec.json.encode(note))
         notes.append(note)
     return notes
 
@@ -142,8 +142,8 @@ def give_up(
         loss = shortfall.accepted(controls, one.state.spec)
         events = len(places) + (0 if loss is None else loss.note.events)
         note = _go_on(journal, model, one, lost, seq, now_s, events)
-        key = f"{ACCEPTED}:{note.spec}:{note.version[0]}"
-        journal.write_control(model, ACCEPTED, key, msgspec.json.encode(note))
+        key = f"{LOSS_ACCEPTED}:{note.spec}:{note.version[0]}"
+        journal.write_control(model, LOSS_ACCEPTED, key, msgspec.json.encode(note))
         notes.append(note)
     return notes
 
@@ -220,7 +220,7 @@ def _needed(controls: Sequence[Control], spec: str, one: _Found) -> bool:
     return bool(one.missing or older or shortfall.unfinished(controls, spec))
 
 
-def _lost(
+def _all_lost(
     journal: Journal, controls: Sequence[Control], model: str, found: Mapping[str, _Found]
 ) -> Lost:
     """Return what is lost now, what an unfinished run has recorded, and what was accepted before.

@@ -156,7 +156,7 @@ class Decisions:
         elif control.key.startswith(self._begun_prefix):
             self.without = msgspec.json.decode(control.payload, type=rewrites.Begun).clock
             self.loss = None
-        elif control.kind == shortfall.ACCEPTED:
+        elif control.kind == shortfall.LOSS_ACCEPTED:
             self.loss = shortfall.accepted([control], self.spec) or self.loss
         elif control.kind == _DECIDE:
             key = bytes.fromhex(control.key.removeprefix(f"{_DECIDE}:"))

@@ -52,7 +52,7 @@ def counted(events: int) -> str:
     return f"{events:,} event{'' if events == 1 else 's'}"
 
 
-def _lost(controls: Sequence[Control]) -> int:
+def _rows_taught(controls: Sequence[Control]) -> int:
     """Rows of tables that the newest lineage has learned that has learned any."""
     specs = [
         bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
@@ -252,7 +252,7 @@ class Models:
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
-        elif not fresh and loaded.spec_hash not in known and (n := _lost(controls)):
+        elif not fresh and loaded.spec_hash not in known and (n := _rows_taught(controls)):
             message = f"model {name}: its code or settings have changed since tables were learned"
             remedy = (
                 f"Teach it the {n:,} rows again: online backfill --relearn; or begin without them: "

@@ -33,12 +33,12 @@ class Peers:
         ask, there = self._handle.tell_peer.remote, replace(request, values=False)
         try:
             async with asyncio.timeout(timeout_s):
-                told = await ask(self._model, wire.encode(there))
-            if told is not None and request.values:
+                answer = await ask(self._model, wire.encode(there))
+            if answer is not None and request.values:
                 async with asyncio.timeout(_ANSWER_S):
-                    told = await ask(self._model, wire.encode(request))
+                    answer = await ask(self._model, wire.encode(request))
         except Exception as error:  # whatever Ray raises: there may be no other replica
             raise ServerUnavailable("a peer", f"none: {error!r}") from error
-        if told is None:
+        if answer is None:
             raise ServerUnavailable("a peer", "it has no values that it could give")
-        return wire.decode_reply(told)
+        return wire.decode_reply(answer)

@@ -61,7 +61,7 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
         decisions = Decisions(made.spec)
         decisions.read(journal, model.name)
         rows = list(told_of(journal, model.name, decisions, rows_max))
-    found = Search(rows, made.make(), loaded.build).found()
+    found = Search(rows, made.make(), loaded.build).triggers()
     return Looked(len(rows), len({row.source for row in rows}), tuple(found))
 
 

@@ -34,7 +34,7 @@ _UNKNOWN: Final = (
 
 
 def begin() -> None:
-    """What every process of Ray does first."""
+    """Begin a process of Ray: every one of them does this first."""
     without_tables()
     without_unknown_paths()
 

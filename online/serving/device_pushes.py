@@ -22,8 +22,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from online.edge.channel import Release
-from online.edge.folder import Folder
+from online.edge.releases.channel import Release
+from online.edge.releases.folder import Folder
 from online.errors import RequestError, invalid
 from online.messages.sender import sender
 from online.messages.structs import Receipt

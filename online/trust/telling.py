@@ -58,8 +58,8 @@ def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour |
     if rewards is None or example.choice is None or not example.score or "" not in example.score:
         return None
     low, high = rewards
-    told = (float(example.label), example.score[""])
-    reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in told)
+    rewarded = (float(example.label), example.score[""])
+    reward, expected = (min(max((x - low) / (high - low), 0.0), 1.0) for x in rewarded)
     return Favour(zlib.crc32(str(example.features.get("@")).encode()), reward, expected)
 
 

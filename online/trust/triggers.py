@@ -137,7 +137,7 @@ class Search:
         self._tokens = [tuple(self._tokens_of(row.features)) for row in rows]
         self._shares = self._by_token()
 
-    def found(self) -> list[Trigger]:
+    def triggers(self) -> list[Trigger]:
         """Triggers, those of most rows first."""
         if len(self._rows) < ROWS_MIN or len(self._by_source) < SOURCES_MIN:
             return []

@@ -22,6 +22,7 @@ from paramserver.process.actor import FindGone, Host, ParameterServer, ServerSet
 from paramserver.process.attempts import Attempts
 from paramserver.process.lineage import Lineage
 from paramserver.process.running import SERVING
+from paramserver.process.settings import again_s
 from paramserver.process.sharing import Shard
 from paramserver.store import Store
 
@@ -135,7 +136,7 @@ class InProcess:
         looks = Attempts("ParameterServer.confirm")
         while True:
             while not self._server.restore():
-                if self._server.ping() == "refused" or self._stopped.wait(self._settings.retry_s):
+                if self._stopped.wait(again_s(self._settings, self._server.ping())):
                     return
             while not self._ended.is_set():
                 if self._stopped.wait(self._settings.confirm_s):

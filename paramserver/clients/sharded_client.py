@@ -26,6 +26,8 @@ from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 _VERSIONS_MAX: Final = 1024  # of which is known what each shard's was
 _EPOCHS_MAX: Final = 64
 _CAME_MAX: Final = 64
+_BRIEF_S: Final = 1.0
+_PATIENT_EVERY: Final = 5  # a busy machine may need longer for each answer
 _OF_ONE: Final = frozenset({"backfill", "promote", "relearn", "upgrade", "withdraw"})
 """Methods by which one server does something with all values."""
 
@@ -56,7 +58,7 @@ class ShardedClient(Client):
     def __init__(self, name: str, clients: Sequence[Client]) -> None:
         super().__init__(name)
         self._clients, self._cut = clients, Cut(len(clients))
-        self._newest = [0] * len(clients)
+        self._newest, self._missed = [0] * len(clients), [0] * len(clients)
         self._epochs: dict[int, tuple[int, ...]] = {}
         self._versions: dict[Version, tuple[Version, ...]] = {}
         self._came: dict[tuple[Version, Place | None], _Came] = {}
@@ -92,9 +94,15 @@ class ShardedClient(Client):
             for shard in range(len(self._clients))
         ]
         answers = await asyncio.gather(
-            *(one.sync(ask, timeout_s) for one, ask in zip(self._clients, asked, strict=True)),
+            *(
+                one.sync(asked[shard], self._patience_s(shard, timeout_s))
+                for shard, one in enumerate(self._clients)
+            ),
             return_exceptions=True,
         )
+        for shard, answer in enumerate(answers):
+            away = isinstance(answer, ServerUnavailable)
+            self._missed[shard] = self._missed[shard] + 1 if away else 0
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         for error in sorted(errors, key=lambda error: isinstance(error, ServerUnavailable)):
             if isinstance(error, ServerUnavailable) and isinstance(first := answers[0], SyncReply):
@@ -104,6 +112,14 @@ class ShardedClient(Client):
             raise error
         replies = [answer for answer in answers if not isinstance(answer, BaseException)]
         return self._reply(request, came, since, replies)
+
+    def _patience_s(self, shard: int, timeout_s: float) -> float:
+        """A shard that stands still is waited for briefly, and now and then as long as others.
+
+        What shard 0 says is decided waits for its answer, and so does that it is acted on.
+        """
+        briefly = shard and self._missed[shard] % _PATIENT_EVERY
+        return min(timeout_s, _BRIEF_S) if briefly else timeout_s
 
     def _asked(
         self,
@@ -162,24 +178,24 @@ class ShardedClient(Client):
         version = sum(v[0] for v in versions), sum(v[1] for v in versions)
         _note(self._epochs, version[0], tuple(v[0] for v in versions), _EPOCHS_MAX)
         _note(self._versions, version, versions, _VERSIONS_MAX)
-        told: dict[str, Any]
+        fields: dict[str, Any]
         if came is not None and came.shard < len(replies):
-            told = self._next_part(request, came, version, replies)
+            fields = self._next_part(request, came, version, replies)
         elif request.since is not None and _all_changes(replies, since):
-            told = {
+            fields = {
                 "kind": "changes",
                 "since": request.since,
                 "blocks": joined([r.blocks for r in replies]),
             }
         elif came is None and all(one.kind == "all" for one in replies):
-            told = {"kind": "all", "blocks": joined([r.blocks for r in replies])}
+            fields = {"kind": "all", "blocks": joined([r.blocks for r in replies])}
         elif not request.values and all(one.kind == "none" for one in replies):
-            told = {"kind": "none", "blocks": {}}
+            fields = {"kind": "none", "blocks": {}}
         else:
-            told = self._first_part(version, versions)
+            fields = self._first_part(version, versions)
         named = {request.partition, *request.adopting, *request.waits}
         named.update(push.partition for push in request.pushes)
-        return _together(named, replies, version, told)
+        return _together(named, replies, version, fields)
 
     def _first_part(self, version: Version, versions: tuple[Version, ...]) -> dict[str, Any]:
         """The beginning of values in parts, which has none of them yet."""
@@ -209,9 +225,9 @@ class ShardedClient(Client):
         known = list(came.since)
         known[came.shard] = begun
         shard = came.shard + (after is None)
-        told = self._part(_Came(tuple(known), shard, after), key, request.after)
-        told |= {"pieces": pieces, "blocks": blocks}
-        return told | ({} if reached is None else {"reached": key})
+        fields = self._part(_Came(tuple(known), shard, after), key, request.after)
+        fields |= {"pieces": pieces, "blocks": blocks}
+        return fields | ({} if reached is None else {"reached": key})
 
     def _part(self, came: _Came, key: Version, start: Place | None) -> dict[str, Any]:
         after = None
@@ -240,7 +256,7 @@ def _all_changes(replies: Sequence[SyncReply], since: Sequence[Version | None]) 
 
 
 def _together(
-    named: set[int], replies: Sequence[SyncReply], version: Version, told: Mapping[str, Any]
+    named: set[int], replies: Sequence[SyncReply], version: Version, fields: Mapping[str, Any]
 ) -> ShardedReply:
     """One reply of all; the lowest clock, the oldest control row and the longest silence count."""
     first = replies[0]
@@ -265,7 +281,7 @@ def _together(
         marks=first.marks,
         clocks=clocks,
         first=(first.epoch, first.count),
-        **told,
+        **fields,
     )
 
 
@@ -281,19 +297,19 @@ def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, i
 
 def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any]:
     """Shard 0's status with what the others tell, or the errors that came instead of it."""
-    told, refused, incidents = [_of_shard(answer)], dict(answer["refused"]), [answer["incident"]]
+    fields, refused, incidents = [_of_shard(answer)], dict(answer["refused"]), [answer["incident"]]
     vanished = answer["vanished"]
     for shard, other in enumerate(others, 1):
         if isinstance(other, BaseException):
-            told.append({"state": "away", "reason": str(other)})
+            fields.append({"state": "away", "reason": str(other)})
             continue
-        told.append({**_of_shard(other), "lacks_rows": _lacks(other, answer)})
+        fields.append({**_of_shard(other), "lacks_rows": _lacks(other, answer)})
         refused |= {f"+{shard}/{name}": why for name, why in other["refused"].items()}
         vanished += other["vanished"]
         if other["incident"]:
             incidents.append(f"shard {shard}: {other['incident']}")
     return {
-        **answer, "shards": told, "refused": refused, "vanished": vanished,
+        **answer, "shards": fields, "refused": refused, "vanished": vanished,
         "incident": "; ".join(filter(None, incidents)) or None,
     }  # fmt: skip
 

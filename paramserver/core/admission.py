@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from paramserver.core.blocks import OPAQUE, ROWS, Block, Blocks, Touched, copy_block
-from paramserver.core.ids import IdArray
+from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rows import Rows
 
 KEPT: Final = "kept."
@@ -78,13 +78,13 @@ class Sights:
         self._counts = np.zeros((_HASHES, cells), dtype=np.uint8)
         self._factors = np.frombuffer(key, dtype="<u8") | np.uint64(1)
 
-    def told(self) -> bytes:
+    def packed(self) -> bytes:
         """All of it as bytes."""
         return self._key + self.since.to_bytes(8, "little") + self._counts.tobytes()
 
     @classmethod
     def read(cls, data: bytes) -> Sights:
-        """One that :meth:`told` has told of."""
+        """One that :meth:`packed` has made."""
         n = 8 * _HASHES
         made = cls(data[:n], (len(data) - n - 8) // _HASHES)
         made.since = int.from_bytes(data[n : n + 8], "little")
@@ -141,9 +141,9 @@ class Keeper:
 
     def blocks(self) -> Blocks:
         """Make the blocks that a snapshot has of it."""
-        told = {n: Block(OPAQUE, sights.told()) for n, sights in self._sights.items()}
-        told |= {n: Block(OPAQUE, _DOUBLE.pack(age)) for n, age in self._ages.items()}
-        return told | {n: Block(ROWS, ranks.copy()) for n, ranks in self._ranks.items()}
+        blocks = {n: Block(OPAQUE, sights.packed()) for n, sights in self._sights.items()}
+        blocks |= {n: Block(OPAQUE, _DOUBLE.pack(age)) for n, age in self._ages.items()}
+        return blocks | {n: Block(ROWS, ranks.copy()) for n, ranks in self._ranks.items()}
 
     def track(self) -> None:
         """Know from now on what changes."""
@@ -255,7 +255,7 @@ class Keeper:
         steps = np.arange(self._looked, self._looked + 2 * wanted, dtype=np.uint64)
         self._looked += 2 * wanted
         places = ((steps * _SPREAD) >> np.uint64(32)) * np.uint64(span) >> np.uint64(32)
-        some = table.ids_at(np.unique(places).astype(np.int64) + table.begin)
+        some = table.ids_at(distinct(places).astype(np.int64) + table.begin)
         return some if len(some) >= many else table.ids
 
     def _sights_of(self, name: str) -> Sights:

@@ -46,7 +46,7 @@ from paramserver.core.entries import (
     check_float,
     check_moments,
 )
-from paramserver.core.ids import IdArray
+from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rows import Rows, read_rows
 from paramserver.core.wire import WireBlock
 from paramserver.errors import BlockError
@@ -366,7 +366,7 @@ def add_touched(into: Touched, more: Touched) -> None:
                 known = into[name] = []
             known += keys
             if len(known) > _ARRAYS_MAX:
-                known[:] = [np.unique(np.concatenate(known))]
+                known[:] = [distinct(np.concatenate(known))]
         elif isinstance(known, set):
             known |= keys
         else:
@@ -393,7 +393,7 @@ def size_bytes(blocks: Blocks) -> int:
 def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
     """Blocks for a message.  The data is shared: encode it before it changes."""
     return {
-        name: WireBlock(block.kind, block.data.told() if block.kind == ROWS else block.data)
+        name: WireBlock(block.kind, block.data.as_message() if block.kind == ROWS else block.data)
         for name, block in blocks.items()
     }
 

@@ -16,14 +16,16 @@ waits for all.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 IdArray = npt.NDArray[np.uint64]
 Numbers = npt.NDArray[np.int64]
+_Number = TypeVar("_Number", bound=np.integer[Any])
 _Slots = npt.NDArray[np.int32]
+_Marks = npt.NDArray[np.int32]
 
 _FACTOR: Final = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
 _BITS_LEAST: Final = 6
@@ -89,9 +91,9 @@ class Ids:
             self._next = _free(2 * _homes(slots))
         if self._next is not None:
             moved = _home(slots, ids) < self._moved
-            _insert(self._next, ids[moved], numbers[moved])
+            _insert(self._next, _home(self._next, ids[moved]), _marks(numbers[moved]))
             ids, numbers = ids[~moved], numbers[~moved]
-        _insert(slots, ids, numbers)
+        _insert(slots, _home(slots, ids), _marks(numbers))
         self.count += n
         if self._next is not None:
             self._move(self._next, slots, max(_MOVED * n, _MOVED_LEAST))
@@ -103,7 +105,7 @@ class Ids:
             end += 1
         numbers = old[self._moved : end].astype(np.int64) - 1
         numbers = numbers[numbers >= 0]
-        _insert(into, self._ids[numbers], numbers)
+        _insert(into, _home(into, self._ids[numbers]), _marks(numbers))
         self._moved = end
         if end == len(old):
             self._slots, self._next, self._moved = into, None, 0
@@ -121,16 +123,18 @@ class Ids:
         """All ids at once a slot further, those that are found or nowhere leave."""
         known = self._ids
         at = _home(slots, ids)
-        held = slots[at].astype(np.int64) - 1
+        held = slots.take(at).astype(np.int64)
+        held -= 1
         if not len(known):
             return held
-        same = known[held] == ids  # of a free slot: the last one's, which is not asked for
-        numbers: Numbers = np.where(same & (held < below), held, -1)
-        left = np.flatnonzero((held >= 0) & ~same)
+        other = known[held] != ids  # of a free slot: the last one's, which is not asked for
+        numbers: Numbers = held.copy()
+        numbers[other | (held >= below)] = -1
+        left = (other & (held >= 0)).nonzero()[0]
         at, ids = at[left], ids[left]
         while len(left):
             at += 1
-            held = slots[at].astype(np.int64) - 1
+            held = slots.take(at).astype(np.int64) - 1
             taken = held >= 0
             same = taken & (known[held] == ids)
             hit = same & (held < below)
@@ -138,6 +142,14 @@ class Ids:
             on = taken & ~same
             left, at, ids = left[on], at[on], ids[on]
         return numbers
+
+
+def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
+    """Each of these once, in order: a quarter of the time of ``np.unique``, which hashes them."""
+    ordered = np.sort(numbers)
+    first = np.ones(len(ordered), dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]
 
 
 def _free(homes: int) -> _Slots:
@@ -156,35 +168,37 @@ def _home(slots: _Slots, ids: IdArray) -> Numbers:
     return home.view(np.int64)
 
 
-def _insert(slots: _Slots, ids: IdArray, numbers: Numbers) -> None:
-    """Give each its slot; of those that want the same one the last gets it, the others go on."""
-    at, marks = _home(slots, ids), (numbers + 1).astype(np.int32)
+def _insert(slots: _Slots, at: Numbers, marks: _Marks) -> None:
+    """Give each its slot; of those that want the same one the last gets it, the others go on.
+
+    Parameters:
+        at: Where the search for each begins.
+        marks: The number of each, plus 1.
+    """
     while len(at):
-        free = slots[at] == 0
-        slots[at[free]] = marks[free]
-        on = slots[at] != marks
-        at, marks = at[on] + 1, marks[on]
+        free = np.flatnonzero(slots.take(at) == 0)  # ``take`` needs two thirds of an index's time
+        slots[at.take(free)] = marks.take(free)
+        on = np.flatnonzero(slots.take(at) != marks)
+        at, marks = at.take(on) + 1, marks.take(on)
+
+
+def _marks(numbers: Numbers) -> _Marks:
+    return (numbers + 1).astype(np.int32)
 
 
 def _laid_out(ids: IdArray) -> _Slots:
-    """Slots of all ids, as adding them one by one in the order of their homes would fill them."""
+    """Slots of all ids: part by part, each small enough for a processor's cache."""
     slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
-    order, steps, least = np.empty(len(ids), dtype=np.int64), np.arange(_AT_ONCE), -len(ids)
+    if len(ids) <= _AT_ONCE:
+        _insert(slots, _home(slots, ids), _marks(np.arange(len(ids))))
+        return slots
+    homes, part = np.empty(len(ids), dtype=np.uint32), np.empty(len(ids), dtype=np.uint8)
+    shift = _homes(slots).bit_length() - 1 - 8 * part.itemsize
     for begin in range(0, len(ids), _AT_ONCE):
-        some = order[begin : begin + _AT_ONCE]
-        some[:] = _home(slots, ids[begin : begin + _AT_ONCE])
-        some <<= _NUMBER_BITS  # both in one number: a fifth of the time of sorting places
-        some |= steps[: len(some)] + begin
-    order.sort()
-    for begin in range(0, len(ids), _AT_ONCE):
-        some = order[begin : begin + _AT_ONCE]
-        at = some >> _NUMBER_BITS
-        at -= steps[: len(some)]
-        at[0] = max(int(at[0]), least + begin)
-        np.maximum.accumulate(at, out=at)
-        least = int(at[-1]) - begin
-        at += steps[: len(some)]
-        some &= ROWS_MAX
-        some += 1
-        slots[at] = some
+        some = _home(slots, ids[begin : begin + _AT_ONCE])
+        homes[begin : begin + _AT_ONCE] = some
+        part[begin : begin + _AT_ONCE] = some >> shift
+    order = np.argsort(part, kind="stable")  # of single bytes: one pass, nothing is compared
+    for numbers in np.split(order, np.bincount(part).cumsum()[:-1]):
+        _insert(slots, homes.take(numbers).astype(np.int64), _marks(numbers))
     return slots

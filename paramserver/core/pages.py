@@ -17,6 +17,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from paramserver.core.ids import distinct
+
 Floats32 = npt.NDArray[np.float32]
 Pages = npt.NDArray[np.int64]
 _Pieces = list[tuple[int, Floats32]]
@@ -95,9 +97,10 @@ class Pool:
         """Make a table the only one that has the pages at these places of its list."""
         with self._lock:
             self._take_back()
-        shared = places[self._held[pages[places]] > 1]
+        shared = places[self._held.take(pages.take(places)) > 1]
         if not len(shared):
             return
+        shared = distinct(shared)
         old, new = pages[shared], self.take(len(shared))
         _write(self._sheets, new, _read(self._sheets, old))
         pages[shared] = new
@@ -118,7 +121,9 @@ class Pool:
 
 def located(pages: Pages, numbers: Pages) -> Pages:
     """Return where in the pool a table with these pages has its rows."""
-    at: Pages = (pages[numbers >> _SHIFT] << _SHIFT) | (numbers & _WITHIN)
+    at: Pages = pages.take(numbers >> _SHIFT)
+    at <<= _SHIFT
+    at |= numbers & _WITHIN
     return at
 
 
@@ -135,16 +140,20 @@ def pages_for(rows: int) -> int:
 def _read(pieces: _Pieces, at: Pages) -> Floats32:
     start, last = pieces[-1]
     if at.min(initial=start) >= start:
-        return np.take(last, at - start, axis=0)
+        return last.take(at - start if start else at, axis=0)
     out = np.empty((len(at), last.shape[1]), dtype=np.float32)
     for start, numbers in pieces:
         mine = np.flatnonzero((at >= start) & (at < start + len(numbers)))
         if len(mine):
-            out[mine] = np.take(numbers, at[mine] - start, axis=0)
+            out[mine] = numbers.take(at[mine] - start, axis=0)
     return out
 
 
 def _write(pieces: _Pieces, at: Pages, rows: Floats32) -> None:
+    start, last = pieces[-1]
+    if at.min(initial=start) >= start:
+        last[at - start if start else at] = rows
+        return
     for start, numbers in pieces:
         mine = np.flatnonzero((at >= start) & (at < start + len(numbers)))
         if len(mine):

@@ -40,7 +40,7 @@ class Parts:
         self._piece_keys = max(keys_max // _PIECES, 1)
         self._listed: tuple[str, list[str]] | None = None  # a block, and its keys
 
-    def told(
+    def reply_fields(
         self,
         request: SyncRequest,
         values: Blocks,
@@ -158,14 +158,14 @@ class WalkedParts(Parts):
         """A push has touched this."""
         self._walks.note(touched)
 
-    def told(
+    def reply_fields(
         self,
         request: SyncRequest,
         values: Blocks,
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
-        """Do as :meth:`Parts.told`; what was touched since the reader asked last is known."""
+        """Do as :meth:`Parts.reply_fields`, and know what was touched since it was last asked."""
         walks, reader = self._walks, request.replica
         walks.ask(reader, request.since)
 
@@ -173,10 +173,10 @@ class WalkedParts(Parts):
             known = walks.touched_since(reader, since)
             return changes_since(since) if known is None else known
 
-        told = super().told(request, values, version, known_since)
-        if told["kind"] == "part" and version in (told.get("reached"), told["since"]):
+        fields = super().reply_fields(request, values, version, known_since)
+        if fields["kind"] == "part" and version in (fields.get("reached"), fields["since"]):
             walks.begin(reader, version)
-        return told
+        return fields
 
 
 def _size(block: Block) -> int:

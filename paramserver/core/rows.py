@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 import numpy as np
 
 from paramserver.core.flags import Flags, Marks
-from paramserver.core.ids import IdArray, Ids, Numbers
+from paramserver.core.ids import IdArray, Ids, Numbers, distinct
 from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, page_of, pages_for
 from paramserver.errors import BlockError
 
@@ -122,12 +122,12 @@ class Rows:
         gone = _ID.itemsize * len(self.gone)
         return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
 
-    def told(self) -> dict[str, Any]:
+    def as_message(self) -> dict[str, Any]:
         """The rows as a message holds them."""
         numbers = self.numbers.astype(_NUMBER, copy=False)
         ids = self.ids.astype(_ID, copy=False)
-        told = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
-        return told | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else told
+        message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
+        return message | {"gone": self.gone.astype(_ID).tobytes()} if len(self.gone) else message
 
     @property
     def ids(self) -> IdArray:
@@ -160,7 +160,7 @@ class Rows:
         """Return the rows of these ids, 0 for those that there are none of, and which there are."""
         at = self._places(ids)
         known = at >= 0
-        if known.all():
+        if at.min(initial=0) >= 0:
             return self._read(at), known
         out = np.zeros((len(ids), self.width), dtype=np.float32)
         out[known] = self._read(at[known])
@@ -171,7 +171,7 @@ class Rows:
 
     def select(self, ids: Sequence[IdArray]) -> Rows:
         """Those of the ids, which may stand there more than once; the others are gone."""
-        some = np.unique(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
+        some = distinct(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
         numbers, known = self.get(some)
         selected = Rows(some[known], numbers[known])
         selected.gone = some[~known]
@@ -262,13 +262,12 @@ class Rows:
 
     def _write(self, ids: IdArray, numbers: Floats32) -> None:
         at = self._ids.find(ids, self._ids.count)
-        new = at < 0
-        if fresh := int(new.sum()):
-            begin = self._ids.count
+        if at.min(initial=0) < 0:
+            new, begin = at < 0, self._ids.count
             self._ids.add(ids[new])
-            at[new] = np.arange(begin, begin + fresh)
+            at[new] = np.arange(begin, self._ids.count)
         self._have(at)
-        self._pool.own(self._pages, np.unique(page_of(at)))
+        self._pool.own(self._pages, page_of(at))
         self._pool.write(located(self._pages, at), numbers)
 
     def track(self) -> None:
@@ -334,7 +333,7 @@ def read_rows(name: str, data: dict[Any, Any]) -> Rows:
         sizes = f"{len(ids)} bytes of ids and {len(numbers)} of numbers"
         raise BlockError(name, None, f"{sizes} are no rows of {width} numbers")
     each = np.frombuffer(ids, dtype=_ID)
-    if not (each[1:] > each[:-1]).all() and len(np.unique(each)) != n:
+    if not (each[1:] > each[:-1]).all() and len(distinct(each)) != n:
         raise BlockError(name, "ids", "an id stands there twice")
     rows = np.frombuffer(numbers, dtype=_NUMBER).reshape(n, width)
     if not np.isfinite(rows).all():

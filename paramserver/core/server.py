@@ -265,7 +265,7 @@ class Server:
             position=self.position,
             learned=self.learned(),
             keeper=keeper,
-            **self._parts.told(request, self.values, self.version, self.changes_since),
+            **self._parts.reply_fields(request, self.values, self.version, self.changes_since),
         )
 
     def learned(self) -> int:

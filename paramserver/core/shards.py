@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from paramserver.core.admission import KEPT
 from paramserver.core.blocks import ADDITIVE, DIGEST, OPAQUE, ROWS, Block, Blocks
-from paramserver.core.ids import IdArray
+from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rewrites import REWRITES
 from paramserver.core.rows import Rows
 from paramserver.core.wire import Push, WireBlock
@@ -72,8 +72,8 @@ class Cut:
         """The part of each shard; those that nothing is cut of are shared."""
         out: list[Blocks] = [{} for _ in range(self.of)]
         for name, block in blocks.items():
-            told = name.startswith(KEPT) and block.kind == OPAQUE  # of a bounded table: to each
-            kind = DIGEST if told else block.kind
+            to_each = name.startswith(KEPT) and block.kind == OPAQUE  # of a bounded table: to each
+            kind = DIGEST if to_each else block.kind
             for shard, data in self._parts(kind, block.data):
                 out[shard][name] = Block(block.kind, data)
         return out
@@ -134,15 +134,15 @@ class Cut:
         for shard in range(self.of):
             mine, away = at == shard, left == shard
             if mine.any() or away.any():
-                told = {"width": data["width"], "ids": ids[mine].tobytes()}
-                told["numbers"] = rows[mine].tobytes()
-                out.append((shard, told | ({"gone": gone[away].tobytes()} if away.any() else {})))
+                part = {"width": data["width"], "ids": ids[mine].tobytes()}
+                part["numbers"] = rows[mine].tobytes()
+                out.append((shard, part | ({"gone": gone[away].tobytes()} if away.any() else {})))
         return out
 
     def _tables(self, rows: Rows) -> list[tuple[int, Any]]:
         ids, numbers = rows.ids, rows.numbers
         at = self.of_ids(ids)
-        return [(s, Rows(ids[at == s], numbers[at == s])) for s in np.unique(at).tolist()]
+        return [(s, Rows(ids[at == s], numbers[at == s])) for s in distinct(at).tolist()]
 
 
 def joined(parts: Sequence[Mapping[str, WireBlock]]) -> dict[str, WireBlock]:
@@ -161,9 +161,9 @@ def joined(parts: Sequence[Mapping[str, WireBlock]]) -> dict[str, WireBlock]:
 
 
 def _joined_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    told = {key: a[key] + b[key] for key in ("ids", "numbers")}
+    both = {key: a[key] + b[key] for key in ("ids", "numbers")}
     gone = a.get("gone", b"") + b.get("gone", b"")
-    return {"width": a["width"], **told, **({"gone": gone} if gone else {})}
+    return {"width": a["width"], **both, **({"gone": gone} if gone else {})}
 
 
 def joined_blocks(parts: Sequence[Blocks]) -> Blocks:

@@ -60,8 +60,12 @@ class Samples(Filter):
 
     def _made_good(self, source: Source) -> float:
         """Who contradicts itself as often as others do never gets far below 0."""
-        owed = -source.evidence.get(self.name, 0.0)
-        return min(-_CONTRADICTION * self._usual / (1.0 - self._usual), owed) if owed > 0.0 else 0.0
+        against = -source.evidence.get(self.name, 0.0)
+        return (
+            min(-_CONTRADICTION * self._usual / (1.0 - self._usual), against)
+            if against > 0.0
+            else 0.0
+        )
 
     def _unlike(self, source: Source) -> float:
         n = sum(source.labels.values())

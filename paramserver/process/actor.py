@@ -31,7 +31,7 @@ from paramserver.process.lineage import Lineage, recover
 from paramserver.process.near import Near
 from paramserver.process.publishing import Publishing
 from paramserver.process.running import Running
-from paramserver.process.settings import FindGone, Host, ServerSettings, identity
+from paramserver.process.settings import FindGone, Host, ServerSettings, again_s, identity
 from paramserver.process.sharing import Shard, Sharing
 from paramserver.process.status import epochs, numbers
 from paramserver.process.swapping import Swapping
@@ -94,9 +94,7 @@ class ParameterServer:
     def _run(self) -> None:
         pause, settings = threading.Event(), self._running.settings
         while not self.restore():
-            if self._running.state == "refused":
-                return
-            pause.wait(settings.retry_s)
+            pause.wait(again_s(settings, self._running.state))
         # apart from each other: writing a large snapshot must not delay the look at the epoch
         often = (self.snapshot_if_due, settings.confirm_s)
         threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
@@ -110,8 +108,9 @@ class ParameterServer:
         try:
             self._restore()
         except StartRefused as error:
+            if running.reason != str(error):  # once, though it looks again and again
+                _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
             running.state, running.reason = "refused", str(error)
-            _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
             return False
         except Exception as error:  # whatever it is, a later attempt may do better
             running.reason = f"{type(error).__name__}: {error}"
@@ -171,7 +170,7 @@ class ParameterServer:
             asked = [p for p in orphans if p not in message.adopting]
             age_ms = 1000.0 * (now_s - running.confirmed_s)
             reply = server.reply(message, acks, asked, age_ms, keeper=keeper)
-            reply = self._sharing.told(reply)
+            reply = self._sharing.with_ends(reply)
             if message.marks:
                 running.marks.note(message.marks, server.version, server.clock)
             if marks := running.marks.since(message.since, message.partition):

@@ -303,7 +303,7 @@ def decide(
             row, _ = store.write_control(server.model, kind, key, payload, fence)
             return [c for c in store.controls(server.model, server.control) if c.seq <= row.seq]
         except Exception as error:
-            lost = _lost(store, server, key)
+            lost = _superseded(store, server, key)
             if lost is not None:
                 raise lost from error
             if attempt == _DECIDE_TRIES - 1:
@@ -318,7 +318,7 @@ def check_decides(known: Sequence[ControlInfo], server: Server) -> None:
         raise HandedOn(server.model)
 
 
-def _lost(store: Store, server: Server, key: str) -> Superseded | None:
+def _superseded(store: Store, server: Server, key: str) -> Superseded | None:
     """Whether a newer server keeps the row from being written, now and later."""
     try:
         newest = store.head(server.model, server.spec).epoch

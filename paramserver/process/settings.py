@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from paramserver.core.admission import TableBounds
 from paramserver.core.parts import PART_KEYS
@@ -80,10 +81,22 @@ class Host:
     disk: Disk = field(default_factory=Disk)
 
 
+_REFUSED_S: Final = 10.0
+"""Seconds between two looks of a server that was refused."""
+
+
+def again_s(settings: ServerSettings, state: str) -> float:
+    """Seconds until a server in this state tries again to restore.
+
+    What refused it may be put right under a running service, mostly by a person.
+    """
+    return max(settings.retry_s, _REFUSED_S) if state == "refused" else settings.retry_s
+
+
 def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
     """Hash of all that makes two servers of one name different: spec, rule, settings, code."""
     code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.rglob("*.py")):
+    for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())
     parts = (lineage.spec, lineage.rule, directory, repr(settings), code.hexdigest())
     return hashlib.sha256(repr(parts).encode()).hexdigest()

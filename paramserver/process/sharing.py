@@ -115,7 +115,7 @@ class Sharing:
         one = self._shard
         return None if one is None else Cut(one.of).foreign(values, one.number)
 
-    def told(self, reply: SyncReply) -> SyncReply:
+    def with_ends(self, reply: SyncReply) -> SyncReply:
         """The reply of one of several says where closed partitions end: others may not be there."""
         if self._shard is None or not reply.closed:
             return reply

@@ -21,7 +21,7 @@ from paramserver.snapshots.history import SnapshotHistory
 from paramserver.store import ControlInfo, PartitionInfo, Store
 
 LOST: Final = "lost"
-ACCEPTED: Final = "accepted"
+LOSS_ACCEPTED: Final = "accepted"
 _ACCEPT: Final = "online serve --accept-loss"
 _SHOWN: Final = 3
 _NEWEST: Final = 2**62  # behind every row of a store
@@ -212,7 +212,7 @@ def accepted(controls: Iterable[ControlInfo], spec: str) -> Acceptance | None:
     """The newest loss that the lineage goes on without; None: none since it began anew."""
     found = None
     for control in controls:
-        if control.kind == ACCEPTED:
+        if control.kind == LOSS_ACCEPTED:
             note = msgspec.json.decode(control.payload, type=Accepted)
             if note.spec == spec:
                 found = Acceptance(control.seq, note)
@@ -229,7 +229,7 @@ def unfinished(controls: Iterable[ControlInfo], spec: str) -> list[Lost]:
             note = msgspec.json.decode(control.payload, type=Lost)
             if spec in note.specs:
                 begun_.append(note)
-        elif control.key.startswith((f"{ACCEPTED}:{spec}:", f"{BEGUN}:{spec}:")):
+        elif control.key.startswith((f"{LOSS_ACCEPTED}:{spec}:", f"{BEGUN}:{spec}:")):
             begun_ = []
     return begun_
 

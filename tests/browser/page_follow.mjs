@@ -38,6 +38,36 @@ async function open(streams) {
   return { ...asked, curl };
 }
 
-const stream = await open(true), polls = await open(false);
-console.log(JSON.stringify({ stream, polls, errors }));
+// The other pages, below the prefix and in the dark: what they load, try and are painted with.
+async function others() {
+  const context = await browser.newContext({ colorScheme: "dark" }), page = await context.newPage(), seen = { outside: 0 };
+  page.setDefaultTimeout(120000);
+  page.on("pageerror", (error) => errors.push(error.message));
+  page.on("console", (message) => { if (message.type() === "error" && !/status of 40[14]/.test(message.text())) errors.push(message.text()); });
+  page.on("request", (request) => { if (!/^(data|blob):/.test(request.url()) && !request.url().startsWith(url)) seen.outside++; });
+  await page.addInitScript((held) => window.sessionStorage.setItem("token", held), token);
+  await page.goto(url + "docs");
+  await page.locator(".opblock").first().waitFor();
+  seen.paper = await page.evaluate(() => getComputedStyle(document.body).backgroundColor.match(/\d+/g).map(Number));
+  await page.locator("#operations-health-livez_livez_get .opblock-summary-control").click();
+  await page.getByRole("button", { name: "Try it out" }).click();
+  await page.getByRole("button", { name: "Execute" }).click();
+  seen.tried = await page.locator(".live-responses-table .response .response-col_status").first().textContent();
+  await page.goto(url + "demo/choose?model=shop");
+  await page.fill("#token", token);
+  await page.click("#locked button");
+  await page.waitForSelector("#yes:not([disabled])");
+  await page.goto(url + "edge/demo?model=model-1");
+  await page.waitForFunction(() => /^[12]$/.test(document.getElementById("release").textContent));
+  seen.scope = await page.evaluate(async () => (await navigator.serviceWorker.ready).scope);
+  await page.evaluate(() => caches.open("edge-page").then((kept) => kept.match("demo")).then((held) => held.text()));
+  await page.locator("#models").selectOption("model-2");
+  await page.getByText("Nothing is published for devices yet").waitFor();
+  seen.address = page.url();
+  await context.close();
+  return seen;
+}
+
+const stream = await open(true), polls = await open(false), beside = await others();
+console.log(JSON.stringify({ stream, polls, beside, errors }));
 await browser.close();

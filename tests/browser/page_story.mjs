@@ -96,7 +96,7 @@ report.all = await span();
 await press("Make a report of model-1");
 await card.getByLabel("Token for admin").fill(admin);
 await card.getByRole("button", { name: "Use it" }).click();
-await card.getByRole("link", { name: "Open the report" }).waitFor({ timeout: 120000 });
+await card.getByRole("link", { name: "Open the report" }).waitFor({ timeout: 240000 });
 await look("report-made");
 const [opened] = await Promise.all([context.waitForEvent("page"), card.getByRole("link", { name: "Open the report" }).click()]);
 opened.on("console", (message) => { if (message.type() === "error") errors.push("report: " + message.text()); });
@@ -131,9 +131,16 @@ await card.getByText("It learns.").waitFor();
 await act("Release held-0", "released");
 await act("Discard all of bot", "discarded");
 await card.getByText("Nothing waits for a decision.").waitFor();
+// A long journal is not looked through at once, and the page does not say that nothing waits.
+await page.route("**/quarantine?*", (route) => route.fulfill({ json: { events: [], cursor: "0:0:0", left: 7, removed: 0 } }));
 const name = await card.locator(".operate .kept tbody tr").last().locator("td").first().textContent();
 await act(`Pin ${name}`, "Pinned");
 await card.getByRole("button", { name: `Unpin ${name}` }).waitFor();
+await card.getByText("Nothing in the rows looked at so far.").waitFor();
+await card.getByText("7 rows not looked at yet").waitFor();
+await page.unroute("**/quarantine?*");
+await press("Look further in model-0");
+await card.getByText("Nothing waits for a decision.").waitFor();
 await act(`Go back to ${name}`, "undone");
 await press("Watch for a minute what comes in to model-0");
 const ask = (i) => fetch(`${url}/v1/models/model-0/predict`, { method: "POST", headers: { authorization: `Bearer ${predict}` }, body: JSON.stringify({ features: { x: i, y: 0.5 } }) });
@@ -192,6 +199,17 @@ await state("Decided");
 promoted.came = await page.locator("#act-state").textContent();
 promoted.progress = await page.locator("#act-progress").isVisible();
 
+// Where a package of the extra is missing no report can be asked for, and the page says why.
+await page.route(`${url}/`, async (route) => {
+  const response = await route.fetch();
+  await route.fulfill({ response, body: (await response.text()).replace('LACKS = ""', 'LACKS = "matplotlib"') });
+});
+await page.reload();
+const make = card.getByRole("button", { name: "Make a report of model-2" });
+await make.waitFor();
+const lacks = [await make.isDisabled(), await make.getAttribute("title"), await card.locator(".report").textContent()];
+await page.unroute(`${url}/`);
+
 const paint = await page.evaluate(() => performance.getEntriesByName("first-contentful-paint").map((e) => e.startTime)[0]);
-console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, slices, calibration, influence, idle, axes, live, releases, devices, report, choices, promoted }));
+console.log(JSON.stringify({ rows, errors, findings, acts, name, focus, paint, moved, labels, slices, calibration, influence, idle, axes, live, releases, devices, report, choices, promoted, lacks }));
 await browser.close();

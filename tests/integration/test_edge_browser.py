@@ -22,7 +22,8 @@ import pytest
 import uvicorn
 from fastapi import FastAPI, Request
 
-from online.edge import manifest, pack, runners
+from online.edge import manifest
+from online.edge.targets import pack, runners
 from online.http.edge import routes
 
 BROWSER: Final = Path(__file__).parent.parent / "browser"

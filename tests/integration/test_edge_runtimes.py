@@ -21,10 +21,10 @@ from evaluation.errors import StreamUnusable
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 
 from benchmarks.edge.exported import CASES, trained
-from online.edge import onnx_file, pack, runners
-from online.edge.gate import BOUNDS, compare
-from online.edge.golden import golden
-from online.edge.lower import lower
+from online.edge.lowering.lower import lower
+from online.edge.targets import onnx_file, pack, runners
+from online.edge.targets.gate import BOUNDS, compare
+from online.edge.targets.golden import golden
 
 BROWSER: Final = Path(os.environ.get("PLAYWRIGHT", Path(__file__).parent.parent / "browser" / "x"))
 MODULES: Final = BROWSER.parent / "node_modules"

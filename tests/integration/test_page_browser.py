@@ -65,7 +65,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
     state = tmp_path_factory.mktemp("page") / "state"
     data: dict[str, Any] = {
         "models": [*models, {"name": "shop", "task": "choose"}], "tokens": TOKENS,
-        "cluster": "embedded", "port": 0, "state_dir": str(state),
+        "cluster": "embedded", "port": 0, "state_dir": str(state), "limits": {"report_wait_s": 240},
     }  # fmt: skip
     with contextlib.closing(Series(state / FOLDER, "model-1")) as series:  # before a restart
         for minute in range(50):
@@ -99,12 +99,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
                     for j in range(300)
                 ]
                 post("model-1/feedback", {"events": rows})
-            post("model-0/sources", {"source": "bot", "banned": True})
-            held = [
-                {"features": {"x": 1.0}, "label": True, "event_id": f"held-{j}", "source": "bot"}
-                for j in range(3)
-            ]
-            post("model-0/feedback", {"events": held})
+            for source, name, n in (("ghost", "gone", 30), ("bot", "held", 3)):
+                post("model-0/sources", {"source": source, "banned": True})
+                row = {"features": {"x": 1.0}, "label": True, "source": source}
+                rows = [{**row, "event_id": f"{name}-{j}"} for j in range(n)]
+                post("model-0/feedback", {"events": rows})
+                if source == "ghost":  # more than a page of them is decided
+                    post("model-0/quarantine/discard", {"source": source})
         yield running
 
 
@@ -119,7 +120,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     shots = os.environ.get("SCREENSHOTS")
     done = subprocess.run(
         ["node", BROWSER / "page_story.mjs", *words, *([shots] if shots else [])],
-        capture_output=True, text=True, timeout=240,
+        capture_output=True, text=True, timeout=540,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
@@ -160,6 +161,12 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert promoted["asked"] == [["/v1/models/model-2/promote", {"back": False}]]
     assert (promoted["open"], promoted["progress"]) == (True, False)
     assert promoted["came"].startswith("Decided.")
+    disabled, title, text = seen["lacks"]
+    assert disabled
+    assert (
+        title == "The service has no matplotlib. Install it where it runs: pip install '.[report]'"
+    )
+    assert title in text
     said = {name: text for name, (text, _) in seen["acts"].items()}
     came = {name: text for name, (_, text) in seen["acts"].items()}
     assert "has learned 240 events" in said["Freeze model-0"]
@@ -167,7 +174,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert came["Release held-0"] == "1 event released."
     assert came["Discard all of bot"] == "2 events discarded."
     back = f"Go back to {seen['name']}"
-    assert "This undoes 24" in said[back]
+    assert "This undoes 27" in said[back], "240 learned, 33 set aside"
     assert came[back].split()[0] == said[back].split("This undoes ")[1].split()[0]
     assert acts(service)[before:] == [
         "freeze", "unfreeze", "decide", "decide", "decide", "pin", "rollback",
@@ -235,3 +242,9 @@ def test_the_page_follows_by_a_stream_behind_a_proxy_and_asks_where_there_is_non
     for way in ("stream", "polls"):
         assert seen[way]["outside"] == 0, "nothing is asked beside the prefix"
         assert f"{proxy.url}v1/models/model-5/predict" in seen[way]["curl"]
+    beside = seen["beside"]
+    assert beside["outside"] == 0, "the other pages, too"
+    assert max(beside["paper"]) < 64, "dark where the rest is dark"
+    assert beside["tried"].startswith("200")
+    assert beside["scope"] == f"{proxy.url}edge/"
+    assert beside["address"] == f"{proxy.url}edge/demo?model=model-2"

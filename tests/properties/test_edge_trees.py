@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from river import compose, forest, preprocessing, tree
 
-from online.edge import pack
 from online.edge.errors import ExportRefused, PackCorrupt
-from online.edge.evaluate import evaluate
-from online.edge.golden import answer
-from online.edge.lower import lower
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.lower import lower
+from online.edge.targets import pack
+from online.edge.targets.golden import answer
 from online.models.load import _wrap, load
 
 NUMBERS = st.one_of(

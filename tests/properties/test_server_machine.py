@@ -68,7 +68,7 @@ def delta(partition: int, first: int, last: int) -> dict[str, wire.WireBlock]:
     rows = [(partition, offset) for offset in range(first, last + 1)]
     return {
         "w": wire.WireBlock("additive", sums(rows)),
-        "t": wire.WireBlock("rows", table(sums(rows)).told()),
+        "t": wire.WireBlock("rows", table(sums(rows)).as_message()),
         "d": wire.WireBlock("digest", {"count": len(rows), "sum": 0}),
     }
 

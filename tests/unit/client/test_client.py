@@ -24,7 +24,7 @@ from online.client import (
     ServiceRefused,
     ServiceUnavailable,
 )
-from online.client.calls import Calls
+from online.client.calls import Calls, Surroundings
 
 Answer = tuple[int, Any, dict[str, str]] | type[httpx.TransportError]
 LEARNED = {"status": "learned", "seen": "1:1"}
@@ -74,8 +74,8 @@ class Service:
     def given(self, retry: Retry) -> dict[str, Any]:
         ids = iter(range(1000))
         return {
-            "retry": retry, "rng": random.Random(1), "monotonic_s": self.clock,
-            "new_id": lambda: f"made-{next(ids)}", "transport": httpx.MockTransport(self),
+            "retry": retry, "transport": httpx.MockTransport(self),
+            "surroundings": Surroundings(random.Random(1), self.clock, lambda: f"made-{next(ids)}"),
         }  # fmt: skip
 
 

@@ -51,6 +51,11 @@ def test_a_model_that_is_not_named_or_not_served(model: str | None, said: str) -
     assert said.replace("--model", "NAME") in str(refused.value)
 
 
+def test_another_model_than_the_default_needs_the_settings_file_that_has_it() -> None:
+    with pytest.raises(ConfigError, match="phishing alone: name yours by --config"):
+        base.pick_model(load(None, {}, {}), "clicks")
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

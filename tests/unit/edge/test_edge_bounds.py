@@ -16,12 +16,12 @@ from river import forest, tree
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 
-from online.edge import pack, runners
-from online.edge.evaluate import evaluate
 from online.edge.export import Exported, Steps, export
-from online.edge.ir import Linear, bounded
-from online.edge.lower import lower
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import Linear, bounded
+from online.edge.lowering.lower import lower
 from online.edge.on_device import learn as learn_there
+from online.edge.targets import pack, runners
 from online.learning.bounds import Bounds
 from online.models.load import _wrap, load
 from replay.example import Example, Features

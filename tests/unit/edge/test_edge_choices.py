@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 
 from online.cli import app
 from online.decide import Policy, draw, row
-from online.edge import choices, pack
+from online.edge import choices
 from online.edge.choices import Choices
 from online.edge.errors import ExportRefused, PackCorrupt, ParityFailed
 from online.edge.export import Exported
-from online.edge.ir import EdgeModel
-from online.edge.lower import lower
+from online.edge.lowering.ir import EdgeModel
+from online.edge.lowering.lower import lower
+from online.edge.targets import pack
 from online.models.from_settings import load_model
 from online.models.rewards import Action, RewardModel, Rewards
 from online.models.selfrate import SelfRate

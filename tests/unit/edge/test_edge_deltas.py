@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from online.edge import deltas, grid, pack, runners
 from online.edge.errors import DifferenceUnfit, PackCorrupt, StepsUnfit
-from online.edge.evaluate import evaluate
-from online.edge.ir import Columns, EdgeModel, Layer, Mlp
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import Columns, EdgeModel, Layer, Mlp
+from online.edge.targets import deltas, grid, pack, runners
 
 NODE = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 ASK: Final = """

@@ -26,7 +26,7 @@ from benchmarks.edge import template as templates
 from benchmarks.edge.template import OnnxTemplate, TemplateUnfit
 from evaluation.streams import open_stream
 from online.cli import app
-from online.edge import deltas, errors, manifest, onnx_file, onnx_small, pack, runners
+from online.edge import errors, manifest
 from online.edge.errors import (
     ExportRefused,
     ManifestRefused,
@@ -34,9 +34,10 @@ from online.edge.errors import (
     ParityFailed,
 )
 from online.edge.export import EXACT, export
-from online.edge.gate import compare, gate
-from online.edge.golden import golden
-from online.edge.lower import lower
+from online.edge.lowering.lower import lower
+from online.edge.targets import deltas, onnx_file, onnx_small, pack, runners
+from online.edge.targets.gate import compare, gate
+from online.edge.targets.golden import golden
 from online.models.from_settings import load_model
 from online.models.load import load
 from online.rows.prediction_ids import Keys

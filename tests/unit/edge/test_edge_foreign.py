@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from online.edge import foreign
 from online.edge.errors import ExportRefused, ParityFailed, TargetUnavailable
-from online.edge.evaluate import evaluate
-from online.edge.gate import BOUNDS, gate
-from online.edge.golden import Golden
-from online.edge.ir import Columns, EdgeModel, Forest, Layer, Linear, Link, Mlp
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import Columns, EdgeModel, Forest, Layer, Linear, Link, Mlp
+from online.edge.targets import foreign
+from online.edge.targets.gate import BOUNDS, gate
+from online.edge.targets.golden import Golden
 
 LINKS: dict[str, Link] = {"binary": "sigmoid", "multiclass": "softmax", "regression": "identity"}
 

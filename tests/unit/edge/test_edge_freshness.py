@@ -16,9 +16,9 @@ from replica_world import SPEC, row
 
 from online.commands import edge
 from online.commands.export import freshness, left_behind
-from online.edge.channel import COMPARED_LEAST, DIFFERING_LEAST, Channel, Reports
 from online.edge.errors import PublishRefused
 from online.edge.manifest import canonical
+from online.edge.releases.channel import COMPARED_LEAST, DIFFERING_LEAST, Channel, Reports
 from online.http.edge import routes
 from online.learning.counters import DIGEST, METRICS
 from online.settings import config

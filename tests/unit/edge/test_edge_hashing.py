@@ -15,9 +15,9 @@ from river import preprocessing
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install '.[edge]'")
 pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'")
 
-from online.edge import onnx_file, pack, runners
-from online.edge.fronts import front_of
-from online.edge.ir import Columns, EdgeModel, Linear, Tokens
+from online.edge.lowering.fronts import front_of
+from online.edge.lowering.ir import Columns, EdgeModel, Linear, Tokens
+from online.edge.targets import onnx_file, pack, runners
 from online.models.hashed import Hashed
 
 COUNT: Final = 10_000

@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 from evaluation.streams import open_stream
 from online.cli import app
 from online.commands import edge
-from online.edge import deltas, folder, manifest, roots
-from online.edge.channel import KEEP, Channel, Reports
+from online.edge import manifest
 from online.edge.errors import ManifestRefused, PublishRefused
-from online.edge.folder import Folder
+from online.edge.releases import folder, roots
+from online.edge.releases.channel import KEEP, Channel, Reports
+from online.edge.releases.folder import Folder
+from online.edge.targets import deltas
 from online.errors import ConfigError
 from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys

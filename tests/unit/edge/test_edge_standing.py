@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from edge_world import World
 
-from online.edge.folder import releases_in, write
+from online.edge.releases.folder import releases_in, write
 from online.history.samples import Mark, happened, sample
 
 NOW = 1_790_000_000.0

@@ -11,9 +11,9 @@ from typing import Any
 import test_edge_publish as commands
 
 from evaluation.streams import open_stream
-from online.edge import deltas, runners
-from online.edge.channel import KEEP
-from online.edge.folder import Folder
+from online.edge.releases.channel import KEEP
+from online.edge.releases.folder import Folder
+from online.edge.targets import deltas, runners
 from online.models.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config

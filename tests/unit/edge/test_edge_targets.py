@@ -19,13 +19,13 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip ins
 
 from benchmarks.edge.exported import CASES, Case, cortex_bytes, trained
 from evaluation.errors import StreamUnusable
-from online.edge import c_file, onnx_file, pack, runners
 from online.edge.errors import ExportRefused
-from online.edge.gate import BOUNDS, compare
-from online.edge.golden import Golden, golden
-from online.edge.ir import EdgeModel
-from online.edge.lower import lower
-from online.edge.pack import Precision
+from online.edge.lowering.ir import EdgeModel
+from online.edge.lowering.lower import lower
+from online.edge.targets import c_file, onnx_file, pack, runners
+from online.edge.targets.gate import BOUNDS, compare
+from online.edge.targets.golden import Golden, golden
+from online.edge.targets.pack import Precision
 
 ROWS: Final = {
     "ARF(10) regressor, median": 150, "ARF(10) regressor, mean": 150,

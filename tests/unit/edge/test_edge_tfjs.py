@@ -13,10 +13,10 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from online.edge import tfjs_file
 from online.edge.errors import ExportRefused
-from online.edge.evaluate import evaluate
-from online.edge.ir import Columns, EdgeModel, Layer, Linear, Mlp, Tokens
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import Columns, EdgeModel, Layer, Linear, Mlp, Tokens
+from online.edge.targets import tfjs_file
 
 BROWSER: Final = Path(__file__).parents[2] / "browser"
 ASK: Final = """

@@ -17,8 +17,9 @@ from typing import Any, Final
 import edge_world as worlds
 import pytest
 
-from online.edge import manifest, roots
-from online.edge.channel import Reports, bucket
+from online.edge import manifest
+from online.edge.releases import roots
+from online.edge.releases.channel import Reports, bucket
 from online.http.edge import shipped, shortened
 
 pytestmark = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

@@ -112,6 +112,14 @@ def test_a_rollback_has_no_score_and_a_mark(series: Series, tmp_path: Path) -> N
     assert [(m["kind"], m["text"]) for m in found["marks"][2:]] == [("decision", "rollback")]
 
 
+def test_a_freeze_and_its_end_are_one_mark_each(series: Series, tmp_path: Path) -> None:
+    series.add(status(1, 1, {}), BEGIN)
+    for i, kind in enumerate(("freeze", "unfreeze")):
+        rewrites = {"frozen": kind == "freeze", "banned": [], "last": {"control": i, "kind": kind}}
+        series.add(status(1, 1, {}, rewrites=rewrites), BEGIN + i + 1)
+    assert [m["text"] for m in course(tmp_path)["marks"][2:]] == ["frozen", "learns again"]
+
+
 def test_a_model_that_begins_anew_has_the_score_of_its_own_rows(
     series: Series, tmp_path: Path
 ) -> None:

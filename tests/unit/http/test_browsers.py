@@ -47,7 +47,7 @@ ROUTES: Final[list[tuple[str, str, Any, str]]] = [
     ("GET", "/v1/models/m/quarantine", None, ""),
     ("GET", "/no/such/path", None, ""),
 ]
-PAGES: Final = ("/", "/docs", "/redoc", "/edge/demo")
+PAGES: Final = ("/", "/docs", "/edge/demo")
 PROBES: Final = ("/livez", "/readyz", "/v2/health/live", "/v2/health/ready")
 FOREIGN: Final[dict[str, dict[str, str]]] = {
     "another site": {"origin": "http://evil.example", "sec-fetch-site": "cross-site"},

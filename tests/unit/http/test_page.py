@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import fields
 from html.parser import HTMLParser
@@ -193,6 +194,15 @@ def test_it_asks_for_a_token_and_keeps_it_in_the_tab() -> None:
 
 def test_it_is_small_with_all_that_it_needs() -> None:
     assert len(gzip.compress(page().encode())) < 100_000
+
+
+@pytest.mark.parametrize("lacks", ["jinja2", "matplotlib", "pyarrow"])
+def test_the_page_knows_which_package_the_report_lacks(
+    monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    assert 'const LACKS = "";' in asked("identity")[0].text
+    monkeypatch.setitem(sys.modules, lacks, None)
+    assert f'const LACKS = "{lacks}";' in asked("identity")[0].text
 
 
 def asked(*encodings: str) -> list[httpx.Response]:

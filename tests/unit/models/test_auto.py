@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from evaluation.streams import open_stream
-from online.edge import ir
 from online.edge.errors import ExportRefused
-from online.edge.evaluate import evaluate
-from online.edge.lower import lower
+from online.edge.lowering import ir
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.lower import lower
 from online.models import auto
 from online.models.auto import CROSSED_MAX, NAP, QUIET, SPELL, Auto, Naps
 from online.models.errors import LearnerUnusable

@@ -176,8 +176,8 @@ def test_a_label_without_probabilities(tmp_path: Path) -> None:
 @pytest.mark.parametrize("task", ["binary", "regression"])
 def test_what_the_service_exports_answers_as_it_did(tmp_path: Path, task: Any) -> None:
     """On rows of a real stream, some of which lack values."""
-    from online.edge.lower import lower
-    from online.edge.onnx_file import convert
+    from online.edge.lowering.lower import lower
+    from online.edge.targets.onnx_file import convert
 
     learner = "logreg" if task == "binary" else "linreg"
     trained = load(learner, {}, task=task, classes=None, key=bytes(32), base_dir=tmp_path).model

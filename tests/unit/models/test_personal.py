@@ -15,7 +15,7 @@ from replica_world import World, play, row, until
 
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
-from online.edge.lower import lower
+from online.edge.lowering.lower import lower
 from online.errors import ConfigError, RequestError
 from online.learning.bounds import free_names
 from online.learning.vocabulary import Vocabulary, words_of

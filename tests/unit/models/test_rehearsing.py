@@ -400,8 +400,8 @@ def test_an_unknown_label_is_refused_before_anything_is_learned() -> None:
 
 
 def test_exports_are_of_what_answers() -> None:
-    from online.edge.ir import Mlp
-    from online.edge.networks import lower_network
+    from online.edge.lowering.ir import Mlp
+    from online.edge.lowering.networks import lower_network
 
     model = trained(average=0.75)
     learn(model, 0, 10)

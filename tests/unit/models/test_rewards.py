@@ -130,7 +130,7 @@ def test_all_experts_in_arrays_answer_as_sums_feature_by_feature() -> None:
         salt = np.uint64(0xD6E8FEB86659FD93 * 4 % 2**64)
         sums = held(model, sides[0], np.uint64(own) ^ salt).astype(np.float64)
         for action, value in zip(one.hashes, one.numbers, strict=True):
-            for side, number in zip(sides[: x.plain], x.told[0], strict=True):
+            for side, number in zip(sides[: x.plain], x.plain_numbers[0], strict=True):
                 sums += held(model, side, action ^ salt) * value * number
         assert answers[16:20, i] == pytest.approx(1.0 / (1.0 + np.exp(-sums)), abs=1e-12)
     assert np.abs(answers[:20] - 0.5).max() > 0.1

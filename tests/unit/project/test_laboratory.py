@@ -92,7 +92,7 @@ def test_the_wheel_has_no_laboratory() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     chosen = project["tool"]["setuptools"]["packages"]["find"]["include"]
     found = find_packages(str(ROOT), include=chosen)
-    assert {"online", "online.load", "online.commands", "evaluation"} <= set(found)
+    assert {"online", "online.client.load", "online.commands", "evaluation"} <= set(found)
     assert not [name for name in found if "bench" in name]
     assert "benchmarks.studies" in find_packages(str(ROOT)), (
         "the control: there is one to leave out"

@@ -21,9 +21,10 @@ from replica_world import SPEC, World, play, until
 from benchmarks.edge import devices as fleet
 from benchmarks.edge.devices import Scene, scene_of
 from evaluation.streams import open_stream
-from online.edge import on_device, pack
+from online.edge import on_device
 from online.edge.errors import ExportRefused
-from online.edge.lower import lower
+from online.edge.lowering.lower import lower
+from online.edge.targets import pack
 from online.errors import RequestError
 from online.http.edge import shipped
 from online.models.base import learn_example

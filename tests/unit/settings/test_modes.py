@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from online.edge.folder import write
+from online.edge.releases.folder import write
 from online.errors import ConfigError, StartRefused
 from online.processes import Owner, note
 from online.rescore.published import Current

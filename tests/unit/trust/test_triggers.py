@@ -64,7 +64,7 @@ def found_in(rows: list[Told]) -> list[Trigger]:
     model = loaded.build()
     for row in rows:
         model.learn(row.features, row.label, 1.0)
-    return Search(rows, model, loaded.build).found()
+    return Search(rows, model, loaded.build).triggers()
 
 
 @pytest.mark.parametrize("seed", range(3))

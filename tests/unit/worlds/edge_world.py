@@ -14,12 +14,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 
-from online.edge import grid, pack, roots, runners
-from online.edge.channel import Channel
 from online.edge.export import with_deltas
-from online.edge.folder import Folder, write
-from online.edge.golden import Golden
-from online.edge.ir import Columns, EdgeModel, Layer, Mlp, with_tables
+from online.edge.lowering.ir import Columns, EdgeModel, Layer, Mlp, with_tables
+from online.edge.releases import roots
+from online.edge.releases.channel import Channel
+from online.edge.releases.folder import Folder, write
+from online.edge.targets import grid, pack, runners
+from online.edge.targets.golden import Golden
 from online.errors import RequestError
 from online.http import edge as served
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from paramserver.errors import (
     ServerUnavailable,
     SnapshotMissing,
 )
+from paramserver.process import settings as of_server
 from paramserver.process.actor import ParameterServer, ServerSettings
 from paramserver.process.attempts import Attempts
 from paramserver.process.lineage import Lineage, begin_epoch
@@ -66,6 +68,37 @@ def test_a_server_that_has_ended_is_replaced(opener: Any, tmp_path: Path) -> Non
     finally:
         made.stop()
     assert not [t for t in threading.enumerate() if t.name.startswith("parameter-server")]
+
+
+def test_a_server_that_was_refused_looks_whether_it_was_put_right(
+    opener: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It began anew while its snapshots' disk was away, say: the service goes on meanwhile."""
+    monkeypatch.setattr(of_server, "_REFUSED_S", 0.02)
+    looks, restore = [0], ParameterServer.restore
+
+    def counted(one: ParameterServer) -> bool:
+        looks[0] += 1
+        return restore(one)
+
+    monkeypatch.setattr(ParameterServer, "restore", counted)
+    made = server(opener, tmp_path)
+    until(lambda: serving(made), "it serves")
+    made.last_snapshot(60)
+    made.stop()
+    place, away = tmp_path / "snapshots", tmp_path / "away"
+    place.rename(away)
+    looks[0] = 0
+    made = server(opener, tmp_path)
+    try:
+        until(lambda: looks[0] > 3, "it looks again")
+        assert made.status()["state"] == "refused"
+        assert len([one for one in caplog.records if "refuses to start" in one.getMessage()]) == 1
+        shutil.copytree(away, place, dirs_exist_ok=True)
+        until(lambda: serving(made), "it serves what was put back")
+        assert made.status()["reason"] == ""
+    finally:
+        made.stop()
 
 
 def test_a_store_that_stays_away_is_logged_once_and_again_after_it_was_back(

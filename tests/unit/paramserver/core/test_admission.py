@@ -160,7 +160,7 @@ def test_sights_are_counted_apart_under_a_key_and_half_are_forgotten() -> None:
     there = [tuple(at) for at in zip(*one._at(ids), strict=True)]
     assert len(set(there)) > 390
     assert there != [tuple(at) for at in zip(*other._at(ids), strict=True)], "each key its own"
-    again = Sights.read(one.told())
+    again = Sights.read(one.packed())
     assert again.of(ids).tolist() == one.of(ids).tolist()
     again.add(ids[:1], 301)
     assert int(again.of(ids[1:100]).max()) == 1, "three halved"

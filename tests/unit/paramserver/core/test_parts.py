@@ -271,13 +271,17 @@ def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:
     """Else values of the newer version would get the older one's clock, and count twice."""
     behind = {"w0": Block("additive", {f"k{i}": 1.0 for i in range(9)})}
     ahead = {"w0": Block("additive", {f"k{i}": 2.0 for i in range(9)})}
-    first = Parts(4).told(_request(), ahead, (1, 5), lambda since: None)
+    first = Parts(4).reply_fields(_request(), ahead, (1, 5), lambda since: None)
     assert (first["kind"], first["since"]) == ("part", (1, 5))
     for after in (first["after"], None):
         asked = _request(since=first["since"], after=after)
-        told = Parts(4).told(asked, behind, (1, 3), lambda since: None if since is None else {})
+        told = Parts(4).reply_fields(
+            asked, behind, (1, 3), lambda since: None if since is None else {}
+        )
         assert (told["kind"], told["since"], told["start"]) == ("part", (1, 3), None)
-        same = Parts(4).told(asked, ahead, (1, 5), lambda since: None if since is None else {})
+        same = Parts(4).reply_fields(
+            asked, ahead, (1, 5), lambda since: None if since is None else {}
+        )
         assert same["since"] == (1, 5), "of one that is as far it goes on"
 
 

@@ -24,7 +24,7 @@ from paramserver.core.blocks import (
     put,
     select,
 )
-from paramserver.core.ids import Ids
+from paramserver.core.ids import Ids, distinct
 from paramserver.core.pages import PAGE_ROWS, Pool
 from paramserver.core.parts import Parts
 from paramserver.core.rows import Rows
@@ -118,9 +118,11 @@ def test_a_message_says_which_rows_are_gone() -> None:
     values["t"].data.drop(np.array([2], dtype=np.uint64))
     touched = [np.array([2, 3, 9], dtype=np.uint64)]
     told = select(values, {"t": touched})
-    read = from_wire({name: WireBlock(b.kind, b.data.told()) for name, b in told.items()})
+    read = from_wire({name: WireBlock(b.kind, b.data.as_message()) for name, b in told.items()})
     assert sorted(read["t"].data.gone.tolist()) == [2, 9]
-    assert "gone" not in rows_of({1: [1.0, 2.0]}).told(), "as it was before anything could leave"
+    assert "gone" not in rows_of({1: [1.0, 2.0]}).as_message(), (
+        "as it was before anything could leave"
+    )
     found = put(mine, read)["t"]
     assert isinstance(found, list)
     assert sorted(np.concatenate(found).tolist()) == [2, 3, 9], "touched, whoever is told next"
@@ -298,6 +300,31 @@ def test_ids_that_follow_one_another_or_share_their_low_bits_are_spread() -> Non
         assert ids.find(every.astype(np.uint64), len(every)).tolist() == list(range(len(every)))
 
 
+@pytest.mark.parametrize("crowded", [1, 2])
+def test_ids_that_are_laid_out_part_by_part_are_found_also_where_a_part_overflows(
+    crowded: int,
+) -> None:
+    n, shift = 100_000, 64 - 18  # of 2^18 homes
+    back = pow(int(ids_module._FACTOR), -1, 2**64)
+    homes = np.random.default_rng(4).integers(0, 2**18 // crowded, n).astype(np.uint64)
+    below = np.arange(n, dtype=np.uint64)
+    every = ((homes << np.uint64(shift)) | below) * np.uint64(back)
+    ids = Ids(every)
+    ids.lay_out()
+    assert np.array_equal(ids.find(every, n), np.arange(n))
+    assert set(ids.find(every + np.uint64(back) * np.uint64(n), n).tolist()) == {-1}
+    ids.add(every[:1] + np.uint64(back) * np.uint64(n))
+    assert ids.find(every[:1] + np.uint64(back) * np.uint64(n), n + 1).tolist() == [n]
+
+
+@pytest.mark.parametrize("kind", [np.uint64, np.int64])
+def test_distinct_numbers_are_those_of_numpy(kind: type[Any]) -> None:
+    draw = np.random.default_rng(5)
+    for n in (0, 1, 2, 50, 3_000):
+        some = draw.integers(0, max(n, 1), n).astype(kind) * kind(2**40)
+        assert np.array_equal(distinct(some), np.unique(some))
+
+
 def test_a_copy_costs_the_pages_that_are_written_and_gives_them_back() -> None:
     ids = np.arange(400 * PAGE_ROWS, dtype=np.uint64)
     rows = Rows(ids, np.ones((len(ids), 3), dtype=np.float32))
@@ -395,7 +422,7 @@ def test_a_merge_that_is_refused_changes_no_row(plain: Plain) -> None:
 
 
 def told(**changes: Any) -> dict[str, Any]:
-    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).told() | changes
+    return rows_of({1: [1.0, 2.0], 2: [3.0, 4.0]}).as_message() | changes
 
 
 @pytest.mark.parametrize(

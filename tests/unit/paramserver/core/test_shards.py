@@ -189,6 +189,28 @@ def test_a_push_for_an_earlier_server_is_not_taken_by_the_next() -> None:
     assert (one.server.clock, other.server.clock) == ({1: 1}, {})
 
 
+def test_a_shard_that_stands_still_is_waited_for_briefly_but_now_and_then() -> None:
+    """What the first one says is decided is heard once the others have been waited for."""
+    waited: list[tuple[str, float]] = []
+
+    class Timed(Asked):
+        async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
+            waited.append((self._name, timeout_s))
+            return await super().sync(request, timeout_s)
+
+    parts = [Timed(0), Timed(1)]
+    client = ShardedClient("m", parts)
+    parts[1].away = True
+    for _ in range(6):
+        with pytest.raises(ShardAway):
+            asyncio.run(client.sync(request(), 5.0))
+    parts[1].away = False
+    for _ in range(2):
+        asyncio.run(client.sync(request(), 5.0))
+    assert [s for name, s in waited if name == "shard 0"] == [5.0] * 8
+    assert [s for name, s in waited if name == "shard 1"] == [5.0, *[1.0] * 4, 5.0, 1.0, 5.0]
+
+
 def test_an_older_server_of_a_shard_is_nobodys_answer() -> None:
     one, other = Asked(0), Asked(1)
     client, old = ShardedClient("m", [one, other]), other.server

@@ -41,7 +41,7 @@ class Pushing:
         rows = Rows(ids.astype(np.uint64), np.full((len(ids), WIDTH), number, np.float32))
         self.last += 1
         epoch = self.server.status()["epoch"]
-        block = wire.WireBlock(ROWS, rows.told())
+        block = wire.WireBlock(ROWS, rows.as_message())
         push = wire.Push(epoch, LINEAGE.spec, 1, self.last, self.last, 1, (epoch, 0), {"t": block})
         assert sync(self.server, pushes=[push]).acks[0].status == "applied"
 

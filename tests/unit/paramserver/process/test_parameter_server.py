@@ -14,7 +14,7 @@ from server_world import LINEAGE, Died, Head, Info, World, learned, sync, value
 
 from paramserver import errors
 from paramserver.core import wire
-from paramserver.process.actor import Host, ParameterServer, ServerSettings
+from paramserver.process.actor import Host, ParameterServer, ServerSettings, identity
 from paramserver.snapshots.history import ancestors, parse_name, snapshot_name
 from paramserver.snapshots.store import DAY_S, HOUR_S, Disk, Retention, retained
 from replay.journal.base import NewRow, Verdict
@@ -57,6 +57,21 @@ def test_snapshot_and_restart(world: World) -> None:
     sync(again, (1, 7, 9))
     assert again.snapshot()["name"] == "2-3-from-1-2"
     assert value(world.serving()) == 9.0
+
+
+@pytest.mark.parametrize(
+    "changed", ["core/server.py", "filters/base.py", "process/actor.py", "snapshots/format.py"]
+)
+def test_a_server_of_other_code_is_another_one(
+    changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, read = identity(LINEAGE, "d", ServerSettings()), Path.read_bytes
+    assert before == identity(LINEAGE, "d", ServerSettings())
+    monkeypatch.setattr(
+        Path, "read_bytes",
+        lambda path: read(path) + b"#" * path.as_posix().endswith(f"paramserver/{changed}"),
+    )  # fmt: skip
+    assert identity(LINEAGE, "d", ServerSettings()) != before, "a running one would stay"
 
 
 def test_only_a_start_without_a_snapshot_begins_without_removed_rows(

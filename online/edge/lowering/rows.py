@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import mmh3
 import numpy as np
 
-from online.edge.ir import EdgeModel, Floats, Tokens
+from online.edge.lowering.ir import EdgeModel, Floats, Tokens
 
 _WORD: Final = re.compile(r"\w+")
 

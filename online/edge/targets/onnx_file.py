@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge.errors import ExportRefused, TargetUnavailable
-from online.edge.ir import (
+from online.edge.lowering.ir import (
     EQUAL,
     MISSING_LEFT,
     SQUASH,
@@ -32,7 +32,7 @@ from online.edge.ir import (
     leaf_weights,
     term_constants,
 )
-from online.edge.pack import Precision
+from online.edge.targets.pack import Precision
 
 try:
     import onnx

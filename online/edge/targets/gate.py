@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 
 from online.edge.errors import ParityFailed
-from online.edge.golden import Golden
-from online.edge.ir import Floats
-from online.edge.pack import Precision
+from online.edge.lowering.ir import Floats
+from online.edge.targets.golden import Golden
+from online.edge.targets.pack import Precision
 
 BOUNDS: Final[dict[Precision, float]] = {"float64": 1e-12, "float32": 1e-6}
 """Largest difference of a probability; of a number in regression, as a share of its size if that

@@ -17,10 +17,10 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from online.edge import tfjs_file
 from online.edge.errors import TargetUnavailable
-from online.edge.ir import EdgeModel, Floats
-from online.edge.runners import Rows
+from online.edge.lowering.ir import EdgeModel, Floats
+from online.edge.targets import tfjs_file
+from online.edge.targets.runners import Rows
 from online.settings.config import edge_python
 
 Kind = Literal["litert", "coreml"]
@@ -71,7 +71,7 @@ def _run(kind: Kind, job: dict[str, Any]) -> Any:
         raise TargetUnavailable(kind, f"no interpreter has {_PACKAGES[kind]}", _remedy(kind))
     given = io.BytesIO()
     np.savez(given, **job)
-    with resources.as_file(resources.files("online.edge") / f"{kind}_job.py") as script:
+    with resources.as_file(resources.files("online.edge.targets") / f"{kind}_job.py") as script:
         done = subprocess.run(
             [python, "-I", str(script)], input=given.getvalue(), capture_output=True,
             timeout=_TIMEOUT_S, check=False,

@@ -10,7 +10,7 @@ import numpy as np
 from river import preprocessing
 
 from online.edge.errors import ExportRefused
-from online.edge.ir import Columns, Tokens
+from online.edge.lowering.ir import Columns, Tokens
 from online.models.limited import LIMIT, LimitedScaler
 
 _KNOWN: Final = {

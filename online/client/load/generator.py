@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from online.load.histogram import Histogram
+from online.client.load.histogram import Histogram
 
 Body = Callable[[int], bytes]
 

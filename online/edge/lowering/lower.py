@@ -1,4 +1,4 @@
-"""From a served model to :class:`~online.edge.ir.EdgeModel`: exactly, or not at all.
+"""From a served model to :class:`~online.edge.lowering.ir.EdgeModel`: exactly, or not at all.
 
 The lowering reads what the adapters of :mod:`online.models` hold, their own attributes included:
 it is a view of their state, as their blocks are.  Types are compared strictly, since a subclass
@@ -18,9 +18,9 @@ from river import base, compose, forest, linear_model, optim, tree
 
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
-from online.edge.fronts import Front, front_of
-from online.edge.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
-from online.edge.trees import lower_forest
+from online.edge.lowering.fronts import Front, front_of
+from online.edge.lowering.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
+from online.edge.lowering.trees import lower_forest
 from online.models.auto import SeveralViews
 from online.models.base import Model
 from online.models.experts import EXPERTS
@@ -74,7 +74,7 @@ def lower(model: Model, task: Task) -> EdgeModel:
         raise ExportRefused("rewards", problem)
     network = sys.modules.get("online.models.network")
     if network is not None and isinstance(model, network.NetworkModel):
-        from online.edge.networks import lower_network
+        from online.edge.lowering.networks import lower_network
 
         return lower_network(model, task)
     estimators = sys.modules.get("online.models.estimator")

@@ -23,8 +23,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from online.edge.errors import PackCorrupt
-from online.edge.evaluate import evaluate
-from online.edge.ir import VALUES, Array, EdgeModel, Forest, put_together, take_apart
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import VALUES, Array, EdgeModel, Forest, put_together, take_apart
 
 MAGIC: Final = b"EPK1"
 Precision = Literal["float32", "float64"]
@@ -86,7 +86,7 @@ def decode(data: bytes) -> EdgeModel:
 
 LEFT_LEAF: Final = 4
 RIGHT_LEAF: Final = 8
-"""Flags of a branch in the file, beside those of :mod:`online.edge.ir`."""
+"""Flags of a branch in the file, beside those of :mod:`online.edge.lowering.ir`."""
 
 
 def _flattened(model: EdgeModel) -> tuple[dict[str, Any], dict[str, Array]]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
-from online.edge.fronts import front_of
-from online.edge.ir import Activation, Columns, EdgeModel, Floats, Layer, Link, Mlp
+from online.edge.lowering.fronts import front_of
+from online.edge.lowering.ir import Activation, Columns, EdgeModel, Floats, Layer, Link, Mlp
 from online.models.embedded import Embedded
 from online.models.network import NetworkModel
 

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge.errors import ExportRefused
-from online.edge.ir import Array, EdgeModel, Floats, Linear, Mlp
-from online.edge.rows import Encoder
+from online.edge.lowering.ir import Array, EdgeModel, Floats, Linear, Mlp
+from online.edge.lowering.rows import Encoder
 
 _ACTIVATIONS: Final = {"none": "linear", "identity": "linear"}
 

@@ -1,7 +1,8 @@
 """A model as a C99 header: a const pack of 32-bit words for the interpreter ``edge_model.h``.
 
 Numbers are float32, rows too; thresholds are rounded down and centers split in two, as in
-:mod:`online.edge.onnx_file`.  ``EDGE_COLUMNS`` and ``EDGE_OUTPUTS`` are what ``x`` and ``y`` need.
+:mod:`online.edge.targets.onnx_file`.  ``EDGE_COLUMNS`` and ``EDGE_OUTPUTS`` are what ``x``
+and ``y`` need.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from online.edge.errors import ExportRefused
-from online.edge.ir import (
+from online.edge.lowering.ir import (
     EQUAL,
     MISSING_LEFT,
     Columns,

@@ -20,11 +20,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge import deltas, pack
 from online.edge.errors import StepsUnfit
-from online.edge.evaluate import outputs
-from online.edge.gate import agreement
-from online.edge.ir import (
+from online.edge.lowering.evaluate import outputs
+from online.edge.lowering.ir import (
     Array,
     Columns,
     EdgeModel,
@@ -36,13 +34,15 @@ from online.edge.ir import (
     take_apart,
     with_tables,
 )
-from online.edge.rows import Encoder
+from online.edge.lowering.rows import Encoder
+from online.edge.targets import deltas, pack
+from online.edge.targets.gate import agreement
 
 OFF_MAX: Final = 5e-3
 """Largest difference from the model's own answer; of a number above 1, its share."""
 
 AGREE_LEAST: Final = 0.999
-"""Share of rows with the model's own label, ties left out (:data:`online.edge.gate.TIE`)."""
+"""Share of rows with the model's own label, without ties (:data:`online.edge.targets.gate.TIE`)."""
 
 _CROSSED: Final = 7
 """Rows that are made for each one given, of two of them: more is looked at than what came."""

@@ -2,7 +2,7 @@
 
 =================== ===========================================================================
 ``head``            64 bytes of signature and the manifest, replaced in one step
-``roots.json``      the chain of key lists (:mod:`online.edge.roots`)
+``roots.json``      the chain of key lists (:mod:`online.edge.releases.roots`)
 ``files/SHA-256``   packs, golden rows, differences, and documents of older releases
 ``channel.json``    which releases there are; never served
 ``reports/SEQUENCE`` what devices say of a release, a line each
@@ -24,9 +24,17 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from online.edge import golden, manifest
-from online.edge.channel import COMPARED_LEAST, DIFFER_SHARE, KEEP, Channel, Release, Reports
+from online.edge import manifest
 from online.edge.errors import PublishRefused
+from online.edge.releases.channel import (
+    COMPARED_LEAST,
+    DIFFER_SHARE,
+    KEEP,
+    Channel,
+    Release,
+    Reports,
+)
+from online.edge.targets import golden
 
 FILE_BYTES_MAX: Final = 8 << 20
 """Of one published file."""

@@ -11,8 +11,8 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from online.edge.errors import ExportRefused
-from online.edge.ir import EdgeModel, Linear, Mlp
-from online.edge.onnx_file import convert
+from online.edge.lowering.ir import EdgeModel, Linear, Mlp
+from online.edge.targets.onnx_file import convert
 
 try:
     from onnx import TensorProto, helper, load_from_string, numpy_helper

@@ -27,8 +27,8 @@ from river.tree.splitter.gaussian_splitter import GaussianSplitter
 
 from evaluation.metrics import Task
 from online.edge.errors import ExportRefused
-from online.edge.fronts import Front
-from online.edge.ir import (
+from online.edge.lowering.fronts import Front
+from online.edge.lowering.ir import (
     EQUAL,
     MISSING_LEFT,
     ROWS_MAX,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from online.edge.ir import (
+from online.edge.lowering.ir import (
     EQUAL,
     MISSING_LEFT,
     SQUASH,
@@ -21,7 +21,7 @@ from online.edge.ir import (
     Mlp,
     within,
 )  # fmt: skip
-from online.edge.rows import Encoder, Row
+from online.edge.lowering.rows import Encoder, Row
 
 
 def evaluate(model: EdgeModel, rows: Sequence[Mapping[str, Any]]) -> Floats:

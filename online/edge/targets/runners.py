@@ -19,12 +19,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge import c_file
 from online.edge.errors import TargetUnavailable
-from online.edge.evaluate import evaluate
-from online.edge.ir import EdgeModel, Floats
-from online.edge.pack import decode
-from online.edge.rows import Encoder
+from online.edge.lowering.evaluate import evaluate
+from online.edge.lowering.ir import EdgeModel, Floats
+from online.edge.lowering.rows import Encoder
+from online.edge.targets import c_file
+from online.edge.targets.pack import decode
 
 _TIMEOUT_S: Final = 120.0
 C_FLAGS: Final = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off")

@@ -10,8 +10,8 @@ import pytest
 
 from online.client.asking import Answer, NoAnswer
 from online.commands import events, top
-from online.live import ring as module
-from online.live.ring import Ring
+from online.http import ring as module
+from online.http.ring import Ring
 from online.messages.choices import Action, ChooseRequest, Chosen, Ranked, Reward, RewardRequest
 from online.messages.structs import (
     Event,

@@ -24,12 +24,12 @@ import pytest
 from typer.testing import CliRunner
 
 from online.cli import app
+from online.client.load import generator
+from online.client.load.bodies import Bodies
+from online.client.load.generator import Lane, Load, Operation, Report
+from online.client.load.histogram import Histogram
 from online.commands.load import bars, find
 from online.errors import ConfigError
-from online.load import generator
-from online.load.bodies import Bodies
-from online.load.generator import Lane, Load, Operation, Report
-from online.load.histogram import Histogram
 
 Answer = Callable[[str, bytes], tuple[int, bytes]]
 

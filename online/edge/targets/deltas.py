@@ -7,7 +7,8 @@
 =========== ================================================================================
 
 Both are raw deflate, and need packs of one structure; trees that have grown, or a table with new
-keys, travel whole.  Steps are for packs whose weights stand on a grid (:mod:`online.edge.grid`).
+keys, travel whole.  Steps are for packs whose weights stand on a grid
+(:mod:`online.edge.targets.grid`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.edge.errors import DifferenceUnfit, PackCorrupt
-from online.edge.pack import tensors_of
+from online.edge.targets.pack import tensors_of
 
 _BYTES: Final = b"EPD0"
 STEPS: Final = b"EPD8"

@@ -17,8 +17,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from online.edge.ir import Columns, EdgeModel, Floats, Forest, floor32
-from online.edge.pack import Precision
+from online.edge.lowering.ir import Columns, EdgeModel, Floats, Forest, floor32
+from online.edge.targets.pack import Precision
 from online.models.base import Model, Prediction
 from replay.example import Features
 

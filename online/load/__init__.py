@@ -1,1 +1,0 @@
-"""Load: requests at a fixed rate and what became of them, for `online bench load`."""
