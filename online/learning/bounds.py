@@ -201,8 +201,8 @@ class Bounds:
                 held = ranges[name]
                 if held.beyond and features[name]:
                     self._ease(name, held)
-                if held.rows < YOUNG and held.low < held.high:
-                    self._age(name, held)
+                if held.rows < YOUNG and held.low < held.high and features[name] != held.high:
+                    self._age(name, held)  # a counter may stand still
                 self._note(name, held)
 
     def _add_target(self, example: Example, source: str) -> None:

@@ -22,8 +22,9 @@ REACH: Final = 16.0
 """Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
 
 YOUNG: Final = 32
-"""Numbers that differ after which a range stands for its name.  Until then it is at least as wide
-as its numbers are large, and widens to whatever is within the reach."""
+"""Numbers below its high end, and new ends, after which a range stands for its name: a counter that
+stands still is the high end again.  Until then it is at least as wide as its numbers are large, and
+widens to whatever is within the reach."""
 
 EASE_ROWS: Final = 512
 """Rows of the model after which one widening to twice the width counts no more."""

@@ -187,6 +187,12 @@ def test_a_column_that_was_constant_may_begin_to_move() -> None:
     assert clipped(bounds, [1e4]) == [0]
 
 
+def test_a_counter_that_stands_still_for_many_rows_may_jump() -> None:
+    day = 48  # as the date of Elec2, which goes on by a day and at the end of a month by seventy
+    dates = [0.0049 + 0.00004 * (n // day) for n in range(12 * day)]
+    assert clipped(Bounds(), [*dates, *[dates[-1] + 0.004] * day]) == []
+
+
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25])
 @pytest.mark.parametrize("value", [1e3, 1e100])
 def test_repeated_outliers_do_not_move_the_range(share: float, value: float) -> None:
