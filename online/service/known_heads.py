@@ -70,15 +70,11 @@ class Known(HttpToolsProtocol):
 
     def _free(self) -> bool:
         """Whether the last request was read and answered, and no part of the next one has come."""
-        cycle = self.cycle
+        cycle: Any = self.cycle
         if cycle is None:
             return self.scope is None
-        return (
-            cycle.scope is self.scope  # each head that begins has its own
-            and cycle.response_complete
-            and not cycle.more_body
-            and cycle.keep_alive
-        )
+        ended: bool = cycle.response_complete and not cycle.more_body and cycle.keep_alive
+        return ended and cycle.scope is self.scope  # each head that begins has its own
 
     def _takes(self, data: bytes) -> bool:
         """Whether the bytes were one request with a head that is known: then it is under way."""
