@@ -5,8 +5,9 @@ with each row: it sends those alone that the model has missed.  So the rate that
 there is no measure for it.  By Bayes' rule the odds of *yes* where *no* is answered grow as the
 odds of *yes* among all that the source sends.
 
-That is so as long as its *yes* is denied about as often as the others' is: whoever says *yes* of
-any row sends one label, too, and is denied far more often.
+That is so where hardly anybody sends both labels.  Where four sources do, they are the measure for
+all: true rows that the model knows hide lies among them from each comparison of one label with it.
+And it is so as long as its *yes* is denied about as often as that of the others who send it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _OVER: Final = 128.0
 _FEW: Final = 4.0
 _ENOUGH: Final = 8.0
 """Usual rows that each source begins with; and rows of a source that says what is usual."""
+
+_BOTH: Final = 0.1
+"""Faded rows of its rarer label, of a source that sends both: one among its last three hundred."""
 
 _OFTENER: Final = 1.25
 _MORE: Final = 0.01
@@ -49,7 +53,9 @@ class _Counts:
 
 
 class Mixes:
-    """The mixes of the sources; says nothing of anybody before four others have sent enough.
+    """The mixes of the sources; says nothing of anybody before four have sent enough.
+
+    Nor while four send both labels.
 
     Parameters:
         labels: JSON texts of the two labels; empty: there are not two, and nothing is said.
@@ -103,19 +109,23 @@ class Mixes:
         return counts.denied[at] > n * most + _CHANCE * sqrt(n * most * (1.0 - most))
 
     def refresh(self) -> None:
-        """Take the median source anew, of those that were heard last."""
+        """Take the median source anew, of those that were heard last, if it is to be asked."""
         now = list(islice(reversed(self._of.values()), _NOW))
         shares = [
             (counts.said[1] + 0.5) / (total + 1.0)
             for counts in now
             if (total := sum(counts.said)) >= _ENOUGH
         ]
-        if len(shares) < SOURCES_MIN:
+        if len(shares) < SOURCES_MIN or self._both() >= SOURCES_MIN:
             self._usual = None
             return
         share = median(shares)
         self._usual = (1.0 - share) / share, share / (1.0 - share)
         self._denied = self._usually(now, 0), self._usually(now, 1)
+
+    def _both(self) -> int:
+        """How many sources send both labels: of all, for who sends one only can take many names."""
+        return sum(min(counts.said) >= _BOTH for counts in self._of.values())
 
     def _usually(self, now: Sequence[_Counts], at: int) -> float | None:
         found = [counts.denied[at] / n for counts in now if (n := counts.said[at]) >= _FEW]
