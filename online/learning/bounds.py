@@ -38,11 +38,13 @@ from online.learning.ranges import (
     BEYOND,
     BOUNDED,
     EASE_ROWS,
+    NEW_ROWS,
     RANGE,
     REACH,
     ROWS,
     SAMPLED,
     SINCE,
+    STILL_ROWS,
     STOP,
     TARGETS,
     UNTIL,
@@ -201,8 +203,9 @@ class Bounds:
                 held = ranges[name]
                 if held.beyond and features[name]:
                     self._ease(name, held)
-                if held.rows < YOUNG and held.low < held.high and features[name] != held.high:
-                    self._age(name, held)  # a counter may stand still
+                still = features[name] == held.high and self._n - held.until < STILL_ROWS
+                if held.rows < YOUNG and held.low < held.high and not still:
+                    self._age(name, held)
                 self._note(name, held)
 
     def _add_target(self, example: Example, source: str) -> None:
@@ -244,8 +247,11 @@ class Bounds:
             value = features[name]
             if name not in self._free and (type(value) is float or type(value) is int):
                 number = float(value)
-                self._ranges[name] = Range(number, number)
+                held = self._ranges[name] = Range(number, number)
                 self._open_ranges[name] = (number, number)
+                if self._n > 1:
+                    held.first = held.until = float(self._n)
+                    self._open_until[name] = (held.first, held.until)
 
     def _note(self, name: str, held: Range) -> None:
         """Whether numbers within the range say something of it from now on."""
@@ -280,12 +286,13 @@ class Bounds:
         else:
             if held.beyond:
                 self._ease(name, held)
-            most = inf if young else 1.0
-            if not young:
+            new = young and self._n - held.first < NEW_ROWS
+            most = inf if new else 1.0
+            if not new:
                 if held.until - self._n >= STOP * EASE_ROWS:
                     return
                 held.until = max(held.until, self._n) + EASE_ROWS * log2(1.0 + min(far, most))
-                self._open_until[name] = (0.0, held.until)
+                self._open_until[name] = (held.first, held.until)
         if far <= most:
             held.low, held.high = min(held.low, value), max(held.high, value)
         elif value > held.high:
@@ -332,9 +339,10 @@ class Bounds:
         for name, x in data_of(values, BEYOND).items():
             if (held := ranges.get(name)) is not None:
                 held.beyond = max(x + self._open_beyond.get(name, 0.0), 0.0)
-        for name, (_, until) in data_of(values, UNTIL).items():
+        for name, (first, until) in data_of(values, UNTIL).items():
             if (held := ranges.get(name)) is not None:
-                held.until = max(until, self._open_until.get(name, (0.0, 0.0))[1])
+                own = self._open_until.get(name, (first, until))
+                held.first, held.until = min(first, own[0]), max(until, own[1])
         found = ranges.pop(SENT_LABEL, None)
         if target is None and found is not None:
             target = TargetRange(found.low, found.high)
@@ -364,6 +372,7 @@ class Bounds:
         for name in (*names, SENT_LABEL):
             self._ranges.pop(name, None)
             self._awake.discard(name)
+        self._n = 0
         self.rebase(values)
 
 

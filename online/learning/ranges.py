@@ -22,9 +22,16 @@ REACH: Final = 16.0
 """Widths of the range beyond its ends.  Elec2 and INSECTS, in their order, need 14."""
 
 YOUNG: Final = 32
-"""Numbers below its high end, and new ends, after which a range stands for its name: a counter that
-stands still is the high end again.  Until then it is at least as wide as its numbers are large, and
-widens to whatever is within the reach."""
+"""Numbers that differ after which a range stands for its name: numbers below its high end, and new
+ends.  Until then it is at least as wide as its numbers are large."""
+
+STILL_ROWS: Final = 1_024
+"""Rows of the model in which a high end may come again and again and counts no more, for a counter
+may stand still.  One that has not moved for so long, as of a flag that is mostly set, counts."""
+
+NEW_ROWS: Final = 64
+"""Rows of the model from the first of a name in which a young range widens to whatever is within
+the reach.  From then on it is widened as any other, at the price of reach."""
 
 EASE_ROWS: Final = 512
 """Rows of the model after which one widening to twice the width counts no more."""
@@ -54,8 +61,9 @@ UNTIL: Final = "bounds.until"
 TARGETS: Final = "bounds.targets"
 BOUNDED: Final[Touched] = dict.fromkeys((RANGE, ROWS, BEYOND, UNTIL, TARGETS))
 """Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
-lay beyond the reach lately; the number of rows at which it has all of its reach again.  Of targets,
-how many lay beyond it by source, side and distance."""
+lay beyond the reach lately; the row of the model that was its first (0: the model's first, too), and
+the one at which it has all of its reach again.  Of targets, how many lay beyond it by source, side
+and distance."""
 
 SINCE: Final = f"{SENT_LABEL} far"
 """Stands in UNTIL for the number of rows up to which those count together."""
@@ -78,12 +86,12 @@ _LEAST, _MOST = -32, 64  # binary digits of distances
 class Range:
     """The range of one name's numbers, and what else is known of them."""
 
-    __slots__ = ("beyond", "high", "low", "rows", "until")
+    __slots__ = ("beyond", "first", "high", "low", "rows", "until")
     young: ClassVar[int] = YOUNG
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = low, high
-        self.rows, self.beyond, self.until = 0, 0.0, 0.0
+        self.rows, self.beyond, self.first, self.until = 0, 0.0, 0.0, 0.0
 
     @property
     def width(self) -> float:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from online.learning.bounds import Bounds
 from online.learning.counters import DIGEST
-from online.learning.ranges import BEYOND, EASE_ROWS, RANGE, ROWS, UNTIL, YOUNG
+from online.learning.ranges import BEYOND, EASE_ROWS, NEW_ROWS, RANGE, ROWS, UNTIL, YOUNG
 from paramserver.core.blocks import DIGEST as DIGESTS
 from paramserver.core.blocks import Block, Blocks, merge
 from replay.example import Example, Features
@@ -191,6 +191,56 @@ def test_a_counter_that_stands_still_for_many_rows_may_jump() -> None:
     day = 48  # as the date of Elec2, which goes on by a day and at the end of a month by seventy
     dates = [0.0049 + 0.00004 * (n // day) for n in range(12 * day)]
     assert clipped(Bounds(), [*dates, *[dates[-1] + 0.004] * day]) == []
+
+
+def still(what: str, seed: int, n: int) -> list[float]:
+    """Numbers that are mostly the high end of their range."""
+    draw = random.Random(seed)
+    made: dict[str, Callable[[int], float]] = {
+        "flag": lambda _: float(draw.random() >= 0.003),
+        "constant": lambda _: 1.0,
+        "counter": lambda i: 1.0 + 0.01 * (i // 48),
+    }
+    return [made[what](i) for i in range(n)]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("what", ["flag", "constant", "counter"])
+@pytest.mark.parametrize("before", [600, 3_000])
+def test_a_name_that_stands_still_cannot_be_pushed(what: str, before: int, seed: int) -> None:
+    bounds, values = Bounds(), still(what, seed, before)
+    assert clipped(bounds, values) == []
+    at = values[-1]
+    for _ in range(20):
+        at *= 16.5
+        learn(bounds, {"a": at})
+        clipped(bounds, values[-10:])
+    assert bounds.ends(["a"])["a"][3] <= 3.0 * max(values), "its high end"
+
+
+def test_flags_that_are_mostly_set_are_learned_in_bulk() -> None:
+    bounds, flags = Bounds(), [still("flag", seed, 4_000) for seed in range(20)]
+    rows: list[Features] = [
+        {f"f{i}": flag for i, flag in enumerate(row)} for row in zip(*flags, strict=True)
+    ]
+    for row in rows[:3_000]:
+        learn(bounds, row)
+    found = [bounds.add_alike(rows[i : i + 20]) for i in range(3_000, 4_000, 20)]
+    assert found == [True] * 50
+
+
+def test_a_name_that_comes_later_is_new_as_well() -> None:
+    bounds, values = known(3_000), Blocks()
+    assert clipped(bounds, [1.0, 10.0, 100.0, 1_000.0], "later") == []
+    assert bounds.ends(["later"])["later"][1:] == (17_000.0, 1.0, 1_000.0)
+    merge(values, bounds.cut())
+    other = Bounds()
+    other.reset({**values, **digest(3_004)})
+    for one in (bounds, other):
+        assert clipped(one, [8e3, 5e4, *[1.0] * NEW_ROWS], "later") == []
+        assert clipped(one, [7e5] * 2, "later") == []
+    assert other.ends(["later"]) == bounds.ends(["later"])
+    assert other.cut() == bounds.cut()
 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.25])
