@@ -19,7 +19,7 @@ from online.decide import Policy, row
 from online.errors import ConfigError
 from online.models.rewards import RewardModel, Rewards
 from online.tables.first_look import Table, Value
-from online.tables.guess import FEATURES, LOOK_ROWS, Column, Guess, category, guess
+from online.tables.guess import FEATURES, LOOK_ROWS, Column, Guess, guess
 from replay.example import Example, Features
 
 ACTIONS_MAX: Final = 256
@@ -117,7 +117,7 @@ def logged_of(table: Table, named: Mapping[str, str | None]) -> Log:
         what = "reward" if p == reward else "action"
         remedy = f"Name the column of how likely the action was, or say {_PROBABILITY} {NONE}"
         raise ConfigError(_PROBABILITY, f"{p} is the {what}", remedy)
-    unlikely: dict[str, Value] = {}
+    table, unlikely = replace(table, action=action, reward=reward), dict[str, Value]()
     taken, low, high = Counter[str](), float("inf"), float("-inf")
     for cells in islice(table.rows(), LOOK_ROWS):
         value = cells[reward]
@@ -127,7 +127,7 @@ def logged_of(table: Table, named: Mapping[str, str | None]) -> Log:
             problem = f"{value[:80]!r} in column {reward} is no number"
             raise ConfigError("--label", problem, "Name the column of the reward")
         low, high = min(low, float(value)), max(high, float(value))
-        taken[str(category(cells[action]))] += 1
+        taken[str(cells[action])] += 1
         unlikely = {n: v for n, v in cells.items() if not _likely(v)} | unlikely
     if not 2 <= len(taken) <= ACTIONS_MAX:
         problem = f"column {action} has {len(taken):,} different values"

@@ -167,7 +167,7 @@ def _decide(
     else:
         print(
             f"{model}: {total.get('released', 0):,} released, {total.get('discarded', 0):,} "
-            f"discarded; {total.get('duplicate', 0):,} of them had been decided before"
+            f"discarded; {total.get('duplicate', 0):,} had been decided before"
         )
         if total.get("failed"):
             print(f"{total['failed']:,} could not be learned")

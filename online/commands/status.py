@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -27,6 +28,8 @@ from online.messages.model_status import short
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
+
+    from online.settings.config import Settings
 
 
 @common(model=False)
@@ -280,11 +283,7 @@ def fsck(
 
     Example: online fsck --give-up 3:1042
     """
-    from online.errors import OnlineError
-    from online.rebuild.fsck import NeverServed, check
     from online.rebuild.soundness import check_log, examine
-    from online.service.run_file import is_served
-    from replay.errors import ReplayError
 
     settings = in_private(context.settings())
     if given_up:
@@ -293,9 +292,6 @@ def fsck(
         for line in give_up(settings, places_of(given_up)):
             print(line, file=sys.stderr if context.as_json else sys.stdout)
     with bar("rows", hidden=context.as_json) as progress:
-        results: list[dict[str, Any]] = []
-        texts: list[str] = []
-        unknown: list[NeverServed] = []
 
         def counter() -> Callable[[int, int], None]:
             task: TaskID = progress.add_task("", total=None)
@@ -303,25 +299,7 @@ def fsck(
 
         journal = examine(settings, counter())
         decided = check_log(settings) if journal.sound else None
-        for model in settings.models:
-            try:
-                served = is_served(settings.state_dir)
-                found = check(settings, model.name, counter(), served=served)
-            except NeverServed as error:
-                results.append({"model": model.name, "good": True, "never_served": True})
-                texts.append(f"{model.name}: never served from this state, nothing to compare")
-                unknown.append(error)
-            except (OnlineError, ReplayError) as error:
-                if journal.sound and len(settings.models) == 1:
-                    raise
-                reason = " ".join(str(error).split())
-                results.append({"model": model.name, "good": False, "error": reason})
-                texts.append(f"{model.name}: can't be compared: {reason}")
-            else:
-                results.append(found.as_dict())
-                texts.append(str(found))
-    if journal.sound and len(unknown) == len(settings.models):
-        raise unknown[0]
+        results, texts = _compared(settings, counter, sound=journal.sound)
     if context.as_json:
         log = None if decided is None else decided.as_dict()
         whole = {"journal": journal.as_dict(), "log": log}
@@ -330,3 +308,46 @@ def fsck(
         print("\n".join([str(journal), *([] if decided is None else [str(decided)]), *texts]))
     good = journal.sound and decided is not None and decided.good
     raise typer.Exit(0 if good and all(r["good"] for r in results) else 1)
+
+
+def _compared(
+    settings: Settings, counter: Callable[[], Callable[[int, int], None]], *, sound: bool
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Compare each model with the journal: as data, and in words.  ``sound``: the journal is."""
+    from online.errors import OnlineError
+    from online.rebuild.fsck import NeverServed, check, unnamed
+    from online.service.run_file import is_served
+    from replay.errors import ReplayError
+
+    results: list[dict[str, Any]] = []
+    texts: list[str] = []
+    unknown: list[NeverServed] = []
+    others: list[str] = []
+    if sound:
+        with contextlib.suppress(OnlineError, ReplayError, OSError):
+            others = unnamed(settings)
+    for model in settings.models:
+        try:
+            served = is_served(settings.state_dir)
+            found = check(settings, model.name, counter(), served=served)
+        except NeverServed as error:
+            new = not others
+            results.append({"model": model.name, "good": new, "never_served": True})
+            said = "nothing to compare"
+            if others:
+                said = "NOT GOOD if it was renamed: give it its old name, or begin in a new folder"
+            texts.append(f"{model.name}: never served from this state, {said}")
+            unknown.append(error)
+        except (OnlineError, ReplayError) as error:
+            if sound and len(settings.models) == 1:
+                raise
+            reason = " ".join(str(error).split())
+            results.append({"model": model.name, "good": False, "error": reason})
+            texts.append(f"{model.name}: can't be compared: {reason}")
+        else:
+            results.append(found.as_dict())
+            texts.append(str(found))
+    if sound and len(unknown) == len(settings.models):
+        raise unknown[0]
+    texts += [f"{name}: the journal has it, and these settings do not name it" for name in others]
+    return [{**result, "unnamed": others} for result in results], texts

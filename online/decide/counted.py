@@ -186,7 +186,7 @@ class Choices(Sums):
         return {
             "reward": self._mean("reward", "n"),
             "constant": None if constant is None else constant[1],
-            "evenly": self._mean("evenly", "n"),
+            "evenly": self._estimate("evenly", "n"),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Choices(Sums):
         constant, standing = self._constant(), self.standing()
         based = None
         if n := self.now.get("based", 0):
-            reward = self._mean("baseline", "based_allowed")
+            reward = self._estimate("baseline", "based_allowed")
             based = {"n": int(n), "agreed": self._mean("agreed", "based"), "reward": reward}
         apprentice = None
         if standing is not None:
@@ -208,7 +208,7 @@ class Choices(Sums):
             "explored": self._mean("explored", "answered"),
             "defaulted": int(self.now.get("defaulted", 0)),
             "constant": constant and {"action": constant[0], "reward": constant[1]},
-            "evenly": self._mean("evenly", "n"),
+            "evenly": self._estimate("evenly", "n"),
             "baseline": based,
             "apprentice": apprentice,
             "actions": self._shares(),
@@ -217,6 +217,14 @@ class Choices(Sums):
     def _mean(self, name: str, by: str) -> float | None:
         n = self.now.get(by, 0)
         return self.now.get(name, 0.0) / n if n else None
+
+    def _estimate(self, name: str, by: str) -> float | None:
+        mean = self._mean(name, by)
+        return None if mean is None else self._ranged(mean)
+
+    def _ranged(self, estimate: float) -> float:
+        """The estimate as people are shown it: after few choices it may be beyond any reward."""
+        return min(max(estimate, self._low), self._low + self._range)
 
     def _each(self) -> list[str]:
         """All actions' names in keys, those first that were chosen most often."""
@@ -234,7 +242,7 @@ class Choices(Sums):
         if not found:
             return None
         worth, name = max(found, key=lambda one: (one[0], one[1]))
-        return _plain(name), worth
+        return _plain(name), self._ranged(worth)
 
     def _shares(self) -> dict[str, dict[str, Any]]:
         total, found = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
@@ -242,7 +250,7 @@ class Choices(Sums):
             n = int(self.now.get(f"{name}\tn", 0))
             found[_plain(name)] = {
                 "n": n, "share": n / total, "reward": self._mean(f"{name}\treward", f"{name}\tn"),
-                "alone": self._mean(f"{name}\tworth", f"{name}\toffered"),
+                "alone": self._estimate(f"{name}\tworth", f"{name}\toffered"),
             }  # fmt: skip
         return found
 

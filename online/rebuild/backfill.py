@@ -135,7 +135,7 @@ def look(tables: Tables, model: Model) -> Cut:
         known=() if isinstance(model, Linear) else known_names(model),
         numeric_only=model.numeric_only, missing_ok=tables.missing_ok,
         text_bytes_max=tables.text_bytes_max, label=tables.label, declared=tables.declared,
-        texts=getattr(model, "entities", ()),
+        texts=getattr(model, "entities", ()), action=tables.action,
     )  # fmt: skip
     if tables.action is not None and tables.action not in {c.name for c in layout.features}:
         names = ", ".join(c.name for c in layout.features if c.name != tables.label)
@@ -316,8 +316,7 @@ class _Teaching:
         if (action := self._tables.action) is not None:
             if (taken := features.pop(action, None)) is None:
                 return action, "no action"
-            whole = isinstance(taken, float) and taken.is_integer()
-            features[ACTION] = str(int(taken) if whole else taken)
+            features[ACTION] = taken
         try:
             label = self._label(value)
         except RequestError as error:

@@ -14,8 +14,10 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from online.audit.log import started_with
 from online.challenger.promotion import as_stored
 from online.errors import StartRefused
 from online.models.from_settings import load_model
@@ -33,6 +35,7 @@ from online.rebuild.holdings import (
 )
 from online.rows.history import Decisions
 from online.settings.config import Settings
+from online.settings.model import ModelSettings
 from online.settings.places import open_journal, snapshots_path
 from paramserver.core.blocks import Blocks
 from paramserver.core.shards import Cut, ShardStore, shard_place
@@ -48,7 +51,7 @@ from paramserver.process.shortfall import shortfall
 from paramserver.snapshots.chain import Reader
 from paramserver.snapshots.history import Foreign, SnapshotHistory, ancestors, parse_name
 from paramserver.snapshots.places import Snapshots, lineage_place, open_snapshots
-from paramserver.snapshots.store import ReadingDisk, Retention
+from paramserver.snapshots.store import SUFFIX, ReadingDisk, Retention
 from paramserver.store import Store
 from replay.journal.base import Journal
 
@@ -175,7 +178,7 @@ def check(
     chosen = next(m for m in as_stored(settings).models if m.name == model)
     spec = load_model(chosen, settings, b"\0" * 32).spec_hash  # which no key changes
     with contextlib.closing(open_journal(settings)) as journal:
-        _check_known(journal.lineages(model), model, spec)
+        _check_known(journal.lineages(model), settings, chosen, spec)
         found = []
         for shard in range(chosen.shards):
             place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
@@ -196,17 +199,45 @@ def _compared(compared: Callable[[], Findings], model: str) -> Findings:
     raise StartRefused(message, "Run it again when less is going on")
 
 
-def _check_known(lineages: Sequence[str], model: str, spec: str) -> None:
+def _check_known(
+    lineages: Sequence[str], settings: Settings, model: ModelSettings, spec: str
+) -> None:
     """Nothing is good of a model that the journal does not know."""
     if not lineages:
-        message = f"the journal has nothing of a model {model!r}"
+        message = f"the journal has nothing of a model {model.name!r}"
+        if _has_snapshots(settings, model, spec):
+            raise StartRefused(
+                f"{message}, and there are snapshots of it: the journal is another one, or has "
+                "lost it",
+                "Put the journal back that they belong to, and keep a copy of both",
+            )
         raise NeverServed(message, "Name its settings file with --config")
     if spec not in lineages:
         raise StartRefused(
-            f"model {model}: its code or settings are not those that any of its events in the "
+            f"model {model.name}: its code or settings are not those that any of its events in the "
             "journal was learned with",
             "Name the settings file that it is served with: --config",
         )
+
+
+def _has_snapshots(settings: Settings, model: ModelSettings, spec: str) -> bool:
+    """Whether there are any of the model; of an object store those of this spec are looked for."""
+    for shard in range(model.shards):
+        place = shard_place(snapshots_path(settings), shard)
+        if "://" not in place and any((Path(place) / model.name).glob(f"*/*{SUFFIX}")):
+            return True
+        if open_snapshots(lineage_place(place, model.name, spec), ReadingDisk()).names():
+            return True
+    return False
+
+
+def unnamed(settings: Settings) -> list[str]:
+    """Models that the journal has and the settings do not name: removed, renamed or mistyped."""
+    place = snapshots_path(settings)
+    found = {p.name for p in Path(place).glob("*")} if "://" not in place else set()
+    with contextlib.closing(open_journal(settings)) as journal:
+        found = (found | started_with(journal)) - {model.name for model in settings.models}
+        return sorted(name for name in found if journal.lineages(name))
 
 
 def compare(

@@ -135,6 +135,8 @@ class HeldEvents:
         except (ReplayError, TimeoutError) as error:
             raise _unavailable(error) from None
         stands = Counter(event.choice for event in now)
+        if choice == DISCARDED:  # of those that were discarded before there may be any number
+            stands[DISCARDED] = sum(e.choice == DISCARDED and e.event.key in open_ for e in now)
         released = [event for event in now if event.choice == RELEASED]
         taken = await self._again(model, released) if choice == RELEASED else {}
         return {

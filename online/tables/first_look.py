@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from online.tables.actions import NO_REWARD, action_in, action_of
 from online.tables.errors import InputRefused
 from refusals import reason
 
@@ -34,17 +35,23 @@ class Table:
         names: Its columns; ``c1``, ``c2`` … if it has no header.
         header: Whether the first line names the columns.
         delimiter: Between two values; None of a Parquet file.
+        action, reward: Of a log of choices, columns of the action's name and of a number.
     """
 
     path: Path
     names: tuple[str, ...]
     header: bool
     delimiter: str | None
+    action: str | None = None
+    reward: str | None = None
 
     def rows(self) -> Iterator[dict[str, Value]]:
         """All rows from the first; an empty cell is None.  Raises InputRefused, with the line."""
         if self.delimiter is None:
-            yield from _parquet_rows(self.path)
+            for row in _parquet_rows(self.path):
+                if self.action is not None:
+                    row[self.action] = action_of(row[self.action])
+                yield row
             return
         try:
             with _text(self.path) as lines:
@@ -55,9 +62,16 @@ class Table:
                     if len(cells) != len(self.names):
                         problem = f"line {reader.line_num}: {len(cells)} of {len(self.names)} cells"
                         raise InputRefused(str(self.path), problem, "Mend or remove the line")
-                    yield {n: value_of(cell) for n, cell in zip(self.names, cells, strict=True)}
+                    yield {n: self._value(n, c) for n, c in zip(self.names, cells, strict=True)}
         except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
             raise _unreadable(self.path, error) from error
+
+    def _value(self, name: str, cell: str) -> Value:
+        if name == self.action:
+            return action_in(cell)
+        if name == self.reward and cell.strip().lower() in NO_REWARD:
+            return None
+        return value_of(cell)
 
 
 def open_table(path: Path) -> Table:

@@ -212,6 +212,7 @@ def layout(
     label: str | None = None,
     declared: Mapping[str, Column] | None = None,
     texts: Collection[str] = (),
+    action: str | None = None,
 ) -> Layout:
     """The columns of all files, which have to agree with each other and with the model.
 
@@ -220,18 +221,23 @@ def layout(
         label: A column of labels, which is read beside the features, as one of them.
         declared: What the model's settings declare of its features: other columns are left out.
         texts: Names that may be texts where all else has to be numbers.
+        action: A column whose values are names of actions: it is taken as text.
 
     Raises InputRefused, naming file and column.
     """
     first: dict[str, Kind | str] | None = None
+    if declared is not None and action is not None:  # it is no feature, whatever it is called
+        declared = {name: column for name, column in declared.items() if name != action}
     for one in inputs:
         own = kinds(one)
+        if own.get(action or "") in ("number", "integer", "bool"):
+            own[str(action)] = "text"
         for name in (key, time, label):
             if name is not None and name not in own:
                 raise _column(one, name, "it is missing", f"It has: {', '.join(own)[:300]}")
         taken = {n: k for n, k in own.items() if n not in (key, time) and n not in ignored}
         if declared is not None:
-            taken = _as_declared(one, taken, declared, label)
+            taken = _as_declared(one, taken, declared, (label, action))
         features = {n: k for n, k in taken.items() if n != label}
         _check_types(one, features, numeric_only=numeric_only, texts=texts)
         if first is None:
@@ -250,7 +256,7 @@ def layout(
         (declared or {}).get(name) or Column(name, kind)  # type: ignore[arg-type]
         for name, kind in (first or {}).items()
     )
-    return Layout(columns, key, time, text_bytes_max)
+    return Layout(columns, key, time, text_bytes_max, action)
 
 
 def _column(one: Input, name: str, problem: str, remedy: str) -> InputRefused:
@@ -271,16 +277,19 @@ def _check_types(
 
 
 def _as_declared(
-    one: Input, taken: dict[str, Kind | str], declared: Mapping[str, Column], label: str | None
+    one: Input,
+    taken: dict[str, Kind | str],
+    declared: Mapping[str, Column],
+    kept: Collection[str | None],
 ) -> dict[str, Kind | str]:
-    """The columns that are declared, by the kinds that are, and the label.  Raises InputRefused."""
+    """The columns that are declared, by these kinds, and those kept.  Raises InputRefused."""
     for name, column in declared.items():
         if name not in taken and column.required:
             remedy = "Add it, or declare it without `required`"
             raise _column(one, name, "it is missing, and declared as required", remedy)
     out: dict[str, Kind | str] = {}
     for name, kind in taken.items():
-        if name == label:
+        if name in kept:
             out[name] = kind
         elif (known := declared.get(name)) is not None:
             if kind not in _READ_AS[known.kind] and not (one.form == "csv" and kind != "text"):

@@ -76,9 +76,11 @@ class Layout(msgspec.Struct, frozen=True):
         key, time: Columns of the row's id and of when its features were true; None: there is none.
         text_bytes_max, features_max: Bounds of the service for a text, and for the number of
             features.
+        action: Column of the action that was taken: a text, whatever it is in the file.
     """
 
     features: tuple[Column, ...]
     key: str | None
     time: str | None
     text_bytes_max: int = 1_024
+    action: str | None = None

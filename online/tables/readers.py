@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from online.tables.actions import action_in, action_of
 from online.tables.columns import ABSENT, Floats, Index, Numbers, Rows, Text
 from online.tables.errors import InputRefused
 from online.tables.inputs import NULLS, header, json_kind, opened, parquet
@@ -248,6 +249,8 @@ def _json_row(
         return Bad(number, "", f"no JSON ({error})")
     if not isinstance(row, dict):
         return Bad(number, "", "no JSON object")
+    if layout.action is not None and isinstance(row.get(layout.action), bool | int | float):
+        row[layout.action] = action_of(row[layout.action])
     for name, kind in expected.items():
         if (
             (value := row.get(name)) is not None
@@ -287,6 +290,9 @@ def _piece(
         if column.required and values.null_count:
             absent = ~values.is_valid().to_numpy(zero_copy_only=False)
             refuse(absent, column.name, "it is required, and missing")
+        if column.name == layout.action:
+            named = action_in if one.form == "csv" else action_of
+            values = pa.array([named(value) for value in values.to_pylist()], pa.string())
         if column.kind == "text":
             text = _text(values, layout.text_bytes_max, column.name, refuse)
             columns[column.name] = text

@@ -9,18 +9,24 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from online import cli
+from online.commands.init_choices import logged_of
 from online.errors import ConfigError, StartRefused
 from online.models.from_settings import load_model
 from online.models.rewards import RewardModel
 from online.rows.prediction_ids import Keys
 from online.settings.config import load
 from online.settings.places import snapshots_path
+from online.tables import inputs, readers
 from online.tables.errors import InputRefused
+from online.tables.first_look import open_table
 from paramserver.snapshots.history import SnapshotHistory
 from paramserver.snapshots.places import lineage_place, open_snapshots
 from paramserver.snapshots.store import Retention
@@ -211,3 +217,87 @@ def test_what_is_named_already_is_no_probability(tmp_path: Path) -> None:
 def test_an_option_of_choices_without_the_task_is_refused(log: Path, option: str) -> None:
     with pytest.raises(ConfigError, match=f"{option}: .*--task choose"):
         run("init", str(log), option, "offer")
+
+
+FAR = 2**53 + 1
+"""The next whole number is the same as a float."""
+
+
+@pytest.mark.parametrize(
+    ("form", "cells", "names"),
+    [
+        ("csv", ["red", "blue"], ["red", "blue"]),
+        ("csv", ["1", "2"], ["1", "2"]),
+        ("csv", ["1.0", "2.5"], ["1", "2.5"]),
+        ("csv", ["true", "false"], ["true", "false"]),
+        ("csv", ["True", "False"], ["true", "false"]),
+        ("csv", ["rød", "青い"], ["rød", "青い"]),
+        ("csv", ["red", ""], ["red", None]),
+        ("csv", ["red", "  "], ["red", None]),
+        ("csv", ["007", "7"], ["007", "7"]),
+        ("csv", [f"{FAR}", f"{FAR + 1}"], [f"{FAR}", f"{FAR + 1}"]),
+        ("parquet", ["red", "blue"], ["red", "blue"]),
+        ("parquet", ["rød", " "], ["rød", None]),
+        ("parquet", ["red", None], ["red", None]),
+        ("parquet", ["True", "1.0"], ["True", "1.0"]),
+        ("parquet", [1, 2], ["1", "2"]),
+        ("parquet", [1.0, 2.5], ["1", "2.5"]),
+        ("parquet", [1.0, float("nan")], ["1", None]),
+        ("parquet", [True, False], ["true", "false"]),
+        ("parquet", [FAR, FAR + 1], [f"{FAR}", f"{FAR + 1}"]),
+        ("jsonl", [True, FAR], ["true", f"{FAR}"]),
+        ("jsonl", ["red", 2.0], ["red", "2"]),
+    ],
+)
+def test_who_guesses_and_who_teaches_call_an_action_the_same(
+    tmp_path: Path, form: str, cells: list[Any], names: list[str | None]
+) -> None:
+    drawn = [*range(len(cells)), *random.Random(7).choices(range(len(cells)), k=40)]
+    path, rows = tmp_path / f"log.{form}", [(i % 7, cells[i], i % 2) for i in drawn]
+    if form == "parquet":
+        columns = dict(
+            zip(("x", "offer", "clicked"), map(list, zip(*rows, strict=True)), strict=True)
+        )
+        pq.write_table(pa.table(columns), path)
+    elif form == "csv":
+        path.write_text("x,offer,clicked\n" + "".join(f"{x},{a},{y}\n" for x, a, y in rows))
+    else:
+        path.write_text(
+            "".join(json.dumps({"x": x, "offer": a, "clicked": y}) + "\n" for x, a, y in rows)
+        )
+    taught = [names[i] for i in drawn]
+    files = inputs.files_of([str(path)])
+    layout = inputs.layout(
+        files, key=None, time=None, ignored=(), known=(), numeric_only=False, missing_ok=False,
+        text_bytes_max=100, label="clicked", action="offer",
+    )  # fmt: skip
+    counted, shards = inputs.cut(files, np.random.default_rng(0))
+    (piece,) = readers.read(counted[0], shards[0], layout)
+    assert not piece.bad
+    assert [row.get("offer") for row in piece.rows.dicts()] == taught
+    if form != "jsonl" and None not in names:
+        named = {"--action": "offer", "--label": "clicked", "--probability": None}
+        log = logged_of(open_table(path), named)
+        assert [row.action for row in log.rows()] == taught
+        assert set(log.shares) == set(names)
+
+
+def test_a_row_without_an_action_or_a_reward_is_not_learned_and_says_so(log: Path) -> None:
+    """Four of the rows have an empty cell, or what programs write for one."""
+    lines = log.read_text().splitlines()
+    for i, (cell, missing) in enumerate([(2, ""), (2, " "), (4, "nan"), (4, "NA")], 3):
+        cells = lines[i].split(",")
+        cells[cell] = missing
+        lines[i] = ",".join(cells)
+    log.write_text("\n".join(lines[:60]) + "\n")
+    found = told(str(log))
+    assert (found["rows"], sorted(found["actions"])) == (55, sorted(SHARES))
+    words = ["--label", "clicked", "--action", "offer", "--ignore", "propensity", "--json"]
+    facts = json.loads(run("backfill", "--config", "online.yaml", "--input", str(log), *words))
+    assert (facts["learned"], facts["quarantined"]) == (55, 4)
+    (aside,) = Path(facts["quarantine"]).glob("*.parquet")
+    why = sorted(
+        (row["row"], row["column"], row["reason"]) for row in pq.read_table(aside).to_pylist()
+    )
+    assert why[:2] == [(2, "offer", "no action"), (3, "offer", "no action")]
+    assert [(row, column) for row, column, _ in why[2:]] == [(4, "clicked"), (5, "clicked")]

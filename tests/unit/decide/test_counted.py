@@ -68,6 +68,18 @@ def test_estimates_of_rules_are_right_whatever_was_expected() -> None:
     assert found["explored"] == pytest.approx(0.2, abs=0.02)
 
 
+def test_an_estimate_is_shown_within_the_range_of_rewards() -> None:
+    """One reward of an action that was hardly ever drawn weighs twenty times as much."""
+    for reward, probability in ((1.0, 0.1), (0.0, 0.1)):
+        counted = Choices(0.0, 1.0, 8)
+        counted.add(rewarded(0, reward, probabilities=(probability, 0.9), estimates=(0.5, 0.25)))
+        found, rules = counted.summary(), counted.rules()
+        shown = [found["constant"]["reward"], found["evenly"], rules["constant"], rules["evenly"]]
+        shown += [x["alone"] for x in found["actions"].values()]
+        assert all(0.0 <= value <= 1.0 for value in shown), shown
+        assert found["actions"]["a"]["alone"] == reward
+
+
 def test_replicas_add_up_to_one_that_counts_all() -> None:
     rng = random.Random(3)
     rows = [

@@ -385,3 +385,33 @@ def test_a_model_that_was_never_served_keeps_the_others_from_nothing(
     assert (ended.value.code or 0) == 0, said
     assert "a: good" in said.out
     assert ("b: never served" in said.out) == ("b" not in known)
+
+
+@pytest.mark.parametrize("has", ["snapshots", "another model", "another model and this one"])
+def test_what_was_served_is_not_called_never_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], has: str
+) -> None:
+    """A lost part of the journal, a new name, or a typo: `b` has nothing of what it was."""
+    models = [{"name": name, "task": "binary", "learner": "logreg"} for name in ("a", "b")]
+    file = tmp_path / "online.yaml"
+    given = {"models": models, "state_dir": str(tmp_path / "state"), "cluster": "embedded"}
+    file.write_text(json.dumps(given))
+    settings = config.load(file, {}, {})
+    settings.state_dir.mkdir(mode=0o700)
+    kept = tmp_path / "state" / "snapshots" / ("b" if has == "snapshots" else "old") / SPEC[:16]
+    kept.mkdir(parents=True)
+    (kept / "1-6.snapshot").touch()
+    with closing(open_journal(settings)) as journal:
+        for name in {"snapshots": "a", "another model": ["a", "old"]}.get(has, ["a", "b", "old"]):
+            model = settings.models[name == "b"]
+            spec = load_model(model, settings, b"\0" * 32).spec_hash
+            journal.begin_epoch(name, spec, 0)
+            journal.register(name, "r", spec, 0.0)
+    monkeypatch.setattr(sys, "argv", ["online", "fsck", "--config", str(file)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr()
+    assert "a: good" in said.out
+    assert (ended.value.code or 0) == (0 if has.endswith("this one") else 1), said
+    assert ("there are snapshots of it" in said.out) == (has == "snapshots")
+    assert ("old: the journal has it" in said.out) == (has != "snapshots")

@@ -92,6 +92,22 @@ async def everyone_releases(world: Any) -> None:
     await asyncio.gather(first.stop(5), second.stop(5))
 
 
+async def discarded_in_turns(world: Any) -> None:
+    replica = await world.replica()
+    one = cluster(world, replica)
+    await set_aside(replica, *"abc", source="bot")
+    first = await one.decide_source("m", "discarded", "bot", None, 100)
+    assert (first["discarded"], first["duplicate"]) == (3, 0)
+    await set_aside(replica, *"de", source="bot")
+    then = await one.decide_source("m", "discarded", "bot", None, 100)
+    assert (then["discarded"], then["duplicate"]) == (2, 3)
+    await replica.stop(5)
+
+
+def test_what_was_discarded_before_is_not_counted_again(tmp_path: Path) -> None:
+    worlds.play(tmp_path, discarded_in_turns)
+
+
 def test_each_is_decided_and_learned_once_whoever_asks(tmp_path: Path) -> None:
     worlds.play(tmp_path, everyone_releases)
 
