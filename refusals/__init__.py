@@ -18,9 +18,10 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import Any, ClassVar, dataclass_transform
 
-__all__ = ["Refusal", "meant", "reason"]
+__all__ = ["Refusal", "installing", "meant", "reason"]
 
 
 def reason(error: BaseException) -> str:
@@ -33,6 +34,13 @@ def meant(name: str, known: Iterable[str], more: str = "") -> str:
     """Ask whether the nearest of the known names was meant, if one is near, and say ``more``."""
     near = difflib.get_close_matches(name[:80], list(known), n=1)
     return f"Did you mean `{near[0]}`? {more}".rstrip() if near else more
+
+
+def installing(extra: str) -> str:
+    """Say how the packages of an extra are installed beside this code, without replacing it."""
+    if (Path(__file__).parents[1] / "constraints.txt").exists():
+        return f"pip install -c constraints.txt -e '.[{extra}]' in the checkout"
+    return f"pip install 'online-learning-service[{extra}]'"
 
 
 @dataclass_transform(eq_default=False)

@@ -243,7 +243,8 @@ class _Work:
                 self._base = bases.named(self._history, head, to)
             clock = bases.clock(self._base.contained)
             self.events = sum(r > clock[p] for p, rows in found.rows.items() for r in rows)
-            self._again = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
+            rows = sum(p.end - clock[p.id] for p in journal.partitions(self.name))
+            self._again = rows - self.events
             if not self.events:
                 when = "" if wanted.since is None and to is None else " since then"
                 raise StartRefused(
@@ -271,7 +272,8 @@ class _Work:
         if self.events:
             text = (
                 f"{self.events:,} events of {source!r} leave {self.name}, and it is banned; "
-                f"{self._again:,} rows since {self.beginning} are learned again here"
+                f"{self._again:,} other row{'s are' if self._again != 1 else ' is'} learned again "
+                f"here, since {self.beginning}"
             )
         fate = "all that it has sent is removed for good" if wish.erase else "the events are kept"
         question = "Erase it?" if wish.erase else "Forget them?"

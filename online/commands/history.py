@@ -15,6 +15,7 @@ import typer
 
 from online.commands.base import Context, common, console, moment, pick_model, readable, table
 from online.errors import ConfigError, StartRefused
+from refusals import installing
 
 _SHOWN: Final = (
     "n", "accuracy", "no_change", "mae", "last_mae", "predictions_per_s", "learned_per_s",
@@ -110,7 +111,7 @@ def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
         import pyarrow.parquet as pq
     except ImportError:
         raise StartRefused(
-            "Parquet files need a package that is missing", "pip install '.[store]' in the checkout"
+            "Parquet files need a package that is missing", installing("store")
         ) from None
     arrays = {
         name: pa.array(values, pa.string() if name in ("model", "marks") else pa.float64())

@@ -19,6 +19,7 @@ import yaml
 from evaluation.metrics import Task
 from online.commands.base import AsJson, bar, somebody
 from online.errors import ConfigError
+from refusals import installing
 from replay.example import Features, Label
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ def init(
     from evaluation.errors import EvaluationError
 
     places = [folder / "online.yaml", folder / "model.py"][: 1 if task == "choose" else 2]
+    if table is not None and not table.exists():
+        raise ConfigError("TABLE", f"there is no file {table}", "Name an existing one")
     if not force:
         _free(places)
     named = {"--label": label, "--action": action, "--probability": probability}
@@ -433,4 +436,4 @@ def _backfill(found: Guess, settings: Path) -> str:
 def lacking() -> str:
     """Say which package that command lacks here, if it lacks one."""
     there = importlib.util.find_spec("pyarrow") is not None
-    return "" if there else "\n\nwhich needs pyarrow: pip install '.[rescore]' in the checkout"
+    return "" if there else f"\n\nwhich needs pyarrow: {installing('rescore')}"

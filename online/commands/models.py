@@ -123,7 +123,7 @@ def check(
 
     Example: online models check model.py --task multiclass --stream rows.csv
     """
-    from online.models.checks import CheckFailed, yield_checks
+    from online.models.checks import CheckFailed, lacking, yield_checks
     from online.models.load import load
 
     place = learner if not learner.endswith(".py") else f"{learner}:build"
@@ -132,6 +132,10 @@ def check(
         threshold=Anomaly().threshold if task == "anomaly" else None,
     )  # fmt: skip
     rows = _rows(loaded.model, _task(task), stream)
+    if stream is None and (names := lacking(loaded.build, rows[0][0])):
+        many = "columns" if names[1:] else "column"
+        remedy = "Give rows of yours: --stream rows.csv"
+        raise ConfigError("--stream", f"the made-up rows have no {many} {', '.join(names)}", remedy)
     found = []
     for one in yield_checks():
         name = one.__name__.removeprefix("check_").replace("_", " ")

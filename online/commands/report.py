@@ -26,6 +26,7 @@ from online.commands.base import (
 from online.errors import ConfigError, StartRefused
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
+from refusals import installing
 
 if TYPE_CHECKING:
     from evaluation.report.rows import Origin, Rows
@@ -118,7 +119,7 @@ def _check_extra() -> None:
     if name := lacking():
         raise StartRefused(
             f"the report needs a package that is missing: {name}",
-            "pip install '.[report]' in the checkout",
+            installing("report"),
         )
 
 

@@ -22,6 +22,7 @@ from online.commands.repeat import in_child, repeat, without
 from online.errors import ConfigError, OnlineError, StartRefused
 from online.settings.config import Settings, environment
 from online.settings.model import ModelSettings
+from refusals import installing
 
 if TYPE_CHECKING:
     from online.models.rewards import Action
@@ -235,7 +236,7 @@ def need_packages() -> None:
     except ImportError as error:
         raise StartRefused(
             f"reading tables needs a package that is missing ({error})",
-            "pip install '.[rescore]' in the checkout",
+            installing("rescore"),
         ) from None
     with absent(["pandas"]):  # it looks for it at its first array: half a second, and no use here
         pyarrow.array([0])

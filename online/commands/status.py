@@ -148,6 +148,9 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
             f"{rewrites['undone']:,} rows were undone, and kept; which of them were "
             "learned again: online rollback --undone"
         )
+    if failed := rewrites.get("failed"):
+        text = f"{failed:,} events failed, the newest: {rewrites['failed_reason']}"
+        console.print(text, style="yellow", markup=False)
     if (lost := rewrites.get("lost")) is not None:
         on = time.strftime("%Y-%m-%d %H:%M", time.localtime(lost["at"]))
         console.print(

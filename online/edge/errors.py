@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from online.errors import OnlineError
+from refusals import installing
 
 
 class EdgeError(OnlineError):
@@ -48,7 +49,7 @@ class TargetUnavailable(EdgeError):
 
     target: str
     problem: str
-    remedy: str = "pip install '.[edge]' in the checkout"
+    remedy: str = installing("edge")
     text = "target {target}: {problem}. {remedy}"
 
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
 
 from evaluation.report import lacking
+from refusals import installing
 
 _NEVER: Final = re.compile(r"\s*q\s*=\s*0(\.0*)?\s*")  # a weight of 0: it is not accepted
 
@@ -62,4 +63,5 @@ def page(lacks: str | None = None) -> str:
     for name in ("uPlot.min.css", "uPlot.iife.min.js"):
         library = folder.joinpath("third_party", name).read_text("utf-8")
         text = text.replace(f"/* {name} */", library)
-    return text.replace('LACKS = ""', f'LACKS = "{lacks or ""}"')
+    wanted = f"{lacks}. Install it where it runs: {installing('report')}" if lacks else ""
+    return text.replace('LACKS = ""', f'LACKS = "{wanted}"')

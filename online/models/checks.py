@@ -25,6 +25,9 @@ Check = Callable[[Make, Rows], None]
 _PASSES: Final = 2
 """Over the rows, after which the moments of their numbers hardly move."""
 
+_LACKING_MAX: Final = 16
+"""Columns that are named, of those that a model can't answer without."""
+
 TOLERANCE: Final = 1e-9
 """Greatest difference of two answers, relative for numbers above 1, that counts as rounding."""
 
@@ -60,6 +63,24 @@ def yield_checks() -> Iterator[Check]:
     yield check_refused_weight_changes_nothing
     yield check_growth_is_bounded
     yield check_notes_are_optional
+
+
+def lacking(make: Make, row: Features) -> list[str]:
+    """Name the columns that the model can't answer without, and a row of ours does not have."""
+    found: list[str] = []
+    while len(found) < _LACKING_MAX:
+        try:
+            make().predict({**row, **dict.fromkeys(found, "a")})
+        except KeyError as error:
+            name = error.args[0] if error.args else None
+            if not isinstance(name, str) or name in row or name in found:
+                return []
+            found.append(name)
+        except Exception:  # a stranger's model: the checks say it
+            return found
+        else:
+            return found
+    return []
 
 
 def check_answers_before_learning(make: Make, rows: Rows) -> None:

@@ -19,6 +19,7 @@ import importlib
 import inspect
 import json
 import sys
+import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ from online.models.sealed import sealed
 from online.models.selfrate import SelfRate
 from online.models.structure import steps
 from online.settings.model import StateOf, Training
-from refusals import meant
+from refusals import installing, meant
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def mlp(
 
         from online.models.network import Network, weights_from
     except ImportError as error:
-        wanted = "Install it: pip install '.[torch]' in the checkout"
+        wanted = f"Install it: {installing('torch')}"
         raise LearnerUnusable("mlp", f"it needs torch: {error}", wanted) from None
     torch.manual_seed(seed)
     first: list[Any] = []
@@ -179,6 +180,7 @@ BUILT_IN: Mapping[str, Callable[..., Any]] = {
 }
 
 
+_NO_STRANGERS: Final = ("<", f"{Path(__file__).parents[1]}/")
 _FROZEN: Final[Mapping[str, Callable[[str, Path], Callable[..., Any]]]] = {
     onnx_model.PLACE: onnx_model.factory,
     mlflow_model.PLACE: mlflow_model.factory,
@@ -416,7 +418,13 @@ def _seed_torch() -> bool:
 
 
 def _raised(what: str, error: Exception) -> str:
-    return f"{what} {type(error).__name__}: {error}"
+    frames = traceback.extract_tb(error.__traceback__)
+    files = [f.filename for f in frames if not f.filename.startswith(_NO_STRANGERS)]
+    place = ""
+    if files and "site-packages" not in files[0]:  # where it left the file that is the user's
+        line = next(f.lineno for f in reversed(frames) if f.filename == files[0])
+        place = f" ({files[0]}, line {line})"
+    return f"{what} {type(error).__name__}: {error}{place}"
 
 
 # -- from the object to the model ------------------------------------------------------------

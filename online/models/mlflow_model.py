@@ -24,13 +24,14 @@ from online.models.base import Prediction
 from online.models.errors import AnswerUnusable, BlobUntrusted, LearnerUnusable
 from online.models.frozen import Answers, Ask, Frozen
 from online.models.sealed import unseal_folder
+from refusals import installing
 from replay.example import Features
 
 PLACE: Final = "mlflow"
 _INTEGERS: Final = ("integer", "long")
 _TEXTS: Final = ("string", "datetime", "binary")
 _PICKLES: Final = ("pickle", "cloudpickle")
-_INSTALL: Final = "Install it: pip install '.[mlflow]' in the checkout"
+_INSTALL: Final = f"Install it: {installing('mlflow')}"
 
 
 def factory(learner: str, folder: Path) -> Callable[..., MlflowFolder]:

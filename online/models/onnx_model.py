@@ -21,6 +21,7 @@ from evaluation.metrics import Task
 from online.models.base import Prediction
 from online.models.errors import AnswerUnusable, LearnerUnusable
 from online.models.frozen import Answers, Frozen, value_of
+from refusals import installing
 from replay.example import Features
 
 PLACE: Final = "onnx"
@@ -198,7 +199,7 @@ def _opened(learner: str, data: bytes) -> Any:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        remedy = "Install it: pip install '.[onnx]' in the checkout"
+        remedy = f"Install it: {installing('onnx')}"
         raise LearnerUnusable(learner, f"it needs onnxruntime: {error}", remedy) from None
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1

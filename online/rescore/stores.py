@@ -21,6 +21,7 @@ from online.rescore import published
 from online.rescore.errors import StoreFailed
 from online.rescore.published import Current, Run
 from online.settings.addresses import hidden
+from refusals import installing
 
 Score: TypeAlias = tuple[str | None, float]
 """Prediction of a classifier (its text; None in regression), and score."""
@@ -194,7 +195,7 @@ def _redis(url: str, timeout_s: float) -> tuple[Any, dict[str, Any]]:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
     except ImportError as error:
-        problem = f"a package is missing ({error}): pip install '.[redis]' in the checkout"
+        problem = f"a package is missing ({error}): {installing('redis')}"
         raise StoreFailed(url, problem) from error
     options = {"socket_timeout": timeout_s, "socket_connect_timeout": timeout_s}
     return redis, {**options, "retry": Retry(NoBackoff(), 0), "protocol": 2}

@@ -28,6 +28,10 @@ NUMBER_MAX: Final = 1e100
 """Largest number of a feature: squares, and sums of squares over all rows, stay finite."""
 _NUMBERS: Final[frozenset[type]] = frozenset({float, int, bool})
 _DECLARED_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
+_NUMBERS_ONLY: Final = (
+    "This model takes numbers only; `learner: linear` and `auto` take texts, too: "
+    "docs/models.md#text-categories-missing-values"
+)
 
 
 class Door:
@@ -135,7 +139,7 @@ class Door:
                 raise invalid(field, f"{item} is beyond 2^53", "Send it as text, or scale it")
             return
         if self._numeric_only and not key:
-            hint = "Leave a missing value out" if item is None else "This model takes numbers only"
+            hint = "Leave a missing value out" if item is None else _NUMBERS_ONLY
             raise invalid(field, f"a number is needed, got {_kind(item)}", hint)
         if isinstance(item, str):
             if len(item) > self._limits.text_bytes_max:

@@ -220,7 +220,8 @@ class Decisions:
             lost = {"control": self.loss.seq, "events": loss.events, "at": loss.at}
         return {
             "frozen": self.frozen, "last": shown, "undone": undone, "banned": self.bans,
-            "lost": lost,
+            "lost": lost, "failed": len(self.failed),
+            "failed_reason": next(reversed(self.failed.values()), None),
         }  # fmt: skip
 
     def learned(self, row: Row) -> bool:

@@ -44,6 +44,7 @@ from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
 from paramserver.clients.sharded_client import sharded
 from paramserver.core.shards import shard_name
+from refusals import installing
 from replay.journal.base import Journal
 
 if TYPE_CHECKING:
@@ -298,6 +299,6 @@ def _tracing(settings: Settings, replica: str) -> Tracing | None:
     except ModuleNotFoundError as error:
         raise StartRefused(
             f"telemetry.endpoint needs {error.name}, which is not installed",
-            "Install the extra: pip install 'online-learning-service[telemetry]'",
+            f"Install the extra: {installing('telemetry')}",
         ) from None
     return Tracing(settings.telemetry, replica)

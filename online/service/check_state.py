@@ -381,7 +381,7 @@ class Models:
                 return
             learned, behind = status["learned"], self._behind(name, status["server"] or {})
             if behind == 0:
-                self._progress(f"model {name}: learned {counted(learned)} again")
+                self._progress(f"model {name}: learned {counted(learned)} again{_failures(status)}")
                 return
             if time.monotonic() - shown >= _FOLLOW_S:
                 shown = time.monotonic()
@@ -427,3 +427,11 @@ class Models:
             old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
         closed = server.get("closed", ())
         return sum(max(p.end - clock.get(p.id, 0), 0) for p in old if p.id not in closed)
+
+
+def _failures(status: Mapping[str, Any]) -> str:
+    """Say how many events the model could not learn, and why the newest; empty: none."""
+    decided = status["rewrites"] or {}
+    if not (failed := decided.get("failed")):
+        return ""
+    return f", {failed:,} failed: {decided['failed_reason']}"

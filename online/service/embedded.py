@@ -244,8 +244,10 @@ def serve(
     print_it = printed if say is None else say
     with starting:
         if (before := _served.pop(name, None)) is not None:
+            running = before.alive()
             before.stop()
-            print_it(f"the service of {name} before this one was stopped")
+            if running:
+                print_it(f"the service of {name} before this one was stopped")
         of_service = {**(settings or {}), "host": host, "port": port}
         resolved = settings_for(model, task, name, state_dir, of_service, of_model)
         service = Embedded(resolved, print_it)

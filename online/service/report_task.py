@@ -17,6 +17,7 @@ from online.errors import RequestError
 from online.service.command_settings import settings_file, without_settings
 from online.settings.config import Settings
 from online.settings.glimpse import environment
+from refusals import installing
 
 _NICENESS: Final = 10
 _SAID: Final = 500  # characters of what the command says
@@ -65,7 +66,7 @@ class Reporting:
                 message = said.strip()[-_SAID:] or "online report has made nothing"
                 hint = "Run online report on the machine that has the journal"
                 if "package that is missing" in message:
-                    hint = "Install it where the service runs: pip install '.[report]'"
+                    hint = f"Install it where the service runs: {installing('report')}"
                 raise RequestError(503, "report_refused", message, None, hint) from None
 
 

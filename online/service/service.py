@@ -43,6 +43,7 @@ from online.service.tending import Tending
 from online.settings import file_modes
 from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
+from refusals import installing
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def check_scores(settings: Settings) -> None:
     if settings.scores != "sqlite" and importlib.util.find_spec("redis") is None:
         raise StartRefused(
             "`scores` names a Redis server, and the package for it is missing",
-            "pip install '.[redis]' in the checkout",
+            installing("redis"),
         )
 
 

@@ -110,7 +110,8 @@ class Cluster(HeldEvents):
         age = replica.age_ms
         journal = await self._room(name)
         elsewhere = (journal or {}).get("alarm"), (server or {}).get("incident")
-        known = [*replica.incidents, await self._missing(), *elsewhere]
+        rewrites, learned = await self._rewrites(name), learner.tally.digest[0]
+        known = [*replica.incidents, await self._missing(), *elsewhere, _failed(rewrites, learned)]
         incidents: list[str] = list(dict.fromkeys(filter(None, known)))
         return {
             "model": name,
@@ -121,7 +122,7 @@ class Cluster(HeldEvents):
             "updates_behind": replica.updates_behind,
             "from_peer": replica.exchange.peer,
             "answered_by": replica.replica,
-            "learned": learner.tally.digest[0],
+            "learned": learned,
             "quality": _quality(replica),
             "versions": by_epoch(replica.settings.task, (server or {}).get("epochs") or []),
             "confidence": _summary(confidence_in(views)),
@@ -138,7 +139,7 @@ class Cluster(HeldEvents):
             "filters": _filters(replica),
             "replicas": replicas,
             "server": server,
-            "rewrites": await self._rewrites(name),
+            "rewrites": rewrites,
             "journal": journal,
             "incident": "; ".join(incidents) or None,
             "incidents": incidents,
@@ -451,3 +452,12 @@ def _drift(
         shown = {**shown, "without_labels": None}
     fresh = {replica.replica: {**reports.get(replica.replica, {}), **replica.judge.report()}}
     return of_all(replica.replica, shown, {**reports, **fresh})
+
+
+def _failed(rewrites: Mapping[str, Any] | None, learned: int) -> str | None:
+    """Say that the model has raised at every event; None if it has not."""
+    if rewrites is None or learned or not (failed := rewrites["failed"]):
+        return None
+    return (
+        f"it has learned nothing: {failed:,} events failed, the newest: {rewrites['failed_reason']}"
+    )

@@ -269,7 +269,7 @@ def load(path: Path | None, overrides: Mapping[str, Any], environ: Mapping[str, 
     try:
         settings = Settings.model_validate(data)
     except ValidationError as error:
-        raise explained(error, Settings) from None
+        raise explained(error, Settings, data) from None
     if settings.cluster == EMBEDDED and "replicas" not in data:
         settings = settings.model_copy(update={"replicas": 1})
     settings = settings.model_copy(update={"tokens": _read_tokens(settings)})

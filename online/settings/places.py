@@ -14,6 +14,7 @@ from online.settings.glimpse import RUN
 from online.settings.model import ModelSettings
 from paramserver.core.shards import shard_name
 from paramserver.snapshots.store import Retention
+from refusals import installing
 from replay.errors import JournalDamaged, JournalNotDurable, ReplayError
 from replay.journal.base import Journal
 from replay.journal.batch import Bounds
@@ -73,7 +74,7 @@ def _bare_opener(settings: Settings, lock_wait_s: float | None) -> Callable[[], 
     except ImportError as error:
         raise StartRefused(
             f"the journal is in Redis, and a package is missing: {error}",
-            "pip install '.[redis]' in the checkout",
+            installing("redis"),
         ) from None
     return partial(
         RedisJournal,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from online.errors import ConfigError
 from online.settings.addresses import hidden
-from online.settings.model import NAME
+from online.settings.model import NAME, Test
 from online.settings.purposes import PURPOSES
 from online.settings.replicas import TAGS
 from refusals import meant
@@ -41,13 +42,16 @@ _LABELS: Final = (
 )
 
 
-def explained(error: ValidationError, tree: type[BaseModel]) -> ConfigError:
+def explained(
+    error: ValidationError, tree: type[BaseModel], given: Mapping[str, Any]
+) -> ConfigError:
     """The first mistake in a tree of settings as a refusal, with the name that may be meant."""
     errors = error.errors()
     first = errors[0]
     if first["type"] == "missing":  # perhaps it is there, and misspelt
         first = next((one for one in errors if one["type"] == "extra_forbidden"), first)
-    loc = tuple(part for part in first["loc"] if part not in (*TAGS, "[key]"))
+    first = _of_list(errors, first)
+    loc = tuple(part for part in first["loc"] if not _is_tag(part))
     field = ".".join(str(part) for part in loc)
     if (loc[-1:], first["type"]) in _LISTED:
         return ConfigError(field, "no list of labels is needed", _LABELS)
@@ -66,7 +70,25 @@ def explained(error: ValidationError, tree: type[BaseModel]) -> ConfigError:
         known = list(PURPOSES) if loc[-1] == "task" else names
         said = f"one of {', '.join(known)} is needed"
         remedy = meant(str(first["input"]), known) or remedy
+    if loc[-1] == "filters":
+        said = f"{', '.join(names)} or a list of {', '.join(get_args(Test))} is needed"
+    if "filters" in loc[-2:]:  # say whose they are
+        said = f"model {given['models'][loc[1]].get('name')}: {said}"
     return ConfigError(field, f"{said}{value}", remedy)
+
+
+def _of_list(errors: Sequence[ErrorDetails], first: ErrorDetails) -> ErrorDetails:
+    """The mistake in a list, where a word or a list may stand and a list does."""
+    place, given = first["loc"][:-1], first["input"]
+    if first["type"] != "literal_error" or not isinstance(given, list):
+        return first
+    inside = (one for one in errors if one["loc"][: len(place)] == place and one is not first)
+    return next((one for one in inside if one["loc"][-1:] != first["loc"][-1:]), first)
+
+
+def _is_tag(part: int | str) -> bool:
+    """Tell whether a part of a place is pydantic's name of a kind, and no setting's."""
+    return part in (*TAGS, "[key]") or str(part).startswith(("literal[", "tuple["))
 
 
 def _fields(tree: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

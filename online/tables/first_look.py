@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from online.tables.actions import NO_REWARD, action_in, action_of
 from online.tables.errors import InputRefused
-from refusals import reason
+from refusals import installing, reason
 
 Value = float | int | str | bool | None
 
@@ -147,7 +147,7 @@ def _parquet(path: Path) -> Any:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        remedy = "pip install '.[rescore]' in the checkout, or give a CSV file"
+        remedy = f"{installing('rescore')}, or give a CSV file"
         raise InputRefused(str(path), "Parquet is read by pyarrow", remedy) from None
     try:
         return pq.ParquetFile(path)

@@ -32,10 +32,14 @@ _LABELS: Final = re.compile(
     re.I,
 )
 _IDS: Final = re.compile(r"(.*[a-z0-9])?(_id|ID|Id|_uuid|_key)|id|uuid|guid", re.ASCII)
-_TIMES: Final = re.compile(r".*(time|date|stamp|created|_at|_ts|ts|when)", re.I)
+_TIMES: Final = re.compile(r".*(time|date|datum|stamp|created|[_ ]at|_ts|ts|when)", re.I)
 _ANSWERS: Final = re.compile(r"pred(ict(ion|ed).*)?|.*_pred|prob(a|ability).*|y_?hat|score", re.I)
 _POSITIVE: Final = ("yes", "true", "1", "y", "positive", "up", "spam", "fraud", "bad", "churn")
 _MANY: Final = 10  # rows with one text: it is nobody's own
+_OWN_MIN: Final = 100  # values of which none comes twice: they tell nothing of another row
+_SINGLE: Final = re.compile(r"[^\s]*\d[^\s]*")  # as numbers of orders are
+_GERMAN: Final = re.compile(r"\d{1,2}\.\d{1,2}\.\d{4}( \d{1,2}:\d{2}(:\d{2})?)?")
+_GERMAN_FORM: Final = "%d.%m.%Y %H:%M:%S"
 _WORDS_MIN: Final = 3  # in the mean of a column of texts
 _EPOCH_S: Final = (3e8, 4e9)  # 1979 to 2096
 
@@ -149,6 +153,7 @@ def guess(table: Table, label: str | None = None, task: Task | None = None) -> G
         for name, value in row.items():
             seen[name].values.append(value)
     columns = {name: _column(name, one) for name, one in seen.items()}
+    _take_id(columns, seen)
     chosen, why = (label, "as you say") if label else _label(table.names, columns, seen)
     if chosen not in columns:
         known = ", ".join(table.names)
@@ -179,7 +184,20 @@ def _column(name: str, seen: _Seen) -> Column:
         return Column(name, "bool", "true and false")
     if seen.texts:
         return Column(name, "text", "sentences: each word counts")
+    if seen.all_differ and n >= _OWN_MIN:
+        return Column(name, "left_out", f"no value comes twice, {n:,} different ones")
     return Column(name, "category", f"{n:,} different values")
+
+
+def _take_id(columns: dict[str, Column], seen: Mapping[str, _Seen]) -> None:
+    """Take the first column of values that are nobody else's for the id, if none has its name."""
+    if any(column.kind == "event_id" for column in columns.values()):
+        return
+    for name, column in columns.items():
+        own = column.kind == "left_out" and seen[name].all_differ
+        if own and all(_SINGLE.fullmatch(str(value)) for value in seen[name].values):
+            columns[name] = Column(name, "event_id", "each row has its own, with a number in it")
+            return
 
 
 def _typical(kind: Kind, seen: _Seen) -> Value:
@@ -241,13 +259,16 @@ def category(value: Value) -> Value:
 
 
 def seconds(value: Value) -> float | None:
-    """A time in POSIX seconds: a number of seconds or milliseconds, or ISO 8601; else None."""
+    """A time in POSIX seconds: of (milli)seconds, ISO 8601 or day.month.year; else None."""
     low, high = _EPOCH_S
     if isinstance(value, bool) or value is None:
         return None
     if isinstance(value, str):
         try:
-            return datetime.fromisoformat(value).timestamp()
+            if (found := _GERMAN.fullmatch(value)) is None:
+                return datetime.fromisoformat(value).timestamp()
+            more = "" if found[2] else ":00" if found[1] else " 00:00:00"
+            return datetime.strptime(value + more, _GERMAN_FORM).timestamp()
         except ValueError:
             return None
     for scale in (1.0, 1e3):

@@ -8,6 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from paramserver.errors import StartRefused
 from paramserver.snapshots.store import DirectorySnapshots, Disk
+from refusals import installing
 
 if TYPE_CHECKING:
     from paramserver.snapshots.objects import ObjectSnapshots
@@ -56,6 +57,6 @@ def open_snapshots(place: str, disk: Disk | None = None) -> Snapshots:
     except ImportError as error:
         raise StartRefused(
             f"snapshots in {uri.scheme}://… need pyarrow, which can't be imported ({error})",
-            "install it with: pip install '.[store]' in the checkout",
+            f"install it with: {installing('store')}",
         ) from error
     return open_uri(place)

@@ -202,7 +202,7 @@ promoted.progress = await page.locator("#act-progress").isVisible();
 // Where a package of the extra is missing no report can be asked for, and the page says why.
 await page.route(`${url}/`, async (route) => {
   const response = await route.fetch();
-  await route.fulfill({ response, body: (await response.text()).replace('LACKS = ""', 'LACKS = "matplotlib"') });
+  await route.fulfill({ response, body: (await response.text()).replace('LACKS = ""', 'LACKS = "matplotlib. Install it where it runs: pip"') });
 });
 await page.reload();
 const make = card.getByRole("button", { name: "Make a report of model-2" });

@@ -192,7 +192,7 @@ def test_a_directory_needs_no_pyarrow(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
     )
-    assert "pip install '.[store]' in the checkout" in done.stdout
+    assert "pip install -c constraints.txt -e '.[store]' in the checkout" in done.stdout
 
 
 @pytest.mark.parametrize("read", [DirectorySnapshots.load, DirectorySnapshots.take])

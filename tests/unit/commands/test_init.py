@@ -279,3 +279,19 @@ def test_shells_complete_commands() -> None:
     options = {"_ONLINE_COMPLETE": "complete_bash", "COMP_WORDS": "online sn", "COMP_CWORD": "1"}
     done = CliRunner().invoke(cli.app, [], env=options, prog_name="online")
     assert "snapshot" in done.output
+
+
+def test_a_table_that_is_not_there_is_said_first(table: Path) -> None:
+    Path("online.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"no file nofile\.csv"):
+        run("init", "nofile.csv")
+
+
+def test_columns_that_made_up_rows_lack_are_named_once(tmp_path: Path) -> None:
+    place = tmp_path / "asks.py"
+    place.write_text(
+        "class Asks:\n    def predict_one(self, x):\n        return x['city'] == x['note']\n"
+        "    def learn_one(self, x, y):\n        pass\ndef build():\n    return Asks()\n"
+    )
+    with pytest.raises(ConfigError, match=r"no columns city, note\. Give rows"):
+        run("models", "check", f"{place}:build")

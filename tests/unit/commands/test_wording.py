@@ -73,6 +73,12 @@ def test_another_model_than_the_default_needs_the_settings_file_that_has_it() ->
             "models.0.classes: no list of labels is needed. Leave it out: labels are learned from",
         ),
         ({"models": [{**ONE, "labels": ["a", "b"]}]}, "models.0.labels: no list of labels is"),
+        (
+            {"models": [{**ONE, "filters": ["rat"]}]},
+            "models.0.filters.0: model m: one of rate, samples, norm, direction, surprise is "
+            "needed, got 'rat'. Did you mean `rate`?",
+        ),
+        ({"models": [{**ONE, "filters": "rat"}]}, "model m: default, none or a list of rate, sa"),
         ({"models": [{**ONE, "task": "chose"}]}, "choose, anomaly is needed, got 'chose'. Did you"),
         (
             {"models": [{**ONE, "classes": {"negative": 0, "positve": 1}}]},

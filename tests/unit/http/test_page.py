@@ -202,7 +202,9 @@ def test_the_page_knows_which_package_the_report_lacks(
 ) -> None:
     assert 'const LACKS = "";' in asked("identity")[0].text
     monkeypatch.setitem(sys.modules, lacks, None)
-    assert f'const LACKS = "{lacks}";' in asked("identity")[0].text
+    wanted = "pip install -c constraints.txt -e '.[report]' in the checkout"
+    shown = f'const LACKS = "{lacks}. Install it where it runs: {wanted}";'
+    assert shown in asked("identity")[0].text
 
 
 def asked(*encodings: str) -> list[httpx.Response]:

@@ -196,3 +196,7 @@ def test_a_door_that_checks_types_only_is_found() -> None:
     model = ModelSettings(name="m", task="binary", learner="logreg")
     with pytest.raises(pytest.fail.Exception):
         refusal(_TrustingDoor(model, LIMITS, numeric_only=True).features, {"a": math.nan}, "x")
+
+
+def test_a_model_of_numbers_says_which_ones_take_texts() -> None:
+    assert "`learner: linear`" in refusal(door().features, {"a": "red"}, "features").hint

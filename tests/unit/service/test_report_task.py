@@ -102,7 +102,10 @@ def test_a_package_that_is_missing_is_to_be_installed_where_the_service_runs(
 ) -> None:
     said = "online: the report needs a package that is missing: matplotlib. pip install it"
     error = refused(Reporting(settings, lambda *_: said))
-    assert error.hint == "Install it where the service runs: pip install '.[report]'"
+    assert error.hint == (
+        "Install it where the service runs: "
+        "pip install -c constraints.txt -e '.[report]' in the checkout"
+    )
     error = refused(Reporting(settings, lambda *_: "there is no journal"))
     assert error.hint == "Run online report on the machine that has the journal"
 

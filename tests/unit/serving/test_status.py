@@ -117,6 +117,15 @@ def test_the_alarm_is_an_incident_and_a_metric() -> None:
     assert shown["incident"] == "; ".join(shown["incidents"])
 
 
+def test_a_model_that_raises_at_every_event_is_an_incident() -> None:
+    world = World(Server(status=[serving()]))
+    world.decisions.failed.update({"aa": "KeyError: 'x'", "bb": "ZeroDivisionError: by zero"})
+    shown = world.shown()
+    assert (shown["rewrites"]["failed"], shown["incident"]) == (2, None), "others were learned"
+    world.replica.learner.tally.digest = (0, 0)
+    assert "nothing: 2 events failed, the newest: ZeroDivisionError" in world.shown()["incident"]
+
+
 def test_a_journal_or_a_server_that_is_away_is_said() -> None:
     world = World(Server(status=[NotReady("restoring", "")]))
     world.broken = True

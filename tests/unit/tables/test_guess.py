@@ -107,6 +107,19 @@ def test_columns_are_told_by_name_and_values(tmp_path: Path) -> None:
     assert rows[0].at == seconds("2026-01-09")
 
 
+def test_a_column_in_which_no_value_comes_twice_is_no_feature(tmp_path: Path) -> None:
+    rows = "".join(
+        f"O-{i},{i % 28 + 1:02}.01.2026 03:00,n{'ab'[i % 2] * i},{i % 3},{i % 2}\n"
+        for i in range(150)
+    )
+    found = guessed(tmp_path, f"order,ordered at,owner,size,up\n{rows}")
+    assert kinds(found) == {
+        "order": "event_id", "ordered at": "time", "owner": "left_out", "size": "number",
+        "up": "label",
+    }  # fmt: skip
+    assert seconds("31.01.2026 12:00") == seconds("2026-01-31T12:00:00")
+
+
 def test_a_name_of_time_without_times_is_a_number(tmp_path: Path) -> None:
     assert kinds(guessed(tmp_path, "date,up\n0.1,1\n0.2,0\n"))["date"] == "number"
 
