@@ -15,7 +15,8 @@ from online.service.ray_processes import fewest_processes, without_agents
 _HEAVY = {
     "httpx", "matplotlib", "onnx", "onnxruntime", "pandas", "pyarrow", "scipy.optimize",
     "scipy.sparse", "scipy.special", "scipy.stats", "sklearn", "torch", "zensical",
-    "online.rescore.run", "online.edge.export", "evaluation.report.build", "evaluation.report.values",
+    "online.rescore.run", "online.edge.export",
+    "evaluation.report.build", "evaluation.report.values",
 }  # fmt: skip
 
 
