@@ -87,10 +87,7 @@ def init(
     from evaluation.errors import EvaluationError
 
     places = [folder / "online.yaml", folder / "model.py"][: 1 if task == "choose" else 2]
-    if table is not None and not table.exists():
-        raise ConfigError("TABLE", f"there is no file {table}", "Name an existing one")
-    if not force:
-        _free(places)
+    _check(table, [] if force else places)
     named = {"--label": label, "--action": action, "--probability": probability}
     if task == "choose":
         _choices(table, places[0], name, named, rows, as_json=as_json)
@@ -126,7 +123,10 @@ def _guessed(found: Guess) -> dict[str, Any]:
     return {"task": found.task, "label": found.label, "columns": columns}
 
 
-def _free(places: list[Path]) -> None:
+def _check(table: Path | None, places: list[Path]) -> None:
+    """Refuse a table that is not there, and places that are taken."""
+    if table is not None and not table.exists():
+        raise ConfigError("TABLE", f"there is no file {table}", "Name an existing one")
     if there := [str(place) for place in places if place.exists()]:
         remedy = "Say --force to replace it, or --folder for another place"
         raise ConfigError("--folder", f"already there: {', '.join(there)}", remedy)
