@@ -175,6 +175,11 @@ class Models:
                 loaded = out[model.name]
                 if relearn and not accept_loss:
                     self._check_gap(journal, model.name, loaded.spec_hash)
+                if restored := journal.restore_ids(model.name):
+                    self._progress(
+                        f"model {model.name}: {restored:,} ids were gone from the journal, and are "
+                        "taken from its rows again; repeats that came meanwhile were learned twice"
+                    )
                 at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")

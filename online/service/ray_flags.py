@@ -73,6 +73,9 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
             # It takes three looks until a HAProxy that has died is started again (10 s each).
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+            # Three such looks until one that has not begun is ended (5 s each by default, twice
+            # that after a first end): a busy machine's was ended just when it had begun.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{max(settings.start_wait_s / 3, 5):g}",
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
             # A host that is gone says nothing: its replicas are left out after two seconds, and

@@ -252,6 +252,8 @@ class Service:
         flags = ray_flags(self._settings, self._private, self._ports.first, haproxy=haproxy)
         os.environ.update(flags)
         worker_setup.without_tables()
+        if haproxy and self._settings.cluster == "local" and (unlike := worker_setup.unlike()):
+            log.warning(unlike)  # not sooner: Ray is imported with the flags
         self._progress("starting Ray")
         with imported_meanwhile("ray.serve"):
             self._vital = start_ray(self._settings, self._private, flags)
