@@ -46,6 +46,7 @@ from online.settings.places import cut_log, open_journal, run_path, snapshots_pa
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 Progress = Callable[[str], None]
 
@@ -96,6 +97,8 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     import ray
 
     local = settings.cluster == "local"
+    if local and _HAPROXY in flags and (unlike := worker_setup.unlike()):
+        log.warning(unlike)
     place: dict[str, Any]
     if local:
         place = {
@@ -252,8 +255,6 @@ class Service:
         flags = ray_flags(self._settings, self._private, self._ports.first, haproxy=haproxy)
         os.environ.update(flags)
         worker_setup.without_tables()
-        if haproxy and self._settings.cluster == "local" and (unlike := worker_setup.unlike()):
-            log.warning(unlike)  # not sooner: Ray is imported with the flags
         self._progress("starting Ray")
         with imported_meanwhile("ray.serve"):
             self._vital = start_ray(self._settings, self._private, flags)
