@@ -46,13 +46,23 @@ class Owner:
             raise _unusable(state_dir, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._unlock = _lock(self, state_dir)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or "unknown"
+            self._file.close()
             raise StartRefused(
                 f"{state_dir} is in use by another service ({holder})",
                 "Stop that one, or give this one its own --state-dir",
+            ) from None
+        try:
+            self._unlock = _lock(self, state_dir)
+        except BlockingIOError:
+            self._file.close()
+            raise StartRefused(
+                f"something holds a lock on the folder {state_dir} itself: another program, such "
+                "as `flock` of a backup, or a service whose owner.lock was removed",
+                f"`lsof {state_dir}` or `fuser -v {state_dir}` names it: wait for its end, or stop "
+                "it; a backup is to lock a file of its own",
             ) from None
         try:
             self._file.truncate(0)

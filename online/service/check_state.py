@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -83,9 +83,23 @@ def histories_of(
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
+def _restored(names: Iterable[str], journal: Journal) -> Iterator[str]:
+    """Restore the ids that a journal has lost; whose, and how many."""
+    for name in names:
+        if restored := journal.restore_ids(name):
+            yield (
+                f"model {name}: {restored:,} ids were gone from the journal, and are taken from "
+                "its rows again; repeats that came meanwhile were learned twice"
+            )
+
+
 def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
-    """Say what the folder has and the settings or the key file no longer lead to."""
+    """Say what is there and the settings, the key file or the journal's ids no longer lead to.
+
+    The ids lead to it again then.
+    """
     names = {model.name for model in settings.models}
+    yield from _restored(sorted(names), journal)
     for name in sorted(started_with(journal) - names):
         if events := sum(p.end for p in journal.partitions(name)):
             yield (

@@ -54,7 +54,6 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
         }
     if haproxy:
         nobody = f"http-error status 503 {worker_setup.ABSENT}"  # in its own words it is a 500
-        head_in_time = f"timeout http-request {_HEAD_S}s"
         again = f"""
     http-request wait-for-body time {settings.limits.body_wait_s * 1e3:.0f}ms if {_ASKS}
     http-request disable-l7-retry unless {{ method GET HEAD }} || {_ASKS}
@@ -71,8 +70,10 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
             "RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S": str(int(settings.start_wait_s)),
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # of a worker that a reload replaced
-            # It takes three looks until a HAProxy that has died is started again (10 s each).
+            # It takes three looks until a HAProxy that has died is started again (10 s each), and
+            # three until one that begins slowly is ended, just when it has begun (5 or 10 s each).
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{max(settings.start_wait_s / 3, 5):g}",
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
             # A host that is gone says nothing: its replicas are left out after two seconds, and
@@ -88,7 +89,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             # a byte a minute holds a connection for ever.  This one goes into the same section,
             # and so does that no line is sent to a log, which nobody reads, for each good answer.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
-                ("leastconn", head_in_time, nobody, "option dontlog-normal")
+                ("leastconn", f"timeout http-request {_HEAD_S}s", nobody, "option dontlog-normal")
             ),
             "RAY_SERVE_PORT_QUARANTINE_S": "20",
         }

@@ -47,6 +47,7 @@ from refusals import installing
 from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
+_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 
 Progress = Callable[[str], None]
 
@@ -97,6 +98,8 @@ def start_ray(settings: Settings, private: Path, flags: Mapping[str, str]) -> li
     import ray
 
     local = settings.cluster == "local"
+    if local and _HAPROXY in flags and (unlike := worker_setup.unlike()):
+        log.warning(unlike)
     place: dict[str, Any]
     if local:
         place = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,19 +45,41 @@ def without_unknown_paths() -> None:
 
     Every path is the application's, so it has nothing else to say that for: it has just begun, or
     begun again after it died.  Serve has no setting for the answer; its text is changed before it
-    is imported, and left alone if it is another one.
+    is imported, and left alone if it is another one (:func:`unlike` says so).
     """
+    if _TEMPLATES in sys.modules or _UNKNOWN not in _text(module := _templates()):
+        return
+    known = f"http-request return status 503 {ABSENT}"
+    module.HAPROXY_CONFIG_TEMPLATE = _text(module).replace(_UNKNOWN, known)
+    sys.modules[_TEMPLATES] = module
+
+
+def unlike() -> str | None:
+    """What to warn of if this Ray's text for HAProxy is not the one that is changed here."""
+    if _UNKNOWN in _text(_templates()):
+        return None
+    return (
+        f"Ray {version('ray')} has another text for HAProxy than this version knows: while one "
+        "begins again after it died, callers get 404 in plain text, not 503 no_replica"
+    )
+
+
+def _templates() -> Any:
+    """The module of Serve's texts for HAProxy as its file is, not imported; None without one."""
     import ray
 
     place = Path(ray.__file__).parent / "serve" / "_private" / "haproxy_templates.py"
     spec = importlib.util.spec_from_file_location(_TEMPLATES, place)
-    if _TEMPLATES in sys.modules or spec is None or spec.loader is None or not place.exists():
-        return
-    module: Any = importlib.util.module_from_spec(spec)
+    if spec is None or spec.loader is None or not place.exists():
+        return None
+    module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    known = f"http-request return status 503 {ABSENT}"
-    module.HAPROXY_CONFIG_TEMPLATE = module.HAPROXY_CONFIG_TEMPLATE.replace(_UNKNOWN, known)
-    sys.modules[_TEMPLATES] = module
+    return module
+
+
+def _text(module: Any) -> str:
+    """The text for HAProxy, empty where a module has none."""
+    return str(getattr(module, "HAPROXY_CONFIG_TEMPLATE", ""))
 
 
 def without_tables() -> None:

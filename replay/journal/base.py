@@ -258,6 +258,13 @@ class Journal(Protocol):
         """Go on without them: :attr:`lost` is 0 from now on."""
         return
 
+    def restore_ids(self, model: str) -> int:
+        """Let the ids of a model lead to its rows again, where a store lost them; how many did not.
+
+        They are what tells a repeat; a store that has them in its rows can't lose them alone.
+        """
+        return 0
+
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
         """Open a new, empty partition; its number is given by the store."""
 
@@ -446,6 +453,7 @@ class Journal(Protocol):
 
     def checkpoint(self) -> int:
         """Move committed pages out of the write-ahead log in a small step; its bytes left."""
+        return 0  # a server rewrites its log itself
 
     def close(self) -> None:
         """Release the store behind the journal."""

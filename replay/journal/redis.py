@@ -36,7 +36,7 @@ from replay.journal.base import (
     Usage,
 )
 from replay.journal.batch import BOUNDS, Bounds, check_batch
-from replay.journal.redischeck import Examination
+from replay.journal.redischeck import Examination, restore_ids
 from replay.journal.rediserase import RedisErasing
 from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
@@ -105,9 +105,6 @@ class RedisJournal(Journal):
     @property
     def batch_rows_max(self) -> int:
         return self._bounds.batch_rows
-
-    def checkpoint(self) -> int:
-        return 0  # the server rewrites its append-only file itself
 
     def close(self) -> None:
         self._server.close()
@@ -215,6 +212,9 @@ class RedisJournal(Journal):
         if row.key != key:
             raise JournalDamaged(f"the place of an id of model {model}", "another event is there")
         return row
+
+    def restore_ids(self, model: str) -> int:
+        return restore_ids(self._command, self._run, self._tag, model)
 
     # -- epochs, heads and control rows --------------------------------------------------------
 

@@ -28,6 +28,11 @@ end
 local function proof(place, words)
   return string.sub(redis.sha1hex(place .. '\n' .. table.concat(words, '\n')), 1, 8)
 end
+local function is_good(number, id, fields)
+  if fields[#fields - 1] ~= 'sum' then return field(fields, 'ran') == nil end
+  local words = {unpack(fields, 1, #fields - 2)}
+  return fields[#fields] == proof('row ' .. number .. ' ' .. string.match(id, '^%d+'), words)
+end
 local function running(model)
   local found = redis.call('GET', P .. ':running:' .. model)
   if not found then return 0 end

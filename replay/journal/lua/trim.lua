@@ -7,11 +7,6 @@ local function is_old(fields)
   local at = tonumber(field(fields, 'at'))
   return (at < before or at > ahead) and tonumber(field(fields, 'ran') or '0') < ran
 end
-local function is_good(number, id, fields)
-  if fields[#fields - 1] ~= 'sum' then return field(fields, 'ran') == nil end
-  local words = {unpack(fields, 1, #fields - 2)}
-  return fields[#fields] == proof('row ' .. number .. ' ' .. string.match(id, '^%d+'), words)
-end
 local epoch = epoch_of(model, ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
 local newest = redis.call('ZRANGE', P .. ':lineages:' .. model, -1, -1)[1]

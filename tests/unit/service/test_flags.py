@@ -75,3 +75,16 @@ def test_what_only_asks_is_asked_again_and_feedback_never(tmp_path: Path) -> Non
         "{ method GET HEAD } || { path_end /predict } || { path_end /infer }"
     )
     assert lines[-1] == "default-server", "Serve's next word is one of its options"
+
+
+@pytest.mark.parametrize(("start_wait_s", "look_s"), [(180, 60), (600, 200), (5, 5)])
+def test_a_balancer_that_begins_slowly_has_as_long_as_a_start_of_all(
+    tmp_path: Path, start_wait_s: float, look_s: float
+) -> None:
+    settings = load(None, {"start_wait_s": start_wait_s}, {})
+    found = ray_flags(settings, tmp_path, 20_000, haproxy=True)
+    assert float(found["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"]) == look_s
+    from ray.serve._private import constants
+
+    looks = constants.PROXY_HEALTH_CHECK_UNHEALTHY_THRESHOLD
+    assert looks * look_s >= float(found["RAY_SERVE_HAPROXY_STARTUP_TIMEOUT_S"])

@@ -137,6 +137,19 @@ def test_a_balancer_that_knows_no_application_says_so(changed: bool) -> None:
     heavy((begun if changed else "") + script)
 
 
+def test_another_text_of_ray_for_its_balancer_is_left_alone_and_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert worker_setup.unlike() is None, "this Ray's text is known"
+    other = "from online.service import worker_setup\nworker_setup._UNKNOWN = 'another'\n"
+    other += "worker_setup.begin()\nimport ray.serve._private.haproxy as found\n"
+    heavy(other + "assert 'status 404 ' in found.HAPROXY_CONFIG_TEMPLATE\n")
+    monkeypatch.setattr(worker_setup, "_UNKNOWN", "another")
+    assert "404 in plain text" in str(worker_setup.unlike())
+    monkeypatch.setattr(worker_setup, "_templates", lambda: None)
+    assert "404 in plain text" in str(worker_setup.unlike()), "and with none at all"
+
+
 def test_raylet_is_started_with_nobody_in_the_place_of_its_agents(tmp_path: Path) -> None:
     node = "ab" * 28
     command = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -179,7 +180,29 @@ def test_a_folder_whose_lock_file_was_removed_has_its_owner_still(
     owner = Owner(tmp_path / "state")
     (tmp_path / "state" / "owner.lock").unlink()
     if locks:
-        with pytest.raises(StartRefused, match="is in use by another service"):
+        with pytest.raises(StartRefused, match=r"a lock on the folder .* itself"):
             Owner(tmp_path / "state")
     owner.release()
     Owner(tmp_path / "state").release()
+
+
+def test_who_locks_the_folder_itself_is_called_no_service_and_can_be_found(tmp_path: Path) -> None:
+    """A backup's `flock state/ …` was told to be the service that had run there before."""
+    state = tmp_path / "state"
+    Owner(state).release()
+    before = (state / "owner.lock").read_text()
+    program = subprocess.Popen(["flock", str(state), "sh", "-c", "echo; cat"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    try:
+        assert program.stdout is not None
+        program.stdout.readline()
+        with pytest.raises(StartRefused) as refused:
+            Owner(state)
+        said = str(refused.value)
+        for wanted in ("a lock on the folder", "flock", f"`lsof {state}`", f"`fuser -v {state}`"):
+            assert wanted in said
+        assert not re.search("pid |unknown", said)
+        assert (state / "owner.lock").read_text() == before
+    finally:
+        program.communicate()
+    Owner(state).release()  # the one that was refused has kept no lock of its own

@@ -1,0 +1,94 @@
+"""Ids that are gone from a Redis journal, while its rows are there, lead to them again."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from online.rows.prediction_ids import event_key
+from online.service.check_state import Models
+from online.settings import config
+from replay import codec
+from replay.example import Example
+from replay.journal.base import NewRow, Verdict
+from replay.journal.redis import RedisJournal
+
+_ROWS = 600  # more than two pages
+
+
+def event(n: int) -> NewRow:
+    payload = codec.encode(Example({}, True))
+    key = event_key("event", "s", str(n))
+    return NewRow(key, str(n), "s", Verdict.ACCEPTED, payload, 9.0)
+
+
+def filled(journal: RedisJournal, model: str = "m") -> list[int]:
+    """Two partitions that share the events, and another model's."""
+    made = [journal.register(model, "r", "spec", 0.0).id for _ in range(2)]
+    for start in range(0, _ROWS, 100):
+        rows = [event(n) for n in range(start, start + 100)]
+        journal.append(made[start // 100 % 2], 0, rows)
+    other = journal.register("other", "r", "spec", 0.0).id
+    journal.append(other, 0, [event(0)])
+    return made
+
+
+def repeats(journal: RedisJournal, model: str = "m") -> int:
+    """How many of the events another writer is told to be repeats, if it gets them again."""
+    p, rows = journal.register(model, "again", "spec", 0.0).id, [event(n) for n in range(_ROWS)]
+    pages = [rows[start : start + 100] for start in range(0, _ROWS, 100)]
+    return sum(not one.new for page in pages for one in journal.append(p, 0, page).outcomes)
+
+
+def test_a_repeat_is_known_again_after_the_ids_were_deleted(
+    tmp_path: Path, redis_node: Any
+) -> None:
+    with closing(RedisJournal(redis_node.url, prefix=tmp_path.name)) as journal:
+        filled(journal)
+        key = f"{{{tmp_path.name}}}:ids:m"
+        with closing(redis_node.client()) as client:
+            before = client.hgetall(key)
+            assert journal.restore_ids("m") == 0
+            client.delete(key)
+            damaged = journal.examine(lambda done, total: None).damage
+            assert "leads elsewhere, or nowhere" in damaged[0]
+            assert journal.restore_ids("m") == _ROWS
+            assert client.hgetall(key) == before
+            client.hdel(key, *list(before)[:7])
+            assert journal.restore_ids("m") == 7
+            assert client.hgetall(key) == before
+        assert journal.examine(lambda done, total: None).damage == ()
+        assert repeats(journal) == _ROWS
+        assert journal.restore_ids("m") == journal.restore_ids("nobody") == 0
+
+
+def test_a_row_that_was_changed_gives_no_id(tmp_path: Path, redis_node: Any) -> None:
+    with closing(RedisJournal(redis_node.url, prefix=tmp_path.name)) as journal:
+        first, _ = filled(journal)
+        with closing(redis_node.client()) as client:
+            rows, ids = (f"{{{tmp_path.name}}}:{name}" for name in (f"rows:{first}", "ids:m"))
+            (last, fields), *_ = client.xrevrange(rows, count=1)
+            client.xdel(rows, last)
+            client.xadd(rows, {**fields, b"key": b"another"}, id=b"%d-0" % (_ROWS // 2 + 1))
+            client.delete(ids)
+            assert journal.restore_ids("m") == _ROWS - 1
+            assert not client.hexists(ids, b"another")
+
+
+def test_a_start_finds_them_and_says_so(tmp_path: Path, redis_node: Any) -> None:
+    given = {"state_dir": str(tmp_path / "state"), "journal": redis_node.url,
+             "journal_prefix": tmp_path.name, "journal_accept_loss": True}  # fmt: skip
+    settings, said = config.load(None, given, {}), list[str]()
+    settings.state_dir.mkdir()
+    name = settings.models[0].name
+    with closing(RedisJournal(redis_node.url, prefix=tmp_path.name, accept_loss=True)) as journal:
+        filled(journal, name)
+        with closing(redis_node.client()) as client:
+            client.delete(f"{{{tmp_path.name}}}:ids:{name}")
+        Models(settings, said.append).check(fresh=True, relearn=False)
+        assert f"model {name}: {_ROWS} ids were gone from the journal" in " ".join(said)
+        assert repeats(journal, name) == _ROWS
+    said.clear()
+    Models(settings, said.append).check(fresh=True, relearn=False)
+    assert "ids were gone" not in " ".join(said)
