@@ -339,7 +339,7 @@ def scores(
 
 @app.command("all")
 def everything() -> None:
-    """Every table, one after the other (about an hour).
+    """Most tables, one after the other (hours); docs/measured.md names those left out.
 
     Example: python -m benchmarks all
     """

@@ -333,8 +333,12 @@ class App:
         headers: list[tuple[bytes, bytes]],
         model: str,
     ) -> None:
-        """Send an answer; a caller that takes none has its place no longer than a slow body has."""
-        if written(send, status, kind, body, headers):
+        """Send an answer; a caller that takes none has its place no longer than a slow body has.
+
+        The first header is the request's id.
+        """
+        (_, request_id), *others = headers
+        if not others and written(send, status, kind, body, request_id):
             return
         head, rest = _parts(status, kind, body, headers)
         taken = await self._arriving.give(partial(_both, send, head), rest)
@@ -383,8 +387,7 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    if not written(send, status, kind, body, headers):
-        await _both(send, *_parts(status, kind, body, headers))
+    await _both(send, *_parts(status, kind, body, headers))
 
 
 async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:

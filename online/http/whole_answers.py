@@ -12,23 +12,24 @@ from typing import Any, Final
 
 from online.messages.bodies import Send
 
+try:
+    from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+except ModuleNotFoundError:  # h11 sends without httptools: as it did
+    RequestResponseCycle = None  # type: ignore[assignment, misc]
+
 _JOINED_BYTES: Final = 65_536  # of a body that is copied behind its head
-_UVICORN: Final = "uvicorn.protocols.http.httptools_impl"
 _STATUS: Final[dict[int, bytes]] = {
     s: b"HTTP/1.1 %d %b" % (s, s.phrase.encode()) for s in HTTPStatus
 }
 
 
-def written(
-    send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
-) -> bool:
+def written(send: Send, status: int, kind: bytes, body: bytes, request_id: bytes) -> bool:
     """Write a whole answer, if it is one that uvicorn would write at once; else nothing is done.
 
-    Parameters:
-        headers: The request's own id, which needs no look; with others nothing is done.
+    It has no header but the request's id: what ``connection: close`` means, uvicorn knows.
     """
     cycle: Any = getattr(send, "__self__", None)
-    if type(cycle).__module__ != _UVICORN or len(headers) != 1 or len(body) > _JOINED_BYTES:
+    if type(cycle) is not RequestResponseCycle or len(body) > _JOINED_BYTES:
         return False
     if (
         cycle.response_started
@@ -46,8 +47,8 @@ def written(
     cycle.waiting_for_100_continue, cycle.chunked_encoding = False, False
     cycle.response_started = cycle.response_complete = True
     cycle.transport.write(
-        b"%b\r\ncontent-type: %b\r\ncontent-length: %d\r\n%b: %b\r\n\r\n%b"
-        % (head, kind, len(body), *headers[0], body)
+        b"%b\r\ncontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b"
+        % (head, kind, len(body), request_id, body)
     )
     cycle.message_event.set()
     cycle.on_response()

@@ -446,10 +446,10 @@ class RewardModel(OfParts):
         now[_SHARED] = now[_OWN]
         described = held.crossed.size > 0
         if described:
-            plain = x.plain_numbers[0]
+            ones = x.plain_numbers[0]
             numbers = np.empty(len(held.places) - size)
-            np.multiply.outer(plain, a.numbers[0, 0], out=numbers[:-1].reshape(len(plain), -1))
-            numbers[-1] = plain[0]
+            np.multiply.outer(ones, a.numbers[0, 0], out=numbers[:-1].reshape(len(ones), -1))
+            numbers[-1] = ones[0]
             now[_SHARED] = _shared(numbers, held.numbers[size:], y, weight, steps[:, size:])
         now[_ARMS] = self._arms.of((own,)).means[:, 0]
         order = order_of(features, columns, a.numbers.shape[2], described * plain)

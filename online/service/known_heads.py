@@ -1,27 +1,32 @@
-"""A connection knows the head of its last request again, and does not read it a second time.
+"""A connection knows the heads of its last two requests again, and does not read them once more.
 
-A caller that keeps its connection sends the same head before each body, but for the body's length.
-To read it takes a dozen calls of Python, and a prediction or an event not many times that.
+A caller that keeps its connection sends the same head before each body, but for the body's length;
+one that asks, and then tells what came of it, sends two in turn.  To read one takes a dozen calls
+of Python, and a prediction or an event not many times that.
 """
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any, Final
+import re
+from typing import Any, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 _BYTES_MAX: Final = 65_536  # of a request; behind as much of a body uvicorn holds the caller back
 _HEAD_BYTES_MAX: Final = 4_096  # of a head that is kept
 _DIGITS_MAX: Final = 9
-_TRIES: Final = 8  # heads in a row that did not come again: then the caller's are not kept
 _LENGTH: Final = b"content-length"
-_ODD: Final = frozenset({b"transfer-encoding", b"upgrade", b"expect"})
+_LINES: Final = rb"(?:(?!content-length|transfer-encoding|upgrade|expect)[^\s:]+:[^\r\n]*\r\n)*"
+_HEAD: Final = re.compile(
+    rb"(POST [^\r\n]+\r\n%bcontent-length:[ \t]*)([0-9]{1,%d})(\r\n%b\r\n)"
+    % (_LINES, _DIGITS_MAX, _LINES),
+    re.IGNORECASE,
+)
+"""A head that can be kept: it says the body's length once, and nothing else about the body."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     """A head as it came and as it was read.
 
     Attributes:
@@ -37,52 +42,60 @@ class _Head:
 
 
 class Known(HttpToolsProtocol):
-    """A connection whose last head is kept: a request that is here as a whole needs no parser."""
+    """A connection that keeps two heads: a request that is here as a whole needs no parser then.
+
+    With an uvicorn that starts a request in another way, none is kept.
+    """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._head: _Head | None = None
-        self._between = True  # no part of a request has come
-        self._begun, self._tries = 0, 0
+        self._heads: list[_Head] = []  # the last one first
+        self._keeps = self.limit_concurrency is None and hasattr(
+            HttpToolsProtocol, "_start_asgi_task"
+        )
 
     def data_received(self, data: bytes) -> None:
-        """Take the next request, or read on."""
-        if not self.takes(data):
-            self.reads(data)
+        """Take the next request, or read on and keep its head."""
+        before = self.cycle
+        free = self._keeps and len(data) <= _BYTES_MAX and self._free()
+        if free and self._takes(data):
+            return
+        self.reads(data)
+        if free and self.cycle is not before and not self.cycle.more_body and self.cycle.keep_alive:
+            self._keep(data)
 
-    def on_message_begin(self) -> None:
-        """Begin to read a request."""
-        super().on_message_begin()
-        self._between = False
-        self._begun += 1
+    def reads(self, data: bytes) -> None:
+        """Have uvicorn read on."""
+        super().data_received(data)
 
-    def on_message_complete(self) -> None:
-        """Take the end of a request."""
-        super().on_message_complete()
-        self._between = True
+    def _free(self) -> bool:
+        """Whether the last request was read and answered, and no part of the next one has come."""
+        cycle: Any = self.cycle
+        if cycle is None:
+            return self.scope is None
+        ended: bool = cycle.response_complete and not cycle.more_body and cycle.keep_alive
+        return ended and cycle.scope is self.scope  # each head that begins has its own
 
-    def takes(self, data: bytes) -> bool:
-        """Whether the bytes were one request with the head that is known: then it is under way."""
-        head = self._head
-        if head is None or not self._between or not data.startswith(head.before):
-            return False
-        at, cycle = len(head.before), self.cycle
-        end = data.find(b"\r", at, at + _DIGITS_MAX + 1)
-        digits, begin = data[at:end], end + len(head.behind)
-        if (
-            not digits.isdigit()
-            or not data.startswith(head.behind, end)
-            or int(digits) != len(data) - begin
-            or len(data) > _BYTES_MAX
-            or not cycle.response_complete
-            or not cycle.keep_alive
-        ):
-            return False
-        self._begin(head, digits, data[begin:])
-        self._tries = 0
-        return True
+    def _takes(self, data: bytes) -> bool:
+        """Whether the bytes were one request with a head that is known: then it is under way."""
+        for head in self._heads:
+            if not data.startswith(head.before):
+                continue
+            at = len(head.before)
+            end = data.find(b"\r", at, at + _DIGITS_MAX + 1)
+            digits, body = data[at:end], end + len(head.behind)
+            if (
+                digits.isdigit()
+                and data.startswith(head.behind, end)
+                and int(digits) == len(data) - body
+            ):
+                if head is not self._heads[0]:
+                    self._heads.reverse()
+                self.begins(head, digits, data[body:])
+                return True
+        return False
 
-    def _begin(self, head: _Head, digits: bytes, body: bytes) -> None:
+    def begins(self, head: _Head, digits: bytes, body: bytes) -> None:
         """Do what uvicorn does for a request that it has read."""
         self._unset_keepalive_if_required()
         self.headers = headers = head.headers.copy()
@@ -100,35 +113,12 @@ class Known(HttpToolsProtocol):
         cycle.message_event.set()
         self._start_asgi_task(cycle, self.app)
 
-    def reads(self, data: bytes) -> None:
-        """Have uvicorn read on; the head of a request that is here as a whole is kept."""
-        whole = self._between and self._tries < _TRIES
-        begun = self._begun
-        super().data_received(data)
-        if whole and self._between and self._begun == begun + 1:
-            self._tries += 1
-            self._head = self._kept(data)
-
-    def _kept(self, data: bytes) -> _Head | None:
-        """The head of the request that was just read; None: it has something to be looked at."""
-        head = data[: data.find(b"\r\n\r\n") + 4]
-        names = [name for name, _ in self.headers]
-        if (
-            len(head) > _HEAD_BYTES_MAX
-            or not self.cycle.keep_alive
-            or self.limit_concurrency is not None
-            or names.count(_LENGTH) != 1
-            or not _ODD.isdisjoint(names)
-        ):
-            return None
-        mark = b"\r\n" + _LENGTH + b":"
-        at = head.lower().find(mark) + len(mark)
-        while head[at : at + 1] in (b" ", b"\t"):
-            at += 1
-        end = at
-        while head[end : end + 1].isdigit():
-            end += 1
+    def _keep(self, data: bytes) -> None:
+        """Keep the head of what was just read, if that was one request from its first byte on."""
+        found = _HEAD.match(data, 0, _HEAD_BYTES_MAX)
+        if found is None or int(found[2]) != len(data) - found.end():
+            return
+        place = [name for name, _ in self.headers].index(_LENGTH)
         scope: dict[str, Any] = {**self.scope}
-        return _Head(
-            head[:at], head[end:], scope, self.headers.copy(), names.index(_LENGTH)
-        )  # fmt: skip
+        head = _Head(found[1], found[3], scope, self.headers.copy(), place)
+        self._heads = [head, *self._heads[:1]]

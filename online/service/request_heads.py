@@ -39,17 +39,19 @@ class Heads(Known):
         self._whole()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
+    def reads(self, data: bytes) -> None:
         """Read on; a head that is too long ends the connection."""
-        if self.takes(data):
-            self._whole()
-            return
         self._came += len(data)
-        self.reads(data)
+        super().reads(data)
         if self._came > HEAD_BYTES_MAX:
             self._refuse(b"431 Request Header Fields Too Large", b"the head is too long\n")
         elif self._late is None and (self._heading or (self._came and self._answered)):
             self._wait()  # empty lines before a request begin none, and are no silence either
+
+    def begins(self, *given: Any) -> None:
+        """Begin a request whose head is known: it is whole."""
+        self._whole()
+        super().begins(*given)
 
     def on_message_begin(self) -> None:
         """Begin the head of another request."""

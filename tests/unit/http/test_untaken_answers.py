@@ -57,6 +57,10 @@ class Service:
         """Close no connection on which nothing is asked."""
         self._config.timeout_keep_alive = int(NEVER_S)
 
+    def sends_itself(self) -> None:
+        """Have nothing between the application and uvicorn, as in one process."""
+        self._config.loaded_app = self.app  # type: ignore[assignment]
+
     async def caller(self) -> socket.socket:
         """A connection on which nobody reads."""
         loop = asyncio.get_running_loop()
@@ -196,6 +200,28 @@ def test_whoever_takes_its_answers_keeps_its_connection(tmp_path: Path, loop: An
         assert service.replica.counts["answers_not_taken"] == 0
 
     play(tmp_path, loop, scene, Limits(body_wait_s=60.0))
+
+
+@LOOPS
+def test_a_body_that_does_not_come_ends_its_connection(
+    tmp_path: Path, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uvicorn.access"), "propagate", False)  # pytest listens
+
+    async def scene(service: Service) -> None:
+        service.keeps_alive()
+        service.sends_itself()
+        caller, running = await service.caller(), asyncio.get_running_loop()
+        head = b"POST /v1/models/m/snapshots HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{"
+        await running.sock_sendall(caller, head)
+        got = b""
+        async with asyncio.timeout(20):
+            while piece := await running.sock_recv(caller, 1 << 20):
+                got += piece
+        assert got.startswith(b"HTTP/1.1 408 ")
+        assert got.count(b"connection: close") == 1
+
+    play(tmp_path, loop, scene, Limits(body_wait_s=0.1))
 
 
 class _Wire:

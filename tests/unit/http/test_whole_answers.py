@@ -10,10 +10,13 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from online.http.app import _send
+from online.http.app import App
 from online.http.whole_answers import written
+from online.settings.config import Limits
 
 _LOG = logging.getLogger("online.test_whole")
+_ID = (b"x-request-id", b"a-1")
+_CLOSE = (b"connection", b"close")
 
 
 class _Wire:
@@ -46,10 +49,23 @@ def _cycle(wire: _Wire, method: str, *, keep_alive: bool) -> RequestResponseCycl
     )  # fmt: skip
 
 
-def _answer(wire: _Wire, body: bytes, *, method: str = "POST", keep_alive: bool = True) -> None:
+async def _send(
+    send: Any, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
+) -> None:
+    app = App({}, None, Limits())  # type: ignore[arg-type]
+    await app._send(send, status, kind, body, headers, "m")
+
+
+def _answer(
+    wire: _Wire,
+    body: bytes,
+    *others: tuple[bytes, bytes],
+    method: str = "POST",
+    keep_alive: bool = True,
+) -> None:
     async def run() -> None:
         send: Any = _cycle(wire, method, keep_alive=keep_alive).send
-        await _send(send, 200, b"application/json", body, [(b"x-request-id", b"a-1")])
+        await _send(send, 200, b"application/json", body, [_ID, *others])
 
     asyncio.run(run())
 
@@ -83,7 +99,7 @@ def test_what_is_written_is_what_uvicorn_would_write(
         cycle.default_headers, cycle.on_response = headers, lambda: ended.append(True)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("online.http.app.written", way)
-            asyncio.run(_send(cycle.send, status, b"a/b", b"{}", [(b"x-request-id", b"a-1")]))
+            asyncio.run(_send(cycle.send, status, b"a/b", b"{}", [_ID]))
         state = [cycle.response_started, cycle.response_complete, cycle.message_event.is_set()]
         return [b"".join(wire.said), *state, ended, wire.closed]
 
@@ -95,7 +111,7 @@ def test_an_answer_that_uvicorn_would_not_write_at_once_is_left_to_it(what: str)
     wire = _Wire()
     cycle = _cycle(wire, "POST", keep_alive=True)
     setattr(cycle, what, True)
-    assert not written(cycle.send, 200, b"a/b", b"{}", [(b"x-request-id", b"a-1")])
+    assert not written(cycle.send, 200, b"a/b", b"{}", b"a-1")
     assert wire.said == []
 
 
@@ -104,6 +120,13 @@ def test_connection_that_ends_is_closed_behind_the_answer() -> None:
     _answer(wire, b"{}", keep_alive=False)
     assert wire.closed
     assert b"".join(wire.said).endswith(b"\r\n\r\n{}")
+
+
+def test_an_answer_that_ends_its_connection_is_left_to_uvicorn() -> None:
+    wire = _Wire()
+    _answer(wire, b"{}", _CLOSE)
+    assert wire.closed
+    assert b"\r\nconnection: close\r\n" in b"".join(wire.said)
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST"])
@@ -122,5 +145,5 @@ def test_whoever_else_sends_sends_as_before() -> None:
     async def send(message: dict[str, Any]) -> None:
         sent.append(message["type"])
 
-    asyncio.run(_send(send, 200, b"application/json", b"{}", []))
+    asyncio.run(_send(send, 200, b"application/json", b"{}", [_ID]))
     assert sent == ["http.response.start", "http.response.body"]

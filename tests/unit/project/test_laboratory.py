@@ -75,6 +75,7 @@ TABLES: Final = {
     "scale",
     "scores",
     "settled",
+    "shard-killed",
     "soak",
     "start",
     "tables",

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from online.http.app import _send
+from online.http.whole_answers import written
 from online.service import serve_middleware
 from online.service.known_heads import Known
 from online.service.request_heads import Heads
@@ -78,7 +79,9 @@ def seen(
         if slow:
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-        await _send(send, 200, b"text/plain", body[:3], [(b"x-request-id", b"%d" % len(asked))])
+        said, number = body[:3], b"%d" % len(asked)
+        if not written(send, 200, b"text/plain", said, number):
+            await _send(send, 200, b"text/plain", said, [(b"x-request-id", number)])
 
     async def scene() -> tuple[list[Any], bytes, bool, int]:
         config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=3600)
@@ -86,6 +89,7 @@ def seen(
         state, wire = ServerState(), _Wire()
         state.default_headers = [(b"date", b"today"), (b"server", b"it")]
         protocol = Noted(config, state, {"given": 1})
+        protocol.access_log = False  # as the service has it
         protocol.connection_made(wire)  # type: ignore[arg-type]
         async with asyncio.timeout(WAIT_S):
             for piece in pieces:
@@ -152,24 +156,97 @@ def test_only_the_first_of_requests_that_are_alike_is_read(kind: type[Known]) ->
     assert begun == 1
 
 
-def test_heads_that_never_come_again_are_not_kept_for_ever() -> None:
-    others = [request(b"{}", f"x-request-id: {i}\r\n") for i in range(20)]
-    asked, _, _, begun = seen(Known, [*others, others[-1], others[-1]])
-    assert len(asked) == begun == 22
+GET: Final = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+FEEDBACK: Final = HEAD.replace("predict", "feedback")
+
+
+@pytest.mark.parametrize("kind", [Known, Heads])
+@pytest.mark.parametrize(
+    ("pieces", "read"),
+    [
+        ([request(b"{}"), request(b"{1}", head=FEEDBACK)] * 9, 2),
+        ([request(b"{}"), GET] * 20, 21),
+        ([request(b"{}", f"x-trace: {i}\r\n") for i in range(20)] + [request(b"{}")] * 9, 21),
+        ([p for i in range(9) for p in (request(b"{}"), request(b"{}", f"a: {i}\r\n"))], 10),
+    ],
+    ids=["two in turn", "others between", "after heads that never come again", "and among them"],
+)
+def test_what_else_is_asked_makes_a_connection_forget_nothing(
+    kind: type[Known], pieces: list[bytes], read: int
+) -> None:
+    asked, _, _, begun = seen(kind, pieces)
+    assert (len(asked), begun) == (len(pieces), read)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"\r\n\r\n" + request(b"{}"),
+        b"\n" + request(b"{}"),
+        request(b"{}") + request(b"{}"),
+        request(b"{}")[:-1],
+        request(b"{}", "Expect: 100-continue\r\n"),
+        request(b"{}", "Transfer-Encoding: chunked\r\n"),
+        request(b"{}", "Upgrade: h2c\r\nConnection: upgrade\r\n"),
+        request(b"{}", "Content-Length: 2\r\n"),
+        request(b"{}", "Connection: close\r\n"),
+        request(b"{}").replace(b" 2\r", b" 2 \r"),
+        request(b"{}").replace(b"Host: x\r\n", b"Host: x\n"),
+        request(b"{}").replace(b"Host: x\r\n", b"Host: x\r\n Content-Length: 1\r\n"),
+        request(b"{}", "a: " + "b" * 4_096 + "\r\n"),
+        request(b"{}").replace(b"Content-Length: 2", b"Content-Length: 0000000002"),
+        request(request(b"{}")),
+    ],
+)
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"\r\n\r\n3\r{}",
+        b"\r\n\r\n7X",
+        request(b"{}"),
+        request(b"{}") + b"x",
+        request(b"{}")[:-1],
+        request(b"{}").replace(b" 2\r", b" +2\r"),
+    ],
+)
+def test_after_an_odd_request_the_application_sees_the_same(first: bytes, second: bytes) -> None:
+    pieces = [first, second, request(b"{3}")]
+    plain = seen(HttpToolsProtocol, pieces)[:3]
+    assert seen(Known, pieces)[:3] == plain
+    assert seen(Heads, pieces)[:3] == plain
+    assert (
+        seen(Known, [request(b"{}"), *pieces])[:3]
+        == seen(HttpToolsProtocol, [request(b"{}"), *pieces])[:3]
+    )
 
 
 def test_control_a_head_of_which_only_the_beginning_is_compared_is_noticed() -> None:
     class Hasty(Known):
-        def takes(self, data: bytes) -> bool:
-            head = self._head
-            if head is None or not data.startswith(head.before):
-                return False
-            at = len(head.before)
-            self._begin(head, data[at : data.find(b"\r", at)], data[data.find(b"{") :])
-            return True
+        def _takes(self, data: bytes) -> bool:
+            for head in self._heads:
+                if data.startswith(head.before):
+                    at = len(head.before)
+                    digits = data[at : data.find(b"\r", at)]
+                    self.begins(head, digits, data[data.find(b"{") :])
+                    return True
+            return False
 
     pieces = [request(b"{}"), request(b"{}", "x-request-id: a\r\n")]
     assert seen(Hasty, pieces)[0] != seen(HttpToolsProtocol, pieces)[0]
+
+
+def test_an_uvicorn_that_starts_requests_otherwise_reads_all_heads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Older(Known):
+        _start_asgi_task = HttpToolsProtocol._start_asgi_task  # the newer one's reading needs it
+
+        def begins(self, *_: Any) -> None:
+            raise AssertionError("by what this uvicorn has not")
+
+    monkeypatch.delattr(HttpToolsProtocol, "_start_asgi_task")
+    asked, _, _, begun = seen(Older, [request(b"{}")] * 3)
+    assert len(asked) == begun == 3
 
 
 def test_behind_known_requests_a_head_that_does_not_come_ends_the_connection(
