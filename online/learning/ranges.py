@@ -61,9 +61,9 @@ UNTIL: Final = "bounds.until"
 TARGETS: Final = "bounds.targets"
 BOUNDED: Final[Touched] = dict.fromkeys((RANGE, ROWS, BEYOND, UNTIL, TARGETS))
 """Blocks, each as a whole: by name its range; numbers that differ, up to :data:`YOUNG`; how many
-lay beyond the reach lately; the row of the model that was its first (0: the model's first, too), and
-the one at which it has all of its reach again.  Of targets, how many lay beyond it by source, side
-and distance."""
+lay beyond the reach lately; the row of the model that was its first (0: the model's first, too),
+and the one at which it has all of its reach again.  Of targets, how many lay beyond it by source,
+side and distance."""
 
 SINCE: Final = f"{SENT_LABEL} far"
 """Stands in UNTIL for the number of rows up to which those count together."""
