@@ -38,13 +38,11 @@ from online.learning.ranges import (
     BEYOND,
     BOUNDED,
     EASE_ROWS,
-    NEW_ROWS,
     RANGE,
     REACH,
     ROWS,
     SAMPLED,
     SINCE,
-    STILL_ROWS,
     STOP,
     TARGETS,
     UNTIL,
@@ -198,13 +196,11 @@ class Bounds:
             self._widen(name, held, value, clipped=sent is not None and name in sent)
             self._note(name, held)
         if self._awake:
-            far = dict(outside)
-            for name in [name for name in self._awake if name in features and name not in far]:
+            for name in (self._awake & features.keys()).difference(dict(outside)):
                 held = ranges[name]
                 if held.beyond and features[name]:
                     self._ease(name, held)
-                still = features[name] == held.high and self._n - held.until < STILL_ROWS
-                if held.rows < YOUNG and held.low < held.high and not still:
+                if held.rows < YOUNG and not held.still(features[name], self._n):
                     self._age(name, held)
                 self._note(name, held)
 
@@ -271,14 +267,13 @@ class Bounds:
 
     def _widen(self, name: str, held: Range, value: float, *, clipped: bool) -> None:
         width, far = held.width, widths(held, value)
-        young = held.rows < YOUNG
+        young, new = held.rows < YOUNG, held.new(self._n)
         if young:
             self._age(name, held)
         if clipped:
             self._open_beyond[name] = self._open_beyond.get(name, 0.0) + 1.0
             held.beyond += 1.0
-            turn = min(TURN, max(_TURN_YOUNG, 0.75 * held.rows)) if young else TURN
-            if held.beyond < turn:
+            if held.beyond < (min(TURN, max(_TURN_YOUNG, 0.75 * held.rows)) if young else TURN):
                 return
             self._open_beyond[name] -= held.beyond
             held.beyond = 0.0
@@ -286,7 +281,6 @@ class Bounds:
         else:
             if held.beyond:
                 self._ease(name, held)
-            new = young and self._n - held.first < NEW_ROWS
             most = inf if new else 1.0
             if not new:
                 if held.until - self._n >= STOP * EASE_ROWS:

@@ -106,6 +106,14 @@ class Range:
         """Whether numbers within it say something of it."""
         return self.beyond > 0.0 or (self.rows < self.young and self.low < self.high)
 
+    def new(self, n: int) -> bool:
+        """Whether it widens at no price at the model's ``n``-th row."""
+        return self.rows < self.young and n - self.first < NEW_ROWS
+
+    def still(self, value: Value, n: int) -> bool:
+        """Whether a number within it says nothing new of it: a counter may stand still."""
+        return self.low == self.high or (value == self.high and n - self.until < STILL_ROWS)
+
     def reach(self, n: int) -> float:
         """Widths beyond the range that are believed at the model's ``n``-th row."""
         return _left((self.until - n) / EASE_ROWS)
