@@ -60,7 +60,7 @@ check: $(TESTS)  ## format, lint, types, import contracts, sizes, documents
 	$(BIN)/mypy
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/lint-imports
-	$(PYTEST) tests/unit/project/test_limits.py tests/unit/project/test_pages.py
+	$(PYTEST) tests/unit/project/test_limits.py tests/unit/project/test_pages.py tests/unit/project/test_docstrings.py
 	@$(BIN)/zensical build --strict >$(VENV)/docs.log || { cat $(VENV)/docs.log; exit 1; }
 
 coverage: $(TESTS)  ## branches of the core that its own tests take; fails under 90 of 100

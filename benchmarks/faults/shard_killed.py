@@ -76,7 +76,7 @@ class Load(threading.Thread):
         self.failed: str | None = None
 
     def run(self) -> None:
-        """The loop."""
+        """Ask for predictions and send labels until it is stopped."""
         sent = 0
         with contextlib.closing(Connection(self._url, 60.0)) as client:
             while not self._stop_event.wait(_PAUSE_S) and self.failed is None:
@@ -137,7 +137,7 @@ def _kill(running: Running, load: Load, shard: int) -> Killed:
 
 
 def _shard(running: Running, shard: int) -> dict[str, Any]:
-    """What is told of a shard; of one that does not answer next to nothing."""
+    """Return a shard's part of the status; next to nothing of one that does not answer."""
     shards = (status(running, "counting").get("server") or {}).get("shards", [{}, {}])
     found: dict[str, Any] = shards[shard]
     return found

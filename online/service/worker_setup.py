@@ -55,7 +55,7 @@ def without_unknown_paths() -> None:
 
 
 def unlike() -> str | None:
-    """What to warn of if this Ray's text for HAProxy is not the one that is changed here."""
+    """Return what to warn of if this Ray's text for HAProxy is not the one that is changed here."""
     if _UNKNOWN in _text(_templates()):
         return None
     return (

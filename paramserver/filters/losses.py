@@ -351,7 +351,7 @@ class Losses:
         return out
 
     def _at_random(self, label: str) -> float:
-        """What nine of ten of a label's losses are not above if it is sent with any row."""
+        """Return what nine of ten losses of a label sent with any row are not above."""
         wrong = {} if self.numbers else self._wrong(label)
         return _quantiles(wrong, n)[0] if (n := sum(wrong.values())) >= TRIAL else 0.0
 

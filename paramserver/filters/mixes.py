@@ -1,4 +1,4 @@
-"""Of which of two labels each source sends how much, and how much of that the model denies.
+"""Mixes of two labels: how much of each a source sends, and how much of that the model denies.
 
 Where the model answers *no*, a source that reports conversions only and never sends *no* surprises
 with each row: it sends those alone that the model has missed.  So the rate that the others have
