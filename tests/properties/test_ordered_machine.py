@@ -353,7 +353,7 @@ def check_another_server_at_the_same_place(learner_class: type[OrderedLearner]) 
     made = _made(learner_class)
     made.on_reply(_reply(2, 0))
     made.learn(_row(2))
-    changed = {"state", "digest", "metrics", "bounds.range", "bounds.rows"}
+    changed = {"state", "digest", "metrics", "bounds.range", "bounds.rows", "bounds.until"}
     changed |= {"names.known", "names.brought"}
     assert made.state().blocks.keys() == changed
     made = learner_class(Sequenced, task="regression", spec=SPEC, rows_max=9)
