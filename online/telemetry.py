@@ -1,8 +1,8 @@
-"""Metrics of all replicas of all models as Prometheus text, and the service's log format.
+"""Metrics of all replicas and models as Prometheus text, and the service's log format.
 
-A replica reports flat numbers, which travel with each exchange: ``predict_refused_busy``,
-``age_ms``.  Here they become families as OpenMetrics asks: base units in the name, ``_total`` on
-counters, the codes of errors and outcomes as labels, one sentence of help a family.
+A replica reports flat numbers with each exchange, such as ``predict_refused_busy`` and ``age_ms``.
+Here they become metric families by OpenMetrics conventions: base units in the name, ``_total`` on
+counters, error codes and outcomes as labels, one sentence of help a family.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BOUNDS_S: Final = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
 )  # fmt: skip
-"""Upper bounds of the counts of durations, in seconds; one more count has those above."""
+"""Upper bounds of the duration histogram's buckets, in seconds; one more bucket is unbounded."""
 
 OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
@@ -43,18 +43,18 @@ DURATIONS: Final = {
     "exchange": "Time of an exchange with the parameter server.",
     "freshness": "Age of the model that answered a request for predictions.",
 }
-"""The durations that a replica counts by bounds, and what each says."""
+"""The durations that a replica reports as histograms, with their help texts."""
 
-_AT: Final = "_at_"  # a count of durations is reported as predict_at_3
+_AT: Final = "_at_"  # predict_at_3 is the count in bucket 3
 _SUM: Final = "_sum_s"
-_TRACED: Final = "traced_"  # the newest traced one: traced_predict_s, and its trace in pieces
+_TRACED: Final = "traced_"  # the newest traced request: traced_predict_s, and its id in pieces
 _PIECES: Final = 3
-_PIECE_BITS: Final = 43  # a float holds 53
+_PIECE_BITS: Final = 43  # a float holds integers of 53 bits
 _PIECE_MASK: Final = (1 << _PIECE_BITS) - 1
 
 
 class Durations:
-    """Counts of durations by bounds, which add up over replicas and over time."""
+    """Duration histograms, which add up over replicas and over time."""
 
     def __init__(self) -> None:
         self._counts = {what: [0] * (len(BOUNDS_S) + 1) for what in DURATIONS}
@@ -62,20 +62,20 @@ class Durations:
         self._traced: dict[str, tuple[float, int]] = {}
 
     def note(self, what: str, seconds: float, trace: str | None = None) -> None:
-        """Count one; ``what`` is one of :data:`DURATIONS`, ``trace`` the number of its trace."""
+        """Count a duration of :data:`DURATIONS`; ``trace`` is its trace id, if it is traced."""
         self._counts[what][bisect_left(BOUNDS_S, seconds)] += 1
         self._sums[what] += seconds
         if trace is not None:
             self._traced[what] = (seconds, int(trace, 16))
 
     def report(self) -> dict[str, float]:
-        """The counts that are not 0, and the sum of seconds of each, as flat numbers."""
+        """The nonzero counts, and the sum of seconds of each histogram, as flat numbers."""
         out: dict[str, float] = {}
         for what, counts in self._counts.items():
             if any(counts):
                 out |= {f"{what}{_AT}{i}": float(n) for i, n in enumerate(counts) if n}
                 out[f"{what}{_SUM}"] = round(self._sums[what], 6)
-        for what, (seconds, trace) in self._traced.items():  # a number of 128 bits is three here
+        for what, (seconds, trace) in self._traced.items():  # the 128-bit id as three floats
             out[f"{_TRACED}{what}_s"] = seconds
             for i in range(_PIECES):
                 out[f"{_TRACED}{what}_{i}"] = float(trace >> _PIECE_BITS * i & _PIECE_MASK)
@@ -83,7 +83,7 @@ class Durations:
 
 
 def _exemplar(what: str, report: Mapping[str, float]) -> tuple[int, Exemplar] | None:
-    """The newest traced request, and the bound that its time is below."""
+    """The newest traced request's exemplar, and the index of its bucket."""
     if (seconds := report.get(f"{_TRACED}{what}_s")) is None:
         return None
     pieces = (int(report.get(f"{_TRACED}{what}_{i}", 0)) << _PIECE_BITS * i for i in range(_PIECES))
@@ -171,7 +171,7 @@ _BY_LABEL: Final = (
     ("deltas_", "deltas", "outcome", "Deltas of devices."),
     ("filter_", "filter_rows", "verdict", "Rows that the filters have judged."),
 )
-"""Counters of one family: what their names begin with, the family, its label, its help."""
+"""Counters that form one family: their prefix, the family, its label, its help."""
 
 _CHALLENGER: Final = (
     ("behind_rows", "Rows that the challenger has still to learn."),
@@ -191,9 +191,9 @@ _UNITS: Final = (("_ms", 1e-3), ("_us", 1e-6), ("_s", 1.0))
 
 
 def family(key: str) -> tuple[str, dict[str, str], float, str]:
-    """Family, labels, factor and help of what a replica reports under the key.
+    """Return the family, labels, factor and help of a replica's reported key.
 
-    Names that end in a unit of time get seconds, whatever the unit.
+    Names that end in a unit of time are converted to seconds.
     """
     if key not in _GAUGES and key not in _COUNTERS:
         for begins, name, label, text in _BY_LABEL:
@@ -205,7 +205,7 @@ def family(key: str) -> tuple[str, dict[str, str], float, str]:
 
 
 def in_seconds(name: str) -> tuple[str, float]:
-    """The name with its base unit, and the factor that its values need."""
+    """Return the name with its base unit, and the factor for its values."""
     for unit, factor in _UNITS:
         if name.endswith(unit):
             return f"{name.removesuffix(unit)}_seconds", factor
@@ -213,7 +213,7 @@ def in_seconds(name: str) -> tuple[str, float]:
 
 
 class _Families:
-    """Families of metrics by name, each with the labels of its first sample."""
+    """Metric families by name, each with the label names of its first sample."""
 
     def __init__(self) -> None:
         self._made: dict[str, Metric] = {}
@@ -235,7 +235,7 @@ class _Families:
         made.add_metric(list(labels.values()), value)
 
     def durations(self, labels: Mapping[str, str], report: Mapping[str, float]) -> None:
-        """Add a replica's counts of durations."""
+        """Add a replica's duration histograms."""
         for what, text in DURATIONS.items():
             counts = [report.get(f"{what}{_AT}{i}", 0.0) for i in range(len(BOUNDS_S) + 1)]
             if not any(counts):
@@ -254,7 +254,7 @@ class _Families:
             made.add_metric(list(labels.values()), buckets, report.get(f"{what}{_SUM}", 0.0))
 
     def all(self) -> Iterable[Metric]:
-        """The families that have a value."""
+        """Return the families that have a value."""
         return self._made.values()
 
 
@@ -263,7 +263,7 @@ class _Collector:
         self._models = list(models)
 
     def collect(self) -> Iterator[Metric]:
-        """One family a name."""
+        """Yield the metric families, one per name."""
         families = _Families()
         for model in self._models:
             base = {"model": str(model["model"])}
@@ -300,7 +300,7 @@ class _Collector:
 def _slices(
     families: _Families, base: Mapping[str, str], slices: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Add the scores of parts of a model's rows."""
+    """Add the scores of the slices of a model's rows."""
     text = "Scores and coverage of the rows that have a value of a feature."
     for feature, values in slices.items():
         for value, scores in values.items():
@@ -310,7 +310,7 @@ def _slices(
 
 
 def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, float]]:
-    """Gauges tell of the one journal that all models share."""
+    """Yield the gauges of the journal, which all models share."""
     journal: Mapping[str, Any] = next(
         (found for model in models if (found := model["journal"])), {}
     )
@@ -326,7 +326,7 @@ def _journal(models: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str, fl
 
 
 def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
-    """Name, help and value of each gauge of a model; None where it is not known."""
+    """Yield name, help and value of each gauge of a model; the value is None if unknown."""
     server, journal = model["server"] or {}, model["journal"] or {}
     rewrites = model["rewrites"] or {}
     yield "server_epoch", "Starts, rollbacks and reloads of the server.", server.get("epoch")
@@ -381,7 +381,7 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False) -> str:
-    """Prometheus text of the given model statuses; as OpenMetrics it names traces, too."""
+    """Format model statuses as Prometheus text; OpenMetrics text includes trace ids."""
     registry = CollectorRegistry()
     registry.register(_Collector(models))
     written = as_openmetrics if openmetrics else generate_latest
@@ -389,10 +389,10 @@ def exposition(models: Iterable[Mapping[str, Any]], *, openmetrics: bool = False
 
 
 class Lines(logging.Formatter):
-    """One line an entry, whatever the texts in it hold; a traceback's lines stand further right."""
+    """Formats each log entry as one line, with a traceback's lines indented below it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The entry as text."""
+        """Format the entry as text."""
         record.message = plain(record.getMessage())
         record.asctime = self.formatTime(record)
         text = self.formatMessage(record)
@@ -403,8 +403,8 @@ class Lines(logging.Formatter):
 
 
 def log_to_stderr(level: int) -> None:
-    """One line a decision, with time, level and name."""
-    # Not sys.stderr: in a replica that is Serve's, which keeps the lines in memory by the thousand.
+    """Configure the service's loggers to write lines with time, level and name to stderr."""
+    # Not sys.stderr: in replicas Serve replaces it, and keeps thousands of lines in memory.
     handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(Lines("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     for name in ("online", "paramserver", "replay"):

@@ -1,8 +1,8 @@
-"""Serve's own proxy answers 503 with the reason while no replica answers.
+"""Answers 503 with the reason from Ray Serve's proxy while no replica can answer.
 
-When every replica has died, HAProxy hands requests to Serve's proxy, which waits for a replica
-without a bound.  If one can't start, because the model's code was broken meanwhile for example,
-it would wait for ever and the reason would stand in a log of Ray's alone.
+If every replica has died, HAProxy forwards requests to Serve's proxy, which waits for a replica
+without a bound.  If none can start, for example because the model's code is broken, clients would
+wait for ever, and only a log of Ray's would contain the reason.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import Any, Final
 
 Application = Callable[[Any, Any, Any], Awaitable[None]]
 
-_LOOK_S: Final = 1.0  # between two looks at what Serve knows
-_WAIT_S: Final = 3.0  # for a replica that may still come
+_LOOK_S: Final = 1.0  # between two queries of Serve's state
+_WAIT_S: Final = 3.0  # how long to wait for replicas that are starting
 _RETRY_S: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """How many replicas run, and why another one does not start (None: nothing is wrong)."""
+    """The number of running replicas, and why another one does not start (None: no problem)."""
 
     running: int
     reason: str | None
 
 
 class Bounded:
-    """Hands a request on, and answers 503 itself if no replica is there to answer it.
+    """Forwards requests, and answers 503 itself if no replica is running.
 
-    ``look`` asks Ray Serve for its replicas; it is called on a thread.
+    ``look`` queries Ray Serve for its replicas; it is called on a thread.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Bounded:
         self._look_s, self._wait_s = look_s, wait_s
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass on one request, or answer it with 503 if no replica is there to do so."""
+        """Forward one request, or answer it with 503 if no replica can."""
         answered = refused = False
 
         async def noting(message: Any) -> None:
@@ -72,10 +72,10 @@ class Bounded:
             work.cancel()
 
     async def _absence(self, waited_s: float) -> str | None:
-        """Why nobody will answer; None: somebody may."""
+        """Return why no replica will answer; None: one still may."""
         try:
             found = await asyncio.to_thread(self._look)
-        except Exception as error:  # whatever Ray raises: its controller may be away, too
+        except Exception as error:  # Ray may raise anything: its controller may be down, too
             found = Replicas(0, None)
             if waited_s >= self._wait_s:
                 return f"Ray Serve does not say why: {error!r}"

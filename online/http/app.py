@@ -1,4 +1,4 @@
-"""HTTP: routes and bodies.  Pure ASGI for the hot routes, FastAPI for the rest."""
+"""The HTTP application: plain ASGI for the hot routes, FastAPI for the others."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ _ROLES = {
 
 @dataclass(frozen=True, slots=True)
 class Some:
-    """The parts that only some models have.
+    """Features that only some models have.
 
     Attributes:
-        scores: By model, what reads scores that were computed ahead of time.
-        pushes: By model, what takes deltas that devices have learned.
-        choosing: By model, what chooses among actions.
-        reports: Makes reports of a model's journal; None: nobody does.
+        scores: By model, the reader of precomputed scores.
+        pushes: By model, the receiver of deltas that devices have learned.
+        choosing: By model, the handler of choices among actions.
+        reports: Makes reports of a model's journal; None: not available.
     """
 
     scores: Mapping[str, batch.Reader] = field(default_factory=dict)
@@ -90,14 +90,14 @@ class Some:
 class App:
     """The ASGI application of one replica.
 
-    It bounds the requests that are under way, since predict and feedback come past Serve's own
-    count (:mod:`online.http.ingress`).
+    It bounds the number of concurrent requests itself, because predict and feedback bypass Serve's
+    own bound (:mod:`online.http.ingress`).
 
     Parameters:
-        access: Who may do what; None: everybody may do everything.
-        some: What some of the models can beside that.
-        state: The state folder, for releases for devices and histories; None: there are none.
-        browsers: Whose pages may ask, and by what name; None: all.
+        access: Access control; None: everybody may do everything.
+        some: Features that only some models have.
+        state: The state folder with edge releases and histories; None: there are none.
+        browsers: Checks the origins and host names of browsers' requests; None: no checks.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class App:
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
         self._under_way = 0
-        self._uploads = Uploads(  # they last: the other half is for what does not
+        self._uploads = Uploads(  # long uploads may use half of the slots
             limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
         )
         self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
@@ -169,9 +169,9 @@ class App:
             await self._through(scope, receive, send)
 
     def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> bytes | None:
-        """Digest of the token that asks; None: there are no tokens.
+        """Return the digest of the caller's token; None: access tokens are not configured.
 
-        Raises RequestError: a foreign page asks, there is no token for it, or no room.
+        Raises RequestError for a foreign page, a missing or wrong token, or too many requests.
         """
         if self._browsers is not None:
             self._browsers.check(scope["method"], scope["path"], given)
@@ -190,7 +190,7 @@ class App:
         await self._actions(scope, receive, send, self._ids.of(given), refused)
 
     async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tell a page how the models do, for as long as it stays; it takes no request's place."""
+        """Stream the models' status to a page; the stream does not count as a request."""
         try:
             given = dict(scope["headers"])
             if self._browsers is not None:
@@ -205,9 +205,9 @@ class App:
             await _send(send, error.status, JSON.content_type, body, _head(error))
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
+        """Check a request that is not on a hot path by the same rules, then pass it to FastAPI.
 
-        Serve has named the request.
+        Its request id was set by Serve.
         """
         method, path = scope["method"], scope["path"]
         try:
@@ -282,7 +282,7 @@ class App:
     async def _choice(
         self, model: str, action: str, form: Format, body: bytes
     ) -> tuple[int, Any, ChooseRequest | RewardRequest]:
-        """Choose among actions, or take the reward of a choice: status, answer, what was asked."""
+        """Handle a choice or a reward: return the status, the answer and the decoded request."""
         if (choosing := self._choosing.get(model)) is None:
             hint = "Set `task: choose` for it, or ask it with predict and feedback"
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
@@ -297,7 +297,7 @@ class App:
     async def _given(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
-        """Scores of one key (GET) or many (POST)."""
+        """Answer with the scores of one key (GET) or many (POST)."""
         given = dict(scope["headers"])
         headers = [(b"x-request-id", self._ids.of(given))]
         takes = "POST" if key is None else "GET"
@@ -333,7 +333,7 @@ class App:
         headers: list[tuple[bytes, bytes]],
         model: str,
     ) -> None:
-        """Send an answer; a caller that takes none has its place no longer than a slow body has.
+        """Send an answer; a caller that does not take it loses its slot after the body timeout.
 
         The first header is the request's id.
         """
@@ -346,7 +346,7 @@ class App:
             self._not_taken(model)
 
     def _left(self, path: str) -> None:
-        """Count an answer that was sent, and that nobody took, if it is a model's."""
+        """Count an answer that was sent but never taken, if its path is a model's."""
         if match := V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path):
             self._not_taken(match[1])
 
@@ -360,7 +360,7 @@ def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
 
 
 def _again(body: bytes, receive: Receive) -> Receive:
-    """A ``receive`` that gives a body that was read already, and then what comes after it."""
+    """Return a ``receive`` that replays a body that was read already, then continues."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def given() -> dict[str, Any]:
@@ -398,7 +398,7 @@ async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
 def _parts(
     status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parts of an answer, as ASGI has them."""
+    """Return the two ASGI messages of an answer."""
     head = [
         (b"content-type", kind),
         (b"content-length", str(len(body)).encode()),
@@ -421,7 +421,7 @@ def build_rest(
     choosing: Mapping[str, Choosing] | None = None,
     reports: Reports | None = None,
 ) -> FastAPI:
-    """Everything but predict and feedback; ``guarded``: the document says which tokens it takes."""
+    """Build the routes other than predict and feedback; ``guarded``: document the tokens."""
     app: FastAPI = FastAPIOffline(
         title="Online learning service",
         version=__version__,
@@ -482,5 +482,5 @@ def build_rest(
 
 
 async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
-    """How all models do."""
+    """Return the status of all models."""
     return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}

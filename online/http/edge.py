@@ -1,7 +1,7 @@
-"""HTTP of devices: what is published of a model, and the code that uses it.
+"""Routes for devices: published models, and the client code that uses them.
 
-Files are named by their hash or by one of three names, and nothing else is looked for: no name of a
-request ever becomes a path as it was sent.  Reading is done on a thread.
+Files are named by their hash or by one of three fixed names; a name from a request never becomes a
+path unchecked.  Files are read on a thread.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ PARTS: Final = {
     "worker.js": ("worker.js", _SCRIPT),
     "learn.js": ("learn.js", _SCRIPT),
 }
-"""The demo page and the client, by their name under ``/edge/``."""
+"""The demo page and the client's files, by their name under ``/edge/``."""
 
 
 class Report(BaseModel):
-    """A report says what became of a release on a device."""
+    """A device's report on its use of a release."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -73,13 +73,13 @@ def routes(
     guarded: bool,
     pushes: Mapping[str, Pushes] | None = None,
 ) -> APIRouter:
-    """Routes of every model; ``known`` raises for one that is not served.
+    """Make the routes of every model; ``known`` raises for one that is not served.
 
     Parameters:
         place: Folder of the models' folders (:mod:`online.edge.releases.folder`); None: nothing is
             published.
-        guarded: Reading takes a token: caches that are shared must not keep the answers.
-        pushes: By model, what takes deltas of devices.
+        guarded: Reading requires a token, so shared caches must not keep the answers.
+        pushes: By model, the receiver of devices' deltas.
     """
     made = APIRouter(tags=["edge"])
     whose = "private" if guarded else "public"
@@ -199,15 +199,15 @@ def _add_deltas(
 
 
 def shortened(script: str) -> str:
-    """Without comment lines, indentation, and spaces beside signs outside of texts.
+    """Minify a script: remove comment lines, indentation, and spaces around operators.
 
-    What is left of the spaces are those that part words, ``+``, ``-`` and ``/``.
+    Spaces between words and beside ``+``, ``-`` and ``/``, and all text literals, are kept.
     """
     return _SPACES.sub(lambda found: found[1] or found[2], _COMMENT.sub("", script))
 
 
 def shipped(name: str) -> bytes:
-    """A part as it is served: scripts in short, three tenths less."""
+    """Return a part as it is served; scripts are minified, which saves three tenths."""
     file, kind = PARTS[name]
     text = resources.files("online.edge").joinpath(file).read_text("utf-8")
     return (shortened(text) if kind == _SCRIPT else text).encode()
@@ -243,7 +243,7 @@ def _unknown_file(name: str) -> RequestError:
 def _answer(
     request: Request, data: bytes, kind: str, cache: str, digest: str | None = None
 ) -> Response:
-    """The data, texts gzipped for whoever takes that; 304 if the caller has it."""
+    """Answer with the data, gzipped if it is text and accepted; 304 if the client has it."""
     etag = f'"{digest or sha256(data).hexdigest()}"'
     headers = {"etag": etag, "cache-control": cache, "x-content-type-options": "nosniff"}
     had = [

@@ -1,4 +1,4 @@
-"""HTTP of the operators: snapshots, rollback, freeze, quarantine, and events that are left out."""
+"""Operators' routes: snapshots, rollback, freeze, quarantine, and events that were left out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from online.rows.history import DISCARDED, QUARANTINED, RELEASED, Choice
 from online.serving.status import Cluster
 
 EVENTS_MAX = 1000
-"""Events of one page, and of one request to learn them again."""
+"""Largest number of events on one page, and in one request to learn them again."""
 
 Status = Literal["undone", "frozen"]
 After = Annotated[str | None, Query(description="cursor of the page before; none: the first page")]
@@ -166,7 +166,7 @@ class BanRequest(BaseModel):
 
 
 def _answers(description: str, example: dict[str, Any], **errors: str) -> dict[int | str, Any]:
-    """Return what a route answers, with an example; ``errors`` are named like ``e409``."""
+    """Document a route's answer with an example; ``errors`` have names like ``e409``."""
     content = {"application/json": {"example": example}}
     shown: dict[int | str, Any] = {200: {"description": description, "content": content}}
     for status, text in {"e404": "No such model or snapshot", **errors}.items():
@@ -178,7 +178,7 @@ _UNAVAILABLE = "The server or the journal does not answer; ask again, it is done
 
 
 def operations(cluster: Cluster) -> APIRouter:
-    """Routes under ``/v1/models/{model}``, for models that are served."""
+    """Make the routes under ``/v1/models/{model}``, for models that are served."""
     routes = APIRouter(prefix="/v1/models/{model}", tags=["operations"])
 
     @routes.get("/snapshots", summary="Snapshots kept")

@@ -1,4 +1,4 @@
-"""Every error of what FastAPI routes gets the error body, whoever raised it."""
+"""Gives every error of FastAPI's routes the service's error body, whoever raised it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:
-    """Return the methods that the path takes, by all of its routes.
+    """Return the methods that the path takes, over all routes that match it.
 
-    The framework names those of the first one.
+    The framework reports those of the first route only.
     """
     taken = (
         method
@@ -32,7 +32,7 @@ def _methods(app: FastAPI, scope: Scope) -> str:
 
 
 def _like(app: FastAPI, path: str) -> list[str]:
-    """The paths with as many parts as this one, and its own names where a route takes any."""
+    """Return route paths with as many segments as this one, its parameters filled in."""
     parts = path.rstrip("/").split("/")
     routes = (str(getattr(route, "path", "")).split("/") for route in app.routes)
     return [
@@ -43,7 +43,7 @@ def _like(app: FastAPI, path: str) -> list[str]:
 
 
 def answer_errors(app: FastAPI) -> None:
-    """Every error has the error body, whoever raised it."""
+    """Add the exception handlers that answer with the error body."""
 
     @app.exception_handler(RequestError)
     async def on_error(request: Request, error: RequestError) -> JSONResponse:
@@ -75,7 +75,7 @@ def answer_errors(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def on_value(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        if isinstance(first.get("input"), bytes):  # nobody has read it
+        if isinstance(first.get("input"), bytes):  # the body was not decoded
             kind = request.headers.get("content-type", "")[:80]
             hint = "Send it as Content-Type: application/json"
             unread = RequestError(415, "media_type", f"content type {kind}", None, hint)

@@ -1,7 +1,7 @@
-"""Clients of the Open Inference Protocol ask this, too: which models there are, their statistics.
+"""Extensions of the Open Inference Protocol: the models' index, configuration and statistics.
 
-These are Triton's extensions of the repository, the configuration and the statistics.  Models are
-not loaded and unloaded by requests here, so only the index of the repository is.
+These are Triton's extensions.  Requests cannot load or unload models here, so only the index of the
+model repository is supported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_routes(
     about: Callable[[Serving], Mapping[str, Any]],
     tags: list[Any],
 ) -> None:
-    """Add them to an app; ``find`` raises for what is not served, ``about`` is the metadata."""
+    """Add them to an app; ``find`` raises for an unknown model, ``about`` is the metadata."""
 
     @app.post("/v2/repository/index", tags=tags, summary="Which models there are")
     async def index() -> list[dict[str, str]]:
@@ -57,7 +57,7 @@ def add_routes(
 
 
 def statistics(serving: Serving, version: str) -> dict[str, Any]:
-    """Requests of predictions that this replica has answered and refused, and how long it took."""
+    """Count this replica's answered and refused prediction requests, and their total time."""
     report = serving.replica.report()
     answered = sum(n for name, n in report.items() if name.startswith("predict_at_"))
     refused = sum(n for name, n in report.items() if name.startswith("predict_refused_"))

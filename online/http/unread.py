@@ -1,9 +1,9 @@
-"""FastAPI reads no source file, and builds no routes, while requests are answered.
+"""Prevents FastAPI from reading source files and building routes while requests are served.
 
-At the first request for an operation it looks where that is written, to say so if an answer does
-not fit what the operation promises.  That is a file read and taken apart in one turn of the loop:
-7 to 17 ms in which no prediction is answered, for a place that a traceback tells, too.  And the
-first request that asks a router which is included has all of its routes built, which takes as long.
+At an operation's first request FastAPI looks up where its function is written, for the error
+message in case an answer does not fit its schema.  That reads and parses a file in one turn of the
+event loop: 7 to 17 ms in which no prediction is answered, for information that a traceback has,
+too.  The first request to an included router also builds all of its routes, which takes as long.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from fastapi import FastAPI, routing
 
 
 def read_no_sources(app: FastAPI) -> None:
-    """Have it know all operations of the application already, and nothing about them."""
+    """Fill FastAPI's cache of source locations with empty entries for all operations."""
     known = routing._endpoint_context_cache
     known.update({id(endpoint): {} for endpoint in endpoints(app)})
 
 
 def build_routes(routes: Any) -> None:
-    """Have the routes of the routers that an application includes built now."""
+    """Build the routes of all included routers now."""
     for route in routes:
         if (included := getattr(route, "effective_candidates", None)) is not None:
             build_routes(included())
 
 
 def endpoints(routes: Any) -> Iterator[Any]:
-    """Yield the functions of an application or a router, and of the routers that it includes."""
+    """Yield the functions of an application's or a router's routes, and of included routers."""
     for route in routes.routes:
         included = getattr(route, "original_router", None)
         if included is not None:

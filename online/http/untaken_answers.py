@@ -1,7 +1,7 @@
-"""Connections of callers that do not take their answers have an end.
+"""Closes connections of clients that do not read their answers.
 
-An answer that was sent waits in its transport, and the close that uvicorn asks for after a
-connection's silence waits for it: whoever reads nothing would keep answer and connection for ever.
+A sent answer waits in its transport's buffer, and uvicorn's keep-alive close waits for the buffer:
+a client that reads nothing would keep answer and connection for ever.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from online.messages.bodies import Receive
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 2.0  # at the most between two looks at what is left
+_LOOK_S: Final = 2.0  # longest time between two checks of unread answers
 
 
 class Untaken:
-    """Ends a connection on which an answer is left for too long.
+    """Aborts a connection on which an answer stays unread for too long.
 
-    uvicorn's request is found behind ``receive``: others wrap ``send``.  Where another server asks,
-    there is nothing to find, and nothing is done.
+    uvicorn's request object is found through ``receive``, because others wrap ``send``.  With
+    another server nothing is found, and nothing is done.
 
     Parameters:
-        wait_s: How long a caller may take for an answer, in seconds, for each ``size`` of it.
-        size: Bytes that a caller takes in that time.
-        given_up: Is told the path of an answer that was given up after it was sent.
+        wait_s: How long a client may take for each ``size`` bytes of an answer, in seconds.
+        size: Bytes that a client has to read in that time.
+        given_up: Called with the path of a sent answer whose connection was aborted.
     """
 
     def __init__(self, wait_s: float, size: int, given_up: Callable[[str], None]) -> None:
         self._wait_s, self._size, self._given_up = wait_s, size, given_up
         self._every_s = min(wait_s / 8, _LOOK_S)
-        self._left: dict[Any, tuple[float, str]] = {}  # transports: until when, and what for
+        self._left: dict[Any, tuple[float, str]] = {}  # transports: deadline and path
 
     def begins(self, receive: Receive) -> None:
-        """Forget what was left for a caller that has taken it before it asks again."""
+        """Stop watching the connection if its previous answer has been read."""
         if self._left:
             transport: Any = getattr(getattr(receive, "__self__", None), "transport", None)
             if transport in self._left and not transport.get_write_buffer_size():
                 del self._left[transport]
 
     def ends(self, receive: Receive, path: str) -> None:
-        """Note what is left of an answer; one that was not even sent ends the connection."""
+        """Watch the unread rest of an answer; abort at once if it was not even sent fully."""
         cycle: Any = getattr(receive, "__self__", None)
         transport = getattr(cycle, "transport", None)
         if transport is None or not (left := transport.get_write_buffer_size()):
             return
         if not cycle.response_complete:
-            cycle.disconnected = True  # else uvicorn answers that it failed, and waits to be read
+            cycle.disconnected = True  # keeps uvicorn from sending an error, and waiting again
             self._left.pop(transport, None)
             transport.abort()
         elif transport not in self._left:

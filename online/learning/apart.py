@@ -1,7 +1,7 @@
-"""Shards of a model's parameter server that have not the same rows of a partition learned here.
+"""Handles shards of a model's parameter server whose clocks differ in a partition learned here.
 
-One of them was away when the others were pushed to, or went back to a snapshot.  Then a delta may
-be in the values of one and not of another, and counts where it is missing only.
+A shard was away when the others were pushed to, or went back to a snapshot.  A delta may then be
+in the values of one shard and not of another, and only the missing parts of it count as pending.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from paramserver.core.wire import SyncReply
 
 
 class Apart:
-    """The clocks of all shards; in some partition that is learned here they differ."""
+    """The clocks of all shards, which differ in some partition that is learned here."""
 
     def __init__(self, clocks: Sequence[Mapping[int, int]]) -> None:
         self._clocks, self._cut = clocks, Cut(len(clocks))
 
     def lacking(self, deltas: Iterable[Delta]) -> list[Delta]:
-        """The deltas without those parts whose shards have them already."""
+        """Return the deltas without the parts that their shards already have."""
         return [self._lacking(delta) for delta in deltas]
 
     def _lacking(self, delta: Delta) -> Delta:
@@ -35,7 +35,7 @@ class Apart:
         blocks: Blocks = {}
         for shard in missing:
             for name, block in parts[shard].items():
-                if name in blocks:  # a digest stands on each, and shard 0's is told
+                if name in blocks:  # every part has a copy of the digest: take shard 0's
                     if block.kind != DIGEST:
                         blocks[name].data.update(block.data)
                 elif block.kind != DIGEST or shard == 0:
@@ -43,22 +43,22 @@ class Apart:
         return replace(delta, blocks=blocks)
 
     def at(self, partition: int) -> set[int]:
-        """Where the shards stand in a partition."""
+        """The shards' clock values for a partition."""
         return {clock.get(partition, 0) for clock in self._clocks}
 
     def ahead(self, partition: int, end: int | None) -> int:
-        """How far one of them is in a partition that ends there; None: it goes on."""
+        """The clock of the most advanced shard, at most the partition's ``end`` (None: open)."""
         furthest = max(self.at(partition))
         return furthest if end is None else min(furthest, end)
 
     @property
     def clocks(self) -> Sequence[Mapping[int, int]]:
-        """Return the clock of each shard."""
+        """The clock of each shard."""
         return self._clocks
 
 
 def apart(reply: SyncReply, partitions: Collection[int]) -> Apart | None:
-    """Where shards differ in one of the partitions; None: in none, or there is one server."""
+    """Return how the shards differ in one of the partitions; None: in none, or no shards."""
     if not isinstance(reply, ShardedReply):
         return None
     clocks = reply.clocks

@@ -1,4 +1,4 @@
-"""Bodies of choices and of their rewards, as checked structs."""
+"""Bodies of choices and of their rewards, as validated structs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ITS_ID: Final = (
 
 
 class Action(msgspec.Struct, forbid_unknown_fields=True, gc=False):
-    """One of the actions among which is chosen."""
+    """One of the actions from which one is chosen."""
 
     id: Annotated[str, Meta(min_length=1, description="its name; the model learns by it")]
     features: Annotated[
@@ -28,7 +28,7 @@ class Action(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 
 
 class Slot(msgspec.Struct, forbid_unknown_fields=True):
-    """One of several places for which an action is chosen, none of them twice."""
+    """One of several positions for which an action is chosen, none of them twice."""
 
     id: Annotated[str, Meta(min_length=1, max_length=64, description="a feature of the moment")]
     features: Annotated[dict[str, Any], Meta(description="what is known of this place")] = {}
@@ -37,7 +37,7 @@ class Slot(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A moment (`context`), and the actions that there are."""
+    """The context of a choice (`context`), and the available actions."""
 
     actions: Annotated[list[Action], Meta(min_length=1)]
     context: Annotated[dict[str, Any], Meta(description="features of the moment")] = {}
@@ -70,7 +70,7 @@ class ChooseRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Ranked(msgspec.Struct, gc=False):
-    """One action of an answer: how likely it was chosen, and the reward that is expected of it."""
+    """One action of an answer, with its probability and its expected reward."""
 
     id: str
     probability: float
@@ -78,7 +78,7 @@ class Ranked(msgspec.Struct, gc=False):
 
 
 class Chosen(msgspec.Struct, omit_defaults=True):
-    """The action that was chosen, and all others behind it."""
+    """The chosen action, and the ranking of all actions."""
 
     id: Annotated[str, Meta(description="send it back with the reward")]
     action: str
@@ -104,14 +104,14 @@ class Chosen(msgspec.Struct, omit_defaults=True):
 
 
 class ChosenSlots(msgspec.Struct):
-    """An action for each slot, each with an id that takes its reward."""
+    """The chosen action of each slot, each with an id for its reward."""
 
     slots: list[Chosen]
     model: str
 
 
 class Reward(msgspec.Struct, forbid_unknown_fields=True):
-    """The reward that came of a choice."""
+    """The reward of a choice."""
 
     id: Annotated[str, Meta(description="the id of the choice: its token, or your own")]
     reward: Annotated[Any, Meta(description=_REWARD)]

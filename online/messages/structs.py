@@ -1,4 +1,4 @@
-"""Bodies of requests, as checked structs; the OpenAPI document is made from them."""
+"""Bodies of requests and answers as validated structs, the source of the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Score = Annotated[
 
 
 class NearRow(msgspec.Struct):
-    """A learned row beside one that is asked about."""
+    """A learned row near the one that is explained."""
 
     distance: Annotated[
         float, Meta(description="0: the same; 1: no value of one is near one of the other")
@@ -70,7 +70,7 @@ class NearRow(msgspec.Struct):
 
 
 class Explanation(msgspec.Struct):
-    """An explanation has what each feature has added: `base` and all of them are `output`."""
+    """The contributions of the features to an answer: `base` plus all of them is `output`."""
 
     of: Annotated[
         Any, Meta(description="the label whose log odds are explained; null: the number itself")
@@ -163,7 +163,7 @@ class FeedbackRequest(Event):
 
 
 class Prediction(msgspec.Struct, omit_defaults=True):
-    """An answer, and what gave it."""
+    """An answer, with the model and version that gave it."""
 
     id: Annotated[str, Meta(description="send it back with the true label")]
     prediction: Any
@@ -192,7 +192,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
 
 
 def _sure(prediction: Any, probabilities: Any) -> str:
-    """The probability of what was predicted, in brackets; empty if nobody knows it."""
+    """Return the predicted label's probability in brackets; empty if it is not known."""
     if not isinstance(probabilities, dict):
         return ""
     text = prediction if isinstance(prediction, str) else msgspec.json.encode(prediction).decode()
@@ -230,11 +230,11 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         return f"<{len(self.predictions)} predictions by {by}>"
 
     def frame(self, index: Any = None) -> Any:
-        """The answers as a data frame of pandas, a column a probability; ``index`` its rows'.
+        """Return the answers as a pandas data frame, with a column for each probability.
 
-        ``index`` may be the data frame that was asked about.
+        ``index`` is the index of its rows, or the data frame that was sent.
         """
-        import pandas as pd  # for those who have it
+        import pandas as pd  # an optional dependency
 
         rows = []
         for row in self.predictions:
@@ -246,7 +246,7 @@ class Predictions(msgspec.Struct, omit_defaults=True):
         return pd.DataFrame(rows, index=getattr(index, "index", index))
 
     def array(self) -> Any:
-        """The predicted labels as an array of numpy, in order."""
+        """Return the predicted labels as a numpy array, in order."""
         import numpy as np
 
         return np.array([row.prediction for row in self.predictions])
@@ -269,11 +269,11 @@ STATUSES: Final[Mapping[str, str]] = {
     "discarded": "quarantined at first, then discarded by an operator (a first_outcome only)",
     "refused": "one of many: not recorded, see error",
 }
-"""What can become of an event."""
+"""Statuses of events, with their meanings."""
 
 
 class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
-    """A receipt that says what became of one event."""
+    """A receipt that reports the outcome of one event."""
 
     status: Annotated[
         str,
@@ -318,14 +318,14 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Receipts(msgspec.Struct):
-    """The receipts that say what became of each of many events, in their order."""
+    """The receipts of many events, in their order."""
 
     events: list[Receipt]
     model: str
 
 
 class ErrorBody(msgspec.Struct):
-    """An error: a stable code, what is wrong, where, and what to do."""
+    """An error: a stable code, what is wrong, where, and the remedy."""
 
     code: str
     message: str
@@ -334,6 +334,6 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorAnswer(msgspec.Struct):
-    """Every answer with a status of 400 and above."""
+    """The body of every answer with a status of 400 and above."""
 
     error: ErrorBody

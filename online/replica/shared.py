@@ -1,4 +1,4 @@
-"""The parts that the loops of one model's process have in common."""
+"""The parts that the loops of one model's process share."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from online.tracing.trace import Crossing
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """The model, the store, and what tells the loops of each other.
+    """The model, the store, and the signals between the loops.
 
     Attributes:
         learner: The local model.
-        store, control: The journal's steps on threads, and what its control rows decide about the
-            model.
+        store: Runs the journal's operations on threads.
+        control: The decisions about the model by the journal's control rows.
         counts: Counters by name, sent to the parameter server with each exchange.
-        pace: It says when the next exchange is due.
-        who, clocks: Name of the process, and its time.
-        crossing: Follows rows of traced requests to other replicas; None: none are.
+        pace: Decides when the next exchange is due.
+        who, clocks: Identity of the process, and its clocks.
+        crossing: Follows rows of traced requests to other replicas; None: tracing is off.
         wake: Set when there may be rows to learn.
-        still: Held while the model is not to be changed.
+        still: Held while the model must not change.
     """
 
     settings: ModelSettings
@@ -48,5 +48,5 @@ class Shared:
 
     @property
     def followed(self) -> BaseLearner | None:
-        """The local model if another process learns what is written here; None: this one does."""
+        """The local model if another process learns its rows; None: this process learns."""
         return None if self.who.learns else self.learner

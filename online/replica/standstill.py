@@ -1,8 +1,8 @@
-"""A model stands still while one of its answers is explained, and goes on answering meanwhile.
+"""A lock that keeps a model unchanged while one of its answers is explained.
 
-To explain an answer some models are asked many times.  In one turn of the loop that would hold up
-every other request; spread over many turns, a row that is learned between two of them would make
-another model.  So learning waits, predictions do not.
+Explaining an answer takes many predictions.  In one turn of the event loop they would delay every
+other request; spread over many turns, a row learned in between would change the model.  So learning
+waits for the lock, and predictions do not.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from contextlib import asynccontextmanager
 
 
 class Standstill:
-    """Whoever holds it has a model that does not change; whoever changes the model asks first.
+    """Blocks changes of the model while it is held; whoever changes the model awaits `moves`.
 
-    Those that hold it come one after the other.  If somebody has waited to change the model, the
-    next one begins only after as much time as the last one took: learning has its half.
+    Holders take turns.  If a change has waited, the next holder begins only after a pause as long
+    as the last hold, so learning gets half of the time.
     """
 
     def __init__(self) -> None:
@@ -28,18 +28,18 @@ class Standstill:
 
     @property
     def held(self) -> bool:
-        """Whether the model is not to be changed now."""
+        """Whether the model must not be changed now."""
         return not self._over.is_set()
 
     async def moves(self) -> None:
-        """Wait until the model may be changed, in the same turn of the loop."""
+        """Wait until the model may be changed, within the same turn of the loop."""
         while self.held:
             self._waited = True
             await self._over.wait()
 
     @asynccontextmanager
     async def hold(self) -> AsyncIterator[None]:
-        """Hold it, once those before have let go and learning has had its time."""
+        """Hold the model unchanged, after earlier holders and learning have had their time."""
         now_s = asyncio.get_running_loop().time
         async with self._turn:
             if (rest_s := self._due_s - now_s()) > 0.0:

@@ -1,7 +1,7 @@
-"""The door: values of a request become canonical features and labels, or a clear refusal.
+"""Validates the values of a request: converts them to canonical features and labels, or refuses.
 
-river changes a scaler before a later step finds a value that it can't use, and learns NaN in
-silence, so everything is checked here, before anything is touched.
+river changes a scaler's state before a later step fails on a value, and silently learns NaN; so
+everything is checked here, before any state changes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from replay.example import UNLABELLED, Features, Label, label_text
 from replay.plain import is_plain, plain
 
 INTEGER_MAX: Final = 2**53
-"""Largest whole number: beyond it a JSON number is not the integer that was written."""
+"""Largest integer: beyond it a JSON number may not be the integer that was written."""
 NUMBER_MAX: Final = 1e100
-"""Largest number of a feature: squares, and sums of squares over all rows, stay finite."""
+"""Largest feature value: squares, and sums of squares over all rows, stay finite."""
 _NUMBERS: Final[frozenset[type]] = frozenset({float, int, bool})
 _DECLARED_NUMBERS: Final[frozenset[type]] = frozenset({float, int})
 _NUMBERS_ONLY: Final = (
@@ -35,12 +35,12 @@ _NUMBERS_ONLY: Final = (
 
 
 class Door:
-    """The door checks what one model takes: names, types and ranges of features and labels.
+    """Checks the input of one model: names, types and ranges of features and labels.
 
     Attributes:
-        schema: What the settings declare of the features; None: any name and type is taken.
-        numbers: Types of the values of a row that is taken if it has only numbers (:meth:`takes`).
-        crossing: Counts what rows and choices cross; None: the model does not choose.
+        schema: The features declared in the settings; None: any name and type is accepted.
+        numbers: Accepted types of values in a row of numbers only (:meth:`takes`).
+        crossing: Counts feature products; None: the model does not choose.
     """
 
     def __init__(self, settings: ModelSettings, limits: Limits, *, numeric_only: bool) -> None:
@@ -64,10 +64,10 @@ class Door:
         }
 
     def features(self, value: Any, field: str, *, recorded: bool = False) -> Features:
-        """Checked features; the very numbers that were sent.
+        """Return the checked features, with the numbers exactly as sent.
 
-        ``recorded``: they are of a row that the journal has, which may have names that are not
-        taken any more (:meth:`odd_name`).
+        ``recorded``: they may be a repeat of a journal row, whose names may have been valid then
+        but no longer are (:meth:`odd_name`).
         """
         if not isinstance(value, dict):
             raise invalid(
@@ -115,19 +115,19 @@ class Door:
         return fit and short and narrow and self.odd_name(row) is None
 
     def undeclared(self, features: Any, field: str) -> RequestError | None:
-        """Why the declaration lets no new row have these features; None: one may."""
+        """Return why the declaration refuses a new row with these features; None: it does not."""
         if self.schema is None or not isinstance(features, dict) or not features:
             return None
         return self.schema.refusal(features, field)
 
     def odd_name(self, features: Any) -> str | None:
-        """A name of the features that a terminal would obey; None if there is none."""
+        """Return a name that contains terminal control characters; None if there is none."""
         if not isinstance(features, dict) or "".join(features).isprintable():
             return None
         return next((name for name in features if not is_plain(name)), None)
 
     def many(self, instances: list[dict[str, Any]]) -> list[Features]:
-        """Checked features of many rows."""
+        """Return the checked features of many rows."""
         rows = [self.features(x, f"instances[{i}]") for i, x in enumerate(instances)]
         if self.crossing is not None:
             self.crossing.check_rows(rows, "instances")
@@ -152,9 +152,9 @@ class Door:
             raise invalid(field, f"got {_kind(item)}", "Send a number, text, true, false or null")
 
     def label(self, value: Any, field: str, *, recorded: bool = False) -> Label:
-        """Label in its canonical form for the model's task; ``recorded`` as in :meth:`features`.
+        """Convert a label to the canonical form of the task; ``recorded`` as in :meth:`features`.
 
-        A row of ``task: anomaly`` may have none: null, or nothing at all.
+        With ``task: anomaly`` it may be null or absent.
         """
         if self._unlabelled and (value is None or value is msgspec.UNSET):
             return UNLABELLED
@@ -195,7 +195,7 @@ class Door:
         raise invalid(field, f"not a label of this model: {_show(value)}", f"Send {names}")
 
     def weight(self, value: Any, field: str) -> float:
-        """Importance of an event: finite, > 0, at most 10^6.  See :meth:`weight_max`, too."""
+        """Check the weight of an event: finite, > 0, at most 10^6.  See :meth:`weight_max`."""
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 < value <= WEIGHT_MAX:
             hint = f"Send a number in (0, {self.weight_max:.15g}]"
@@ -204,9 +204,9 @@ class Door:
 
     @property
     def weight_max(self) -> float:
-        """The largest weight of a new event: of its token, else of the settings.
+        """The largest weight of a new event, by its token or the settings.
 
-        Without filters any weight is taken: the model is the plain library's then.
+        Without filters any weight is accepted, as by the plain library.
         """
         if not self._bounded:
             return WEIGHT_MAX
@@ -214,7 +214,7 @@ class Door:
         return self._limits.weight_max if own is None else own
 
     def show(self, label: Label | None) -> Label | None:
-        """Label as the caller knows it."""
+        """Convert a label to the name that callers use."""
         if self._unlabelled and label == UNLABELLED:
             return None
         if self._task == "binary" and isinstance(label, bool):
@@ -222,13 +222,13 @@ class Door:
         return label
 
     def text(self, label: Label) -> str:
-        """Key of a label in ``probabilities``: its JSON text, text labels without the quotes."""
+        """Key of a label in ``probabilities``: its JSON text, but text labels unquoted."""
         shown = self.show(label)
         return shown if isinstance(shown, str) else label_text(label if shown is None else shown)
 
 
 def not_plain(field: str, what: str, text: str) -> RequestError:
-    """422: the text has characters that terminals and logs would obey."""
+    """Return the error 422 for text with control characters, which affect terminals and logs."""
     hint = "Leave control characters out: line breaks, tabs, escapes, marks of direction"
     return invalid(field, f"{what} with control characters: {plain(text[:80])}", hint)
 
@@ -241,6 +241,6 @@ def _kind(value: Any) -> str:
 
 
 def _show(value: Any) -> str:
-    # As the caller has spelled it; msgpack has types that JSON has not.
+    # As the caller spelled it; msgpack has types that JSON lacks.
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -1,7 +1,7 @@
-"""Models of ``task: anomaly``: scores, labels that come late, and what was found.
+"""Models of ``task: anomaly``: their scores, labels that arrive late, and their summary.
 
-A row is learned when it comes, with a label or without.  A label that comes later, under the same
-id, is a row of its own: it judges the answer that was given then, and teaches nothing.
+A row is learned when it arrives, with a label or without.  A label that arrives later, under the
+same id, is written as a row of its own: it judges the answer given then, and teaches nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from replay.journal.base import NewRow, Verdict
 
 
 def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.UnsetType:
-    """How unusual the row is to which this is the answer; UNSET: the model is of another task."""
+    """The anomaly score of an answer; UNSET for models of other tasks."""
     if not replica.settings.purpose.unlabelled or answer.probabilities is None:
         return msgspec.UNSET
     return answer.probabilities[True]
 
 
 def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
-    """The row of a label that came after its event was learned without one; None: it is none.
+    """Make the row of a label that arrived after its event was learned without one; or None.
 
-    A row that was not learned has counted nowhere, so its label has no answer to judge.
+    An event that was not learned counts nowhere, so there is no answer for its label to judge.
     """
     standing = recorded.row
     if standing is None or not replica.settings.purpose.unlabelled:
@@ -59,10 +59,11 @@ async def late(
     rows: Sequence[tuple[int, Asked]],
     recorded: Sequence[Recorded],
 ) -> list[tuple[int, Asked, Recorded | RequestError]]:
-    """Record the labels, among these, of rows that came without one, in one commit.
+    """Record, in one commit, the labels among these rows whose events were learned without one.
 
-    ``rows``: their places among the receipts, which are those of the rows as they stood.  An error
-    is about these labels only: the other rows are recorded already.
+    ``rows``: the new rows with their indexes into ``receipts``; ``recorded``: their outcomes.
+    Returns the index, row and outcome of each late label.  An error concerns these labels only: the
+    other rows are already recorded.
     """
     some: list[tuple[int, Asked]] = []
     for (i, asked), result in zip(rows, recorded, strict=True):
@@ -82,7 +83,7 @@ async def late(
 
 
 def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
-    """How many of the learned rows were answered as anomalies; None: it is another task."""
+    """Return how many learned rows were answered as anomalies; None for other tasks."""
     if (asked := replica.settings.anomaly) is None:
         return None
     counters = replica.learner.tally.counters

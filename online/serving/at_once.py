@@ -1,8 +1,8 @@
-"""Requests that come at about the same time are worked out together, each with its own answer.
+"""Batches requests that arrive in the same turn of the event loop, each with its own answer.
 
-To ask a model of one choice alone is mostly the price of calling numpy: for eight choices in the
-same arrays it is a third of that each.  So those that were read from their connections in one turn
-of the event loop are put together here, and worked out before the loop turns on.
+Most of the time of a single model call is numpy's overhead: of eight choices in one batch each
+takes a third of the time.  So requests read in one turn of the loop are collected here, and
+computed before the next turn.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 MOST: Final = 8
-"""Requests that are worked out in one turn of the loop."""
+"""Largest number of requests in one batch."""
 
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
@@ -23,7 +23,7 @@ Said = TypeVar("Said")
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Asked, Said]):
-    """A request, the context in which it is answered, and who waits for that."""
+    """A request, the context in which it is answered, and the future of its answer."""
 
     asked: Asked
     within: contextvars.Context
@@ -31,11 +31,11 @@ class _Waiting(Generic[Asked, Said]):
 
 
 class AtOnce(Generic[Asked, Found, Said]):
-    """Takes requests and answers them, several at once where there are several.
+    """Collects requests and answers them, in batches where there are several.
 
     Parameters:
-        find: Works requests out together; if that raises, each is worked out by itself.
-        answer: Answers one by what was found, in the context of who has asked.
+        find: Computes results for several requests; if it raises, each is computed by itself.
+        answer: Makes the answer to one request from its result, in the request's context.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class AtOnce(Generic[Asked, Found, Said]):
         self._waiting: list[_Waiting[Asked, Said]] = []
 
     async def ask(self, asked: Asked) -> Said:
-        """Answer a request.  Raises what ``find`` and ``answer`` raise of it."""
+        """Answer a request.  Raises what ``find`` and ``answer`` raise for it."""
         loop = asyncio.get_running_loop()
         one = _Waiting[Asked, Said](asked, contextvars.copy_context(), loop.create_future())
         self._waiting.append(one)
@@ -59,7 +59,7 @@ class AtOnce(Generic[Asked, Found, Said]):
 
     def _work(self) -> None:
         some, self._waiting = self._waiting, []
-        if not some:  # there were so many that they were not waited for
+        if not some:  # a full batch was computed before this call
             return
         try:
             found = self._find([one.asked for one in some])
@@ -71,7 +71,7 @@ class AtOnce(Generic[Asked, Found, Said]):
             self._tell(one, result)
 
     def _alone(self, one: _Waiting[Asked, Said], error: Exception | None) -> None:
-        """Work one out by itself, unless it is known already why it can't be."""
+        """Compute one request by itself, unless its error is already known."""
         try:
             if error is not None:
                 raise error
@@ -83,7 +83,7 @@ class AtOnce(Generic[Asked, Found, Said]):
             self._tell(one, result)
 
     def _tell(self, one: _Waiting[Asked, Said], found: Found) -> None:
-        if one.done.done():  # who asked has gone away
+        if one.done.done():  # the request was cancelled
             return
         try:
             one.done.set_result(one.within.run(self._answer, one.asked, found))

@@ -1,4 +1,4 @@
-"""Feedback events as rows to append: by token, by the id of a stored join, or with features."""
+"""Converts feedback events into rows: by token, by a stored join's id, or with features."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from replay.journal.base import Half, NewRow, Row, Verdict
 from replay.plain import is_plain, plain
 
 _JOIN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
-_HOLDS: Final = 2.0  # times that a row may wait: for so long its names are promised
+_HOLDS: Final = 2.0  # a row's names are reserved for this multiple of its longest wait
 
 
 class Events:
-    """Rows of one model, from what is in bodies.
+    """Makes rows of one model from the events in bodies.
 
-    A token is longer than 64 characters, an id of a stored join never is: the length tells them
-    apart.
+    A token is longer than 64 characters and an id of a stored join never is, so the length tells
+    them apart.
 
-    ``askers``: sources that tokens for predictions stand for.  ``ordinary`` reads many at a time,
-    ``issued`` makes the ids that come back.
+    ``askers``: sources that prediction tokens may stand for.  ``ordinary`` reads many events at a
+    time, ``issued`` makes the ids of answers.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Events:
     # -- feedback ----------------------------------------------------------------------------
 
     async def read(self, event: Event, field: str) -> Asked | Receipt:
-        """The row to append, or the answer if that is known already.
+        """Return the row to append, or the receipt if the answer is known already.
 
-        ``field`` is the event's place in the body, with a dot behind it.  Raises RequestError.
+        ``field`` is the event's path in the body, with a trailing dot.  Raises RequestError.
         """
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET and not self._replica.settings.purpose.unlabelled:
@@ -89,7 +89,7 @@ class Events:
         return await self._with_token(event, event.id, label, weight, field)
 
     def _check_provisional(self, event: Event, field: str) -> None:
-        """Raises RequestError 422: no later label could take this one back."""
+        """Raise RequestError 422 if a later label could not take this provisional one back."""
         if (why := why_not_revised(self._replica.learner.serving)) is not None:
             message = f"this model takes no lesson back: {why}"
             hint = "Send the label when it is final, without provisional"
@@ -103,7 +103,7 @@ class Events:
             raise invalid(f"{field}event_id", "a provisional label without an id", hint)
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
-        """Keys of the predictions of an own id that events of the source may be about."""
+        """Keys of predictions with an own id that events of the source may be about."""
         askers = [asker for asker in labels_for(source) if asker in self._askers]
         return tuple(join_key(asker, own) for asker in (*askers, None))
 
@@ -193,7 +193,7 @@ class Events:
     async def _check_new(
         self, event: Event, label: Label, weight: float, keys: Sequence[bytes], field: str
     ) -> None:
-        """Bounds that only new rows keep: a repeat of an older row is answered with what it was.
+        """Check the bounds that apply to new rows only; repeats get their first outcome.
 
         Raises RequestError 422.
         """
@@ -206,7 +206,7 @@ class Events:
         raise problem
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
-        """One event moves the model so far and no further, and nothing shows orders for it."""
+        """Check the weight's bound, and all texts for terminal control characters."""
         most = self._door.weight_max
         if weight > most:
             message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
@@ -223,7 +223,7 @@ class Events:
         return self._door.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:
-        """Each class is numbers for each name, touched by each row, and a line of each answer."""
+        """Check the bound on classes; each costs parameters for each name, and time in each row."""
         if self._replica.settings.task != "multiclass":
             return None
         known, now_s = self._replica.learner.tally.seen, self._now_s()
@@ -235,7 +235,7 @@ class Events:
         return RequestError(422, "classes_full", message, f"{field}label", hint)
 
     async def _find(self, key: bytes, field: str) -> Row | None:
-        """The row that has the key (for repeats of what has expired).  RequestError if damaged."""
+        """The row with this key, for repeats of expired events.  Raises RequestError if damaged."""
         store = self._replica.store
         try:
             row: Row | None = await store.read(store.journal.find, self._replica.settings.name, key)
@@ -244,9 +244,10 @@ class Events:
         return row
 
     async def _check_ahead(self, ahead_s: float, key: bytes, field: str) -> None:
-        """A clock that was set back must not cost labels of predictions given out before.
+        """Check a token from the future, whose clock may have been set back since.
 
-        Of one that was far ahead, only repeats are taken: what they got first is their answer.
+        Labels of such predictions are accepted within ``limits.clock_skew_s``; beyond it only
+        repeats are, which get their first outcome.
         """
         if ahead_s <= self._limits.clock_skew_s:
             self._replica.counts["ids_from_the_future"] += 1
@@ -265,7 +266,7 @@ class Events:
         *,
         idempotent: bool = True,
     ) -> Asked:
-        """The row of an event whose features are here: they are bounded before they are judged."""
+        """Make the row of an event whose features are known; they are clipped before judging."""
         verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
         hold_s = _HOLDS * self._limits.feedback_wait_s
         features, left = learner.vocabulary.taught(example.features, source, self._now_s(), hold_s)
@@ -307,7 +308,7 @@ class Events:
 
 
 def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
-    """The row, with the names that were sent and that the door has left out."""
+    """Add the names that were sent but dropped as undeclared."""
     if taken is sent:
         return asked
     return msgspec.structs.replace(asked, unknown=tuple(n for n in sent if n not in taken))
@@ -341,8 +342,8 @@ def _of_sender(event: Event, field: str) -> Event:
 def labels_for(source: str) -> tuple[str, ...]:
     """Sources whose predictions the request's sender may label with events of ``source``.
 
-    Beside them those of tokens that name no source.  An admin's labels are those of the source
-    that its event names.
+    Predictions of tokens without a source may always be labelled.  An admin's labels count as those
+    of the source that its event names.
     """
     grant = sender.get()
     if grant.trusted:
@@ -353,7 +354,7 @@ def labels_for(source: str) -> tuple[str, ...]:
 
 
 def may_label(asker: str, source: str) -> bool:
-    """Whether the request's sender may label a sealed id that was given to ``asker``."""
+    """Whether the request's sender may label a token that was issued to ``asker``."""
     return sender.get().trusted or asker in labels_for(source)
 
 

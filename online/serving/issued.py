@@ -1,4 +1,4 @@
-"""Ids of answers, by which their labels come: tokens, or one half of a join."""
+"""Makes the ids of answers, by which labels refer to them: tokens, or ids of stored joins."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from replay.journal.base import Half, NewRow, Verdict
 _SCORE_MAX = 1e100
 
 KNOWN_MAX: Final = 64
-"""Partitions whose last offsets an id carries, about five bytes each, if there is a challenger."""
+"""Largest number of partition offsets in an id (about five bytes each), with a challenger."""
 
 
 class Issued:
-    """Ids of one model's answers, and what they stand for."""
+    """Makes the ids of one model's answers, and what is stored under them."""
 
     def __init__(
         self,
@@ -39,9 +39,9 @@ class Issued:
         self._replica, self._limits, self._spec, self._now_s = replica, limits, spec, now_s
 
     def prediction_id(self, features: Features, answer: Answer, own: str | None = None) -> str:
-        """The id that takes the label: the caller's own, a token, or a short one made here.
+        """Return the id of an answer: the caller's own, a token, or a short generated one.
 
-        All but a token need a stored join: what was predicted is written behind.
+        All but a token need a stored join: the prediction is written after it is answered.
         """
         if self._replica.settings.conversion_window is not None:
             return self.waiting_ids([(features, answer)], own)[0]
@@ -54,7 +54,7 @@ class Issued:
         return own
 
     def prediction_ids(self, rows: Sequence[Features], answers: Sequence[Answer]) -> list[str]:
-        """The ids of many answers, none of them the caller's own; errors of :meth:`waiting_ids`."""
+        """The ids of many answers, none the caller's own; raises as :meth:`waiting_ids` does."""
         given = list(zip(rows, answers, strict=True))
         if self._replica.settings.conversion_window is not None:
             return self.waiting_ids(given)
@@ -63,9 +63,9 @@ class Issued:
     def waiting_ids(
         self, rows: Sequence[tuple[Features, Answer]], own: str | None = None
     ) -> list[str]:
-        """Ids of answers that get a label by default: each is written behind, whatever its id is.
+        """Ids of answers that may get a default label: every prediction is written behind.
 
-        Errors of :meth:`keep`: then none was taken.
+        Raises as :meth:`keep` does; then none was queued.
         """
         ids, halves = [], []
         for features, answer in rows:
@@ -74,7 +74,7 @@ class Issued:
                 token = self.token(features, answer, nonce=nonce)
             id_ = token or own or f"join-{uuid.uuid4().hex}"
             named, key = id_, None
-            if token is not None:  # a label by it has this key
+            if token is not None:  # the key that a label by this token will have
                 named = nonce.hex()
                 key = event_key("token", named)
             ids.append(id_)
@@ -83,10 +83,10 @@ class Issued:
         return ids
 
     def keep(self, halves: Sequence[NewRow], what: str) -> None:
-        """Write halves behind that need a default if no label takes their place.
+        """Queue halves that need a default if no label replaces them, to be written behind.
 
-        One that is lost on the way gets no default.  Raises RequestError: 429 ``joins_full``, or
-        422 if there is no room for so many even when none wait.
+        A half that is lost on the way gets no default.  Raises RequestError: 429 ``joins_full``, or
+        422 if there would be no room even in an empty queue.
         """
         writer, most = self._replica.writer, self._limits.joins_queue_max
         if writer.keep(*halves):
@@ -113,7 +113,7 @@ class Issued:
         choice: bytes | None = None,
         nonce: bytes | None = None,
     ) -> str | None:
-        """A token that carries all that its label needs; None: it would be too long."""
+        """A token with everything that a label needs; None: it would be too long."""
         score, version, now = self.score(answer), self.version(), self._now_s()
         newest, spec = self._replica.newest_label, self._spec[:16]
         notes, asker, known = notes_of(answer, score), sender.get().source, self.known()
@@ -136,9 +136,9 @@ class Issued:
         choice: bytes | None = None,
         key: bytes | None = None,
     ) -> NewRow:
-        """The answer as one side of a stored join, under an id of the caller's own.
+        """The answer as one half of a stored join, under an id of the caller's own.
 
-        ``key``: another one than that of the id.
+        ``key``: its journal key, if not the key of that id.
         """
         learner, settings, now = self._replica.learner, self._replica.settings, self._now_s()
         score, asker, stamp = self.score(answer), sender.get().source, self.stamp(features)
@@ -161,20 +161,20 @@ class Issued:
         return NewRow(key, own, source, Verdict.ACCEPTED, payload, now, half=Half.PREDICTION)
 
     def score(self, answer: Answer) -> dict[str, float] | None:
-        """The answer as it is counted; None if its square is no number: it then counts as none."""
+        """The answer as it is counted; None, i.e. no answer, if a score's square would overflow."""
         score = self._replica.learner.score(answer)
         if score and not all(abs(value) <= _SCORE_MAX for value in score.values()):  # NaN too
             return None
         return score
 
     def stamp(self, features: Features) -> bytes | None:
-        """Return what the answer to a row is sure by, as ids and rows keep it; None: by nothing."""
+        """Return the confidence stamp of a row's answer, as ids and rows store it; None: none."""
         return stamp_of(self._replica.learner.tally.views, features)
 
     def known(self) -> dict[int, int] | None:
-        """Return what the model here has learned, for a challenger to be asked as of then.
+        """Return what the local model has learned, so that a challenger is asked as of then.
 
-        None: there is no challenger.  Empty with more partitions than an id has room for.
+        None: there is no challenger.  Empty if an id has no room for so many partitions.
         """
         if self._replica.settings.challenger is None:
             return None
@@ -182,7 +182,7 @@ class Issued:
         return known if len(known) <= KNOWN_MAX else {}
 
     def version(self) -> tuple[int, int, int]:
-        """The model that answers now."""
+        """Version of the model that answers now: epoch, count, own rows."""
         learner = self._replica.learner
         return (*learner.answer_version, learner.own)
 
@@ -195,5 +195,5 @@ def notes_of(answer: Answer, score: dict[str, float] | None) -> bytes | None:
 
 
 def as_sent(left: dict[str, Value] | None, far: dict[str, Value] | None) -> dict[str, Value] | None:
-    """Return what was sent for the names of which the row has something else, or nothing."""
+    """Return the sent values of names that are clipped in the row or missing from it."""
     return None if left is None and far is None else {**(left or {}), **(far or {})}

@@ -1,10 +1,9 @@
-"""Ordinary events, many in one pass: numbers of known names, and nothing to be looked up.
+"""Reads many ordinary events in one pass: numeric values under known names, without look-ups.
 
-What :meth:`online.serving.events.Events.read` finds out about one event after the other is found
-out here by column, for events with features that have the same names: their numbers are put into
-one array, which is compared with the ranges of the names and given to the model.  An event about
-which there is anything to say (a value that is bounded, a new name, a weight, an id, an error) is
-left to whoever reads events one by one, so each rule has one place where it is written.
+:meth:`online.serving.events.Events.read` handles one event at a time.  This module handles events
+with the same feature names by column: their values go into one array, which is compared with the
+names' ranges and passed to the model.  An event that needs special treatment (a clipped value, a
+new name, a weight, an id, an error) is left to the other, so each rule is written in one place.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
 from replay.journal.base import NewRow, Verdict
 
 SLICE: Final = 48
-"""Events that are read in one turn of the loop, where filters look at each: a third of a ms."""
+"""Events read in one turn of the event loop if filters judge each: a third of a millisecond."""
 
-_KNOWN: Final = 256  # sets of names, and sources, that were looked at before
+_KNOWN: Final = 256  # sets of names, and sources, whose check is cached
 _FLOATS: Final = frozenset({float})
-_ACCEPTED: Final = Verdict.ACCEPTED  # an attribute of an enumeration takes as long as a hash
+_ACCEPTED: Final = Verdict.ACCEPTED  # looking up an enum member takes as long as a hash
 
 
 class Asked(msgspec.Struct, frozen=True, gc=False):
-    """A row to append, its label as the door has it, and whether a repeat of it is known.
+    """A row to append, its validated label, and whether a repeat of it can be recognized.
 
-    ``example`` is what the row says; None: only its payload does.  ``unknown`` are names that were
-    sent and are not declared: the row is without them.
+    ``example`` is the decoded payload; None: not decoded.  ``unknown`` are undeclared names that
+    were sent; the row does not contain them.
     """
 
     row: NewRow
@@ -55,19 +54,19 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 
 
 class Unfit:
-    """Tells which rows may not be written, whatever their source: the filters refuse them."""
+    """Decides which rows may not be written, whatever their source, because filters refuse them."""
 
     def __init__(self, replica: ModelReplica) -> None:
         self._replica = replica
 
     @property
     def asleep(self) -> bool:
-        """Whether nothing is refused now, because nobody is judged."""
+        """Whether nothing is refused now because no source is judged."""
         filters = self._replica.filters
         return filters is None or not (filters.active or filters.elsewhere)
 
     def refusal(self, row: NewRow, example: Example | None) -> RequestError | None:
-        """Why the filters let no row hold this; None: one may."""
+        """Return why the filters refuse the row; None: they do not."""
         filters = self._replica.filters
         if filters is None or (problem := filters.refusal(row, example)) is None:
             return None
@@ -77,16 +76,16 @@ class Unfit:
     def refusals(
         self, rows: Sequence[NewRow], examples: Sequence[Example | None]
     ) -> Sequence[RequestError | None]:
-        """The same of several rows."""
+        """Return the same for several rows."""
         return [None] * len(rows) if self.asleep else list(map(self.refusal, rows, examples))
 
 
 class Ordinary:
-    """Reads the ordinary ones of some events.
+    """Reads the ordinary ones among events.
 
     Parameters:
-        known: What the model here has learned, for a challenger to be asked as of then.
-        unfit: Tells what the filters let no row hold.
+        known: Returns what the local model has learned, so that a challenger is asked as of then.
+        unfit: Decides which rows the filters refuse.
         now_s: The wall clock, in POSIX seconds.
     """
 
@@ -102,19 +101,19 @@ class Ordinary:
         self._unfit = unfit
         self._names: OrderedDict[tuple[str, ...], bool] = OrderedDict()
         self._sources: OrderedDict[str, Any] = OrderedDict()
-        # of a binary task there are few, by type: 1 is not True here
+        # Cache of a binary task's labels, by type because 1 == True in Python.
         binary = replica.settings.task == "binary"
         self._labels: dict[type, dict[Any, Label]] = {bool: {}, str: {}} if binary else {}
 
     @property
     def together(self) -> int:
-        """Events that are read in one turn of the loop: fewer if each is looked at by filters."""
+        """Events read in one turn of the event loop: fewer if filters judge each."""
         return 2 * SLICE if self._unfit.asleep else SLICE
 
     def read(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
-        """Rows of the ordinary events among these, or why one can't be taken.
+        """Return the rows of the ordinary events, or why one can't be taken.
 
-        None stands for each of the others.
+        None stands for each other event.
         """
         out: list[Asked | RequestError | None] = [None] * len(events)
         own = sender.get().source
@@ -138,7 +137,7 @@ class Ordinary:
         return out
 
     def _are_known(self, names: tuple[str, ...]) -> bool:
-        """Whether the door takes these names, and the model has learned them all."""
+        """Whether these names are valid, and the model has learned all of them."""
         good = self._names.get(names)
         if good is None:
             good = self._names[names] = self._door.takes(names)
@@ -176,7 +175,7 @@ class Ordinary:
     def _answers(
         self, names: tuple[str, ...], x: Columns, rows: list[dict[str, Any]]
     ) -> list[Answer]:
-        """Ask the model about rows whose numbers are all within their ranges."""
+        """Predict for rows whose values are all within their ranges."""
         model = self._replica.learner.serving
         if (by_column := getattr(model, "predict_columns", None)) is not None:
             answers: list[Answer] = by_column(list(names), x)
@@ -187,7 +186,7 @@ class Ordinary:
     def _asked(
         self, events: Sequence[Event], answers: Sequence[Answer]
     ) -> list[Asked | RequestError | None]:
-        """Rows of events that were answered, or why none may have them; None: not ordinary."""
+        """Rows of events with their answers, or why one is refused; None: not ordinary."""
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.answer_version, learner.own), self._known()
         begun_s, labels = now_s - replica.settings.dedupe_window, self._labels
@@ -252,7 +251,7 @@ class Ordinary:
         return not score or all(abs(value) <= NUMBER_MAX for value in score.values()), score
 
     def _label(self, value: Any) -> Label | None:
-        """The label in its canonical form; None if that is not easily said."""
+        """The label in its canonical form; None if it needs the slow path."""
         try:
             label = self._door.label(value, "")
         except RequestError:
@@ -264,7 +263,7 @@ class Ordinary:
         return label if label_text(label) in self._replica.learner.tally.seen else None
 
     def _source(self, source: str) -> Any:
-        """Begin the hash that makes the keys of a source's events; None: a doubtful name."""
+        """Begin the hash of the keys of a source's events; None: the name needs the slow path."""
         if (hashed := self._sources.get(source)) is not None:
             return hashed
         if source.isprintable():
@@ -281,7 +280,7 @@ def _either(asked: Asked, refused: RequestError | None) -> Asked | RequestError:
 
 
 def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns | None:
-    """All values of some rows; None: whether they are numbers is to be asked row by row."""
+    """All values of some rows; None: some are not numbers, so check row by row."""
     flat = list(chain.from_iterable([row.values() for row in rows]))
     if not (kinds := set(map(type, flat))) <= taken:
         return None
@@ -293,11 +292,11 @@ def _numbers(rows: Sequence[dict[str, Any]], taken: frozenset[type]) -> Columns 
 
 
 def _array(flat: list[Any]) -> Columns:
-    return np.fromiter(flat, dtype=np.float64, count=len(flat))  # a third of the time of np.array
+    return np.fromiter(flat, dtype=np.float64, count=len(flat))  # a third of np.array's time
 
 
 def _are_numbers(values: Collection[Any], taken: frozenset[type]) -> bool:
-    """Whether all of them are of types that the door takes as numbers."""
+    """Whether all values are of types accepted as numbers."""
     kinds = set(map(type, values))
     return kinds == _FLOATS or (kinds <= taken and max(map(abs, values)) <= INTEGER_MAX)
 

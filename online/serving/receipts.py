@@ -1,4 +1,4 @@
-"""The sender of an event is told what became of it."""
+"""Makes receipts: the answers that report the outcome of feedback events."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from replay import codec
 from replay.example import UNLABELLED, Example
 from replay.journal.base import Row
 
-_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # no prediction includes such rows
 
 
 class Receipting:
-    """Receipts of one model's events."""
+    """Makes the receipts of one model's events."""
 
     def __init__(self, replica: ModelReplica, door: Door) -> None:
         self._replica, self._door = replica, door
@@ -50,7 +50,7 @@ class Receipting:
             receipt.reason = self._waiting(recorded.since, field)
             return receipt
         if asked.row.half is not None and recorded.status == "learned":
-            sent = codec.decode(standing.payload).raw  # bounded as it was asked
+            sent = codec.decode(standing.payload).raw  # it was clipped when it was predicted
             recorded = recorded if sent is None else replace(recorded, status="clipped")
             receipt.status = recorded.status
         if recorded.status not in _NEVER:
@@ -76,7 +76,7 @@ class Receipting:
         return receipt
 
     def among(self, i: int, asked: Asked, recorded: Recorded | RequestError) -> Receipt:
-        """Receipt of the ``i``-th event of a body; an error is about this one alone."""
+        """Return the receipt of the ``i``-th event of a body; errors go into the receipt."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
         if (plain := _plain(asked, recorded)) is not None:
@@ -87,7 +87,7 @@ class Receipting:
             return refused(error)
 
     def _waiting(self, since: float | None, field: str) -> str:
-        """Why a label waits.  Raises RequestError: no room for it, or its time is over."""
+        """Return why a label waits.  Raises RequestError if there is no room, or it has expired."""
         if since is None:
             self._replica.counts["joins_refused"] += 1
             message = "no room for another label that comes before its prediction"
@@ -102,13 +102,13 @@ class Receipting:
 
 
 def refused(error: RequestError) -> Receipt:
-    """Receipt of an event among many that is not taken."""
+    """Return the receipt of a refused event among many."""
     body = {"code": error.code, "message": error.message, "field": error.field}
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
 def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
-    """The receipt of an event of which there is nothing to say but that it was learned."""
+    """Return the receipt of an event that was simply learned; None: it needs more details."""
     new, row = asked.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
         return None
@@ -125,7 +125,7 @@ def _is_provisional(asked: Asked) -> bool:
 
 
 def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
-    """The row whose lesson the standing one has taken back."""
+    """The row whose lesson the stored one has taken back; UNSET if there is none."""
     if standing.key == asked.row.key:
         return msgspec.UNSET
     first = codec.decode(standing.payload).corrects
@@ -135,7 +135,7 @@ def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
 
 
 def _why(example: Example) -> str:
-    """Why a row was clipped, or set aside."""
+    """Return why a row was clipped or quarantined."""
     judged, sent = example.judged, example.raw
     if sent is None:
         return "the source is quarantined" if judged is None else judged.reason

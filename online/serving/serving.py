@@ -1,4 +1,4 @@
-"""Requests on one model: bodies in, answers out.  Knows neither HTTP nor Ray."""
+"""Requests on one model: converts decoded bodies into answers, independent of HTTP and Ray."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ HTTP = {
     "expired": 410,
     "failed": 422,
 }
-_READ_EVENTS = 16  # one by one, in one turn of the loop
-_RECEIPTS = 256  # in one turn
+_READ_EVENTS = 16  # events read one by one in one turn of the event loop
+_RECEIPTS = 256  # receipts made in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
@@ -64,7 +64,7 @@ _Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, boo
 
 
 class Serving:
-    """Predict and feedback of one model."""
+    """Handles predict and feedback requests of one model."""
 
     def __init__(
         self,
@@ -86,21 +86,21 @@ class Serving:
 
     @property
     def issued(self) -> Issued:
-        """The maker of the ids of answers."""
+        """Makes the ids of answers."""
         return self._reader.issued
 
     @property
     def reader(self) -> Events:
-        """Reads events as rows to append."""
+        """Converts events into rows to append."""
         return self._reader
 
     def keys_of(self, own: str, source: str) -> tuple[bytes, ...]:
-        """Keys of the predictions of an own id that events of the source may be about."""
+        """Keys of predictions with an own id that events of the source may be about."""
         return self._reader.keys_of(own, source)
 
     @property
     def schema(self) -> Schema | None:
-        """The declared features; None: none is declared."""
+        """The declared features; None: none are declared."""
         return self._door.schema
 
     # -- predict -----------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Serving:
         return Predictions(rows, self.name, *facts)
 
     async def explained(self, request: PredictRequest) -> Prediction | Predictions:
-        """Answer one row, and say what each feature has added; others are answered meanwhile."""
+        """Answer one row with each feature's contribution, letting other requests run meanwhile."""
         self._facts(request)
         if request.features is None:
             return self.predict(request)
@@ -138,7 +138,7 @@ class Serving:
             return self._one(request, features, facts, answer, shown, said)
 
     def _facts(self, request: PredictRequest) -> _Facts:
-        """Return what the model is that answers now.  Raises RequestError: it is not asked so."""
+        """Return the state of the answering model.  Raises RequestError for invalid requests."""
         replica = self.replica
         self.check_age(request.max_age_ms)
         includes: bool | msgspec.UnsetType = msgspec.UNSET
@@ -206,7 +206,7 @@ class Serving:
                 row.score = anomalies.score_of(self.replica, answer)
                 if row.score is msgspec.UNSET:
                     row.probabilities = {text(k): p for k, p in answer.probabilities.items()}
-            if give_ids and self.replica.judge is not None:  # its label may come
+            if give_ids and self.replica.judge is not None:  # a label may arrive
                 self.replica.judge.asked(answer)
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer, asked)
@@ -217,7 +217,7 @@ class Serving:
         return rows
 
     def _around(self, answer: Answer, features: Features) -> _Sure:
-        """Return the set of labels, or the interval, that the answer is given with."""
+        """Return the label set, or the interval, that accompanies the answer."""
         if (sure := self._sure) is None:
             return msgspec.UNSET, msgspec.UNSET
         stamp = sure.stamp(features)
@@ -232,16 +232,16 @@ class Serving:
         return None if labels is None else [show(label) for label in labels], msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
-        """Declared names that a row does not have, and its names of which nothing is known here.
+        """Return the declared names that a row lacks, and the names in it that are unknown.
 
-        The second are not declared; without a declaration, nothing was learned of them.
+        Unknown names are undeclared ones or, without a declaration, those nothing was learned of.
         """
         if (schema := self.schema) is None:
             return msgspec.UNSET, self.replica.learner.vocabulary.fresh(sent)
         return schema.missing(sent), schema.unknown(sent)
 
     def check_age(self, max_age_ms: float | None) -> None:
-        """Raises RequestError: the model here is older than the caller allows."""
+        """Raise RequestError if the local model is older than the caller allows."""
         if max_age_ms is None:
             return
         age = self.replica.age_ms
@@ -256,17 +256,17 @@ class Serving:
         return answer, self._shares(answer)
 
     def _shares(self, answer: Answer) -> _Shares:
-        """Return the probabilities as they are sent.  Raises RequestError: they are no numbers."""
+        """Return the probabilities as sent.  Raises RequestError if they are not finite."""
         if answer.probabilities is None:
             _check_finite(answer.label)
             return msgspec.UNSET
         _check_finite(sum(answer.probabilities.values()))
-        if self.replica.settings.purpose.unlabelled:  # its score is no probability
+        if self.replica.settings.purpose.unlabelled:  # an anomaly score is no probability
             return msgspec.UNSET
         return {self._door.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
-        """Prediction (None in regression), score and version of one row, as re-scoring has them."""
+        """Label (None in regression), score and version of one row, as offline scoring has them."""
         answer, shown = self._answer(self._door.features(value, field))
         replica = self.replica
         version = f"{replica.version}+{replica.learner.own}"
@@ -285,7 +285,7 @@ class Serving:
     # -- feedback ----------------------------------------------------------------------------
 
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt | Receipts]:
-        """HTTP status and what became of the event or events."""
+        """Record one event or many; return the HTTP status and the receipt or receipts."""
         if request.events is not None:
             return 200, await self._events(request)
         together = None
@@ -322,13 +322,13 @@ class Serving:
         return Receipts(await self.record(events), self.name)
 
     async def record(self, events: Sequence[Event]) -> list[Receipt]:
-        """Record 1 to ``limits.rows_max`` events in one commit; return what became of each."""
+        """Record 1 to ``limits.rows_max`` events in one commit; return a receipt for each."""
         receipts: list[Receipt | None] = [None] * len(events)
         rows: list[tuple[int, Asked]] = []
         size = self._reader.ordinary.together
         for start in range(0, len(events), size):
-            if len(events) > size:  # to decode so many took as long as to read a part of them
-                await asyncio.sleep(0)  # predictions have a turn
+            if len(events) > size:  # decoding this many took as long as reading one slice
+                await asyncio.sleep(0)  # lets predictions run
             some = events[start : start + size]
             for i, ordinary in enumerate(self._reader.ordinary.read(some), start):
                 asked = ordinary if ordinary is not None else await self._read(events[i], i)
@@ -356,7 +356,7 @@ class Serving:
     async def _read(self, event: Event, i: int) -> Asked | Receipt | RequestError:
         """Read the ``i``-th event of a body by itself."""
         if i % _READ_EVENTS == 0:
-            await asyncio.sleep(0)  # predictions have a turn
+            await asyncio.sleep(0)  # lets predictions run
         try:
             return await self._reader.read(event, f"events[{i}].")
         except RequestError as error:
@@ -369,7 +369,7 @@ def _check_finite(value: Any) -> None:
 
 
 def check_own_id(text: str, *, one: bool) -> None:
-    """Raises RequestError: it is no id of a caller's own; ``one``: for one row, as it has to be."""
+    """Raise RequestError if this is no valid own id, or there is not ``one`` row for it."""
     if not one:
         hint = "Send one prediction with its own id, or `ids: true` for tokens"
         raise invalid("id", f"an own id {text[:80]!r} for many rows", hint)

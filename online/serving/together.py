@@ -1,10 +1,10 @@
-"""Single events that come at about the same time are read and recorded as if one body had them.
+"""Batches single events that arrive at the same time, as if one request body contained them.
 
-A request with one event costs twice what its row costs in a body of many: it is read by itself,
-waits with a timer of its own and is handed to the journal by itself.  The requests that were read
-from their connections in one turn of the event loop are therefore taken together here: one pass
-reads the ordinary ones among them, and one entry waits for the commit.  Each request has its own
-answer, as soon as that is known, and counts for itself in every bound.
+A request with one event costs twice as much as its row does in a body of many: it is read, given a
+timeout and queued for the journal by itself.  So requests read from their connections in one turn
+of the event loop are batched here: one pass reads the ordinary events, and one entry waits for the
+commit.  Each request is answered as soon as its outcome is known, and each counts separately in
+every bound.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LEAST: Final = 2  # a single event is read faster by itself
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """Events of one sender that came in this turn of the loop, and who waits for each."""
+    """Events of one sender that arrived in this turn of the loop, with the future of each."""
 
     events: list[Event] = field(default_factory=list)
     done: list[asyncio.Future[Recorded | None]] = field(default_factory=list)
@@ -38,11 +38,11 @@ class _Group:
 
 
 class Together:
-    """Takes the single events of one model.
+    """Batches the single events of one model.
 
     Parameters:
-        ordinary: Reads the ordinary ones.
-        writer: Writes their rows, and says what became of them.
+        ordinary: Reads the ordinary events.
+        writer: Writes their rows, and reports the outcomes.
     """
 
     def __init__(self, ordinary: Ordinary, writer: Writer) -> None:
@@ -50,7 +50,7 @@ class Together:
         self._groups: dict[Grant, _Group] = {}
 
     async def record(self, event: Event) -> tuple[Asked, Recorded] | None:
-        """Write the event's row together with others; that row, and what became of it.
+        """Write the event's row together with others; return the row and its outcome.
 
         None: the event has to be read by itself, and nothing was done with it.  Raises
         RequestError, as :meth:`online.replica.writer.Writer.record` does.
@@ -59,7 +59,7 @@ class Together:
         group = self._groups.get(grant)
         if group is None:
             group = self._groups[grant] = _Group()
-            loop.call_soon(self._read, grant, group)  # in this request's context: its sender
+            loop.call_soon(self._read, grant, group)  # in this request's context, for its sender
         place, done = len(group.events), loop.create_future()
         group.events.append(event)
         group.done.append(done)
@@ -70,13 +70,13 @@ class Together:
         return (asked, recorded) if isinstance(asked, Asked) and recorded is not None else None
 
     def _read(self, grant: Grant, group: _Group) -> None:
-        """Read what has come of one sender, and have its rows written."""
-        if self._groups.get(grant) is not group:  # it was full before its turn came
+        """Read the events of one sender, and have their rows written."""
+        if self._groups.get(grant) is not group:  # it was full, and read, before its turn
             return
         del self._groups[grant]
         try:
             self._record(group)
-        except Exception as error:  # each is refused, fails or finds room by itself
+        except Exception as error:  # each event is then handled by itself
             if not isinstance(error, RequestError):
                 log.warning("events that came together are read one by one: %r", error)
             group.read = ()
