@@ -39,7 +39,7 @@ from online.learning.merged import Learner
 from online.models.base import Model
 from online.models.load import load
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Outside, Who
+from online.replica.surroundings import Identity, Services
 from online.rows.door import Door
 from online.rows.prediction_ids import event_key
 from online.serving.device_pushes import Push, Pushes
@@ -298,7 +298,7 @@ async def _run(
     )
     learner = Learner(build, task=about.task, spec=SPEC, retain_bytes=1 << 24, rows_max=1024)
     replica = ModelReplica(
-        model, Limits(), learner, Who("r", SPEC), Outside(journal(), Direct(server))
+        model, Limits(), learner, Identity("r", SPEC), Services(journal(), Direct(server))
     )
     await replica.start()
     scene = scene_of(replica, folder / "edge", settings, parts[0])

@@ -24,6 +24,7 @@ from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, need
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
 from online.http.edge import routes as edge_routes
+from online.http.fastapi_warmup import build_routes, read_no_sources
 from online.http.front import add_front
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
@@ -33,18 +34,17 @@ from online.http.refusing import answer_errors
 from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
-from online.http.unread import build_routes, read_no_sources
-from online.http.untaken_answers import Untaken
+from online.http.unread_answers import UnreadAnswers
 from online.http.upload import Uploads, upload
 from online.http.whole_answers import written
 from online.messages.bodies import (
     JSON,
     NDJSON,
-    Arriving,
     Format,
     Receive,
     Scope,
     Send,
+    Transfers,
     content_type,
     decode,
     error_body,
@@ -71,7 +71,7 @@ _ROLES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Some:
+class ModelExtras:
     """Features that only some models have.
 
     Attributes:
@@ -106,11 +106,11 @@ class App:
         cluster: Cluster,
         limits: Limits,
         access: Access | None = None,
-        some: Some | None = None,
+        some: ModelExtras | None = None,
         state: Path | None = None,
         browsers: Browsers | None = None,
     ) -> None:
-        some = Some() if some is None else some
+        some = ModelExtras() if some is None else some
         self._scores, self._choosing = some.scores, some.choosing
         self._servings, self._limits, self._access = servings, limits, access
         self._browsers = browsers
@@ -118,10 +118,10 @@ class App:
         self._uploads = Uploads(  # long uploads may use half of the slots
             limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
         )
-        self._arriving = Arriving(limits.body_bytes_max, limits.body_wait_s)
-        self._untaken = Untaken(limits.body_wait_s, limits.body_bytes_max, self._left)
+        self._transfers = Transfers(limits.body_bytes_max, limits.body_wait_s)
+        self._unread = UnreadAnswers(limits.body_wait_s, limits.body_bytes_max, self._left)
         self._ids = RequestIds(secrets.token_hex(4))
-        self._actions = openinference.Actions(servings, self._arriving, self._send)
+        self._actions = openinference.Actions(servings, self._transfers, self._send)
         self._live = {name: Ring() for name in servings}
         self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
@@ -141,11 +141,11 @@ class App:
         if scope["type"] != "http":
             await self._rest(scope, receive, send)  # type: ignore[arg-type]
             return
-        self._untaken.begins(receive)
+        self._unread.begins(receive)
         try:
             await self._answer(scope, receive, send)
         finally:
-            self._untaken.ends(receive, scope["path"])
+            self._unread.ends(receive, scope["path"])
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if match := V1.fullmatch(scope["path"]) or V2.fullmatch(scope["path"]):
@@ -176,7 +176,7 @@ class App:
         if self._browsers is not None:
             self._browsers.check(scope["method"], scope["path"], given)
         token = None if self._access is None else self._access.check(given, _ROLES[action])
-        if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
+        if self._under_way > self._limits.ongoing_max and not self._transfers.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
@@ -219,7 +219,7 @@ class App:
                 who = self._access.name_of(self._access.check(given, roles))
             if method not in ("GET", "HEAD"):
                 acting.set(f"{who}\n{origin(scope.get('client'), given)}")
-                receive = _again(await self._arriving.read(scope, receive), receive)
+                receive = _again(await self._transfers.read(scope, receive), receive)
         except RequestError as error:
             said = {"error": openinference.text_of(error)}
             body = JSON.encode(said if openinference.speaks(path) else error_body(error))
@@ -248,7 +248,7 @@ class App:
                     await upload(serving, receive, send, self._limits, place, headers)
                 return
             form = format_of(kind)
-            body = await self._arriving.read(scope, receive)
+            body = await self._transfers.read(scope, receive)
             said: Any
             asked: Any
             if action == "predict":
@@ -311,7 +311,7 @@ class App:
             if key is not None:
                 answer = JSON.encode(await batch.one(reader, serving, key))
             else:
-                request = decode(batch.Decode, await self._arriving.read(scope, receive))
+                request = decode(batch.Decode, await self._transfers.read(scope, receive))
                 most = self._limits.rows_max
                 answer = JSON.encode(await batch.many(reader, serving, request, most))
             status = 200
@@ -341,7 +341,7 @@ class App:
         if not others and written(send, status, kind, body, request_id):
             return
         head, rest = _parts(status, kind, body, headers)
-        taken = await self._arriving.give(partial(_both, send, head), rest)
+        taken = await self._transfers.give(partial(_both, send, head), rest)
         if not taken:
             self._not_taken(model)
 

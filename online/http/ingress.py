@@ -15,7 +15,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from online.http.absent import Bounded, Replicas
+from online.http.no_replica import NoReplicaGuard, Replicas
 
 Scope = dict[str, Any]
 Application = Callable[[Any, Any, Any], Awaitable[None]]
@@ -44,7 +44,7 @@ class Ingress:
 
     def __init__(self, behind: Application, look: Callable[[], Replicas]) -> None:
         """Wrap ``behind``; ``look`` queries Ray Serve for its replicas."""
-        self._behind, self._proxied = behind, Bounded(behind, look)
+        self._behind, self._proxied = behind, NoReplicaGuard(behind, look)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve one connection event."""

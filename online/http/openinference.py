@@ -33,7 +33,7 @@ from online import __version__
 from online.errors import RequestError, failed, invalid
 from online.http import repository
 from online.http.ingress import V2
-from online.messages.bodies import Arriving, Receive, Scope, Send
+from online.messages.bodies import Receive, Scope, Send, Transfers
 from online.messages.structs import Event, FeedbackRequest, Predictions, PredictRequest, Receipts
 from online.messages.tensors import (
     InferAnswer,
@@ -280,8 +280,8 @@ def _find(servings: Mapping[str, Serving], model: str, version: str | None) -> S
 class Actions:
     """The ASGI handler of infer and feedback; FastAPI's routing would cost more than the answer."""
 
-    def __init__(self, servings: Mapping[str, Serving], arriving: Arriving, give: Give) -> None:
-        self._servings, self._arriving, self._give = servings, arriving, give
+    def __init__(self, servings: Mapping[str, Serving], transfers: Transfers, give: Give) -> None:
+        self._servings, self._transfers, self._give = servings, transfers, give
 
     async def __call__(
         self, scope: Scope, receive: Receive, send: Send, request_id: bytes, refused: Refused
@@ -316,7 +316,7 @@ class Actions:
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             length = _json_bytes(scope)
-            request = parse(await self._arriving.read(scope, receive), length)
+            request = parse(await self._transfers.read(scope, receive), length)
             return encode(await answer(serving, request), request)
         except RequestError as error:
             if model in self._servings:

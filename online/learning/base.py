@@ -26,7 +26,7 @@ from online.learning.counters import Tally
 from online.learning.deltas import Track, Tracks
 from online.learning.scores import increments_of, score_of
 from online.learning.source_evidence import Evidence
-from online.learning.values_in_parts import Arrival
+from online.learning.values_in_parts import ServerView
 from online.learning.vocabulary import Vocabulary, words_of
 from online.models.base import Before, Model, Prediction, learn_example
 from paramserver.core.blocks import Blocks, Touched
@@ -121,7 +121,7 @@ class BaseLearner(ABC):
         self.rewrite, self.control, self.frozen = 0, 0, False
         self.undone = Undone()
         self.untaught: Callable[[int, int, bytes], bool] = _lacks_nothing
-        self.arrival = Arrival(None)
+        self.server = ServerView(None)
         self.waits: set[int] = set()
 
     def decide(self, control: int, frozen: bool) -> None:
@@ -305,14 +305,14 @@ class BaseLearner(ABC):
     @property
     def since(self) -> Version | None:
         """The version whose changes are requested; None: all values are."""
-        if (coming := self.arrival.values) is not None:
+        if (coming := self.server.values) is not None:
             return coming.since
         return None if self.want_all else self.version
 
     @property
     def catching_up(self) -> bool:
         """Whether values are missing, or arriving in parts."""
-        return self.want_all or self.arrival.values is not None
+        return self.want_all or self.server.values is not None
 
     def wants_values(self, *, learns: bool, rested: bool) -> bool:
         """Whether a reply should carry values although none are missing.
@@ -339,7 +339,7 @@ class BaseLearner(ABC):
 
     def drop_old(self) -> Iterator[None]:
         """Free copies that no longer answer, one piece per step."""
-        yield from self.arrival.drop()
+        yield from self.server.drop()
 
     def is_newest(self, reply: SyncReply) -> bool:
         """Whether the local values are the server's current ones, according to its reply."""

@@ -46,8 +46,8 @@ from online.learning.ranges import (
     TARGETS,
     UNTIL,
     YOUNG,
-    Lately,
     Range,
+    RecentValues,
     TargetRange,
     data_of,
     widths,
@@ -86,7 +86,7 @@ class Bounds:
         self._ranges: dict[str, Range] = {}
         self._awake: set[str] = set()  # names whose state changes even for values in range
         self._n = 0  # rows that the model has learned
-        self._lately = Lately()
+        self._recent = RecentValues()
         self._begin()
 
     @classmethod
@@ -137,7 +137,7 @@ class Bounds:
             return features, None
         out = dict(features)
         for name, held in clipped.items():
-            low, high = self._lately.near(name, held)
+            low, high = self._recent.near(name, held)
             out[name] = high if float(features[name]) > held.high else low  # type: ignore[arg-type]
         return out, {name: features[name] for name in clipped}
 
@@ -188,7 +188,7 @@ class Bounds:
             self._meet(features)
         if self._n % SAMPLED == 0:
             numbers = numbers_of(example, targets=self.targets)
-            self._lately.look(numbers, ranges, self._n)
+            self._recent.look(numbers, ranges, self._n)
         outside = _outside(ranges, features)
         for name, held in outside:
             value = float(features[name])  # type: ignore[arg-type]  # outside: a number
@@ -217,7 +217,7 @@ class Bounds:
         """Make a copy for the targets alone, to process rows before they are learned."""
         made = Bounds(targets=self.targets)
         made.on, made._n = self.on, self._n
-        made._lately = self._lately.only(SENT_LABEL)
+        made._recent = self._recent.only(SENT_LABEL)
         held = self._ranges.get(SENT_LABEL)
         if isinstance(held, TargetRange):
             made._ranges[SENT_LABEL] = held.copy()
@@ -231,7 +231,7 @@ class Bounds:
             return False
         if self.on:
             for i in range(-(self._n + 1) % SAMPLED, len(rows), SAMPLED):
-                self._lately.look(rows[i], self._ranges, self._n + i + 1)
+                self._recent.look(rows[i], self._ranges, self._n + i + 1)
         self._n += len(rows)
         self._open_n += len(rows)
         return True

@@ -124,7 +124,7 @@ class Delta:
 
 
 @dataclass(slots=True)
-class Opened:
+class OpenDelta:
     """The delta that is still growing: its bounds, and the rows learned into it."""
 
     partition: int
@@ -141,7 +141,7 @@ class Opened:
         return len(self.rows)
 
 
-def stays(delta: Delta | Opened, tracks: Tracks) -> bool:
+def stays(delta: Delta | OpenDelta, tracks: Tracks) -> bool:
     """Whether a frozen model keeps the delta, which has no learned row, to keep its version.
 
     A delta of an adopted partition is pushed all the same: its adopter is done with the partition
@@ -235,7 +235,7 @@ class Deltas:
             self._keep(self._kept[n:])
 
     def unbroken(
-        self, partition: int, next_offset: int, clock: Mapping[int, int], opened: Opened | None
+        self, partition: int, next_offset: int, clock: Mapping[int, int], opened: OpenDelta | None
     ) -> bool:
         """Whether pending and open deltas form one chain from clock + 1 to ``next_offset`` - 1."""
         need = clock.get(partition, 0) + 1

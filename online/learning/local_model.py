@@ -10,12 +10,11 @@ from functools import partial
 from typing import ClassVar, Final
 
 from evaluation.metrics import Task
-from online.learning.apart import Apart
 from online.learning.base import BaseLearner
 from online.learning.deltas import (
     Delta,
     Deltas,
-    Opened,
+    OpenDelta,
     Place,
     Pulled,
     Track,
@@ -23,7 +22,8 @@ from online.learning.deltas import (
     open_ones,
     stays,
 )
-from online.learning.values_in_parts import Arrival
+from online.learning.shard_divergence import ShardDivergence
+from online.learning.values_in_parts import ServerView
 from online.models.base import Compensable, Model, Walking
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks, Touched
@@ -66,14 +66,14 @@ class LocalModel(BaseLearner):
         self.memory = memory
         self.mergeable = self.serving.mergeable
         self.walks = isinstance(self.serving, Walking)
-        self._open: Opened | None = None
+        self._open: OpenDelta | None = None
         self._pulled, self._deltas = Pulled(), Deltas(retain_bytes)
         self._newest = Newest()  # of the pulled losses
-        self.arrival = Arrival(build if self.mergeable else None)
+        self.server = ServerView(build if self.mergeable else None)
         self._targets: dict[int, int] = {}  # by partition: offset at which relearning ends
         self._served: dict[int, int] = {}  # until then: the clock of the answering copy
         self._pending_n = self._waited = 0
-        self._apart: Apart | None = None
+        self._apart: ShardDivergence | None = None
 
     # -- answering ----------------------------------------------------------------------------
 
@@ -192,16 +192,16 @@ class LocalModel(BaseLearner):
         full = opened.partition != row.partition or len(opened.rows) >= self._rows_max
         if self._apart is not None:  # a delta must not extend across a shard's clock
             full = full or opened.last in self._apart.at(opened.partition)
-        if full or (behind is not None and not self.arrival.has(*behind)):
+        if full or (behind is not None and not self.server.has(*behind)):
             self._cut()
 
-    def _opened_at(self, row: Row, behind: Place | None = None) -> Opened:
+    def _opened_at(self, row: Row, behind: Place | None = None) -> OpenDelta:
         """Return the open delta; open one at the row if there is none.
 
         ``behind``: the row that this one takes back.
         """
         if self._open is None:
-            self._open = Opened(row.partition, row.offset, row.offset, self.version, [], behind)
+            self._open = OpenDelta(row.partition, row.offset, row.offset, self.version, [], behind)
         elif behind is not None:
             partition, offset = behind
             within = self._open.within
@@ -237,9 +237,9 @@ class LocalModel(BaseLearner):
 
         An earlier server had them.  The rows are learned again, in deltas that can wait for them.
         """
-        kept: list[Delta | Opened] = [*self._deltas.pending(self.clock)]
+        kept: list[Delta | OpenDelta] = [*self._deltas.pending(self.clock)]
         kept += [] if self._open is None else [self._open]
-        has = self.arrival.has
+        has = self.server.has
         return {d.partition for d in kept if not all(has(*x) for x in d.within.items())}
 
     def _lags_behind(self) -> None:
@@ -277,9 +277,9 @@ class LocalModel(BaseLearner):
         """
         if self._open and not self._stays():
             self._cut()
-        due = self._deltas.due(self.arrival.clock, self.tracks, frozen=self.frozen)
+        due = self._deltas.due(self.server.clock, self.tracks, frozen=self.frozen)
         ready = self._ready(due)
-        return [d.push(self._spec, self.arrival.met) for d in ready[:limit]]
+        return [d.push(self._spec, self.server.met) for d in ready[:limit]]
 
     def _ready(self, due: Sequence[Delta]) -> Sequence[Delta]:
         """Deltas whose required rows are on the server; others wait up to ``WAITS_MAX`` times."""
@@ -287,7 +287,7 @@ class LocalModel(BaseLearner):
         held: set[int] = set()
         ready: list[Delta] = []
         for delta in due:
-            if not all(self.arrival.has(*place) for place in delta.after):
+            if not all(self.server.has(*place) for place in delta.after):
                 held.add(delta.partition)
             if delta.partition not in held:
                 ready.append(delta)

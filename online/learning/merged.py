@@ -20,13 +20,12 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import cast
 
-from online.learning.apart import apart
 from online.learning.base import LEARNED, Failed, why_not_taught
 from online.learning.bounds import numbers_of
 from online.learning.counters import DIGEST
 from online.learning.deltas import (
     CLOSED,
-    Opened,
+    OpenDelta,
     Place,
     finish,
     moved,
@@ -35,6 +34,7 @@ from online.learning.deltas import (
 )
 from online.learning.local_model import LocalModel
 from online.learning.ranges import BOUNDED
+from online.learning.shard_divergence import shard_divergence
 from online.learning.vocabulary import NAMED
 from online.models.base import Mendable, Model, Walking, why_not_revised
 from online.models.errors import NothingLearned
@@ -128,7 +128,7 @@ class Learner(LocalModel):
         self.latest = examples[-1]
         return len(rows)
 
-    def _try(self, row: Row, opened: Opened, example: Example) -> Failed | None:
+    def _try(self, row: Row, opened: OpenDelta, example: Example) -> Failed | None:
         memory = self.memory
         lesson: Lesson = ()
         score = example.score
@@ -212,22 +212,22 @@ class Learner(LocalModel):
         if self._is_old(reply):
             return
         if self.mergeable and reply.rewrite == self.rewrite:
-            self.arrival.note(reply, _clock(reply))
+            self.server.note(reply, _clock(reply))
             self.decide(reply.control, reply.frozen)
         else:
             self.want_all = True
-        yield from self.arrival.take(reply)
+        yield from self.server.take(reply)
 
     def drop_old(self) -> Iterator[None]:
         """Free copies that no longer answer, one piece per step."""
         if self.serving is self._training:
-            yield from self.arrival.drop()
+            yield from self.server.drop()
 
     def _is_old(self, reply: SyncReply) -> bool:
         """Whether a newer version is here, or a newer server is known."""
-        if (reply.epoch, reply.count) < max(self.version, (self.arrival.epoch, 0)):
+        if (reply.epoch, reply.count) < max(self.version, (self.server.epoch, 0)):
             return True
-        self.arrival.epoch = reply.epoch
+        self.server.epoch = reply.epoch
         return False
 
     def on_reply(self, reply: SyncReply) -> bool:
@@ -237,7 +237,7 @@ class Learner(LocalModel):
         """
         if self._is_old(reply):
             return False
-        coming = self.arrival.complete(reply)
+        coming = self.server.complete(reply)
         whole = reply.kind == "all" or coming is not None
         if not whole and (self.want_all or reply.epoch != self.version[0]):
             self.want_all = True
@@ -253,7 +253,7 @@ class Learner(LocalModel):
             return False
         changed = (reply.epoch, reply.count) != self.version or whole
         served, opened = self._contained(), self._open
-        was_apart, self._apart = self._apart, apart(reply, self.tracks)
+        was_apart, self._apart = self._apart, shard_divergence(reply, self.tracks)
         anew = whole or was_apart is not None or self._apart is not None
         if opened and (anew or clock.get(opened.partition, 0) >= opened.first):
             self._cut()
@@ -262,7 +262,7 @@ class Learner(LocalModel):
         if coming is None:
             touched = self._pulled.take(reply, own)
         else:
-            self.arrival.leave(self._pulled, self._training)
+            self.server.leave(self._pulled, self._training)
             self._pulled = coming.pulled
         keep_bounds(self._pulled.blocks, {}, self.evidence.sources_max, self._newest)
         self._pulled.note((reply.epoch, reply.count), touched, whole=whole)
@@ -270,7 +270,7 @@ class Learner(LocalModel):
         self.version, self.clock = (reply.epoch, reply.count), clock
         self.first = reply.first if isinstance(reply, ShardedReply) else None
         self.durable, self.rewrite = dict(reply.durable), reply.rewrite
-        self.arrival.note(reply, clock, taken=whole)
+        self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self.want_all = False
         peer = bool(reply.peer)

@@ -18,7 +18,7 @@ from typing import ClassVar, Final
 from evaluation.metrics import Task
 from online.learning.base import LEARNED, BaseLearner, Failed, why_not_taught
 from online.learning.deltas import CLOSED, Track, open_ones
-from online.learning.values_in_parts import Arriving
+from online.learning.values_in_parts import PartialValues
 from online.models.base import Model
 from online.models.errors import NothingLearned
 from paramserver.core import blocks as algebra
@@ -262,7 +262,7 @@ class OrderedLearner(BaseLearner):
     def state(self) -> OrderedState:
         """Return the state for the server: what has changed since its values, or everything."""
         self._write_down()
-        epoch = self.arrival.met[0]
+        epoch = self.server.met[0]
         base, blocks = self._written.changed(self._kept, epoch)
         return OrderedState(
             epoch,
@@ -279,12 +279,12 @@ class OrderedLearner(BaseLearner):
             return
         if self.ready and reply.rewrite != self.rewrite:
             self.want_all = True
-        yield from self.arrival.take(reply)
+        yield from self.server.take(reply)
 
     def _is_old(self, reply: SyncReply) -> bool:
-        if (reply.epoch, reply.count) < max(self._known[1], (self.arrival.epoch, 0)):
+        if (reply.epoch, reply.count) < max(self._known[1], (self.server.epoch, 0)):
             return True
-        self.arrival.epoch = reply.epoch
+        self.server.epoch = reply.epoch
         return False
 
     def on_reply(self, reply: SyncReply) -> bool:
@@ -294,7 +294,7 @@ class OrderedLearner(BaseLearner):
         """
         if self._is_old(reply):
             return False
-        coming = self.arrival.complete(reply)
+        coming = self.server.complete(reply)
         values = self._values_of(reply, coming)
         whole = values is not None
         if not whole and (self.want_all or reply.rewrite != self.rewrite):
@@ -308,14 +308,14 @@ class OrderedLearner(BaseLearner):
         self.clock, self.durable, self._kept = clock, dict(reply.durable), reply.position
         self._known = (reply.position, (reply.epoch, reply.count), reply.learned)
         self.keeper = reply.keeper
-        self.arrival.note(reply, clock, taken=whole)
+        self.server.note(reply, clock, taken=whole)
         self.decide(reply.control, reply.frozen)
         self._settle(reply)
         self._stand()
         self.ready = True
         return changed
 
-    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+    def _values_of(self, reply: SyncReply, coming: PartialValues | None) -> Blocks | None:
         """The complete initial values that have arrived; None: none, or not all of them."""
         if coming is not None:
             return coming.pulled.blocks

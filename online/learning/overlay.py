@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from online.learning.deltas import CLOSED
 from online.learning.ordered import OrderedLearner
-from online.learning.values_in_parts import Arriving
+from online.learning.values_in_parts import PartialValues
 from online.models.base import Model, Stepwise
 from paramserver.core import blocks as algebra
 from paramserver.core.blocks import Blocks
@@ -70,7 +70,7 @@ class OverlayLearner(OrderedLearner):
         """Whether the row is the next own one."""
         return (row.partition, row.offset) in self.wanted()
 
-    def _values_of(self, reply: SyncReply, coming: Arriving | None) -> Blocks | None:
+    def _values_of(self, reply: SyncReply, coming: PartialValues | None) -> Blocks | None:
         if reply.kind != "changes" or coming is not None:
             return super()._values_of(reply, coming)
         if self.want_all or reply.since != self.version:

@@ -245,7 +245,7 @@ class TargetRange(Range):
         ]
 
 
-class Lately:
+class RecentValues:
     """The smallest and largest recent values by name, from a sample of the rows."""
 
     def __init__(self) -> None:
@@ -270,9 +270,9 @@ class Lately:
         if n % (SAMPLED * _LATELY) == 0:
             self._spans = [{}, spans]
 
-    def only(self, name: str) -> Lately:
+    def only(self, name: str) -> RecentValues:
         """Return a copy that is limited to one name."""
-        made = Lately()
+        made = RecentValues()
         made._spans = [{name: x[name]} if name in x else {} for x in self._spans]
         return made
 

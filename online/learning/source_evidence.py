@@ -24,7 +24,7 @@ from replay.journal.base import Row, Verdict
 _LEARNED: Final = (Verdict.ACCEPTED, Verdict.CLIPPED)
 
 
-class Heard(Protocol):
+class EvidenceObserver(Protocol):
     """Receives what becomes known about sources."""
 
     def effects(self, key: bytes) -> Blocks | None:
@@ -44,25 +44,25 @@ class Evidence:
     """The open delta of the rows' evidence; has the methods of a tally.
 
     Attributes:
-        heard: Is notified of changes; None: nothing judges rows here.
+        observer: Is notified of changes; None: nothing judges rows here.
         sources_max: Largest number of sources whose evidence is kept.
     """
 
     def __init__(self) -> None:
         self.sources_max = SOURCES_MAX
-        self.heard: Heard | None = None
+        self.observer: EvidenceObserver | None = None
         self._open: Blocks = {}
 
     def add(self, row: Row, judged: Judged | None) -> None:
         """Count a row that the pointer has passed, learned or not."""
         if judged is None:
             return
-        effects = None if self.heard is None else self.heard.effects(row.key)
+        effects = None if self.observer is None else self.observer.effects(row.key)
         if effects is None:
             effects = effects_of(judged, row.source, row.verdict)
         add_counts(self._open, effects)
-        if self.heard is not None:
-            self.heard.passed(row, effects)
+        if self.observer is not None:
+            self.observer.passed(row, effects)
 
     def cut(self) -> Blocks:
         """Return the open delta, and reset it."""
@@ -71,14 +71,14 @@ class Evidence:
 
     def rebase(self, values: Blocks) -> None:
         """Replace the values of the given sources, and apply the open delta on top."""
-        if self.heard is not None and (named := of_sources(values)):
-            self.heard.rebase(named, self._open)
+        if self.observer is not None and (named := of_sources(values)):
+            self.observer.rebase(named, self._open)
 
     def reset(self, values: Blocks) -> None:
         """Replace the state by exactly ``values``, with an empty open delta."""
         self._open = {}
-        if self.heard is not None:
-            self.heard.reset(of_sources(values))
+        if self.observer is not None:
+            self.observer.reset(of_sources(values))
 
 
 def effects_of(judged: Judged, source: str, verdict: Verdict) -> Blocks:

@@ -17,7 +17,7 @@ from paramserver.core.wire import Place, SyncReply, Version, decode_piece
 _DROPPED_KEYS = 1024  # in one turn of the loop
 
 
-class Arriving:
+class PartialValues:
     """Values that are arriving in parts, at version ``since``.
 
     ``teller`` is their sender: where a part begins is a position in that sender's own order.
@@ -51,7 +51,7 @@ class Arriving:
             self.since = part.reached
 
 
-class Arrival:
+class ServerView:
     """The server as last heard of, and its values as far as they have arrived.
 
     Parameters:
@@ -70,7 +70,7 @@ class Arrival:
         self.met: Version = (0, 0)
         self.clock: dict[int, int] = {}
         self._reached: dict[int, int] = {}
-        self.values: Arriving | None = None
+        self.values: PartialValues | None = None
         self._left: list[tuple[Pulled, Model]] = []
 
     @property
@@ -98,7 +98,7 @@ class Arrival:
         if coming is not None and coming.teller != part.peer:
             coming = self.values = None  # another sender: begin again, even at the same version
         if since is not None and part.start is None and (coming is None or coming.since != since):
-            coming = Arriving(since, self._build and self._build(), part.peer)
+            coming = PartialValues(since, self._build and self._build(), part.peer)
         if coming is None or coming.since != since or coming.after != part.start or coming.whole:
             return  # a repeated or late part
         for piece in part.pieces:
@@ -108,7 +108,7 @@ class Arrival:
         coming.after, coming.whole = part.after, part.after is None
         self.values = coming
 
-    def complete(self, reply: SyncReply) -> Arriving | None:
+    def complete(self, reply: SyncReply) -> PartialValues | None:
         """Return the values if all parts are here and the reply has the changes since; or None."""
         coming = self.values
         if coming is None or not coming.whole or reply.kind != "changes":

@@ -131,7 +131,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
         message = await receive()
 
 
-class Arriving:
+class Transfers:
     """Reads bodies and sends answers with a timeout; when all slots are taken, drops the slowest.
 
     Answers that a client does not read count as well.

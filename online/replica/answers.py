@@ -51,7 +51,7 @@ class Answers:
         self.changing: list[tuple[Waiter, Outcome]] = []
         self._model, self._learner = shared.settings.name, shared.learner
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
-        self._fates = Fates(shared.control.decisions, shared.followed)
+        self._statuses = RowStatuses(shared.control.decisions, shared.followed)
         self._partition, self._crossing = partition, shared.crossing
         self._wait_s = shared.limits.feedback_wait_s
         self._unanswered: list[tuple[Waiter, Outcome]] = []
@@ -105,9 +105,9 @@ class Answers:
         unanswered, self._unanswered = self._unanswered, []
         for event, outcome in unanswered:
             try:
-                await self._stand(event.waiting, event.i, outcome)
+                await self._answer_unlearned(event.waiting, event.i, outcome)
             except JournalDamaged as error:  # of the row, or of a control row needed for the answer
-                self._spoil(event.waiting, event.i, error)
+                self._answer_damaged(event.waiting, event.i, error)
 
     def take(self, offset: int) -> Sequence[Waiter]:
         """Remove and return the requests that wait for a row, which has just been learned."""
@@ -138,11 +138,11 @@ class Answers:
             if waiting.late is not None:
                 waiting.late.cancel()
             if waiting.trace is not None:
-                self._tell(waiting.trace, recorded)
+                self._trace_outcome(waiting.trace, recorded)
             if not waiting.done.done():
                 waiting.done.set_result(None)
 
-    def _tell(self, trace: Trace, recorded: Recorded) -> None:
+    def _trace_outcome(self, trace: Trace, recorded: Recorded) -> None:
         """Record in the trace of a request that its last row has an outcome."""
         row, learned = recorded.row, recorded.status in ("learned", "clipped")
         at_ns = trace.step("learn" if learned else "settle", status=recorded.status)
@@ -151,7 +151,7 @@ class Answers:
 
     def note_alike(self, rows: Sequence[Row], version: str, own: int) -> None:
         """Answer for rows learned one after the other on top of ``own`` earlier local rows."""
-        before, status = f"{version}+{own}", self._fates.status
+        before, status = f"{version}+{own}", self._statuses.status
         for row in rows:
             own += 1
             now = f"{version}+{own}"
@@ -168,18 +168,18 @@ class Answers:
         ``undecided``: whether it failed is for another process to decide, which has not yet.
         """
         if waiters := self.take(row.offset):
-            status, now = self._fates.status(row, reason), self._learner.stamp
+            status, now = self._statuses.status(row, reason), self._learner.stamp
             if undecided:
                 status, reason = "queued", None
             for waiter in waiters:
                 found = Recorded(status, row, before, now, waiter.repeat, reason)
                 self.give(waiter.waiting, waiter.i, found)
 
-    async def _stand(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
+    async def _answer_unlearned(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that is not learned now: a repeat, or frozen, queued or waiting."""
         row, now = outcome.row, self._learner.stamp
         if outcome.damaged is not None:
-            self._spoil(waiting, i, outcome.damaged)
+            self._answer_damaged(waiting, i, outcome.damaged)
             return
         if row is None:
             found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
@@ -192,17 +192,17 @@ class Answers:
         decisions, track = self._control.decisions, self._learner.tracks.get(row.partition)
         counted = track is not None and track.next > row.offset
         # A failed row's control row is written before the row counts as learned.
-        if not outcome.new or counted or self._fates.is_there(row):
+        if not outcome.new or counted or self._statuses.includes(row):
             decisions = await self._control.current()
         reason, again = decisions.failure(row), None
-        status = self._fates.status(row, reason)
+        status = self._statuses.status(row, reason)
         if not outcome.new and status in ("frozen", "undone", "released"):
             place = (self._store.journal, self._model, decisions, row)
-            again = await self._store.surely(history.standing, *place)
+            again = await self._store.read_retrying(history.standing, *place)
         found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
         self.give(waiting, i, found)
 
-    async def stand_for(self, waiters: Sequence[Waiter]) -> None:
+    async def answer_rewritten(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows that arrived as part of the server's rewritten values.
 
         Takes at most ``limits.feedback_wait_s``; the remaining requests then fail as unanswered in
@@ -212,36 +212,38 @@ class Answers:
         try:
             async with asyncio.timeout(self._wait_s):
                 while left:
-                    await self._stand_learned(left[0])
+                    await self._answer_from_values(left[0])
                     left.popleft()
         except TimeoutError:
             for waiter in left:
                 self._end(waiter.waiting, [waiter.i], unanswered_in_time())
 
-    async def _stand_learned(self, waiter: Waiter) -> None:
+    async def _answer_from_values(self, waiter: Waiter) -> None:
         waiting, i = waiter.waiting, waiter.i
         try:
-            row = await self._store.surely(self._store.journal.find, self._model, waiting.keys[i])
+            row = await self._store.read_retrying(
+                self._store.journal.find, self._model, waiting.keys[i]
+            )
             if row is not None:
-                await self._stand(waiting, i, Outcome(not waiter.repeat, row))
+                await self._answer_unlearned(waiting, i, Outcome(not waiter.repeat, row))
         except JournalDamaged as error:
-            self._spoil(waiting, i, error)
+            self._answer_damaged(waiting, i, error)
 
     async def leave_to_adopter(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows of a sealed partition: the process that sealed it will learn them."""
         now = self._learner.stamp
         for waiter in waiters:
             waiting, i, repeat = waiter.waiting, waiter.i, waiter.repeat
-            standing = await self._store.surely(
+            standing = await self._store.read_retrying(
                 self._store.journal.find, self._model, waiting.keys[i]
             )
             if standing is not None:
                 # The adopter learns it, so its final outcome is not known here yet.
                 learned = standing.verdict in LEARNED
-                status = "queued" if learned else self._fates.status(standing, None)
+                status = "queued" if learned else self._statuses.status(standing, None)
                 self.give(waiting, i, Recorded(status, standing, now, now, repeat))
 
-    def _spoil(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
+    def _answer_damaged(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
         """Answer for an event whose journal row or control rows are damaged."""
         self.incident = str(error)
         self._counts["damaged"] += 1
@@ -296,7 +298,7 @@ _LEARNED_AS: Final = {Verdict.ACCEPTED: "learned", Verdict.CLIPPED: "clipped"}
 _FROZEN, _QUARANTINED = Verdict.FROZEN, Verdict.QUARANTINED  # looking up enum members is slow
 
 
-class Fates:
+class RowStatuses:
     """Derives the status of one model's rows from their verdicts and the control rows.
 
     Parameters:
@@ -318,8 +320,8 @@ class Fates:
         if decisions.undone.has(row.partition, row.offset):
             return "undone"
         learned = _LEARNED_AS.get(row.verdict, "learned")
-        return learned if self._follows is None or self.is_there(row) else "queued"
+        return learned if self._follows is None or self.includes(row) else "queued"
 
-    def is_there(self, row: Row) -> bool:
+    def includes(self, row: Row) -> bool:
         """Whether another process has learned the row, and the local model includes it."""
         return self._follows is not None and self._follows.includes(row.partition, row.offset)

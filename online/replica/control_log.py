@@ -37,7 +37,7 @@ class ControlLog:
 
     async def current(self) -> Decisions:
         """Read and return all decisions to date.  Waits until the journal can be read."""
-        await self._store.surely(self.decisions.read, self._store.journal, self._model)
+        await self._store.read_retrying(self.decisions.read, self._store.journal, self._model)
         return self.decisions
 
     async def read(self) -> Decisions:

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from online.replica.answers import Answers, Waiter
 from online.replica.control_log import FAILED
-from online.replica.pending import middle
+from online.replica.pending import split_point
 from online.replica.refused import Unjudged
 from online.replica.shared import Shared
 from online.rows import history
@@ -46,11 +46,11 @@ class _Final(NamedTuple):
     first: Row
 
 
-def _asked(event: Waiter) -> NewRow:
+def _row_of(event: Waiter) -> NewRow:
     return event.waiting.rows[event.i]
 
 
-def _said(asked: NewRow) -> Example:
+def _decoded(asked: NewRow) -> Example:
     """Decode the row; a label sent by the id of a stored join is only one half of an example."""
     if asked.half is None:
         return codec.decode(asked.payload)
@@ -79,7 +79,7 @@ class Corrections:
         self._store, self._control = shared.store, shared.control
         self._counts, self._write, self._refuse = shared.counts, write, refuse
 
-    async def give(self) -> None:
+    async def write_finals(self) -> None:
         """Write the final labels of events with a provisional one, and answer for the events."""
         events, self._answers.changing = self._answers.changing, []
         most = self._store.journal.batch_rows_max
@@ -91,7 +91,7 @@ class Corrections:
                 await self._settle(some, left)
             except Unjudged as error:
                 rest = [one for one in some if id(one[0]) in left]
-                if (at := middle(list(left.values()))) is None:
+                if (at := split_point(list(left.values()))) is None:
                     self._refuse(list(left.values()), error)
                 else:  # bisect, so that only the request at fault is refused
                     parts.extendleft((rest[at:], rest[:at]))
@@ -112,7 +112,7 @@ class Corrections:
         for event, outcome in events:
             first = outcome.row
             assert first is not None
-            label = event.waiting.examples[event.i] or _said(_asked(event))
+            label = event.waiting.examples[event.i] or _decoded(_row_of(event))
             if label.provisional:
                 repeats.append((event, outcome))
             else:
@@ -167,7 +167,7 @@ class Corrections:
         return [
             self._control.judged(
                 final_row(
-                    _asked(final.event), final.label, final.first, found.row,
+                    _row_of(final.event), final.label, final.first, found.row,
                     Only(control, DECIDING, found.next_key),
                 )
             )

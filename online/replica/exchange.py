@@ -12,7 +12,7 @@ from typing import Final
 from online.replica.backlog import Backlog
 from online.replica.follower import Follower
 from online.replica.shared import Shared
-from online.replica.surroundings import Outside
+from online.replica.surroundings import Services
 from online.replica.writer import Writer
 from paramserver.core.wire import FORMAT, Mark, OrderedState, Push, SyncReply, SyncRequest
 from paramserver.errors import (
@@ -64,7 +64,7 @@ class Exchange:
         writer: Writer,
         follower: Follower,
         backlog: Backlog,
-        outside: Outside,
+        outside: Services,
         *,
         report: Callable[[], dict[str, float]],
         rewritten: Callable[[], Awaitable[None]],
@@ -113,7 +113,7 @@ class Exchange:
     def _due(self) -> tuple[list[Push], OrderedState | None]:
         """Return what is to be sent now: deltas, or the state of a model learned in order."""
         learner = self._learner
-        if self._follower.unsaid or not learner.due:
+        if self._follower.failure_unwritten or not learner.due:
             return [], None
         hurry = learner.mergeable or learner.frozen or self._writer.stopping
         if not hurry and self._monotonic_s() - self._cut_at < self._cut_due_s:
@@ -149,7 +149,7 @@ class Exchange:
             adopting=[p for p in learner.tracks if p != self._writer.partition],
             report=self._report(),
             control=self.control,
-            after=learner.arrival.after,
+            after=learner.server.after,
             adopts=self._learns,
             role=learner.role,
             state=state,
@@ -291,8 +291,8 @@ class Exchange:
         """
         writer = self._writer
         due = [*pushes, *self._learner.waits]
-        owes = due or self._follower.unsaid or writer.committing or self._backlog.learning
-        if self._learner.frozen and owes:
+        unwritten = self._follower.failure_unwritten or writer.committing
+        if self._learner.frozen and (due or unwritten or self._backlog.learning):
             return
         if writer.committing and writer.judged_by < self._learner.control:
             return

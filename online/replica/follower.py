@@ -57,7 +57,7 @@ class Follower:
         self._judge = judge
         # Why the rows of a partition can't be learned, by partition; 0 stands for all of them.
         self._damaged: dict[int, str] = {}
-        self.unsaid = False  # a failed row is not in the journal yet: nothing may be pushed
+        self.failure_unwritten = False  # a failure is not in the journal yet: push nothing
         learner, store = shared.learner, shared.store
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
@@ -148,7 +148,7 @@ class Follower:
         writer, answers = self._writer, self._writer.answers
         track = self._learner.tracks.get(writer.partition)
         if track is not None and (behind := answers.passed(track.next)):
-            await answers.stand_for(behind)
+            await answers.answer_rewritten(behind)
 
     async def _wait(self) -> None:
         """Wait until there may be rows to learn."""
@@ -325,7 +325,7 @@ class Follower:
 
     async def _write_failed(self, row: Row, reason: str) -> None:
         """Record a failed row, before it is answered or pushed: repeats need the same answer."""
-        self.unsaid = True
+        self.failure_unwritten = True
         while True:
             try:
                 await self._control.write_failed(row, reason)
@@ -333,4 +333,4 @@ class Follower:
             except JournalUnavailable as error:
                 log.warning("journal: %s", error)
                 await asyncio.sleep(_UNWRITTEN_S)
-        self.unsaid = False
+        self.failure_unwritten = False

@@ -13,10 +13,10 @@ import msgspec
 
 from online.replica.answers import Answers, Waiter
 from online.replica.corrections import Write
-from online.replica.pending import Waiting, Written, middle
+from online.replica.pending import Waiting, Written, split_point
 from online.replica.refused import Unjudged
 from online.replica.shared import Shared
-from online.rows.joins import ROUNDS_MAX, entry_of, fate
+from online.rows.joins import ROUNDS_MAX, entry_of, join_outcome
 from replay import codec
 from replay.errors import JournalUnavailable, ReplayError
 from replay.journal.base import NewRow, Outcome, Verdict
@@ -65,7 +65,7 @@ class Joining:
             try:
                 outcomes = iter((await self._write(rows, [None] * len(rows)))[1])
             except Unjudged as error:
-                if (at := middle(events)) is None:
+                if (at := split_point(events)) is None:
                     self._refuse(events, error)
                 else:
                     await self._append(events[:at])
@@ -93,7 +93,7 @@ class Joining:
         if (outcome := entry.outcome) is None:
             return [event]
         if event.half is not None:
-            self._counts[f"joins_{fate(event.half, outcome)}"] += 1
+            self._counts[f"joins_{join_outcome(event.half, outcome)}"] += 1
         if waiting is not None:
             if (row := outcome.row) is not None:
                 waiting.keys[event.i] = row.key

@@ -85,7 +85,7 @@ class JournalThreads:
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="journal-read")
 
     @property
-    def aside(self) -> Executor:
+    def background(self) -> Executor:
         """Executor for background computations that no request waits for."""
         return self._reading
 
@@ -97,7 +97,7 @@ class JournalThreads:
         """Run a journal operation that reads; it does not wait for commits of this process."""
         return await asyncio.get_running_loop().run_in_executor(self._reading, step, *args)
 
-    async def surely(self, step: Callable[..., Any], *args: Any) -> Any:
+    async def read_retrying(self, step: Callable[..., Any], *args: Any) -> Any:
         """Run a reading operation, retrying until the journal answers."""
         while True:
             try:

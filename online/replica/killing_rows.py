@@ -18,7 +18,7 @@ learner that dies leaves its claim behind.
 * With a model learned in order, several processes may learn an old row at the same time.  So a
   process that finds too many deaths checks again for a while: a live learner will have ended.
 * Whether a claim without an answer was counted is read from the count, where another process's
-  claim may be mistaken for it.  That can add a death, but never gives up a harmless row for it.
+  claim may be mistaken for it.  That may cost one more death, but gives up no harmless row.
 
 A killing row costs its owner, the first ``ADOPTERS`` adopters, and ``DEATHS`` row-by-row learners.
 """

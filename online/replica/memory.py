@@ -12,7 +12,7 @@ from replay.errors import ReplayError
 log = logging.getLogger(__name__)
 
 
-class Remembering:
+class MemoryUpkeep:
     """Maintains the rows kept for rehearsal, if the settings enable it.
 
     Parameters:

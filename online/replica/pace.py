@@ -9,8 +9,8 @@ from collections.abc import Callable
 _IDLE_FACTOR = 5  # an idle replica polls at up to this multiple of the interval
 _LEAST = 0.25  # of an interval between two exchanges, at least, however many rows there are
 _SHARE = 0.006
-"""Share of this process's time that exchanges may take, which stretches them up to the interval.
-Sending one and processing it at the server takes about seven times as much again."""
+"""Share of this process's time that exchanges may take; costlier ones are spaced out, up to the
+interval.  Sending and serving an exchange costs about seven times as much again."""
 
 
 class Pace:

@@ -130,12 +130,12 @@ class Written:
         return self.waiting is not None and self.waiting.decided
 
 
-class _Asked(Protocol):
+class _OfRequest(Protocol):
     @property
     def waiting(self) -> Waiting | None: ...
 
 
-def middle(events: Sequence[_Asked]) -> int | None:
+def split_point(events: Sequence[_OfRequest]) -> int | None:
     """Return an index near the middle at which events can be split without splitting a request.
 
     Returns None if all of them belong to one request.

@@ -8,7 +8,7 @@ from functools import partial
 
 from evaluation.drift.alarm import Alarm
 from online.learning.base import BaseLearner
-from online.replica.surroundings import Clocks, Outside
+from online.replica.surroundings import Clocks, Services
 from online.settings.model import ModelSettings
 from online.trust.trigger_watch import TriggerWatch
 from online.watch.divergence import Watch
@@ -33,7 +33,7 @@ class Reactions:
         self,
         settings: ModelSettings,
         learner: BaseLearner,
-        outside: Outside,
+        outside: Services,
         counts: Counter[str],
         clocks: Clocks,
     ) -> None:

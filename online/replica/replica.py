@@ -39,13 +39,13 @@ from online.replica.control_log import ControlLog
 from online.replica.exchange import Exchange
 from online.replica.follower import Follower
 from online.replica.journal_threads import JournalThreads
-from online.replica.memory import Remembering
+from online.replica.memory import MemoryUpkeep
 from online.replica.ordered_follower import OrderedFollower
 from online.replica.pace import Pace
 from online.replica.peers import Peer
 from online.replica.reactions import Reactions
 from online.replica.shared import Shared
-from online.replica.surroundings import Clocks, Outside, Who
+from online.replica.surroundings import Clocks, Identity, Services
 from online.replica.writer import Writer
 from online.rows.prediction_ids import forward_clock
 from online.settings.config import Limits
@@ -81,8 +81,8 @@ class ModelReplica:
         settings: ModelSettings,
         limits: Limits,
         learner: BaseLearner,
-        who: Who,
-        outside: Outside,
+        who: Identity,
+        outside: Services,
         *,
         clocks: Clocks = _CLOCKS,
         filters: Filtering | None = None,
@@ -106,8 +106,8 @@ class ModelReplica:
         self.still = self._shared.still
         self.writer = Writer(self._shared, filters)
         if filters is not None:
-            learner.evidence.heard = filters
-        self._memory = Remembering(self._shared, filters)
+            learner.evidence.observer = filters
+        self._memory = MemoryUpkeep(self._shared, filters)
         self.backlog = Backlog(learner, self.writer, learns=who.learns)
         self.judge = self._new_judge(canary)
         self._follower = self._new_follower()
@@ -116,7 +116,7 @@ class ModelReplica:
             report=self.report,
             rewritten=self._on_rewrite,
         )  # fmt: skip
-        self.tell = Peer(learner, who.replica, who.spec, lambda: self.age_ms).sync
+        self.answer_peer = Peer(learner, who.replica, who.spec, lambda: self.age_ms).sync
         self._reactions = Reactions(settings, learner, outside, self.counts, clocks)
         self._newest_target: Label | None = None
         self._unexpected: str | None = None
@@ -136,7 +136,7 @@ class ModelReplica:
         if not (self.settings.drift.watch and self._learns):
             return None
         drift, task, rewards = self.settings.drift, self.settings.task, self.settings.reward_range
-        return Judge(drift, task, self._on_rise, self.store.aside, canary, rewards)
+        return Judge(drift, task, self._on_rise, self.store.background, canary, rewards)
 
     def _on_rise(self, alarm: Alarm, since: float) -> None:
         """Handle a rise of the error: the rehearsal memory now holds rows of an outdated stream."""

@@ -11,7 +11,7 @@ from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
 from online.replica.standstill import Standstill
-from online.replica.surroundings import Clocks, Who
+from online.replica.surroundings import Clocks, Identity
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.tracing.trace import Crossing
@@ -40,7 +40,7 @@ class Shared:
     control: ControlLog
     counts: Counter[str]
     pace: Pace
-    who: Who
+    who: Identity
     clocks: Clocks
     crossing: Crossing | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)

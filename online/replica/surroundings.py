@@ -38,7 +38,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Who:
+class Identity:
     """The identity of one process of one model.
 
     Attributes:
@@ -53,7 +53,7 @@ class Who:
 
 
 @dataclass(frozen=True, slots=True)
-class Outside:
+class Services:
     """The services that a process calls; None: not available.
 
     Attributes:

@@ -23,12 +23,12 @@ from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
+from online.replica.pending import Recorded, Waiting, Written, split_point, waiting_for
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
 from online.replica.targets import Targets
-from online.replica.written_behind import Behind
+from online.replica.written_behind import WriteBehindQueue
 from online.rows.joins import Whole
 from online.tracing.trace import Trace
 from online.trust.filtering import Filtering
@@ -67,7 +67,7 @@ class Writer:
         self._learner, self._followed = shared.learner, shared.followed
         self._store, self._control, self._counts = shared.store, shared.control, shared.counts
         most = shared.limits.joins_queue_max
-        self._halves = Behind(most, most * shared.limits.token_bytes_max)
+        self._halves = WriteBehindQueue(most, most * shared.limits.token_bytes_max)
         self._at, self._wake = Partition(shared, self._move_on), asyncio.Event()
         self.answers = Answers(shared, self._at)
         self._corrections = Corrections(shared, self.answers, self._write, self._refuse_rows)
@@ -195,7 +195,7 @@ class Writer:
                     await self._joins.write(halves, batch)
                 else:
                     await self._write_whole(batch)
-                await self._corrections.give()
+                await self._corrections.write_finals()
             finally:
                 self.writing = self.committing = False
                 self._queue.written(batch)
@@ -226,7 +226,7 @@ class Writer:
             try:
                 written, outcomes = await self._write(rows[start:stop], known)
             except Unjudged as error:
-                if (at := middle(events[start:stop])) is None:
+                if (at := split_point(events[start:stop])) is None:
                     self._refuse_rows(events[start:stop], error)
                 else:  # bisect, so that only the request at fault is refused
                     steps.extendleft([(start + at, stop), (start, start + at)])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from replay.journal.base import NewRow
 
 
-class Behind:
+class WriteBehindQueue:
     """Halves of stored joins that no request waits for, bounded by number and by bytes.
 
     Sources that tokens stand for share the room: a source that has halves queued may use at most

@@ -126,7 +126,7 @@ class Decisions:
         self._failed_prefix = f"failed:{spec[:16]}:"
         self._begun_prefix = f"fresh:{spec}:"
         self.spec = spec
-        self.without: dict[int, int] = {}  # by partition: last row that the lineage started after
+        self.without: dict[int, int] = {}  # by partition: last offset the lineage started without
         self.seq = 0
         self.failed: dict[str, str] = {}  # reason, by the row's key in hexadecimal
         self.rewrites: list[Control] = []

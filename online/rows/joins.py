@@ -245,7 +245,7 @@ def joined(
     return NewRow(key, label.event_id, label.source, verdict, payload, at, over=over)
 
 
-def fate(half: NewRow, outcome: Outcome) -> str:
+def join_outcome(half: NewRow, outcome: Outcome) -> str:
     """Return the outcome of a prediction that was written after it was answered."""
     if outcome.new:
         return "joined"  # its label was waiting

@@ -213,7 +213,7 @@ class Assembly:
     def app(self) -> Application:
         """The ASGI application that answers for the models."""
         from online.http.access import Access  # a program that only calls has no need of HTTP
-        from online.http.app import App, Some
+        from online.http.app import App, ModelExtras
         from online.http.browsers import Browsers
 
         settings = self._settings
@@ -227,7 +227,7 @@ class Assembly:
         )
         app: Application = App(
             self._servings, self._cluster, settings.limits, access,
-            Some(self._readers(), self._pushes, self._choosing, Reporting(settings)),
+            ModelExtras(self._readers(), self._pushes, self._choosing, Reporting(settings)),
             settings.state_dir, browsers,
         )  # fmt: skip
         if self._tracing is not None:

@@ -17,7 +17,7 @@ from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
+from online.replica.surroundings import Clocks, Identity, ParameterServerClient, Services
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.sure.views import calibration_in, views_of
@@ -54,7 +54,7 @@ def model_replica(
         client: The way to the model's parameter server.
         for_others: It learns what other processes write.
         peers: Of whom a new one takes values while the server can't be reached.
-        relearn, search, crossing: As of :class:`online.replica.surroundings.Outside`.
+        relearn, search, crossing: As of :class:`online.replica.surroundings.Services`.
     """
     limits = settings.limits
     rule = merge_rule(model, loaded.model)
@@ -78,7 +78,7 @@ def model_replica(
     async def ask(question: str, *args: object) -> Any:
         return await client.call(question, _DECIDE_S, *args)
 
-    outside = Outside(
+    outside = Services(
         journal, client,
         peers=peers,
         ask=ask if learns else None,
@@ -87,7 +87,7 @@ def model_replica(
         crossing=crossing,
     )  # fmt: skip
     return ModelReplica(
-        model, limits, learner, Who(replica, loaded.spec_hash, learns), outside,
+        model, limits, learner, Identity(replica, loaded.spec_hash, learns), outside,
         clocks=Clocks(cpu_s=time.thread_time),
         filters=filters,
         canary=Canary(rows, lambda: learner.serving) if rows else None,

@@ -62,7 +62,7 @@ class Replica:
 
     async def tell_peer(self, model: str, request: bytes) -> bytes | None:
         """Values for a replica that starts and can't reach the parameter server."""
-        return await self._assembly.replicas[model].tell(request)
+        return await self._assembly.replicas[model].answer_peer(request)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """How busy this replica is; Serve asks if their number follows the load."""

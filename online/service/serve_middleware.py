@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from starlette.middleware import Middleware
 from uvicorn.config import HTTP_PROTOCOLS
 
-from online.http.absent import Replicas
 from online.http.ingress import Ingress
+from online.http.no_replica import Replicas
 
 
 class Looks:

@@ -19,7 +19,7 @@ from online.models.base import Prediction
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import event_key
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED
 from replay.journal.base import NewRow, Verdict
@@ -32,7 +32,7 @@ def score_of(replica: ModelReplica, answer: Prediction) -> float | msgspec.Unset
     return answer.probabilities[True]
 
 
-def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | None:
+def _late(replica: ModelReplica, asked: EventRow, recorded: Recorded) -> EventRow | None:
     """Make the row of a label that arrived after its event was learned without one; or None.
 
     An event that was not learned counts nowhere, so there is no answer for its label to judge.
@@ -50,22 +50,22 @@ def _late(replica: ModelReplica, asked: Asked, recorded: Recorded) -> Asked | No
         event_key("label", standing.key.hex()), asked.row.event_id, asked.row.source,
         Verdict.ACCEPTED, codec.encode(example), replica.now_s(),
     )  # fmt: skip
-    return Asked(row, asked.label, asked.idempotent, example)
+    return EventRow(row, asked.label, asked.idempotent, example)
 
 
 async def late(
     replica: ModelReplica,
     receipts: Sequence[Receipt | None],
-    rows: Sequence[tuple[int, Asked]],
+    rows: Sequence[tuple[int, EventRow]],
     recorded: Sequence[Recorded],
-) -> list[tuple[int, Asked, Recorded | RequestError]]:
+) -> list[tuple[int, EventRow, Recorded | RequestError]]:
     """Record, in one commit, the labels among these rows whose events were learned without one.
 
     ``rows``: the new rows with their indexes into ``receipts``; ``recorded``: their outcomes.
     Returns the index, row and outcome of each late label.  An error concerns these labels only: the
     other rows are already recorded.
     """
-    some: list[tuple[int, Asked]] = []
+    some: list[tuple[int, EventRow]] = []
     for (i, asked), result in zip(rows, recorded, strict=True):
         receipt = receipts[i]
         if receipt is not None and receipt.status == "conflict":

@@ -23,7 +23,7 @@ def answering(replica: ModelReplica) -> str:
     return CALLER if watches and not replica.control.decisions.answers else MODEL
 
 
-def letting(replica: ModelReplica, *, back: bool, force: bool) -> bytes | None:
+def promotion_decision(replica: ModelReplica, *, back: bool, force: bool) -> bytes | None:
     """Return the encoded decision that the model answers choices or, with ``back``, the caller.
 
     None: the promotion is not about an apprentice.  Raises RequestError if it is not ready.

@@ -40,11 +40,11 @@ from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
 from online.serving.apprentice import CALLER, answering
-from online.serving.at_once import AtOnce
+from online.serving.batcher import Batcher
 from online.serving.default_rewards import DefaultRewards
 from online.serving.defaults import Defaults
 from online.serving.events import is_join_id
-from online.serving.rewarding import Rewarding
+from online.serving.rewarding import RewardHandler
 from online.serving.serving import Serving, check_own_id
 from online.settings.choose import Choose
 from online.settings.config import Limits
@@ -98,16 +98,16 @@ class Choosing:
 
     def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
         self.serving = serving
-        self._replica, self._issued = serving.replica, serving.issued
+        self._replica, self._answer_ids = serving.replica, serving.answer_ids
         self._door, self._limits, self._settings = door, limits, settings
         replica = serving.replica
         rule = DefaultRewards(settings)
         self.defaults = Defaults(replica, rule, time.time, time.monotonic)
-        self.rewards = Rewarding(serving, door, limits, settings)
+        self.rewards = RewardHandler(serving, door, limits, settings)
         self._takes = lru_cache(maxsize=16)(door.takes)
         self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
         self._policy = Policy(**settings.policy_parts())
-        self._together = AtOnce(self._decide, self._made)
+        self._together = Batcher(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
@@ -150,7 +150,7 @@ class Choosing:
         asked = Choice(
             context, actions, excluded, 0, (), (), self._called, baseline, deferred=request.defer
         )
-        one = _Asked(asked, self._issued.tokens.nonce(), table, request.id)
+        one = _Asked(asked, self._answer_ids.tokens.nonce(), table, request.id)
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
         made = await self._together.ask(one) if small else self._made(one, *self._decide([one]))
         return made if isinstance(made, Chosen) else await self._written(made)
@@ -161,20 +161,20 @@ class Choosing:
         features = row(choice.context, *choice.actions[choice.chosen])
         packed = pack(choice, columns_of(one.table))
         if one.own is None and not choice.deferred:
-            token = self._issued.token(features, answer, choice=packed, nonce=one.nonce)
+            token = self._answer_ids.token(features, answer, choice=packed, nonce=one.nonce)
             if token is not None:
                 if self._settings.waits:
                     self._keep(one.nonce.hex(), features, answer, packed)
-                return self._answer(token, choice, self._issued.version())
+                return self._answer(token, choice, self._answer_ids.version())
         own = f"choice-{uuid.uuid4().hex}" if one.own is None else one.own
-        half = self._issued.half(own, features, answer, choice=packed)
-        return _Unwritten(own, choice, half, self._issued.version())
+        half = self._answer_ids.half(own, features, answer, choice=packed)
+        return _Unwritten(own, choice, half, self._answer_ids.version())
 
     def _keep(self, named: str, features: Features, answer: Answer, packed: bytes) -> None:
         """Queue the choice to be written after its answer, under the key of its reward."""
         key = event_key("token", named)
-        half = self._issued.half(named, features, answer, choice=packed, key=key)
-        self._issued.keep([half], "choice that may need a default reward")
+        half = self._answer_ids.half(named, features, answer, choice=packed, key=key)
+        self._answer_ids.keep([half], "choice that may need a default reward")
 
     async def _written(self, made: _Unwritten) -> Chosen:
         """Write the choice under its id and answer with it, or with the one already stored."""
@@ -208,7 +208,7 @@ class Choosing:
     def _chosen(self, one: _Asked, scores: Scores, decision: Decision) -> tuple[Choice, Answer]:
         """Draw one of the actions; return the choice, and the model's answer about it."""
         asked = one.choice
-        u = uniform(self._issued.tokens.drawing_key, one.nonce, 0)
+        u = uniform(self._answer_ids.tokens.drawing_key, one.nonce, 0)
         chosen = draw(decision.probabilities, u)
         estimates = tuple(scores.means.tolist())
         drawn = None

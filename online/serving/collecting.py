@@ -21,7 +21,7 @@ from online.errors import RequestError, damaged
 from online.messages.structs import Event, Receipt
 from online.replica.pending import Recorded
 from online.rows.joins import ROUNDS_MAX
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from online.serving.receipts import refused
 from online.serving.serving import Serving
 from online.settings.choose import Choose
@@ -73,7 +73,7 @@ class _One:
     new: list[tuple[int, Sent]] = field(default_factory=list)
 
 
-class Collecting:
+class RewardCollector:
     """Takes the rewards of one model that sums them, or keeps the last."""
 
     def __init__(self, serving: Serving, settings: Choose) -> None:
@@ -248,7 +248,7 @@ class Collecting:
                 )
 
 
-def _of(asked: Asked, sent: Sent) -> Sent:
+def _of(asked: EventRow, sent: Sent) -> Sent:
     """Replace the source by that of the sender's access token, where that has its own."""
     if sent.event.source == asked.row.source:
         return sent
@@ -256,7 +256,7 @@ def _of(asked: Asked, sent: Sent) -> Sent:
     return replace(sent, event=event)
 
 
-def _one(asked: Asked) -> _One:
+def _one(asked: EventRow) -> _One:
     row, example = asked.row, asked.example
     if row.half is Half.LABEL:
         (label,) = codec.decode_labels(row.payload)

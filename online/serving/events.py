@@ -18,8 +18,8 @@ from online.replica.replica import ModelReplica
 from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
-from online.serving.issued import Issued, as_sent, notes_of
-from online.serving.ordinary import Asked, Ordinary, Unfit
+from online.serving.answer_ids import AnswerIds, as_sent, notes_of
+from online.serving.ordinary import EventRow, Ordinary, Unfit
 from online.settings.config import Limits
 from replay import codec
 from replay.errors import JournalDamaged
@@ -44,7 +44,7 @@ class Events:
     them apart.
 
     ``askers``: sources that prediction tokens may stand for.  ``ordinary`` reads many events at a
-    time, ``issued`` makes the ids of answers.
+    time, ``answer_ids`` makes the ids of answers.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class Events:
     ) -> None:
         self._replica, self._door, self._tokens = replica, door, tokens
         self._limits, self._now_s = limits, now_s
-        self.issued = Issued(replica, tokens, limits, spec, now_s)
+        self.answer_ids = AnswerIds(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
         self._unfit = Unfit(replica)
-        self.ordinary = Ordinary(replica, door, self.issued.known, self._unfit, now_s)
+        self.ordinary = Ordinary(replica, door, self.answer_ids.known, self._unfit, now_s)
 
     # -- feedback ----------------------------------------------------------------------------
 
-    async def read(self, event: Event, field: str) -> Asked | Receipt:
+    async def read(self, event: Event, field: str) -> EventRow | Receipt:
         """Return the row to append, or the receipt if the answer is known already.
 
         ``field`` is the event's path in the body, with a trailing dot.  Raises RequestError.
@@ -109,7 +109,7 @@ class Events:
 
     async def _with_own_id(
         self, event: Event, own: str, label: Label, weight: float, field: str
-    ) -> Asked:
+    ) -> EventRow:
         keys = self.keys_of(own, event.source)
         await self._check_new(event, label, weight, keys, field)
         now, source = self._now_s(), event.source
@@ -119,7 +119,7 @@ class Events:
 
     async def _with_features(
         self, event: Event, label: Label, weight: float, field: str
-    ) -> Asked | Receipt:
+    ) -> EventRow | Receipt:
         if event.features is None:
             hint = "Send the id of a prediction, or features"
             raise invalid(f"{field}id", "neither id nor features", hint)
@@ -128,13 +128,13 @@ class Events:
         await self._check_new(event, label, weight, [key], field)
         features = self._door.features(event.features, f"{field}features", recorded=True)
         answer = self._replica.learner.predict(features)
-        version, asked_at, known = self.issued.version(), self._now_s(), self.issued.known()
+        version, asked_at, known = self.answer_ids.version(), self._now_s(), self.answer_ids.known()
         if event.event_id is not None and event.event_time is not None:
             age_s, window_s = self._now_s() - event.event_time, self._replica.settings.dedupe_window
             if age_s > window_s and await self._find(key, f"{field}event_id") is None:
                 reason = f"the event is {age_s / 3600:.1f} h old; ids are known for "
                 return Receipt("expired", event_id, reason=f"{reason}{window_s / 3600:g} h")
-        score = self.issued.score(answer)
+        score = self.answer_ids.score(answer)
         example = Example(
             features,
             label,
@@ -146,7 +146,7 @@ class Events:
             self._replica.newest_label,
             notes_of(answer, score),
             known=known,
-            sure=self.issued.stamp(features),
+            sure=self.answer_ids.stamp(features),
             provisional=event.provisional,
         )
         idempotent = event.event_id is not None
@@ -155,7 +155,7 @@ class Events:
 
     async def _with_token(
         self, event: Event, token: str, label: Label, weight: float, field: str
-    ) -> Asked | Receipt:
+    ) -> EventRow | Receipt:
         try:
             event_id, predicted = self._tokens.read(token)
         except TokenInvalid as error:
@@ -265,7 +265,7 @@ class Events:
         field: str,
         *,
         idempotent: bool = True,
-    ) -> Asked:
+    ) -> EventRow:
         """Make the row of an event whose features are known; they are clipped before judging."""
         verdict, learner, counts = Verdict.ACCEPTED, self._replica.learner, self._replica.counts
         hold_s = _HOLDS * self._limits.feedback_wait_s
@@ -298,16 +298,16 @@ class Events:
         idempotent: bool = True,
         at: float | None = None,
         example: Example | None = None,
-    ) -> Asked:
+    ) -> EventRow:
         self._replica.note_label(label)
         at = self._now_s() if at is None else at
         row = NewRow(key, event_id, source, verdict, payload, at, half=half)
         if (refused := self._unfit.refusal(row, example)) is not None:
             raise refused
-        return Asked(row, label, idempotent, example)
+        return EventRow(row, label, idempotent, example)
 
 
-def _naming(asked: Asked, sent: Features, taken: Features) -> Asked:
+def _naming(asked: EventRow, sent: Features, taken: Features) -> EventRow:
     """Add the names that were sent but dropped as undeclared."""
     if taken is sent:
         return asked

@@ -135,7 +135,7 @@ class HeldEvents:
         except (ReplayError, TimeoutError) as error:
             raise _unavailable(error) from None
         stands = Counter(event.choice for event in now)
-        if choice == DISCARDED:  # count those discarded before only if this call tried to
+        if choice == DISCARDED:  # count only those that this call decided
             stands[DISCARDED] = sum(e.choice == DISCARDED and e.event.key in open_ for e in now)
         released = [event for event in now if event.choice == RELEASED]
         taken = await self._again(model, released) if choice == RELEASED else {}

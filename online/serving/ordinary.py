@@ -39,7 +39,7 @@ _FLOATS: Final = frozenset({float})
 _ACCEPTED: Final = Verdict.ACCEPTED  # looking up an enum member takes as long as a hash
 
 
-class Asked(msgspec.Struct, frozen=True, gc=False):
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """A row to append, its validated label, and whether a repeat of it can be recognized.
 
     ``example`` is the decoded payload; None: not decoded.  ``unknown`` are undeclared names that
@@ -110,12 +110,12 @@ class Ordinary:
         """Events read in one turn of the event loop: fewer if filters judge each."""
         return 2 * SLICE if self._unfit.asleep else SLICE
 
-    def read(self, events: Sequence[Event]) -> list[Asked | RequestError | None]:
+    def read(self, events: Sequence[Event]) -> list[EventRow | RequestError | None]:
         """Return the rows of the ordinary events, or why one can't be taken.
 
         None stands for each other event.
         """
-        out: list[Asked | RequestError | None] = [None] * len(events)
+        out: list[EventRow | RequestError | None] = [None] * len(events)
         own = sender.get().source
         if self._door.weight_max < 1.0:
             return out
@@ -150,7 +150,7 @@ class Ordinary:
         names: tuple[str, ...],
         places: list[int],
         events: Sequence[Event],
-        out: list[Asked | RequestError | None],
+        out: list[EventRow | RequestError | None],
     ) -> None:
         rows = [events[i].features or {} for i in places]
         taken = self._door.numbers
@@ -185,7 +185,7 @@ class Ordinary:
 
     def _asked(
         self, events: Sequence[Event], answers: Sequence[Answer]
-    ) -> list[Asked | RequestError | None]:
+    ) -> list[EventRow | RequestError | None]:
         """Rows of events with their answers, or why one is refused; None: not ordinary."""
         replica, learner, now_s = self._replica, self._replica.learner, self._now_s()
         version, known = (*learner.answer_version, learner.own), self._known()
@@ -194,7 +194,7 @@ class Ordinary:
         sure = stamp_of(views, {})
         sources: dict[str, Any] = {}
         newest, targets = replica.newest_label, replica.settings.task == "regression"
-        out: list[Asked | RequestError | None] = [None] * len(events)
+        out: list[EventRow | RequestError | None] = [None] * len(events)
         for i, (event, answer) in enumerate(zip(events, answers, strict=True)):
             source, event_id, value = event.source, event.event_id, event.label
             alike, weight = labels.get(type(value)), event.weight
@@ -233,8 +233,8 @@ class Ordinary:
             digest.update(_LENGTH(len(data)) + data)
             payload = codec.encode(example)
             row = NewRow(digest.digest(), name, source, _ACCEPTED, payload, now_s)
-            out[i] = Asked(row, label, event_id is not None, example)
-        made = [asked for asked in out if isinstance(asked, Asked)]
+            out[i] = EventRow(row, label, event_id is not None, example)
+        made = [asked for asked in out if isinstance(asked, EventRow)]
         refused = self._unfit.refusals([a.row for a in made], [a.example for a in made])
         if any(refused):
             left = iter(zip(made, refused, strict=True))
@@ -275,7 +275,7 @@ class Ordinary:
         return hashed
 
 
-def _either(asked: Asked, refused: RequestError | None) -> Asked | RequestError:
+def _either(asked: EventRow, refused: RequestError | None) -> EventRow | RequestError:
     return asked if refused is None else refused
 
 

@@ -14,7 +14,7 @@ from online.messages.structs import Receipt
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
-from online.serving.ordinary import Asked
+from online.serving.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED, Example
 from replay.journal.base import Row
@@ -22,13 +22,13 @@ from replay.journal.base import Row
 _NEVER = ("frozen", "quarantined", "released", "discarded")  # no prediction includes such rows
 
 
-class Receipting:
+class ReceiptMaker:
     """Makes the receipts of one model's events."""
 
     def __init__(self, replica: ModelReplica, door: Door) -> None:
         self._replica, self._door = replica, door
 
-    def receipt(self, asked: Asked, recorded: Recorded, field: str) -> Receipt:
+    def receipt(self, asked: EventRow, recorded: Recorded, field: str) -> Receipt:
         """Return the receipt that the caller is sent.
 
         Raises RequestError for a label that is not kept, or not any more.
@@ -75,7 +75,7 @@ class Receipting:
                 receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
         return receipt
 
-    def among(self, i: int, asked: Asked, recorded: Recorded | RequestError) -> Receipt:
+    def among(self, i: int, asked: EventRow, recorded: Recorded | RequestError) -> Receipt:
         """Return the receipt of the ``i``-th event of a body; errors go into the receipt."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
@@ -107,7 +107,7 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
+def _plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
     """Return the receipt of an event that was simply learned; None: it needs more details."""
     new, row = asked.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
@@ -120,11 +120,11 @@ def _plain(asked: Asked, recorded: Recorded) -> Receipt | None:
     )  # fmt: skip
 
 
-def _is_provisional(asked: Asked) -> bool:
+def _is_provisional(asked: EventRow) -> bool:
     return asked.example is not None and asked.example.provisional
 
 
-def _corrects(asked: Asked, standing: Row) -> str | msgspec.UnsetType:
+def _corrects(asked: EventRow, standing: Row) -> str | msgspec.UnsetType:
     """The row whose lesson the stored one has taken back; UNSET if there is none."""
     if standing.key == asked.row.key:
         return msgspec.UNSET

@@ -16,7 +16,7 @@ from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.rows.door import Door
-from online.serving.collecting import Collecting, Sent
+from online.serving.collecting import RewardCollector, Sent
 from online.serving.serving import HTTP, Serving
 from online.settings.choose import Choose
 from online.settings.config import Limits
@@ -25,14 +25,14 @@ _REWARD_MAX: Final = 1e9
 """Largest absolute value of a named reward, before its weight."""
 
 
-class Rewarding:
+class RewardHandler:
     """Takes the rewards of one model."""
 
     def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
         self.serving, self._door, self._limits, self._settings = serving, door, limits, settings
-        self._collecting: Collecting | None = None
+        self._collecting: RewardCollector | None = None
         if settings.aggregate != "earliest":
-            self._collecting = Collecting(serving, settings)
+            self._collecting = RewardCollector(serving, settings)
 
     async def take(self, request: RewardRequest) -> tuple[int, Receipt | Receipts]:
         """Record one reward or many; return the HTTP status and the receipt or receipts."""

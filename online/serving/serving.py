@@ -28,12 +28,12 @@ from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.serving import anomalies
+from online.serving.answer_ids import AnswerIds
+from online.serving.event_batcher import EventBatcher
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
-from online.serving.issued import Issued
-from online.serving.ordinary import Asked
-from online.serving.receipts import Receipting, refused
-from online.serving.together import Together
+from online.serving.ordinary import EventRow
+from online.serving.receipts import ReceiptMaker, refused
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from online.tracing.trace import current
@@ -80,14 +80,14 @@ class Serving:
         self._door, self._limits, self._now_s = door, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
-        self._together = Together(self._reader.ordinary, replica.writer)
+        self._together = EventBatcher(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, door)
-        self._receipts = Receipting(replica, door)
+        self._receipts = ReceiptMaker(replica, door)
 
     @property
-    def issued(self) -> Issued:
+    def answer_ids(self) -> AnswerIds:
         """Makes the ids of answers."""
-        return self._reader.issued
+        return self._reader.answer_ids
 
     @property
     def reader(self) -> Events:
@@ -173,7 +173,7 @@ class Serving:
         named = self._named(request.features or {}) if request.details else _UNNAMED
         version, own, age, behind, includes, from_peer = facts
         return Prediction(
-            self._reader.issued.prediction_id(features, answer, request.id),
+            self._reader.answer_ids.prediction_id(features, answer, request.id),
             self._door.show(answer.label),
             self.name,
             version,
@@ -211,7 +211,7 @@ class Serving:
             if self._sure is not None:
                 row.label_set, row.interval = self._around(answer, asked)
             rows.append(row)
-        ids = self._reader.issued.prediction_ids(features, answers) if give_ids else []
+        ids = self._reader.answer_ids.prediction_ids(features, answers) if give_ids else []
         for row, id_ in zip(rows, ids, strict=False):
             row.id = id_
         return rows
@@ -324,7 +324,7 @@ class Serving:
     async def record(self, events: Sequence[Event]) -> list[Receipt]:
         """Record 1 to ``limits.rows_max`` events in one commit; return a receipt for each."""
         receipts: list[Receipt | None] = [None] * len(events)
-        rows: list[tuple[int, Asked]] = []
+        rows: list[tuple[int, EventRow]] = []
         size = self._reader.ordinary.together
         for start in range(0, len(events), size):
             if len(events) > size:  # decoding this many took as long as reading one slice
@@ -353,7 +353,7 @@ class Serving:
             self.replica.counts[f"feedback_{status}"] += n
         return out
 
-    async def _read(self, event: Event, i: int) -> Asked | Receipt | RequestError:
+    async def _read(self, event: Event, i: int) -> EventRow | Receipt | RequestError:
         """Read the ``i``-th event of a body by itself."""
         if i % _READ_EVENTS == 0:
             await asyncio.sleep(0)  # lets predictions run

@@ -22,7 +22,7 @@ from online.models.terms import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room
-from online.serving.apprentice import answering, letting
+from online.serving.apprentice import answering, promotion_decision
 from online.serving.commanded import refused
 from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
@@ -172,7 +172,7 @@ class Cluster(HeldEvents):
         durable when this returns.  For a challenger the service then replaces its replicas.
         """
         replica = self._replicas[name]
-        if (note := letting(replica, back=back, force=force)) is not None:
+        if (note := promotion_decision(replica, back=back, force=force)) is not None:
             answer = dict(await self._command(name, "answers", note))
             return {**await self._acted(name, answer["control"], None), **answer}
         found = await self.challenger(name)

@@ -116,7 +116,7 @@ class Tracing:
         return Trace(context, self._emit, end)
 
     def _has_room(self) -> bool:
-        """Apply the bound on traces a second, which holds for callers' wishes, too."""
+        """Apply the bound on traces a second, which includes traces that callers request."""
         second = int(self._monotonic_s())
         if second != self._second:
             self._second, self._begun = second, 0

@@ -22,7 +22,7 @@ from online.http.openinference import EXTENSIONS
 from online.learning.merged import Learner
 from online.models.linear import Linear
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Outside, Who
+from online.replica.surroundings import Identity, Services
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.serving.serving import Serving
@@ -60,7 +60,7 @@ def serving(folder: Path, nonces: Nonces, estimator: Any, task: str, **settings:
     )
     journal = worlds.SqliteJournal(folder / f"{task}.db", disk_low_mb=0)
     replica = ModelReplica(
-        model, LIMITS, learner, Who("r", worlds.SPEC), Outside(journal, None)  # type: ignore[arg-type]
+        model, LIMITS, learner, Identity("r", worlds.SPEC), Services(journal, None)  # type: ignore[arg-type]
     )  # fmt: skip
     door = Door(model, LIMITS, numeric_only=True)
     tokens = Tokens(Keys([bytes(32)]), task, nonces)

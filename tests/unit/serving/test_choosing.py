@@ -20,7 +20,7 @@ from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models import crossed
 from online.models.rewards import Rewards
 from online.rows.door import Door
-from online.serving.at_once import AtOnce
+from online.serving.batcher import Batcher
 from online.serving.choosing import Choosing
 from replay import codec
 
@@ -35,7 +35,7 @@ async def chooser(world: Any, name: str = "r", **choose: Any) -> Choosing:
 
 def logged(choosing: Choosing, token: str) -> Any:
     """The record that travels in a token."""
-    packed = choosing.serving.issued.tokens.read(token)[1].choice
+    packed = choosing.serving.answer_ids.tokens.read(token)[1].choice
     assert packed is not None
     return unpack(packed)
 
@@ -172,7 +172,7 @@ def test_one_that_can_not_be_worked_out_fails_alone() -> None:
             return await together.ask(n)
 
         who: ContextVar[int] = ContextVar("who")
-        together = AtOnce(find, answer)
+        together = Batcher(find, answer)
         said = await asyncio.gather(*map(ask, [1, 0, 2, 4]), return_exceptions=True)
         assert said[0] == "1: 1.0 for 1"
         assert isinstance(said[1], ZeroDivisionError)

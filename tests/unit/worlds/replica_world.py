@@ -19,7 +19,7 @@ from online.learning.overlay import OverlayLearner
 from online.models.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.replica.surroundings import Clocks, Outside, Who
+from online.replica.surroundings import Clocks, Identity, Services
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
 from online.serving.serving import Serving
@@ -114,7 +114,7 @@ class Peers:
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
         await asyncio.sleep(0)
-        told = await self.other.tell(wire.encode(request))
+        told = await self.other.answer_peer(wire.encode(request))
         if told is None:
             raise ServerUnavailable("a peer", "nothing")
         reply = wire.decode_reply(told)
@@ -174,8 +174,8 @@ class World:
             model,
             limits,
             learner,
-            Who(name, SPEC, learns),
-            Outside(journal, client or self.client, peers, ask, relearn, crossing=crossing),
+            Identity(name, SPEC, learns),
+            Services(journal, client or self.client, peers, ask, relearn, crossing=crossing),
             clocks=Clocks(now_s),
             filters=None if filters is None else filters(learner),
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from online.learning.values_in_parts import Arrival
+from online.learning.values_in_parts import ServerView
 from paramserver.core import wire
 from paramserver.core.applied import WALKS_MAX, Walks
 from paramserver.core.blocks import Block, Blocks, from_wire, merge, to_wire
@@ -286,7 +286,7 @@ def test_what_was_begun_with_a_replica_that_was_further_begins_anew() -> None:
 
 
 def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
-    arrival = Arrival(None)
+    arrival = ServerView(None)
     values = {"w0": Block("additive", {"k": 2.0})}
     part = _reply("part", 5, pieces=[wire.encode_piece(to_wire(values))])
     for _ in arrival.take(part):
@@ -298,7 +298,7 @@ def test_changes_of_a_replica_that_was_not_as_far_complete_nothing() -> None:
 @pytest.mark.parametrize(("begun", "went_on"), [("", "a"), ("a", "b"), ("a", "")])
 def test_what_another_teller_has_begun_is_begun_anew(begun: str, went_on: str) -> None:
     """Also of the same version: the keys before a place are others in the order of each."""
-    arrival, place = Arrival(None), ("w0", 1)
+    arrival, place = ServerView(None), ("w0", 1)
 
     def take(teller: str, key: str, **more: Any) -> None:
         pieces = [wire.encode_piece(to_wire({"w0": Block("additive", {key: 1.0})}))]

@@ -24,7 +24,7 @@ KNOWN_MAX: Final = 64
 """Largest number of partition offsets in an id (about five bytes each), with a challenger."""
 
 
-class Issued:
+class AnswerIds:
     """Makes the ids of one model's answers, and what is stored under them."""
 
     def __init__(

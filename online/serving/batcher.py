@@ -16,21 +16,21 @@ from typing import Final, Generic, TypeVar
 MOST: Final = 8
 """Largest number of requests in one batch."""
 
-Asked = TypeVar("Asked")
-Found = TypeVar("Found")
-Said = TypeVar("Said")
+Request = TypeVar("Request")
+Result = TypeVar("Result")
+Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting(Generic[Asked, Said]):
+class _Waiting(Generic[Request, Answer]):
     """A request, the context in which it is answered, and the future of its answer."""
 
-    asked: Asked
+    asked: Request
     within: contextvars.Context
-    done: asyncio.Future[Said]
+    done: asyncio.Future[Answer]
 
 
-class AtOnce(Generic[Asked, Found, Said]):
+class Batcher(Generic[Request, Result, Answer]):
     """Collects requests and answers them, in batches where there are several.
 
     Parameters:
@@ -40,16 +40,16 @@ class AtOnce(Generic[Asked, Found, Said]):
 
     def __init__(
         self,
-        find: Callable[[Sequence[Asked]], Sequence[Found]],
-        answer: Callable[[Asked, Found], Said],
+        find: Callable[[Sequence[Request]], Sequence[Result]],
+        answer: Callable[[Request, Result], Answer],
     ) -> None:
         self._find, self._answer = find, answer
-        self._waiting: list[_Waiting[Asked, Said]] = []
+        self._waiting: list[_Waiting[Request, Answer]] = []
 
-    async def ask(self, asked: Asked) -> Said:
+    async def ask(self, asked: Request) -> Answer:
         """Answer a request.  Raises what ``find`` and ``answer`` raise for it."""
         loop = asyncio.get_running_loop()
-        one = _Waiting[Asked, Said](asked, contextvars.copy_context(), loop.create_future())
+        one = _Waiting[Request, Answer](asked, contextvars.copy_context(), loop.create_future())
         self._waiting.append(one)
         if len(self._waiting) == 1:
             loop.call_soon(self._work)
@@ -70,7 +70,7 @@ class AtOnce(Generic[Asked, Found, Said]):
         for one, result in zip(some, found, strict=True):
             self._tell(one, result)
 
-    def _alone(self, one: _Waiting[Asked, Said], error: Exception | None) -> None:
+    def _alone(self, one: _Waiting[Request, Answer], error: Exception | None) -> None:
         """Compute one request by itself, unless its error is already known."""
         try:
             if error is not None:
@@ -82,7 +82,7 @@ class AtOnce(Generic[Asked, Found, Said]):
         else:
             self._tell(one, result)
 
-    def _tell(self, one: _Waiting[Asked, Said], found: Found) -> None:
+    def _tell(self, one: _Waiting[Request, Answer], found: Result) -> None:
         if one.done.done():  # the request was cancelled
             return
         try:

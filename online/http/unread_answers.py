@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 _LOOK_S: Final = 2.0  # longest time between two checks of unread answers
 
 
-class Untaken:
+class UnreadAnswers:
     """Aborts a connection on which an answer stays unread for too long.
 
     uvicorn's request object is found through ``receive``, because others wrap ``send``.  With

@@ -28,7 +28,7 @@ class Replicas:
     reason: str | None
 
 
-class Bounded:
+class NoReplicaGuard:
     """Forwards requests, and answers 503 itself if no replica is running.
 
     ``look`` queries Ray Serve for its replicas; it is called on a thread.

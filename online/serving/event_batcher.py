@@ -20,7 +20,7 @@ from online.messages.sender import sender
 from online.messages.structs import Event
 from online.replica.pending import Recorded
 from online.replica.writer import Writer
-from online.serving.ordinary import Asked, Ordinary
+from online.serving.ordinary import EventRow, Ordinary
 from online.settings.tokens import Grant
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ class _Group:
 
     events: list[Event] = field(default_factory=list)
     done: list[asyncio.Future[Recorded | None]] = field(default_factory=list)
-    read: Sequence[Asked | RequestError | None] = ()
+    read: Sequence[EventRow | RequestError | None] = ()
 
 
-class Together:
+class EventBatcher:
     """Batches the single events of one model.
 
     Parameters:
@@ -49,7 +49,7 @@ class Together:
         self._ordinary, self._writer = ordinary, writer
         self._groups: dict[Grant, _Group] = {}
 
-    async def record(self, event: Event) -> tuple[Asked, Recorded] | None:
+    async def record(self, event: Event) -> tuple[EventRow, Recorded] | None:
         """Write the event's row together with others; return the row and its outcome.
 
         None: the event has to be read by itself, and nothing was done with it.  Raises
@@ -67,7 +67,7 @@ class Together:
             self._read(grant, group)
         recorded = await done
         asked = group.read[place] if group.read else None
-        return (asked, recorded) if isinstance(asked, Asked) and recorded is not None else None
+        return (asked, recorded) if isinstance(asked, EventRow) and recorded is not None else None
 
     def _read(self, grant: Grant, group: _Group) -> None:
         """Read the events of one sender, and have their rows written."""
@@ -94,7 +94,7 @@ class Together:
             return
         group.read = self._ordinary.read(group.events)
         several = zip(group.read, group.done, strict=True)
-        rows = [(asked, done) for asked, done in several if isinstance(asked, Asked)]
+        rows = [(asked, done) for asked, done in several if isinstance(asked, EventRow)]
         if rows:
             asked, each = zip(*rows, strict=True)
             self._writer.put([a.row for a in asked], [a.example for a in asked], each)

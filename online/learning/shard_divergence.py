@@ -16,7 +16,7 @@ from paramserver.core.shards import Cut
 from paramserver.core.wire import SyncReply
 
 
-class Apart:
+class ShardDivergence:
     """The clocks of all shards, which differ in some partition that is learned here."""
 
     def __init__(self, clocks: Sequence[Mapping[int, int]]) -> None:
@@ -57,11 +57,11 @@ class Apart:
         return self._clocks
 
 
-def apart(reply: SyncReply, partitions: Collection[int]) -> Apart | None:
+def shard_divergence(reply: SyncReply, partitions: Collection[int]) -> ShardDivergence | None:
     """Return how the shards differ in one of the partitions; None: in none, or no shards."""
     if not isinstance(reply, ShardedReply):
         return None
     clocks = reply.clocks
     if all(len({clock.get(p, 0) for clock in clocks}) == 1 for p in partitions):
         return None
-    return Apart(clocks)
+    return ShardDivergence(clocks)
