@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 Value = float | int | bool | str | None
-"""A feature's value.  Numbers are finite; the door refuses the rest."""
+"""A feature's value.  Numbers are finite; the service refuses others."""
 
 Features = dict[str, Value]
 
@@ -124,7 +124,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Features and label of one event, with what was predicted for it.
 
     Attributes:
-        features: As parsed at the door, before any transform.
+        features: As parsed by the service, before any transform.
         label: The true label, canonical.
         weight: Importance of the event, finite and > 0.  1.0 is one ordinary row.
         score: What the model answered when it was asked: the probability of each label by the

@@ -23,7 +23,7 @@ from benchmarks.choices.bandits_worlds import World, make
 from benchmarks.fixtures.desk import inside
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.messages.structs import Receipt
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.choosing import Choosing
 from online.settings.config import Settings, load
 
@@ -87,8 +87,8 @@ async def _played(
     regret, aside, sent = 0.0, Counter[bool](), Counter[bool]()
     async with inside(folder, told, {}, 1) as desk:
         (serving,) = desk.servings
-        door = Door(told, settings.limits, numeric_only=False)
-        choosing = Choosing(serving, door, settings.limits, told.choose)
+        validator = Validator(told, settings.limits, numeric_only=False)
+        choosing = Choosing(serving, validator, settings.limits, told.choose)
         for t, context in enumerate(world.contexts):
             source = rng.randrange(SOURCES)
             lies = lie != LIES[0] and source % 4 == 0

@@ -40,8 +40,8 @@ from online.models.base import Model
 from online.models.load import load
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Identity, Services
-from online.rows.door import Door
 from online.rows.prediction_ids import event_key
+from online.rows.validator import Validator
 from online.serving.device_pushes import Push, Pushes
 from online.settings.config import Limits, data_dir
 from online.settings.model import Devices, ModelSettings
@@ -215,9 +215,9 @@ class Scene:
 
 def scene_of(replica: ModelReplica, place: Path, settings: Devices, root: Rows) -> Scene:
     """Make a scene that takes deltas for this replica, with nothing published yet."""
-    door = Door(replica.settings, replica.limits, numeric_only=True)
+    validator = Validator(replica.settings, replica.limits, numeric_only=True)
     vouched = RootSet(Path("root"), root, lambda: replica.learner.serving, together=32)
-    return Scene(replica, Pushes(replica, door, place, settings, vouched), Folder(place))
+    return Scene(replica, Pushes(replica, validator, place, settings, vouched), Folder(place))
 
 
 def fleet(rows: Rows, lies: Sequence[str], seed: int, most: int = 80) -> list[Device]:

@@ -153,7 +153,7 @@ class Watch:
         """A prediction went out.
 
         Parameters:
-            features: As parsed at the door.
+            features: As parsed by the service, before any transform.
             score: A probability of the model: of the positive label, or of the one answered; None
                 if it has none.
             at: POSIX seconds; rows are expected in this order.

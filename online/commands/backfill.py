@@ -264,21 +264,21 @@ class _Work:
     def _taught(self, values: Blocks) -> tuple[Blocks, Learned, float]:
         """These values with the tables on top, what became of the rows, and seconds."""
         from online.rebuild.backfill import Teacher, teach
-        from online.rows.door import Door
         from online.rows.prediction_ids import event_key
+        from online.rows.validator import Validator
 
         bounded, name = self._model.filters != "none", self._model.name
         targets = self._model.purpose.bounded
         teacher = Teacher(self._loaded.model, values, bounded=bounded, targets=targets)
         numeric_only = self._loaded.model.numeric_only
-        door = Door(self._model, self._settings.limits, numeric_only=numeric_only)
+        validator = Validator(self._model, self._settings.limits, numeric_only=numeric_only)
 
         def known(key: str) -> bool:
             return self._journal.find(name, event_key("event", self._source, key)) is not None
 
         began = time.monotonic()
         done = teach(
-            self._cut, self._tables, teacher, door,
+            self._cut, self._tables, teacher, validator,
             aside=self._aside, progress=self._progress, known=known,
         )  # fmt: skip
         return teacher.values(), done, time.monotonic() - began

@@ -94,7 +94,7 @@ class Linear(RevisedLinear):
 
     Attributes:
         estimator: The river object that is driven.  Learning past the adapter is not fine.
-        numeric_only: Features must be numbers: the door refuses text.
+        numeric_only: Features must be numbers: the service refuses text.
         halves: Its learning rate is halved by :data:`paramserver.core.rewrites.HALVED`.
     """
 

@@ -24,7 +24,7 @@ from online.models.errors import NothingLearned
 from online.models.linear import Linear
 from online.rescore.run import known_names
 from online.rescore.work import quarantined
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.tables import inputs, readers
 from online.tables.columns import Rows
 from online.tables.errors import InputRefused
@@ -225,7 +225,7 @@ def teach(
     cut: Cut,
     tables: Tables,
     teacher: Teacher,
-    door: Door,
+    validator: Validator,
     *,
     aside: Folder,
     known: Callable[[str], bool],
@@ -241,7 +241,7 @@ def teach(
     Raises InputRefused: a file is damaged, was changed meanwhile, or is not in order of time, or
     no row could be learned; PlaceFailed.
     """
-    teaching = _Teaching(cut, tables, teacher, door, known)
+    teaching = _Teaching(cut, tables, teacher, validator, known)
     found, done = Learned(), 0
     progress(0, cut.rows)
     aside.remove(cut.id)
@@ -267,9 +267,14 @@ class _Teaching:
     """One pass over the tables."""
 
     def __init__(
-        self, cut: Cut, tables: Tables, teacher: Teacher, door: Door, known: Callable[[str], bool]
+        self,
+        cut: Cut,
+        tables: Tables,
+        teacher: Teacher,
+        validator: Validator,
+        known: Callable[[str], bool],
     ) -> None:
-        self._cut, self._tables, self._teacher, self._door = cut, tables, teacher, door
+        self._cut, self._tables, self._teacher, self._validator = cut, tables, teacher, validator
         self._known = known
         self._latest = -np.inf
         self._ids: set[int] = set()
@@ -341,11 +346,11 @@ class _Teaching:
         """A whole number of a table is one, however it is written: text files have but numbers."""
         whole = isinstance(value, float) and value.is_integer()
         try:
-            return self._door.label(value, self._tables.label)
+            return self._validator.label(value, self._tables.label)
         except RequestError:
             if not whole:
                 raise
-            return self._door.label(int(value), self._tables.label)
+            return self._validator.label(int(value), self._tables.label)
 
 
 def refuse_repeats(cut: Cut, taught: Sequence[tuple[str, str]]) -> None:

@@ -20,8 +20,8 @@ from online.models.load import Loaded
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores
-from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
+from online.rows.validator import Validator
 from online.service.command_settings import clear
 from online.service.composition import exchangeable, goes_over, learns_here, model_replica
 from online.service.going_over import GoingOver
@@ -154,24 +154,26 @@ class Assembly:
         if rule == "overlay" or not learns_here(model, rule):
             learner = around.learner_process(name, replica)
             assert learner is not None
-        door = Door(model, limits, numeric_only=loaded.model.numeric_only)
+        validator = Validator(model, limits, numeric_only=loaded.model.numeric_only)
         tokens = Tokens(self._keys, name, self._nonces)
         pushes = None
         if model.devices is not None:
-            pushes = pushes_for(model, settings, model.devices, replica, door)
+            pushes = pushes_for(model, settings, model.devices, replica, validator)
         facts = {
             "learner": model.learner,
             "spec": loaded.spec_hash[:16],
             "learn": model.learn,
             "merge": rule,
-            "labels": [door.show(False), door.show(True)] if model.task == "binary" else None,
+            "labels": [validator.show(False), validator.show(True)]
+            if model.task == "binary"
+            else None,
         }
         asked = settings.tokens.askers
-        serving = Serving(replica, door, tokens, limits, loaded.spec_hash, asked)
+        serving = Serving(replica, validator, tokens, limits, loaded.spec_hash, asked)
         can = exchangeable(model, rule)
         choosing = None
         if model.choose is not None:
-            choosing = Choosing(serving, door, limits, model.choose)
+            choosing = Choosing(serving, validator, limits, model.choose)
         defaults = _defaults(model, replica, choosing)
         return Part(
             replica, journal, serving, client, facts, pushes, learner, can, choosing, defaults

@@ -36,9 +36,9 @@ from online.models.base import Prediction as Answer
 from online.models.crossed import Alike, alike, are_brief
 from online.models.scored import Scores
 from online.replica.pending import Recorded
-from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX
 from online.rows.prediction_ids import event_key
+from online.rows.validator import NUMBER_MAX, Validator, not_plain
 from online.serving.apprentice import CALLER, answering
 from online.serving.batcher import Batcher
 from online.serving.default_rewards import DefaultRewards
@@ -96,15 +96,17 @@ class Choosing:
         defaults: Gives default rewards to choices that get no other.
     """
 
-    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
+    def __init__(
+        self, serving: Serving, validator: Validator, limits: Limits, settings: Choose
+    ) -> None:
         self.serving = serving
         self._replica, self._answer_ids = serving.replica, serving.answer_ids
-        self._door, self._limits, self._settings = door, limits, settings
+        self._validator, self._limits, self._settings = validator, limits, settings
         replica = serving.replica
         rule = DefaultRewards(settings)
         self.defaults = Defaults(replica, rule, time.time, time.monotonic)
-        self.rewards = RewardHandler(serving, door, limits, settings)
-        self._takes = lru_cache(maxsize=16)(door.takes)
+        self.rewards = RewardHandler(serving, validator, limits, settings)
+        self._takes = lru_cache(maxsize=16)(validator.takes)
         self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
         self._policy = Policy(**settings.policy_parts())
         self._together = Batcher(self._decide, self._made)
@@ -130,9 +132,9 @@ class Choosing:
             check_own_id(request.id, one=True)
         context, table = self._context(request.context), self._table(request.actions)
         actions = self._actions(request.actions, table)
-        if self._door.crossing is not None:
+        if self._validator.crossing is not None:
             described = [features for _, features in actions]
-            self._door.crossing.check(context, described, "actions", alike=table is not None)
+            self._validator.crossing.check(context, described, "actions", alike=table is not None)
         places = {action: i for i, (action, _) in enumerate(actions)}
         excluded = tuple(sorted({_place(places, x, "exclude") for x in request.exclude}))
         if len(excluded) == len(actions):
@@ -303,7 +305,7 @@ class Choosing:
             if name.startswith(_RESERVED):
                 hint = f"Names of actions begin with {_RESERVED!r} here: call it otherwise"
                 raise invalid(f"context.{name[:80]}", f"a name with {_RESERVED!r}", hint)
-        return self._door.features(context, "context") if context else {}
+        return self._validator.features(context, "context") if context else {}
 
     def _table(self, actions: list[Action]) -> Alike | None:
         """Return the features of actions with the same names as an array, if all are valid."""
@@ -338,7 +340,7 @@ class Choosing:
                 raise invalid(f"actions[{i}].id", f"{action.id[:80]!r} is there twice", hint)
             features = action.features
             if features and table is None:
-                features = self._door.features(features, f"actions[{i}].features")
+                features = self._validator.features(features, f"actions[{i}].features")
             found[action.id] = features
         return tuple(found.items())
 

@@ -32,8 +32,8 @@ from online.models.device_delta import Movable, numbers
 from online.models.slopes import Sloped
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.prediction_ids import event_key
+from online.rows.validator import Validator
 from online.serving.serving import HTTP
 from online.settings.config import Settings
 from online.settings.model import Devices, ModelSettings
@@ -129,7 +129,7 @@ class Pushes:
     """Takes the pushes of one model.
 
     Parameters:
-        door: Knows the model's labels as callers name them.
+        validator: Knows the model's labels as callers name them.
         place: Folder where the model is published.
         root: Rows that an operator has verified, drawn in batches, as deltas are made from many
             rows.
@@ -141,9 +141,14 @@ class Pushes:
     """
 
     def __init__(
-        self, replica: ModelReplica, door: Door, place: Path, settings: Devices, root: RootSet
+        self,
+        replica: ModelReplica,
+        validator: Validator,
+        place: Path,
+        settings: Devices,
+        root: RootSet,
     ) -> None:
-        self._replica, self._door, self._folder = replica, door, Folder(place)
+        self._replica, self._validator, self._folder = replica, validator, Folder(place)
         self._settings = settings
         self._paces = Paces(settings.hourly)
         model = replica.learner.serving
@@ -251,7 +256,9 @@ class Pushes:
         if model.by_column and replica.settings.task == "binary":
             outputs = ("",)
         elif model.by_column:
-            outputs = tuple(label_text(self._door.label(c, "classes")) for c in about["classes"])
+            outputs = tuple(
+                label_text(self._validator.label(c, "classes")) for c in about["classes"]
+            )
         moved = Moved(replica.spec, push.sequence, push.n, columns, outputs, weights, bias)
         if (problem := model.misfit(moved)) is not None:
             raise invalid("weights", problem, "Send the tables of the release that it names")
@@ -304,7 +311,11 @@ class Pushes:
 
 
 def pushes_for(
-    model: ModelSettings, settings: Settings, devices: Devices, replica: ModelReplica, door: Door
+    model: ModelSettings,
+    settings: Settings,
+    devices: Devices,
+    replica: ModelReplica,
+    validator: Validator,
 ) -> Pushes:
     """Make the receiver of this model's deltas from the settings.
 
@@ -314,7 +325,7 @@ def pushes_for(
     served = replica.learner.serving
     rows = root_rows(model, settings, numeric_only=served.numeric_only)
     root = RootSet(model.root_set, rows, lambda: replica.learner.serving, together=_TOGETHER)
-    return Pushes(replica, door, settings.state_dir / "edge" / model.name, devices, root)
+    return Pushes(replica, validator, settings.state_dir / "edge" / model.name, devices, root)
 
 
 _WRITTEN: Final = {ACCEPTED: Verdict.ACCEPTED, CLIPPED: Verdict.CLIPPED}

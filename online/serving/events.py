@@ -15,9 +15,9 @@ from online.messages.sender import sender
 from online.messages.structs import Event, Receipt
 from online.models.base import why_not_revised
 from online.replica.replica import ModelReplica
-from online.rows.door import Door, not_plain
 from online.rows.joins import join_key
 from online.rows.prediction_ids import TokenInvalid, Tokens, event_key
+from online.rows.validator import Validator, not_plain
 from online.serving.answer_ids import AnswerIds, as_sent, notes_of
 from online.serving.ordinary import EventRow, Ordinary, Unfit
 from online.settings.config import Limits
@@ -50,20 +50,20 @@ class Events:
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         tokens: Tokens,
         limits: Limits,
         spec: str,
         now_s: Callable[[], float],
         askers: Collection[str] = (),
     ) -> None:
-        self._replica, self._door, self._tokens = replica, door, tokens
+        self._replica, self._validator, self._tokens = replica, validator, tokens
         self._limits, self._now_s = limits, now_s
         self.answer_ids = AnswerIds(replica, tokens, limits, spec, now_s)
         self._classes = Classes(limits.classes_max)
         self._askers = frozenset(askers)
         self._unfit = Unfit(replica)
-        self.ordinary = Ordinary(replica, door, self.answer_ids.known, self._unfit, now_s)
+        self.ordinary = Ordinary(replica, validator, self.answer_ids.known, self._unfit, now_s)
 
     # -- feedback ----------------------------------------------------------------------------
 
@@ -75,8 +75,8 @@ class Events:
         event = _of_sender(event, field)
         if event.label is msgspec.UNSET and not self._replica.settings.purpose.unlabelled:
             raise invalid(f"{field}label", "no label", "Send the true label")
-        label = self._door.label(event.label, f"{field}label", recorded=True)
-        weight = self._door.weight(event.weight, f"{field}weight")
+        label = self._validator.label(event.label, f"{field}label", recorded=True)
+        weight = self._validator.weight(event.weight, f"{field}weight")
         if event.provisional:
             self._check_provisional(event, field)
         if event.id is None:
@@ -126,7 +126,7 @@ class Events:
         event_id = event.event_id if event.event_id is not None else uuid.uuid4().hex
         key = event_key("event", event.source, event_id)
         await self._check_new(event, label, weight, [key], field)
-        features = self._door.features(event.features, f"{field}features", recorded=True)
+        features = self._validator.features(event.features, f"{field}features", recorded=True)
         answer = self._replica.learner.predict(features)
         version, asked_at, known = self.answer_ids.version(), self._now_s(), self.answer_ids.known()
         if event.event_id is not None and event.event_time is not None:
@@ -207,7 +207,7 @@ class Events:
 
     def _problem(self, event: Event, weight: float, field: str) -> RequestError | None:
         """Check the weight's bound, and all texts for terminal control characters."""
-        most = self._door.weight_max
+        most = self._validator.weight_max
         if weight > most:
             message = f"a weight of {weight:.15g}, at most {most:.15g} is taken"
             hint = "Send less, or raise limits.weight_max or the token's weight_max"
@@ -218,9 +218,9 @@ class Events:
             return not_plain(f"{field}event_id", "an id", event.event_id)
         if isinstance(event.label, str) and not is_plain(event.label):
             return not_plain(f"{field}label", "a class", event.label)
-        if (odd := self._door.odd_name(event.features)) is not None:
+        if (odd := self._validator.odd_name(event.features)) is not None:
             return not_plain(f"{field}features", "a name", odd)
-        return self._door.undeclared(event.features, f"{field}features")
+        return self._validator.undeclared(event.features, f"{field}features")
 
     def _crowded(self, label: Label, field: str) -> RequestError | None:
         """Check the bound on classes; each costs parameters for each name, and time in each row."""

@@ -14,7 +14,7 @@ from online.errors import RequestError
 from online.messages.structs import Explanation, NearRow
 from online.models.base import Prediction
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.nearest import Nearest
 from online.sure.contributions import Contributions, NotExplained, added_up, explaining
 from online.sure.views import calibration_in
@@ -35,10 +35,13 @@ class Explained:
     """
 
     def __init__(
-        self, replica: ModelReplica, door: Door, clock_s: Callable[[], float] = perf_counter
+        self,
+        replica: ModelReplica,
+        validator: Validator,
+        clock_s: Callable[[], float] = perf_counter,
     ) -> None:
-        self._replica, self._door, self._clock_s = replica, door, clock_s
-        self._nearest = Nearest(replica, door)
+        self._replica, self._validator, self._clock_s = replica, validator, clock_s
+        self._nearest = Nearest(replica, validator)
         self._size = 1  # rows in one turn, adapted to how long they take
 
     def check(self, features: Features) -> None:
@@ -134,7 +137,7 @@ class Explained:
     def _told(self, found: Contributions, label: Label | None) -> Explanation:
         """Return the explanation as it is sent, the largest contribution first."""
         added = sorted(found.added.items(), key=lambda item: -abs(item[1]))
-        of = None if label is None else self._door.show(label)
+        of = None if label is None else self._validator.show(label)
         return Explanation(of, found.base, found.output, dict(added), found.exact)
 
 

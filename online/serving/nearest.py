@@ -18,9 +18,9 @@ import msgspec
 from online.errors import RequestError
 from online.messages.structs import NearRow
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.finals import corrected
 from online.rows.history import Decisions, origin
+from online.rows.validator import Validator
 from replay import codec
 from replay.errors import ReplayError
 from replay.example import Example, Features, Value
@@ -47,8 +47,8 @@ class _Found(NamedTuple):
 class Nearest:
     """Finds the nearest rows of one model."""
 
-    def __init__(self, replica: ModelReplica, door: Door) -> None:
-        self._replica, self._door = replica, door
+    def __init__(self, replica: ModelReplica, validator: Validator) -> None:
+        self._replica, self._validator = replica, validator
 
     async def to(self, features: Features, n: int) -> list[NearRow]:
         """Return the ``n`` nearest rows, nearest first; ties in favour of newer rows.
@@ -90,7 +90,7 @@ class Nearest:
 
     def _shown(self, distance: float, found: _Found) -> NearRow:
         _, source, event_id, at, example = found
-        label = self._door.show(example.label)
+        label = self._validator.show(example.label)
         return NearRow(distance, label, example.features, source, event_id, at)
 
 

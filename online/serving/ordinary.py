@@ -25,7 +25,7 @@ from online.messages.structs import Event
 from online.models.base import Prediction as Answer
 from online.models.scalers import Columns
 from online.replica.replica import ModelReplica
-from online.rows.door import INTEGER_MAX, NUMBER_MAX, Door
+from online.rows.validator import INTEGER_MAX, NUMBER_MAX, Validator
 from online.sure.views import stamp_of
 from replay import codec
 from replay.example import NOTES_BYTES_MAX, Example, Label, label_text
@@ -92,12 +92,12 @@ class Ordinary:
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         known: Callable[[], dict[int, int] | None],
         unfit: Unfit,
         now_s: Callable[[], float],
     ) -> None:
-        self._replica, self._door, self._known, self._now_s = replica, door, known, now_s
+        self._replica, self._validator, self._known, self._now_s = replica, validator, known, now_s
         self._unfit = unfit
         self._names: OrderedDict[tuple[str, ...], bool] = OrderedDict()
         self._sources: OrderedDict[str, Any] = OrderedDict()
@@ -117,7 +117,7 @@ class Ordinary:
         """
         out: list[EventRow | RequestError | None] = [None] * len(events)
         own = sender.get().source
-        if self._door.weight_max < 1.0:
+        if self._validator.weight_max < 1.0:
             return out
         groups: dict[tuple[str, ...], list[int]] = {}
         last: tuple[str, ...] = ()
@@ -140,7 +140,7 @@ class Ordinary:
         """Whether these names are valid, and the model has learned all of them."""
         good = self._names.get(names)
         if good is None:
-            good = self._names[names] = self._door.takes(names)
+            good = self._names[names] = self._validator.takes(names)
             if len(self._names) > _KNOWN:
                 self._names.popitem(last=False)
         return good and self._replica.learner.vocabulary.knows_numbers(names)
@@ -153,7 +153,7 @@ class Ordinary:
         out: list[EventRow | RequestError | None],
     ) -> None:
         rows = [events[i].features or {} for i in places]
-        taken = self._door.numbers
+        taken = self._validator.numbers
         if (x := _numbers(rows, taken)) is None:
             places = [i for i in places if _are_numbers((events[i].features or {}).values(), taken)]
             if not places:
@@ -253,7 +253,7 @@ class Ordinary:
     def _label(self, value: Any) -> Label | None:
         """The label in its canonical form; None if it needs the slow path."""
         try:
-            label = self._door.label(value, "")
+            label = self._validator.label(value, "")
         except RequestError:
             return None
         if self._replica.settings.task != "multiclass":

@@ -13,7 +13,7 @@ from online.learning.vocabulary import full_reason, left_out
 from online.messages.structs import Receipt
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.ordinary import EventRow
 from replay import codec
 from replay.example import UNLABELLED, Example
@@ -25,8 +25,8 @@ _NEVER = ("frozen", "quarantined", "released", "discarded")  # no prediction inc
 class ReceiptMaker:
     """Makes the receipts of one model's events."""
 
-    def __init__(self, replica: ModelReplica, door: Door) -> None:
-        self._replica, self._door = replica, door
+    def __init__(self, replica: ModelReplica, validator: Validator) -> None:
+        self._replica, self._validator = replica, validator
 
     def receipt(self, asked: EventRow, recorded: Recorded, field: str) -> Receipt:
         """Return the receipt that the caller is sent.
@@ -72,7 +72,9 @@ class ReceiptMaker:
             alike = erased or late or unlabelled or asked.label == first
             receipt.status = "duplicate" if alike else "conflict"
             if receipt.status == "conflict":
-                receipt.reason = f"the label recorded first is {json.dumps(self._door.show(first))}"
+                receipt.reason = (
+                    f"the label recorded first is {json.dumps(self._validator.show(first))}"
+                )
         return receipt
 
     def among(self, i: int, asked: EventRow, recorded: Recorded | RequestError) -> Receipt:

@@ -15,7 +15,7 @@ from online.decide.collected import PLAIN, weighed
 from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.collecting import RewardCollector, Sent
 from online.serving.serving import HTTP, Serving
 from online.settings.choose import Choose
@@ -28,8 +28,11 @@ _REWARD_MAX: Final = 1e9
 class RewardHandler:
     """Takes the rewards of one model."""
 
-    def __init__(self, serving: Serving, door: Door, limits: Limits, settings: Choose) -> None:
-        self.serving, self._door, self._limits, self._settings = serving, door, limits, settings
+    def __init__(
+        self, serving: Serving, validator: Validator, limits: Limits, settings: Choose
+    ) -> None:
+        self.serving, self._validator = serving, validator
+        self._limits, self._settings = limits, settings
         self._collecting: RewardCollector | None = None
         if settings.aggregate != "earliest":
             self._collecting = RewardCollector(serving, settings)
@@ -79,7 +82,7 @@ class RewardHandler:
             label = min(max(weighed(values, self._settings.rewards), low), high)
         label = _number(label)
         if not many:
-            label = self._door.label(label, field)
+            label = self._validator.label(label, field)
         event = Event(label, one.id, source=one.source, event_time=one.event_time)
         nonce = uuid.uuid4().hex[:12]
         return Sent(event, {PLAIN: label} if values is None else values, one.reward_id, nonce)

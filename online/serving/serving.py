@@ -24,9 +24,9 @@ from online.messages.structs import (
 from online.messages.structs import Row as AnswerRow
 from online.models.base import Prediction as Answer
 from online.replica.replica import ModelReplica
-from online.rows.door import Door
 from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
+from online.rows.validator import Validator
 from online.serving import anomalies
 from online.serving.answer_ids import AnswerIds
 from online.serving.event_batcher import EventBatcher
@@ -69,7 +69,7 @@ class Serving:
     def __init__(
         self,
         replica: ModelReplica,
-        door: Door,
+        validator: Validator,
         tokens: Tokens,
         limits: Limits,
         spec: str,
@@ -77,12 +77,12 @@ class Serving:
     ) -> None:
         self.replica = replica
         self.name = replica.settings.name
-        self._door, self._limits, self._now_s = door, limits, replica.now_s
+        self._validator, self._limits, self._now_s = validator, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
-        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
+        self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
         self._together = EventBatcher(self._reader.ordinary, replica.writer)
-        self._explained = Explained(replica, door)
-        self._receipts = ReceiptMaker(replica, door)
+        self._explained = Explained(replica, validator)
+        self._receipts = ReceiptMaker(replica, validator)
 
     @property
     def answer_ids(self) -> AnswerIds:
@@ -101,7 +101,7 @@ class Serving:
     @property
     def schema(self) -> Schema | None:
         """The declared features; None: none are declared."""
-        return self._door.schema
+        return self._validator.schema
 
     # -- predict -----------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class Serving:
         """Answer one row or many, all by the same model.  No I/O, and no explanation."""
         facts = self._facts(request)
         if request.features is not None:
-            features = self._door.features(request.features, "features")
+            features = self._validator.features(request.features, "features")
             return self._one(request, features, facts, *self._answer(features))
         if request.explain:
             hint = "Ask one row at a time: explain with features"
@@ -126,7 +126,7 @@ class Serving:
         self._facts(request)
         if request.features is None:
             return self.predict(request)
-        features = self._door.features(request.features, "features")
+        features = self._validator.features(request.features, "features")
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
         if (found := self._explained.at_once(features)) is not None:
@@ -174,7 +174,7 @@ class Serving:
         version, own, age, behind, includes, from_peer = facts
         return Prediction(
             self._reader.answer_ids.prediction_id(features, answer, request.id),
-            self._door.show(answer.label),
+            self._validator.show(answer.label),
             self.name,
             version,
             own,
@@ -193,9 +193,9 @@ class Serving:
         if not 1 <= len(instances) <= self._limits.rows_max:
             hint = f"Send 1 to {self._limits.rows_max}, or raise limits.rows_max"
             raise invalid("instances", f"{len(instances)} rows", hint)
-        features = self._door.many(instances)
+        features = self._validator.many(instances)
         answers = self.replica.learner.predict_many(features)
-        show, text = self._door.show, self._door.text
+        show, text = self._validator.show, self._validator.text
         rows = []
         for asked, answer in zip(features, answers, strict=True):
             row = AnswerRow(show(answer.label))
@@ -228,7 +228,7 @@ class Serving:
         if shares is None and answer.label is not None:
             shares = {answer.label: 1.0}
         labels = sure.labels(stamp, shares)
-        show = self._door.show
+        show = self._validator.show
         return None if labels is None else [show(label) for label in labels], msgspec.UNSET
 
     def _named(self, sent: Features) -> _Names:
@@ -263,23 +263,23 @@ class Serving:
         _check_finite(sum(answer.probabilities.values()))
         if self.replica.settings.purpose.unlabelled:  # an anomaly score is no probability
             return msgspec.UNSET
-        return {self._door.text(k): p for k, p in answer.probabilities.items()}
+        return {self._validator.text(k): p for k, p in answer.probabilities.items()}
 
     def score(self, value: Any, field: str) -> tuple[str | None, float, str]:
         """Label (None in regression), score and version of one row, as offline scoring has them."""
-        answer, shown = self._answer(self._door.features(value, field))
+        answer, shown = self._answer(self._validator.features(value, field))
         replica = self.replica
         version = f"{replica.version}+{replica.learner.own}"
         if replica.settings.task == "regression" or answer.label is None:
             number = answer.label if isinstance(answer.label, float) else math.nan
             _check_finite(number)
             return None, number, version
-        text = self._door.text(answer.label)
+        text = self._validator.text(answer.label)
         if isinstance(shown, msgspec.UnsetType):
             score = anomalies.score_of(replica, answer)
             certain = float(answer.label is not False)
             return text, certain if isinstance(score, msgspec.UnsetType) else score, version
-        wanted = self._door.text(True) if replica.settings.task == "binary" else text
+        wanted = self._validator.text(True) if replica.settings.task == "binary" else text
         return text, shown.get(wanted, 0.0), version
 
     # -- feedback ----------------------------------------------------------------------------

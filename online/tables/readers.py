@@ -24,7 +24,7 @@ from online.tables.places import failures
 BATCH_ROWS: Final = 16_384
 """Rows in memory at once."""
 
-_NUMBER_MAX: Final = 1e100  # as at the service's door
+_NUMBER_MAX: Final = 1e100  # as the service's validator has it
 _INTEGER_MAX: Final = 2**53
 _KEY_BYTES_MAX: Final = 512
 _SKIP_BYTES: Final = 1 << 20
@@ -273,7 +273,7 @@ def _json_row(
 def _piece(
     one: Input, batch: pa.RecordBatch, numbers: Index, bad: list[Bad], layout: Layout
 ) -> Piece:
-    """Check each value as the service's door does."""
+    """Check each value as the service's validator does."""
     n = batch.num_rows
     good = np.ones(n, dtype=np.bool_)
     columns: dict[str, Numbers | Text] = {}

@@ -15,7 +15,7 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Attributes:
         key: The journal row's key: 16 bytes, unique within the model.
-        features: As parsed at the door, before any transform.
+        features: As parsed by the service, before any transform.
         label: The true label, canonical.  Labels that compare equal are one class.
         weight: Importance of the event, finite and > 0.
         source: Who sent the feedback; what :meth:`~replay.buffers.base.Buffer.purge` takes out.

@@ -24,7 +24,7 @@ from online.client.calls import ServiceRefused
 from online.client.play import line, play
 from online.commands import doctor
 from online.errors import ConfigError
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.service.embedded import Embedded
 from online.settings.config import Limits, load
 from online.tables.first_look import open_table
@@ -170,7 +170,7 @@ def test_real_tables_are_guessed(name: str, tmp_path: Path) -> None:
     found = real(name, 300, tmp_path)
     assert (found["task"], found["label"]) == REAL[name][1:3]
     (model,) = load(tmp_path / "online.yaml", {}, {}).models
-    strict = Door(model.model_copy(update={"strict": True}), Limits(), numeric_only=False)
+    strict = Validator(model.model_copy(update={"strict": True}), Limits(), numeric_only=False)
     table = guess(open_table(Path(os.environ["ONLINE_DATA_DIR"]) / REAL[name][0]))
     for row in islice(table.rows(), 2_000):
         assert strict.features(row.features, "features") is row.features

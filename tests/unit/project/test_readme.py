@@ -20,7 +20,7 @@ from online import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.load import load
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving import serving
 from online.settings import config
 
@@ -261,7 +261,7 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
         "feedback", "feedback",
     ]  # fmt: skip
     settings = config.load(None, {}, {})
-    door = Door(settings.models[0], settings.limits, numeric_only=True)
+    validator = Validator(settings.models[0], settings.limits, numeric_only=True)
     for url, action, body in found:
         model = settings.models[0].name
         at = f"http://{settings.host}:{settings.port}/{_VERSIONS[action]}/models/{model}/{action}"
@@ -272,11 +272,11 @@ def test_first_requests_fit_what_make_serve_serves() -> None:
         request: Any = msgspec.json.decode(body, type=_BODIES[action])
         for one in getattr(request, "events", None) or [request]:
             if one.features is not None:
-                door.features(one.features, "features")
+                validator.features(one.features, "features")
             if action == "feedback":
-                door.label(one.label, "label")
+                validator.label(one.label, "label")
         for features in getattr(request, "instances", None) or ():
-            door.features(features, "instances")
+            validator.features(features, "instances")
 
 
 def test_the_label_for_the_own_model_is_one_of_its_classes() -> None:

@@ -32,7 +32,7 @@ WRONG: Final = [  # file, what it imports, the contract that says no
     ("online/tracing/trace.py", "import opentelemetry.trace", ALONE + "opentelemetry"),
     ("online/trust/filtering.py", "from river import linear_model", ALONE + "river"),
     ("online/learning/deltas.py", "from online.replica import writer", ROOMS),
-    ("online/settings/config.py", "from online.rows import door", ROOMS),
+    ("online/settings/config.py", "from online.rows import validator", ROOMS),
     ("online/trust/sources.py", "from online.watch import drift", ROOMS),
     ("online/errors.py", "import online.cli", ROOMS),
     ("online/lonely.py", "import json", ROOMS),

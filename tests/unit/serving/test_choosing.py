@@ -19,7 +19,7 @@ from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
 from online.models import crossed
 from online.models.rewards import Rewards
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving.batcher import Batcher
 from online.serving.choosing import Choosing
 from replay import codec
@@ -29,8 +29,8 @@ async def chooser(world: Any, name: str = "r", **choose: Any) -> Choosing:
     replica = await world.replica(
         name, build=lambda: Rewards(bits=10).model_for("regression"), choose=choose
     )
-    door = Door(replica.settings, replica.limits, numeric_only=False)
-    return Choosing(world.serving(replica), door, replica.limits, replica.settings.choose)
+    validator = Validator(replica.settings, replica.limits, numeric_only=False)
+    return Choosing(world.serving(replica), validator, replica.limits, replica.settings.choose)
 
 
 def logged(choosing: Choosing, token: str) -> Any:

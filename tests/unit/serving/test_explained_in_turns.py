@@ -56,7 +56,7 @@ async def slow(world: worlds.World, limits: Limits | None = None) -> tuple[Servi
     model = replica.learner.serving
     assert isinstance(model, Slow)
     serving = world.serving(replica)
-    serving._explained = Explained(replica, serving._door, lambda: model.now_s)
+    serving._explained = Explained(replica, serving._validator, lambda: model.now_s)
     return serving, model
 
 

@@ -84,8 +84,8 @@ def test_rows_are_those_of_one_by_one(tmp_path: Path) -> None:
 ODD: dict[str, dict[str, Any]] = {
     "an outlier": {"features": dict.fromkeys(NAMES, 1e6)},
     "not a number": {"features": dict.fromkeys(NAMES, float("nan"))},
-    "beyond the door": {"features": dict.fromkeys(NAMES, 1e101)},
-    "an integer beyond the door": {"features": dict.fromkeys(NAMES, 2**53 + 1)},
+    "beyond the validator": {"features": dict.fromkeys(NAMES, 1e101)},
+    "an integer beyond the validator": {"features": dict.fromkeys(NAMES, 2**53 + 1)},
     "an integer beyond all floats": {"features": dict.fromkeys(NAMES, 10**400)},
     "a new name": {"features": {"z": 0.5}},
     "text": {"features": {"a": "x"}},
@@ -181,7 +181,7 @@ def test_a_row_that_no_row_may_hold_is_refused_once(
         reader = serving._reader
         reader.ordinary = Ordinary(
             serving.replica,
-            serving._door,
+            serving._validator,
             reader.answer_ids.known,
             Odd(serving.replica),
             serving._now_s,

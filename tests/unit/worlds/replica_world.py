@@ -20,8 +20,8 @@ from online.models.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Identity, Services
-from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens, event_key
+from online.rows.validator import Validator
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Sync
@@ -184,10 +184,10 @@ class World:
 
     def serving(self, replica: ModelReplica) -> Serving:
         """Predict and feedback of a replica, with the same key in each."""
-        door = Door(replica.settings, replica.limits, numeric_only=True)
+        validator = Validator(replica.settings, replica.limits, numeric_only=True)
         nonces = Nonces(replica.replica.encode()[:6].ljust(6))
         tokens = Tokens(Keys([bytes(32)]), "m", nonces)
-        return Serving(replica, door, tokens, replica.limits, SPEC)
+        return Serving(replica, validator, tokens, replica.limits, SPEC)
 
     def journal(self) -> SqliteJournal:
         """The journal, for looking at it and for adding to it."""

@@ -34,7 +34,7 @@ _NUMBERS_ONLY: Final = (
 )
 
 
-class Door:
+class Validator:
     """Checks the input of one model: names, types and ranges of features and labels.
 
     Attributes:

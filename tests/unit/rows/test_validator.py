@@ -1,4 +1,4 @@
-"""The door: what a model takes, what it refuses, and what the refusal says."""
+"""The validator: what a model takes, what it refuses, and what the refusal says."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from online.errors import RequestError
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 
 LIMITS = Limits(features_max=3, text_bytes_max=16)
 
 
-def door(task: str = "binary", *, numeric_only: bool = True, **settings: Any) -> Door:
+def validator(task: str = "binary", *, numeric_only: bool = True, **settings: Any) -> Validator:
     model = ModelSettings.model_validate(
         {"name": "m", "task": task, "learner": "logreg", **settings}
     )
-    return Door(model, LIMITS, numeric_only=numeric_only)
+    return Validator(model, LIMITS, numeric_only=numeric_only)
 
 
 def refusal(call: Any, *args: Any) -> RequestError:
@@ -51,7 +51,7 @@ def refusal(call: Any, *args: Any) -> RequestError:
     ],
 )
 def test_features_come_through_as_they_are(value: dict[str, Any]) -> None:
-    assert door().features(value, "features") is value
+    assert validator().features(value, "features") is value
 
 
 @pytest.mark.parametrize(
@@ -78,13 +78,13 @@ def test_features_come_through_as_they_are(value: dict[str, Any]) -> None:
     ],
 )
 def test_features_refused(value: Any, field: str, says: str) -> None:
-    error = refusal(door().features, value, "features")
+    error = refusal(validator().features, value, "features")
     assert error.field == field
     assert says in error.message
 
 
 def test_a_model_of_mixed_values_takes_text_and_null() -> None:
-    mixed = door(numeric_only=False)
+    mixed = validator(numeric_only=False)
     value = {"a": "red", "b": None, "c": 1.5}
     assert mixed.features(value, "features") is value
     assert "17 characters" in refusal(mixed.features, {"a": "x" * 17}, "features").message
@@ -93,7 +93,7 @@ def test_a_model_of_mixed_values_takes_text_and_null() -> None:
 
 
 def test_the_field_is_the_place_in_the_body() -> None:
-    error = refusal(door().features, {"a": "x"}, "events[3].features")
+    error = refusal(validator().features, {"a": "x"}, "events[3].features")
     assert error.field == "events[3].features.a"
 
 
@@ -105,17 +105,17 @@ def test_the_field_is_the_place_in_the_body() -> None:
     [(True, True), (False, False), (1, True), (0, False), (1.0, True), (0.0, False)],
 )
 def test_labels_without_names(value: Any, canonical: bool) -> None:
-    assert door().label(value, "label") is canonical
+    assert validator().label(value, "label") is canonical
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, "true", "yes", None, [], {}, math.nan])
 def test_labels_without_names_refused(value: Any) -> None:
-    error = refusal(door().label, value, "label")
+    error = refusal(validator().label, value, "label")
     assert error.hint == "Send false or true"
 
 
 def test_named_labels() -> None:
-    named = door(classes={"negative": "ham", "positive": "spam"})
+    named = validator(classes={"negative": "ham", "positive": "spam"})
     assert named.label("spam", "label") is True
     assert named.label("ham", "label") is False
     for value in (True, 1, "Spam", "spam ", None):
@@ -125,7 +125,7 @@ def test_named_labels() -> None:
 
 
 def test_labels_named_by_numbers_are_not_booleans() -> None:
-    numbered = door(classes={"negative": -1, "positive": 1})
+    numbered = validator(classes={"negative": -1, "positive": 1})
     assert numbered.label(1, "label") is True
     assert numbered.label(-1, "label") is False
     for value in (True, False, 0, "1"):
@@ -137,7 +137,7 @@ def test_labels_named_by_numbers_are_not_booleans() -> None:
     ("value", "canonical"), [("red", "red"), (3, 3), (3.0, 3), ("3", "3"), (-7, -7), ("", "")]
 )
 def test_classes(value: Any, canonical: Any) -> None:
-    label = door("multiclass").label(value, "label")
+    label = validator("multiclass").label(value, "label")
     assert label == canonical
     assert type(label) is type(canonical)
 
@@ -146,19 +146,19 @@ def test_classes(value: Any, canonical: Any) -> None:
     "value", [True, None, 0.5, math.nan, math.inf, [], {}, 2**53 + 1, "x" * 17, 1e300]
 )
 def test_classes_refused(value: Any) -> None:
-    assert refusal(door("multiclass").label, value, "label").field == "label"
+    assert refusal(validator("multiclass").label, value, "label").field == "label"
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, 1e100])
 def test_targets(value: Any) -> None:
-    label = door("regression").label(value, "label")
+    label = validator("regression").label(value, "label")
     assert label == value
     assert type(label) is float
 
 
 @pytest.mark.parametrize("value", [True, "3", None, math.nan, -math.inf, 1.1e100, 10**400, []])
 def test_targets_refused(value: Any) -> None:
-    assert refusal(door("regression").label, value, "label").field == "label"
+    assert refusal(validator("regression").label, value, "label").field == "label"
 
 
 # -- weights ---------------------------------------------------------------------------------
@@ -166,22 +166,22 @@ def test_targets_refused(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [1, 0.5, 1e6, 5e-324])
 def test_weights(value: Any) -> None:
-    assert door().weight(value, "weight") == value
+    assert validator().weight(value, "weight") == value
 
 
 @pytest.mark.parametrize(
     "value", [0, -1, 0.0, -0.0, 1e6 + 1, math.nan, math.inf, True, "1", None, 10**400]
 )
 def test_weights_refused(value: Any) -> None:
-    assert refusal(door().weight, value, "weight").field == "weight"
+    assert refusal(validator().weight, value, "weight").field == "weight"
 
 
 def test_a_long_value_is_shown_short() -> None:
-    error = refusal(door().label, "y" * 10_000, "label")
+    error = refusal(validator().label, "y" * 10_000, "label")
     assert len(error.message) < 200
 
 
-class _TrustingDoor(Door):
+class _TrustingValidator(Validator):
     """Checks the type only, as many services do."""
 
     def _check_number(self, item: Any) -> bool:
@@ -195,8 +195,8 @@ class _TrustingDoor(Door):
 def test_a_door_that_checks_types_only_is_found() -> None:
     model = ModelSettings(name="m", task="binary", learner="logreg")
     with pytest.raises(pytest.fail.Exception):
-        refusal(_TrustingDoor(model, LIMITS, numeric_only=True).features, {"a": math.nan}, "x")
+        refusal(_TrustingValidator(model, LIMITS, numeric_only=True).features, {"a": math.nan}, "x")
 
 
 def test_a_model_of_numbers_says_which_ones_take_texts() -> None:
-    assert "`learner: linear`" in refusal(door().features, {"a": "red"}, "features").hint
+    assert "`learner: linear`" in refusal(validator().features, {"a": "red"}, "features").hint
