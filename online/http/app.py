@@ -119,11 +119,11 @@ class App:
             limits.ongoing_max // 2, limits.uploads_share, limits.upload_idle_s
         )
         self._transfers = Transfers(limits.body_bytes_max, limits.body_wait_s)
-        self._unread = UnreadAnswers(limits.body_wait_s, limits.body_bytes_max, self._left)
+        self._unread = UnreadAnswers(limits.body_wait_s, limits.body_bytes_max, self._count_unread)
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._transfers, self._send)
         self._live = {name: Ring() for name in servings}
-        self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
+        self._streams = Streams(lambda: _statuses(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
             cluster,
@@ -152,94 +152,97 @@ class App:
             self._under_way += 1
             try:
                 if match.re is V1:
-                    await self._hot(match[1], match[2], scope, receive, send)
+                    await self._answer_hot(match[1], match[2], scope, receive, send)
                 else:
-                    await self._tensors(match[3], scope, receive, send)
+                    await self._answer_tensors(match[3], scope, receive, send)
             finally:
                 self._under_way -= 1
         elif match := SCORES.fullmatch(scope["path"]):
             self._under_way += 1
             try:
-                await self._given(match[1], match[2], scope, receive, send)
+                await self._answer_scores(match[1], match[2], scope, receive, send)
             finally:
                 self._under_way -= 1
         elif scope["path"] == LIVE:
-            await self._watch(scope, receive, send)
+            await self._stream_status(scope, receive, send)
         else:
-            await self._through(scope, receive, send)
+            await self._forward(scope, receive, send)
 
-    def _admit(self, scope: Scope, given: dict[bytes, bytes], action: str) -> bytes | None:
+    def _admit(self, scope: Scope, headers_in: dict[bytes, bytes], action: str) -> bytes | None:
         """Return the digest of the caller's token; None: access tokens are not configured.
 
         Raises RequestError for a foreign page, a missing or wrong token, or too many requests.
         """
         if self._browsers is not None:
-            self._browsers.check(scope["method"], scope["path"], given)
-        token = None if self._access is None else self._access.check(given, _ROLES[action])
+            self._browsers.check(scope["method"], scope["path"], headers_in)
+        token = None if self._access is None else self._access.check(headers_in, _ROLES[action])
         if self._under_way > self._limits.ongoing_max and not self._transfers.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
-    async def _tensors(self, action: str, scope: Scope, receive: Receive, send: Send) -> None:
-        given = dict(scope["headers"])
+    async def _answer_tensors(
+        self, action: str, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        headers_in = dict(scope["headers"])
         refused = None
         try:
-            self._admit(scope, given, action)
+            self._admit(scope, headers_in, action)
         except RequestError as error:
             refused = error
-        await self._actions(scope, receive, send, self._ids.of(given), refused)
+        await self._actions(scope, receive, send, self._ids.of(headers_in), refused)
 
-    async def _watch(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _stream_status(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Stream the models' status to a page; the stream does not count as a request."""
         try:
-            given = dict(scope["headers"])
+            headers_in = dict(scope["headers"])
             if self._browsers is not None:
-                self._browsers.check(scope["method"], scope["path"], given)
+                self._browsers.check(scope["method"], scope["path"], headers_in)
             if self._access is not None:
-                self._access.check(given, READ)
+                self._access.check(headers_in, READ)
             if scope["method"] != "GET":
                 raise RequestError(405, "method", "this path takes GET", None, "Send a GET")
             await self._streams(receive, send)
         except RequestError as error:
             body = JSON.encode(error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            await _send(send, error.status, JSON.content_type, body, _error_headers(error))
 
-    async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request that is not on a hot path by the same rules, then pass it to FastAPI.
 
         Its request id was set by Serve.
         """
         method, path = scope["method"], scope["path"]
         try:
-            given, roles = dict(scope["headers"]), needed(method, path)
+            headers_in, roles = dict(scope["headers"]), needed(method, path)
             if self._browsers is not None:
-                self._browsers.check(method, path, given)
+                self._browsers.check(method, path, headers_in)
             who = "anybody"
             if self._access is not None and roles is not None:
-                who = self._access.name_of(self._access.check(given, roles))
+                who = self._access.name_of(self._access.check(headers_in, roles))
             if method not in ("GET", "HEAD"):
-                acting.set(f"{who}\n{origin(scope.get('client'), given)}")
-                receive = _again(await self._transfers.read(scope, receive), receive)
+                acting.set(f"{who}\n{origin(scope.get('client'), headers_in)}")
+                receive = _replaying(await self._transfers.read(scope, receive), receive)
         except RequestError as error:
-            said = {"error": openinference.text_of(error)}
-            body = JSON.encode(said if openinference.speaks(path) else error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            speaks_v2 = openinference.speaks(path)
+            text = {"error": openinference.text_of(error)} if speaks_v2 else error_body(error)
+            body = JSON.encode(text)
+            await _send(send, error.status, JSON.content_type, body, _error_headers(error))
             return
         await self._turns(scope, receive, send)
 
-    async def _hot(
+    async def _answer_hot(
         self, model: str, action: str, scope: Scope, receive: Receive, send: Send
     ) -> None:
         begun_s = perf_counter()
-        given = dict(scope["headers"])
-        request_id = self._ids.of(given)
+        headers_in = dict(scope["headers"])
+        request_id = self._ids.of(headers_in)
         headers = [(b"x-request-id", request_id)]
         serving = self._servings.get(model)
         form = JSON
         try:
-            token = self._admit(scope, given, action)
+            token = self._admit(scope, headers_in, action)
             if serving is None:
-                raise _unknown(model, self._servings)
+                raise _unknown_model(model, self._servings)
             if scope["method"] != "POST":
                 raise RequestError(405, "method", "this path takes POST", None, "Send a POST")
             kind = content_type(scope)
@@ -249,28 +252,29 @@ class App:
                 return
             form = format_of(kind)
             body = await self._transfers.read(scope, receive)
-            said: Any
-            asked: Any
+            result: Any
+            request: Any
             if action == "predict":
-                asked = decode(form.predict, body)
-                if asked.nearest and self._access is not None and not sender.get().trusted:
-                    raise _others_data()
+                request = decode(form.predict, body)
+                if request.nearest and self._access is not None and not sender.get().trusted:
+                    raise _nearest_forbidden()
                 status = 200
-                said = await serving.explained(asked) if asked.explain else serving.predict(asked)
+                explain = request.explain
+                result = await serving.explained(request) if explain else serving.predict(request)
             elif action == "feedback":
-                asked = decode(form.feedback, body)
-                status, said = await serving.feedback(asked)
+                request = decode(form.feedback, body)
+                status, result = await serving.feedback(request)
             else:
-                status, said, asked = await self._choice(model, action, form, body)
-            answer = form.encode(said)
+                status, result, request = await self._choice(model, action, form, body)
+            answer = form.encode(result)
             if (live := self._live[model]).watched:
-                live.take(asked, said, len(body))
+                live.take(request, result, len(body))
         except RequestError as error:
             if serving is not None:
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
             if error.status >= 500:
                 log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
-            headers += _head(error)
+            headers += _error_headers(error)
             status, answer = error.status, form.encode(error_body(error))
         except Exception:
             log.exception("%s %s, request %s", action, model, request_id.decode())
@@ -287,24 +291,24 @@ class App:
             hint = "Set `task: choose` for it, or ask it with predict and feedback"
             raise RequestError(404, "no_choices", f"{model} does not choose", "model", hint)
         if action == "choose":
-            asked: ChooseRequest = decode(form.choose, body)
-            if asked.slots is not None:
-                return 200, await choose_slots(choosing, asked), asked
-            return 200, await choosing.choose(asked), asked
-        given: RewardRequest = decode(form.reward, body)
-        return *(await choosing.rewards.take(given)), given
+            request: ChooseRequest = decode(form.choose, body)
+            if request.slots is not None:
+                return 200, await choose_slots(choosing, request), request
+            return 200, await choosing.choose(request), request
+        reward: RewardRequest = decode(form.reward, body)
+        return *(await choosing.rewards.take(reward)), reward
 
-    async def _given(
+    async def _answer_scores(
         self, model: str, key: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         """Answer with the scores of one key (GET) or many (POST)."""
-        given = dict(scope["headers"])
-        headers = [(b"x-request-id", self._ids.of(given))]
+        headers_in = dict(scope["headers"])
+        headers = [(b"x-request-id", self._ids.of(headers_in))]
         takes = "POST" if key is None else "GET"
         try:
-            self._admit(scope, given, "scores")
+            self._admit(scope, headers_in, "scores")
             if (serving := self._servings.get(model)) is None:
-                raise _unknown(model, self._servings)
+                raise _unknown_model(model, self._servings)
             if scope["method"] != takes:
                 raise RequestError(405, "method", f"this path takes {takes}", None, f"Send {takes}")
             reader, answer = self._scores.get(model), None
@@ -340,12 +344,12 @@ class App:
         (_, request_id), *others = headers
         if not others and written(send, status, kind, body, request_id):
             return
-        head, rest = _parts(status, kind, body, headers)
-        taken = await self._transfers.give(partial(_both, send, head), rest)
+        head, rest = _messages(status, kind, body, headers)
+        taken = await self._transfers.give(partial(_send_parts, send, head), rest)
         if not taken:
             self._not_taken(model)
 
-    def _left(self, path: str) -> None:
+    def _count_unread(self, path: str) -> None:
         """Count an answer that was sent but never taken, if its path is a model's."""
         if match := V1.fullmatch(path) or V2.fullmatch(path) or SCORES.fullmatch(path):
             self._not_taken(match[1])
@@ -355,18 +359,18 @@ class App:
             serving.replica.counts["answers_not_taken"] += 1
 
 
-def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
+def _error_headers(error: RequestError) -> list[tuple[bytes, bytes]]:
     return [(name.encode(), value.encode()) for name, value in error.headers.items()]
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replaying(body: bytes, receive: Receive) -> Receive:
     """Return a ``receive`` that replays a body that was read already, then continues."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
-    async def given() -> dict[str, Any]:
+    async def receive_again() -> dict[str, Any]:
         return left.pop() if left else await receive()
 
-    return given
+    return receive_again
 
 
 def _busy(limit: int) -> RequestError:
@@ -374,12 +378,12 @@ def _busy(limit: int) -> RequestError:
     return RequestError(429, "busy", f"{limit} requests are under way here", None, hint, 1)
 
 
-def _others_data() -> RequestError:
+def _nearest_forbidden() -> RequestError:
     message = "learned rows are others' data: nearest needs a token for admin"
     return RequestError(403, "forbidden", message, "nearest", "Send such a token, or no nearest")
 
 
-def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
+def _unknown_model(model: str, known: Mapping[str, Any]) -> RequestError:
     hint = meant(model, known, f"Served here: {', '.join(sorted(known))}")
     return RequestError(404, "unknown_model", f"no model {model[:80]!r}", "model", hint)
 
@@ -387,15 +391,15 @@ def _unknown(model: str, known: Mapping[str, Any]) -> RequestError:
 async def _send(
     send: Send, status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> None:
-    await _both(send, *_parts(status, kind, body, headers))
+    await _send_parts(send, *_messages(status, kind, body, headers))
 
 
-async def _both(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
+async def _send_parts(send: Send, head: dict[str, Any], body: dict[str, Any]) -> None:
     await send(head)
     await send(body)
 
 
-def _parts(
+def _messages(
     status: int, kind: bytes, body: bytes, headers: list[tuple[bytes, bytes]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the two ASGI messages of an answer."""
@@ -434,7 +438,7 @@ def build_rest(
 
     def known(model: str) -> None:
         if model not in servings:
-            raise _unknown(model, servings)
+            raise _unknown_model(model, servings)
 
     add_front(app, sorted(servings))
     text = PlainTextResponse
@@ -452,7 +456,7 @@ def build_rest(
 
     @app.get("/v1/models", tags=["models"], summary="What is served")
     async def models() -> dict[str, Any]:
-        return await _look(servings, cluster)
+        return await _statuses(servings, cluster)
 
     @app.get("/v1/models/{model}", tags=["models"], summary="Version, freshness, quality, replicas")
     async def model(model: str) -> dict[str, Any]:
@@ -481,6 +485,6 @@ def build_rest(
     return app
 
 
-async def _look(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
+async def _statuses(servings: Mapping[str, Serving], cluster: Cluster) -> dict[str, Any]:
     """Return the status of all models."""
     return {"models": await asyncio.gather(*map(cluster.model, sorted(servings)))}

@@ -109,23 +109,23 @@ class Answers:
             except JournalDamaged as error:  # of the row, or of a control row needed for the answer
                 self._answer_damaged(event.waiting, event.i, error)
 
-    def take(self, offset: int) -> Sequence[Waiter]:
+    def pop_waiters(self, offset: int) -> Sequence[Waiter]:
         """Remove and return the requests that wait for a row, which has just been learned."""
-        return _several(self._waiters.pop(offset, None))
+        return _as_sequence(self._waiters.pop(offset, None))
 
     def passed(self, first: int) -> list[Waiter]:
         """Remove and return the requests waiting for rows before ``first``, never learned here."""
         waiters, behind = self._waiters, list[Waiter]()
         while waiters and (offset := next(iter(waiters))) < first:  # offsets are ascending
-            behind += self.take(offset)
+            behind += self.pop_waiters(offset)
         return behind
 
-    def leave(self) -> list[Waiter]:
+    def pop_all(self) -> list[Waiter]:
         """Remove and return all waiting requests, and unregister all rows of the partition."""
         waiters, self._waiters = self._waiters, {}
-        return [waiter for some in waiters.values() for waiter in _several(some)]
+        return [waiter for some in waiters.values() for waiter in _as_sequence(some)]
 
-    def give(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
+    def record_outcome(self, waiting: Waiting, i: int, recorded: Recorded) -> None:
         """Record the outcome of one row; the last outcome completes its request."""
         waiting.results[i] = recorded
         waiting.open -= 1
@@ -155,9 +155,9 @@ class Answers:
         for row in rows:
             own += 1
             now = f"{version}+{own}"
-            for waiter in self.take(row.offset):
-                found = Recorded(status(row, None), row, before, now, waiter.repeat)
-                self.give(waiter.waiting, waiter.i, found)
+            for waiter in self.pop_waiters(row.offset):
+                recorded = Recorded(status(row, None), row, before, now, waiter.repeat)
+                self.record_outcome(waiter.waiting, waiter.i, recorded)
             before = now
 
     def note_learned(
@@ -167,13 +167,13 @@ class Answers:
 
         ``undecided``: whether it failed is for another process to decide, which has not yet.
         """
-        if waiters := self.take(row.offset):
+        if waiters := self.pop_waiters(row.offset):
             status, now = self._statuses.status(row, reason), self._learner.stamp
             if undecided:
                 status, reason = "queued", None
             for waiter in waiters:
-                found = Recorded(status, row, before, now, waiter.repeat, reason)
-                self.give(waiter.waiting, waiter.i, found)
+                recorded = Recorded(status, row, before, now, waiter.repeat, reason)
+                self.record_outcome(waiter.waiting, waiter.i, recorded)
 
     async def _answer_unlearned(self, waiting: Waiting, i: int, outcome: Outcome) -> None:
         """Answer for an event that is not learned now: a repeat, or frozen, queued or waiting."""
@@ -182,8 +182,10 @@ class Answers:
             self._answer_damaged(waiting, i, outcome.damaged)
             return
         if row is None:
-            found = Recorded("waiting", None, now, now, False, None, outcome.since, met=outcome.met)
-            self.give(waiting, i, found)
+            recorded = Recorded(
+                "waiting", None, now, now, False, None, outcome.since, met=outcome.met
+            )
+            self.record_outcome(waiting, i, recorded)
             return
         if row.partition == self._partition.number and self.add(
             row.offset, Waiter(waiting, i, True)
@@ -197,10 +199,10 @@ class Answers:
         reason, again = decisions.failure(row), None
         status = self._statuses.status(row, reason)
         if not outcome.new and status in ("frozen", "undone", "released"):
-            place = (self._store.journal, self._model, decisions, row)
-            again = await self._store.read_retrying(history.standing, *place)
-        found = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
-        self.give(waiting, i, found)
+            arguments = (self._store.journal, self._model, decisions, row)
+            again = await self._store.read_retrying(history.standing, *arguments)
+        recorded = Recorded(status, row, now, now, not outcome.new, reason, learned_as=again)
+        self.record_outcome(waiting, i, recorded)
 
     async def answer_rewritten(self, waiters: Sequence[Waiter]) -> None:
         """Answer for rows that arrived as part of the server's rewritten values.
@@ -241,14 +243,14 @@ class Answers:
                 # The adopter learns it, so its final outcome is not known here yet.
                 learned = standing.verdict in LEARNED
                 status = "queued" if learned else self._statuses.status(standing, None)
-                self.give(waiting, i, Recorded(status, standing, now, now, repeat))
+                self.record_outcome(waiting, i, Recorded(status, standing, now, now, repeat))
 
     def _answer_damaged(self, waiting: Waiting, i: int, error: JournalDamaged) -> None:
         """Answer for an event whose journal row or control rows are damaged."""
         self.incident = str(error)
         self._counts["damaged"] += 1
         now = self._learner.stamp
-        self.give(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
+        self.record_outcome(waiting, i, Recorded("damaged", None, now, now, True, str(error)))
 
     def refuse(self, events: Sequence[Written], error: ReplayError) -> None:
         """Fail the requests whose events were not written; other rows of them may have been."""
@@ -268,7 +270,9 @@ class Answers:
         Requests that wait for a committed row are answered when it is learned.
         """
         self.changing, self._unanswered = [], []
-        waits = {(id(w.waiting), w.i) for some in self._waiters.values() for w in _several(some)}
+        waits = {
+            (id(w.waiting), w.i) for some in self._waiters.values() for w in _as_sequence(some)
+        }
         for waiting in batch:
             if waiting.refused and not waiting.each:
                 continue
@@ -288,7 +292,7 @@ class Answers:
         waiting.fail(error, places)
 
 
-def _several(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
+def _as_sequence(waiters: Waiter | list[Waiter] | None) -> Sequence[Waiter]:
     if waiters is None:
         return ()
     return waiters if isinstance(waiters, list) else (waiters,)

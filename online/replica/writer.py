@@ -299,7 +299,7 @@ class Writer:
 
     async def _move_on(self) -> None:
         """Register another partition after this one was sealed; its adopter learns the rest."""
-        waiters = self.answers.leave()
+        waiters = self.answers.pop_all()
         self.committed.clear()
         self.decoded.clear()
         self._learner.abandon(self.partition)
