@@ -175,8 +175,8 @@ def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | No
         known(model)
         if place is None:
             return {"counted": False}
-        said = (body.outcome, body.asked, body.differ)
-        counted = Folder(place / model).report(body.sequence, body.device, *said)
+        outcome = (body.outcome, body.asked, body.differ)
+        counted = Folder(place / model).report(body.sequence, body.device, *outcome)
         return {"counted": counted}
 
 

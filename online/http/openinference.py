@@ -197,8 +197,8 @@ def _fates(answer: Receipts) -> list[Tensor]:
     repeats = column("duplicate", [receipt.duplicate for receipt in answer.events])
     outputs = [*(column(name, values) for name, values in texts.items()), repeats]
     if any(unknown):
-        said = [json.dumps(names, ensure_ascii=False) for names in unknown]
-        outputs.append(column("unknown", said))
+        texts = [json.dumps(names, ensure_ascii=False) for names in unknown]
+        outputs.append(column("unknown", texts))
     return outputs
 
 
@@ -404,9 +404,11 @@ def _as_text(plain: Any) -> Any:
         response: Response = await plain(request, error)
         if not speaks(request.url.path):
             return response
-        said = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
+        error_v2 = RequestError(response.status_code, **json.loads(bytes(response.body))["error"])
         kept = {k: v for k, v in response.headers.items() if not k.startswith("content-")}
-        return Response(error_body(said), said.status, kept, "application/json")  # such as Allow
+        return Response(
+            error_body(error_v2), error_v2.status, kept, "application/json"
+        )  # such as Allow
 
     return handler
 

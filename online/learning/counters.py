@@ -42,7 +42,7 @@ _NAMES_A_ROW: Final = 16
 """Largest number of new counters that a row of a binary task can add."""
 
 _PAIRS: Final = tuple(
-    tuple(pair_counter(label_text(label), label_text(said)) for said in (False, True))
+    tuple(pair_counter(label_text(label), label_text(predicted)) for predicted in (False, True))
     for label in (False, True)
 )
 _NO, _YES = label_counter("false"), label_counter("true")
@@ -121,8 +121,8 @@ class Tally:
         All counters end up as after :meth:`add` row by row.  False: some row is not an ordinary
         one, and nothing was counted.
         """
-        asked = _asked(examples, self.answers_after)
-        if asked is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
+        answered = _answered(examples, self.answers_after)
+        if answered is None or len(self.counters) + _NAMES_A_ROW * len(rows) > COUNTERS_MAX:
             return False
         counters, opened = self.counters, self._open
         counts: dict[str, int] = {}
@@ -131,16 +131,16 @@ class Tally:
         no, yes = counters.get(_NO, 0), counters.get(_YES, 0)
         lost, own_lost = counters.get("log_loss", 0), opened.get("log_loss", 0)
         squared, own_squared = counters.get("brier", 0), opened.get("brier", 0)
-        for label, p, q, said, same in asked:
+        for label, p, q, predicted, same in answered:
             if no or yes:
                 by_majority += (yes > no) is label
             if label:
                 yes += 1
             else:
                 no += 1
-            right += said is label
+            right += predicted is label
             by_last += same == label
-            pairs[label][said] += 1
+            pairs[label][predicted] += 1
             negative, positive, tenth = place_of_score(p)
             outcome = positive if label else negative
             counts[outcome] = counts.get(outcome, 0) + 1
@@ -163,7 +163,7 @@ class Tally:
         for name, more in {**counts, **{name: more for name, more in came.items() if more}}.items():
             counters[name] = counters.get(name, 0) + more
             opened[name] = opened.get(name, 0) + more
-        self._see_all(["true" if one[0] else "false" for one in asked], [r.at for r in rows])
+        self._see_all(["true" if one[0] else "false" for one in answered], [r.at for r in rows])
         for name, more in came.items():
             if more:
                 self._count(label_in(name))
@@ -272,10 +272,10 @@ class Tally:
         self.rebase(values)
 
 
-_Asked = tuple[bool, float, float, bool, Label | None]
+_Answered = tuple[bool, float, float, bool, Label | None]
 
 
-def _asked(examples: Sequence[Example], after: int) -> list[_Asked] | None:
+def _answered(examples: Sequence[Example], after: int) -> list[_Answered] | None:
     """Label, probabilities of true and false, prediction and previous label of binary rows.
 
     Returns None if some row is not an ordinary one.  ``after``: see :attr:`Tally.answers_after`.
@@ -290,8 +290,8 @@ def _asked(examples: Sequence[Example], after: int) -> list[_Asked] | None:
             return None
         if version is not None and version[0] <= after:
             return None
-        said = p > q if p != q else next(iter(score)) == "true"
-        out.append((label, p, q, said, example.no_change))
+        predicted = p > q if p != q else next(iter(score)) == "true"
+        out.append((label, p, q, predicted, example.no_change))
     return out
 
 

@@ -240,8 +240,8 @@ class TargetRange(Range):
         every = sum(map(len, found.values())) >= VOTES_ANY
         return [
             (side, size)
-            for who, told in found.items()
-            for size, side in (told if every or not who else sorted(told)[:SOURCE_VOTES])
+            for who, votes in found.items()
+            for size, side in (votes if every or not who else sorted(votes)[:SOURCE_VOTES])
         ]
 
 

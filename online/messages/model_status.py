@@ -20,8 +20,8 @@ class Status(dict[str, Any]):
     """The status of a model as the service reports it (docs/monitoring.md), with a short repr."""
 
     def __repr__(self) -> str:
-        said = ", ".join(f"{name} {value}" for name, value in self.lines())
-        return f"<{self.get('model', 'model')}: {said}>"
+        text = ", ".join(f"{name} {value}" for name, value in self.lines())
+        return f"<{self.get('model', 'model')}: {text}>"
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Yield names and values of the most important entries."""

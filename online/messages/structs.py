@@ -311,8 +311,8 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     ] = msgspec.UNSET
 
     def __repr__(self) -> str:
-        said = {"event": self.event_id, "version": self.version, "because": self.reason}
-        shown = "".join(f", {name} {v}" for name, v in said.items() if isinstance(v, str))
+        parts = {"event": self.event_id, "version": self.version, "because": self.reason}
+        shown = "".join(f", {name} {v}" for name, v in parts.items() if isinstance(v, str))
         why = f", {self.error.get('message')}" if isinstance(self.error, dict) else ""
         return f"<{self.status}{shown}{why}>"
 

@@ -285,10 +285,10 @@ def _text(value: Any) -> str:
 
 def encode(answer: InferAnswer, request: InferRequest) -> tuple[bytes, int | None]:
     """Return an answer's body, and how many of its bytes are JSON (None: all of them)."""
-    said = {o.name: o.parameters.binary_data for o in request.outputs}
+    binary_of = {o.name: o.parameters.binary_data for o in request.outputs}
     parts: list[bytes] = []
     for i, output in enumerate(answer.outputs):
-        binary = said.get(output.name)
+        binary = binary_of.get(output.name)
         if request.parameters.binary_data_output if binary is None else binary:
             raw = _packed(output)
             labels = None if output.parameters is UNSET else output.parameters.labels

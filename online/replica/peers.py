@@ -60,7 +60,7 @@ class Peer:
             return None
         if request.format != wire.FORMAT:
             return None
-        told, pieces = self._told(request, values, learner.version)
+        fields, pieces = self._value_fields(request, values, learner.version)
         reply = wire.SyncReply(
             format=wire.FORMAT,
             spec=self._spec,
@@ -76,7 +76,7 @@ class Peer:
             control=learner.control,
             frozen=learner.frozen,
             peer=self._replica,
-            **told,
+            **fields,
         )
         cut: list[bytes] = []
         for piece in pieces:
@@ -84,7 +84,7 @@ class Peer:
             await asyncio.sleep(0)  # lets predictions and exchanges run in between
         return wire.encode(replace(reply, pieces=cut))
 
-    def _told(
+    def _value_fields(
         self, request: wire.SyncRequest, values: Blocks, version: wire.Version
     ) -> tuple[dict[str, Any], Iterable[bytes]]:
         """Return the reply's fields that hold values, and the pieces of large ones.

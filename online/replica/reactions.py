@@ -77,7 +77,9 @@ class Reactions:
         """The newest action of each kind, for an operator."""
         watched = None if self.watch is None else self.watch.incident
         searched = None if self._triggers is None else self._triggers.incident
-        return [said for said in (watched, self.rise.incident, searched) if said is not None]
+        return [
+            incident for incident in (watched, self.rise.incident, searched) if incident is not None
+        ]
 
     def report(self) -> dict[str, float]:
         """Gauges of the trigger searches; empty if there are none."""

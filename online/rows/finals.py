@@ -48,25 +48,29 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
             Nothing is taken back for an undone one, unless a rollback restores it.
         only: The condition under which the store may write the row.
     """
-    said = codec.decode(first.payload)
+    provisional = codec.decode(first.payload)
     asleep = first.verdict in (Verdict.FROZEN, Verdict.LOST)
-    evidence = {} if asleep or said.judged is None else dict(said.judged.evidence)
-    defaulted = said.late is not None
-    corrects = Corrects(0, 0, b"", said.label, said.weight, first.source, evidence, defaulted)
+    evidence = {} if asleep or provisional.judged is None else dict(provisional.judged.evidence)
+    defaulted = provisional.late is not None
+    corrects = Corrects(
+        0, 0, b"", provisional.label, provisional.weight, first.source, evidence, defaulted
+    )
     if lesson is not None:
         corrects = msgspec.structs.replace(
             corrects,
             partition=lesson.partition,
             offset=lesson.offset,
             key=lesson.key,
-            weight=said.weight * lesson.factor,
+            weight=provisional.weight * lesson.factor,
         )
-    raw = {name: value for name, value in (said.raw or {}).items() if name != SENT_LABEL} or None
+    raw = {
+        name: value for name, value in (provisional.raw or {}).items() if name != SENT_LABEL
+    } or None
     example = msgspec.structs.replace(
-        said,
+        provisional,
         raw=raw,
         label=label.label,
-        weight=label.weight if lesson is None else label.weight * _lateness(said, label),
+        weight=label.weight if lesson is None else label.weight * _lateness(provisional, label),
         event_time=label.event_time,
         judged=None,
         provisional=False,
@@ -79,9 +83,9 @@ def final_row(asked: NewRow, label: Example, first: Row, lesson: Row | None, onl
     return NewRow(final_key(first.key), name, asked.source, verdict, payload, asked.at, only=only)
 
 
-def _lateness(said: Example, label: Example) -> float:
+def _lateness(provisional: Example, label: Example) -> float:
     """The factor on a final label's weight: below 1 for a positive one after a default."""
-    return 1.0 if said.late is None or label.label is not True else said.late
+    return 1.0 if provisional.late is None or label.label is not True else provisional.late
 
 
 def is_provisional(row: Row) -> bool:

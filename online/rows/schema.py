@@ -103,7 +103,7 @@ class Schema:
 
     def _of_another_type(self, name: str, value: Any, field: str) -> RequestError:
         kind = self._declared[name].type
-        message = f"a {kind} is needed, got {_said(value)}"
+        message = f"a {kind} is needed, got {_described(value)}"
         return invalid(f"{field}.{name}", message, _remedy(kind, value))
 
     def _outside(self, name: str, value: float, field: str) -> RequestError:
@@ -147,11 +147,11 @@ class Schema:
         properties: dict[str, Any] = {}
         for name, one in self._declared.items():
             kind: Any = JSON_TYPES[one.type]
-            said: dict[str, Any] = {"type": kind if one.required else [kind, "null"]}
+            schema: dict[str, Any] = {"type": kind if one.required else [kind, "null"]}
             low, high = one.range or (None, None)
-            said |= {} if low is None else {"minimum": low}
-            said |= {} if high is None else {"maximum": high}
-            properties[name] = {**said, "examples": [_example(one)]}
+            schema |= {} if low is None else {"minimum": low}
+            schema |= {} if high is None else {"maximum": high}
+            properties[name] = {**schema, "examples": [_example(one)]}
         out: dict[str, Any] = {"type": "object", "properties": properties}
         if self._required:
             out["required"] = [name for name in self._takes if name in self._required]
@@ -187,7 +187,7 @@ def _example(one: Feature) -> Any:
     return {"category": "A", "text": "some words"}.get(one.type, True)
 
 
-def _said(value: Any) -> str:
+def _described(value: Any) -> str:
     if isinstance(value, str):
         return f"text, {plain(_short(value))}"
     kinds = {bool: "true or false", dict: "an object", list: "an array"}

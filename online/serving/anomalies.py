@@ -88,9 +88,9 @@ def summary_of(replica: ModelReplica) -> dict[str, Any] | None:
         return None
     counters = replica.learner.tally.counters
     labelled = summary("binary", counters)
-    said = sum(one.said for one in labelled.classes if one.label is True)
+    predicted = sum(one.said for one in labelled.classes if one.label is True)
     unlabelled = counters.get(UNLABELLED_ROWS, 0)
-    rows, above = labelled.n + unlabelled, said + counters.get(UNLABELLED_ABOVE, 0)
+    rows, above = labelled.n + unlabelled, predicted + counters.get(UNLABELLED_ABOVE, 0)
     return {
         "threshold": asked.threshold, "rows": int(rows), "unlabelled": int(unlabelled),
         "above": int(above), "share": above / rows if rows else None,

@@ -109,7 +109,7 @@ class Choosing:
         self._takes = lru_cache(maxsize=16)(validator.takes)
         self._named = lru_cache(maxsize=64)(partial(_are_names, most=limits.text_bytes_max))
         self._policy = Policy(**settings.policy_parts())
-        self._together = Batcher(self._decide, self._made)
+        self._batcher = Batcher(self._decide, self._made)
         about = msgspec.json.encode(settings.policy_parts(), order="sorted")
         self._called = f"{settings.policy}:{hashlib.sha256(about).hexdigest()[:8]}"
 
@@ -154,7 +154,7 @@ class Choosing:
         )
         one = _Asked(asked, self._answer_ids.tokens.nonce(), table, request.id)
         small = len(actions) * (len(context) + len(actions[0][1])) <= _TOGETHER_MAX
-        made = await self._together.ask(one) if small else self._made(one, *self._decide([one]))
+        made = await self._batcher.ask(one) if small else self._made(one, *self._decide([one]))
         return made if isinstance(made, Chosen) else await self._written(made)
 
     def _made(self, one: _Asked, found: tuple[Scores, Decision]) -> Chosen | _Unwritten:

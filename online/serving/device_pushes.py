@@ -194,13 +194,15 @@ class Pushes:
             return self._receipt(name, content, (await self._replica.writer.record([again]))[0])
         assert release is not None, "that would be refused"
         moved = self._moved(push, release.about, weights, bias)
-        event, said = self._judge(source, key, push, moved, release.about["freshness"]["version"])
+        event, decision = self._judge(
+            source, key, push, moved, release.about["freshness"]["version"]
+        )
         weight = 1.0 / (self._settings.buffer * math.sqrt(1 + behind))
-        judged = Judged(said.score, said.reason)
+        judged = Judged(decision.score, decision.reason)
         row = NewRow(
-            key, name, source, _WRITTEN.get(said.verdict, Verdict.QUARANTINED),
+            key, name, source, _WRITTEN.get(decision.verdict, Verdict.QUARANTINED),
             codec.encode(Example({}, content, weight, judged=judged, moved=moved)), now_s,
-            factor=said.factor if said.verdict == CLIPPED else 1.0,
+            factor=decision.factor if decision.verdict == CLIPPED else 1.0,
         )  # fmt: skip
         self._paces.took(source, now_s)  # before the append, for pushes that arrive meanwhile
         recorded = None
@@ -210,7 +212,7 @@ class Pushes:
             if recorded is None or recorded.repeat:
                 self._paces.take_back(source, now_s)
         if not recorded.repeat:
-            self.chain.observe(event, said)
+            self.chain.observe(event, decision)
         return self._receipt(name, content, recorded)
 
     # -- checks before the append -------------------------------------------------------------
@@ -284,10 +286,12 @@ class Pushes:
             source, key, model.moved_slope(moved) / step,
             version=count, base=base[1] if base[0] == learner.version[0] else 0,
         )  # fmt: skip
-        said = self.chain.decide(event)
-        if said.verdict == REFUSED:
-            raise RequestError(422, "value_refused", said.reason, "weights", "Send finite numbers")
-        return event, said
+        decision = self.chain.decide(event)
+        if decision.verdict == REFUSED:
+            raise RequestError(
+                422, "value_refused", decision.reason, "weights", "Send finite numbers"
+            )
+        return event, decision
 
     # -- the receipt --------------------------------------------------------------------------
 

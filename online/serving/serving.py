@@ -80,7 +80,7 @@ class Serving:
         self._validator, self._limits, self._now_s = validator, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
-        self._together = EventBatcher(self._reader.ordinary, replica.writer)
+        self._batcher = EventBatcher(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, validator)
         self._receipts = ReceiptMaker(replica, validator)
 
@@ -130,12 +130,12 @@ class Serving:
         self._explained.check(features)
         near = await self._explained.nearest(features, request.nearest)
         if (found := self._explained.at_once(features)) is not None:
-            answer, said = found
-            facts, said.nearest = self._facts(request), near
-            return self._one(request, features, facts, answer, self._shares(answer), said)
-        async with self._explained.in_turns(features) as (answer, said):
-            facts, shown, said.nearest = self._facts(request), self._shares(answer), near
-            return self._one(request, features, facts, answer, shown, said)
+            answer, explanation = found
+            facts, explanation.nearest = self._facts(request), near
+            return self._one(request, features, facts, answer, self._shares(answer), explanation)
+        async with self._explained.in_turns(features) as (answer, explanation):
+            facts, shown, explanation.nearest = self._facts(request), self._shares(answer), near
+            return self._one(request, features, facts, answer, shown, explanation)
 
     def _facts(self, request: PredictRequest) -> _Facts:
         """Return the state of the answering model.  Raises RequestError for invalid requests."""
@@ -163,7 +163,7 @@ class Serving:
         facts: _Facts,
         answer: Answer,
         shown: _Shares,
-        said: Explanation | msgspec.UnsetType = msgspec.UNSET,
+        explanation: Explanation | msgspec.UnsetType = msgspec.UNSET,
     ) -> Prediction:
         """Return the answer to one row as it is sent, and count it."""
         replica = self.replica
@@ -185,7 +185,7 @@ class Serving:
             from_peer,
             *named,
             *self._around(answer, features),
-            said,
+            explanation,
             anomalies.score_of(replica, answer),
         )
 
@@ -288,11 +288,11 @@ class Serving:
         """Record one event or many; return the HTTP status and the receipt or receipts."""
         if request.events is not None:
             return 200, await self._events(request)
-        together = None
+        batched = None
         if request.id is None and current.get() is None:
-            together = await self._together.record(request)
-        if together is not None:
-            asked, recorded = together
+            batched = await self._batcher.record(request)
+        if batched is not None:
+            asked, recorded = batched
         else:
             read = await self._reader.read(request, "")
             if isinstance(read, Receipt):
