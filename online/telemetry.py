@@ -36,8 +36,8 @@ OPENMETRICS: Final = "application/openmetrics-text; version=1.0.0; charset=utf-8
 
 DURATIONS: Final = {
     "predict": "Time from a request for predictions to its answer, in the replica.",
-    "feedback": "Time from a request with feedback to its answer, in the replica: the commit, the "
-    "wait for those before, and learning are in it.",
+    "feedback": "Time from a request with feedback to its answer, in the replica: waiting "
+    "for earlier events, the commit and learning included.",
     "choose": "Time from a request to choose among actions to its answer, in the replica.",
     "reward": "Time from a request with rewards to its answer, in the replica; as for feedback.",
     "exchange": "Time of an exchange with the parameter server.",
@@ -91,44 +91,44 @@ def _exemplar(what: str, report: Mapping[str, float]) -> tuple[int, Exemplar] | 
 
 
 _GAUGES: Final = {
-    "contact_age_s": "Time since the parameter server heard of the replica.",
-    "unserved_s": "For how long the server has had events that the replica does not serve.",
+    "contact_age_s": "Time since the replica's last contact with the parameter server.",
+    "unserved_s": "How long the replica has been behind the server's events.",
     "served_events": "Events in the model that answers.",
-    "served_epoch": "Epoch of the values that the model that answers stands on.",
-    "from_peer": "1: the values are another replica's copy, taken at a start without the server.",
-    "age_ms": "Age of the replica's model: since the last pull that was confirmed as current.",
+    "served_epoch": "Epoch of the values under the model that answers.",
+    "from_peer": "1: the values are a copy of another replica's, from a start without the server.",
+    "age_ms": "Age of the replica's model, since the last pull confirmed as current.",
     "waiting": "Requests that wait for the journal.",
-    "own": "Rows that are learned here and not in the server's values yet.",
-    "behind_rows": "Rows that are committed and not learned yet.",
+    "own": "Rows learned here that are not in the server's values yet.",
+    "behind_rows": "Committed rows that are not learned yet.",
     "joins_waiting": "Predictions that wait to be written for a stored join.",
-    "learn_us": "Time that learning a row takes, with all that goes with it.",
-    "learn_share": "Share of a core that learning takes.",
-    "replay_fill": "Rows that are held to be learned again.",
-    "average_gap": "Relative distance of the average that answers from what learns.",
+    "learn_us": "Mean time of learning a row.",
+    "learn_share": "Share of a processor core that learning takes.",
+    "replay_fill": "Rows held for rehearsal.",
+    "average_gap": "Relative distance between the averaged parameters and those that learn.",
     "drift_state": "Drift of the replica's rows: 0 not enough data, 1 ok, 2 watch, 3 act.",
     "drift_before": "Error before the newest alarm.",
     "drift_after": "Error after the newest alarm.",
     "filter_sources": "Sources of feedback that the filters know.",
     "filter_quarantined_sources": "Sources in quarantine.",
-    "filter_drift": "1: many sources have turned at once.",
-    "filter_active": "1: there are enough sources to judge one.",
+    "filter_drift": "1: many sources changed at once, so no source is quarantined.",
+    "filter_active": "1: there are enough sources to judge a single one.",
     "names": "Names of features that the model knows.",
     "classes": "Classes that the model knows.",
-    "triggers": "Triggers that the newest search has shown.",
+    "triggers": "Triggers found by the newest search.",
 }
 _COUNTERS: Final = {
-    "predictions": "Rows that were answered.",
+    "predictions": "Rows predicted.",
     "choices": "Choices among actions that were answered.",
     "choices_written": "Choices that were written before they were answered.",
-    "choices_repeated": "Choices that were answered as they had been before, by their id.",
-    "rewards_defaulted": "Choices whose reward did not come, and that were given the default.",
+    "choices_repeated": "Choices repeated under an id, answered as the first time.",
+    "rewards_defaulted": "Choices without a reward in time, which got the default.",
     "labels_defaulted": "Predictions without a label in time, which count as negatives.",
-    "defaults_held": "Times that all waits for a default began anew, as the clock was set back.",
-    "choices_activated": "Deferred choices of which somebody said that they were used.",
-    "choices_agreed": "Choices of an apprentice that were the baseline's, too.",
+    "defaults_held": "Times that all waits for defaults restarted, because the clock was set back.",
+    "choices_activated": "Deferred choices that were activated.",
+    "choices_agreed": "Choices of an apprentice that agreed with the baseline.",
     "learned": "Rows that were learned.",
-    "failed": "Rows that the model raised on, or that killed three learners.",
-    "answers_not_taken": "Answers that were given up, as their callers took none for too long.",
+    "failed": "Rows on which the model raised, or at which three learners died.",
+    "answers_not_taken": "Answers dropped because their clients did not read them in time.",
     "refused_busy": "Events that got 429: too many wait for the journal.",
     "refused_queue": "Events that got 429: background learning is too far behind.",
     "refused_journal": "Events that got 503: the journal's disk or server takes none.",
@@ -138,26 +138,26 @@ _COUNTERS: Final = {
     "adopted": "Partitions of other replicas that were taken over.",
     "sealed": "Partitions that another replica has taken over.",
     "relearned": "Rows that were learned a second time, after a loss.",
-    "damaged": "Events of which the store has something that nobody can read.",
+    "damaged": "Events whose stored row cannot be read.",
     "replay_rows": "Rows that were rehearsed.",
-    "replay_purged": "Held rows of quarantined sources that were dropped.",
+    "replay_purged": "Rehearsal rows dropped because their source was quarantined.",
     "tokens_too_long": "Predictions whose id would be too long for a token.",
     "joins_kept": "Predictions that were stored before their label.",
     "corrected": "Final labels of events whose first label was provisional.",
-    "joins_joined": "Predictions that met a label that was there.",
-    "joins_reused": "Predictions with an id that had one already.",
+    "joins_joined": "Predictions joined with a label that was waiting.",
+    "joins_reused": "Predictions whose id was already taken by an earlier one.",
     "joins_dropped": "Predictions that were not stored for a join: their labels will be unknown.",
-    "joins_refused": "Labels and predictions that were refused for want of room to wait.",
-    "values_clipped": "Numbers far beyond all before, learned as the end of what came lately.",
-    "names_left_out": "Values of new names that were left out, as the model has no room for them.",
-    "ids_from_the_future": "Labels of ids that are ahead of the clock.",
+    "joins_refused": "Labels and predictions refused because there was no room to wait.",
+    "values_clipped": "Outlying values, learned as the nearest end of the recent values.",
+    "names_left_out": "Values under new names, left out for lack of room.",
+    "ids_from_the_future": "Labels of ids stamped later than the clock.",
     "learner_restarts": "Learner processes that ended and were started again.",
-    "internal_errors": "Surprises in a loop; the log has them.",
+    "internal_errors": "Unexpected errors in a background loop; the log has them.",
     "drift_alarms": "Alarms of the drift detectors.",
     "drift_served": "Answers that the drift watch has seen.",
     "drift_judged": "Labelled rows that the drift watch has judged.",
-    "filter_sources_evicted": "Sources that the filters have forgotten, as there were too many.",
-    "triggers_found": "Triggers that searches have shown so far.",
+    "filter_sources_evicted": "Sources evicted by the filters because there were too many.",
+    "triggers_found": "Triggers found by searches so far.",
     "trigger_searches": "Searches for triggers.",
     "trigger_searches_failed": "Searches for triggers that could not be made.",
 }
@@ -175,16 +175,16 @@ _BY_LABEL: Final = (
 
 _CHALLENGER: Final = (
     ("behind_rows", "Rows that the challenger has still to learn."),
-    ("rows", "Rows on which the challenger is compared with what serves."),
+    ("rows", "Rows on which the challenger is compared with the serving model."),
     ("late", "Rows whose labels came too late to compare."),
-    ("champion", "Accuracy (regression: mean absolute error) of what serves, on these rows."),
+    ("champion", "Accuracy (regression: mean absolute error) of the serving model on these rows."),
     ("challenger", "Accuracy (regression: mean absolute error) of the challenger."),
     ("difference", "Mean difference of the scores, above 0 in the challenger's favour."),
 )
 _TABLES: Final = (
-    ("waiting", "Rows not added to bounded tables, as their ids were not seen often enough"),
-    ("late", "Rows not added to bounded tables, as they were begun before their row had left"),
-    ("left", "Rows that had to leave bounded tables"),
+    ("waiting", "Rows not added to bounded tables because their ids were too rare"),
+    ("late", "Rows not added to bounded tables because they were begun before an eviction"),
+    ("left", "Rows evicted from bounded tables"),
 )
 _VERDICTS: Final = {"better": 1, "worse": -1}
 _UNITS: Final = (("_ms", 1e-3), ("_us", 1e-6), ("_s", 1.0))
@@ -336,9 +336,9 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     if shards := server.get("shards"):
         away = sum(one["state"] == "away" for one in shards)
         yield "shards_away", "Parameter servers of the model that do not answer.", away
-    text = "Damaged snapshots that were refused."
+    text = "Damaged snapshots that were rejected."
     yield "snapshots_refused", text, len(server["refused"]) if server else None
-    text = "Snapshots whose files somebody removed, since the server started."
+    text = "Snapshots whose files were removed from outside since the server started."
     yield "snapshots_vanished", text, server.get("vanished")
     tables = server.get("tables") or {}
     yield "table_rows", "Rows of the tables of ids that are bounded.", tables.get("rows")
@@ -360,18 +360,18 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         text = f"The {side} end of the interval of the difference."
         yield f"challenger_difference_{side}", text, value
     sure = model.get("confidence") or {}
-    text = "Share of sets or intervals that had the label."
+    text = "Share of sets or intervals that contained the label."
     yield "confidence_coverage", text, sure.get("coverage")
-    yield "confidence_level", "Share that is asked for.", sure.get("level")
-    yield "confidence_size", "Labels in a set, in the mean.", sure.get("size")
-    yield "confidence_width", "Width of an interval, in the mean.", sure.get("width")
+    yield "confidence_level", "Requested coverage.", sure.get("level")
+    yield "confidence_size", "Mean number of labels in a set.", sure.get("size")
+    yield "confidence_width", "Mean width of an interval.", sure.get("width")
     sharp = model.get("calibration") or {}
-    text = "By this the logarithms of probabilities are multiplied; 1: they are the model's own."
+    text = "Factor on the logarithms of probabilities; 1: uncalibrated."
     yield "calibration_sharpness", text, sharp.get("sharpness")
-    yield "calibration_gained", "Log loss gained a row by that.", sharp.get("gained")
+    yield "calibration_gained", "Log loss gained per row by calibration.", sharp.get("gained")
     odd = model.get("anomaly") or {}
     yield "anomaly_share", "Share of the learned rows answered as anomalies.", odd.get("share")
-    yield "anomaly_threshold", "Rank above which a row is one.", odd.get("threshold")
+    yield "anomaly_threshold", "Rank above which a row is an anomaly.", odd.get("threshold")
     yield "anomaly_unlabelled_rows", "Rows learned without a label.", odd.get("unlabelled")
     yield "journal_rows", "Rows of the model in the journal.", journal.get("rows")
     text = "Growth of the model's rows in the journal, a day."

@@ -36,14 +36,14 @@ class TensorParameters(msgspec.Struct, omit_defaults=True):
     """Supported parameters of a tensor; others are ignored."""
 
     names: Annotated[
-        str | None, Meta(description="of an input's columns, with commas between them")
+        str | None, Meta(description="names of an input's columns, separated by commas")
     ] = None
     labels: Annotated[
-        str | None, Meta(description="of an output's columns: a JSON array as text")
+        str | None, Meta(description="labels of an output's columns: a JSON array as text")
     ] = None
     binary_data_size: Annotated[
         Annotated[int, Meta(ge=0)] | None,
-        Meta(description="the data is not here but so many bytes behind the JSON text"),
+        Meta(description="size in bytes of the data, which follows the JSON text"),
     ] = None
 
 
@@ -79,7 +79,7 @@ class OutputParameters(msgspec.Struct, omit_defaults=True):
     """How a requested output is to be encoded."""
 
     binary_data: Annotated[
-        bool | None, Meta(description="as bytes behind the JSON text; default: as the request says")
+        bool | None, Meta(description="as bytes after the JSON text; default: as the request says")
     ] = None
 
 
@@ -97,16 +97,17 @@ class InferParameters(msgspec.Struct, omit_defaults=True):
         Annotated[float, Meta(ge=0)] | None, Meta(description="503 if the model is older than this")
     ] = None
     after: Annotated[
-        str | None, Meta(description="`seen` of a feedback: `includes` says whether it counts it")
+        str | None,
+        Meta(description="`seen` of a receipt: `includes` tells whether that row is included"),
     ] = None
     binary_data_output: Annotated[
-        bool, Meta(description="all outputs as bytes behind the JSON text")
+        bool, Meta(description="all outputs as bytes after the JSON text")
     ] = False
     details: Annotated[
         bool,
         Meta(
-            description="outputs `missing` and `unknown`: names of features, of each row a JSON "
-            "array as text"
+            description="outputs `missing` and `unknown`: for each row the names of features, as "
+            "a JSON array in text"
         ),
     ] = False
 
