@@ -292,9 +292,7 @@ class Receipt(msgspec.Struct, omit_defaults=True, gc=False):
     ] = msgspec.UNSET
     learned_as: Annotated[
         str | msgspec.UnsetType,
-        Meta(
-            description="if not learned at first, or undone: `seen` of the row that learned it again"
-        ),
+        Meta(description="if not learned at first, or undone: `seen` of the row that taught it"),
     ] = msgspec.UNSET
     idempotent: bool = True
     reason: str | msgspec.UnsetType = msgspec.UNSET
