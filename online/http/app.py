@@ -444,7 +444,10 @@ def build_rest(
     text = PlainTextResponse
 
     @app.get(
-        "/metrics", tags=["health"], summary="Prometheus, for all replicas", response_class=text
+        "/metrics",
+        tags=["health"],
+        summary="Metrics of all replicas, for Prometheus",
+        response_class=text,
     )
     async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
@@ -454,7 +457,7 @@ def build_rest(
         shown = telemetry.exposition(statuses)
         return PlainTextResponse(shown, media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/models", tags=["models"], summary="What is served")
+    @app.get("/v1/models", tags=["models"], summary="List the served models")
     async def models() -> dict[str, Any]:
         return await _statuses(servings, cluster)
 

@@ -62,8 +62,8 @@ class Report(BaseModel):
     sequence: int = Field(ge=1, le=2**53)
     device: str = Field(min_length=1, max_length=64, pattern="^[A-Za-z0-9._-]+$")
     outcome: Literal["used", "failed"]
-    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered, too")
-    differ: int = Field(0, ge=0, le=2**53, description="of them, with another label")
+    asked: int = Field(0, ge=0, le=2**53, description="rows that the service answered as well")
+    differ: int = Field(0, ge=0, le=2**53, description="how many of them got another label")
 
 
 def routes(
@@ -94,7 +94,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/manifest.json",
-        summary="The newest release for devices, and for how many it is",
+        summary="Manifest of the newest release for devices",
         response_class=Response,
         responses={**about, **_UNCHANGED},
     )
@@ -104,7 +104,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/manifest.sig",
-        summary="Its Ed25519 signature: 64 bytes",
+        summary="Ed25519 signature of the manifest: 64 bytes",
         response_class=Response,
         responses={200: {"content": {_BINARY: {}}, "description": "The signature"}, **_UNCHANGED},
     )
@@ -114,7 +114,7 @@ def routes(
 
     @made.get(
         "/v1/models/{model}/edge/roots.json",
-        summary="Which keys sign manifests: a chain of signed lists",
+        summary="Keys that sign manifests: a chain of signed lists",
         response_class=Response,
         responses={200: {"content": {_JSON: {}}, "description": "The lists"}, **_UNCHANGED},
     )
@@ -136,7 +136,7 @@ def _add_files(
 ) -> None:
     @made.get(
         "/v1/models/{model}/edge/files/{sha256}",
-        summary="A published file by its SHA-256: it never changes",
+        summary="A published file by its SHA-256; it never changes",
         response_class=Response,
         responses={200: {"content": {_BINARY: {}}, "description": "The file"}, **_UNCHANGED},
     )
@@ -157,7 +157,7 @@ def _add_files(
 def _add_releases(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.get(
         "/v1/models/{model}/edge/releases",
-        summary="Which releases are kept, who uses them, and what devices say of them",
+        summary="Kept releases, with their use and failures as reported by devices",
     )
     def releases(model: str) -> dict[str, Any]:
         known(model)
@@ -168,7 +168,7 @@ def _add_releases(made: APIRouter, known: Callable[[str], None], place: Path | N
 def _add_reports(made: APIRouter, known: Callable[[str], None], place: Path | None) -> None:
     @made.post(
         "/v1/models/{model}/edge/reports",
-        summary="A device uses the newest release, or it failed its test; how often they differ",
+        summary="Report that a device uses the newest release, or that it failed its test",
         responses={200: {"content": {_JSON: {"example": {"counted": True}}}}},
     )
     def report(model: str, body: Report) -> dict[str, bool]:
@@ -187,7 +187,7 @@ def _add_deltas(
 
     @made.post(
         "/v1/models/{model}/edge/deltas",
-        summary="What a device's own rows did to the release that it has, instead of the rows",
+        summary="Push a device's delta of the release, learned from its own rows",
         responses={200: {"content": {_JSON: {"example": example}}}},
     )
     async def delta(model: str, body: Push) -> Response:

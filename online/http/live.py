@@ -14,12 +14,17 @@ def routes(rings: Mapping[str, Ring], replica: str) -> APIRouter:
     """Make the route, for every model that is served."""
     made = APIRouter(tags=["operations"])
 
-    @made.get("/v1/models/{model}/live", summary="What the replica at hand answers and is told")
+    @made.get(
+        "/v1/models/{model}/live", summary="Latest answers and labels of the answering replica"
+    )
     async def live(
         model: str,
         after: Annotated[
             list[str],
-            Query(max_length=256, description="NUMBER@REPLICA: `cursor` and `replica` of before"),
+            Query(
+                max_length=256,
+                description="NUMBER@REPLICA: `cursor` and `replica` of the previous answer",
+            ),
         ] = [],  # noqa: B006
     ) -> dict[str, Any]:
         """Return what came since `after`; requests are recorded for some seconds after each call.

@@ -19,8 +19,8 @@ Reports = Callable[[str, float, float], bytes]
 
 Raises RequestError if another report is being made, it takes too long, or it can't be made.
 """
-Since = Annotated[float | None, Query(description="POSIX seconds; a day ago")]
-Until = Annotated[float | None, Query(description="POSIX seconds; now")]
+Since = Annotated[float | None, Query(description="POSIX seconds; default: a day ago")]
+Until = Annotated[float | None, Query(description="POSIX seconds; default: now")]
 
 _DAY_S: Final = 86_400.0
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -39,7 +39,7 @@ def history_routes(folder: Path) -> APIRouter:
     """Make the route to the history file that the service's process writes."""
     made = APIRouter(tags=["models"])
 
-    @made.get("/v1/models/{model}/history", summary="How it did: scores, traffic, what happened")
+    @made.get("/v1/models/{model}/history", summary="History of scores, traffic and operations")
     def history(
         model: str,
         since: Since = None,
@@ -63,7 +63,7 @@ def report_routes(reports: Reports) -> APIRouter:
 
     @made.get(
         "/v1/models/{model}/report",
-        summary="The report on a span of time, as a page",
+        summary="Report on a time span, as a page",
         response_class=HTMLResponse,
     )
     def report(model: str, since: Since = None, until: Until = None) -> HTMLResponse:

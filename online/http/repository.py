@@ -28,7 +28,7 @@ def add_routes(
 ) -> None:
     """Add them to an app; ``find`` raises for an unknown model, ``about`` is the metadata."""
 
-    @app.post("/v2/repository/index", tags=tags, summary="Which models there are")
+    @app.post("/v2/repository/index", tags=tags, summary="Index of the models")
     async def index() -> list[dict[str, str]]:
         return [
             {"name": name, "version": version, "state": "READY", "reason": ""}
@@ -36,8 +36,12 @@ def add_routes(
             for version in about(serving)["versions"]
         ]
 
-    @app.get("/v2/models/{model}/config", tags=tags, summary="Its configuration")
-    @app.get("/v2/models/{model}/versions/{version}/config", tags=tags, summary="That of a version")
+    @app.get("/v2/models/{model}/config", tags=tags, summary="Configuration of a model")
+    @app.get(
+        "/v2/models/{model}/versions/{version}/config",
+        tags=tags,
+        summary="Configuration of a version",
+    )
     async def config(model: str, version: str | None = None) -> dict[str, Any]:
         shown = about(find(model, version))
         return {
@@ -49,8 +53,10 @@ def add_routes(
             "output": [_tensor(one) for one in shown["outputs"]],
         }
 
-    @app.get("/v2/models/{model}/stats", tags=tags, summary="What the replica at hand has answered")
-    @app.get("/v2/models/{model}/versions/{version}/stats", tags=tags, summary="The same")
+    @app.get("/v2/models/{model}/stats", tags=tags, summary="Statistics of the answering replica")
+    @app.get(
+        "/v2/models/{model}/versions/{version}/stats", tags=tags, summary="Statistics of a version"
+    )
     async def stats(model: str, version: str | None = None) -> dict[str, Any]:
         serving = find(model, version)
         return {"model_stats": [statistics(serving, about(serving)["versions"][0])]}
