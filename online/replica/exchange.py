@@ -71,7 +71,11 @@ class Exchange:
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
-        self._wake, self._crossing, self._still = shared.wake, shared.crossing, shared.still
+        self._wake, self._crossing, self._change_lock = (
+            shared.wake,
+            shared.crossing,
+            shared.change_lock,
+        )
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
@@ -166,7 +170,7 @@ class Exchange:
             decided = await self._control.current()
             learner.undone = decided.undone
         learner.tally.answers_after = decided.answers_after
-        await self._still.moves()
+        await self._change_lock.unlocked()
         if not {request.partition, *request.adopting}.issuperset(learner.tracks):
             self._pace.now.set()
             return True  # the partition is new since the request, so its clock may be missing
@@ -182,10 +186,10 @@ class Exchange:
         if rewritten and reply.rewrite == learner.rewrite:
             await self._rewritten()
         await self._prepare()
-        await self._still.moves()
+        await self._change_lock.unlocked()
         for _ in islice(learner.drop_old(), _DROPS):
             await asyncio.sleep(0)
-            await self._still.moves()
+            await self._change_lock.unlocked()
         if learner.catching_up:
             self._pace.now.set()
         else:
@@ -263,7 +267,7 @@ class Exchange:
         for _ in learner.prepared():
             costs_s.append(self._cpu_s() - begun_s)
             await asyncio.sleep(0)
-            await self._still.moves()
+            await self._change_lock.unlocked()
             begun_s = self._cpu_s()
         costs_s.append(self._cpu_s() - begun_s)
         if learner.version != version:

@@ -62,7 +62,7 @@ class Follower:
         self._learner, self._writer, self._store = learner, writer, store
         self._counts, self._pace, self._control = shared.counts, shared.pace, shared.control
         self._wake, self._updates = shared.wake, shared.settings.sync.updates
-        self._still = shared.still
+        self._change_lock = shared.change_lock
         self.cost = Cost(time.monotonic)
         self._numbers = _NUMBERS
         self._claims = Claims(
@@ -96,8 +96,8 @@ class Follower:
             at = 0
             while at < len(rows):
                 row = rows[at]
-                if self._still.held:
-                    await self._still.moves()
+                if self._change_lock.held:
+                    await self._change_lock.unlocked()
                 n = self._learn_alike(rows, at)
                 if n == 0:
                     if not await self._learn(row):
@@ -143,7 +143,7 @@ class Follower:
         """Answer requests whose rows arrived with the server's values before they were learned.
 
         After a forget, a relearn or a promotion those values count rows of the journal, and the
-        learner's pointer moves behind them.
+        learner's pointer unlocked behind them.
         """
         writer, answers = self._writer, self._writer.answers
         track = self._learner.tracks.get(writer.partition)
@@ -264,8 +264,8 @@ class Follower:
     async def _learn(self, row: Row) -> bool:
         """Learn one row; return False if a merge has moved the pointer meanwhile."""
         given_up = await self._given_up(row)
-        if self._still.held:
-            await self._still.moves()
+        if self._change_lock.held:
+            await self._change_lock.unlocked()
         if self._moved() or not self._learner.wants(row):
             await self._claims.end(learned=False)
             return False

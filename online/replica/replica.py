@@ -103,7 +103,7 @@ class ModelReplica:
             settings, limits, learner, self.store, self.control,
             self.counts, self._pace, who, clocks, outside.crossing,
         )  # fmt: skip
-        self.still = self._shared.still
+        self.change_lock = self._shared.change_lock
         self.writer = Writer(self._shared, filters)
         if filters is not None:
             learner.evidence.observer = filters

@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from online.learning.base import BaseLearner
+from online.replica.change_lock import ChangeLock
 from online.replica.control_log import ControlLog
 from online.replica.journal_threads import JournalThreads
 from online.replica.pace import Pace
-from online.replica.standstill import Standstill
 from online.replica.surroundings import Clocks, Identity
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -30,7 +30,7 @@ class Shared:
         who, clocks: Identity of the process, and its clocks.
         crossing: Follows rows of traced requests to other replicas; None: tracing is off.
         wake: Set when there may be rows to learn.
-        still: Held while the model must not change.
+        change_lock: Held while the model must not change.
     """
 
     settings: ModelSettings
@@ -44,7 +44,7 @@ class Shared:
     clocks: Clocks
     crossing: Crossing | None = None
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    still: Standstill = field(default_factory=Standstill)
+    change_lock: ChangeLock = field(default_factory=ChangeLock)
 
     @property
     def followed(self) -> BaseLearner | None:

@@ -84,7 +84,7 @@ class Explained:
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(limit_s):
-                    await stack.enter_async_context(self._replica.still.hold())
+                    await stack.enter_async_context(self._replica.change_lock.hold())
                     while (found := await self._found(features)) is None:
                         pass  # the model was changed by an operator or by a sealed partition
             except TimeoutError:

@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Standstill:
-    """Blocks changes of the model while it is held; whoever changes the model awaits `moves`.
+class ChangeLock:
+    """Blocks changes of the model while it is held; whoever changes the model awaits `unlocked`.
 
     Holders take turns.  If a change has waited, the next holder begins only after a pause as long
     as the last hold, so learning gets half of the time.
@@ -31,7 +31,7 @@ class Standstill:
         """Whether the model must not be changed now."""
         return not self._over.is_set()
 
-    async def moves(self) -> None:
+    async def unlocked(self) -> None:
         """Wait until the model may be changed, within the same turn of the loop."""
         while self.held:
             self._waited = True
