@@ -71,11 +71,8 @@ class Exchange:
     ) -> None:
         self._learner, self._writer, self._store = shared.learner, writer, shared.store
         self._pace, self._counts, self._control = shared.pace, shared.counts, shared.control
-        self._wake, self._crossing, self._change_lock = (
-            shared.wake,
-            shared.crossing,
-            shared.change_lock,
-        )
+        self._wake, self._crossing = shared.wake, shared.crossing
+        self._change_lock = shared.change_lock
         self._follower, self._backlog = follower, backlog
         self.client, self._peers = outside.client, outside.peers
         who, clocks = shared.who, shared.clocks
