@@ -197,8 +197,8 @@ def _fates(answer: Receipts) -> list[Tensor]:
     repeats = column("duplicate", [receipt.duplicate for receipt in answer.events])
     outputs = [*(column(name, values) for name, values in texts.items()), repeats]
     if any(unknown):
-        texts = [json.dumps(names, ensure_ascii=False) for names in unknown]
-        outputs.append(column("unknown", texts))
+        lists = [json.dumps(names, ensure_ascii=False) for names in unknown]
+        outputs.append(column("unknown", lists))
     return outputs
 
 
