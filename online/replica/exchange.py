@@ -293,7 +293,8 @@ class Exchange:
         writer = self._writer
         due = [*pushes, *self._learner.waits]
         unwritten = self._follower.failure_unwritten or writer.committing
-        if self._learner.frozen and (due or unwritten or self._backlog.learning):
+        unfinished = due or unwritten or self._backlog.learning
+        if self._learner.frozen and unfinished:
             return
         if writer.committing and writer.judged_by < self._learner.control:
             return
