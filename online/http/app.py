@@ -443,12 +443,7 @@ def build_rest(
     add_front(app, sorted(servings))
     text = PlainTextResponse
 
-    @app.get(
-        "/metrics",
-        tags=["health"],
-        summary="Metrics of all replicas, for Prometheus",
-        response_class=text,
-    )
+    @app.get("/metrics", tags=["health"], summary="Metrics for Prometheus", response_class=text)
     async def metrics(request: Request) -> Response:
         statuses = await asyncio.gather(*map(cluster.model, sorted(servings)))
         if "application/openmetrics-text" in request.headers.get("accept", ""):
