@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from online.errors import RequestError, StartRefused
-from online.models.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
+from online.models.loading.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from online.challenger.comparison import Ahead, Challenger, Standing
-from online.models.load import Loaded
+from online.models.loaded import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings

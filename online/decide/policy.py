@@ -18,9 +18,9 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from online.models.arms import Counted
-from online.models.experts import Floats
-from online.models.scored import Scores
+from online.models.choices.action_counts import Counted
+from online.models.choices.scores import Scores
+from online.models.experts.linear import Floats
 from paramserver.core.pages import Floats32
 
 Chosen = slice | npt.NDArray[np.intp]

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from online.models.arms import Counted
 from online.models.base import Model
-from online.models.crossed import hash_of, row
+from online.models.choices.action_counts import Counted
+from online.models.choices.interactions import hash_of, row
+from online.models.choices.scores import Scores
 from online.models.rewards import Action, Question, RewardModel
-from online.models.scored import Scores
 from replay.example import Features
 
 

@@ -41,7 +41,15 @@ import numpy as np
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
-from online.models.experts import (
+from online.models.experts.exponential_weights import (
+    FADE,
+    LONG,
+    Mixture,
+    Noted,
+    logistic,
+    shares_of,
+)
+from online.models.experts.linear import (
     ADAGRAD,
     EXPERTS,
     Floats,
@@ -50,7 +58,8 @@ from online.models.experts import (
     Owned,
     Taken,
 )
-from online.models.hashed import counted
+from online.models.features.hashed import counted
+from online.models.features.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
@@ -59,8 +68,6 @@ from online.models.selfrate import (
     SelfRate,
     SelfRateModel,
 )
-from online.models.tents import Row, bent, bent_owned, crossed, crossed_owned
-from online.models.votes import FADE, LONG, Mixture, Noted, logistic, shares_of
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 

@@ -16,9 +16,9 @@ from typing import Any, Final
 from river import anomaly, base, preprocessing
 
 from evaluation.metrics import Task
+from online.models.adapters.opaque import Opaque
 from online.models.base import Prediction
 from online.models.errors import LearnerUnusable
-from online.models.opaque import Opaque
 from online.models.structure import describe, steps
 from replay.example import Features
 

@@ -51,4 +51,4 @@ class Movable(Protocol):
         """Add the delta, times ``weight``.  May raise, and then leaves any state."""
 
     def moved_slope(self, moved: Moved) -> npt.NDArray[np.float32]:
-        """The delta turned round, in the places of :meth:`online.models.slopes.Sloped.slope`."""
+        """The delta turned round, in the places of :meth:`online.models.gradients.Sloped.slope`."""

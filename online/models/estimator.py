@@ -2,7 +2,7 @@
 
 Linear models by SGD at a constant rate merge: ``coef`` and ``intercept`` are dense blocks, what
 rows have added to the estimator as built, beside the moments of the standardisation in front.
-Every other estimator travels whole (:mod:`online.models.opaque`).
+Every other estimator travels whole (:mod:`online.models.adapters.opaque`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
 from evaluation.metrics import Task
 from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.inputs import Inputs, labels_for
+from online.models.features.inputs import Inputs, labels_for
 from online.models.structure import describe
 from paramserver.core.blocks import DENSE, Block, Blocks, array_bytes, array_of
 from replay.example import Features, Label
@@ -35,7 +35,7 @@ class Estimator:
 
     Attributes:
         estimator: Has ``partial_fit``.  It may be fitted before.
-        inputs, scale: See :class:`~online.models.inputs.Inputs`.
+        inputs, scale: See :class:`~online.models.features.inputs.Inputs`.
         labels: Of a classifier; None: false and true in a binary task.
     """
 

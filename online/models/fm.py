@@ -31,7 +31,7 @@ In regression the target is standardised, and the residual cut to ±3, as by ``l
 ================== ======== ====================================================================
 
 With ``table`` all sums of a feature are one row of the block ``table`` (of kind ``rows``) in
-float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.lines`.
+float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.state.factors`.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.features.hashed import Hashed, Words, check_hashing
+from online.models.gradients import Hashing
 from online.models.limited import Limited
-from online.models.lines import BIAS, NamedLines, Starts, TableLines
-from online.models.parts import OfParts
-from online.models.scalers import Standard
-from online.models.slopes import Hashing
+from online.models.state.composite import OfParts
+from online.models.state.factors import BIAS, NamedLines, Starts, TableLines
+from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks, Touched
 from replay.example import Features, Label, Value
 

@@ -4,7 +4,7 @@ McMahan et al. 2013, *Ad click prediction: a view from the trenches*, algorithm 
 over the classes in a multiclass task and the squared loss in regression.  The blocks are ``z`` and
 ``n`` (``z/<label>`` and ``n/<label>`` for each class), additive, by hashed feature.  Weights are
 worked out of them at each answer and never sent: w changes at the next touch only, so its
-differences would not add up.  What a row's values become is in :mod:`online.models.hashed`.
+differences would not add up.  :mod:`online.models.features.hashed` says what a row's values become.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Final
 from evaluation.metrics import Task
 from online.models.base import Before, Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.features.hashed import Hashed, Words, check_hashing
+from online.models.gradients import Hashing
 from online.models.limited import Scale, scaler_of
-from online.models.slopes import Hashing
 from paramserver.core.blocks import ADDITIVE, Block, Blocks
 from replay.example import Example, Features, Label, label_text
 

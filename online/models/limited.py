@@ -14,7 +14,7 @@ import numpy as np
 from river import base, preprocessing
 
 from online.models.errors import StateNotFinite
-from online.models.scalers import NO_MOMENTS, Columns, OfNames, Standard, Walked
+from online.models.state.scalers import NO_MOMENTS, Columns, OfNames, Standard, Walked
 
 LIMIT: Final = 8.0
 """Standard deviations: for a :class:`Limited`, numbers further out are that far out."""

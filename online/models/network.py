@@ -36,12 +36,12 @@ from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
 from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.head import Head, made
-from online.models.inputs import Inputs
-from online.models.last_layer import LastLayer
+from online.models.features.inputs import Inputs
+from online.models.gradients import Score, Slope
 from online.models.limited import Scale
-from online.models.mixed import pull_of, slope_of
-from online.models.slopes import Score, Slope
+from online.models.networks.head import Head, made
+from online.models.networks.last_layer import LastLayer
+from online.models.networks.rehearsal import pull_of, slope_of
 from online.settings.model import Training
 from paramserver.core.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.core.rewrites import HALVED, halvings
@@ -65,14 +65,14 @@ class Network:
         module: Takes a float tensor of shape (rows, inputs) and gives one of shape (rows, outputs):
             one output in regression; one (a logit) or two in a binary task; else one a label.
         inputs: Names of the features in the order of the module's inputs; see
-            :class:`~online.models.inputs.Inputs`, also for ``scale``.
+            :class:`~online.models.features.inputs.Inputs`, also for ``scale``.
         optimizer: Makes the optimizer of the module's parameters.
         loss: Called with outputs and target; None: ``BCEWithLogitsLoss`` for one output of a
             classifier, ``CrossEntropyLoss`` for more, ``MSELoss`` in regression.  With ``BCELoss``
             the module's output is the probability itself.
         labels: Of the outputs, in their order; None: false and true, or 0, 1, 2 …
         ids: Inputs that are ids, with the rows of their tables (see :class:`Inputs
-            <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
+            <online.models.features.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
     """
 
     module: nn.Module

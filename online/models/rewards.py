@@ -2,9 +2,9 @@
 
 It is asked for all actions of a choice at once (:meth:`RewardModel.score`), and learns the reward
 of the one that was chosen.  Rewards are numbers from ``low`` to ``high``, learned as shares of that
-range.  Experts learn side by side, four of each kind as in
-:mod:`online.models.experts`, own and rivals once on the numbers as they are and once on knots
-(:class:`online.models.crossed.Context`), and two that only count:
+range.  Experts learn side by side, four of each kind as in :mod:`online.models.experts.linear`, own
+and rivals once on the numbers as they are and once on knots
+(:class:`online.models.choices.interactions.Context`), and two that only count:
 
 ========= ====================================== ==============================================
 experts   output for an action                   learns
@@ -22,9 +22,9 @@ arm       mean reward of the action's id, of     of the chosen action
 ========= ====================================== ==============================================
 
 The answer is their mixture, weighted by how each did of late on the rewards that came
-(:class:`online.models.mixture.Mixture`), judged by what it answered when it was asked: the notes of
-a choice hold that, with the propensity and the hashes of the allowed actions.  A row without notes
-is judged by what they answer now, and teaches the rivals nothing.
+(:class:`online.models.choices.mixture.Mixture`), judged by what it answered when it was asked: the
+notes of a choice hold that, with the propensity and the hashes of the allowed actions.  A row
+without notes is judged by what they answer now, and teaches the rivals nothing.
 """
 
 from __future__ import annotations
@@ -38,9 +38,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from evaluation.metrics import Task
-from online.models.arms import Arms, Counted
 from online.models.base import Prediction, by_probability
-from online.models.crossed import (
+from online.models.choices.action_counts import Arms, Counted
+from online.models.choices.expert_table import Table, order_of
+from online.models.choices.interactions import (
     Alike,
     Context,
     Crossing,
@@ -56,13 +57,12 @@ from online.models.crossed import (
     settled,
     split,
 )
+from online.models.choices.mixture import Mixture
+from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.experts import EXPERTS, NORMALISED, Floats
-from online.models.hashed import check_hashing
-from online.models.mixture import Mixture
-from online.models.parts import OfParts
-from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Table, order_of
+from online.models.experts.linear import EXPERTS, NORMALISED, Floats
+from online.models.features.hashed import check_hashing
+from online.models.state.composite import OfParts
 from paramserver.core.pages import Floats32
 from paramserver.core.sums import Sums
 from replay.example import Example, Features, Label

@@ -1,9 +1,9 @@
 """A linear model that needs no learning rate.
 
-Four linear experts learn side by side (:mod:`online.models.experts`), two slow and two fast ones,
-and the answer is their mixture, weighted by how each one did on the labels of the recent past: the
+Four linear experts learn side by side (:mod:`online.models.experts.linear`), two slow and two fast
+ones.  The answer is their mixture, weighted by the loss of each one on recent labels: the
 exponential weights of Littlestone and Warmuth 1994, *The weighted majority algorithm*, on losses
-that fade::
+that decay::
 
     S_k ← .995 · S_k + (2 · [expert k was wrong] + Brier score of expert k) / 3
     p   = Σ v_k · p_k,   v_k ∝ exp(−S_k)
@@ -21,7 +21,7 @@ In regression a residual is taken in standard deviations of the target and cut t
 expert's loss is its error in units of the experts' median error, at most 4, divided by 4.
 
 Numbers are standardised, with outliers beyond 8 standard deviations cut; what else a row may have
-is in :mod:`online.models.hashed`.  The blocks:
+is in :mod:`online.models.features.hashed`.  The blocks:
 
 ================================= ======== =======================================================
 ``experts``, ``experts/<label>``  additive weights and sums of squares of the experts
@@ -45,7 +45,8 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
-from online.models.experts import (
+from online.models.experts.exponential_weights import FADE, LONG, Mixture, Noted, logistic, softmax
+from online.models.experts.linear import (
     EXPERTS,
     NORMALISED,
     NORMALISED_REGRESSION,
@@ -54,11 +55,10 @@ from online.models.experts import (
     OutputPerClass,
     Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing, counted
+from online.models.features.hashed import Hashed, Words, check_hashing, counted
+from online.models.gradients import Hashing
 from online.models.limited import Limited
-from online.models.scalers import Standard
-from online.models.slopes import Hashing
-from online.models.votes import FADE, LONG, Mixture, Noted, logistic, softmax
+from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
@@ -357,7 +357,7 @@ class Multiclass(SelfRateModel):
         self._experts.meet(label)
 
     def _take(self, row: Any, *, learns: bool) -> Any:
-        """Return what the experts know of the row, as :class:`~online.models.experts.Taken`."""
+        """Look the row up in the experts' weights; returns a ``Taken``."""
         return self._experts.take(row, learns=learns)
 
     def _teach(self, taken: Any, slopes: Floats) -> float:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from online.errors import StartRefused
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores

@@ -13,8 +13,8 @@ from online.learning.base import BaseLearner
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who

@@ -19,7 +19,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
 from online.service.composition import model_replica

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.service.command_settings import settings_file, without_settings

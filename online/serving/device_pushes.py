@@ -29,7 +29,7 @@ from online.messages.sender import sender
 from online.messages.structs import Receipt
 from online.models.base import Model
 from online.models.device_delta import Movable, numbers
-from online.models.slopes import Sloped
+from online.models.gradients import Sloped
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door

@@ -4,10 +4,11 @@ A *path* begins with the answer to no feature at all and adds the row's features
 other.  What the answer gains at a feature is its contribution on that path; so on each path the
 contributions and the beginning add up to the answer, whatever model it is.  A model that adds up
 features in log odds (logistic regression, softmax, FTRL; a linear model in regression) gains the
-same on every path, and one path and its reverse tell that it does.  Where the weights are known to
-say it, nobody asks (:mod:`online.models.terms`), and a mixture of such models is shared out by its
-experts' weights (:mod:`online.models.worths`).  For any other model
-contributions are means over several paths, with their reverses: an estimate of Shapley values
+same on every path, and one path and its reverse show that it does.  Where contributions can be read
+off the weights, the model is not asked at all (:mod:`online.models.contributions.additive`); a
+mixture of such models is attributed by its experts' weights
+(:mod:`online.models.contributions.attribution`).  For any other model contributions are means over
+several paths, with their reverses: an estimate of Shapley values
 (Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on sampling*).
 For a tree a feature that is absent is what the tree does without it; in a network it counts as its
 mean, which is 0 behind standardisation.
@@ -28,7 +29,7 @@ import msgspec
 from evaluation.metrics import LOG_CLIP
 from online.errors import OnlineError
 from online.models.base import Model, Prediction
-from online.models.terms import explained
+from online.models.contributions.additive import explained
 from replay.example import Features, Label
 
 EXACT: Final = 1e-9

@@ -27,7 +27,7 @@ import numpy as np
 from online.learning.base import BaseLearner
 from online.learning.source_evidence import judged_of
 from online.models.base import Model
-from online.models.slopes import Sloped
+from online.models.gradients import Sloped
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
 from online.trust.asking import Asking

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from online.errors import RequestError, StartRefused
 from online.models.base import Model
-from online.models.slopes import Sloped
+from online.models.gradients import Sloped
 from online.rows.door import Door
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -16,8 +16,8 @@ from online.challenger.comparison import Ahead, Challenger, Standing
 from online.challenger.shadow import PAGE_ROWS, Shadow
 from online.learning.scores import score_of
 from online.models.base import Model, learn_example
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import event_key
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings, Snapshots

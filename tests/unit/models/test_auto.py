@@ -17,11 +17,11 @@ from online.edge.lowering.lower import lower
 from online.models import auto
 from online.models.auto import CROSSED_MAX, NAP, QUIET, SPELL, Auto, Naps
 from online.models.errors import LearnerUnusable
-from online.models.experts import EXPERTS
+from online.models.experts.linear import EXPERTS
+from online.models.features.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from online.models.limited import Limited
-from online.models.load import load
+from online.models.loading.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
-from online.models.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
 

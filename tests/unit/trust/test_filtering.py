@@ -21,8 +21,8 @@ from online.learning.source_evidence import effects_of, judged_of
 from online.messages.sender import sender
 from online.messages.structs import Event as MessageEvent
 from online.messages.structs import FeedbackRequest, Receipt
-from online.models.linear import Linear
-from online.models.load import logreg
+from online.models.adapters.linear import Linear
+from online.models.loading.load import logreg
 from online.replica.memory_settings import memory_for
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica

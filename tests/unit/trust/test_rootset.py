@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from online.errors import StartRefused
+from online.models.adapters.linear import Linear
 from online.models.base import Model
-from online.models.linear import Linear
-from online.models.load import logreg, mlp, softmax
-from online.models.slopes import Sloped
+from online.models.gradients import Sloped
+from online.models.loading.load import logreg, mlp, softmax
 from online.rows.door import Door
 from online.settings.config import Limits
 from online.settings.model import ModelSettings

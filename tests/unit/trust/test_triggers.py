@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.model import Triggers
 from online.trust.trigger_watch import TriggerWatch
 from online.trust.triggers import Search, Told, Trigger

@@ -1,0 +1,80 @@
+"""Reasons of answers of mixed linear experts: what each feature has added, in one look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from online.models.base import Prediction
+from online.models.contributions.attribution import worth_of_classes, worth_of_two
+from online.models.experts.exponential_weights import Terms, logistic, mixed
+from online.models.experts.linear import EXPERTS
+from online.models.selfrate import Binary, Multiclass, Regression, SelfRateModel
+from replay.example import Features
+
+_Found = tuple[Prediction, float, float, Any]
+"""The answer, what it begins with, where it ends, and what a unit of each output is worth."""
+
+
+def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Terms | None]:
+    """Answer one row, and tell what each feature has added; None: no label is known."""
+    words, numbers = _parted(model, features)
+    row, views = model._views(words, numbers)
+    nothing = model._read({}, learns=False)
+    if isinstance(model, Binary):
+        answer, base, output, worths = _of_two(model, row, nothing)
+    elif isinstance(model, Regression):
+        answer, base, output, worths = _of_number(model, row, nothing)
+    else:
+        assert isinstance(model, Multiclass)
+        if not model._experts.labels:
+            return model._answer(row), None
+        answer, base, output, worths = _of_classes(model, row, nothing)
+    added = dict.fromkeys(features, 0.0)
+    for i, view in enumerate(views):
+        if view is not None:
+            model._experts.share_out(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
+    return answer, Terms(base, output, added)
+
+
+def _parted(
+    model: SelfRateModel, features: Features
+) -> tuple[list[tuple[str, str]], dict[str, float]]:
+    """Features and places of what is no number, and the numbers by name as they count."""
+    words: list[tuple[str, str]] = []
+    numbers: dict[str, Any] = {}
+    for name, value in features.items():
+        if value is None or isinstance(value, (str, bool)):
+            words += [(name, key) for key in model.words.keys(name, value)]
+        else:
+            numbers[name] = value
+    scaler = model._rows.scaler
+    return words, numbers if scaler is None else scaler.transform(numbers)
+
+
+def _of_two(model: Binary, row: Any, nothing: Any) -> _Found:
+    after, before = model._outputs(row), model._outputs(nothing)
+    shares, votes = [logistic(z) for z in after], model._mixture.votes()
+    answer = model._said(shares, mixed(votes, shares))
+    return answer, *worth_of_two(votes, before, after, shares, up=answer.label is True)
+
+
+def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Found:
+    answer = model._answer(row)
+    shares = answer.probabilities
+    assert answer.label is not None
+    assert shares is not None
+    rest = sum([p for label, p in shares.items() if label != answer.label])
+    before, after = (model._take(x, learns=False).outputs() for x in (nothing, row))
+    column, ends = model._experts.labels[answer.label], (shares[answer.label], rest)
+    votes = np.array(model._mixture.votes())
+    return answer, *worth_of_classes(votes, before, after, column, ends)
+
+
+def _of_number(model: Regression, row: Any, nothing: Any) -> _Found:
+    answer, votes, spread = model._answer(row), model._mixture.votes(), model._spread()
+    assert isinstance(answer.label, float)
+    worths: Sequence[float] = [vote * spread for vote in votes]
+    return answer, mixed(votes, model._numbers(nothing)), answer.label, worths

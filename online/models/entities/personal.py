@@ -1,0 +1,325 @@
+"""A model that all share, with an offset for each key on top: of a user, a film, a machine.
+
+Generalised linear mixed effects, as of Zhang et al. 2016, *GLMix*: the shared model is the built-in
+that the settings name, and never sees the keys; each key has an intercept, and weights on the
+numbers that the settings choose (:mod:`online.models.entities.offsets`).  Both learn one sum
+(:mod:`online.models.entities.shared_model`).  A key that is new, missing or null adds nothing: the
+answer is the shared model's.  The blocks beside the shared model's:
+
+==================== ======= ====================================================================
+``entity/…``         moments what rows have said of each key: of its intercept (the name of the
+                             entity) and of each weight (both names, as a JSON list)
+``entity.scaler``    moments of the chosen numbers, if there are any
+``entity.proved``    count   rows, their squared errors, and how right the offsets were
+==================== ======= ====================================================================
+
+Keys are names of the model (:mod:`online.learning.vocabulary`): ``limits.names_max`` bounds them,
+with what one source may bring.  Whether there is room is decided before a row is written, and a row
+without room for its key is written without it, so each learner leaves out the same keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
+
+import mmh3
+import msgspec
+
+from evaluation.metrics import Task
+from online.models.base import Compensable, Forgetful, Model, Prediction
+from online.models.entities.offsets import PROVED, Moments, Offsets
+from online.models.entities.shared_model import shifted
+from online.models.errors import LearnerUnusable
+from online.models.features.hashed import Words
+from online.models.fm import spelled
+from online.models.gradients import Hashing
+from online.models.limited import Limited
+from online.models.loaded import Loaded
+from paramserver.core.blocks import Blocks
+from paramserver.core.sums import Sums
+from paramserver.core.wire import Curved
+from replay.example import Example, Features, Label, Value
+
+Entity = Mapping[str, Sequence[str]]
+"""Names of features that are keys, each with those whose numbers have weights of the key's own."""
+
+ALONE: Final = 200.0
+"""Rows that the shared model learns alone at first: it has what all keys have in common."""
+
+CURVATURE_MIN: Final = 0.05
+"""Of a probability near 0 or 1, which one row may not be believed to be that sure of."""
+
+FAR: Final = 4.0
+"""Standard deviations of the errors so far: in regression one that is further off is as far off."""
+
+_NEAR: Final = 1e-6  # numbers that say nothing of a weight
+_PROVED: Final = "entity.proved"
+_SCALER: Final = "entity.scaler"
+_SEED: Final = 20_271
+_BETWEEN: Final = "\0"
+
+
+def key_of(entity: str, value: Value) -> str | None:
+    """The key that a value is, as a name of the model: 17, 17.0 and "17" are one; None: no key."""
+    if value is None:
+        return None
+    text = value if type(value) is str else str(spelled(value))
+    return f"{mmh3.hash64(entity + _BETWEEN + text, _SEED, True, False)[0]:x}"
+
+
+class _Part(NamedTuple):
+    """One offset of a row: whose it is, and the number that it is multiplied with."""
+
+    place: int
+    key: str
+    x: float
+
+
+class Personal(Hashing):
+    """The shared model and what keys add.
+
+    Parameters:
+        shared: One of those that :func:`~online.models.entities.shared_model.shifted` takes.
+        learner: What the settings call it.
+
+    Attributes:
+        ids, entities: The names of the keys: their numbers stand for something, and they may be
+            texts.
+        halves: Whether the shared model's rate can be halved.
+    """
+
+    why_no_replay = "offsets by key would count the rows that are learned again twice"
+
+    def __init__(self, shared: Model, task: Task, entity: Entity, learner: str) -> None:
+        beside = None if task == "multiclass" else shifted(shared, task)
+        if beside is None or not isinstance(shared, Hashing):
+            raise LearnerUnusable(
+                learner,
+                f"it takes no offsets by key (entity: {', '.join(entity)}) in a {task} task",
+                "Take linear, auto, logreg or linreg in a binary or regression task, or leave "
+                "`entity` out: ftrl and fm read a key as a category",
+            )
+        self._shared, self._beside, self._regression = shared, beside, task == "regression"
+        self._slopes: Hashing = shared
+        self.numeric_only = shared.numeric_only
+        self.halves = bool(getattr(shared, "halves", False))
+        self.ids: Collection[str] = frozenset(entity)
+        self.entities = self.ids
+        self.words = _Words(self.ids, getattr(shared, "words", None))
+        curvature = 1.0 if self._regression else 0.25
+        self._places: list[tuple[str, list[tuple[int, str, Offsets]]]] = []
+        self._offsets: list[Offsets] = []
+        for name, features in entity.items():
+            places = []
+            for feature in ("", *features):
+                offsets = Offsets(_block(name, feature), curvature)
+                places.append((len(self._offsets), feature, offsets))
+                self._offsets.append(offsets)
+            self._places.append((name, places))
+        self._chosen = frozenset(f for features in entity.values() for f in features)
+        self._scaler = Limited(_SCALER)
+        self._proved = Sums(_PROVED)
+        self._own: list[Limited | Sums | Offsets] = [self._scaler, self._proved, *self._offsets]
+        self._believed = [1.0] * len(self._offsets)
+        written = {name: list(features) for name, features in entity.items()}
+        self.structure = f"{shared.structure} entity 1 {json.dumps(written)}"
+
+    # -- answering -------------------------------------------------------------------------------
+
+    def numbers(self, features: Features) -> Mapping[str, float]:
+        """A row as the weights see it: the shared model's numbers, and 1 for each key."""
+        found = dict(self._slopes.numbers(self._without_keys(features)))
+        for name in self.ids:
+            if (key := key_of(name, features.get(name))) is not None:
+                found[key] = 1.0
+        return found
+
+    def predict(self, features: Features) -> Prediction:
+        """Answer for one row."""
+        rest, by, believed = dict(features), 0.0, self._believed
+        x = self._numbers(features, learns=False) if self._chosen else {}
+        for name, places in self._places:
+            if (key := key_of(name, rest.pop(name, None))) is None:
+                continue
+            for place, feature, offsets in places:
+                number = 1.0 if not feature else x.get(feature, 0.0)
+                by += believed[place] * offsets.of(key) * number
+        return self._beside.answer(rest, by)
+
+    def _without_keys(self, features: Features) -> Features:
+        rest = dict(features)
+        for name in self.ids:
+            rest.pop(name, None)
+        return rest
+
+    def _numbers(self, features: Features, *, learns: bool) -> Mapping[str, float]:
+        """Return the chosen numbers, standardised; their moments learn them first if it says so."""
+        numbers = {n: float(v) for n in self._chosen if _is_number(v := features.get(n))}  # type: ignore[arg-type]
+        return self._scaler.learn(numbers) if learns else self._scaler.transform(numbers)
+
+    def _parts(self, features: Features) -> list[_Part]:
+        """The offsets that have a part in a row to be learned."""
+        x = self._numbers(features, learns=True) if self._chosen else {}
+        found = []
+        for name, places in self._places:
+            if (key := key_of(name, features.get(name))) is None:
+                continue
+            for place, feature, _ in places:
+                number = 1.0 if not feature else x.get(feature, 0.0)
+                if abs(number) > _NEAR:
+                    found.append(_Part(place, key, number))
+        return found
+
+    # -- learning --------------------------------------------------------------------------------
+
+    def learn(self, features: Features, label: Label, weight: float) -> None:
+        """Learn one row; raises as the shared model does, and StateNotFinite."""
+        self.learn_noted(Example(features, label), weight)
+
+    def learn_noted(self, example: Example, weight: float) -> None:
+        """Learn one row with the shared model's notes; raises as ``learn``."""
+        rest = self._without_keys(example.features)
+        alone = self._proved.now.get("rows", 0.0) < ALONE
+        parts = self._parts(example.features)
+        if alone:
+            parts = []
+        now = [self._offsets[place].of(key) for place, key, _ in parts]
+        adds = [self._believed[p.place] * c for p, c in zip(parts, now, strict=True)]
+        by = sum([c * p.x for p, c in zip(parts, adds, strict=True)])
+        left, curvature = (0.0, 0.0) if alone else self._left(rest, example.label, by)
+        self._beside.learn(msgspec.structs.replace(example, features=rest), weight, by)
+        learned: list[tuple[_Part, tuple[Moments, Moments]]] = []
+        sums = {"rows": weight}
+        if not alone:
+            sums["square"] = curvature * left * left * weight
+        for part, c, added in zip(parts, now, adds, strict=True):
+            v, h = added + left / part.x, curvature * part.x * part.x * weight
+            offsets = self._offsets[part.place]
+            learned.append((part, offsets.learned(part.key, v, h)))
+            sums[f"with {offsets.block}"] = h * c * v
+            sums[f"of {offsets.block}"] = h * c * c
+        for part, moments in learned:
+            self._offsets[part.place].put(part.key, moments)
+        for name, change in sums.items():
+            if change:
+                self._proved.count(name, change)
+        self._believe()
+
+    def _left(self, rest: Features, label: Label, by: float) -> tuple[float, float]:
+        """How much more should have been added to the answer, and the loss's curvature there."""
+        found = self._beside.answer(rest, by)
+        if found.probabilities is None:
+            left = float(label) - float(found.label or 0.0)
+            if (typical := self._square()) > 0.0:
+                far = FAR * math.sqrt(typical)
+                left = max(-far, min(far, left))
+            return left, 1.0
+        p = found.probabilities[True]
+        curvature = max(p * (1.0 - p), CURVATURE_MIN)
+        return (float(label) - p) / curvature, curvature
+
+    def _square(self) -> float:
+        """Mean of the squared errors, in units of their curvature; 0 until there are some."""
+        now = self._proved.now
+        rows = now.get("rows", 0.0) - ALONE
+        return now.get("square", 0.0) / rows if rows >= 1.0 else 0.0
+
+    def _believe(self) -> None:
+        """Work out how much of each kind of offset has proved right."""
+        get, prior = self._proved.now.get, PROVED * self._square()
+        for place, offsets in enumerate(self._offsets):
+            of = prior + get(f"of {offsets.block}", 0.0)
+            share = (prior + get(f"with {offsets.block}", 0.0)) / of if of > 0.0 else 1.0
+            self._believed[place] = max(0.0, min(1.0, share))
+
+    # -- blocks ----------------------------------------------------------------------------------
+
+    def cut(self) -> Blocks:
+        """The open delta, and reset it."""
+        out = dict(self._shared.cut())
+        for part in self._own:
+            out |= part.cut()
+        return out
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values with the open delta on top."""
+        self._shared.rebase(values)
+        for part in self._own:
+            part.rebase(values)
+        self._believe()
+
+    def reset(self, values: Blocks) -> None:
+        """Become exactly ``values``, with an empty open delta."""
+        self._shared.reset(values)
+        for part in self._own:
+            part.reset(values)
+        self._believe()
+
+    def forget(self, values: Blocks) -> None:
+        """Drop the keys given.  This copy is asked nothing any more."""
+        if isinstance(self._shared, Forgetful):
+            self._shared.forget(values)
+        for offsets in self._offsets:
+            offsets.forget(values)
+
+    def compensate(self) -> None:
+        """Measure the curvature of rows from now on, in the shared model, if it can."""
+        if isinstance(self._shared, Compensable):
+            self._shared.compensate()
+
+    def curved(self) -> Curved:
+        """Start and curvature of the shared model's open delta; nothing if they are unknown."""
+        return self._shared.curved() if isinstance(self._shared, Compensable) else {}
+
+
+class _Words(Words):
+    """How the model makes names of values: keys are names, all else is the shared model's."""
+
+    def __init__(self, ids: Collection[str], shared: Words | None) -> None:
+        self.ids, self._shared = frozenset(ids), shared
+
+    def keys(self, name: str, value: Value) -> Sequence[str]:
+        """The names in one value."""
+        if name in self.ids:
+            key = key_of(name, value)
+            return () if key is None else (key,)
+        return (name,) if self._shared is None else self._shared.keys(name, value)
+
+    def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
+        """The value without some of its names; None if none of them is left."""
+        if name in self.ids or self._shared is None:
+            return None
+        return self._shared.without(name, value, absent)
+
+
+def with_offsets(loaded: Loaded, task: Task, entity: Entity, learner: str) -> Loaded:
+    """The model with offsets by key, under a spec of its own.  Raises LearnerUnusable."""
+
+    def build() -> Model:
+        return Personal(loaded.build(), task, entity, learner)
+
+    model = Personal(loaded.model, task, entity, learner)
+    spec = {**json.loads(loaded.spec_text), "structure": model.structure}
+    alike = {k: spec[k] for k in ("task", "classes", "structure")} | {"kind": "structure"}
+    text, same = json.dumps(spec, sort_keys=True), json.dumps(alike, sort_keys=True)
+    return replace(
+        loaded, model=model, spec_hash=_hash_of(text), spec_text=text, build=build,
+        alike=_hash_of(same),
+    )  # fmt: skip
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _block(name: str, feature: str) -> str:
+    return f"entity/{json.dumps([name, feature]) if feature else name}"
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, (int, float))
