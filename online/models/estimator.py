@@ -193,7 +193,7 @@ class LinearEstimator(Merging):
             raise StateNotFinite(total)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._changed:
             return {}
         self._changed = False
@@ -207,7 +207,7 @@ class LinearEstimator(Merging):
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.inputs.rebase(values)
         for part in _PARTS:
             if (block := values.get(part)) is not None:

@@ -158,7 +158,7 @@ class FtrlModel(Hashing):
         return answer.probabilities[name] - (name == label)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         blocks = self._rows.cut()
         for label, output in self._outputs.items():
             for kind, sums in (("z", output.z), ("n", output.n)):
@@ -168,12 +168,12 @@ class FtrlModel(Hashing):
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.rebase(values)
         self._take(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._rows.reset(values)
         self._new = {}
         self._outputs = {} if self._task == "multiclass" else {_ONE: _Output(self._recipe)}

@@ -1,8 +1,8 @@
-"""Gradients of a row's loss, for the filters: numbers of a fixed size, whatever the row names.
+"""Gradients of a row's loss, for the filters: vectors of a fixed size, whatever features it has.
 
-For linear models the gradient by a weight is (answer − label) · number, and names are hashed to
-places, as in "Feature Hashing for Large Scale Multitask Learning" (Weinberger et al. 2009),
-without signs: what is compared are gradients of one model.
+For linear models the gradient with respect to a weight is (answer − label) · value.  Feature names
+are hashed to indices, as in "Feature Hashing for Large Scale Multitask Learning" (Weinberger et al.
+2009), but without random signs: only gradients of the same model are compared.
 """
 
 from __future__ import annotations
@@ -21,53 +21,53 @@ from replay.example import Features, Label, label_text
 Slope = npt.NDArray[np.float32]
 
 PLACES: Final = 2048
-"""Numbers of a linear model's gradient."""
+"""Length of a linear model's hashed gradient."""
 
 _MASK: Final = PLACES - 1
-_SEED: Final = 20_190  # of the hash: the same in all processes
+_SEED: Final = 20_190  # seed of the hash, the same in all processes
 
 
 Score = Mapping[str, float] | None
-"""What a model answered to a row, as :class:`replay.example.Example` has it."""
+"""A model's answer to a row, in the form of :class:`replay.example.Example`."""
 
 
 @runtime_checkable
 class Sloped(Protocol):
-    """A model that tells the gradient of a row's loss.
+    """A model that can compute the gradient of a row's loss.
 
     Attributes:
-        slope_size: Numbers of it.
+        slope_size: Length of the gradient.
     """
 
     slope_size: int
 
     def slope(self, features: Features, label: Label, score: Score) -> Slope | None:
-        """Gradient at the present parameters, float32 [``slope_size``].  Changes nothing.
+        """Return the gradient at the present parameters: float32, shape (``slope_size``,).
 
-        ``score``: what was answered to the row; None: the model is asked.  None is returned for a
-        row that has none (a label that the model can't learn).
+        Changes no state.  ``score`` is the answer that the row got; if None, the model predicts
+        it now.  Returns None for a row without a gradient: the model can't learn its label.
         """
 
     def mean_slope(self, rows: Sequence[tuple[Features, Label]]) -> Slope:
-        """Mean gradient of some rows, as the model answers now; zeros for those without."""
+        """Return the mean gradient of the rows; rows without a gradient count as zeros."""
 
 
 class Hashing(Merging):
-    """The slope of a linear model that tells the numbers that it multiplies its weights with."""
+    """Base class of linear models whose gradient is hashed by feature name."""
 
     slope_size = PLACES
 
     def numbers(self, features: Features) -> Mapping[str, float]:
-        """A row as the weights see it.  Changes nothing."""
+        """Return the values by name that the weights are multiplied with.  Changes no state."""
         raise NotImplementedError
 
     def slope(self, features: Features, label: Label, score: Score) -> Slope:
-        """Gradient of the row's loss by the weights, their names hashed."""
+        """Return the gradient of the row's loss with respect to the weights, hashed by name."""
         answer = self.predict(features) if score is None else score
         return hashed(self.numbers(features), errors(answer, label))
 
     def mean_slope(self, rows: Sequence[tuple[Features, Label]]) -> Slope:
-        """Mean gradient of some rows."""
+        """Return the mean gradient of the rows."""
         total = np.zeros(PLACES, dtype=np.float32)
         for features, label in rows:
             total += self.slope(features, label, None)
@@ -75,9 +75,10 @@ class Hashing(Merging):
 
 
 def errors(answer: Prediction | Mapping[str, float], label: Label) -> dict[str, float]:
-    """Answer less target by output (``""`` of a model with one): the slope of a log loss.
+    """Return answer − target by output: the derivative of the log loss by the output.
 
-    Half that of a squared loss in regression.  ``answer`` as of a model, or as kept in rows.
+    In regression it is half the derivative of the squared loss.  The key is ``""`` for a model with
+    one output.  ``answer`` is a prediction, or the score that a row of the journal has.
     """
     if not isinstance(answer, Mapping):
         shares = answer.probabilities
@@ -94,16 +95,16 @@ def errors(answer: Prediction | Mapping[str, float], label: Label) -> dict[str, 
 
 
 def hashed(numbers: Mapping[str, float], by: Mapping[str, float]) -> Slope:
-    """Gradient of a linear model: each number times the error of each output, by its name."""
+    """Return the hashed gradient of a linear model: each value times the error of each output."""
     out = np.zeros(PLACES, dtype=np.float32)
     sides = (np.array(list(side.values()), dtype=np.float64) for side in (by, numbers))
-    with np.errstate(over="ignore"):  # an infinite one is refused by whoever judges it
+    with np.errstate(over="ignore"):  # the filters refuse an infinite gradient
         values = np.outer(*sides).astype(np.float32)
     np.add.at(out, _places(tuple(by), tuple(numbers)), values.reshape(-1))
     return out
 
 
-@lru_cache(maxsize=64)  # rows of columns have the same names; rows of words fill it in vain
+@lru_cache(maxsize=64)  # tabular rows share their names; rows of text rarely hit the cache
 def _places(outputs: tuple[str, ...], names: tuple[str, ...]) -> npt.NDArray[np.intp]:
     pairs = [_place(f"{output}\0{name}") for output in outputs for name in names]
     return np.array(pairs, dtype=np.intp)

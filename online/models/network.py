@@ -303,7 +303,7 @@ class NetworkModel(Merging):
             group["lr"] = full * share
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._changed:
             return {}
         self._changed = False
@@ -485,7 +485,7 @@ class Trained:
         return {_TRAINED: Block(COUNT, {"rows": n})} if n else {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         if (block := values.get(_TRAINED)) is not None:
             n = int(block.data["rows"])
             self.rows, self._start = n + self.rows - self._start, n

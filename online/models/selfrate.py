@@ -185,17 +185,17 @@ class SelfRateModel(Hashing):
         return True
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         return {**self._rows.cut(), **self._experts.cut(), **self._mixture.cut()}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.rebase(values)
         self._experts.rebase(values)
         self._mixture.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._rows.reset(values)
         self._experts, self._mixture = self._untrained(), self._unjudged()
         self._experts.rebase(values)

@@ -1,4 +1,4 @@
-"""How much curvature the rows of a delta have used up, key by key.
+"""Curvature of the loss along a delta, accumulated by key.
 
 The squared gradient of a log loss is its curvature in expectation, if the model is calibrated,
 and more where it is wrong.  A step is rate · gradient, so Σ step² / rate is Σ rate · gradient².
@@ -23,7 +23,7 @@ class Curvature:
         now: Mapping[str, float],
         rate: float,
     ) -> None:
-        """The steps of one row, from weights as they were before it."""
+        """Add the steps of one row: ``before`` has the weights before it, ``now`` those after."""
         if rate <= 0:
             return
         sums = self._sums.setdefault(block, {})
@@ -32,17 +32,20 @@ class Curvature:
             sums[name] = sums.get(name, 0.0) + step * step / rate
 
     def sum(self, block: str, name: str) -> float:
-        """Return what one key has used up."""
+        """Return the sum of one key."""
         return self._sums.get(block, {}).get(name, 0.0)
 
     def put(self, block: str, sums: Mapping[str, float]) -> None:
-        """Take these sums for their keys: somebody has added to them."""
+        """Set the sums of keys."""
         self._sums.setdefault(block, {}).update(sums)
 
     def of(
         self, block: str, start: Mapping[str, float], built: Mapping[str, float]
     ) -> dict[str, tuple[float, float]]:
-        """Start, as a value above what was built, and curvature of each key that has moved."""
+        """Return start value and curvature of each changed key.
+
+        The start value is relative to that of the model as built.
+        """
         sums = self._sums.get(block, {})
         return {
             name: (weight - built.get(name, 0.0), sums[name])
@@ -51,5 +54,5 @@ class Curvature:
         }
 
     def clear(self) -> None:
-        """Begin a new delta."""
+        """Clear all sums, for a new delta."""
         self._sums.clear()

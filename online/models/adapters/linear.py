@@ -234,7 +234,7 @@ class Linear(RevisedLinear):
         return out
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
 
     def compensate(self) -> None:

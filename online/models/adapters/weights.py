@@ -1,4 +1,4 @@
-"""Weights by name, and what they were at their first touch since the cut."""
+"""Functions on weights by name, and on their values before the first change since the cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def drop(names: Iterable[str], held: Any) -> None:
 
 
 def put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
-    """These weights as built."""
+    """Restore the named weights to their values in the model as built."""
     for name in names:
         if name in built:
             held[name] = built[name]
@@ -22,7 +22,7 @@ def put_back(names: Iterable[str], held: Any, built: dict[str, float]) -> None:
 
 
 def changes(now: Any, start: dict[str, float]) -> dict[str, float]:
-    """now − start where it is not 0.  A NaN stays in: whoever merges it refuses it."""
+    """Return now − start where it is not 0.  NaN is kept: the merge refuses it."""
     delta = {}
     for name, before in start.items():
         after = float(now.get(name, 0.0))
@@ -34,7 +34,7 @@ def changes(now: Any, start: dict[str, float]) -> dict[str, float]:
 def move(
     weights: Any, start: dict[str, float], values: dict[str, float], built: dict[str, float]
 ) -> None:
-    """Put ``built + values`` under the open delta of each weight."""
+    """Set each weight to ``built + values`` plus its open delta."""
     if not (start or built):
         weights.update(values)
         return

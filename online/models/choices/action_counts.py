@@ -90,7 +90,7 @@ class Arms(Sums):
         self._kept.clear()
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         super().rebase(values)
         self._kept.clear()
         for name in values[ARMS].data if ARMS in values else ():
@@ -100,7 +100,7 @@ class Arms(Sums):
                 held[_PARTS.index(part)] = self.now[name]
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._each = {}
         self._kept.clear()
         super().reset(values)

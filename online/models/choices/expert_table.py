@@ -86,7 +86,7 @@ class Table:
         return {self._block: Block(ROWS, Rows(places.astype(np.uint64), changes))}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         if (block := values.get(self._block)) is None:
             return
         place, new, gone = block.data.ids, block.data.numbers, block.data.gone
@@ -107,7 +107,7 @@ class Table:
         self._now[place] = new
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._now = np.zeros((self._size, _NUMBERS), np.float32)
         self._open(*_NOTHING)
         self.rebase(values)

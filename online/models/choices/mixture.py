@@ -50,7 +50,7 @@ class Mixture:
         self._judged = True
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._judged:
             return {}
         self._judged = False
@@ -62,6 +62,6 @@ class Mixture:
             self.losses = array_of(block.data).copy()
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, which may be empty."""
+        """Set the whole state to ``values``; empty: as built."""
         self.losses, self._judged = np.zeros(self._experts), False
         self.rebase(values)

@@ -98,12 +98,12 @@ class Offsets:
         return mean * rows / (rows + self._rows)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         delta, self._open = self._open, {}
         return {self.block: Block(MOMENTS, delta)} if delta else {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         if (block := values.get(self.block)) is None:
             return
         now, shrunk = self._now, self._shrunk
@@ -111,7 +111,7 @@ class Offsets:
             now[key] = (weight, mean, shrunk(weight, mean))
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._now, self._open = {}, {}
         self.rebase(values)
 

@@ -240,21 +240,21 @@ class Personal(Hashing):
     # -- blocks ----------------------------------------------------------------------------------
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         out = dict(self._shared.cut())
         for part in self._own:
             out |= part.cut()
         return out
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._shared.rebase(values)
         for part in self._own:
             part.rebase(values)
         self._believe()
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._shared.reset(values)
         for part in self._own:
             part.reset(values)

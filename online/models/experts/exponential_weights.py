@@ -1,8 +1,9 @@
-"""Experts vote by how each one did of late.
+"""Exponential weights: experts are mixed by their discounted losses.
 
-The exponential weights of Littlestone and Warmuth 1994, see :mod:`online.models.selfrate`, with two
-memories: two thirds of each vote are by the losses of late, a third is by those of a long time.
-What is true of late is not so any more where labels come late; what always was may be over.
+The method is that of Littlestone and Warmuth 1994 (see :mod:`online.models.selfrate`), with two
+discount factors: two thirds of each expert's weight follow from its recent losses, one third from
+its long-run losses.  Recent losses mislead where labels are late; long-run losses mislead after a
+change.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from online.models.experts.linear import Floats
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.995
-"""Of the losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
+"""Discount factor of the recent losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
 
 LONG: Final = 1.0 - 1.0 / 3_000.0
-"""The same of the long memory, a window of 3,000 labels."""
+"""Discount factor of the long-run losses: a window of 3,000 labels."""
 
-_LONG_SHARE: Final = 1.0 / 3.0  # of each vote
+_LONG_SHARE: Final = 1.0 / 3.0  # share of each weight that follows from the long-run losses
 
 _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
 
 
 class Noted:
-    """Notes have what so many experts answered: here is their form by its size in bytes.
+    """The ``struct`` formats of notes, which hold the experts' answers, by their size in bytes.
 
-    Half floats are exact enough to judge probabilities by.
+    Probabilities are stored as half floats, which is exact enough to compute losses.
     """
 
     def __init__(self, *experts: int) -> None:
@@ -41,28 +42,34 @@ class Noted:
 
 
 class Mixture:
-    """How the experts did of late, and what follows for their answers.
+    """The discounted losses of the experts, and the weights that follow from them.
 
-    ``sharp``: how much a difference of their losses counts.
-    ``losses``, ``long``: each expert's of late, and those that fade by ``lasting`` at a label.
+    Parameters:
+        experts: Number of experts.
+        sharp: Factor of the losses in the exponent: how strongly differences count.
+        lasting: Discount factor of the long-run losses.
+
+    Attributes:
+        losses: Recent discounted loss of each expert.
+        long: Long-run discounted loss of each expert.
     """
 
     def __init__(self, experts: int, sharp: float = 1.0, lasting: float = LONG) -> None:
         self.losses = [0.0] * experts
         self.long = [0.0] * experts
         self._sharp, self._lasting = sharp, lasting
-        self._judged = False  # since the cut
+        self._judged = False  # whether a loss was added since the cut
 
     def votes(self) -> list[float]:
-        """Each expert's share in the answer."""
+        """Return the weight of each expert; they sum to 1."""
         return shares_of(self.losses, self.long, self._sharp)
 
     def of(self, answers: Sequence[float]) -> float:
-        """The experts' answers mixed."""
+        """Return the weighted mean of the experts' answers."""
         return mixed(self.votes(), answers)
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came.  One of weight w counts as w labels of weight 1."""
+        """Add the experts' losses at a label.  A weight of w counts as w labels of weight 1."""
         lasting = self._lasting
         if weight == 1.0:
             self.losses = _faded(self.losses, losses, FADE)
@@ -73,21 +80,21 @@ class Mixture:
         self._judged = True
 
     def apart(self) -> Mixture:
-        """A copy, to be judged by labels that may not count."""
+        """Return a copy, for labels that may be discarded."""
         made = Mixture(0, self._sharp, self._lasting)
         made.take(self)
         return made
 
     def heard_as(self, other: Mixture) -> bool:
-        """Whether the same experts have votes there."""
+        """Return whether the other mixture uses the same experts."""
         return True
 
     def take(self, other: Mixture) -> None:
-        """Labels came after which all is as in the other one."""
+        """Set the losses to those of the other mixture."""
         self.losses, self.long, self._judged = other.losses, other.long, True
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._judged:
             return {}
         self._judged = False
@@ -100,15 +107,15 @@ class Mixture:
         """Take new values, unless labels were judged since the cut."""
         if not self._judged and (block := values.get(_LOSSES)) is not None:
             self.losses = array_of(block.data).tolist()
-            always = values.get(_LASTING, block)  # versions before have kept no others
+            always = values.get(_LASTING, block)  # older versions have no long-run losses
             self.long = array_of(always.data).tolist()
 
 
 def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> list[float]:
-    """Return votes of experts with these losses, of late and of a long time; they sum to 1."""
+    """Return the weights for recent losses and long-run losses; they sum to 1."""
     exp = math.exp
     least, lowest = min(losses), min(long)
-    if len(losses) == 4:  # written out: each answer of a linear model asks it
+    if len(losses) == 4:  # unrolled: each answer of a linear model runs it
         a, b, c, d = losses
         a, b, c, d = (
             exp(sharp * (least - a)), exp(sharp * (least - b)),
@@ -128,7 +135,7 @@ def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> l
 
 
 def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
-    """Return what is kept after a label."""
+    """Return the discounted losses after a label of weight 1."""
     if len(kept) == 4:
         (a, b, c, d), (e, f, g, h) = kept, losses
         return [z * a + e, z * b + f, z * c + g, z * d + h]
@@ -138,14 +145,14 @@ def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[flo
 def _weighed(
     kept: Sequence[float], losses: Sequence[float], weight: float, fade: float
 ) -> list[float]:
-    """Return what is kept after a label of this weight."""
+    """Return the discounted losses after a label of this weight."""
     whole = fade**weight
     part = (1.0 - whole) / (1.0 - fade)
     return [whole * s + part * x for s, x in zip(kept, losses, strict=True)]
 
 
 def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
-    """The experts' answers mixed."""
+    """Return the weighted mean of the experts' answers."""
     return sum([v * a for v, a in zip(votes, answers, strict=True)])
 
 
@@ -158,16 +165,16 @@ def logistic(x: float) -> float:
 
 
 def softmax(outputs: Floats) -> Floats:
-    """Return the probability that each expert gives each class: shape (experts, classes)."""
+    """Return each expert's probability of each class: shape (experts, classes)."""
     powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
     shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
     return shares
 
 
 class Terms(NamedTuple):
-    """Terms are what an answer begins with and what each feature adds: together its output.
+    """An answer as a sum: ``output`` = ``base`` + Σ ``added``, the contributions by feature.
 
-    ``base`` and ``output`` are log odds of the answered label, or numbers in regression.
+    The terms are log odds of the answered label, or in regression parts of the predicted number.
     """
 
     base: float

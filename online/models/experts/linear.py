@@ -1,4 +1,4 @@
-"""Linear experts side by side on the same rows, each with a rate of its own.
+"""Four linear experts that learn the same rows, each with its own update rule and learning rate.
 
 ======= ============================ ============================== ==========
 expert  method                       update                         rates
@@ -10,9 +10,9 @@ expert  method                       update                         rates
                                                                     regression
 ======= ============================ ============================== ==========
 
-g is the derivative of the loss by the expert's own output.  For each feature and output there are
-six numbers: the experts' weights, then n of the first two.  In a block the key of such a number is
-its place among the six, ``:``, and the feature.
+g is the derivative of the loss with respect to the expert's own output.  Each feature and output
+has six numbers: the weights of the four experts, then n of the first two.  The key of a number in a
+block is its index (0 to 5), ``:``, and the feature.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ ADAGRAD: Final = (0.2, 1.0)
 NORMALISED: Final = (1.0, 5.0)
 NORMALISED_REGRESSION: Final = (0.05, 0.5)
 CLASSES_MAX: Final = 256
-"""Labels of a multiclass task: each row touches all of them, and each is a block."""
+"""Most labels of a multiclass task: each row updates all of them, and each has a block."""
 
 _NUMBERS: Final = 6
 _PLACES: Final = range(_NUMBERS)
@@ -45,7 +45,7 @@ Floats = npt.NDArray[np.float64]
 
 
 class Owned(NamedTuple):
-    """The places and numbers that a row has in one view, and the feature that each is of."""
+    """A row as parallel lists: feature name, key of the weights, and value."""
 
     names: list[str]
     keys: list[str]
@@ -53,18 +53,18 @@ class Owned(NamedTuple):
 
 
 class OneOutput:
-    """Experts of one output, in dicts: for some dozen features that is faster than numpy.
+    """Experts with one output.  Weights are in dicts, faster than numpy for some dozen features.
 
-    ``normalised`` are the rates of the last two.
+    ``normalised`` are the learning rates of experts 2 and 3.
     """
 
     def __init__(self, normalised: Sequence[float]) -> None:
         self._rates = tuple(normalised)
         self._now: dict[str, list[float]] = {}
-        self._start: dict[str, list[float]] = {}  # at the first touch since the cut
+        self._start: dict[str, list[float]] = {}  # values before the first change since the cut
 
     def outputs(self, row: Mapping[str, float]) -> tuple[float, float, float, float]:
-        """Return what each expert makes of the row."""
+        """Return the output of each expert for the row."""
         a = b = c = d = 0.0
         now = self._now
         for key, x in row.items():
@@ -76,7 +76,7 @@ class OneOutput:
         return a, b, c, d
 
     def share_out(self, row: Owned, worths: Sequence[float], added: dict[str, float]) -> None:
-        """Add to each feature what it adds to the experts' outputs, a unit worth ``worths``."""
+        """Add to ``added`` each feature's contribution, with each expert weighted by ``worths``."""
         now, (a, b, c, d) = self._now, worths
         for name, key, x in zip(*row, strict=True):
             if (held := now.get(key)) is not None:
@@ -88,7 +88,7 @@ class OneOutput:
         slopes: Sequence[float],
         adagrad: tuple[float, float] = ADAGRAD,
     ) -> float:
-        """Learn a row; the sum of what it has touched is finite only if each of it is."""
+        """Learn a row.  Returns a sum of the changed numbers: not finite if one of them is not."""
         now, start, sqrt = self._now, self._start, math.sqrt
         slow, fast = adagrad
         square = 1.0 + sum([x * x for x in row.values()])
@@ -113,11 +113,11 @@ class OneOutput:
         return total
 
     def held(self, keys: Sequence[str]) -> list[list[float]]:
-        """Return a copy of the six numbers of each feature, zeros of those that are new."""
+        """Return a copy of the six numbers of each feature; zeros for a new feature."""
         return [list(self._now.get(key) or [0.0] * _NUMBERS) for key in keys]
 
     def walk(self, held: list[list[float]], x: Sequence[float], slopes: Sequence[float]) -> None:
-        """Do to numbers of :meth:`held` what :meth:`step` does to those of the row's features."""
+        """Apply the update of :meth:`step` to numbers from :meth:`held`, in place."""
         sqrt, (slow, fast) = math.sqrt, ADAGRAD
         square = 1.0 + sum([v * v for v in x])
         ga, gb, gc, gd = slopes
@@ -134,14 +134,14 @@ class OneOutput:
             h[3] -= gd * v
 
     def put(self, keys: Sequence[str], held: Sequence[list[float]]) -> None:
-        """Take these numbers for their features."""
+        """Set the numbers of the features."""
         for key, numbers in zip(keys, held, strict=True):
             if key not in self._start:
                 self._start[key] = self._now.get(key) or [0.0] * _NUMBERS
             self._now[key] = numbers
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         delta = {}
         for key, before in self._start.items():
             after = self._now[key]
@@ -152,7 +152,7 @@ class OneOutput:
         return {_BLOCK: Block(ADDITIVE, delta)} if delta else {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         if (block := values.get(_BLOCK)) is None:
             return
         for name, value in block.data.items():
@@ -168,34 +168,34 @@ class OneOutput:
 
 
 class Taken(NamedTuple):
-    """Places of a row's features, the row's numbers, and a copy of what is at the places."""
+    """A row's indices in the array, its values, and a copy of the array's rows there."""
 
     at: npt.NDArray[np.intp]
     x: Floats
     held: Floats
 
     def outputs(self) -> Floats:
-        """Return what each expert makes of the row, for each class: shape (EXPERTS, classes)."""
+        """Return the output of each expert for each class: shape (EXPERTS, classes)."""
         sums: Floats = (self.x @ self.held.reshape(len(self.x), -1)).reshape(_NUMBERS, -1)
         return sums[:EXPERTS]
 
 
 class OutputPerClass:
-    """Experts with an output for each class, in one array: there are many numbers a row.
+    """Experts with one output for each class, in one array.
 
-    The array has the shape (features, six numbers, classes); feature 0 is nobody's and stays 0.
+    The array has the shape (features, 6, classes).  Row 0 belongs to no feature and stays 0.
     """
 
     def __init__(self) -> None:
         self.labels: dict[Label, int] = {}
-        self._new: dict[Label, None] = {}  # classes that no delta has named yet
+        self._new: dict[Label, None] = {}  # classes that are in no delta yet
         self._at: dict[str, int] = {}
         self._keys = [""]
         self._now: Floats = np.zeros((64, _NUMBERS, 0))
-        self._start: dict[int, Floats] = {}  # at the first touch since the cut
+        self._start: dict[int, Floats] = {}  # values before the first change since the cut
 
     def meet(self, label: Label) -> None:
-        """Make the label known.  Raises LabelUnknown for one more than CLASSES_MAX."""
+        """Add an output for the label if it is new.  Raises LabelUnknown above CLASSES_MAX."""
         if label in self.labels:
             return
         if len(self.labels) >= CLASSES_MAX:
@@ -204,7 +204,7 @@ class OutputPerClass:
         self._new[label] = None
 
     def take(self, row: Mapping[str, float], *, learns: bool) -> Taken:
-        """The numbers of a row's features; they get a place of their own if it ``learns``."""
+        """Look up the numbers of a row's features; new ones are added if it ``learns``."""
         known, places = self._at, []
         for key in row:
             place = known.get(key, 0)
@@ -213,14 +213,14 @@ class OutputPerClass:
         return Taken(at, np.fromiter(row.values(), np.float64, len(row)), self._now[at])
 
     def share_out(self, row: Owned, worths: Floats, added: dict[str, float]) -> None:
-        """Add to each feature what it adds to the experts' outputs, a unit worth ``worths``."""
+        """Add to ``added`` each feature's contribution, with each expert weighted by ``worths``."""
         held = self._now[[self._at.get(key, 0) for key in row.keys], :EXPERTS]
         each = held.reshape(len(held), -1) @ worths.ravel()
         for name, worth, x in zip(row.names, each.tolist(), row.numbers, strict=True):
             added[name] += worth * x
 
     def step(self, taken: Taken, slopes: Floats, adagrad: tuple[float, float] = ADAGRAD) -> float:
-        """Learn a row; the sum of what it has touched is finite only if each of it is."""
+        """Learn a row.  Returns a sum of the changed numbers: not finite if one of them is not."""
         at, x, held = taken
         rates = _ADAGRAD if adagrad is ADAGRAD else np.array(adagrad)[:, None]
         start = self._start
@@ -236,7 +236,7 @@ class OutputPerClass:
         return float(held.sum())
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         blocks: Blocks = {}
         keys = [self._keys[place] for place in self._start]
         changes = np.zeros((len(keys), _NUMBERS, len(self.labels)))
@@ -255,7 +255,7 @@ class OutputPerClass:
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top; a class that is new is met."""
+        """Set new values with the open delta on top, and add classes that are new."""
         for block_name, block in values.items():
             if not block_name.startswith(_PREFIX):
                 continue
@@ -279,7 +279,7 @@ class OutputPerClass:
         self._start = {place: _wider(held) for place, held in self._start.items()}
 
     def _place(self, key: str) -> int:
-        """Where the feature is in the array; it is there from now on."""
+        """Return the feature's index in the array, adding it if it is new."""
         if (place := self._at.get(key)) is None:
             place = self._at[key] = len(self._keys)
             self._keys.append(key)
@@ -293,5 +293,5 @@ _NORMALISED: Final[Floats] = np.array(NORMALISED)[:, None]
 
 
 def _wider(held: Floats) -> Floats:
-    """Return the numbers with one class more, whose numbers are 0."""
+    """Return the array with one more class, filled with 0."""
     return np.concatenate([held, np.zeros((*held.shape[:-1], 1))], axis=-1)

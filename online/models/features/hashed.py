@@ -1,11 +1,11 @@
-"""Rows of any values as numbers by hashed feature.
+"""Feature hashing: a row of any values becomes numbers by hashed feature.
 
 =================== ===============================  ==========================================
 value in a row      becomes                          number
 =================== ===============================  ==========================================
 number              its name                         standardised if there is a scaler, or as is
 text, true, false   name and value                   1
-words of a text     name and word, in small letters  1, however often it stands there
+words of a text     name and word, in lower case     1, however often it occurs
 null                name, as missing                 1
 (each row)          the bias                         1
 =================== ===============================  ==========================================
@@ -33,7 +33,7 @@ _BIAS: Final = "bias"
 
 
 def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
-    """Raise LearnerUnusable, which calls the model ``model``, if these are no settings."""
+    """Check the settings of a hashed model.  Raises LearnerUnusable, with the model's name."""
     if isinstance(text, str):
         raise LearnerUnusable(model, f"text is {text!r}", "Give a list of names")
     if not 1 <= bits <= 31:
@@ -41,13 +41,13 @@ def check_hashing(model: str, text: Sequence[str], bits: int) -> None:
 
 
 class Words:
-    """How models that hash text make names of values: as the places that they hash them to.
+    """The keys under which a hashed model stores the values of a row.
 
-    Numbers stay under the names of their features, which the scaler keeps.  ``text``, ``bits`` and
-    ``seed`` are those of :class:`Hashed`.
+    Texts, booleans and null are hashed; a number has the name of its feature, as in the scaler.
+    ``text``, ``bits`` and ``seed`` are those of :class:`Hashed`.
 
     Attributes:
-        ids: Features whose numbers stand for something: each is a name, as a text is.
+        ids: Features whose numbers are identifiers: they are treated as texts.
     """
 
     ids: frozenset[str] = frozenset()
@@ -56,7 +56,7 @@ class Words:
         self._text, self._mask, self._seed = frozenset(text), 2**bits - 1, seed
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """The names in one value."""
+        """Return the keys of one value."""
         if value is None:
             return (self._place(f"{name}\0"),)
         if isinstance(value, str) and name in self._text:
@@ -67,7 +67,7 @@ class Words:
         return (name,)
 
     def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
-        """The value without some of its names; None if none of them is left."""
+        """Return the text without the words whose keys are ``absent``; None if none is left."""
         if not isinstance(value, str) or name not in self._text:
             return None
         words = dict.fromkeys(_WORD.findall(value.lower()))
@@ -78,13 +78,13 @@ class Words:
 
 
 class Hashed(OfParts):
-    """Takes rows, and keeps the moments that their numbers are standardised by.
+    """Hashes rows, and keeps the moments by which their numbers are standardised.
 
     Parameters:
-        text: Names of features that are taken as bags of words.
-        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
-        seed: Of the hash: the same in all processes.
-        scaler: What standardises the numbers, by name; None: nothing does.
+        text: Names of features that are treated as bags of words.
+        bits: Features are hashed to 2^bits buckets, by 32-bit murmur3.
+        seed: Seed of the hash, the same in all processes.
+        scaler: The scaler of the numbers; None: they are not standardised.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Hashed(OfParts):
         self._parts = () if scaler is None else (scaler,)
 
     def row(self, features: Features, *, learns: bool) -> dict[str, float]:
-        """Hashed features with their numbers; the moments learn the row first if it ``learns``."""
+        """Return the hashed row; if it ``learns``, the moments are updated with it first."""
         row, numbers = self.parts(features, learns=learns)
         return self.joined(row, numbers)
 
     def joined(self, row: dict[str, float], numbers: dict[str, float]) -> dict[str, float]:
-        """The parts as one row, which is the first of them."""
+        """Add the hashed numbers to ``row``, in place, and return it."""
         seed, mask = self._seed, self._mask
         for name, value in numbers.items():
             key = _name_place(name, seed, mask)
@@ -110,9 +110,9 @@ class Hashed(OfParts):
     def parts(
         self, features: Features, *, learns: bool
     ) -> tuple[dict[str, float], dict[str, float]]:
-        """The row of all that is no number, bias included, and the numbers by name as they count.
+        """Return the hashed row of all but numbers (bias included), and the scaled numbers by name.
 
-        The moments learn the numbers first if it ``learns``.
+        If it ``learns``, the moments are updated with the numbers first.
         """
         numbers: dict[str, Any] = {}
         row = {_BIAS: 1.0}
@@ -134,7 +134,7 @@ class Hashed(OfParts):
         return row, numbers
 
     def owned(self, words: Sequence[tuple[str, str]], numbers: dict[str, float]) -> Owned:
-        """The places of such parts of a row, which :meth:`joined` makes one of."""
+        """Return feature name, hashed key and value of each part of a row."""
         seed, mask = self._seed, self._mask
         return Owned(
             [name for name, _ in words] + list(numbers),
@@ -143,7 +143,7 @@ class Hashed(OfParts):
         )
 
     def keys(self, names: Sequence[str]) -> list[str] | None:
-        """Return the places of a row of numbers, the bias's first; None if two are one."""
+        """Return the hashed keys of numbers, the bias first; None if two of them collide."""
         found = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
         return found if len(set(found)) == len(found) else None
 
@@ -153,7 +153,7 @@ class Hashed(OfParts):
 
 
 def counted(words: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """The row of the bias and of what is no number, by feature and place."""
+    """Return the hashed row of the bias and of words, which are pairs of feature and key."""
     row = {_BIAS: 1.0}
     for _, key in words:
         row[key] = row.get(key, 0.0) + 1.0
@@ -164,4 +164,4 @@ def _place(feature: str, seed: int, mask: int) -> str:
     return str(mmh3.hash(feature, seed, signed=False) & mask)
 
 
-_name_place = lru_cache(maxsize=4096)(_place)  # the same names come with nearly all rows
+_name_place = lru_cache(maxsize=4096)(_place)  # nearly all rows have the same names

@@ -1,4 +1,4 @@
-"""Named features as a row of numbers, for models whose dimension is fixed."""
+"""Input vectors: named features become a row of numbers, for models of fixed dimension."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from replay.example import Features, Label
 
 
 class Inputs(OfParts):
-    """The features that a model takes, in its order, and their standardisation.
+    """The input features of a model, in their order, and their scaler.
 
     Parameters:
-        model: What an error calls the model.
-        names: Of the features.  Others in a row are left out, missing ones count as 0, which is the
-            mean behind ``scale``.
-        scale: Whether, and how, they are standardised by the moments of the rows learned so far.
-        ids: Names of whole numbers that stand for something, each with the rows of its table: they
-            are taken modulo these, and never standardised.  A missing one is row 0.
+        model: The model's name in errors.
+        names: Names of the features.  Other features of a row are ignored.  A missing one counts
+            as 0, which is the mean if values are standardised.
+        scale: Whether and how values are standardised, by the moments of the rows learned so far.
+        ids: Features that are identifiers (whole numbers), each with the number of rows of its
+            embedding table.  They are taken modulo that number and never standardised.  A missing
+            one is row 0.
     """
 
     def __init__(
@@ -55,13 +56,13 @@ class Inputs(OfParts):
         self._parts = () if self._scaler is None else (self._scaler,)
 
     def row(self, features: Features) -> list[float]:
-        """Numbers to answer by; nothing changes."""
+        """Return the input vector for a prediction, without changing state."""
         x: dict[str, Any] = self._taken(features)
         ids = self._rows_of_ids(x)
         return self._row(ids | (x if self._scaler is None else self._scaler.transform(x)))
 
     def rows(self, many: Sequence[Features]) -> Columns:
-        """:meth:`row` of each, (rows, inputs); at once where nothing is missing."""
+        """Return :meth:`row` of each row, shape (rows, inputs); vectorised if none is missing."""
         raw = None if self._ids else self._whole(many)
         if raw is None:
             return np.array([self.row(x) for x in many], dtype=np.float64)
@@ -75,17 +76,17 @@ class Inputs(OfParts):
         return out
 
     def _whole(self, many: Sequence[Features]) -> Columns | None:
-        """The numbers of rows that have all of them; None: one has not."""
+        """Return the rows as one array; None if a row lacks a feature."""
         if self._all_of is None or any(type(x) is not dict for x in many):
             return None
         try:
             raw = np.array(list(map(self._all_of, many)), dtype=np.float64)
         except KeyError:
             return None
-        return None if np.isnan(raw).any() else raw  # which None would be, too
+        return None if np.isnan(raw).any() else raw  # numpy converts None to NaN
 
     def learn(self, features: Features) -> list[float]:
-        """Learn the moments, then the numbers to learn by: of a row without any, the means."""
+        """Update the moments with a row, then return its input vector for learning."""
         x: dict[str, Any] = self._taken(features)
         ids = self._rows_of_ids(x)
         return self._row(ids | (x if self._scaler is None else self._scaler.learn(x)))
@@ -96,7 +97,7 @@ class Inputs(OfParts):
         return {name: value for name, value in features.items() if name in self._known}
 
     def _rows_of_ids(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Take the ids out of a row, as rows of their tables."""
+        """Remove the identifiers from ``x`` and return them as rows of their tables."""
         return {
             name: math.floor(x.pop(name)) % rows for name, rows in self._ids.items() if name in x
         }
@@ -111,9 +112,10 @@ class Inputs(OfParts):
 
 
 def labels_for(model: str, task: Task, outputs: int, given: Sequence[Label] | None) -> list[Label]:
-    """Labels of a classifier's outputs in their order: those given, or false and true, or 0, 1 …
+    """Return the labels of a classifier's outputs in their order.
 
-    Raises LearnerUnusable if task, outputs and labels do not fit together.
+    They are those given, or else False and True in a binary task, or else 0, 1, 2 …
+    Raises LearnerUnusable if task, number of outputs and labels do not fit together.
     """
     if outputs < 2 or (task == "binary" and outputs > 2):
         problem = f"task is {task} and it has {outputs} outputs"

@@ -1,6 +1,7 @@
-"""Rows of tents: numbers as heights of fixed functions of their own, alone and in pairs.
+"""Hat functions ("tents"): a number becomes the values of piecewise linear basis functions.
 
-What they are for is in :mod:`online.models.auto`.
+Tents are evenly spaced in the quantiles of a normal distribution; a number lies under two of them.
+Pairs of numbers become products of their tents.  :mod:`online.models.auto` uses both.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ def _key(view: str, spelled: str, seed: int, mask: int) -> str:
     return f"{view}{mmh3.hash(spelled, seed, signed=False) & mask}"
 
 
-@lru_cache(maxsize=4096)  # the same names come with nearly all rows
+@lru_cache(maxsize=4096)  # nearly all rows have the same names
 def tent_keys(name: str, seed: int, mask: int) -> tuple[str, ...]:
-    """The keys of a number's tents in the bent view."""
+    """Return the hashed key of each tent of a feature, for :func:`bent`."""
     return tuple(_key("b", f"{name}\2{i}", seed, mask) for i in range(GRAIN))
 
 
 @lru_cache(maxsize=4096)
 def _pair_keys(first: str, second: str, seed: int, mask: int) -> tuple[tuple[str, ...], ...]:
-    """The key of each tent of the first number with each of the second."""
+    """Return the hashed keys of the products of tents, by tent of either feature."""
     grain, between = range(CROSSED_GRAIN), f"\3{second}\2"
     spelled = [[f"{first}\2{i}{between}{j}" for j in grain] for i in grain]
     return tuple(tuple(_key("c", one, seed, mask) for one in row) for row in spelled)
 
 
 def tents(z: float, grain: int) -> tuple[Tent, Tent]:
-    """The two tents that a number is under, and how high they are there."""
+    """Return index and height of the two tents that cover the standardised number ``z``."""
     p = (grain - 1) / (1.0 + math.exp(-SQUASH * z))
     i = min(int(p), grain - 2)
     return (i, 1.0 - (p - i)), (i + 1, p - i)
 
 
 def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
-    """The row of what the views share, with each number as two tents."""
+    """Make the row in which each number is two tents; ``shared`` has all that is no number."""
     row = {f"b{key}": value for key, value in shared.items()}
     for name, z in numbers.items():
         keys = tent_keys(name, seed, mask)
@@ -60,7 +61,7 @@ def bent(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, m
 
 
 def crossed(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int, mask: int) -> Row:
-    """The row with each pair of numbers as four products of tents."""
+    """Make the row in which each pair of numbers is four products of tents."""
     row = {f"c{key}": value for key, value in shared.items()}
     under = [(name, tents(numbers[name], CROSSED_GRAIN)) for name in sorted(numbers)]
     for at, (first, one) in enumerate(under):
@@ -75,7 +76,7 @@ def crossed(shared: Mapping[str, float], numbers: Mapping[str, float], seed: int
 def bent_owned(
     words: Sequence[tuple[str, str]], numbers: Mapping[str, float], seed: int, mask: int
 ) -> Owned:
-    """Whose the numbers of :func:`bent` are."""
+    """Return feature name, key and value of each entry of :func:`bent`."""
     owned = _shared_owned("b", words)
     for name, z in numbers.items():
         keys = tent_keys(name, seed, mask)
@@ -87,7 +88,7 @@ def bent_owned(
 def crossed_owned(
     words: Sequence[tuple[str, str]], numbers: Mapping[str, float], seed: int, mask: int
 ) -> Owned:
-    """Whose the numbers of :func:`crossed` are: half of a product is each one's."""
+    """Return the same for :func:`crossed`; half of each product belongs to each feature."""
     owned = _shared_owned("c", words)
     under = [(name, tents(numbers[name], CROSSED_GRAIN)) for name in sorted(numbers)]
     for at, (first, one) in enumerate(under):

@@ -1,4 +1,4 @@
-"""The blocks of several parts as those of one: cut, rebased and reset together."""
+"""Composite state: the blocks of several parts are cut, rebased and reset together."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from paramserver.core.blocks import Blocks
 
 
 class Part(Protocol):
-    """A part of a model has blocks of its own, which no other part has."""
+    """A part of a model, with blocks of its own."""
 
     def cut(self) -> Any:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
 
 
 class OfParts:
-    """Whoever keeps all that is learned in ``_parts``, set by the constructor."""
+    """Base class of models and parts whose whole state is in ``_parts``."""
 
     _parts: Iterable[Part] = ()
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         return {name: block for part in self._parts for name, block in part.cut().items()}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         for part in self._parts:
             part.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         for part in self._parts:
             part.reset(values)

@@ -1,9 +1,9 @@
-"""Lines of numbers by hashed feature, which factorization machines keep their sums in.
+"""Tables of a factorization machine: one line of numbers for each hashed feature.
 
-A line is what is learned of a feature, and after it the start of its vector, which is not learned:
-it follows from seed and key.  There are two places for them, with the same verbs.
-:class:`NamedLines` has a dict, and a block for each number of a line; :class:`TableLines` has a
-table of float32, one block of kind ``rows``, and in a dict only what is in use.
+A line has the learned sums of a feature, followed by the initial values of its vector.  The initial
+values are not stored: they are drawn from the seed and the key.  Two classes with the same methods
+hold lines.  :class:`NamedLines` has a dict, and one block for each column.  :class:`TableLines` has
+a float32 table, one block of kind ``rows``, and keeps in a dict only the lines in use.
 """
 
 from __future__ import annotations
@@ -24,41 +24,44 @@ Floats = npt.NDArray[np.float64]
 _Flags = npt.NDArray[np.bool_]
 
 BIAS: Final = "bias"
-"""The key of every row's own weight, which has no vector."""
+"""The key of the intercept, which has no vector."""
 
 TABLE: Final = "table"
-"""The block of a table."""
+"""Name of the block of a table."""
 
-_BIAS_ID: Final = 2**64 - 1  # places are below 2^31
-_HOT_MAX: Final = 16_384  # lines that are kept at hand after a cut
+_BIAS_ID: Final = 2**64 - 1  # hashed features are below 2^31
+_HOT_MAX: Final = 16_384  # lines that stay in the cache after a cut
 
 
 class Starts:
-    """Numbers that vectors start from: uniform, the same in each process; 0 for the bias."""
+    """The initial vectors: uniform pseudorandom numbers, the same in each process; 0 for the bias.
+
+    ``k`` is the length of a vector, ``deviation`` the standard deviation.
+    """
 
     def __init__(self, seed: int, k: int, deviation: float) -> None:
         self._seed, self.k, self._deviation = seed, k, deviation
 
     def of(self, key: str) -> Floats:
-        """The start of one feature's vector."""
+        """Return the initial vector of one feature."""
         if key == BIAS:
             return np.zeros(self.k)
         return first_vector(self._seed, key, self.k, self._deviation)
 
 
 def first_vector(seed: int, key: str, k: int, deviation: float) -> Floats:
-    """Numbers that a feature's vector starts from: uniform, the same in each process."""
+    """Return a feature's initial vector of ``k`` uniform numbers, the same in each process."""
     drawn = hashlib.shake_128(f"{seed}\0{key}".encode()).digest(4 * k)
     shares = np.frombuffer(drawn, dtype="<u4").astype(np.float64) / 2.0**32
     return np.asarray((shares - 0.5) * (math.sqrt(12.0) * deviation))
 
 
 class NamedLines:
-    """Lines by key, and what they were at their first touch since the cut.
+    """Lines in a dict by key, with their values before the first change since the cut.
 
     Parameters:
-        names: Of the numbers that are learned: each is a block.
-        starts: What follows them in a line.
+        names: Names of the learned columns; each is a block.
+        starts: The initial vectors, which follow the learned columns in a line.
     """
 
     def __init__(self, names: Sequence[str], starts: Starts) -> None:
@@ -68,12 +71,12 @@ class NamedLines:
         self._start: dict[str, Floats] = {}
 
     def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
-        """A line for each key, a new one as it starts, and which were learned.  Changes nothing."""
+        """Return the line of each key, and which of them were learned.  Changes no state."""
         known = np.array([key in self._now for key in keys])
         return np.array([self._line(key) for key in keys]), known
 
     def put(self, keys: Sequence[str], lines: Floats, before: Floats) -> None:
-        """Take the lines that a step has made of those before."""
+        """Store lines after a learning step; ``before`` has them as they were before it."""
         for key, line, old in zip(keys, lines, before, strict=True):
             if (line != old).any():
                 if key not in self._start:
@@ -87,7 +90,7 @@ class NamedLines:
         return np.concatenate((np.zeros(self._learned), self._starts.of(key)))
 
     def cut(self) -> Blocks:
-        """Return what has changed since the last cut, and begin anew."""
+        """Return the open delta and empty it."""
         out: dict[str, dict[str, float]] = {}
         for key, start in self._start.items():
             delta = (self._now[key][: self._learned] - start).tolist()
@@ -98,7 +101,7 @@ class NamedLines:
         return {name: Block(ADDITIVE, data) for name, data in out.items()}
 
     def rebase(self, values: Blocks) -> None:
-        """New numbers under what has changed; blocks of others are ignored."""
+        """Set new values with the open delta on top; blocks with other names are ignored."""
         for name, block in values.items():
             if (column := self._columns.get(name)) is not None:
                 self._take(column, block.data.items())
@@ -116,21 +119,21 @@ class NamedLines:
                 start[column] = value
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with nothing changed since."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._now, self._start = {}, {}
         self.rebase(values)
 
 
 class TableLines:
-    """Lines as rows of a table by place, and in a dict those that were learned lately.
+    """Lines as rows of a float32 table, with a cache of those that were learned recently.
 
-    The table is as it was at the last cut.  What was learned since stands apart, in float32, and a
-    line is the sum of both: so what is sent is, to the last bit, what was learned.  A line whose
-    sums are all 0 was not learned.
+    The table has the values of the last cut.  Changes since then are kept apart, in float32, and a
+    line is the sum of both: so the delta that is sent is, bit for bit, what was learned.  A line
+    whose sums are all 0 counts as not learned.
 
     Parameters:
-        learned: How many numbers of a line are learned, and stand in the table.
-        starts: What follows them in a line.
+        learned: Number of learned columns, which the table has.
+        starts: The initial vectors, which follow the learned columns in a line.
     """
 
     def __init__(self, learned: int, starts: Starts) -> None:
@@ -139,7 +142,7 @@ class TableLines:
         self._forget_hot()
 
     def _forget_hot(self) -> None:
-        self._hot: dict[int, int] = {}  # by id: at which place of the arrays below
+        self._hot: dict[int, int] = {}  # id → index in the arrays below
         self._ids = np.zeros(0, dtype=np.uint64)
         self._base = np.zeros((0, self._learned), dtype=np.float32)
         self._moved = np.zeros((0, self._learned), dtype=np.float32)
@@ -147,7 +150,7 @@ class TableLines:
         self._open: dict[int, None] = {}
 
     def held(self, keys: Sequence[str]) -> tuple[Floats, _Flags]:
-        """A line for each key, a new one as it starts, and which were learned.  Changes nothing."""
+        """Return the line of each key, and which of them were learned.  Changes no state."""
         n, get = self._learned, self._hot.get
         ids = [_id(key) for key in keys]
         hot = np.array([get(i, -1) for i in ids], dtype=np.int64)
@@ -165,9 +168,9 @@ class TableLines:
         return out, _learned(out[:, :n])
 
     def put(self, keys: Sequence[str], lines: Floats, before: Floats) -> None:
-        """Take the lines that a step has made of those before.
+        """Store lines after a learning step; ``before`` has them as they were before it.
 
-        Raises StateNotFinite if a float32 does not hold them, and has changed nothing.
+        Raises StateNotFinite if a float32 can't hold them, without a change of state.
         """
         n, hot = self._learned, self._hot
         changed = np.flatnonzero((lines != before).any(axis=1)).tolist()
@@ -184,7 +187,7 @@ class TableLines:
         self._open.update(dict.fromkeys(at.tolist()))
 
     def _warm(self, ids: Sequence[int], lines: Floats) -> None:
-        """Have these lines at hand, which nothing was learned of since the cut."""
+        """Put lines into the cache that did not change since the cut."""
         begin, end = len(self._hot), len(self._hot) + len(ids)
         if end > len(self._base):
             self._widen(2 * end)
@@ -202,7 +205,7 @@ class TableLines:
             setattr(self, name, wider)
 
     def cut(self) -> Blocks:
-        """Return what has changed since the last cut, and begin anew."""
+        """Return the open delta and empty it."""
         at = np.fromiter(self._open, dtype=np.int64, count=len(self._open))
         at = at[self._moved[at].any(axis=1)]
         self._open = {}
@@ -217,7 +220,7 @@ class TableLines:
         return {TABLE: Block(ROWS, Rows(ids, delta))}
 
     def rebase(self, values: Blocks) -> None:
-        """New numbers under what has changed; blocks of others are ignored."""
+        """Set new values with the open delta on top; blocks with other names are ignored."""
         block = values.get(TABLE)
         if block is None:
             return
@@ -231,13 +234,13 @@ class TableLines:
             self._base[at[at >= 0]] = numbers[at >= 0]
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with nothing changed since."""
+        """Set the whole state to ``values``, with an empty open delta."""
         block = values.get(TABLE)
         self._table = Rows.empty(self._learned) if block is None else block.data.copy()
         self._forget_hot()
 
     def revert(self) -> None:
-        """Be as at the last cut, with the values that came since."""
+        """Discard the open delta; values that arrived since the cut stay."""
         self._forget_hot()
 
 
@@ -246,5 +249,5 @@ def _learned(sums: Floats) -> _Flags:
 
 
 def _id(key: str) -> int:
-    """The id of a place, which is a whole number as text, or of the bias."""
+    """Return the id of a key: a hashed feature (a whole number as text), or the bias."""
     return _BIAS_ID if key == BIAS else int(key)

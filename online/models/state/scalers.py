@@ -1,7 +1,8 @@
-"""Scalers as blocks that merge: moments, or extrema, by feature.
+"""Scalers as blocks that merge: moments or extrema by feature.
 
-River's two are driven as river's pipeline drives them, and leave out names that they have never
-met: ``transform_one`` would insert them.  Our own is in :mod:`online.models.limited`.
+River's ``StandardScaler`` and ``MinMaxScaler`` are called as river's pipelines call them, except
+that names they have not learned are left out: ``transform_one`` would insert them.  The service's
+own scaler is in :mod:`online.models.limited`.
 """
 
 from __future__ import annotations
@@ -19,17 +20,17 @@ from paramserver.core.blocks import EXTREMA, MOMENTS, Block, Blocks, Touched, me
 SCALERS: Final = (preprocessing.StandardScaler, preprocessing.MinMaxScaler)
 
 NO_MOMENTS: Final = (0.0, 0.0, 0.0)
-"""Count, mean and M2 of no row."""
+"""Count, mean and M2 (the sum of squared deviations) of zero rows."""
 
 Columns = npt.NDArray[np.float64]
-"""Rows of numbers, one column a feature."""
+"""Rows of numbers, one column for each feature."""
 
 
 class Walked(NamedTuple):
-    """Rows behind a scaler, by column, and the moments that they leave, by name.
+    """The result of scaling and learning rows: scaled values by column, and the new moments.
 
-    ``now`` has what the scaler keeps of all rows, ``opened`` count, mean and M2 of those since the
-    cut.
+    ``now`` has the scaler's state by name after all rows, ``opened`` count, mean and M2 of the rows
+    since the cut.
     """
 
     columns: list[list[float]]
@@ -38,11 +39,11 @@ class Walked(NamedTuple):
 
 
 class OfNames(ABC):
-    """Holds numbers by name, and what the rows since the cut have done to them, as one block.
+    """Base class of scalers: statistics by feature name, with an open delta, as one block.
 
     Parameters:
-        name: Of the block.
-        built: What is held as the model was built.
+        name: Name of the block.
+        built: The statistics of the model as built.
 
     Attributes:
         built: The same, by the block's name.
@@ -57,14 +58,14 @@ class OfNames(ABC):
 
     @abstractmethod
     def _held(self) -> tuple[dict[str, Any], ...]:
-        """All that is held by name."""
+        """Return the dicts by feature name that hold the state."""
 
     @abstractmethod
     def _set(self, state: Mapping[str, Any]) -> None:
-        """Hold this for the names that it has."""
+        """Set the statistics of the names in ``state``."""
 
     def _mine(self) -> dict[str, Any]:
-        """Return what the rows since the cut have done, as plain data."""
+        """Return the open delta as plain data."""
         return {name: (n, mean, m2) for name, (n, mean, m2) in self._open.items()}
 
     def cut(self) -> Blocks:
@@ -104,10 +105,10 @@ class OfNames(ABC):
 
 
 class Standard(OfNames):
-    """A ``StandardScaler``, and the moments of the rows since the cut.
+    """A river ``StandardScaler``, with the moments of the rows since the cut.
 
-    They have an accumulator of their own: the difference of two states would lose all digits of
-    the variance once many rows have been seen.
+    The moments since the cut have their own accumulator: as a difference of two states they would
+    lose all digits of the variance after many rows.
     """
 
     def __init__(self, scaler: Any, name: str) -> None:
@@ -115,7 +116,7 @@ class Standard(OfNames):
         super().__init__(name, _moments(scaler))
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
-        # transform_one would insert an unknown name, and weight 0 is all that it could meet.
+        # transform_one would insert an unknown name, for which the model has no weight anyway.
         known = self._scaler.counts
         if not x.keys() <= known.keys():
             x = {name: value for name, value in x.items() if name in known}
@@ -123,7 +124,7 @@ class Standard(OfNames):
         return out
 
     def transform_many(self, names: list[str], x: Columns) -> tuple[list[str], Columns]:
-        """Columns as :meth:`transform` would give them, up to the last bit."""
+        """Scale columns, bit for bit as :meth:`transform` does row by row."""
         scaler = self._scaler
         names, x = _known(names, x, scaler.counts)
         x = x - np.array([scaler.means[name] for name in names], dtype=np.float64)
@@ -147,11 +148,11 @@ class Standard(OfNames):
         return out
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
-        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
+        """Compute what :meth:`learn` would do to rows with these names, without changing state.
 
-        Each number is what river's own arithmetic gives, bit for bit: a name's moments and its
-        numbers behind the scaler depend on no other name, so they are worked out by column.
-        None: this scaler has to be taught row by row.
+        The results equal river's, bit for bit: the moments and scaled values of one name do not
+        depend on other names, so they are computed by column.  Returns None if this scaler has to
+        learn row by row.
         """
         scaler, opened = self._scaler, self._open
         if not scaler.with_std:
@@ -181,7 +182,7 @@ class Standard(OfNames):
         return Walked(out, now, mine)
 
     def put(self, names: Sequence[str], walked: Walked) -> None:
-        """Be as :meth:`walk` has found."""
+        """Set the moments to the result of :meth:`walk`."""
         scaler = self._scaler
         for name, (count, mean, var), mine in zip(names, walked.now, walked.opened, strict=True):
             scaler.counts[name], scaler.means[name], scaler.vars[name] = int(count), mean, var
@@ -203,7 +204,7 @@ class Standard(OfNames):
 
 
 def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
-    """River keeps the population variance, M2 / n."""
+    """Return count, mean and M2 by name; river stores the population variance, M2 / n."""
     means, variances = scaler.means, scaler.vars
     return {
         name: (n, float(means[name]), max(0.0, float(variances.get(name, 0.0)) * n))
@@ -214,7 +215,7 @@ def _moments(scaler: Any) -> dict[str, tuple[float, float, float]]:
 def on_top(
     kind: str, given: dict[str, Any], built: dict[str, Any], mine: dict[str, Any]
 ) -> dict[str, Any]:
-    """Merge the state as built, the values given and the open delta, for the keys given."""
+    """Merge the state as built, the given values and the open delta, for the given keys."""
     state = {"": Block(kind, {name: built[name] for name in given if name in built})}
     merge(state, {"": Block(kind, given)})
     merge(state, {"": Block(kind, {name: mine[name] for name in given if name in mine})})
@@ -223,7 +224,7 @@ def on_top(
 
 
 class MinMax(OfNames):
-    """A ``MinMaxScaler``, and the least and greatest values of the rows since the cut."""
+    """A river ``MinMaxScaler``, with the minima and maxima of the rows since the cut."""
 
     kind = EXTREMA
 
@@ -240,7 +241,7 @@ class MinMax(OfNames):
         return out
 
     def transform_many(self, names: list[str], x: Columns) -> tuple[list[str], Columns]:
-        """Columns as :meth:`transform` would give them, up to the last bit."""
+        """Scale columns, bit for bit as :meth:`transform` does row by row."""
         scaler = self._scaler
         names, x = _known(names, x, scaler.min)
         low = np.array([scaler.min[name].get() for name in names], dtype=np.float64)
@@ -273,7 +274,7 @@ class MinMax(OfNames):
 
 
 def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns]:
-    """The columns that a scaler has met."""
+    """Keep the columns whose names the scaler has learned."""
     if all(name in known for name in names):
         return names, x
     kept = [i for i, name in enumerate(names) if name in known]
@@ -281,5 +282,5 @@ def _known(names: list[str], x: Columns, known: Any) -> tuple[list[str], Columns
 
 
 def _divide(x: Columns, by: Columns) -> Columns:
-    """x / by, and 0 where ``by`` is 0, as river has it."""
+    """Return x / by, and 0 where ``by`` is 0, as river does."""
     return np.divide(x, by, out=np.zeros_like(x), where=by != 0)
