@@ -1,9 +1,10 @@
-"""How often each action was rewarded: sums that add up over replicas.
+"""Reward counts by action: sums that merge over replicas by addition.
 
-Of each action there are the rewards so far and their number, and the same of late: each reward
-takes 1 / WINDOW of what there was of its action away.  Taking away is an addition, too: that of
-two replicas is, up to the rows between two merges, what one would have taken away.  With many such
-rows they take away more than there was: whoever asks is told none then, and the next rows mend it.
+Each action has the sum and the number of its rewards, over all time and discounted: each reward of
+an action first removes 1 / WINDOW of the action's discounted sums.  The removal is an addition of a
+negative number, so deltas of several replicas add up to about what one replica would have removed.
+With many rows between two merges they can remove more than there was: a negative sum then reads as
+0, and the next rows correct it.
 """
 
 from __future__ import annotations
@@ -19,20 +20,21 @@ from paramserver.core.sums import Sums
 
 WINDOW: Final = 50.0
 PRIOR: Final = 2.0
-"""Rewards of the mean over all actions that an action begins with."""
+"""Number of pseudo-rewards, at the mean over all actions, that each action begins with."""
 
 ARMS: Final = "arms"
 _ALL: Final = ""
 _PARTS: Final = "nrms"
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
-_KEPT: Final = 16  # sets of actions whose numbers are kept until one of them changes
+_KEPT: Final = 16  # sets of actions whose counts are cached until a count changes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """Rewards of some actions and their sums as shares of the range, so far and of late.
+    """Numbers and sums of the rewards of some actions, over all time and discounted.
 
-    ``prior`` is the mean over all actions.
+    Each array has one entry for each action; rewards are scaled to [0, 1].  ``prior`` is the mean
+    reward over all actions.
     """
 
     n: Floats
@@ -41,7 +43,7 @@ class Counted:
     late_total: Floats
     prior: float
     means: Floats = field(init=False)
-    """Mean reward of each action so far and of late: shape (2, actions)."""
+    """Smoothed mean reward of each action, over all time and discounted: shape (2, actions)."""
 
     def __post_init__(self) -> None:
         n, means = np.array((self.n, self.late_n)), np.array((self.total, self.late_total))
@@ -52,19 +54,19 @@ class Counted:
 
 
 class Arms(Sums):
-    """Rewards by action, and of all actions together."""
+    """Reward counts by action and over all actions, as a block that merges."""
 
     def __init__(self) -> None:
         super().__init__(ARMS)
-        self._each: dict[int, list[float]] = {}  # the same of each action in one place
-        self._kept: dict[tuple[int, ...], Counted] = {}  # since the last change
+        self._each: dict[int, list[float]] = {}  # action → its four sums, for fast look-up
+        self._kept: dict[tuple[int, ...], Counted] = {}  # cache of `of`, until the next change
 
     def __getstate__(self) -> dict[str, object]:
-        """The state without what is worked out again: a question leaves nothing in it."""
+        """Return the state without the cache, so that a query does not change it."""
         return {**self.__dict__, "_kept": {}}
 
     def of(self, ids: tuple[int, ...]) -> Counted:
-        """Return what is known of these actions: until that changes, the very same value."""
+        """Return the counts of these actions; the same object until a count changes."""
         if (kept := self._kept.get(ids)) is not None:
             return kept
         get, each = self.now.get, self._each.get
@@ -78,7 +80,7 @@ class Arms(Sums):
         return found
 
     def learn(self, action: int, y: float, weight: float) -> None:
-        """Count a reward of an action."""
+        """Count a reward ``y`` in [0, 1] of an action."""
         now, add, fade = self.now, self.count, min(weight / WINDOW, 1.0)
         for key in (str(action), _ALL):
             add(f"n:{key}", weight)

@@ -1,7 +1,7 @@
-"""Linear experts of :mod:`online.models.experts.linear` in one array by place, many rows at once.
+"""The linear experts of :mod:`online.models.experts.linear` in one array indexed by hash.
 
-At a place stand the six numbers of :class:`~online.models.experts.linear.OneOutput`, in float32:
-they travel as rows by place.
+Each slot has the six numbers of :class:`~online.models.experts.linear.OneOutput` in float32.  A
+delta has the changed slots as rows by index.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paramserver.core.pages import Floats32
 from paramserver.core.rows import Rows
 
 _NUMBERS: Final = 6
-_ORDER_KEPT: Final = 65_536  # places whose order is kept; a longer one is made each time
+_ORDER_KEPT: Final = 65_536  # slots: a longer order is not cached
 _ADAGRAD: Final[Floats] = np.array(ADAGRAD)[:, None]
 
 
@@ -29,32 +29,36 @@ _NOTHING: Final[tuple[Places, Floats32]] = (
 
 
 class Table:
-    """Numbers by place, and what they were at the first touch since the cut."""
+    """An array of 2^bits slots, with their values before the first change since the cut."""
 
     def __init__(self, block: str, bits: int) -> None:
         self._block, self._size = block, 2**bits
         self._now: Floats32 = np.zeros((self._size, _NUMBERS), np.float32)
-        self._touched = np.zeros(self._size, dtype=np.bool_)  # since the cut
+        self._touched = np.zeros(self._size, dtype=np.bool_)  # changed since the cut
         self._opened: list[tuple[Places, Floats32]] = []
 
     def take(self, places: Places) -> Floats32:
-        """Return a copy of the numbers at each place: shape (places, 6)."""
+        """Return a copy of the numbers in the slots: shape (places, 6)."""
         return self._now.take(places, axis=0)
 
     def step(
         self, places: Places, held: Floats32, steps: Floats, order: Places | None = None
     ) -> float:
-        """Learn one row, of which ``held`` was taken; finite only if all numbers touched are.
+        """Learn one row, and return a sum that is finite only if all changed numbers are.
 
-        ``steps`` by expert and place are slopes of the AdaGrad experts and steps of the normalised
-        ones.  A place that is met twice in a row learns what was said of it last, in ``order``.
+        Parameters:
+            places: Slots of the row, possibly with repetitions.
+            held: Their numbers, from :meth:`take`.
+            steps: By expert and slot: gradients for the AdaGrad experts, finished steps for the
+                normalised ones.
+            order: If a slot occurs twice, the last occurrence in this order counts.
         """
         fresh = ~self._touched[places]
         if fresh.any():
             new = places[fresh]
             self._touched[new] = True
             self._opened.append((new, held[fresh]))
-        now = held.T.astype(np.float64, order="C")  # by number: the inner loops are long
+        now = held.T.astype(np.float64, order="C")  # slots in the last axis: long inner loops
         slopes = steps[:2]
         squares = now[EXPERTS:]
         squares += slopes * slopes
@@ -72,9 +76,10 @@ class Table:
         return total
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it.
+        """Return the open delta and empty it.
 
-        From here on the numbers are what whoever adds the delta to those before makes of them.
+        The numbers are rounded to what adding the delta to the values before gives, as it does in
+        every other process.
         """
         places, before = self._start()
         self._open(places[:0], before[:0])
@@ -90,7 +95,7 @@ class Table:
         if (block := values.get(self._block)) is None:
             return
         place, new, gone = block.data.ids, block.data.numbers, block.data.gone
-        if len(gone):  # the server has let these rows leave
+        if len(gone):  # rows that the server has expired
             new = np.concatenate((new, np.zeros((len(gone), _NUMBERS), np.float32)))
             place = np.concatenate((place, gone))
         if not len(place):
@@ -113,16 +118,16 @@ class Table:
         self.rebase(values)
 
     def _start(self) -> tuple[Places, Floats32]:
-        """Return each place that was touched since the cut, once, and what was there."""
+        """Return each slot that changed since the cut, once, and its value before."""
         if not self._opened:
             return _NOTHING
         places = np.concatenate([places for places, _ in self._opened])
         before = np.concatenate([before for _, before in self._opened])
-        places, first = np.unique(places, return_index=True)  # a row may have one twice
+        places, first = np.unique(places, return_index=True)  # a row may repeat a slot
         return places, before[first]
 
     def _open(self, places: Places, before: Floats32) -> None:
-        """Take these places as the ones that were touched since the cut."""
+        """Record that exactly these slots changed since the cut, with their values before."""
         for old, _ in self._opened:
             self._touched[old] = False
         self._touched[places] = True
@@ -130,16 +135,16 @@ class Table:
 
 
 def order_of(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """The order of places, kept for another time unless it is long: a context may be wide."""
+    """Return the order in which slots are updated; cached unless it is long."""
     long = features * columns + plain * of_action > _ORDER_KEPT
     return (_made_order if long else _kept_order)(features, columns, of_action, plain)
 
 
 def _made_order(features: int, columns: int, of_action: int, plain: int) -> Places:
-    """In which order places are taught: of two that are one the later counts.
+    """Compute the order in which slots are updated; of two equal slots the later one counts.
 
-    Ids come one after the other, each with its features, then the action's features each with the
-    context's, and then the offset.
+    First come the ids, each with all features of the context; then the action's features, each with
+    all features of the context; then the offset.
     """
     size, more = features * columns, plain * of_action
     by_id = np.arange(size).reshape(features, columns).T.ravel()

@@ -1,9 +1,9 @@
-"""Contexts and actions as numbers by hashed feature, and their products.
+"""Interaction features: contexts, actions and their products, by hashed name.
 
-A row of a choice holds one context and one action: features of the context under their own names,
-the action's id under ``@`` and its features under ``@`` and their names.  A product of two features
-has a place in a table that follows from both their hashes, worked out in arrays: nothing is looked
-up by name.
+The row of a choice has one context and one action: the context's features under their own names,
+the action's id under ``@``, and the action's features under ``@`` + name.  The table's slot for a
+product of two features is computed from their two hashes, for whole arrays at once; nothing is
+looked up by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from online.models.state.composite import OfParts
 from replay.example import Features, Value
 
 ACTION: Final = "@"
-"""Name of the action's id in a row, and what the names of an action's features begin with."""
+"""Name of the action's id in a row, and prefix of the names of the action's features."""
 
 Places = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]
@@ -33,7 +33,7 @@ Hashes = npt.NDArray[np.uint64]
 _REACH: Final = 3.0
 _SPACING: Final = 0.5
 _KNOTS: Final = 13
-"""Knots from −3 to 3 standard deviations, half a one apart."""
+"""Number of knots: from −3 to 3 standard deviations, 0.5 apart."""
 
 _BIAS: Final = "bias"
 _BIAS_HASH: Final = 0x9E3779B9
@@ -43,7 +43,7 @@ _RIGHT: Final = np.uint64(0xC2B2AE3D27D4EB4F)
 _SHIFT: Final = np.uint64(32)
 _KNOT: Final = np.uint64(0xA0761D6478BD642F)
 _SIDES: Final[Hashes] = np.arange(1, _KNOTS + 1, dtype=np.uint64) * _KNOT * _LEFT
-"""Each knot as a side of products: added to that of a feature, it is that of the feature there."""
+"""Hash of each knot: added to the left side of a feature, it gives that of the feature's knot."""
 
 _BITS: Final = 31
 _SEED: Final = 31
@@ -53,7 +53,7 @@ _BRIEF: Final = 16_384
 
 
 def row(context: Features, action: str, features: Mapping[str, Value]) -> Features:
-    """One context and one action as a row.  ValueError: a name of the context begins with ``@``."""
+    """Join one context and one action to a row.  ValueError: a context name begins with ``@``."""
     if wrong := next((name for name in context if name.startswith(ACTION)), None):
         raise ValueError(f"context feature {wrong!r} begins with {ACTION!r}; name it otherwise")
     joined = dict(context)
@@ -64,7 +64,7 @@ def row(context: Features, action: str, features: Mapping[str, Value]) -> Featur
 
 
 def split(features: Features) -> tuple[Features, str, Features]:
-    """Context, the action's id and the action's features that :func:`row` has joined."""
+    """Split a row that :func:`row` joined into context, action's id and action's features."""
     context: Features = {}
     action: Features = {}
     own = ""
@@ -79,14 +79,14 @@ def split(features: Features) -> tuple[Features, str, Features]:
 
 
 class Vector(NamedTuple):
-    """Hashes of features, 64 bits wide to be mixed, and the features' numbers."""
+    """Hashes of features, 64 bits wide, and the features' values."""
 
     hashes: Hashes
     numbers: Floats
 
 
 class Taken(NamedTuple):
-    """Features of what is no number, the bias first, and those of numbers: hashes and numbers."""
+    """A context's features: hashes and values of non-numbers (bias first), then of numbers."""
 
     hashes: list[int]
     values: list[float]
@@ -95,16 +95,16 @@ class Taken(NamedTuple):
 
 
 class Context(NamedTuple):
-    """Contexts of the same shape, each twice, the bias first: its numbers as are, and on knots.
+    """Contexts of the same shape in arrays, each in two forms: plain, and with numbers on knots.
 
-    The knots are those beside the number: what is linear in its shares of two of them is piecewise
-    linear in it.
+    On knots, a number becomes its shares of the two knots around it, so a linear function of the
+    shares is piecewise linear in the number.  The bias comes first.
 
     Attributes:
-        sides: Hashes of the features as they are, then of those on knots, as left sides of
-            products: shape (contexts, features).
-        forms: Numbers of both, (contexts, 2, features), 0 where the other form has its features.
-        plain: How many features there are as they are.
+        sides: Hashes of the plain features, then of those on knots, as left sides of products:
+            shape (contexts, features).
+        forms: Values in both forms: (contexts, 2, features), 0 for features of the other form.
+        plain: Number of plain features.
     """
 
     sides: Hashes
@@ -113,14 +113,15 @@ class Context(NamedTuple):
 
     @property
     def plain_numbers(self) -> Floats:
-        """The numbers of the features as they are."""
+        """Return the values of the plain features: shape (contexts, plain)."""
         return self.forms[:, 0, : self.plain]
 
 
 class Alike(NamedTuple):
-    """Rows of the same names in the same order, and only numbers: shape (rows, names).
+    """Rows that have the same names in the same order and only numbers: shape (rows, names).
 
-    ``whole``: some were sent as whole numbers.  ``least`` and ``most`` are those of each name.
+    ``whole`` is true if some values were sent as whole numbers.  ``least`` and ``most`` are the
+    minimum and maximum of each name.
     """
 
     names: tuple[str, ...]
@@ -131,7 +132,7 @@ class Alike(NamedTuple):
 
 
 def alike(rows: Sequence[Features]) -> Alike | None:
-    """The rows in one array, if they are alike and have a name at all."""
+    """Convert rows to one array; None if they differ in names, have none, or have other values."""
     names = tuple(rows[0])
     if not names or [*chain.from_iterable(rows)] != [*names] * len(rows):
         return None
@@ -149,17 +150,17 @@ def alike(rows: Sequence[Features]) -> Alike | None:
 
 @lru_cache(maxsize=65_536)
 def hash_of(action: str) -> int:
-    """32 bits that stand for an action's id, in notes and in places."""
+    """Return the 32-bit hash of an action's id, for notes and slots."""
     return mmh3.hash(action, _SEED, signed=False)
 
 
 def are_brief(ids: tuple[str, ...]) -> bool:
-    """Whether a choice's ids are kept for the next one: not if they take much together."""
+    """Return whether a choice's ids may be cached: not if they are long together."""
     return sum(map(len, ids)) <= _BRIEF
 
 
 def hashes_of(actions: tuple[str, ...]) -> tuple[int, ...]:
-    """The same of each of the ids: they often are those of the choice before."""
+    """Return :func:`hash_of` of each id; cached, since choices often repeat the same ids."""
     return _hashes(actions) if are_brief(actions) else _hashes.__wrapped__(actions)
 
 
@@ -169,7 +170,7 @@ def _hashes(actions: tuple[str, ...]) -> tuple[int, ...]:
 
 
 class Crossing(OfParts):
-    """Takes contexts and actions, and keeps the moments that their numbers are standardised by."""
+    """Hashes contexts and actions, and keeps the moments by which numbers are standardised."""
 
     def __init__(self, text: Sequence[str], seed: int) -> None:
         self._words = Hashed(text, _BITS, seed, None)
@@ -177,19 +178,20 @@ class Crossing(OfParts):
         self._parts: tuple[Limited, Limited] = (Limited("scaler"), Limited("actions"))
 
     def context(self, features: Features, *, learns: bool) -> Taken:
-        """Return a context for :func:`laid_out`; the moments learn it first if it ``learns``."""
+        """Hash a context, for :func:`laid_out`; if it ``learns``, update the moments first."""
         return self._taken(self._parts[0], features, learns=learns)
 
     def action(self, features: Features, *, learns: bool) -> Vector:
-        """Return an action without its id, the bias first."""
+        """Hash an action's features, without its id; the bias comes first."""
         named = {ACTION + name: value for name, value in features.items()}
         hashes, values, names, numbers = self._taken(self._parts[1], named, learns=learns)
         return Vector(_array(tuple(hashes + names)), np.array(values + numbers))
 
     def alike(self, tables: Sequence[Alike]) -> Vector:
-        """The actions of choices that have the same names, none of them learned.
+        """Hash the actions of several choices that all have the same feature names.
 
-        Numbers have the shape (choices, actions, features), hashes (1, features).
+        The moments are not updated.  Numbers have the shape (choices, actions, features), hashes
+        (1, features).
         """
         first = tables[0]
         several = len(tables) > 1
@@ -201,9 +203,10 @@ class Crossing(OfParts):
         return Vector(_placed(tuple(kept), self._seed), numbers.reshape(shape))
 
     def actions(self, rows: Sequence[Features]) -> Vector:
-        """The actions of one choice whatever they have, none of them learned.
+        """Hash the actions of one choice, whose features may differ.
 
-        Numbers have the shape (1, actions, features), hashes (actions, features).
+        The moments are not updated.  Numbers have the shape (1, actions, features), hashes
+        (actions, features).
         """
         each = [self.action(features, learns=False) for features in rows]
         shape = len(each), max(len(one.numbers) for one in each)
@@ -229,7 +232,7 @@ class Crossing(OfParts):
 
 
 def laid_out(contexts: Sequence[Taken]) -> Context:
-    """Contexts in arrays: they have as many numbers as each other, and as much that is none."""
+    """Put contexts into arrays; all must have equally many numbers and equally many others."""
     words, n = len(contexts[0].hashes), len(contexts[0].names)
     plain = words + n
     sides = np.array([_sides(tuple(one.hashes + one.names), words) for one in contexts])
@@ -258,19 +261,22 @@ def _place(name: str, seed: int) -> int:
 
 @lru_cache(maxsize=256)
 def _places(names: tuple[str, ...], seed: int) -> list[int]:
-    """The hash of each name; not to be changed."""
+    """Return the hash of each name; cached, so callers must not change it."""
     return [_place(name, seed) for name in names]
 
 
 @lru_cache(maxsize=256)
 def _array(hashes: tuple[int, ...]) -> Hashes:
-    """The hashes in one array, to be read only."""
+    """Return the hashes as an array; cached, so callers must not change it."""
     return np.array(hashes, np.uint64)
 
 
 @lru_cache(maxsize=256)
 def _sides(hashes: tuple[int, ...], words: int) -> Hashes:
-    """Sides of a context's features, of numbers twice more, for the knots; to be read only."""
+    """Return the left sides of a context's features, numbers three times: plain and two knots.
+
+    The array is cached, so callers must not change it.
+    """
     plain = np.array(hashes, np.uint64)
     named = plain[words:]
     return left(np.concatenate((plain, plain[:words], named, named)))
@@ -278,28 +284,28 @@ def _sides(hashes: tuple[int, ...], words: int) -> Hashes:
 
 @lru_cache(maxsize=256)
 def _as_sent(names: tuple[str, ...]) -> list[str]:
-    """Names of an action's features as rows have them."""
+    """Return the names of an action's features in rows."""
     return [ACTION + name for name in names]
 
 
 @lru_cache(maxsize=256)
 def _placed(names: tuple[str, ...], seed: int) -> Hashes:
-    """Hashes of numbers by name, the bias first: shape (1, names + 1), to be read only."""
+    """Return the hashes of names, the bias first: shape (1, names + 1); cached, read only."""
     return np.array([[_BIAS_HASH, *(_place(name, seed) for name in names)]], np.uint64)
 
 
 def left(hashes: Hashes) -> Hashes:
-    """One side of products, for :func:`settled`."""
+    """Return the left sides of products, to be combined by xor for :func:`settled`."""
     return hashes * _LEFT
 
 
 def right(hashes: Hashes) -> Hashes:
-    """The other side of products."""
+    """Return the right sides of products."""
     return hashes * _RIGHT
 
 
 def settled(mixed: Hashes, bits: int) -> Places:
-    """Places of products below 2^bits, made in place of left and right sides by exclusive or."""
+    """Return the slots of products, below 2^bits, from left xor right; changes ``mixed``."""
     mixed ^= mixed >> _SHIFT
     mixed *= _RIGHT
     mixed >>= np.uint64(64 - bits)

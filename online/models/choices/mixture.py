@@ -1,7 +1,7 @@
-"""Votes of experts by how each one did on what came of late.
+"""Exponential weights for the experts of the reward model, by their discounted losses.
 
-The exponential weights of Littlestone and Warmuth 1994, *The weighted majority algorithm*, on
-losses that fade, as in :mod:`online.models.selfrate`.
+The method is that of Littlestone and Warmuth 1994, *The weighted majority algorithm*, as in
+:mod:`online.models.selfrate`.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from online.models.experts.linear import Floats
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 
 FADE: Final = 0.99
-"""Of the losses at each reward: a window of 1 / (1 − FADE) = 100 of them."""
+"""Discount factor of the losses at each reward: a window of 1 / (1 − FADE) = 100 rewards."""
 
 _LOSSES: Final = "losses"
 
 
 class Mixture:
-    """Losses of late, by expert, and what follows for their votes.
+    """The discounted losses of the experts, and the weights that follow from them.
 
     Attributes:
-        losses: Another array after each change.
+        losses: Discounted loss of each expert; a change replaces the array.
     """
 
     def __init__(self, experts: int) -> None:
         self.losses: Floats = np.zeros(experts)
         self._experts = experts
-        self._judged = False  # since the cut
+        self._judged = False  # whether a loss was added since the cut
 
     def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
-        """Each free expert's vote, 0 for the others; they sum to 1."""
+        """Return the weight of each expert that is ``free``, 0 for the others; they sum to 1."""
         losses = self.losses
         votes: Floats = losses[free].min() - losses
         np.exp(votes, out=votes)
@@ -42,7 +42,7 @@ class Mixture:
         return votes
 
     def judge(self, answers: Floats, y: float, weight: float) -> None:
-        """A reward came.  One of weight w counts as w rewards of weight 1."""
+        """Add the experts' losses at reward ``y``.  A weight of w counts as w rewards."""
         fade = FADE**weight
         miss = np.abs(answers - y)
         losses = ((miss > 0.5) + miss * miss) * (2.0 / 3.0)

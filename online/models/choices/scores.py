@@ -1,4 +1,4 @@
-"""The scores of the actions of a choice, and what its notes keep of them."""
+"""The scores of a choice's actions, and the notes of a choice, which travel in its token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _HALF: Final = np.dtype("<f2")
 _HASH: Final = np.dtype("<u4")
 
 CLIP: Final = 10.0
-"""The most that one row weighs as evidence for a policy: 1 / propensity, cut."""
+"""Bound on the importance weight (1 / propensity) of a row in estimates of policies."""
 
 
 class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -25,9 +25,9 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     Attributes:
         propensity: Probability with which the chosen action was drawn.
-        answers: What each expert expected of it, as half floats.
-        allowed: Hashes of the allowed actions' ids, 32 bits each; empty: too many.
-        tried: By candidate policy, its probability of the chosen action.
+        answers: Each expert's expected reward of the chosen action, as half floats.
+        allowed: Hashes of the allowed actions' ids, 32 bits each; empty: too many to store.
+        tried: Probability of the chosen action under each candidate policy, by name.
     """
 
     propensity: float
@@ -36,28 +36,28 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
     tried: dict[str, float] = {}
 
     def rivals(self, own: int) -> list[int] | None:
-        """Hashes of the allowed actions; None if the notes do not say them."""
+        """Return the hashes of the allowed actions; None if the notes do not have them."""
         if len(self.allowed) % _HASH.itemsize:
             return None
         found: list[int] = np.frombuffer(self.allowed, _HASH).tolist()
         return found if own in found else None
 
     def judged(self, experts: int, otherwise: Floats) -> Floats:
-        """Return what the experts answered; ``otherwise`` if these are not so many answers."""
+        """Return the experts' answers; ``otherwise`` if the notes do not have ``experts`` ones."""
         if len(self.answers) != experts * _HALF.itemsize:
             return otherwise
         answers = np.frombuffer(self.answers, _HALF).astype(np.float64)
         return answers if np.isfinite(answers).all() else otherwise
 
     def weighs(self, clip: float) -> float:
-        """Return 1 / propensity, at most ``clip``."""
+        """Return the importance weight 1 / propensity, at most ``clip``."""
         return min(1.0 / self.propensity, clip) if 0.0 < self.propensity <= 1.0 else 1.0
 
     def credits(self, y: float, expected: float) -> dict[str, float]:
-        """Return what the reward adds to what is known of each candidate, by name.
+        """Return the importance-weighted gain of each candidate policy, by name.
 
-        Importance-weighted gains over what was expected, and under ``""`` the square of how far
-        apart they are.
+        The gain is that of reward ``y`` over the ``expected`` one.  The key ``""`` has the squared
+        difference between the greatest and the least gain.
         """
         if not 0.0 < self.propensity <= 1.0 or not self.tried:
             return {}
@@ -71,7 +71,7 @@ _NOTES: Final = msgspec.msgpack.Decoder(Served)
 
 
 def served_of(notes: bytes) -> Served | None:
-    """Read a choice's notes; None if they are not ours."""
+    """Decode the notes of a choice; None if they have another form."""
     try:
         return _NOTES.decode(notes)
     except (msgspec.MsgspecError, ValueError):
@@ -79,7 +79,7 @@ def served_of(notes: bytes) -> Served | None:
 
 
 def unanswered(notes: bytes) -> bytes | None:
-    """A choice's notes without what the experts expected; None if they are not ours."""
+    """Return a choice's notes without the experts' answers; None if they have another form."""
     if (served := served_of(notes)) is None:
         return None
     return msgspec.msgpack.encode(msgspec.structs.replace(served, answers=b""))
@@ -87,20 +87,20 @@ def unanswered(notes: bytes) -> bytes | None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scores:
-    """Expectations of the actions of one choice.
+    """The expected rewards of the actions of one choice.
 
     Attributes:
-        low, range: Least reward, and the greatest one less it; all else is in shares of the range.
+        low, range: Least reward, and greatest − least.  Other rewards here are scaled to [0, 1].
         ids: Hashes of the actions' ids.
-        answers: What each expert expects of each action: shape (experts, actions).
-        votes: Each expert's vote in the mixture; they sum to 1.
-        shares: The mixture: expected reward of each action.
-        met: Variance of what is expected of each action by its features, in logits; infinite if it
-            has none.
-        arms: Rewards of each action, whatever the context.
-        context: Whether there is any feature of the context.
-        tried: What is known of candidate policies: sums that the policies make sense of.
-        of_model: Notes of another model's answers, by action; empty: the notes are our own.
+        answers: Expected reward by expert and action: shape (experts, actions).
+        votes: Weight of each expert in the mixture; they sum to 1.
+        shares: Expected reward of each action by the mixture.
+        met: Variance of each action's expected reward, in logits, by the features of the action;
+            infinite if the actions have no features.
+        arms: Reward counts of each action, whatever the context.
+        context: Whether the context has any features.
+        tried: Sums over past rewards by candidate policy, for the policies to interpret.
+        of_model: By action, notes of another model that gave the scores; empty: there is none.
     """
 
     low: float
@@ -117,14 +117,14 @@ class Scores:
 
     @property
     def means(self) -> Floats:
-        """Expected reward of each action, in the reward's own unit."""
+        """Return the expected reward of each action, in the unit of rewards."""
         means: Floats = self.low + self.range * self.shares
         return means
 
     def notes(
         self, chosen: int, propensity: float, allowed: Sequence[bool], tried: Mapping[str, float]
     ) -> bytes | None:
-        """Return what the model wants to be told again with the chosen action's reward."""
+        """Return the notes that come back to the model with the chosen action's reward."""
         if self.of_model:
             return self.of_model[chosen]
         hashes = self.ids
