@@ -1,8 +1,9 @@
-"""Linear models of river that take a lesson back: the gradients of two labels and their difference.
+"""Label revision for river's linear models: a learned label is replaced by its final label.
 
-Of the log loss and the squared loss the prediction cancels in that difference: what is left is
-(first label − final label) · x, whatever the model has learned meanwhile, so the steps of several
-replicas add up in any order.  Parameters of the past are not asked for.
+The step is the difference of the gradients of both labels.  For the log loss and the squared loss
+the prediction cancels in it: (first label − final label) · x remains, whatever the model has
+learned meanwhile.  So the steps of several replicas add up in any order, and no old parameters are
+needed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _LOSSES: Final = (optim.losses.Log, optim.losses.Squared, optim.losses.CrossEntr
 
 
 class RevisedLinear(Hashing):
-    """The part of a linear model that takes lessons back."""
+    """Base class of linear models that can replace a learned label."""
 
     estimator: Any
     _final: Any
@@ -35,18 +36,21 @@ class RevisedLinear(Hashing):
 
     @property
     def why_not_revised(self) -> str | None:
-        """Why it can't take a lesson back; None: it can."""
+        """Return why the model can't replace a learned label; None if it can."""
         loss = _final_of(self.estimator).loss
         if type(loss) in _LOSSES:
             return None
         return f"of the loss {type(loss).__name__} no lesson is taken back, only of log and squared"
 
     def learn_provisional(self, example: Example, weight: float) -> None:
-        """Learn the row as any other: the scalers count it, and its final label does not again."""
+        """Learn the row as any other.  The scalers count it now, and not at its final label."""
         self.learn(example.features, example.label, weight)
 
     def revise(self, example: Example, weight: float, before: Before) -> None:
-        """Step by the difference of both gradients.  Raises StateNotFinite, WeightUnsupported."""
+        """Do a step by the difference of both gradients.
+
+        Raises StateNotFinite and WeightUnsupported.
+        """
         self._final.check(weight)
         x, final = self.numbers(example.features), _final_of(self.estimator)
         gradients = _gradients(final, x, example.label, weight)
@@ -65,13 +69,13 @@ class RevisedLinear(Hashing):
 
 
 def _final_of(estimator: Any) -> Any:
-    """The last step of a pipeline, or the estimator alone."""
+    """Return the last step of a pipeline, or the estimator itself."""
     steps = getattr(estimator, "steps", None)
     return estimator if steps is None else list(steps.values())[-1]
 
 
 def _gradients(final: Any, x: dict[str, Any], label: Label, weight: float) -> dict[str, float]:
-    """Return the derivative of the loss by each output, as river's ``learn_one`` takes it."""
+    """Return the derivative of the loss by each output, as river's ``learn_one`` computes it."""
     if isinstance(final, linear_model.SoftmaxRegression):
         slopes = final.loss.gradient(y_true=label, y_pred=final.predict_proba_one(x))
         return {label_text(known): weight * slope for known, slope in slopes.items()}

@@ -1,21 +1,21 @@
-"""River's linear models, alone or behind scalers, as blocks that merge.
+"""Adapter of river's linear models, alone or behind scalers, with blocks that merge.
 
-The adapter drives the real river objects with ``learn_one``, ``transform_one`` and
-``predict_proba_one``, in the order of river's pipeline, so one replica gives the very
-probabilities of the plain library.  The blocks are views of what the objects hold:
+The adapter calls ``learn_one``, ``transform_one`` and ``predict_proba_one`` of the river objects in
+the order of river's pipeline, so a single replica gives exactly the probabilities of the plain
+library.  The blocks are views of the objects' state:
 
 ============================ ======== ===================================================
 ``weights``, ``intercept``   additive ``LogisticRegression``, ``LinearRegression``,
                                       ``Perceptron``; the intercept's key is ``""``
-``weights/<label>``          additive ``SoftmaxRegression``, one a class; the label is its
+``weights/<label>``          additive ``SoftmaxRegression``, one for each class; the label is
                                       JSON text
 ``scaler<i>``                moments  ``StandardScaler`` or ``LimitedScaler`` at step i of the
                                       pipeline
 ``scaler<i>``                extrema  ``MinMaxScaler`` at step i of the pipeline
 ============================ ======== ===================================================
 
-A value is what rows have added to the estimator *as built*: a factory may return one that was
-trained before, and its weights are never sent.
+A value is relative to the estimator *as built*: a factory may return a trained one, whose weights
+are never sent.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ _GLMS: Final = (
     linear_model.Perceptron,
 )
 _CLASS: Final = "weights/"
-_COLUMNS_FROM: Final = 4  # rows: below it numpy's calls cost more than they save
+_COLUMNS_FROM: Final = 4  # with fewer rows, numpy's calls cost more than they save
 
 
 def why_not_mergeable(estimator: Any) -> str | None:
-    """Why deltas of several copies of the estimator can't be merged; None if they can.
+    """Return why deltas of the estimator can't be merged; None if they can.
 
-    Types are compared strictly: a subclass may keep state that no block would carry.
+    Types must match exactly: a subclass may have state that is in no block.
     """
     if isinstance(estimator, compose.Pipeline) and type(estimator) is not compose.Pipeline:
         return f"{type(estimator).__name__} is a pipeline of another class"
@@ -90,12 +90,12 @@ def why_not_mergeable(estimator: Any) -> str | None:
 
 
 class Linear(RevisedLinear):
-    """Adapter of an estimator for which :func:`why_not_mergeable` says None.
+    """Adapter of an estimator for which :func:`why_not_mergeable` returns None.
 
     Attributes:
-        estimator: The river object that is driven.  Learning past the adapter is not fine.
-        numeric_only: Features must be numbers: the door refuses text.
-        halves: Its learning rate is halved by :data:`paramserver.core.rewrites.HALVED`.
+        estimator: The river object.  It must learn only through the adapter.
+        numeric_only: Features must be numbers; requests with text are refused.
+        halves: True: the block :data:`paramserver.core.rewrites.HALVED` halves its learning rate.
     """
 
     numeric_only = True
@@ -123,18 +123,18 @@ class Linear(RevisedLinear):
         return [item for part in self._parts for item in part.built.items() if any(item[1])]
 
     def numbers(self, features: Features) -> dict[str, Any]:
-        """A row behind the scalers; names that they have never met are left out."""
+        """Return the row after the scalers, without names that they have not learned."""
         x: dict[str, Any] = features
         for scaler in self._scalers:
             x = scaler.transform(x)
         return x
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict one row."""
         return self._final.predict(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`, up to the last bits: rows of the same names go by column."""
+        """Predict rows as :meth:`predict` does within rounding; by column if names agree."""
         names = list(rows[0])
         if len(rows) < _COLUMNS_FROM or any(x.keys() != rows[0].keys() for x in rows):
             return [self.predict(x) for x in rows]
@@ -143,7 +143,7 @@ class Linear(RevisedLinear):
         return self.predict_columns(names, x)
 
     def predict_columns(self, names: list[str], x: Columns) -> list[Prediction]:
-        """Answers of :meth:`predict`, up to the last bits, to rows of one number a name."""
+        """Predict rows of numbers, shape (rows, names), as :meth:`predict` does within rounding."""
         for scaler in self._scalers:
             names, x = scaler.transform_many(names, x)
         return self._final.predict_many(names, x)
@@ -151,8 +151,8 @@ class Linear(RevisedLinear):
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """Learn one row as river's ``Pipeline.learn_one`` does, step by step.
 
-        Raises StateNotFinite when the weights have left the finite numbers: river goes on with
-        NaN, but no merge could take it.
+        Raises StateNotFinite if a weight becomes infinite or NaN: river continues with NaN, but it
+        can't be merged.
         """
         self._final.check(weight)
         x: dict[str, Any] = features
@@ -165,8 +165,8 @@ class Linear(RevisedLinear):
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
         """Learn rows that have the same names in the same order, in one pass.
 
-        Afterwards every number is, bit for bit, what :meth:`learn` row by row would have made.
-        False: nothing was changed, and the rows are to be learned one by one.
+        The result is, bit for bit, that of :meth:`learn` row by row.  Returns False if nothing was
+        changed and the rows have to be learned one by one.
         """
         final = self._final
         if isinstance(final, Softmax):
@@ -183,7 +183,7 @@ class Linear(RevisedLinear):
                 walks.append((scaler, walked))
                 columns = walked.columns
             found = final.walk(names, columns, labels, weights)
-        except (ArithmeticError, TypeError, ValueError):  # said by the row that it is of
+        except (ArithmeticError, TypeError, ValueError):  # raised again when the row learns alone
             return False
         if found is None or not isfinite(sum(found.weights, found.intercept)):
             return False
@@ -194,20 +194,20 @@ class Linear(RevisedLinear):
 
     @property
     def why_no_replay(self) -> str | None:
-        """Why rows are not learned again; None if they are."""
+        """Return why rows can't be rehearsed; None if they can."""
         if isinstance(self._final, Softmax):
             return "river's SoftmaxRegression takes no weights, which drawn rows need"
         return None
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Learn as :meth:`learn` does, with the scalers left as they are."""
+        """Learn as :meth:`learn` does, without updating the scalers."""
         x = self.numbers(features)
         self._final.learn(x, label, weight)
         if not isfinite(total := self._final.total(x)):
             raise StateNotFinite(total)
 
     def misfit(self, moved: Moved) -> str | None:
-        """Why a device's delta is not of these parameters; None if it is."""
+        """Return why a device's delta does not fit the parameters; None if it does."""
         shape, known = (len(moved.columns), len(moved.outputs)), self._final.outputs
         if not moved.columns or numbers(moved.weights).size != shape[0] * shape[1]:
             return f"{numbers(moved.weights).size} weights, {shape[0]} columns x {shape[1]} outputs"
@@ -227,7 +227,7 @@ class Linear(RevisedLinear):
             raise StateNotFinite(total)
 
     def moved_slope(self, moved: Moved) -> Slope:
-        """A device's delta turned round, its names hashed as those of a row's gradient."""
+        """Return a device's negated delta, hashed by name as the gradient of a row is."""
         out = np.zeros(self.slope_size, dtype=np.float32)
         for output, moves in by_output(moved).items():
             out -= hashed(moves, {output: 1.0})
@@ -238,15 +238,15 @@ class Linear(RevisedLinear):
         return {name: block for part in self._parts for name, block in part.cut().items()}
 
     def compensate(self) -> None:
-        """Measure the curvature of rows from now on, if the loss is a log loss."""
+        """Start to measure the curvature of rows, if the loss is a log loss."""
         self._final.compensate()
 
     def curved(self) -> Curved:
-        """Start and curvature of the open delta; nothing if they are not measured."""
+        """Return start values and curvature of the open delta; empty if not measured."""
         return self._final.curved()
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top; blocks of others are ignored."""
+        """Set new values with the open delta on top; blocks with other names are ignored."""
         for part in self._parts:
             part.rebase(values)
         if HALVED in values:
@@ -257,41 +257,41 @@ class Linear(RevisedLinear):
             held.learning_rate = rate * 0.5**times
 
     def reset(self, values: Blocks) -> None:
-        """Become the estimator as built plus ``values``."""
+        """Set the state to that of the estimator as built plus ``values``."""
         for part in self._parts:
             part.reset(values)
         self._halve(halvings(values))
 
     def forget(self, values: Blocks) -> None:
-        """Drop the keys given.  This copy is asked nothing any more."""
+        """Drop the given keys.  The model is not used after the first call."""
         for part in self._parts:
             part.forget(values)
 
     def touched(self, names: Collection[str]) -> Touched:
-        """All that learning rows of these features may have changed."""
+        """Return all blocks and keys that learning rows with these features may change."""
         return {name: keys for part in self._parts for name, keys in part.touched(names).items()}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        """Become what ``reset`` would make of all values, given those touched."""
+        """Restore the state that ``reset`` would set, given only the touched values."""
         for part in self._parts:
             part.mend(values, names)
 
 
 def _scaler_of(step: Any, name: str) -> Standard | Limited | MinMax:
-    """The scaler as a block of this name."""
+    """Wrap a river scaler as a part with a block of this name."""
     if type(step) is LimitedScaler:
         return Limited(name, step)
     return (Standard if type(step) is preprocessing.StandardScaler else MinMax)(step, name)
 
 
 def _rates_of(final: Any) -> list[Any]:
-    """The constant schedules by which it learns."""
+    """Return the constant learning rate schedules of an estimator."""
     held = [final.optimizer.lr, getattr(final, "intercept_lr", None)]
     return [one for one in held if one is not None]
 
 
 class _Stepped(NamedTuple):
-    """A row of weights after some steps, and the curvature that they have used up by then."""
+    """Weights and intercept after some steps, and the accumulated curvature of each."""
 
     weights: list[float]
     intercept: float
@@ -300,7 +300,7 @@ class _Stepped(NamedTuple):
 
 
 class _Glm:
-    """A generalised linear model, and what its weights were at first touch since the cut."""
+    """A generalised linear model, with its weights before the first change since the cut."""
 
     has_intercept = True
     outputs: Collection[str] = ("",)
@@ -330,10 +330,10 @@ class _Glm:
         }
 
     def check(self, weight: float) -> None:
-        """Any weight will do."""
+        """Accept a row's weight: any is supported."""
 
     def total(self, x: dict[str, Any]) -> float:
-        """Sum of what a row has touched: finite only if each of them is."""
+        """Sum the weights that a row has changed: finite only if each of them is."""
         weights = self._estimator._weights
         return sum([weights.get(name, 0.0) for name in x], float(self._estimator.intercept))
 
@@ -379,10 +379,10 @@ class _Glm:
         labels: Sequence[Label],
         weights: Sequence[float],
     ) -> _Stepped | None:
-        """Work out what :meth:`learn` would do with rows of these names; nothing is changed.
+        """Compute what :meth:`learn` would do to rows with these names, without changing state.
 
-        The arithmetic is river's, in its order: the dot product by the row's own order, the
-        intercept behind it.  None: the estimator has to be taught row by row.
+        The arithmetic is river's, in its order: the dot product in the order of the row, then the
+        intercept.  Returns None if the estimator has to learn row by row.
         """
         estimator = self._estimator
         if estimator.l1 or estimator.l2 or not names:
@@ -414,7 +414,7 @@ class _Glm:
         return _Stepped(now, bias, used, of_bias)
 
     def put(self, names: Sequence[str], stepped: _Stepped, n: int) -> None:
-        """Be as :meth:`walk` has found after ``n`` rows."""
+        """Set the state to the result of :meth:`walk` for ``n`` rows."""
         estimator, start = self._estimator, self._start
         weights = estimator._weights
         for name, weight in zip(names, stepped.weights, strict=True):

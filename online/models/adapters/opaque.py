@@ -1,8 +1,9 @@
-"""Any other river estimator, and small Python classes: state that travels whole.
+"""Adapter of any other river estimator and of small Python classes: state is sent as a whole.
 
 Deltas of such models don't merge, so every replica learns all rows in the same order, or one
-process learns them for all.  The state is a pickle, and unpickling runs code: it is sealed with
-HMAC-SHA256 under the service's key, bound to the model's structure, and verified before it is read.
+process learns them for all.  The state is a pickle, and unpickling runs code: the state is sealed
+with HMAC-SHA256 under the service's key, bound to the model's structure, and verified before it is
+read.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from replay.example import Features, Label
 
 STATE: Final = "state"
 _MAC_BYTES: Final = 32
-_STEP_BYTES: Final = 2**19  # hashed at once: about a millisecond
-_READ_BYTES: Final = 2**16  # unpickled at once, and one part more: about as long
-_DROPPED: Final = 32  # parts let go of at once
+_STEP_BYTES: Final = 2**19  # bytes hashed in one step: about a millisecond
+_READ_BYTES: Final = 2**16  # bytes unpickled in one step (plus one part): about a millisecond
+_DROPPED: Final = 32  # parts freed in one step
 _CONTEXT: Final = b"online opaque state 1\0"
 
 
@@ -47,15 +48,15 @@ class Opaque:
 
     Parameters:
         estimator: A river classifier or regressor, or an object with ``predict_proba_one``,
-            ``predict_one`` or ``predict`` (the first of them that it has is asked), each taking the
-            features as a dict, and ``learn_one(features, label)`` if it learns.
-        task: Answers are brought to the canonical labels of the task.
+            ``predict_one`` or ``predict`` (the first of them that it has is called), each taking
+            the features as a dict, and ``learn_one(features, label)`` if it learns.
+        task: Answers are converted to the canonical labels of the task.
         key: Seals the state.
         why_not_mergeable: Why the estimator isn't merged, for operators.
-        old_keys: Open states that were sealed before the key was changed.
+        old_keys: Keys that open states sealed before the key was changed.
 
     Raises:
-        LearnerUnusable: It can't be asked, or it learns and can't be pickled.
+        LearnerUnusable: It has no predict method, or it learns and can't be pickled.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Opaque:
         self.estimator = estimator
         self.structure = getattr(estimator, "online_structure", None) or describe(estimator)
         self.learns = hasattr(estimator, "learn_one")
-        self.mergeable = not self.learns  # what never changes is the same in every replica
+        self.mergeable = not self.learns  # a frozen model is the same in every replica
         self.why_not_mergeable = why_not_mergeable if self.learns else None
         self._task = task
         self._keys = (key, *old_keys)
@@ -86,9 +87,9 @@ class Opaque:
             )
         self._takes_weight = self.learns and "w" in inspect.signature(final.learn_one).parameters
         self._steps = steps(estimator)
-        said = getattr(estimator, "numeric_only", False)
-        self.numeric_only = bool(said) or needs_numbers(self._steps[0])
-        # Scalers inside an ensemble are out of reach: there, names never learned are left out.
+        declared = getattr(estimator, "numeric_only", False)
+        self.numeric_only = bool(declared) or needs_numbers(self._steps[0])
+        # Scalers inside an ensemble can't be called one by one: names not learned are left out.
         self._names: dict[str, None] | None = {} if hides_scaler(final) else None
         self._changed = False
         self._built = self._pickle() if self.learns else b""
@@ -97,7 +98,7 @@ class Opaque:
     # -- answering ---------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row; names that a scaler has never met are left out."""
+        """Predict one row; names that a scaler has not learned are left out."""
         x: dict[str, Any] = dict(features)
         if self._names is not None:
             x = {name: value for name, value in x.items() if name in self._names}
@@ -116,14 +117,14 @@ class Opaque:
         return Prediction(None if label is None else self._canonical(label), probabilities)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers of :meth:`predict`: such a model is asked row by row."""
+        """Predict each row with :meth:`predict`."""
         return [self.predict(x) for x in rows]
 
     def _label(self, final: Any, x: dict[str, Any]) -> Any:
         if is_factorised(final):
             return number_of(final, x)
         ask = self._ask if final is self.estimator else final.predict_one
-        return ask(x)  # type: ignore[misc]  # __init__ has made sure that there is one
+        return ask(x)  # type: ignore[misc]  # __init__ raises if there is none
 
     def _probabilities(self, final: Any, x: dict[str, Any]) -> dict[Label, float] | None:
         try:
@@ -157,14 +158,14 @@ class Opaque:
 
     @property
     def takes_weight(self) -> bool:
-        """Whether rows may weigh other than 1."""
+        """Return whether rows may have weights other than 1."""
         return self._takes_weight
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One ``learn_one`` of the estimator, on a copy of the row; nothing if it has none."""
-        if not self.learns:  # the row is judged by whoever serves
+        """Call ``learn_one`` of the estimator with a copy of the row; do nothing without one."""
+        if not self.learns:  # the service still scores the row
             return
         if weight != 1.0 and not self._takes_weight:
             raise WeightUnsupported(weight, type(self._steps[-1]).__name__)
@@ -178,7 +179,7 @@ class Opaque:
         settle(self._steps[-1])
 
     def cut(self) -> Blocks:
-        """The whole state if anything was learned.  Pickling takes time: cut seldom."""
+        """Return the whole state if anything was learned.  Pickling is slow: call it seldom."""
         if not self._changed:
             return {}
         self._sealed = self._seal(self._pickle())
@@ -186,13 +187,16 @@ class Opaque:
         return {STATE: Block(OPAQUE, self._sealed)}
 
     def rebase(self, values: Blocks) -> None:
-        """Take the state given, unless rows were learned since the cut: theirs replaces it."""
+        """Set the given state, unless rows were learned since the cut, which will replace it."""
         block = values.get(STATE)
         if block is not None and not self._changed and block.data != self._sealed:
             self._load(block.data)
 
     def reset(self, values: Blocks) -> None:
-        """Become the state given, or as built.  Raises BlobUntrusted before reading a bad one."""
+        """Set the given state, or that of the model as built.
+
+        Raises BlobUntrusted, before unpickling, if the seal is not valid.
+        """
         if not self.learns:
             return
         if (block := values.get(STATE)) is not None:
@@ -204,14 +208,14 @@ class Opaque:
     # -- state -------------------------------------------------------------------------------
 
     def resetting(self, values: Blocks) -> Iterator[None]:
-        """:meth:`reset` in steps of about a millisecond, or of one leaf, or one member without."""
+        """Do :meth:`reset` in steps of about a millisecond, or of one part if that takes longer."""
         if not self.learns or (block := values.get(STATE)) is None:
             self.reset(values)
             return
         yield from self._loading(block.data)
 
     def dropping(self) -> Iterator[None]:
-        """Let go of the state in steps: Python frees a forest in milliseconds."""
+        """Free the state in steps: Python takes milliseconds to free a forest."""
         parts = list(_parts(self.estimator))
         self.estimator = self._ask = None
         self._steps = []
@@ -220,14 +224,17 @@ class Opaque:
             yield
 
     def _pickle(self) -> bytes:
-        """Leaves and members first, so that each can be read by itself: the memo is shared."""
+        """Pickle leaves and members first, so that each can be read in a step of its own.
+
+        All parts share one memo, so the final dump refers to them.
+        """
         file = io.BytesIO()
         pickler = pickle.Pickler(file, protocol=5)
         try:
             for part in _parts(self.estimator):
                 pickler.dump(part)
             pickler.dump((self.estimator, self._names))
-        except Exception as error:  # whatever a stranger's __reduce__ raises
+        except Exception as error:  # a user's __reduce__ may raise anything
             raise LearnerUnusable(
                 type(self.estimator).__qualname__,
                 f"its state can't be pickled: {error}",
@@ -249,7 +256,7 @@ class Opaque:
                 yield
                 rested = at
             made = unpickler.load()
-        del unpickler  # it has noted each object
+        del unpickler  # its memo refers to each object
         yield
         self.estimator, self._names = made
         self._steps = steps(self.estimator)
@@ -272,7 +279,7 @@ class Opaque:
             pass
 
     def _loading(self, sealed: bytes) -> Iterator[None]:
-        """Nothing is unpickled before the seal of the whole is known to be good."""
+        """Verify the seal of the whole state, then unpickle it, in steps."""
         seal, data = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
         macs = [self._mac(key) for key in self._keys]
         for i in range(0, len(data), _STEP_BYTES):
@@ -286,9 +293,9 @@ class Opaque:
 
 
 def _parts(estimator: Any) -> Iterator[Any]:
-    """Items of an ensemble's lists, and before each tree its leaves, which are most of it.
+    """Yield the members of an ensemble, and before each tree its leaves, the largest part of it.
 
-    There are none of a class that says itself what it is pickled as: it may leave them out.
+    Yields nothing for a class with its own pickling methods: it may leave parts out.
     """
     final = steps(estimator)[-1]
     if not (_whole(estimator) and _whole(final)):
@@ -303,7 +310,7 @@ def _parts(estimator: Any) -> Iterator[Any]:
 
 
 def _whole(x: Any) -> bool:
-    """Whether all attributes of an object are pickled with it."""
+    """Return whether the object is pickled by default, with all its attributes."""
     kind = type(x)
     return all(
         getattr(kind, how) is getattr(object, how)

@@ -1,7 +1,8 @@
-"""River's estimators are asked here without a trace, where asking them would insert what is new.
+"""Read-only predictions by river estimators whose own predict methods change state.
 
-An answer changes nothing.  Some of river's parts keep numbers by name or by group in a dict that
-makes an entry for whatever it is asked for, or put off work until they are asked.
+A prediction must not change the model.  But some of river's estimators keep numbers by name or
+group in a ``defaultdict``, which inserts an entry at each look-up, or postpone work until the next
+prediction.
 """
 
 from __future__ import annotations
@@ -24,24 +25,24 @@ _KNOWN_NAMES: Final = {
     preprocessing.AdaptiveStandardScaler: "means",
     LimitedScaler: "held",
 }
-"""Scalers that insert a name they have never met when they transform, and where they keep names."""
+"""Scalers whose transform inserts unknown names, and the attribute that has the known names."""
 
 
 _AGGREGATES: Final = "river.feature_extraction.agg"
 _MACHINES: Final = "river.facto."
-_RULES: Final = "river.rules.amrules"  # modules by name: importing them all would take time
+_RULES: Final = "river.rules.amrules"  # names, because importing the modules takes time
 
 
 def needs_numbers(first: Any) -> bool:
-    """Whether an estimator can't take a text; ``first`` of its steps sees the row as it is.
+    """Return whether an estimator can't take text; ``first`` is the first step of its pipeline.
 
-    AMRules would: but river has no splitter for texts in it, and it raises at the first one.
+    AMRules accepts text, but river has no splitter for it there, so it raises at the first one.
     """
     return type(first) in _KNOWN_NAMES or type(first).__module__ == _RULES
 
 
 def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
-    """``transform_one`` that inserts nothing into scalers and aggregates, also inside unions."""
+    """Call ``transform_one`` without inserting names into scalers or groups into aggregates."""
     if isinstance(step, compose.Pipeline):
         for inner in step.steps.values():
             x = transformed(inner, x)
@@ -61,7 +62,7 @@ def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
 
 
 def _aggregate(step: Any, x: dict[str, Any]) -> dict[str, Any]:
-    """Answer of ``Agg`` and ``TargetAgg``: of a group that is new, what an empty one has."""
+    """Return the value of an ``Agg`` or ``TargetAgg``; for a new group, that of an empty one."""
     if any(name not in x for name in step.by or ()):
         return {}
     known = step._groups.get(step._make_key(x))
@@ -69,7 +70,7 @@ def _aggregate(step: Any, x: dict[str, Any]) -> dict[str, Any]:
 
 
 def settle(final: Any) -> None:
-    """Do what an estimator has put off until it is asked, now that it has learned a row."""
+    """Do now, after learning, the work that an estimator would postpone to its next prediction."""
     if (ensure := getattr(final, "_ensure_m", None)) is not None:  # BayesianLinearRegression
         ensure()
 
@@ -78,14 +79,14 @@ def settle(final: Any) -> None:
 
 
 def is_factorised(final: Any) -> bool:
-    """Whether it is one of river's factorisation machines."""
+    """Return whether the estimator is one of river's factorisation machines."""
     return type(final).__module__.startswith(_MACHINES)
 
 
 def surface(final: Any) -> Any:
-    """A copy that shares what was learned, and makes nothing up for a name that is new.
+    """Return a view of a factorisation machine in which unknown names have zero vectors.
 
-    The machine itself would draw numbers for it, and keep them.
+    The machine itself would draw random vectors for them and store these.
     """
     shown = copy.copy(final)
     nothing: Any = np.zeros(final.n_factors)
@@ -98,7 +99,7 @@ def surface(final: Any) -> Any:
 
 
 def number_of(final: Any, x: dict[str, Any]) -> Any:
-    """Return what a machine's ``predict_one`` does, also of a row with fewer than two features."""
+    """Return the answer of ``predict_one``, also for a row with fewer than two features."""
     shown = surface(final)
     if isinstance(final, base.Classifier):
         return shown.predict_one(x)
@@ -106,7 +107,7 @@ def number_of(final: Any, x: dict[str, Any]) -> Any:
 
 
 class _Known:
-    """Numbers by name; of a name that is new, those that add nothing."""
+    """A read-only mapping by name with a neutral value for unknown names."""
 
     __slots__ = ("_known", "_otherwise")
 
@@ -123,7 +124,7 @@ class _Known:
 
 
 def hides_scaler(value: Any) -> bool:
-    """Whether a scaler is anywhere in the parameters of the final estimator."""
+    """Return whether a scaler is anywhere in the parameters of the final estimator."""
     if type(value) in _KNOWN_NAMES:
         return True
     if isinstance(value, compose.Pipeline):

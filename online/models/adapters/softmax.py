@@ -23,7 +23,7 @@ _CLASS: Final = "weights/"
 
 
 class Softmax:
-    """Softmax regression: every class known is touched by every row, in the row's features."""
+    """Softmax regression: each row changes the weights of its features in all known classes."""
 
     has_intercept = False
 
@@ -56,7 +56,7 @@ class Softmax:
         return {json.dumps(label) for label in self._estimator.weights}
 
     def add(self, moves: Mapping[str, Mapping[str, float]], bias: float, weight: float) -> None:
-        """Add changes by output and name; there is no bias to be moved."""
+        """Add changes by output and name; ``bias`` is ignored, since there is no intercept."""
         for output, changes_ in moves.items():
             label = label_of(output)
             self._touch(dict.fromkeys(changes_), label)
@@ -65,12 +65,12 @@ class Softmax:
                 held[name] = held.get(name, 0.0) + weight * change
 
     def check(self, weight: float) -> None:
-        """River's softmax regression takes no weight."""
+        """Raise WeightUnsupported unless the weight is 1: river's class takes no weights."""
         if weight != 1.0:
             raise WeightUnsupported(weight, "SoftmaxRegression")
 
     def total(self, x: dict[str, Any]) -> float:
-        """Sum of what a row has touched: finite only if each of them is."""
+        """Sum the weights that a row has changed: finite only if each of them is."""
         weights = self._estimator.weights.values()
         return sum([held.get(name, 0.0) for held in weights for name in x], 0.0)
 
@@ -120,13 +120,13 @@ class Softmax:
             self._curvature.clear()
 
     def _touch(self, x: dict[str, Any], label: Label) -> None:
-        """Remember the weights of the row's features in all classes, the row's own included."""
+        """Record the weights of the row's features in all classes, before they change."""
         known = self._estimator.weights
         fresh = [name for name in x if name not in self._touched]
         for held, weights in known.items():
             start = self._start.get(held)
             if start is None:
-                # Its weights have not moved since the cut: it came by a merge, or no row did.
+                # The class came by a merge, or no row was learned since the cut.
                 start = self._start[held] = {n: weights.get(n, 0.0) for n in self._touched}
             for name in fresh:
                 start[name] = weights.get(name, 0.0)
@@ -171,7 +171,7 @@ class Softmax:
             name = _CLASS + json.dumps(label)
             if name in values or name in self.built:
                 put_back(names, estimator.weights[label], self.built.get(name, {}))
-            else:  # the rows made it known
+            else:  # the class was added by the rows that are undone
                 del estimator.weights[label]
         estimator.optimizers.clear()
         self.rebase(values)

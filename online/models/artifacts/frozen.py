@@ -1,6 +1,6 @@
-"""Models that were trained elsewhere and never change here: they are served, judged and challenged.
+"""Frozen models: trained elsewhere, served and evaluated here, and never changed.
 
-Such a model says what it answers to a row; what follows from never learning stands here.
+:class:`Frozen` is the adapter; :class:`Answers` interprets the numbers that such a model returns.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from replay.example import Features, Label
 Output = Literal["probability", "logits"]
 Ask = Callable[[Features], Prediction]
 
-_SUM_MAX: Final = 1e-3  # that float32 probabilities may be off 1
+_SUM_MAX: Final = 1e-3  # largest difference of a sum of float32 probabilities from 1
 
 
 class Frozen:
     """The adapter of a model that never changes.
 
-    A row with a label is judged by what was answered, counted and answered `learned`; there is
-    nothing that it would change.
+    A row with a label is scored, counted and answered with `learned`, but changes nothing.
 
     Parameters:
-        ask: Answers one row; changes nothing.
-        structure: Tells the model from any other, by the content of its files.
-        inputs: Names of the features that it looks at; others are left out.
+        ask: Function that predicts one row without changing state.
+        structure: Text that identifies the model by the content of its files.
+        inputs: Names of the features that it uses; others are ignored.
         numeric_only: Whether all of them are numbers.
     """
 
-    mergeable = True  # what never changes is the same in every replica
+    mergeable = True  # it is the same in every replica
     learns = False
     why_not_mergeable = None
 
@@ -46,41 +45,41 @@ class Frozen:
         self.inputs = tuple(inputs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return str, (self.structure,)  # as bytes it is what tells it from others
+        return str, (self.structure,)  # its pickle only identifies it
 
     def __deepcopy__(self, memo: object) -> Frozen:
-        return self  # nothing changes it
+        return self  # it is immutable
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict one row."""
         return self._ask(features)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answer row by row: in a batch the last bits of a float32 would be others."""
+        """Predict row by row: in a batch the last bits of float32 answers would differ."""
         return [self._ask(x) for x in rows]
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Change nothing: the row is judged by whoever serves."""
+        """Do nothing; the service scores the row."""
 
     def cut(self) -> Blocks:
-        """Return nothing: no row has changed it."""
+        """Return no blocks: the model never changes."""
         return {}
 
     def rebase(self, values: Blocks) -> None:
-        """Change nothing: there are no values."""
+        """Do nothing: the model has no blocks."""
 
     def reset(self, values: Blocks) -> None:
-        """Change nothing: it is as built."""
+        """Do nothing: the model is always as built."""
 
 
 class Answers:
-    """Answers are what a model's numbers mean for the task.
+    """Converts the numbers or labels that a model returns to answers of the task.
 
     Parameters:
-        learner: What an error calls the model.
-        labels: Of its probabilities, in their order; None: it does not tell.
-        classes: What the two labels of a binary task are called: ``negative`` and ``positive``.
-        output: What its numbers for labels are.
+        learner: The model's name in errors.
+        labels: Labels of its probabilities, in their order; None if the model does not have them.
+        classes: Names of the two labels of a binary task: ``negative`` and ``positive``.
+        output: Whether numbers for labels are probabilities or logits.
     """
 
     def __init__(
@@ -102,11 +101,11 @@ class Answers:
         self._names, self._classes = plain, dict(classes or {})
 
     def number(self, value: Any) -> Prediction:
-        """Answer of a regression."""
+        """Make the answer of a regression."""
         return Prediction(float(value), None)
 
     def label(self, value: Any) -> Prediction:
-        """Answer of a model that gives a label and no probabilities."""
+        """Make the answer from a label without probabilities."""
         value = value.item() if hasattr(value, "item") else value
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -120,7 +119,7 @@ class Answers:
         return Prediction(value, None)
 
     def shares(self, numbers: Sequence[float]) -> Prediction:
-        """Answer from a number for each label, or from one for the positive label."""
+        """Make the answer from a number for each label, or from one for the positive label."""
         if len(numbers) == 1 and self._task == "binary":
             if self._logits:
                 return by_logit(numbers[0])
@@ -135,7 +134,7 @@ class Answers:
         return Prediction(max(shares, key=shares.__getitem__), shares)
 
     def by_name(self, shares: Mapping[Any, float]) -> Prediction:
-        """Answer from the probability of each label by its name."""
+        """Make the answer from probabilities by label."""
         self._names = list(shares) if self._names is None else self._names
         return self.shares([float(shares[name]) for name in self._names])
 
@@ -160,6 +159,6 @@ class Answers:
 
 
 def value_of(features: Features, name: str, missing: float) -> float:
-    """The number under a name; ``missing`` if there is none."""
+    """Return the named feature as a number; ``missing`` if it is absent or no number."""
     value = features.get(name)
     return float(value) if isinstance(value, int | float) else missing

@@ -1,8 +1,8 @@
-"""`learner: mlflow:FOLDER`: a model that MLflow has saved in a local folder, never changed here.
+"""`learner: mlflow:FOLDER`: a frozen model that MLflow has saved in a local folder.
 
-Its files are code: they are unpickled.  So the folder is sealed first, by `online models seal
-FOLDER`, and what is read is a copy of its files, each of which is as it was sealed.  A scikit-learn
-model is read without MLflow; any other flavour by MLflow's ``pyfunc`` (package ``mlflow-skinny``).
+Its files are unpickled, which can run code.  So the folder must be sealed first, by `online models
+seal FOLDER`, and a verified copy of its files is read.  A scikit-learn model is read without
+MLflow; any other flavour by MLflow's ``pyfunc`` (package ``mlflow-skinny``).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _INSTALL: Final = f"Install it: {installing('mlflow')}"
 
 
 def factory(learner: str, folder: Path) -> Callable[..., MlflowFolder]:
-    """Return what makes the model of a folder from its ``params``."""
+    """Return the factory of the folder's model, which takes the setting ``params``."""
 
     def make(
         inputs: Sequence[str] = (),
@@ -50,13 +50,13 @@ def factory(learner: str, folder: Path) -> Callable[..., MlflowFolder]:
 
 
 class MlflowFolder:
-    """The model of a folder, before its task is known.
+    """The model in a folder, for a task that is given later.
 
     Parameters:
-        inputs: Names of the columns, in their order; empty: as the model's signature says.
-        said: ``labels``, ``classes`` and ``output`` of
+        inputs: Names of the columns, in their order; empty: those of the model's signature.
+        said: ``labels``, ``classes`` and ``output`` for
             :class:`~online.models.artifacts.frozen.Answers`.
-        keys: Those that may have sealed the folder.
+        keys: Keys of which one must have sealed the folder.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class MlflowFolder:
         keys: Sequence[bytes],
     ) -> None:
         self._learner, self._said = learner, said
-        self._copy = tempfile.TemporaryDirectory(prefix="online-mlflow-")  # pyfunc may read on
+        self._copy = tempfile.TemporaryDirectory(prefix="online-mlflow-")  # pyfunc reads it later
         copied = Path(self._copy.name)
         try:
             self._hash = unseal_folder(folder, keys, copied)
@@ -94,7 +94,7 @@ class MlflowFolder:
         return about if isinstance(about, dict) else {}
 
     def model_for(self, task: Task) -> Frozen:
-        """The model for a task.  Raises LearnerUnusable."""
+        """Make the model for a task.  Raises LearnerUnusable."""
         learner = self._learner
         sklearn = self._flavours.get("sklearn")
         if sklearn is not None and sklearn.get("serialization_format", "pickle") in _PICKLES:
@@ -117,7 +117,7 @@ class MlflowFolder:
             raise LearnerUnusable(learner, str(error), error.remedy) from error
         except LearnerUnusable:
             raise
-        except Exception as error:  # a stranger's model may raise anything
+        except Exception as error:  # a user's model may raise anything
             problem = f"asked about a row of zeros it raises {type(error).__name__}: {error}"[:300]
             raise LearnerUnusable(learner, problem, "Check inputs and their types") from error
         labels, _, output = self._said
@@ -134,7 +134,7 @@ class MlflowFolder:
             raise LearnerUnusable(self._learner, f"its model is at {name}", "Save it again")
         try:
             return pickle.loads(place.read_bytes())
-        except Exception as error:  # whatever a class that is not here raises
+        except Exception as error:  # unpickling may raise anything, such as a missing class
             problem = f"{name} can't be unpickled: {type(error).__name__}: {error}"
             remedy = "Install what it was made with: see requirements.txt in the folder"
             raise LearnerUnusable(self._learner, problem, remedy) from error
@@ -156,16 +156,16 @@ class MlflowFolder:
 
     def _of_pyfunc(self, task: Task) -> Ask:
         try:
-            import pandas  # noqa: F401  # of its tables
+            import pandas  # noqa: F401  # pyfunc needs it
             from mlflow import pyfunc
         except ImportError as error:
             problem = f"this flavour needs mlflow and pandas: {error}"
             raise LearnerUnusable(self._learner, problem, _INSTALL) from None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about other versions of what is installed
+            warnings.simplefilter("ignore")  # about packages in other versions
             try:
                 model = pyfunc.load_model(self._copy.name)
-            except Exception as error:  # a stranger's code
+            except Exception as error:  # a user's code may raise anything
                 problem = f"MLflow can't load it: {type(error).__name__}: {error}"[:300]
                 remedy = "Install what it was made with: see requirements.txt in the folder"
                 raise LearnerUnusable(self._learner, problem, remedy) from error
@@ -187,12 +187,12 @@ class MlflowFolder:
         return {n: _value(features.get(n), kind) for n, kind in self._columns.items()}
 
     def _array(self, features: Features) -> Any:
-        """One row without the names of its columns."""
+        """Return one row as an array, without column names."""
         values = list(self._row(features).values())
         return np.array([values], dtype=np.float64 if self._is_numeric else np.object_)
 
     def _table(self, features: Features) -> Any:
-        """One row as a data frame; as an array where there is no pandas."""
+        """Return one row as a data frame, or as an array if pandas is not installed."""
         try:
             import pandas as pd
         except ImportError:
@@ -206,7 +206,7 @@ class MlflowFolder:
 
 
 def _value(value: Any, kind: str) -> Any:
-    """A value as the model's column has it; one of another type counts as missing."""
+    """Convert a value to the column's type; a value of another type counts as missing."""
     if kind in _TEXTS:
         return value if isinstance(value, str) else None
     number = float(value) if isinstance(value, int | float) else math.nan
@@ -216,7 +216,7 @@ def _value(value: Any, kind: str) -> Any:
 
 
 def _signature(about: Mapping[str, Any]) -> dict[str, str]:
-    """Columns and their types as the model's signature says; empty if it does not."""
+    """Return column names and types of the model's signature; empty if there is none."""
     text = (about.get("signature") or {}).get("inputs")
     try:
         columns = json.loads(text) if isinstance(text, str) else []

@@ -1,8 +1,8 @@
-"""`learner: onnx:PATH`: a model in an ONNX file, asked by ONNX Runtime and never changed.
+"""`learner: onnx:PATH`: a frozen model in an ONNX file, run by ONNX Runtime.
 
-What others export has one of two forms: an input of shape [n, d], whose columns have no names
-(torch, scikit-learn from arrays), or an input a feature (scikit-learn from data frames).  The
-answer is a number, a label, probabilities or logits, by column or by label.
+Exported files have one of two forms: one input of shape [n, d], whose columns have no names (torch,
+scikit-learn from arrays), or one input for each feature (scikit-learn from data frames).  The
+output is a number, a label, probabilities or logits, by column or by label.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Feed = Callable[[Features], dict[str, Any]]
 
 
 def factory(learner: str, path: Path) -> Callable[..., OnnxFile]:
-    """Return what makes the model of a file from its ``params``."""
+    """Return the factory of the file's model, which takes the setting ``params``."""
 
     def make(
         inputs: Sequence[str] = (),
@@ -56,13 +56,13 @@ def factory(learner: str, path: Path) -> Callable[..., OnnxFile]:
 
 
 class OnnxFile:
-    """The model of a file, before its task is known.
+    """The model in a file, for a task that is given later.
 
     Parameters:
-        inputs: Names of the columns, in their order, of a file with one input of several columns.
-        labels: Of the probabilities, in their order; None: 0, 1, 2 …, or as the file says.
+        inputs: Names of the columns, in their order, for a file with one input of several columns.
+        labels: Labels of the probabilities, in their order; None: those of the file, or 0, 1, 2 …
         output: Whether numbers for labels are probabilities or logits.
-        missing: What stands for a number that a row does not have.
+        missing: The value of a number that a row does not have.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class OnnxFile:
         self._session = session
 
     def model_for(self, task: Task) -> Frozen:
-        """The model for a task.  Raises LearnerUnusable: it has no such answer."""
+        """Make the model for a task.  Raises LearnerUnusable if no output fits it."""
         names, numeric, feed = self._feed()
         labels, classes, output = self._said
         answers = Answers(self._learner, task, labels, classes, output)
@@ -119,7 +119,7 @@ class OnnxFile:
         return Frozen(ask, structure, names, numeric_only=numeric)
 
     def _feed(self) -> tuple[list[str], bool, Feed]:
-        """Names of the features, whether all are numbers, and what makes inputs of a row."""
+        """Return the features' names, whether all are numbers, and the function that makes inputs."""
         given = self._session.get_inputs()
         if not given:
             raise LearnerUnusable(self._learner, "it has no input", "Export a model of features")
@@ -160,7 +160,7 @@ class OnnxFile:
         return names, kind is not np.object_, feed
 
     def _value(self, features: Features, name: str, kind: Any) -> Any:
-        """A value as the input has it; one of another type counts as missing."""
+        """Convert a value to the input's type; a value of another type counts as missing."""
         if kind is np.object_:
             value = features.get(name)
             return value if isinstance(value, str) else ""
@@ -170,7 +170,7 @@ class OnnxFile:
         return int(number) if math.isfinite(number) else 0
 
     def _read(self, task: Task, answers: Answers) -> tuple[str, Callable[[Any], Prediction]]:
-        """Name of the output that is the answer, and what reads it."""
+        """Return the name of the output with the answer, and the function that reads it."""
         found = {one.name: one.type for one in self._session.get_outputs()}
         floats = [name for name, kind in found.items() if kind in _FLOATS]
         if task == "regression":
@@ -192,7 +192,7 @@ class OnnxFile:
 
 
 _sessions: WeakValueDictionary[str, Any] = WeakValueDictionary()
-"""By the hash of the file: the copies of a model that one process has share one."""
+"""Sessions by the hash of the file, shared by all copies of a model in a process."""
 
 
 def _opened(learner: str, data: bytes) -> Any:

@@ -1,8 +1,8 @@
-"""A model that was trained elsewhere and pickled, under the service's seal.
+"""Sealed artifacts: pickled models and folders, authenticated by the service's key.
 
-Unpickling runs code.  So a pickle is served only from a file that somebody who has the service's
-key has sealed: HMAC-SHA256 over its bytes, verified before a byte of them is read.  In a folder
-the seal is a file of its own, with a hash of each file there.
+Unpickling runs code.  So a pickle is served only from a file that was sealed with the service's
+key: HMAC-SHA256 over its bytes, verified before any of them is unpickled.  The seal of a folder is
+a separate file with the hash of each file.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _HINT: Final = "Seal the pickle with this service's key: online models seal FILE
 
 
 def seal(data: bytes, key: bytes) -> bytes:
-    """The bytes of a pickle as a sealed file.  They are not read."""
+    """Seal the bytes of a pickle; they are not unpickled."""
     return _MAGIC + _mac(data, key) + data
 
 
 def unseal(sealed: bytes, keys: Sequence[bytes]) -> bytes:
-    """The bytes of the pickle.  Raises BlobUntrusted unless one of the keys has sealed them."""
+    """Return the bytes of the pickle.  Raises BlobUntrusted unless one of the keys sealed them."""
     begin = len(_MAGIC) + _MAC_BYTES
     mac, data = sealed[len(_MAGIC) : begin], sealed[begin:]
     if not sealed.startswith(_MAGIC):
@@ -40,7 +40,7 @@ def unseal(sealed: bytes, keys: Sequence[bytes]) -> bytes:
 
 
 def sealed(artifact: str | None = None, *, keys: Sequence[bytes] = ()) -> Any:
-    """The model that a sealed file holds, as it was when it was pickled."""
+    """Load the model in a sealed file.  Raises LearnerUnusable."""
     if artifact is None:
         raise LearnerUnusable("sealed", "it has no artifact", "Name the sealed file: artifact")
     try:
@@ -49,7 +49,7 @@ def sealed(artifact: str | None = None, *, keys: Sequence[bytes] = ()) -> Any:
         raise LearnerUnusable("sealed", f"artifact {artifact}: {error}", _HINT) from error
     try:
         return pickle.loads(data)
-    except Exception as error:  # whatever a class that has changed since raises
+    except Exception as error:  # unpickling may raise anything, such as a changed class
         problem = f"{artifact} can't be unpickled: {type(error).__name__}: {error}"
         raise LearnerUnusable(
             "sealed", problem, "Pickle it with the library served here"
@@ -57,14 +57,14 @@ def sealed(artifact: str | None = None, *, keys: Sequence[bytes] = ()) -> Any:
 
 
 SEAL: Final = "online.seal"
-"""The file in a sealed folder that has its files' names and hashes under the seal."""
+"""Name of the file in a sealed folder that has the files' names and hashes, and the seal."""
 _FOLDER: Final = b"online sealed folder 1\0"
 
 
 def seal_folder(folder: Path, key: bytes) -> int:
-    """Seal all files of a folder, which stay as they are; how many there are.
+    """Seal all files of a folder in place; return their number.
 
-    Raises OSError; BlobUntrusted for a link: what it leads to may change.
+    Raises OSError, and BlobUntrusted for a symbolic link, whose target may change.
     """
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in _files(folder)}
     text = json.dumps(files, sort_keys=True)
@@ -76,10 +76,11 @@ def seal_folder(folder: Path, key: bytes) -> int:
 
 
 def unseal_folder(folder: Path, keys: Sequence[bytes], into: Path) -> str:
-    """Copy a sealed folder's files, each as its hash says, and return the hash of all.
+    """Copy a sealed folder's files, verify each hash, and return the hash of all.
 
-    What is used is the copy, so that nobody can change a file between the look at it and its use.
-    Raises BlobUntrusted: not sealed, by another key, or files that are not those sealed; OSError.
+    The copy is what is used, so that no file can change between verification and use.  Raises
+    OSError, and BlobUntrusted if the folder is not sealed, was sealed with another key, or its
+    files differ from the sealed ones.
     """
     try:
         said = json.loads((folder / SEAL).read_text(encoding="utf-8"))
@@ -107,7 +108,7 @@ def unseal_folder(folder: Path, keys: Sequence[bytes], into: Path) -> str:
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """The files below a folder by their place in it, without the seal."""
+    """Return the files below a folder with their relative paths, without the seal."""
     out = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

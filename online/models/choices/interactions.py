@@ -132,7 +132,7 @@ class Alike(NamedTuple):
 
 
 def alike(rows: Sequence[Features]) -> Alike | None:
-    """Convert rows to one array; None if they differ in names, have none, or have other values."""
+    """Convert rows to an array; None if they differ in names, have none, or have non-numbers."""
     names = tuple(rows[0])
     if not names or [*chain.from_iterable(rows)] != [*names] * len(rows):
         return None

@@ -1,4 +1,4 @@
-"""Terms of models that add up features: what each has added to the answer, by the weights alone."""
+"""Contributions of features in additive models, computed from the weights alone."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from replay.example import Features, Label
 
 
 def explained(model: Model, features: Features) -> tuple[Prediction, Terms | None] | None:
-    """Answer, and what each feature has added to the answer; None: no weights say it.
+    """Predict a row with the contributions of its features; None if the model is not additive.
 
-    The terms are None of a model that knows no label yet.
+    The contributions are None if the model knows no label yet.
     """
     if isinstance(model, SelfRateModel):
         return mixed_experts.explained(model, features)
@@ -28,9 +28,9 @@ def explained(model: Model, features: Features) -> tuple[Prediction, Terms | Non
 
 
 def terms_of(model: Model, features: Features, label: Label | None) -> Terms | None:
-    """Return what is added up to the log odds of the label (None: the number), whatever the row.
+    """Return the contributions to the log odds of the label, or to the number (label None).
 
-    None: the model is none that adds up.
+    Returns None if the model is not additive.
     """
     if type(model) is not Linear:
         return None

@@ -1,10 +1,12 @@
-"""The mixed answer of linear experts is shared out: what a unit of each one's output is worth.
+"""Attribution of a mixture's answer to the outputs of its linear experts.
 
-So what each feature has added is found without asking about parts of the row.  A linear expert adds
-its features up, and the change of its answer, from that to no feature at all, is theirs in
-proportion; of several classes by the gradient along the straight line between the two
-(Sundararajan, Taly and Yan 2017, *Axiomatic attribution for deep networks*).  The mixture adds up
-its experts by their votes, and one factor for all of it brings probabilities to log odds.
+The result is a factor for each expert's output; with it, contributions of features follow from the
+experts' weights, without predictions for parts of the row.  An expert's output is a sum over its
+features.  The change of its answer, from that for an empty row, is attributed to them in proportion
+to their terms; with several classes by the gradient along the straight line between the two outputs
+(integrated gradients: Sundararajan, Taly and Yan 2017, *Axiomatic attribution for deep networks*).
+Experts count by their weights in the mixture, and one common factor converts probabilities to log
+odds.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from online.models.experts.exponential_weights import logistic, mixed, softmax
 from online.models.experts.linear import Floats
 
 _SMALL: Final = 1e-6
-"""Changes below this are told by the slope where they end: their ratio would be of rounding."""
+"""Below this change the derivative is used: a ratio of differences would be rounding noise."""
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(5)
 _ALONG: Final[Floats] = ((_NODES + 1.0) / 2.0)[:, None, None]
@@ -35,10 +37,11 @@ def worth_of_two(
     *,
     up: bool,
 ) -> tuple[float, float, list[float]]:
-    """Return log odds before and after, and what a unit of each expert's log odds adds to them.
+    """Return the log odds before and after, and the factor of each expert's log odds.
 
-    Of True if ``up``, else of False.  ``before`` and ``after`` are the experts' log odds of True,
-    ``shares`` the probabilities that the latter are.
+    The log odds are those of True if ``up``, else of False.  ``before`` and ``after`` are the
+    experts' log odds of True, ``shares`` the probabilities for ``after``, ``votes`` the experts'
+    weights.
     """
     start = rise = 0.0
     slopes: list[float] = []
@@ -60,10 +63,10 @@ def worth_of_two(
 def worth_of_classes(
     votes: Floats, before: Floats, after: Floats, column: int, ends: tuple[float, float]
 ) -> tuple[float, float, Floats]:
-    """Return log odds of a class before and after, and what a unit of each output adds to them.
+    """Return the log odds of a class before and after, and the factor of each output.
 
-    ``before`` and ``after`` are outputs of shape (experts, classes), ``ends`` the answered
-    probabilities of the class and of all others.
+    ``before`` and ``after`` are outputs of shape (experts, classes), ``column`` is the class,
+    ``ends`` the predicted probabilities of the class and of all others.
     """
     first, last = softmax(before), softmax(after)
     start, rises = votes @ first, last[:, column] - first[:, column]
@@ -73,7 +76,7 @@ def worth_of_classes(
     p = shares[:, :, column]
     slopes: Floats = np.einsum("n,nk,nkc->kc", _SHARE, -p, shares)
     slopes[:, column] += _SHARE @ p
-    left = rises - (slopes * step).sum(axis=1)  # so much the nodes miss of the integral
+    left = rises - (slopes * step).sum(axis=1)  # error of the quadrature
     size = (step * step).sum(axis=1)
     slopes += np.divide(left, size, out=np.zeros_like(left), where=size > 0.0)[:, None] * step
     factor = _to_log_odds(output - base, float(votes @ rises), ends[0])
@@ -86,6 +89,6 @@ def _log_odds(p: float, rest: float) -> float:
 
 
 def _to_log_odds(difference: float, rise: float, p: float) -> float:
-    """Return the factor that makes log odds of a rise of the probability, which ends at p."""
+    """Return the factor that converts a change of probability, ending at p, to log odds."""
     room = max(p * (1.0 - p), LOG_CLIP)
     return difference / rise if abs(rise) > _SMALL * room else 1.0 / room

@@ -1,4 +1,4 @@
-"""Reasons of answers of mixed linear experts: what each feature has added, in one look."""
+"""Contributions of features in mixtures of linear experts, from one pass over the weights."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from online.models.selfrate import Binary, Multiclass, Regression, SelfRateModel
 from replay.example import Features
 
 _Found = tuple[Prediction, float, float, Any]
-"""The answer, what it begins with, where it ends, and what a unit of each output is worth."""
+"""The answer, its base and output (see ``Terms``), and the factor of each expert's output."""
 
 
 def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Terms | None]:
-    """Answer one row, and tell what each feature has added; None: no label is known."""
+    """Predict a row with its features' contributions; None for these if no label is known."""
     words, numbers = _parted(model, features)
     row, views = model._views(words, numbers)
     nothing = model._read({}, learns=False)
@@ -42,7 +42,7 @@ def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Ter
 def _parted(
     model: SelfRateModel, features: Features
 ) -> tuple[list[tuple[str, str]], dict[str, float]]:
-    """Features and places of what is no number, and the numbers by name as they count."""
+    """Return feature and hashed key of each non-number, and the scaled numbers by name."""
     words: list[tuple[str, str]] = []
     numbers: dict[str, Any] = {}
     for name, value in features.items():

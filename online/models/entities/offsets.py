@@ -1,25 +1,26 @@
-"""Offsets by key: what each key adds to the answer of a model that all keys share.
+"""Offsets by key: a random effect that each key adds to the answer of a shared model.
 
-An offset is a shrunk mean.  A row says of its key that it *would have had to add* v to the log odds
-or the number, with curvature h (1 in regression, p (1 − p) in a binary task; one Newton step)::
+An offset is a shrunk weighted mean.  Each row of a key gives one observation v: the value that the
+offset should have had, by one Newton step with curvature h (1 in regression, p (1 − p) in a binary
+task)::
 
-    v = c − g / (h x)       c: what the offset is, g: slope of the loss at the answer
-    w = h x² (1 + S / L)^(P / (P + 1))             S: the weights w of the key so far
-    S ← S + w,  m ← m + (v − m) w / S              the mean, weighted
-    n = S / (1 + S / L)^(P / (P + 1))              rows that the mean is worth
+    v = c − g / (h x)       c: the present offset, g: gradient of the loss at the answer
+    w = h x² (1 + S / L)^(P / (P + 1))             S: sum of the key's weights w so far
+    S ← S + w,  m ← m + (v − m) w / S              weighted mean
+    n = S / (1 + S / L)^(P / (P + 1))              effective number of rows
     c = a · m · n / (n + ROWS)                     the offset: x times this is added
 
-*Weights grow* with what is known of the key (polynomial decay: Shamir and Zhang 2013, *Stochastic
-Gradient Descent for Non-smooth Optimization*, section 4; forward decay: Cormode et al. 2009), so a
-new row always moves the mean: by 1 / (L + n' / (P + 1)) after n' of them.  Nothing is ever taken
-away, so S and m are moments of what rows have said: they add up (Chan et al. 1979), exactly, in any
-order, whoever learned them, however late; and a mean of numbers cannot run away, as a sum of late
-steps can.  So no merge rule scales them.
+*Weights grow* with the number of rows of the key (polynomial decay: Shamir and Zhang 2013,
+*Stochastic Gradient Descent for Non-smooth Optimization*, section 4; forward decay: Cormode et al.
+2009), so a new row always moves the mean: by 1 / (L + n' / (P + 1)) after n' rows.  Nothing is ever
+subtracted, so S and m are moments of the observations: they merge exactly (Chan et al. 1979), in
+any order and however late.  A mean of observations cannot diverge, as a sum of late steps can, so
+no merge rule scales it.
 
-*ROWS* rows of the shared model stand beside each key.  *a*, at most 1 and at least 0, is how much
-of all these offsets together has proved right before it was learned: Σ h c' v / Σ h c'², c' the
-offset without a, with PROVED rows' worth of belief that a is 1.  Offsets of keys that mean nothing
-shrink to nothing by it.  Its sums add up, too.
+*ROWS* shrinks the mean towards 0, the shared model, as that many rows would.  *a* in [0, 1] shrinks
+all offsets of a block by how well they predicted new observations: Σ h c' v / Σ h c'², where c' is
+the offset without a, and with a prior of PROVED rows that a is 1.  If keys carry no information, a
+goes to 0.  Its sums merge by addition.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ from online.models.state.scalers import on_top
 from paramserver.core.blocks import MOMENTS, Block, Blocks
 
 ROWS: Final = 6.0
-"""Rows of the shared model that stand beside each key."""
+"""Strength of the shrinkage towards the shared model, in rows."""
 
 LATELY: Final = 20.0
-"""Rows over which a mean is taken at first; it grows from there by 1 / (POWER + 1) a row."""
+"""L: the mean's initial window in rows; it grows by 1 / (POWER + 1) for each row."""
 
 POWER: Final = 16
 PROVED: Final = 4.0
@@ -50,8 +51,8 @@ class Offsets:
     """The offsets of the keys under one name, with an open delta.
 
     Parameters:
-        block: Its name.
-        curvature: The greatest that a row has: 1 in regression, ¼ in a binary task.
+        block: Name of the block.
+        curvature: Greatest curvature of a row: 1 in regression, ¼ in a binary task.
     """
 
     def __init__(self, block: str, curvature: float) -> None:
@@ -64,13 +65,13 @@ class Offsets:
         return len(self._now)
 
     def of(self, key: str) -> float:
-        """Return the key's offset, before all are shrunk; 0 of a key that is not known."""
+        """Return the key's offset without the factor a; 0 for an unknown key."""
         return self._now.get(key, _NONE)[2]
 
     def learned(self, key: str, v: float, curvature: float) -> tuple[Moments, Moments]:
-        """Work out what :meth:`put` is to put, of all rows and of those since the cut.
+        """Compute a key's new moments, over all rows and since the cut, for :meth:`put`.
 
-        ``curvature`` is h x².  Raises StateNotFinite; nothing is changed.
+        ``v`` is the observation, ``curvature`` is h x².  Changes no state.  Raises StateNotFinite.
         """
         weight, mean, _ = self._now.get(key, _NONE)
         more = curvature * self._grown(weight)
@@ -86,11 +87,11 @@ class Offsets:
         return (total, mean, self._shrunk(total, mean)), (opened, own, m2)
 
     def put(self, key: str, learned: tuple[Moments, Moments]) -> None:
-        """Take what :meth:`learned` has worked out."""
+        """Store the result of :meth:`learned`."""
         self._now[key], self._open[key] = learned
 
     def _grown(self, weight: float) -> float:
-        """How much more the next row weighs than the first."""
+        """Return the weight of the next row relative to the first."""
         return float((1.0 + weight / self._lately) ** _SHARE)
 
     def _shrunk(self, weight: float, mean: float) -> float:
@@ -116,7 +117,7 @@ class Offsets:
         self.rebase(values)
 
     def forget(self, values: Blocks) -> None:
-        """Drop the keys given.  This copy is asked nothing any more."""
+        """Drop the given keys.  The model is not used after the first call."""
         if (block := values.get(self.block)) is not None:
             for key in block.data:
                 self._now.pop(key, None)

@@ -1,21 +1,21 @@
-"""A model that all share, with an offset for each key on top: of a user, a film, a machine.
+"""Generalised linear mixed model: a shared model plus offsets for each user, film or machine.
 
-Generalised linear mixed effects, as of Zhang et al. 2016, *GLMix*: the shared model is the built-in
-that the settings name, and never sees the keys; each key has an intercept, and weights on the
-numbers that the settings choose (:mod:`online.models.entities.offsets`).  Both learn one sum
-(:mod:`online.models.entities.shared_model`).  A key that is new, missing or null adds nothing: the
-answer is the shared model's.  The blocks beside the shared model's:
+The structure is that of Zhang et al. 2016, *GLMix*.  The shared model (fixed effects) is the
+built-in that the settings name; it never sees the keys.  Each key has an intercept, and weights on
+the features that the settings name (:mod:`online.models.entities.offsets`).  Both predict one sum
+(:mod:`online.models.entities.shared_model`).  A key that is new, missing or null adds nothing.
+Beside the shared model's blocks there are:
 
 ==================== ======= ====================================================================
-``entity/…``         moments what rows have said of each key: of its intercept (the name of the
-                             entity) and of each weight (both names, as a JSON list)
-``entity.scaler``    moments of the chosen numbers, if there are any
-``entity.proved``    count   rows, their squared errors, and how right the offsets were
+``entity/…``         moments observations by key, of the intercept (block named by the entity)
+                             and of each weight (named by entity and feature, as a JSON list)
+``entity.scaler``    moments of the features that have weights, if there are any
+``entity.proved``    count   rows, their squared errors, and the sums for the factor a of offsets
 ==================== ======= ====================================================================
 
-Keys are names of the model (:mod:`online.learning.vocabulary`): ``limits.names_max`` bounds them,
-with what one source may bring.  Whether there is room is decided before a row is written, and a row
-without room for its key is written without it, so each learner leaves out the same keys.
+Keys count as names of the model (:mod:`online.learning.vocabulary`): ``limits.names_max`` bounds
+them, overall and by source.  Whether there is room for a key is decided before its row is written;
+without room the row is written without the key, so that every learner leaves out the same keys.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from paramserver.core.wire import Curved
 from replay.example import Example, Features, Label, Value
 
 Entity = Mapping[str, Sequence[str]]
-"""Names of features that are keys, each with those whose numbers have weights of the key's own."""
+"""Features that are keys, each with the features that have weights by that key."""
 
 ALONE: Final = 200.0
-"""Rows that the shared model learns alone at first: it has what all keys have in common."""
+"""Rows that only the shared model learns at first: it should learn what keys have in common."""
 
 CURVATURE_MIN: Final = 0.05
-"""Of a probability near 0 or 1, which one row may not be believed to be that sure of."""
+"""Lower bound of the curvature p (1 − p), for probabilities near 0 or 1."""
 
 FAR: Final = 4.0
-"""Standard deviations of the errors so far: in regression one that is further off is as far off."""
+"""Bound to which errors in regression are clipped, in standard deviations of the errors."""
 
-_NEAR: Final = 1e-6  # numbers that say nothing of a weight
+_NEAR: Final = 1e-6  # a smaller value gives no information about its weight
 _PROVED: Final = "entity.proved"
 _SCALER: Final = "entity.scaler"
 _SEED: Final = 20_271
@@ -65,7 +65,7 @@ _BETWEEN: Final = "\0"
 
 
 def key_of(entity: str, value: Value) -> str | None:
-    """The key that a value is, as a name of the model: 17, 17.0 and "17" are one; None: no key."""
+    """Return the key for a value of an entity; 17, 17.0 and "17" are the same; None for null."""
     if value is None:
         return None
     text = value if type(value) is str else str(spelled(value))
@@ -73,7 +73,7 @@ def key_of(entity: str, value: Value) -> str | None:
 
 
 class _Part(NamedTuple):
-    """One offset of a row: whose it is, and the number that it is multiplied with."""
+    """One offset in a row: index of its block, its key, and the value that multiplies it."""
 
     place: int
     key: str
@@ -81,16 +81,15 @@ class _Part(NamedTuple):
 
 
 class Personal(Hashing):
-    """The shared model and what keys add.
+    """The shared model with the offsets by key.
 
     Parameters:
-        shared: One of those that :func:`~online.models.entities.shared_model.shifted` takes.
-        learner: What the settings call it.
+        shared: A model that :func:`~online.models.entities.shared_model.shifted` accepts.
+        learner: Its name in the settings.
 
     Attributes:
-        ids, entities: The names of the keys: their numbers stand for something, and they may be
-            texts.
-        halves: Whether the shared model's rate can be halved.
+        ids, entities: Names of the features that are keys: numbers or texts that are identifiers.
+        halves: Whether the shared model's learning rate can be halved.
     """
 
     why_no_replay = "offsets by key would count the rows that are learned again twice"
@@ -132,7 +131,7 @@ class Personal(Hashing):
     # -- answering -------------------------------------------------------------------------------
 
     def numbers(self, features: Features) -> Mapping[str, float]:
-        """A row as the weights see it: the shared model's numbers, and 1 for each key."""
+        """Return the values that the weights multiply: the shared model's, and 1 for each key."""
         found = dict(self._slopes.numbers(self._without_keys(features)))
         for name in self.ids:
             if (key := key_of(name, features.get(name))) is not None:
@@ -140,7 +139,7 @@ class Personal(Hashing):
         return found
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict one row."""
         rest, by, believed = dict(features), 0.0, self._believed
         x = self._numbers(features, learns=False) if self._chosen else {}
         for name, places in self._places:
@@ -158,12 +157,12 @@ class Personal(Hashing):
         return rest
 
     def _numbers(self, features: Features, *, learns: bool) -> Mapping[str, float]:
-        """Return the chosen numbers, standardised; their moments learn them first if it says so."""
+        """Return the standardised features with weights by key; first learn their moments."""
         numbers = {n: float(v) for n in self._chosen if _is_number(v := features.get(n))}  # type: ignore[arg-type]
         return self._scaler.learn(numbers) if learns else self._scaler.transform(numbers)
 
     def _parts(self, features: Features) -> list[_Part]:
-        """The offsets that have a part in a row to be learned."""
+        """Return the offsets that are used by a row to be learned."""
         x = self._numbers(features, learns=True) if self._chosen else {}
         found = []
         for name, places in self._places:
@@ -211,7 +210,7 @@ class Personal(Hashing):
         self._believe()
 
     def _left(self, rest: Features, label: Label, by: float) -> tuple[float, float]:
-        """How much more should have been added to the answer, and the loss's curvature there."""
+        """Return the Newton step by which the answer is off, and the loss's curvature there."""
         found = self._beside.answer(rest, by)
         if found.probabilities is None:
             left = float(label) - float(found.label or 0.0)
@@ -224,13 +223,13 @@ class Personal(Hashing):
         return (float(label) - p) / curvature, curvature
 
     def _square(self) -> float:
-        """Mean of the squared errors, in units of their curvature; 0 until there are some."""
+        """Return the mean squared error weighted by curvature; 0 before there are errors."""
         now = self._proved.now
         rows = now.get("rows", 0.0) - ALONE
         return now.get("square", 0.0) / rows if rows >= 1.0 else 0.0
 
     def _believe(self) -> None:
-        """Work out how much of each kind of offset has proved right."""
+        """Compute the factor a of each block of offsets."""
         get, prior = self._proved.now.get, PROVED * self._square()
         for place, offsets in enumerate(self._offsets):
             of = prior + get(f"of {offsets.block}", 0.0)
@@ -261,44 +260,44 @@ class Personal(Hashing):
         self._believe()
 
     def forget(self, values: Blocks) -> None:
-        """Drop the keys given.  This copy is asked nothing any more."""
+        """Drop the given keys.  The model is not used after the first call."""
         if isinstance(self._shared, Forgetful):
             self._shared.forget(values)
         for offsets in self._offsets:
             offsets.forget(values)
 
     def compensate(self) -> None:
-        """Measure the curvature of rows from now on, in the shared model, if it can."""
+        """Start to measure the curvature of rows in the shared model, if it supports that."""
         if isinstance(self._shared, Compensable):
             self._shared.compensate()
 
     def curved(self) -> Curved:
-        """Start and curvature of the shared model's open delta; nothing if they are unknown."""
+        """Return start values and curvature of the shared model's delta; empty if not measured."""
         return self._shared.curved() if isinstance(self._shared, Compensable) else {}
 
 
 class _Words(Words):
-    """How the model makes names of values: keys are names, all else is the shared model's."""
+    """The names in a row: those of entities' keys, and the shared model's for other features."""
 
     def __init__(self, ids: Collection[str], shared: Words | None) -> None:
         self.ids, self._shared = frozenset(ids), shared
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """The names in one value."""
+        """Return the keys of one value."""
         if name in self.ids:
             key = key_of(name, value)
             return () if key is None else (key,)
         return (name,) if self._shared is None else self._shared.keys(name, value)
 
     def without(self, name: str, value: Value, absent: Collection[str]) -> Value | None:
-        """The value without some of its names; None if none of them is left."""
+        """Return the value without the keys that are ``absent``; None if none is left."""
         if name in self.ids or self._shared is None:
             return None
         return self._shared.without(name, value, absent)
 
 
 def with_offsets(loaded: Loaded, task: Task, entity: Entity, learner: str) -> Loaded:
-    """The model with offsets by key, under a spec of its own.  Raises LearnerUnusable."""
+    """Add offsets by key to a loaded model, which changes its spec.  Raises LearnerUnusable."""
 
     def build() -> Model:
         return Personal(loaded.build(), task, entity, learner)

@@ -1,16 +1,16 @@
-"""A model that several share, asked and taught beside what each key adds to its answer.
+"""A shared model that predicts and learns with a known offset added to its answer.
 
-A term that is known is added to the linear predictor: the *offset* of a generalised linear model
-(McCullagh and Nelder 1989, *Generalized Linear Models*, section 4.2).  The shared model learns what
-is left after it, so the two learn one sum together, and neither learns what the other has.
+The offset is a known term in the linear predictor of a generalised linear model (McCullagh and
+Nelder 1989, *Generalized Linear Models*, section 4.2).  The shared model learns the rest, so that
+both fit one sum.
 
 =================== ================================== ==========================================
-task                the term is added to               how the model is taught
+task                the offset is added to             the model learns
 =================== ================================== ==========================================
-regression          the number                         by the label less the term
-binary, experts     the log odds of each expert        by the probabilities of the shifted ones
-binary, river's     the log odds                       with the term in the intercept, which is
-logistic regression                                    taken out again
+regression          the number                         the label minus the offset
+binary, experts     the log odds of each expert        by the probabilities with the offset
+binary, river's     the log odds                       with the offset added to the intercept
+logistic regression                                    during the step
 =================== ================================== ==========================================
 """
 
@@ -30,17 +30,17 @@ from replay.example import Example, Features
 
 
 class Shifted(Protocol):
-    """A shared model beside a term that is added to its answer."""
+    """A shared model that takes an offset."""
 
     def answer(self, features: Features, by: float) -> Prediction:
-        """Answer with ``by`` added.  Changes nothing."""
+        """Predict with the offset ``by`` added.  Changes no state."""
 
     def learn(self, example: Example, weight: float, by: float) -> None:
-        """Learn a row that was answered so.  May raise, and then leaves any state."""
+        """Learn a row with the offset ``by`` added.  If it raises, the state is undefined."""
 
 
 def shifted(model: Model, task: Task) -> Shifted | None:
-    """The model beside a term; None: it is none of those that take one."""
+    """Wrap the model so that it takes an offset; None if it can't."""
     if isinstance(model, SelfRateModel):
         if task == "regression":
             return _Numbers(model)
@@ -57,7 +57,7 @@ def shifted(model: Model, task: Task) -> Shifted | None:
 
 
 class _Numbers:
-    """A model of a number, whichever it is."""
+    """Any regression model with an offset."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -75,7 +75,7 @@ class _Numbers:
 
 
 class _Experts:
-    """Experts of two labels."""
+    """The binary mixture of experts with an offset."""
 
     def __init__(self, model: Binary) -> None:
         self._model = model
@@ -91,7 +91,7 @@ class _Experts:
 
 
 class _Logistic:
-    """River's logistic regression; ``final`` is the estimator behind its scalers."""
+    """River's logistic regression with an offset; ``final`` is the pipeline's last step."""
 
     def __init__(self, model: Linear, final: Any) -> None:
         self._model, self._final = model, final

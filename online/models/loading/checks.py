@@ -1,8 +1,8 @@
-"""Plain functions check here what every model must keep: a new model is tested by being passed in.
+"""Conformance checks for models: any implementation can be tested by passing it in.
 
 Each check takes ``make``, which builds an untrained model, and ``rows`` of (features, label) that
-it can learn: some dozens, with at least two labels, and features that are not all alike.  It
-returns nothing or raises :class:`CheckFailed`.
+the model can learn: some dozens, with at least two labels and varied features.  It returns None or
+raises :class:`CheckFailed`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Rows = Sequence[tuple[Features, Label]]
 Check = Callable[[Make, Rows], None]
 
 _PASSES: Final = 2
-"""Over the rows, after which the moments of their numbers hardly move."""
+"""Passes over the rows after which the moments of their numbers hardly change."""
 
 _LACKING_MAX: Final = 16
-"""Columns that are named, of those that a model can't answer without."""
+"""Most columns that :func:`lacking` names."""
 
 TOLERANCE: Final = 1e-9
 """Greatest difference of two answers, relative for numbers above 1, that counts as rounding."""
 
 
 class CheckFailed(ModelError):
-    """A model breaks a promise: ``check`` is its name, ``reason`` what was seen."""
+    """A model that fails a check: ``check`` is its name, ``reason`` what was observed."""
 
     check: str
     reason: str
@@ -47,7 +47,7 @@ def check_model(make: Make, rows: Rows) -> None:
 
 
 def yield_checks() -> Iterator[Check]:
-    """The checks, in order."""
+    """Yield the checks, in order."""
     yield check_answers_before_learning
     yield check_structure_is_stable
     yield check_predict_changes_nothing
@@ -66,7 +66,7 @@ def yield_checks() -> Iterator[Check]:
 
 
 def lacking(make: Make, row: Features) -> list[str]:
-    """Name the columns that the model can't answer without, and a row of ours does not have."""
+    """Return the columns that the model needs for a prediction and that ``row`` does not have."""
     found: list[str] = []
     while len(found) < _LACKING_MAX:
         try:
@@ -76,7 +76,7 @@ def lacking(make: Make, row: Features) -> list[str]:
             if not isinstance(name, str) or name in row or name in found:
                 return []
             found.append(name)
-        except Exception:  # a stranger's model: the checks say it
+        except Exception:  # the checks report what else is wrong
             return found
         else:
             return found
@@ -84,7 +84,7 @@ def lacking(make: Make, row: Features) -> list[str]:
 
 
 def check_answers_before_learning(make: Make, rows: Rows) -> None:
-    """An untrained model answers any row, also one with names that nobody knows."""
+    """Check that an untrained model predicts any row, also one with unknown names."""
     model = make()
     for features, _ in rows[:5]:
         for asked in (features, _with_unknown(features, 0)):
@@ -93,7 +93,7 @@ def check_answers_before_learning(make: Make, rows: Rows) -> None:
 
 
 def check_structure_is_stable(make: Make, rows: Rows) -> None:
-    """The structure's text is the same for every copy, trained or not."""
+    """Check that ``structure`` is the same text for every copy, trained or not."""
     trained = make()
     _learn(trained, rows)
     if trained.structure != make().structure:
@@ -101,7 +101,7 @@ def check_structure_is_stable(make: Make, rows: Rows) -> None:
 
 
 def check_predict_changes_nothing(make: Make, rows: Rows, predictions: int = 400) -> None:
-    """Any number of predictions, with new names in each, leave every byte as it was."""
+    """Check that predictions, also with new names, leave every byte of the state unchanged."""
     model, twin = make(), make()
     half = rows[: len(rows) // 2]
     _learn(model, half)
@@ -118,14 +118,14 @@ def check_predict_changes_nothing(make: Make, rows: Rows, predictions: int = 400
 
 
 def check_many_is_one_by_one(make: Make, rows: Rows) -> None:
-    """Many rows at once get the answers that each gets alone, and leave every byte as it was."""
+    """Check that ``predict_many`` answers as ``predict`` does and changes no state."""
     model, asked = make(), [features for features, _ in rows]
     ragged = [_with_unknown(x, i % 3) if i % 2 else dict(reversed(x.items()))
               for i, x in enumerate(asked)]  # fmt: skip
     for learned in (False, True):
         if learned:
             _learn(model, rows)
-        _answers(model, rows)  # river keeps a few things at its first answer
+        _answers(model, rows)  # some of river's estimators cache values at the first prediction
         before = pickle.dumps(model)
         for many in (asked, asked[:1], ragged, [_with_unknown(x, 0) for x in asked]):
             alone = [model.predict(x) for x in many]
@@ -135,7 +135,7 @@ def check_many_is_one_by_one(make: Make, rows: Rows) -> None:
 
 
 def check_delta_composes(make: Make, rows: Rows) -> None:
-    """The deltas that were cut, merged in order, are the model."""
+    """Check that the deltas, merged in order, give the model."""
     model, values = make(), Blocks()
     for i in range(0, len(rows), 7):
         _learn(model, rows[i : i + 7])
@@ -146,7 +146,7 @@ def check_delta_composes(make: Make, rows: Rows) -> None:
 
 
 def check_cut_empties_the_delta(make: Make, rows: Rows) -> None:
-    """After a cut or a reset nothing is left to cut."""
+    """Check that the open delta is empty after a cut or a reset."""
     model = make()
     _learn(model, rows)
     values = model.cut()
@@ -156,7 +156,7 @@ def check_cut_empties_the_delta(make: Make, rows: Rows) -> None:
 
 
 def check_reset_is_exact(make: Make, rows: Rows) -> None:
-    """Reset gives just the values, whatever was learned before, and ignores others' blocks."""
+    """Check that ``reset`` sets exactly the values, whatever was learned, and ignores others."""
     model, values = make(), Blocks()
     half = rows[: len(rows) // 2]
     _learn(model, half)
@@ -176,7 +176,7 @@ def check_reset_is_exact(make: Make, rows: Rows) -> None:
 
 
 def check_replicas_agree(make: Make, rows: Rows) -> None:
-    """Two replicas that exchange deltas by name end with the same answers."""
+    """Check that two replicas that exchange deltas give the same answers."""
     a, b = make(), make()
     if not a.mergeable:
         return
@@ -195,7 +195,7 @@ def check_replicas_agree(make: Make, rows: Rows) -> None:
 
 
 def check_rebase_keeps_the_open_delta(make: Make, rows: Rows) -> None:
-    """New values come under what was learned since the cut, and that can still be cut."""
+    """Check that ``rebase`` keeps the open delta on top of the new values."""
     model, twin, other = make(), make(), make()
     if not model.mergeable:
         return
@@ -219,7 +219,7 @@ def check_rebase_keeps_the_open_delta(make: Make, rows: Rows) -> None:
 
 
 def check_input_is_left_alone(make: Make, rows: Rows) -> None:
-    """Features are neither changed nor kept: what the caller does to them later has no effect."""
+    """Check that the model neither changes the caller's features nor keeps a reference to them."""
     model, twin = make(), make()
     for features, label in rows:
         given = dict(features)
@@ -235,7 +235,7 @@ def check_input_is_left_alone(make: Make, rows: Rows) -> None:
 
 
 def check_blocks_are_not_shared(make: Make, rows: Rows) -> None:
-    """Blocks given and taken share no container with the model."""
+    """Check that blocks passed in and returned share no container with the model."""
     model, twin = make(), make()
     half = len(rows) // 2
     for replica in (model, twin):
@@ -256,7 +256,7 @@ def check_blocks_are_not_shared(make: Make, rows: Rows) -> None:
 
 
 def check_reset_after_an_error(make: Make, rows: Rows) -> None:
-    """After a row that raised, values and the open rows again give what there was before."""
+    """Check that after a row that raised, ``reset`` and replayed rows restore the state."""
     model, twin = make(), make()
     third = len(rows) // 3
     values = Blocks()
@@ -279,7 +279,7 @@ def check_reset_after_an_error(make: Make, rows: Rows) -> None:
 
 
 def check_refused_weight_changes_nothing(make: Make, rows: Rows) -> None:
-    """A weight is learned, or refused with WeightUnsupported before anything changes."""
+    """Check that a weight is learned, or refused with WeightUnsupported without any change."""
     model = make()
     if not model.learns:
         return
@@ -294,9 +294,10 @@ def check_refused_weight_changes_nothing(make: Make, rows: Rows) -> None:
 
 
 def check_growth_is_bounded(make: Make, rows: Rows) -> None:
-    """Rows with the same names add no keys, neither to the state nor to a delta.
+    """Check that rows with known names add no keys to state or delta.
 
-    But at first: a number is read by the numbers before it, so the same row is another one later.
+    The first passes may still add some: numbers are scaled by the rows before them, so the same row
+    is encoded differently later.
     """
     model, values = make(), Blocks()
     for _ in range(_PASSES):
@@ -314,7 +315,7 @@ def check_growth_is_bounded(make: Make, rows: Rows) -> None:
 
 
 def check_notes_are_optional(make: Make, rows: Rows) -> None:
-    """Notes stay small, and what is none of the model's counts as no notes."""
+    """Check that notes are small, and that notes of another form are ignored."""
     model, *others = (make() for _ in range(5))
     if not isinstance(model, Noting):
         return

@@ -1,4 +1,4 @@
-"""The model that the settings describe, and how its parts are merged."""
+"""Loading the model that the settings describe, and choosing how its deltas are merged."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from online.models.loaded import Loaded
 
 PLAIN_SCALE: Final = "plain"
-"""River's scaler, which was the only one once."""
+"""River's scaler, the default of older versions."""
 
 TODAYS_SCALE: Final = "limited"
-"""The scaler of models that begin now."""
+"""The scaler of new models."""
 
 SCALED: Final = frozenset({"logreg", "softmax", "linreg", "ftrl", "mlp"})
 """Built-ins that have the setting ``scale``."""
@@ -64,9 +64,9 @@ def load_model(
 
 
 def _cut(loaded: Loaded, model: ModelSettings) -> Loaded:
-    """The model under the spec of its shards: a server's part is of no use to another number.
+    """Add the number of shards to the spec: a shard's state fits no other number of shards.
 
-    Raises LearnerUnusable: it can't be merged, so each replica learns all of it.
+    Raises LearnerUnusable if the model can't be merged, so that each replica learns all of it.
     """
     from online.models.errors import LearnerUnusable
 
@@ -80,13 +80,13 @@ def _cut(loaded: Loaded, model: ModelSettings) -> Loaded:
 
 
 def spec_with(text: str, shards: int) -> tuple[str, str]:
-    """Hash and text of the spec of a model with two servers or more; ``text``: with one."""
+    """Return hash and text of the spec with several shards; ``text`` is the spec with one."""
     with_shards = json.dumps({**json.loads(text), "shards": shards}, sort_keys=True)
     return hashlib.sha256(with_shards.encode()).hexdigest(), with_shards
 
 
 def _check_taken_back(model: ModelSettings, built: Model) -> None:
-    """Refuse labels by default where no later one could take them back.  Raises LearnerUnusable."""
+    """Raise LearnerUnusable if ``conversion_window`` is set and labels can't be replaced."""
     from online.models.base import why_not_revised
 
     if (why := why_not_revised(built)) is not None:
@@ -98,7 +98,7 @@ def _check_taken_back(model: ModelSettings, built: Model) -> None:
 
 
 def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
-    """Refuse a declaration by which no row could be learned.  Raises LearnerUnusable."""
+    """Raise LearnerUnusable for declared text features of a model that takes numbers only."""
     if model.choose is not None and numeric_only:
         from online.models.errors import LearnerUnusable
 
@@ -120,10 +120,10 @@ def _check_declared(model: ModelSettings, *, numeric_only: bool) -> None:
 
 
 def merge_rule(model: ModelSettings, built: Model) -> MergeRule:
-    """How what several replicas learn comes together.
+    """Choose how the deltas of several replicas are merged.
 
-    What can't be merged is learned in order by each replica, or, in the background, by one process
-    for all.
+    A model that can't be merged is learned in order by each replica, or, with ``learn:
+    background``, by one process for all.
     """
     asked = model.sync.merge
     if asked in ("ordered", "overlay", "lagging") or not built.mergeable:

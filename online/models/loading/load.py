@@ -1,9 +1,9 @@
-"""From the ``learner`` setting to a model and the hash of its spec.
+"""Loading a model from the ``learner`` setting, with the hash of its spec.
 
-Old state is taken only by a model of the same spec.  The spec is what decides how rows turn into
-state: source and name of the factory, its parameters, task, classes and the estimator's
-structure, and river's version where the state is a pickle.  It covers the factory's own file,
-not what that file imports.
+Stored state is only loaded into a model with the same spec.  The spec is everything that decides
+how rows turn into state: source and name of the factory, its parameters, task, classes, the
+estimator's structure, and river's version if the state is a pickle.  It covers the factory's own
+file, not what that file imports.
 
 With ``state_of: structure`` the spec leaves out source, name and parameters: any model that is
 built alike takes the state.  An object that a program passes in
@@ -52,19 +52,19 @@ from refusals import installing, meant
 
 
 def logreg(lr: float = 0.05, l2: float = 0.0, scale: bool | str = "limited") -> Any:
-    """Logistic regression by SGD with rate ``lr``, behind what ``scale`` says."""
+    """Logistic regression by SGD with rate ``lr``, behind the scaler ``scale``."""
     model = linear_model.LogisticRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
     return behind(scale, model)
 
 
 def softmax(lr: float = 0.05, l2: float = 0.0, scale: bool | str = "limited") -> Any:
-    """Softmax regression by SGD with rate ``lr``, behind what ``scale`` says."""
+    """Softmax regression by SGD with rate ``lr``, behind the scaler ``scale``."""
     model = linear_model.SoftmaxRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
     return behind(scale, model)
 
 
 def linreg(lr: float = 0.01, l2: float = 0.0, scale: bool | str = "limited") -> Any:
-    """Linear regression by SGD with rate ``lr``, behind what ``scale`` says."""
+    """Linear regression by SGD with rate ``lr``, behind the scaler ``scale``."""
     model = linear_model.LinearRegression(optim.SGD(_positive("lr", lr)), l2=_penalty(l2))
     return behind(scale, model)
 
@@ -79,18 +79,18 @@ def ftrl(
     text: Sequence[str] = (),
     scale: bool | str = "limited",
 ) -> Any:
-    """FTRL-Proximal on hashed features, the ``text`` ones as bags of words."""
+    """FTRL-Proximal on hashed features; those in ``text`` are bags of words."""
     names = text if isinstance(text, str) else tuple(text)
     return Ftrl(alpha, beta, l1, l2, bits, seed, names, scale_of(scale))
 
 
 def linear(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
-    """Linear experts at several rates, mixed by how they do, on hashed features as of ``ftrl``."""
+    """Linear experts with several rates, weighted by their losses, on hashed features."""
     return SelfRate(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
 def auto(text: Sequence[str] = (), bits: int = 22, seed: int = 0) -> Any:
-    """The experts of ``linear`` on three views of each row: numbers as they are, bent, in pairs."""
+    """The experts of ``linear`` on three views: numbers as they are, bent, and in pairs."""
     return Auto(text if isinstance(text, str) else tuple(text), bits, seed)
 
 
@@ -109,8 +109,8 @@ def mlp(
 
     ``inputs`` are the names of the features; ``outputs``: 1, or one for each label 0, 1, 2 …;
     ``artifact``: a ``state_dict`` to start from, by ``torch.save`` or as ``.safetensors``.
-    ``ids``: inputs that are ids, with the rows of their tables, of ``width`` numbers each.
-    ``scale``: limited unless there are ids, which exports know behind the plain scaler only.
+    ``ids``: inputs that are identifiers, with the rows of their embedding tables, ``width`` wide.
+    ``scale``: limited, but plain if there are ids, which exports support with that scaler only.
     """
     scaled = scale_of(("plain" if ids else "limited") if scale is None else scale)
     if not inputs:
@@ -196,7 +196,7 @@ def load(
     state_of: StateOf = "code",
     threshold: float | None = None,
 ) -> Loaded:
-    """The model that ``learner`` names.
+    """Load the model that ``learner`` names.
 
     Parameters:
         learner: ``file.py:factory`` (relative to ``base_dir``), ``module:factory``,
@@ -205,17 +205,17 @@ def load(
             (and ``learn_one``), a :class:`~online.models.network.Network`, an
             :class:`~online.models.estimator.Estimator`, or a :class:`~online.models.base.Model`; or
             it is such an object, which is copied.
-        classes: What the two labels of a binary task are called; part of the spec.
+        classes: Names of the two labels of a binary task; part of the spec.
         artifact: A file (relative to ``base_dir``), whose path the factory gets as ``artifact``; a
             hash of its content is part of the spec.
-        key, old_keys: Seals pickled state; open what was sealed before the key was changed.
+        key: Seals pickled state.
+        old_keys: Open state that was sealed before the key was changed.
         training: How a torch network learns; part of the spec.
-        rehearses: Whether rows are learned again beside fresh ones: the defaults of ``training``
-            differ.
-        threshold: The rank above which a row is an anomaly; None: none is looked for.
+        rehearses: Whether stored rows are rehearsed, for which ``training`` has other defaults.
+        threshold: The rank above which a row is an anomaly; None unless the task is ``anomaly``.
         state_of: Whether the spec has the factory's code and parameters, or only what they build.
 
-    Raises LearnerUnusable: names the value, what is wrong and what to write instead.
+    Raises LearnerUnusable, with the value, what is wrong and what to write instead.
     """
     factory, origin = _find(learner, base_dir)
     given = dict(params)
@@ -247,9 +247,9 @@ def load(
 
 
 def _written(learner: str, params: Mapping[str, object]) -> dict[str, object]:
-    """The parameters as the spec has them: a scaler that is named is in the structure already.
+    """Return the parameters for the spec, without a named scaler, which the structure has.
 
-    So a model that says ``plain`` takes up the state of one that was built before it could be said.
+    So a model with ``scale: plain`` can load state from versions that had no such setting.
     """
     named = learner in SCALED and isinstance(params.get("scale"), str)
     return {key: value for key, value in params.items() if key != "scale" or not named}
@@ -260,7 +260,7 @@ def _hash_of(text: str) -> str:
 
 
 def _spec_text(learner: str, given: Mapping[str, object], model: Model) -> str:
-    """The spec as canonical JSON; LearnerUnusable if its params can't be written so."""
+    """Return the spec as canonical JSON; LearnerUnusable if its params can't be converted."""
     spec = {**given, "structure": model.structure}
     if isinstance(model, Opaque):
         spec["river"] = river.__version__
@@ -286,7 +286,7 @@ def _hash(learner: str, artifact: Path) -> str:
 
 def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, str]]:
     kind, _, path = learner.partition(":")
-    if kind in _FROZEN:  # what it is made of is in its structure
+    if kind in _FROZEN:  # its structure has the hash of its files
         return _FROZEN[kind](learner, base_dir / path), {"kind": kind}
     place, colon, name = learner.rpartition(":")
     if place == objects.PLACE:
@@ -329,10 +329,10 @@ def _find(learner: str, base_dir: Path) -> tuple[Callable[..., Any], dict[str, s
 
 
 def load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
-    """The file as a module whose name comes from its content, and its bytes.
+    """Execute a file as a module named by the hash of its content; return module and bytes.
 
-    So pickles made by one process are read by another, whichever directory it runs in, and what
-    is hashed is what runs.
+    So every process can read pickles of another one, whichever directory it runs in, and the code
+    that runs is the code that was hashed.
     """
     try:
         source = path.read_bytes()
@@ -360,7 +360,7 @@ def load_file(learner: str, path: Path) -> tuple[types.ModuleType, bytes]:
 def _load_module(learner: str, place: str) -> tuple[types.ModuleType, bytes]:
     try:
         module = importlib.import_module(place)
-    except Exception as error:  # a stranger's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         remedy = "Install it where the service runs, or write file.py:factory"
         raise LearnerUnusable(
             learner, _raised(f"importing {place!r} raises", error), remedy
@@ -381,18 +381,18 @@ def _make(learner: str, factory: Callable[..., Any], params: Mapping[str, object
     knew_torch = _seed_torch()
     try:
         made = factory(**params)
-        if not knew_torch and _seed_torch():  # it has imported torch itself
+        if not knew_torch and _seed_torch():  # the factory imported torch
             made = factory(**params)
         return made
     except LearnerUnusable:
         raise
-    except Exception as error:  # a stranger's factory may raise anything
+    except Exception as error:  # a user's factory may raise anything
         problem = _raised(f"called with {dict(params)!r:.200} it raises", error)
         raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
 
 
 def _seed_torch() -> bool:
-    """Every process builds the same weights.  Whether there is torch to be seeded."""
+    """Seed torch, so that every process builds the same weights; False if it is not imported."""
     if (torch := sys.modules.get("torch")) is None:
         return False
     torch.manual_seed(0)
@@ -403,7 +403,7 @@ def _raised(what: str, error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     files = [f.filename for f in frames if not f.filename.startswith(_NO_STRANGERS)]
     place = ""
-    if files and "site-packages" not in files[0]:  # where it left the file that is the user's
+    if files and "site-packages" not in files[0]:  # the last line in the user's own file
         line = next(f.lineno for f in reversed(frames) if f.filename == files[0])
         place = f" ({files[0]}, line {line})"
     return f"{what} {type(error).__name__}: {error}{place}"
@@ -446,7 +446,7 @@ def _wrap(
 
 
 def _train(learner: str, model: Model, training: Training, *, rehearses: bool) -> None:
-    """Have the model learn by these settings, if any is on."""
+    """Pass the training settings to the model, if any is on.  Raises LearnerUnusable."""
     if isinstance(model, Trainable):
         resolved = training.resolved(rehearses=rehearses)
         if resolved.on:

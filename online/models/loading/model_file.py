@@ -1,4 +1,4 @@
-"""A file of Python that is served as it is: which model in it is meant, and what it is for."""
+"""Serving a Python file directly: which object in it is the model, and its task."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NAMES: Final = ("model", "make", "build")
 
 
 def settings_of(path: Path) -> dict[str, Any]:
-    """The settings of a service that serves the file's model in one process.
+    """Return the settings of a service that serves the file's model in one process.
 
-    The model is what the file calls ``model``, ``make`` or ``build``, or else the one thing that
-    it defines; ``task`` and ``name`` are taken from there, too.  Raises ConfigError and
+    The model is what the file names ``model``, ``make`` or ``build``, or else the only public
+    object that it defines; ``task`` and ``name`` may be defined there, too.  Raises ConfigError and
     LearnerUnusable, which name the file.
     """
     module, _ = load_file(str(path), path)

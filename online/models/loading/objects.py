@@ -1,6 +1,6 @@
-"""Models that a program hands over as objects: served in its process, copied for each state.
+"""Models that a program passes as objects: served in its own process, copied for each state.
 
-They have no source, so no other process can build them; what they are is told by their structure.
+They have no source, so no other process can build them, and their spec is their structure.
 """
 
 from __future__ import annotations
@@ -31,21 +31,20 @@ _TASKS: Final[dict[str, TaskName]] = {
 
 
 def hand_over(name: str, model: Any) -> str:
-    """Keep the object for the model of this name; the ``learner`` setting that means it.
+    """Register the object for a model, and return the ``learner`` setting that refers to it.
 
-    A class or a function is called for each copy, everything else is copied with what it has
-    learned.
+    A class or function is called for each copy; any other object is copied with its learned state.
     """
     if isinstance(model, type) or (callable(model) and not hasattr(model, "learn_one")):
         _given[name] = model
     else:
-        mine = copy.deepcopy(model)  # whoever gave it may go on with it
+        mine = copy.deepcopy(model)  # the program may go on using its own
         _given[name] = lambda: copy.deepcopy(mine)
     return f"{PLACE}:{name}"
 
 
 def factory(name: str) -> Callable[[], Any]:
-    """Return what makes a copy of the object.  LearnerUnusable: nobody gave one here."""
+    """Return the function that makes a copy.  LearnerUnusable: not registered in this process."""
     if name not in _given:
         raise LearnerUnusable(
             f"{PLACE}:{name}",
@@ -57,7 +56,7 @@ def factory(name: str) -> Callable[[], Any]:
 
 
 def task_of(model: Any) -> TaskName | None:
-    """The task that the model is surely for; None: it may be for several."""
+    """Return the only task that the model fits; None if it fits several."""
     if isinstance(model, str):
         return _TASKS.get(model)
     made = model() if isinstance(model, type) else model
@@ -72,7 +71,7 @@ def task_of(model: Any) -> TaskName | None:
 
 
 def recipe_of(made: Any) -> tuple[str, str] | None:
-    """Tell what a bare scikit-learn estimator or torch module lacks, and what to write; or None."""
+    """Return problem and remedy for a bare scikit-learn estimator or torch module; else None."""
     name = type(made).__name__
     if (
         (sklearn := sys.modules.get("sklearn.base"))

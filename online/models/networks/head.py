@@ -1,4 +1,4 @@
-"""This module tells what a torch module's outputs mean: labels, loss, targets and answers."""
+"""The head of a network: how its outputs become answers, and labels become loss targets."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from replay.example import Label, label_text
 
 
 class Head:
-    """From outputs to answers, and from labels to targets.
+    """Converts outputs to answers, and labels to targets of the loss.
 
     Attributes:
-        labels: Of the outputs, in their order; None: there is one output.
+        labels: Labels of the outputs, in their order; None: there is one output.
         texts: The labels as JSON text.
-        closed_form: Name of the loss if :mod:`online.models.networks.rehearsal` knows its gradient.
+        closed_form: Name of the loss if :mod:`online.models.networks.rehearsal` has its gradient in
+            closed form; else None.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Head:
         return nn.BCEWithLogitsLoss() if self._single else nn.CrossEntropyLoss()
 
     def answer(self, outputs: list[float]) -> Prediction:
-        """The answer that a row's outputs make."""
+        """Make the answer from the outputs for one row."""
         if self._single:
             return (by_probability if self._is_probability else by_logit)(outputs[0])
         if self.labels is None:
@@ -63,12 +64,12 @@ class Head:
         return by_scores(dict(zip(self.labels, outputs, strict=True)))
 
     def target(self, label: Label, dtype: torch.dtype) -> torch.Tensor:
-        """Return what the loss compares the outputs with.  Raises LabelUnknown."""
+        """Return the loss target of one label.  Raises LabelUnknown."""
         targets = self.targets([label], dtype)
         return targets if self.labels is None else targets[0]
 
     def targets(self, labels: Sequence[Label], dtype: torch.dtype) -> torch.Tensor:
-        """Those of rows, (rows, 1): numbers, or places of labels.  Raises LabelUnknown."""
+        """Return targets, shape (rows, 1): numbers, or indices of labels.  Raises LabelUnknown."""
         if self.labels is None:
             return torch.tensor([[float(label)] for label in labels], dtype=dtype)
         try:
@@ -78,7 +79,7 @@ class Head:
 
 
 def closed_form(loss: nn.Module) -> str | None:
-    """The name of a loss whose gradient is written here; None for others."""
+    """Return the name of a loss whose gradient is known in closed form; None for others."""
     if type(loss) is nn.MSELoss and loss.reduction == "mean":
         return "squared"
     plain = getattr(loss, "weight", None) is None and getattr(loss, "reduction", "") == "mean"
@@ -90,7 +91,7 @@ def closed_form(loss: nn.Module) -> str | None:
 
 
 def made(value: object) -> str:
-    """A loss or an optimizer's maker as text, the same in each process."""
+    """Describe a loss, or the function that makes an optimizer, as text for the spec."""
     if isinstance(value, nn.Module):
         return repr(value)
     if isinstance(value, partial):

@@ -1,4 +1,4 @@
-"""The last linear layer of a network: gradients by it for the filters, and deltas of devices."""
+"""The last linear layer of a network: its gradients, for the filters, and deltas of devices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LastLayer:
     """The last ``nn.Linear`` of a module, if it has one.
 
     Attributes:
-        slope_size: Numbers of a gradient by its weights and bias; 1 without such a layer.
+        slope_size: Length of a gradient by weights and bias; 1 without such a layer.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -30,11 +30,11 @@ class LastLayer:
     def slope(
         self, module: nn.Module, head: Head, x: torch.Tensor, targets: torch.Tensor
     ) -> Slope | None:
-        """Mean gradient of the rows' loss; None if none can be told.
+        """Return the mean gradient of the rows' loss; None if it is not known in closed form.
 
         Parameters:
-            module: That this is the last layer of.
-            x, targets: Of shape (rows, inputs) and (rows, targets).
+            module: The module whose last layer this is.
+            x, targets: Arrays of shape (rows, inputs) and (rows, targets).
         """
         if (layer := self._layer) is None or head.closed_form is None:
             return None
@@ -46,13 +46,13 @@ class LastLayer:
         finally:
             hook.remove()
         if len(seen) != 1 or seen[0].shape != (len(x), layer.in_features):
-            return None  # it is used otherwise than as the last step of a row
+            return None  # the layer is not the last step for each row
         inputs = torch.cat([seen[0], torch.ones(len(x), 1, dtype=x.dtype)], 1)
         mean = error_of(head, outputs, targets).T @ inputs / len(x)
         return np.asarray(mean.reshape(-1).numpy(), dtype=np.float32)
 
     def misfit(self, moved: Moved) -> str | None:
-        """Why a device's delta is not of it; None if it is."""
+        """Return why a device's delta does not fit the layer; None if it does."""
         layer = self._layer
         if moved.columns or layer is None or layer.bias is None:
             return "a delta of linear weights, or a network without a linear last layer with a bias"
@@ -65,9 +65,9 @@ class LastLayer:
     def move(
         self, moved: Moved, weight: float, averages: Iterable[tuple[torch.Tensor, torch.Tensor]]
     ) -> float:
-        """Add a device's delta to it, and to its averages; the sum of its numbers then.
+        """Add a device's delta to the layer and its averages; return the sum of the layer's values.
 
-        ``averages``: averages, and what each is of.
+        ``averages`` has pairs of an average and its parameter.
         """
         assert self._layer is not None, "the delta was compared with the model"
         layer = (self._layer.weight, self._layer.bias)
@@ -77,12 +77,12 @@ class LastLayer:
                 change = change.reshape(tensor.shape)
                 tensor.add_(change)
                 for average, of in averages:
-                    if of is tensor:  # it says where to, not one noisy step of many
+                    if of is tensor:  # a delta is a whole direction, not one noisy step to average
                         average.add_(change)
             return sum(float(tensor.sum()) for tensor in layer)
 
     def moved_slope(self, moved: Moved) -> Slope:
-        """A device's delta turned round, in the places of :meth:`slope`."""
+        """Return a device's negated delta, in the form of :meth:`slope`."""
         bias = numbers(moved.bias)
         weights = numbers(moved.weights).reshape(len(bias), -1)
         return -np.concatenate([weights, bias[:, None]], axis=1).reshape(-1).astype(np.float32)

@@ -1,18 +1,18 @@
-"""Gradients of a step that learns a fresh row together with kept ones.
+"""Gradients of a rehearsal step, which learns a fresh row together with drawn, stored ones.
 
 The loss of a step has three parts:
 
-    loss of the fresh row + mean loss of the drawn ones
-    + distil · mean squared distance of the drawn ones' outputs from those kept with them
+    loss of the fresh row + mean loss of the drawn rows
+    + distil · mean squared distance of the drawn rows' outputs from their stored outputs
 
-Where the loss is a cross-entropy, the log of each class's share among the rows learned lately is
-added to the outputs (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, with
-shares that move): a class that comes often now is not answered more often for it, and one that
-does not come is not pushed down.  Distances are taken between outputs with mean 0, because what
-was kept is known up to a constant only (Buzzega et al., NeurIPS 2020, keep the outputs themselves).
+For a cross-entropy, the log of each class's share among the recently learned rows is added to the
+outputs (Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, here with moving
+shares), so that a class that is frequent now does not gain, and one that is absent does not lose.
+Distances are between outputs shifted to mean 0, because the stored outputs are known only up to a
+constant (Buzzega et al., NeurIPS 2020, store the outputs themselves).
 
-All gradients are with respect to the outputs: closed forms cost a tenth of what it takes to
-differentiate them.
+All gradients are with respect to the outputs: closed forms cost a tenth of automatic
+differentiation.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from replay.memory import Drawn
 
 _SHARE_MIN: Final = 1e-8
 _HALF_LIFE: Final = 200.0
-"""Rows after which a kept output weighs half, where inputs are standardised as they come: what an
-old row's output was said of is no longer what the model sees."""
+"""Rows after which the weight of a stored output halves, if inputs are standardised by running
+moments: the stored output belongs to inputs that were scaled differently."""
 
 
 def slope_of(
     head: Head, outputs: Tensor, labels: Sequence[Label], weights: Tensor, drawn: Drawn
 ) -> Tensor:
-    """Gradient of the weighted losses at ``outputs`` (rows, outputs), the fresh row first.
+    """Return the gradient of the weighted losses at ``outputs`` (rows, outputs), fresh row first.
 
-    ``weights``: of each row, (rows, 1).  Raises LabelUnknown.
+    ``weights`` has the shape (rows, 1).  Raises LabelUnknown.
     """
     kind = head.closed_form
     if kind is None:
@@ -59,7 +59,7 @@ def slope_of(
 
 
 def error_of(head: Head, outputs: Tensor, target: Tensor) -> Tensor:
-    """Gradient of a closed-form loss at one row's ``outputs`` (1, outputs)."""
+    """Return the gradient of a closed-form loss at one row's ``outputs`` (1, outputs)."""
     if head.closed_form == "squared":
         return 2 * (outputs - target)
     if head.closed_form == "logistic":
@@ -70,7 +70,7 @@ def error_of(head: Head, outputs: Tensor, target: Tensor) -> Tensor:
 def _differentiated(
     head: Head, outputs: Tensor, labels: Sequence[Label], weights: Tensor
 ) -> Tensor:
-    """The same for a loss of the user's own, row by row: it may take the mean of what it gets."""
+    """Return the gradient of a user's own loss, row by row, since it may average over rows."""
     at = outputs.detach().requires_grad_()
     with torch.enable_grad():
         total = torch.zeros((), dtype=outputs.dtype)
@@ -82,9 +82,9 @@ def _differentiated(
 
 
 def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tensor:
-    """Gradient of the distance of the drawn rows' ``outputs`` from those kept with them.
+    """Return the gradient of the distance of the drawn rows' ``outputs`` from the stored ones.
 
-    In the classes that both have, between outputs with mean 0.
+    The distance is over the classes that both have, between outputs shifted to mean 0.
     """
     if not drawn.items:
         return torch.zeros_like(outputs)
@@ -102,15 +102,15 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
     )
     here = torch.where(there.isnan(), nan, outputs)
     apart = (here - here.nanmean(1, keepdim=True)) - (there - there.nanmean(1, keepdim=True))
-    # of one class alone nothing is known: it is its own mean, and 0 away from it
+    # a single common class gives no distance: it equals its mean
     apart.masked_fill_(there.isnan(), 0.0)
     return apart.mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
 
 
 def _of_one(output: float, kept: Logits) -> float:
-    """How far a row's one output is from the one kept, or from the two of its classes."""
+    """Return the difference of a single output from the stored one, or from the stored two."""
     if "" in kept:
         return output - kept[""]
     if len(kept) < 2:
         return 0.0
-    return (output - (kept["true"] - kept["false"])) / 2  # of ±output / 2 from the kept two
+    return (output - (kept["true"] - kept["false"])) / 2  # the two outputs are ±output / 2
