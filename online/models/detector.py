@@ -99,7 +99,7 @@ class Ranking(Detector):
         self._sorted: list[float] = []
 
     def predict_proba_one(self, features: dict[str, Any]) -> dict[bool, float]:
-        """Return the rank in [0, 1) as the probability of True; it is low while few were learned."""
+        """Return the rank in [0, 1) as the probability of True; low while few were learned."""
         score = self._score(features)
         below = bisect_left(self._sorted, score) + bisect_right(self._sorted, score)
         rank = math.nan if math.isnan(score) else 0.5 * below / (len(self._sorted) + 1)

@@ -22,7 +22,7 @@ from online.settings.config import Settings
 from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from online.trust.triggers import Search, Told, Trigger
+from online.trust.triggers import LearnedRow, Search, Trigger
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.journal.base import Journal
@@ -65,7 +65,9 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
     return Looked(len(rows), len({row.source for row in rows}), tuple(found))
 
 
-def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -> Iterator[Told]:
+def told_of(
+    journal: Journal, model: str, decisions: Decisions, rows_max: int
+) -> Iterator[LearnedRow]:
     """The newest ``rows_max`` rows of the journal, those of them that are in the model."""
     newest = journal.follow(model, 2**62, 1).upto
     low, reach = 0, rows_max
@@ -83,7 +85,7 @@ def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -
             with contextlib.suppress(PayloadFormat, PayloadInvalid):
                 example = codec.decode(row.payload)
                 if example.scored:
-                    yield Told(row.source, example.features, example.label)
+                    yield LearnedRow(row.source, example.features, example.label)
         if len(page.rows) < _PAGE_ROWS:
             return
         low = page.upto

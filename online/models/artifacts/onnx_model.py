@@ -119,7 +119,7 @@ class OnnxFile:
         return Frozen(ask, structure, names, numeric_only=numeric)
 
     def _feed(self) -> tuple[list[str], bool, Feed]:
-        """Return the features' names, whether all are numbers, and the function that makes inputs."""
+        """Return feature names, whether all are numbers, and the function that makes inputs."""
         given = self._session.get_inputs()
         if not given:
             raise LearnerUnusable(self._learner, "it has no input", "Export a model of features")

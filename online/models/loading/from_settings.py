@@ -29,13 +29,11 @@ SCALED: Final = frozenset({"logreg", "softmax", "linreg", "ftrl", "mlp"})
 def load_model(
     model: ModelSettings, settings: Settings, secret: bytes, old_secrets: Sequence[bytes] = ()
 ) -> Loaded:
-    """The model that the settings describe, untrained.
+    """Load the model that the settings describe, untrained.  Raises LearnerUnusable.
 
-    ``secret`` seals pickled state, ``old_secrets`` open what was sealed before it.
+    ``secret`` seals pickled state, ``old_secrets`` open state that was sealed with older keys.
     """
-    from online.models.loading.load import (
-        load,  # river takes a second, which most commands need not wait
-    )
+    from online.models.loading.load import load  # takes a second, which most commands don't need
 
     loaded = load(
         model.learner,

@@ -1,4 +1,4 @@
-"""A row is told to the filters by its label, what the answer to it lost, and digests of it."""
+"""The facts of a row that the filters use: its label, the loss of its answer, and digests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TWO: Final = {"true", "false"}
 
 
 def digests_of(example: Example) -> tuple[int | None, int | None]:
-    """Digests of the whole row, and of its features.
+    """Return digests of the whole row and of its features, by which copies are detected.
 
-    None of one that was there before, nor of a choice: it has one reward, and others like it are
-    not the same again.
+    Both are None for a correction of an earlier row, and for a choice, since equal choices are
+    not copies.
     """
     if example.corrects is not None or example.choice is not None:
         return None, None
@@ -26,10 +26,11 @@ def digests_of(example: Example) -> tuple[int | None, int | None]:
     return zlib.crc32(label_text(example.sent_label).encode(), features), features
 
 
-def said_of(example: Example, *, numbers: bool) -> str | None:
-    """Return the label's JSON text, behind its side of the answer if labels are ``numbers``.
+def reported_label(example: Example, *, numbers: bool) -> str | None:
+    """Return the label as JSON text; with ``numbers``, prefixed by "+" or "-".
 
-    None: such a number to which there was no answer.
+    The sign says whether the label is above or below the answer.  None for a number without an
+    answer.
     """
     text, score = label_text(example.sent_label), example.score
     if not numbers:
@@ -39,10 +40,11 @@ def said_of(example: Example, *, numbers: bool) -> str | None:
     return ("+" if float(example.sent_label) > score[""] else "-") + text
 
 
-def other_of(example: Example, key: bytes, past: int) -> tuple[str, float] | None:
-    """Return one of several labels that the row does not say, with the loss of it.
+def unreported_label(example: Example, key: bytes, past: int) -> tuple[str, float] | None:
+    """Draw one of the labels that the row does not report, and return it with its loss.
 
-    Drawn by its key and the ``past``, of which the sender knows nothing: it may choose the key.
+    The draw depends on the row's key and on ``past``, which the sender can't know: it may choose
+    the key.  None unless there are at least two labels other than true and false.
     """
     score = example.score
     if score is None or len(score) < 2 or score.keys() == _TWO:
@@ -54,7 +56,7 @@ def other_of(example: Example, key: bytes, past: int) -> tuple[str, float] | Non
 
 
 def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour | None:
-    """Return what a reward says of its action; None if it is none, or of no choice."""
+    """Return a reward with its action and expectation; None if the row is no rewarded choice."""
     if rewards is None or example.choice is None or not example.score or "" not in example.score:
         return None
     low, high = rewards
@@ -64,10 +66,10 @@ def favour_of(example: Example, rewards: tuple[float, float] | None) -> Favour |
 
 
 def loss_of(example: Example, *, numbers: bool = False) -> float | None:
-    """Return the loss of the answer given before the label was known; None if none was given.
+    """Return the loss of the answer given before the label was known; None without an answer.
 
-    Log loss; the error where labels are ``numbers``, so that nothing hangs on their unit; the log
-    of 1 + the error of a reward.  A label that the model did not know is no surprise.
+    It is the log loss of a label; the absolute error if labels are ``numbers``; log(1 + absolute
+    error) of a reward.  None also for a label that the model did not know.
     """
     score = example.score
     if not score:

@@ -1,8 +1,9 @@
-"""Budgets for who asks, where what has no label in time is learned as a negative.
+"""Budgets for sources that request predictions, where a missing label is learned as a negative.
 
-Nobody has sent such a label, so no test looks at it.  But who asks ten times as much as the others
-would teach ten times as many.  So asking has a budget of its own, of the kind that sending has
-(:mod:`paramserver.filters.rate`), without a pool for new names: whoever only asks stays new.
+No source has sent such a default label, so no filter tests it.  But a source with ten times as many
+predictions as the others would cause ten times as many negatives.  So predictions have a budget of
+the kind that feedback has (:mod:`paramserver.filters.rate`), but without a pool for new sources: a
+source that never sends feedback stays new forever.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from paramserver.filters.sources import Sources
 from replay.journal.base import NewRow, Verdict
 
 _EVERY: Final = 50
-"""Labels by default between two looks at what the median source asks."""
+"""Default labels between two updates of the median source's rate."""
 _LATELY: Final = 64
 _FACTOR_MIN: Final = 1e-3
 
 
-class Asking:
-    """Labels by default of late in one replica, by who has asked.
+class AskerBudgets:
+    """The recent default labels in one replica, by the source that requested the prediction.
 
     Parameters:
-        sources: What is known of each.
+        sources: The table of sources.
     """
 
     def __init__(self, sources: Sources) -> None:
@@ -35,7 +36,7 @@ class Asking:
         self._given = 0
 
     def judged(self, row: NewRow, weight: float) -> NewRow:
-        """The row of a label by default with the part of its weight that its asker may have."""
+        """Return the row of a default label, with its weight reduced to its source's budget."""
         arrivals, known = self._rate.arrivals, self._sources.get
         event = Event(row.source, row.key, weight=weight)
         factor = self._rate.judge(event, known(row.source)).factor
