@@ -60,12 +60,12 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
     with contextlib.closing(open_journal(settings)) as journal:
         decisions = Decisions(made.spec)
         decisions.read(journal, model.name)
-        rows = list(told_of(journal, model.name, decisions, rows_max))
+        rows = list(learned_rows(journal, model.name, decisions, rows_max))
     found = Search(rows, made.make(), loaded.build).triggers()
     return Looked(len(rows), len({row.source for row in rows}), tuple(found))
 
 
-def told_of(
+def learned_rows(
     journal: Journal, model: str, decisions: Decisions, rows_max: int
 ) -> Iterator[LearnedRow]:
     """The newest ``rows_max`` rows of the journal, those of them that are in the model."""

@@ -239,12 +239,9 @@ class Filtering:
             return row, example
         if example.late is not None:
             row = self.by_standing(row)  # a default label, which no source sent
-            if (
-                self._asker_budgets is not None
-                and self.active
-                and row.verdict is not Written.QUARANTINED
-            ):
-                row = self._asker_budgets.judged(row, example.weight)
+            budgets = self._asker_budgets
+            if budgets is not None and self.active and row.verdict is not Written.QUARANTINED:
+                row = budgets.judged(row, example.weight)
                 self.counts[Written.CLIPPED.value] += row.factor < 1.0
             return row, example
         self._see(row.source, row.at)
