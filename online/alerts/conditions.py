@@ -72,11 +72,11 @@ class Conditions:
         for key, one in seen.items():
             was = self._held.get(key)
             since = look.at if was is None else was.since
-            told = was is not None and was.told
-            if not told and look.at - since >= one.hold_s:
+            sent = was is not None and was.told
+            if not sent and look.at - since >= one.hold_s:
                 out.append(Alert(one.kind, one.model, "raised", one.text, look.at, look.service))
-                told = True
-            self._held[key] = _Held(since, one.text, told)
+                sent = True
+            self._held[key] = _Held(since, one.text, sent)
         for key in [key for key in self._held if key not in seen]:
             kind, model, _ = key
             if look.failed is not None and (kind, model) != ("stale", None):

@@ -133,8 +133,8 @@ class Mailbox:
                     server.login(given.user, given.password.get_secret_value())
                 refused = server.send_message(self._message(alert), given.sender, given.to)
         except smtplib.SMTPResponseException as error:
-            said = error.smtp_error
-            text = said.decode(errors="replace") if isinstance(said, bytes) else said
+            reply = error.smtp_error
+            text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
             why = f"{error.smtp_code} {text}"
             raise NotSent(self.name, why, not 500 <= error.smtp_code < 600) from error
         except smtplib.SMTPRecipientsRefused as error:

@@ -131,8 +131,8 @@ class Challenger(OrderedLearner):
 
     def _example(self, row: Row) -> Example:
         """Return the row to learn, with this model's answer and notes or none."""
-        if (asked := self._answers.pop(row.seq, None)) is not None:
-            return asked
+        if (predicted := self._answers.pop(row.seq, None)) is not None:
+            return predicted
         return msgspec.structs.replace(codec.decode(row.payload), score=None, notes=None)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:

@@ -81,8 +81,8 @@ def as_served(
     for given in settings.models:
         past, controls = _Past.of(journal, given.name), journal.controls(given.name, 0)
         model = _as_born(settings, given, past)
-        found = rewrites.promoted(controls)
-        if model.params != given.params and found is None:
+        promoted = rewrites.promoted(controls)
+        if model.params != given.params and promoted is None:
             lines.append(
                 f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
                 f"upgrade {model.name}` has today's default learn beside it, and compares them"
@@ -90,9 +90,9 @@ def as_served(
         beside = newest(controls, UPGRADE, Upgrade)
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
-        served = model if found is None else _served(settings, model, *found, past)
-        if found is not None and served is not model:
-            lines += _told(model, served, found[0])
+        served = model if promoted is None else _served(settings, model, *promoted, past)
+        if promoted is not None and served is not model:
+            lines += _told(model, served, promoted[0])
         cut = _as_cut(settings, served, controls, running=running)
         if cut.shards != served.shards:
             lines.append(
@@ -221,12 +221,12 @@ def follow_file(settings: Settings, journal: Journal) -> list[str]:
     """
     lines = []
     for model in settings.models:
-        found = rewrites.promoted(journal.controls(model.name, 0))
-        if found is None:
+        promoted = rewrites.promoted(journal.controls(model.name, 0))
+        if promoted is None:
             continue
         spec = _spec(settings, _as_born(settings, model, _Past.of(journal, model.name)))
-        if spec == found[1].before:
-            take_back(journal, model.name, found[0], found[1], "settings")
+        if spec == promoted[1].before:
+            take_back(journal, model.name, promoted[0], promoted[1], "settings")
             lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")
     return lines
 
@@ -246,9 +246,9 @@ def take_back(journal: Journal, name: str, seq: int, note: Promote, why: str) ->
 def take_back_all(journal: Journal, changed: Mapping[str, str]) -> None:
     """Take back promotions whose model does not start; ``changed`` has the old spec by model."""
     for name, spec in changed.items():
-        found = rewrites.promoted(journal.controls(name, 0))
-        if found is not None and found[1].before == spec:
-            take_back(journal, name, found[0], found[1], "failed")
+        promoted = rewrites.promoted(journal.controls(name, 0))
+        if promoted is not None and promoted[1].before == spec:
+            take_back(journal, name, promoted[0], promoted[1], "failed")
 
 
 def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:

@@ -145,16 +145,16 @@ class Shadow:
         if row.partition not in self._partitions:
             self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
         epoch = 0 if example.version is None else example.version[0]
-        found = self._partitions.get(row.partition)
-        return found is not None and found.spec == self._rival and epoch > self._epoch
+        partition = self._partitions.get(row.partition)
+        return partition is not None and partition.spec == self._rival and epoch > self._epoch
 
     def _sealed(self, partition: int) -> bool:
         """Return whether the partition was sealed when the list of partitions was last read.
 
         That was after the champion's answer.
         """
-        found = self._partitions.get(partition)
-        return found is not None and found.sealed
+        known = self._partitions.get(partition)
+        return known is not None and known.sealed
 
     def _alone(self) -> bool:
         """Return whether the champion has a single open partition, so a single replica."""

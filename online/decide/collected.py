@@ -26,12 +26,12 @@ def total(
 ) -> float:
     """Combine rewards: their sum, the first, or the sum of the last by name; clipped to a range."""
     if aggregate == "sum":
-        found = sum(weighed(one.values, weights) for one in given)
+        reward = sum(weighed(one.values, weights) for one in given)
     elif aggregate == "earliest":  # they were collected under other settings
-        found = weighed(given[0].values, weights)
+        reward = weighed(given[0].values, weights)
     else:
         newest: dict[str, float] = {}
         for one in given:
             newest |= one.values
-        found = weighed(newest, weights)
-    return min(max(found, within[0]), within[1])
+        reward = weighed(newest, weights)
+    return min(max(reward, within[0]), within[1])

@@ -143,12 +143,12 @@ class Choices(Sums):
 
     def _keys(self, action: str) -> tuple[str, str]:
         """Return the keys of an action's count of offers and of its estimated rewards."""
-        if (found := self._known.get(action)) is None:
+        if (keys := self._known.get(action)) is None:
             name = self._name(action)
-            found = f"{name}\toffered", f"{name}\tworth"
+            keys = f"{name}\toffered", f"{name}\tworth"
             if name != OTHERS and len(action) <= _CHARS:
-                self._known[action] = found
-        return found
+                self._known[action] = keys
+        return keys
 
     def rebase(self, values: Blocks) -> None:
         """Set new values of the given keys with the open delta on top."""
@@ -233,36 +233,36 @@ class Choices(Sums):
 
     def _constant(self) -> tuple[str, float] | None:
         """Return the best constant action and its estimate, if offered in half of the choices."""
-        half, found = self.now.get("n", 0) / 2.0, list[tuple[float, str]]()
+        half, worths = self.now.get("n", 0) / 2.0, list[tuple[float, str]]()
         for name in self._each():
             if name != OTHERS and self.now.get(f"{name}\toffered", 0) > half:
                 mean = self._mean(f"{name}\tworth", f"{name}\toffered")
                 assert mean is not None
-                found.append((mean, name))
-        if not found:
+                worths.append((mean, name))
+        if not worths:
             return None
-        worth, name = max(found, key=lambda one: (one[0], one[1]))
+        worth, name = max(worths, key=lambda one: (one[0], one[1]))
         return _plain(name), self._ranged(worth)
 
     def _shares(self) -> dict[str, dict[str, Any]]:
-        total, found = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
+        total, shares = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
         for name in self._each():
             n = int(self.now.get(f"{name}\tn", 0))
-            found[_plain(name)] = {
+            shares[_plain(name)] = {
                 "n": n, "share": n / total, "reward": self._mean(f"{name}\treward", f"{name}\tn"),
                 "alone": self._estimate(f"{name}\tworth", f"{name}\toffered"),
             }  # fmt: skip
-        return found
+        return shares
 
 
 def _worth(choice: Choice, reward: float, allowed: Sequence[int]) -> list[float]:
     """Return the doubly robust estimate of each allowed action's reward."""
-    found = [choice.estimates[i] for i in allowed]
+    worths = [choice.estimates[i] for i in allowed]
     if choice.chosen in allowed:
         place = allowed.index(choice.chosen)
         weight = min(1.0 / choice.propensity, CLIP) if choice.propensity > 0.0 else CLIP
-        found[place] += weight * (reward - found[place])
-    return found
+        worths[place] += weight * (reward - worths[place])
+    return worths
 
 
 def _plain(name: str) -> str:

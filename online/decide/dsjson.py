@@ -16,9 +16,9 @@ def line(choice: Choice, reward: float, event: str, at: float) -> str:
     left out, since the format needs a probability above 0 for each action.
     """
     order = [i for i in choice.ranking() if choice.probabilities[i] > 0.0]
-    there = [i for i in range(len(choice.actions)) if i in order]
-    number = {place: n for n, place in enumerate(there, 1)}
-    said = {
+    listed = [i for i in range(len(choice.actions)) if i in order]
+    number = {place: n for n, place in enumerate(listed, 1)}
+    record = {
         "_label_cost": -reward,
         "_label_probability": choice.propensity,
         "_label_Action": number[choice.chosen],
@@ -32,13 +32,13 @@ def line(choice: Choice, reward: float, event: str, at: float) -> str:
             "context": _plain(choice.context),
             "_multi": [
                 {"action": {"id": name, **_plain(features)}}
-                for name, features in (choice.actions[i] for i in there)
+                for name, features in (choice.actions[i] for i in listed)
             ],
         },
         "p": [choice.probabilities[i] for i in order],
         "VWState": {"m": choice.policy},
     }
-    return json.dumps(said, separators=(",", ":"))
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _plain(features: Features) -> Features:

@@ -69,13 +69,13 @@ class Judging:
 
     def add(self, choice: Choice, reward: float) -> None:
         """Count one choice with its reward."""
-        for name, asked in self._targets.items():
-            given = asked(choice)
-            if given is None:
+        for name, target in self._targets.items():
+            answer = target(choice)
+            if answer is None:
                 self.unanswered[name] += 1
                 continue
             logged = choice.probabilities
-            self._judged[name].add(reward, choice.chosen, logged, given, choice.estimates)
+            self._judged[name].add(reward, choice.chosen, logged, answer, choice.estimates)
 
     def now(self) -> dict[str, Estimated]:
         """Return the present estimate of each policy."""
@@ -91,12 +91,12 @@ def _mixed(choice: Choice, epsilon: float) -> list[float]:
     allowed = _allowed(choice)
     most = max(choice.estimates[i] for i in allowed)
     best = [i for i in allowed if choice.estimates[i] >= most]
-    found = [0.0] * len(choice.actions)
+    probabilities = [0.0] * len(choice.actions)
     for i in allowed:
-        found[i] = epsilon / len(allowed)
+        probabilities[i] = epsilon / len(allowed)
     for i in best:
-        found[i] += (1.0 - epsilon) / len(best)
-    return found
+        probabilities[i] += (1.0 - epsilon) / len(best)
+    return probabilities
 
 
 def _baseline(choice: Choice) -> list[float] | None:

@@ -91,11 +91,11 @@ class _Rows:
 
     def dense(self, width: int) -> npt.NDArray[np.float64]:
         """Return all rows as a dense array of shape (rows, width)."""
-        found = np.zeros((self.n, width))
+        dense = np.zeros((self.n, width))
         if self._places:
             row = np.repeat(np.arange(self.n), np.frombuffer(self._many, np.int64))
-            found[row, np.frombuffer(self._places, np.int64)] = np.frombuffer(self._numbers)
-        return found
+            dense[row, np.frombuffer(self._places, np.int64)] = np.frombuffer(self._numbers)
+        return dense
 
 
 def _refused(most: str) -> ConfigError:
@@ -105,10 +105,10 @@ def _refused(most: str) -> ConfigError:
 
 def _numbers(context: Features) -> dict[str, float]:
     """Return numbers by name, and 1 for each text by name and value."""
-    found: dict[str, float] = {}
+    numbers: dict[str, float] = {}
     for name, value in context.items():
         if isinstance(value, (bool, int, float)):
-            found[name] = float(value)
+            numbers[name] = float(value)
         elif isinstance(value, str):
-            found[f"{name}={value}"] = 1.0
-    return found
+            numbers[f"{name}={value}"] = 1.0
+    return numbers

@@ -113,12 +113,12 @@ class Policy:
             raise ValueError("no action is allowed; leave at least one")
         else:
             at = np.flatnonzero(np.array(allowed, bool))
-        found, tried = self._found(scores, at)
-        found = self._bounded(found, scores.shares[at])
+        probabilities, tried = self._found(scores, at)
+        probabilities = self._bounded(probabilities, scores.shares[at])
         if at is not _EACH:
-            found = _spread(found, at, n)
+            probabilities = _spread(probabilities, at, n)
             tried = {name: _spread(p, at, n) for name, p in tried.items()}
-        return Decision(found, tried, allowed)
+        return Decision(probabilities, tried, allowed)
 
     def decide_many(
         self, several: Sequence[Scores], allowed: Sequence[Sequence[bool] | None]
@@ -129,10 +129,10 @@ class Policy:
             together = self.kind == "auto" and free is None and scores.context
             key = (len(scores.ids), id(scores.tried)) if together else -i
             groups.setdefault(key, []).append(i)
-        found: dict[int, Decision] = {}
+        decisions: dict[int, Decision] = {}
         for places in groups.values():
             if len(places) == 1:
-                found[places[0]] = self.decide(several[places[0]], allowed[places[0]])
+                decisions[places[0]] = self.decide(several[places[0]], allowed[places[0]])
                 continue
             some = [several[i] for i in places]
             shares = np.array([scores.shares for scores in some])
@@ -143,11 +143,11 @@ class Policy:
                 p = self._bounded(p, shares)
             for n, i in enumerate(places):
                 tried = dict(zip(_NAMES, each[n], strict=True))
-                found[i] = Decision(p[n], tried, [True] * len(shares[n]))
-        return [found[i] for i in range(len(several))]
+                decisions[i] = Decision(p[n], tried, [True] * len(shares[n]))
+        return [decisions[i] for i in range(len(several))]
 
-    def _bounded(self, found: Floats, shares: Floats) -> Floats:
-        return bounded(found, shares, self.floor, self.budget)
+    def _bounded(self, probabilities: Floats, shares: Floats) -> Floats:
+        return bounded(probabilities, shares, self.floor, self.budget)
 
     def _found(self, scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         """Return the distribution over these actions, before floor and budget."""
@@ -218,8 +218,8 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         changed = np.abs(late - mean) > CHANGED * late_spread
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean + HOPE * spread, HOPED * spread), {}
-    found, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
-    return found, dict(zip(_NAMES, each, strict=True))
+    mixture, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
+    return mixture, dict(zip(_NAMES, each, strict=True))
 
 
 def by_width(shares: Floats, spread: Floats, tried: Mapping[str, float]) -> tuple[Floats, Floats]:
@@ -231,40 +231,40 @@ def by_width(shares: Floats, spread: Floats, tried: Mapping[str, float]) -> tupl
     gains = [tried.get(name, 0.0) for name in _NAMES]
     rate, most = ETA / math.sqrt(1.0 + tried.get("", 0.0)), max(gains)
     weights = np.array([math.exp(rate * (gain - most)) for gain in gains])
-    found: Floats = weights @ each
-    found /= weights.sum()
-    return found, each
+    mixture: Floats = weights @ each
+    mixture /= weights.sum()
+    return mixture, each
 
 
 def greedy(means: Floats) -> Floats:
     """Return the distribution on the best action, uniform over ties."""
     best = means >= np.maximum.reduce(means, axis=-1, keepdims=True)
-    found: Floats = best / np.add.reduce(best, axis=-1, keepdims=True)
-    return found
+    shares: Floats = best / np.add.reduce(best, axis=-1, keepdims=True)
+    return shares
 
 
 def softmax(means: Floats, temperature: float) -> Floats:
     """Return probabilities proportional to exp(mean / temperature)."""
     powers = np.exp((means - means.max()) / temperature)
-    found: Floats = powers / powers.sum()
-    return found
+    shares: Floats = powers / powers.sum()
+    return shares
 
 
 def squarecb(means: Floats, gamma: float) -> Floats:
     """Return inverse gap weighting (Foster and Rakhlin 2020, algorithm 1)."""
     best = int(means.argmax())
-    found: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
-    found[best] = 0.0
-    found[best] = 1.0 - found.sum()
-    return found
+    shares: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
+    shares[best] = 0.0
+    shares[best] = 1.0 - shares.sum()
+    return shares
 
 
 def logit(shares: Floats) -> Floats:
     """Return the log odds of rewards scaled to [0, 1]."""
     clipped = np.minimum(np.maximum(shares, 1e-6), 1.0 - 1e-6)
-    found: Floats = clipped / (1.0 - clipped)
-    np.log(found, out=found)
-    return found
+    odds: Floats = clipped / (1.0 - clipped)
+    np.log(odds, out=odds)
+    return odds
 
 
 def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
@@ -294,8 +294,8 @@ def digamma(x: Floats) -> Floats:
     before = (1.0 / (x[..., None] + _STEPS)).sum(axis=-1)
     x = x + len(_STEPS)
     y = 1.0 / (x * x)
-    found: Floats = np.log(x) - before - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
-    return found
+    result: Floats = np.log(x) - before - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
+    return result
 
 
 def trigamma(x: Floats) -> Floats:
@@ -305,9 +305,9 @@ def trigamma(x: Floats) -> Floats:
     powers[:] = each[-1]
     np.multiply.accumulate(powers, out=powers)
     each *= each
-    found: Floats = np.add.reduce(each[:-1])
-    found += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)
-    return found
+    result: Floats = np.add.reduce(each[:-1])
+    result += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)
+    return result
 
 
 def widths(scores: Scores) -> Floats:
@@ -323,8 +323,8 @@ def widths(scores: Scores) -> Floats:
 @lru_cache(maxsize=64)
 def _precisions(arms: Counted) -> Floats:
     """Return 1 / variance of the log odds of each action's mean reward; cached, read only."""
-    found: Floats = 1.0 / np.add.reduce(trigamma(_beta(arms.n, arms.total, arms.prior)))
-    return found
+    precisions: Floats = 1.0 / np.add.reduce(trigamma(_beta(arms.n, arms.total, arms.prior)))
+    return precisions
 
 
 def thompson(means: Floats, widths: Floats) -> Floats:
@@ -350,12 +350,12 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     below = _normal(z, bell)  # above 0, since z is at least -5
     bell /= below
     best = np.multiply.reduce(below, axis=-2)
-    found: Floats = (bell @ best[..., None])[..., 0] / widths
-    total = np.add.reduce(found, axis=-1, keepdims=True)
+    shares: Floats = (bell @ best[..., None])[..., 0] / widths
+    total = np.add.reduce(shares, axis=-1, keepdims=True)
     if np.minimum.reduce(total, axis=None) > 0.0:
-        found /= total
-        return found
-    return np.where(total > 0.0, found / np.where(total > 0.0, total, 1.0), greedy(means))
+        shares /= total
+        return shares
+    return np.where(total > 0.0, shares / np.where(total > 0.0, total, 1.0), greedy(means))
 
 
 def _normal(z: Floats32, bell: Floats32) -> Floats32:
@@ -383,19 +383,19 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
 
     Without a budget, arrays may have a row for each of several choices.
     """
-    n, found = probabilities.shape[-1], probabilities
+    n, shares = probabilities.shape[-1], probabilities
     if budget >= 1.0 and floor <= 0.0:
-        whole: Floats = found / np.add.reduce(found, axis=-1, keepdims=True)
+        whole: Floats = shares / np.add.reduce(shares, axis=-1, keepdims=True)
         return whole
     if budget < 1.0:
         best = int(means.argmax())
-        if found[best] < found.max():  # among ties, the most probable one
-            best = int(np.where(means >= means.max(), found, -1.0).argmax())
-        if (rest := 1.0 - found[best]) > budget:
-            found = found * (budget / rest)
-            found[best] = 1.0 - budget
+        if shares[best] < shares.max():  # among ties, the most probable one
+            best = int(np.where(means >= means.max(), shares, -1.0).argmax())
+        if (rest := 1.0 - shares[best]) > budget:
+            shares = shares * (budget / rest)
+            shares[best] = 1.0 - budget
     least = min(floor, 1.0 / n)
-    above = np.maximum(found - least, 0.0)
+    above = np.maximum(shares - least, 0.0)
     total = np.add.reduce(above, axis=-1, keepdims=True)
     if np.minimum.reduce(total, axis=None) <= 0.0:  # nothing is left above the floors
         above, total = np.where(total > 0.0, above, 1.0), np.where(total > 0.0, total, n)
@@ -406,7 +406,7 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
     return floored
 
 
-def _spread(found: Floats, at: Chosen, n: int) -> Floats:
+def _spread(values: Floats, at: Chosen, n: int) -> Floats:
     out = np.zeros(n)
-    out[at] = found
+    out[at] = values
     return out

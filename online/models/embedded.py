@@ -34,11 +34,11 @@ class Embedded(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map a tensor of shape (rows, inputs) to one of shape (rows, outputs)."""
-        found = [
+        vectors = [
             table(x[:, at].long() % rows)
             for at, table, rows in zip(self._places, self.tables, self.ids.values(), strict=True)
         ]
-        return torch.cat([x[:, self._numbers], *found], 1)
+        return torch.cat([x[:, self._numbers], *vectors], 1)
 
     def extra_repr(self) -> str:
         """Return the names for the module's text, which is part of the spec."""

@@ -102,15 +102,15 @@ class Limited(OfNames):
         """Standardise columns, bit for bit as :meth:`transform` does row by row."""
         now = self._now
         held = [now[name] for name in names if name in now]
-        kept = list(names)
+        learned = list(names)
         if len(held) < len(names):
             known = [i for i, name in enumerate(names) if name in now]
-            kept, x = [names[i] for i in known], x[:, known]
+            learned, x = [names[i] for i in known], x[:, known]
         z = x - np.array([h[1] for h in held])
         z *= np.array([h[3] for h in held])
         np.minimum(z, LIMIT, out=z)
         np.maximum(z, -LIMIT, out=z)
-        return kept, z
+        return learned, z
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
         """Compute what :meth:`learn` would do to rows with these names, without changing state.
@@ -176,10 +176,10 @@ def scale_of(value: bool | str) -> Scale:
 
 def behind(scale: bool | str, model: Any) -> Any:
     """Put the scaler that the setting names in front of the river model."""
-    found = scale_of(scale)
-    if found == "limited":
+    setting = scale_of(scale)
+    if setting == "limited":
         return LimitedScaler() | model
-    return preprocessing.StandardScaler() | model if found else model
+    return preprocessing.StandardScaler() | model if setting else model
 
 
 def _inverse(n: float, m2: float) -> float:

@@ -201,8 +201,8 @@ class NetworkModel(Merging):
 
     def mean_slope(self, rows: Sequence[tuple[Features, Label]]) -> Slope:
         """Return the mean gradient of the rows by the last linear layer's weights."""
-        found = self._slope_of(rows)
-        return np.zeros(self.slope_size, dtype=np.float32) if found is None else found
+        mean = self._slope_of(rows)
+        return np.zeros(self.slope_size, dtype=np.float32) if mean is None else mean
 
     def _slope_of(self, rows: Sequence[tuple[Features, Label]]) -> Slope | None:
         try:

@@ -219,13 +219,13 @@ class RewardModel(OfParts):
             alone = i if table is None else table.names
             shape = len(x.hashes), len(x.names), len(actions), bool(context), alone
             groups.setdefault(shape, []).append(i)
-        found: dict[int, Scores] = {}
+        scores_by_place: dict[int, Scores] = {}
         for places in groups.values():
             for begin in range(0, len(places), _AT_ONCE):
                 some = places[begin : begin + _AT_ONCE]
                 scores = self._scored([asked[i] for i in some], [taken[i] for i in some])
-                found |= zip(some, scores, strict=True)
-        return [found[i] for i in range(len(asked))]
+                scores_by_place |= zip(some, scores, strict=True)
+        return [scores_by_place[i] for i in range(len(asked))]
 
     def _scored(
         self, asked: Sequence[Question], taken: Sequence[tuple[Taken, Alike | None]]
@@ -263,9 +263,9 @@ class RewardModel(OfParts):
         losses = self._mixture.losses
         if self._cast[0] is not losses:
             self._cast = losses, {}
-        kept, kind = self._cast[1], (context, described)
-        if (votes := kept.get(kind)) is None:
-            votes = kept[kind] = self._mixture.votes(_FREE[kind])
+        cached, kind = self._cast[1], (context, described)
+        if (votes := cached.get(kind)) is None:
+            votes = cached[kind] = self._mixture.votes(_FREE[kind])
         return votes
 
     def _answers(

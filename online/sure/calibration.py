@@ -152,8 +152,8 @@ class Calibration(Sums):
             least, most = _REACH if name in _LOSSES else (0.0, math.inf)
             self.count(name, value - min(max(held, least), most) / _MEMORY)
         if then:
-            given = min(-math.log(max(score[label], _LEAST)), _WORST)
-            self.count(_GAINED, losses[_ONE] - given)
+            given_loss = min(-math.log(max(score[label], _LEAST)), _WORST)
+            self.count(_GAINED, losses[_ONE] - given_loss)
         self.count(_COMPARED, 1.0)
         self.count(_N, 1)
 
@@ -199,5 +199,5 @@ def _losses(logs: Floats, label: int) -> Sequence[float]:
     """Return the log loss of the label at each sharpness of the grid."""
     scaled = _POWERS * (logs - logs.max())
     totals = np.log(np.exp(scaled).sum(axis=1))
-    found: list[float] = np.minimum(totals - scaled[:, label], _WORST).tolist()
-    return found
+    losses: list[float] = np.minimum(totals - scaled[:, label], _WORST).tolist()
+    return losses

@@ -68,9 +68,9 @@ def added_up(model: Model, features: Features) -> tuple[Prediction, Contribution
 
     Raises NotExplained.
     """
-    if (found := explained(model, features)) is None:
+    if (explanation := explained(model, features)) is None:
         return None
-    answer, terms = found
+    answer, terms = explanation
     if terms is None:
         raise NotExplained("it knows no label yet")
     if not math.isfinite(sum(terms.added.values(), terms.base)):
@@ -93,8 +93,8 @@ def contributions(
         try:
             steps.send(asks_max)
         except StopIteration as done:
-            found: Contributions = done.value
-            return found
+            result: Contributions = done.value
+            return result
 
 
 def explaining(

@@ -94,18 +94,18 @@ class Delays(Sums):
         Replicas that exchange rarely may together discount more than there was, so counts are
         clipped to valid shares.
         """
-        found = {
+        known = {
             place: (n, min(max(self.now.get(f"{self._within}{place}", 0.0), 0.0), n))
             for place in range(_PLACES)
             if (n := self.now.get(f"{self._all}{place}", 0.0)) > 0.0
         }
-        own, in_time = (0.0, 0.0) if source is None else found.get(_hashed(source), (0.0, 0.0))
+        own, in_time = (0.0, 0.0) if source is None else known.get(_hashed(source), (0.0, 0.0))
         if own >= _ENOUGH:
             return in_time / own
-        if (all_ := sum(n for n, _ in found.values())) >= _ENOUGH:
-            others = len(found) - 1
-            counts = [min(n, (all_ - n) / others) if others else n for n, _ in found.values()]
-            pairs = zip(counts, found.values(), strict=True)
+        if (all_ := sum(n for n, _ in known.values())) >= _ENOUGH:
+            others = len(known) - 1
+            counts = [min(n, (all_ - n) / others) if others else n for n, _ in known.values()]
+            pairs = zip(counts, known.values(), strict=True)
             return sum(count * within / n for count, (n, within) in pairs) / sum(counts)
         if (total := self.positives) < POSITIVES_MIN:
             return None

@@ -44,8 +44,8 @@ class Slices(Sums):
         else:
             top = max(score, key=score.__getitem__)
             counted["correct"] = float(top == label_text(example.label))
-        if (found := held(self._task, example)) is not None:
-            counted |= {"asked": 1.0, "covered": float(found[0])}
+        if (in_set := held(self._task, example)) is not None:
+            counted |= {"asked": 1.0, "covered": float(in_set[0])}
         for key in self._values.keys(example.features, learned=True):
             for counter, number in counted.items():
                 self.count(f"{key}\t{counter}", number)
@@ -68,17 +68,17 @@ class Slices(Sums):
 
         Values with most rows come first.  Features that are no longer named are left out.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
+        by_name: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
         for key, number in self.now.items():
             name, value, counter = key.split("\t")
-            if name in found:
-                found[name].setdefault(plain_value(value), {})[counter] = number
+            if name in by_name:
+                by_name[name].setdefault(plain_value(value), {})[counter] = number
         return {
             name: {
                 value: self._scores(counted)
                 for value, counted in sorted(values.items(), key=lambda item: -item[1]["n"])
             }
-            for name, values in found.items()
+            for name, values in by_name.items()
         }
 
     def _scores(self, counted: dict[str, float]) -> dict[str, Any]:

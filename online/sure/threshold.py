@@ -148,10 +148,10 @@ class Confidence(Sums):
         if not score:
             return None
         least = self._least if stamp is self._stamp else _least(STAMP.unpack(stamp)[0])
-        found = [label for label, p in score.items() if p >= least]
-        if len(found) > 1:
-            found.sort(key=score.__getitem__, reverse=True)
-        return found or [max(score, key=score.__getitem__)]
+        chosen = [label for label, p in score.items() if p >= least]
+        if len(chosen) > 1:
+            chosen.sort(key=score.__getitem__, reverse=True)
+        return chosen or [max(score, key=score.__getitem__)]
 
     def interval(self, stamp: bytes, answer: float) -> tuple[float, float] | None:
         """Return the ends of the interval around the answer; None before the first label."""
@@ -189,11 +189,11 @@ class Confidence(Sums):
             return
         before = self._now(own)
         log = math.log(error) if error > 0.0 else -math.inf
-        found = _held_number(target, answer, then)
-        if found is not None:
-            self._count(*found)
+        held = _held_number(target, answer, then)
+        if held is not None:
+            self._count(*held)
         if before < math.inf:
-            self._move(log > before, None if found is None else not found[0], n, own)
+            self._move(log > before, None if held is None else not held[0], n, own)
         if error > 0.0:
             self.count(_LOGS, 1)
             self.count(_ERRORS, log)

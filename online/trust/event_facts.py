@@ -49,8 +49,8 @@ def unreported_label(example: Example, key: bytes, past: int) -> tuple[str, floa
     score = example.score
     if score is None or len(score) < 2 or score.keys() == _TWO:
         return None
-    said = label_text(example.sent_label)
-    others = [label for label in score if label != said]
+    reported = label_text(example.sent_label)
+    others = [label for label in score if label != reported]
     label = others[zlib.crc32(key, past) % len(others)]
     return label, -log(min(max(score[label], _SHARE_MIN), 1.0)) + 0.0
 

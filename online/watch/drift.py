@@ -180,8 +180,8 @@ class Judge:
         """Return an example request with names and types of the newest row, but not its values."""
         if (newest := self._newest) is None:
             return None
-        there = sorted(name for name, value in newest.features.items() if value is not None)
-        features = {name: _like(newest.features[name]) for name in there[:_EXAMPLE_NAMES]}
+        names = sorted(name for name, value in newest.features.items() if value is not None)
+        features = {name: _like(newest.features[name]) for name in names[:_EXAMPLE_NAMES]}
         return {"features": features, "label": newest.label if self._task == "multiclass" else None}
 
     def rewritten(self) -> None:
@@ -201,8 +201,8 @@ class Judge:
         if self._task == "regression":
             alarms = self._watch.served(example.features, at=at)
             return alarms + self._watch.judged(self._off(score[""], example), at=at)
-        said = max(score, key=score.__getitem__)
-        share, right = score[said], said == label_text(example.label)
+        label = max(score, key=score.__getitem__)
+        share, right = score[label], label == label_text(example.label)
         watched = score.get("true", share) if self._task == "binary" else share
         if is_unlabelled(self._task, example.label):  # its score is a rank, which has no drift
             return self._watch.served(example.features, at=at)
@@ -230,14 +230,14 @@ class Judge:
     def report(self) -> dict[str, float]:
         """Return the gauges that are sent to other replicas; see :func:`of_all`."""
         self.look()
-        found = self._watch.state()
-        out: dict[str, float] = {"drift_state": STATES.index(found.state)}
+        state = self._watch.state()
+        out: dict[str, float] = {"drift_state": STATES.index(state.state)}
         out |= {
-            "drift_alarms": found.alarms,
-            "drift_served": found.served,
-            "drift_judged": found.judged,
+            "drift_alarms": state.alarms,
+            "drift_served": state.served,
+            "drift_judged": state.judged,
         }
-        alarm = found.since
+        alarm = state.since
         if alarm is None or not alarm.worse or alarm.before is None or alarm.after is None:
             return out
         return out | {"drift_before": alarm.before, "drift_after": alarm.after}
@@ -250,12 +250,12 @@ class Judge:
     def summary(self) -> dict[str, Any]:
         """Return a summary for operators, as plain data."""
         self.look()
-        found = self._watch.state().data()
-        shifts = found.pop("shifts")
+        state = self._watch.state().data()
+        shifts = state.pop("shifts")
         newest = self.newest(_SHOWN)
         without = None if self._without is None else asdict(self._without.estimate())
         return {
-            **found,
+            **state,
             "shifts": shifts[:_SHOWN],
             "newest": newest,
             "without_labels": without,
@@ -300,18 +300,18 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
         if not (score := example.score):
             return None
         if len(score) == 2:
-            (said, share), (other, of_other) = score.items()
+            (answered, share), (other, of_other) = score.items()
             if of_other > share:
-                said, share = other, of_other
+                answered, share = other, of_other
         else:
-            said = max(score, key=score.__getitem__)
-            share = score[said]
+            answered = max(score, key=score.__getitem__)
+            share = score[answered]
         label, same = example.label, example.no_change
         watched = score.get("true", share) if binary else share
         if not (0.0 <= share <= 1.0 and 0.0 <= watched <= 1.0):
             return None
         text = _BINARY.get(label) if type(label) is bool else label_text(label)
-        right = said == text
+        right = answered == text
         scores.append(watched)
         errors.append(0.0 if right else 1.0)
         rules.append(None if same is None else float(same != label))
@@ -358,16 +358,18 @@ def of_all(
         }
         for name, report in sorted(known.items())
     }
-    found = dict(shown)
+    combined = dict(shown)
     if worst != here:
         state, before = each[worst]["state"], known[worst].get("drift_before")
         why = f"replica {worst} says so of its {each[worst]['judged']:,} labelled rows"
         if before is not None:
             after = known[worst]["drift_after"]
             why = f"the error rose from {before:.3f} to {after:.3f} in the rows of replica {worst}"
-        found |= {"state": state, "why": why, "since": None}
+        combined |= {"state": state, "why": why, "since": None}
     for key in ("served", "judged", "alarms"):
-        found[key] = sum(one[key] for one in each.values())
-    if found["state"] == STATES[0]:
-        found["why"] = f"{found['judged']} labelled rows, of {len(each)} replicas; each needs some"
-    return {**found, "of": worst, "replicas": each}
+        combined[key] = sum(one[key] for one in each.values())
+    if combined["state"] == STATES[0]:
+        combined["why"] = (
+            f"{combined['judged']} labelled rows, of {len(each)} replicas; each needs some"
+        )
+    return {**combined, "of": worst, "replicas": each}

@@ -182,14 +182,14 @@ class Linear(RevisedLinear):
                     return False
                 walks.append((scaler, walked))
                 columns = walked.columns
-            found = final.walk(names, columns, labels, weights)
+            stepped = final.walk(names, columns, labels, weights)
         except (ArithmeticError, TypeError, ValueError):  # raised again when the row learns alone
             return False
-        if found is None or not isfinite(sum(found.weights, found.intercept)):
+        if stepped is None or not isfinite(sum(stepped.weights, stepped.intercept)):
             return False
         for scaler, walked in walks:
             scaler.put(names, walked)
-        final.put(names, found, len(examples))
+        final.put(names, stepped, len(examples))
         return True
 
     @property

@@ -319,8 +319,8 @@ def _whole(x: Any) -> bool:
 
 
 def _has_proba(final: Any) -> bool:
-    asked = getattr(type(final), "predict_proba_one", None)
-    return asked is not None and asked is not base.Classifier.predict_proba_one
+    method = getattr(type(final), "predict_proba_one", None)
+    return method is not None and method is not base.Classifier.predict_proba_one
 
 
 def _label_is_argmax(final: Any) -> bool:

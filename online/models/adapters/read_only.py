@@ -115,12 +115,12 @@ class _Known:
         self._known, self._otherwise = known, otherwise
 
     def __getitem__(self, name: Any) -> Any:
-        found = self._known.get(name)
-        if found is None:
+        value = self._known.get(name)
+        if value is None:
             return self._otherwise
-        if isinstance(found, dict):
-            return _Known(found, self._otherwise[name])
-        return found
+        if isinstance(value, dict):
+            return _Known(value, self._otherwise[name])
+        return value
 
 
 def hides_scaler(value: Any) -> bool:

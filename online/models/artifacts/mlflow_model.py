@@ -129,11 +129,11 @@ class MlflowFolder:
         return Frozen(ask, structure, names, numeric_only=self._is_numeric)
 
     def _unpickled(self, name: str) -> Any:
-        place = (Path(self._copy.name) / name).resolve()
-        if not place.is_relative_to(Path(self._copy.name).resolve()):
+        path = (Path(self._copy.name) / name).resolve()
+        if not path.is_relative_to(Path(self._copy.name).resolve()):
             raise LearnerUnusable(self._learner, f"its model is at {name}", "Save it again")
         try:
-            return pickle.loads(place.read_bytes())
+            return pickle.loads(path.read_bytes())
         except Exception as error:  # unpickling may raise anything, such as a missing class
             problem = f"{name} can't be unpickled: {type(error).__name__}: {error}"
             remedy = "Install what it was made with: see requirements.txt in the folder"
@@ -173,10 +173,10 @@ class MlflowFolder:
         answers = Answers(self._learner, task, labels, classes, output)
 
         def ask(features: Features) -> Prediction:
-            found = np.asarray(model.predict(self._table(features)))
+            output = np.asarray(model.predict(self._table(features)))
             if task == "regression":
-                return answers.number(found.ravel()[0])
-            row = found.reshape(1, -1)[0]
+                return answers.number(output.ravel()[0])
+            row = output.reshape(1, -1)[0]
             if len(row) > 1 or (task == "binary" and row.dtype.kind == "f"):
                 return answers.shares(row.tolist())
             return answers.label(row[0])

@@ -171,22 +171,22 @@ class OnnxFile:
 
     def _read(self, task: Task, answers: Answers) -> tuple[str, Callable[[Any], Prediction]]:
         """Return the name of the output with the answer, and the function that reads it."""
-        found = {one.name: one.type for one in self._session.get_outputs()}
-        floats = [name for name, kind in found.items() if kind in _FLOATS]
+        types = {one.name: one.type for one in self._session.get_outputs()}
+        floats = [name for name, kind in types.items() if kind in _FLOATS]
         if task == "regression":
             if not floats:
-                problem = f"task is regression, and it gives {', '.join(found.values())}"
+                problem = f"task is regression, and it gives {', '.join(types.values())}"
                 raise LearnerUnusable(self._learner, problem, "Change one of the two")
             return floats[0], lambda out: answers.number(np.asarray(out).ravel()[0])
-        maps = [name for name, kind in found.items() if kind.startswith("seq(map(")]
+        maps = [name for name, kind in types.items() if kind.startswith("seq(map(")]
         if maps:
             return maps[0], lambda out: answers.by_name(out[0])
         if floats:
             named = [name for name in floats if "prob" in name.lower()]
             return (named or floats)[0], lambda out: answers.shares(np.ravel(out).tolist())
-        labels = [name for name, kind in found.items() if kind in _LABELS]
+        labels = [name for name, kind in types.items() if kind in _LABELS]
         if not labels:
-            problem = f"it gives {', '.join(found.values())}"
+            problem = f"it gives {', '.join(types.values())}"
             raise LearnerUnusable(self._learner, problem, "Export a label or probabilities")
         return labels[0], lambda out: answers.label(np.ravel(out)[0])
 

@@ -83,8 +83,8 @@ def unseal_folder(folder: Path, keys: Sequence[bytes], into: Path) -> str:
     files differ from the sealed ones.
     """
     try:
-        said = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        files, seal_ = dict(said["files"]), bytes.fromhex(said["seal"])
+        document = json.loads((folder / SEAL).read_text(encoding="utf-8"))
+        files, seal_ = dict(document["files"]), bytes.fromhex(document["seal"])
     except FileNotFoundError:
         raise BlobUntrusted("the folder is not sealed", 0) from None
     except (ValueError, KeyError, TypeError):
@@ -93,17 +93,17 @@ def unseal_folder(folder: Path, keys: Sequence[bytes], into: Path) -> str:
     macs = [hmac.digest(key, _FOLDER + text.encode(), "sha256") for key in keys]
     if not any(hmac.compare_digest(seal_, mac) for mac in macs):
         raise BlobUntrusted("its seal is not by this service's key", len(text))
-    there = dict(_files(folder))
-    if odd := sorted(files.keys() ^ there.keys()):
+    present = dict(_files(folder))
+    if odd := sorted(files.keys() ^ present.keys()):
         what = "is missing" if odd[0] in files else "was added"
         raise BlobUntrusted(f"{odd[0]} {what} since it was sealed", len(text))
-    for name, path in there.items():
+    for name, path in present.items():
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != files[name]:
             raise BlobUntrusted(f"{name} was changed since it was sealed", len(data))
-        place = into / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(data)
+        target = into / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -67,17 +67,17 @@ class Arms(Sums):
 
     def of(self, ids: tuple[int, ...]) -> Counted:
         """Return the counts of these actions; the same object until a count changes."""
-        if (kept := self._kept.get(ids)) is not None:
-            return kept
+        if (cached := self._kept.get(ids)) is not None:
+            return cached
         get, each = self.now.get, self._each.get
         sums = np.array([each(name, _NONE) for name in ids]).T
         np.maximum(sums[2:], 0.0, out=sums[2:])
         np.minimum(sums[3], sums[2], out=sums[3])
         prior = (get(f"r:{_ALL}", 0.0) + 1.0) / (get(f"n:{_ALL}", 0.0) + 2.0)
-        found = Counted(sums[0], sums[1], sums[2], sums[3], prior)
+        counted = Counted(sums[0], sums[1], sums[2], sums[3], prior)
         if len(self._kept) < _KEPT:
-            self._kept[ids] = found
-        return found
+            self._kept[ids] = counted
+        return counted
 
     def learn(self, action: int, y: float, weight: float) -> None:
         """Count a reward ``y`` in [0, 1] of an action."""

@@ -67,12 +67,12 @@ class Table:
         now[:2] -= _ADAGRAD * slopes / root
         now[2:EXPERTS] -= steps[2:]
         with np.errstate(over="ignore"):
-            kept = now.T.astype(np.float32, order="C")
-        total = float(np.add.reduce(np.abs(kept), axis=None, dtype=np.float64))
+            rounded = now.T.astype(np.float32, order="C")
+        total = float(np.add.reduce(np.abs(rounded), axis=None, dtype=np.float64))
         if order is None:
-            self._now[places] = kept
+            self._now[places] = rounded
         else:
-            self._now[places[order]] = kept[order]
+            self._now[places[order]] = rounded[order]
         return total
 
     def cut(self) -> Blocks:

@@ -39,8 +39,8 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """Return the hashes of the allowed actions; None if the notes do not have them."""
         if len(self.allowed) % _HASH.itemsize:
             return None
-        found: list[int] = np.frombuffer(self.allowed, _HASH).tolist()
-        return found if own in found else None
+        hashes: list[int] = np.frombuffer(self.allowed, _HASH).tolist()
+        return hashes if own in hashes else None
 
     def judged(self, experts: int, otherwise: Floats) -> Floats:
         """Return the experts' answers; ``otherwise`` if the notes do not have ``experts`` ones."""
@@ -62,9 +62,9 @@ class Served(msgspec.Struct, frozen=True, array_like=True, gc=False):
         if not 0.0 < self.propensity <= 1.0 or not self.tried:
             return {}
         gain = (y - expected) * min(1.0 / self.propensity, CLIP)
-        found = {name: gain * min(max(p, 0.0), 1.0) for name, p in self.tried.items()}
-        apart = max(found.values()) - min(found.values())
-        return {**found, "": apart * apart}
+        gains = {name: gain * min(max(p, 0.0), 1.0) for name, p in self.tried.items()}
+        apart = max(gains.values()) - min(gains.values())
+        return {**gains, "": apart * apart}
 
 
 _NOTES: Final = msgspec.msgpack.Decoder(Served)

@@ -132,11 +132,11 @@ class Personal(Hashing):
 
     def numbers(self, features: Features) -> Mapping[str, float]:
         """Return the values that the weights multiply: the shared model's, and 1 for each key."""
-        found = dict(self._slopes.numbers(self._without_keys(features)))
+        values = dict(self._slopes.numbers(self._without_keys(features)))
         for name in self.ids:
             if (key := key_of(name, features.get(name))) is not None:
-                found[key] = 1.0
-        return found
+                values[key] = 1.0
+        return values
 
     def predict(self, features: Features) -> Prediction:
         """Predict one row."""
@@ -164,15 +164,15 @@ class Personal(Hashing):
     def _parts(self, features: Features) -> list[_Part]:
         """Return the offsets that are used by a row to be learned."""
         x = self._numbers(features, learns=True) if self._chosen else {}
-        found = []
+        parts = []
         for name, places in self._places:
             if (key := key_of(name, features.get(name))) is None:
                 continue
             for place, feature, _ in places:
                 number = 1.0 if not feature else x.get(feature, 0.0)
                 if abs(number) > _NEAR:
-                    found.append(_Part(place, key, number))
-        return found
+                    parts.append(_Part(place, key, number))
+        return parts
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -211,14 +211,14 @@ class Personal(Hashing):
 
     def _left(self, rest: Features, label: Label, by: float) -> tuple[float, float]:
         """Return the Newton step by which the answer is off, and the loss's curvature there."""
-        found = self._beside.answer(rest, by)
-        if found.probabilities is None:
-            left = float(label) - float(found.label or 0.0)
+        answer = self._beside.answer(rest, by)
+        if answer.probabilities is None:
+            left = float(label) - float(answer.label or 0.0)
             if (typical := self._square()) > 0.0:
                 far = FAR * math.sqrt(typical)
                 left = max(-far, min(far, left))
             return left, 1.0
-        p = found.probabilities[True]
+        p = answer.probabilities[True]
         curvature = max(p * (1.0 - p), CURVATURE_MIN)
         return (float(label) - p) / curvature, curvature
 

@@ -63,8 +63,8 @@ class _Numbers:
         self._model = model
 
     def answer(self, features: Features, by: float) -> Prediction:
-        found = self._model.predict(features)
-        return Prediction(float(found.label or 0.0) + by, None, found.notes)
+        answer = self._model.predict(features)
+        return Prediction(float(answer.label or 0.0) + by, None, answer.notes)
 
     def learn(self, example: Example, weight: float, by: float) -> None:
         left = float(example.label) - by

@@ -144,8 +144,8 @@ class Hashed(OfParts):
 
     def keys(self, names: Sequence[str]) -> list[str] | None:
         """Return the hashed keys of numbers, the bias first; None if two of them collide."""
-        found = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
-        return found if len(set(found)) == len(found) else None
+        places = [_BIAS, *(_name_place(name, self._seed, self._mask) for name in names)]
+        return places if len(set(places)) == len(places) else None
 
     def _add(self, row: dict[str, float], feature: str, number: float) -> None:
         key = _place(feature, self._seed, self._mask)

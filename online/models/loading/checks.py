@@ -67,19 +67,19 @@ def yield_checks() -> Iterator[Check]:
 
 def lacking(make: Make, row: Features) -> list[str]:
     """Return the columns that the model needs for a prediction and that ``row`` does not have."""
-    found: list[str] = []
-    while len(found) < _LACKING_MAX:
+    missing: list[str] = []
+    while len(missing) < _LACKING_MAX:
         try:
-            make().predict({**row, **dict.fromkeys(found, "a")})
+            make().predict({**row, **dict.fromkeys(missing, "a")})
         except KeyError as error:
             name = error.args[0] if error.args else None
-            if not isinstance(name, str) or name in row or name in found:
+            if not isinstance(name, str) or name in row or name in missing:
                 return []
-            found.append(name)
+            missing.append(name)
         except Exception:  # the checks report what else is wrong
-            return found
+            return missing
         else:
-            return found
+            return missing
     return []
 
 
@@ -119,15 +119,15 @@ def check_predict_changes_nothing(make: Make, rows: Rows, predictions: int = 400
 
 def check_many_is_one_by_one(make: Make, rows: Rows) -> None:
     """Check that ``predict_many`` answers as ``predict`` does and changes no state."""
-    model, asked = make(), [features for features, _ in rows]
+    model, plain = make(), [features for features, _ in rows]
     ragged = [_with_unknown(x, i % 3) if i % 2 else dict(reversed(x.items()))
-              for i, x in enumerate(asked)]  # fmt: skip
+              for i, x in enumerate(plain)]  # fmt: skip
     for learned in (False, True):
         if learned:
             _learn(model, rows)
         _answers(model, rows)  # some of river's estimators cache values at the first prediction
         before = pickle.dumps(model)
-        for many in (asked, asked[:1], ragged, [_with_unknown(x, 0) for x in asked]):
+        for many in (plain, plain[:1], ragged, [_with_unknown(x, 0) for x in plain]):
             alone = [model.predict(x) for x in many]
             _compare("many is one by one", alone, model.predict_many(many))
         if pickle.dumps(model) != before:

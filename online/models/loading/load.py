@@ -429,9 +429,9 @@ def _wrap(
             raise LearnerUnusable(learner, problem, "Mend the factory or its params") from error
     if (recipe := objects.recipe_of(made)) is not None:
         raise LearnerUnusable(learner, *recipe)
-    found = detecting(learner, made, task, threshold, key=key, old_keys=old_keys)
-    if found is not None:
-        return found
+    detector = detecting(learner, made, task, threshold, key=key, old_keys=old_keys)
+    if detector is not None:
+        return detector
     if all(hasattr(made, verb) for verb in ("predict", "learn", "cut", "rebase", "reset")):
         model: Model = made
         return model

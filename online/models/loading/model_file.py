@@ -40,14 +40,14 @@ def _chosen(path: Path, names: dict[str, Any]) -> str:
         if name in names:
             return name
     own = names["__name__"]
-    found = [
+    candidates = [
         name
         for name, value in names.items()
         if not name.startswith("_")
         and (hasattr(value, "learn_one") or callable(value))
         and (getattr(value, "__module__", None) == own or not callable(value))
     ]
-    if len(found) != 1:
-        there = f"defines {', '.join(found)}" if found else "defines no model"
-        raise ConfigError(str(path), f"it {there}", "Call the one that is to be served `model`")
-    return found[0]
+    if len(candidates) != 1:
+        problem = f"defines {', '.join(candidates)}" if candidates else "defines no model"
+        raise ConfigError(str(path), f"it {problem}", "Call the one that is to be served `model`")
+    return candidates[0]

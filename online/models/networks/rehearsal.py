@@ -97,14 +97,16 @@ def pull_of(head: Head, outputs: Tensor, drawn: Drawn, *, scaled: bool) -> Tenso
         pull = [weight * pull for weight, pull in zip(weights, pulls, strict=True)]
         return torch.tensor(pull, dtype=outputs.dtype)[:, None]
     nan = math.nan
-    there = torch.tensor(
+    stored = torch.tensor(
         [[kept.get(text, nan) for text in head.texts] for kept in logits], dtype=outputs.dtype
     )
-    here = torch.where(there.isnan(), nan, outputs)
-    apart = (here - here.nanmean(1, keepdim=True)) - (there - there.nanmean(1, keepdim=True))
+    present = torch.where(stored.isnan(), nan, outputs)
+    distance = (present - present.nanmean(1, keepdim=True)) - (
+        stored - stored.nanmean(1, keepdim=True)
+    )
     # a single common class gives no distance: it equals its mean
-    apart.masked_fill_(there.isnan(), 0.0)
-    return apart.mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
+    distance.masked_fill_(stored.isnan(), 0.0)
+    return distance.mul_(torch.tensor(weights, dtype=outputs.dtype)[:, None])
 
 
 def _of_one(output: float, kept: Logits) -> float:

@@ -84,9 +84,9 @@ class NamedLines:
                 self._now[key] = line.copy()
 
     def _line(self, key: str) -> Floats:
-        found = self._now.get(key)
-        if found is not None:
-            return found
+        line = self._now.get(key)
+        if line is not None:
+            return line
         return np.concatenate((np.zeros(self._learned), self._starts.of(key)))
 
     def cut(self) -> Blocks:
