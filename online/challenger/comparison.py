@@ -221,7 +221,7 @@ def _loss(score: Mapping[str, float], label: Label) -> float:
     return -math.log(min(max(score.get(label_text(label), 0.0), _CLIP), 1.0))
 
 
-class Ahead:
+class ReadAhead:
     """Rows read ahead of a challenger, and when each of them has to be predicted.
 
     Parameters:

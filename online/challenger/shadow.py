@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.challenger.comparison import Ahead, Challenger, Standing
+from online.challenger.comparison import Challenger, ReadAhead, Standing
 from online.models.loaded import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
@@ -63,7 +63,7 @@ class Shadow:
 
     decisions: Decisions
     learner: Challenger
-    ahead: Ahead
+    ahead: ReadAhead
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class Shadow:
             self._exchange(None)
             if not self.learner.catching_up:
                 break
-        self.ahead = Ahead(
+        self.ahead = ReadAhead(
             self.learner, self._given.delay, self._by_champion, self._sealed, self._alone
         )
         self._cursor = self.learner.position

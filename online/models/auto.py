@@ -45,7 +45,7 @@ from online.models.experts.exponential_weights import (
     FADE,
     LONG,
     Mixture,
-    Noted,
+    NotesFormat,
     logistic,
     shares_of,
 )
@@ -123,7 +123,7 @@ class Auto(SelfRate):
         return kinds[task](SelfRate(self.text, self.bits, self.seed), task)
 
 
-class Naps(Mixture):
+class SleepingViews(Mixture):
     """The discounted losses of all experts, and which views sleep.
 
     ``scaler`` knows the names of the numeric features.
@@ -152,7 +152,7 @@ class Naps(Mixture):
     def slept(self, spells: list[int]) -> None:
         self._slept, self.asleep, self._napping = spells, min(spells) > 0, max(spells) > 0
 
-    def speaking(self) -> tuple[bool, bool]:
+    def active_views(self) -> tuple[bool, bool]:
         """Return whether the bent view and the crossed view are active.
 
         This depends on the numeric features known so far and never on the row, so that predictions
@@ -161,16 +161,16 @@ class Naps(Mixture):
         names, (bent_slept, crossed_slept) = len(self._scaler.known), self.slept
         return names > 0 and bent_slept <= 0, 1 < names <= CROSSED_MAX and crossed_slept <= 0
 
-    def apart(self) -> Naps:
-        made = Naps(self._scaler, self._lasting)
+    def apart(self) -> SleepingViews:
+        made = SleepingViews(self._scaler, self._lasting)
         made.take(self)
         return made
 
-    def heard_as(self, other: Mixture) -> bool:
-        return isinstance(other, Naps) and other.slept == self.slept
+    def has_same_experts(self, other: Mixture) -> bool:
+        return isinstance(other, SleepingViews) and other.slept == self.slept
 
     def take(self, other: Mixture) -> None:
-        assert isinstance(other, Naps)
+        assert isinstance(other, SleepingViews)
         super().take(other)
         self.labels, self.slept, self.rested = other.labels, other.slept, other.rested
 
@@ -182,7 +182,7 @@ class Naps(Mixture):
         losses, long, sharp = self.losses, self.long, self._sharp
         if self.asleep:
             return shares_of(losses[:EXPERTS], long[:EXPERTS], sharp)
-        tented, paired = self.speaking()
+        tented, paired = self.active_views()
         if not (tented and paired):
             end, begin = EXPERTS * (1 + tented), EXPERTS * (2 if paired else len(VIEWS))
             losses, long = losses[:end] + losses[begin:], long[:end] + long[begin:]
@@ -263,14 +263,14 @@ class SeveralViews(SelfRateModel):
     """Base class of the models with three views; subclasses differ by task."""
 
     kind = "auto 1"
-    noted = Noted(EXPERTS, EXPERTS * len(VIEWS))
-    _mixture: Naps
+    noted = NotesFormat(EXPERTS, EXPERTS * len(VIEWS))
+    _mixture: SleepingViews
     _experts: Any
 
     def _unjudged(self) -> Mixture:
         scaler = self._rows.scaler
         assert isinstance(scaler, Limited)
-        return Naps(scaler, self.lasting)
+        return SleepingViews(scaler, self.lasting)
 
     def _read(self, features: Features, *, learns: bool) -> Views | Row:
         """Return the row in each active view, or only in the first if all others sleep."""
@@ -281,7 +281,7 @@ class SeveralViews(SelfRateModel):
     def _seen(self, shared: Row, numbers: Row) -> Views:
         """Return the row in each active view, from its non-numbers and its scaled numbers."""
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
-        tented, paired = self._mixture.speaking()
+        tented, paired = self._mixture.active_views()
         return Views(
             self._rows.joined(shared.copy(), numbers),
             bent(shared, numbers, seed, mask) if tented else None,

@@ -52,4 +52,4 @@ class Movable(Protocol):
         """Add the delta times ``weight``.  If it raises, the state is undefined."""
 
     def moved_slope(self, moved: Moved) -> npt.NDArray[np.float32]:
-        """Return the negated delta in the form of :meth:`online.models.gradients.Sloped.slope`."""
+        """Return the negated delta in the form of a gradient (:mod:`online.models.gradients`)."""

@@ -51,7 +51,7 @@ from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.features.hashed import Hashed, Words, check_hashing
 from online.models.gradients import Hashing
 from online.models.limited import Limited
-from online.models.state.composite import OfParts
+from online.models.state.composite import Composite
 from online.models.state.factors import BIAS, NamedLines, Starts, TableLines
 from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks, Touched
@@ -142,7 +142,7 @@ def fm(
     return Fm(k, ids, text, bits=bits, seed=seed, table=table)
 
 
-class FmModel(OfParts, Hashing):
+class FmModel(Composite, Hashing):
     """The model that an :class:`Fm` recipe describes.
 
     The gradient that filters compare is that of the weights only.  The gradient of the vectors is

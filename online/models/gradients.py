@@ -32,7 +32,7 @@ Score = Mapping[str, float] | None
 
 
 @runtime_checkable
-class Sloped(Protocol):
+class HasGradient(Protocol):
     """A model that can compute the gradient of a row's loss.
 
     Attributes:

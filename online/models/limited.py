@@ -16,7 +16,7 @@ import numpy as np
 from river import base, preprocessing
 
 from online.models.errors import StateNotFinite
-from online.models.state.scalers import NO_MOMENTS, Columns, OfNames, Standard, Walked
+from online.models.state.scalers import NO_MOMENTS, Columns, FeatureStatistics, Standard, Walked
 
 LIMIT: Final = 8.0
 """Standard deviations from the mean to which values are clipped."""
@@ -54,7 +54,7 @@ class LimitedScaler(base.Transformer):  # type: ignore[misc]
         return out
 
 
-class Limited(OfNames):
+class Limited(FeatureStatistics):
     """The moments of a :class:`LimitedScaler` as a block that merges."""
 
     def __init__(self, name: str, scaler: LimitedScaler | None = None) -> None:

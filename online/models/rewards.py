@@ -63,7 +63,7 @@ from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.experts.linear import EXPERTS, NORMALISED, Floats
 from online.models.features.hashed import check_hashing
-from online.models.state.composite import OfParts
+from online.models.state.composite import Composite
 from paramserver.core.pages import Floats32
 from paramserver.core.sums import Sums
 from replay.example import Example, Features, Label
@@ -170,7 +170,7 @@ class Rewards:
         return RewardModel(self, task)
 
 
-class RewardModel(OfParts):
+class RewardModel(Composite):
     """The model that a :class:`Rewards` recipe describes."""
 
     mergeable = True

@@ -45,7 +45,14 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
-from online.models.experts.exponential_weights import FADE, LONG, Mixture, Noted, logistic, softmax
+from online.models.experts.exponential_weights import (
+    FADE,
+    LONG,
+    Mixture,
+    NotesFormat,
+    logistic,
+    softmax,
+)
 from online.models.experts.linear import (
     EXPERTS,
     NORMALISED,
@@ -101,7 +108,7 @@ class SelfRateModel(Hashing):
     """The model that a :class:`SelfRate` recipe describes; subclasses differ by task."""
 
     kind = "linear 1"
-    noted = Noted(EXPERTS)
+    noted = NotesFormat(EXPERTS)
     lasting = LONG
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
@@ -325,7 +332,7 @@ class Binary(SelfRateModel):
             self._judge(mixture, _unpack(self.noted.halves, example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
         finite = math.isfinite(sum(map(sum, held), sum(mixture.losses)))
-        if not (finite and self._mixture.heard_as(mixture)):
+        if not (finite and self._mixture.has_same_experts(mixture)):
             return False
         experts.put(keys, held)
         self._mixture.take(mixture)

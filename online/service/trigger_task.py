@@ -33,7 +33,7 @@ _FORGET_S: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SearchResult:
     """The triggers that a search has found, and what it looked at.
 
     ``rows`` and ``sources``: how many were looked at.  ``forgotten``: sources that were forgotten
@@ -47,7 +47,7 @@ class Looked:
     problem: str | None = None
 
 
-def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
+def look(settings: Settings, model: ModelSettings, rows_max: int) -> SearchResult:
     """Search the newest rows for triggers that work on the newest snapshot's model.
 
     Raises StartRefused: there is no snapshot; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
@@ -62,7 +62,7 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
         decisions.read(journal, model.name)
         rows = list(learned_rows(journal, model.name, decisions, rows_max))
     found = Search(rows, made.make(), loaded.build).triggers()
-    return Looked(len(rows), len({row.source for row in rows}), tuple(found))
+    return SearchResult(len(rows), len({row.source for row in rows}), tuple(found))
 
 
 def learned_rows(
@@ -92,14 +92,14 @@ def learned_rows(
 
 
 def looking(data: dict[str, Any], model: str) -> Any:
-    """Begin a search as a task of Ray; the reference of its :class:`Looked`.
+    """Begin a search as a task of Ray; the reference of its :class:`SearchResult`.
 
     It ends with this process.  With ``triggers.on_trigger: forget`` the sources are forgotten, too.
     """
     return ray.remote(_looked).options(num_cpus=0, max_retries=0).remote(data, model)
 
 
-def _looked(data: dict[str, Any], name: str) -> Looked:
+def _looked(data: dict[str, Any], name: str) -> SearchResult:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     settings = Settings.model_validate(data)
@@ -111,7 +111,7 @@ def _looked(data: dict[str, Any], name: str) -> Looked:
     return forgotten(settings, name, looked)
 
 
-def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
+def forgotten(settings: Settings, model: str, looked: SearchResult) -> SearchResult:
     """Forget each source that is named, one after the other, by ``online forget``."""
     done: list[str] = []
     problem = None
@@ -122,7 +122,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
             if problem is not None:
                 break
             done.append(source)
-    return Looked(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
+    return SearchResult(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
 
 
 def _forget(file: Path, model: str, source: str) -> str | None:

@@ -26,7 +26,7 @@ import numpy as np
 from online.learning.base import BaseLearner
 from online.learning.source_evidence import judged_of
 from online.models.base import Model
-from online.models.gradients import Sloped
+from online.models.gradients import HasGradient
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
 from online.trust.asker_budgets import AskerBudgets
@@ -285,7 +285,7 @@ class Filtering:
     def _event(self, row: NewRow, example: Example) -> Event:
         model = self._model()
         gradient = None
-        if self.chain.reference is not None and isinstance(model, Sloped):
+        if self.chain.reference is not None and isinstance(model, HasGradient):
             gradient = model.slope(example.features, example.sent_label, example.score)
             if gradient is not None and example.weight != 1.0:  # the step scales with the weight
                 gradient = gradient * np.float32(example.weight)
@@ -423,7 +423,7 @@ def filtering_for(
     scored = root is not None and root.problem is None
     chain = by_name(
         chosen,
-        serving.slope_size if scored and isinstance(serving, Sloped) else None,
+        serving.slope_size if scored and isinstance(serving, HasGradient) else None,
         root.reference if root is not None and scored else None,
         answers=("true", "false") if model.task == "binary" else (),
         rewards=model.reward_range is not None,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from online.errors import RequestError, StartRefused
 from online.models.base import Model
-from online.models.gradients import Sloped
+from online.models.gradients import HasGradient
 from online.rows.door import Door
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -52,14 +52,14 @@ class RootSet:
         self._classes = Counter(labels)
         self.reference = Reference(labels, self._gradient, rows=together)
         self.problem = self.reference.problem
-        if not isinstance(model(), Sloped):
+        if not isinstance(model(), HasGradient):
             self.problem = "the model tells no gradient; directions are not scored"
 
     def _gradient(self, at: npt.NDArray[np.intp]) -> Gradient:
         most = max(_ROWS_A_DRAW // max(len(self._classes), 1), 2)
         rows = [self._rows[i] for i in at[:: max(len(at) // most, 1)][:most]]
         model = self._model()
-        assert isinstance(model, Sloped)
+        assert isinstance(model, HasGradient)
         return model.mean_slope(rows)
 
     def summary(self) -> dict[str, Any]:

@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 _LOOK_S: Final = 1.0  # seconds between two checks whether a search is due
 
 
-class Looked(Protocol):
-    """The result of a search, see :class:`online.service.trigger_task.Looked`."""
+class SearchResult(Protocol):
+    """The result of a search, see :class:`online.service.trigger_task.SearchResult`."""
 
     @property
     def triggers(self) -> Sequence[Trigger]:
@@ -52,7 +52,7 @@ class TriggerWatch:
         model: str,
         settings: Triggers,
         rows: Callable[[], int],
-        look: Callable[[], Awaitable[Looked]],
+        look: Callable[[], Awaitable[SearchResult]],
         counts: Counter[str],
         monotonic_s: Callable[[], float],
     ) -> None:
@@ -89,7 +89,7 @@ class TriggerWatch:
         self._counts["trigger_searches"] += 1
         self._tell(looked)
 
-    def _tell(self, looked: Looked) -> None:
+    def _tell(self, looked: SearchResult) -> None:
         texts = [str(trigger) for trigger in looked.triggers]
         for text in texts:
             if text not in self._known:

@@ -220,7 +220,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
 
 def _views(model: SeveralViews, task: Task) -> EdgeModel:
     """The straight view and the bent one, as further experts on the same columns and tokens."""
-    tented, paired = model._mixture.speaking()
+    tented, paired = model._mixture.active_views()
     if paired:
         raise ExportRefused("auto", "its crossed view has no form; with five numbers it is silent")
     held, rows = model._experts, model._rows

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from online.models.experts.linear import Floats
 from online.models.features.hashed import Hashed
 from online.models.limited import Limited
-from online.models.state.composite import OfParts
+from online.models.state.composite import Composite
 from replay.example import Features, Value
 
 ACTION: Final = "@"
@@ -169,7 +169,7 @@ def _hashes(actions: tuple[str, ...]) -> tuple[int, ...]:
     return tuple([hash_of(action) for action in actions])
 
 
-class Crossing(OfParts):
+class Crossing(Composite):
     """Hashes contexts and actions, and keeps the moments by which numbers are standardised."""
 
     def __init__(self, text: Sequence[str], seed: int) -> None:

@@ -29,7 +29,7 @@ _ALONG: Final[Floats] = ((_NODES + 1.0) / 2.0)[:, None, None]
 _SHARE: Final[Floats] = _WEIGHTS / 2.0
 
 
-def worth_of_two(
+def binary_factors(
     votes: Sequence[float],
     before: Sequence[float],
     after: Sequence[float],
@@ -60,7 +60,7 @@ def worth_of_two(
     return base, output, [factor * slope for slope in slopes]
 
 
-def worth_of_classes(
+def class_factors(
     votes: Floats, before: Floats, after: Floats, column: int, ends: tuple[float, float]
 ) -> tuple[float, float, Floats]:
     """Return the log odds of a class before and after, and the factor of each output.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from online.models.base import Prediction
-from online.models.contributions.attribution import worth_of_classes, worth_of_two
+from online.models.contributions.attribution import binary_factors, class_factors
 from online.models.experts.exponential_weights import Terms, logistic, mixed
 from online.models.experts.linear import EXPERTS
 from online.models.selfrate import Binary, Multiclass, Regression, SelfRateModel
@@ -35,7 +35,7 @@ def explained(model: SelfRateModel, features: Features) -> tuple[Prediction, Ter
     added = dict.fromkeys(features, 0.0)
     for i, view in enumerate(views):
         if view is not None:
-            model._experts.share_out(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
+            model._experts.add_contributions(view, worths[EXPERTS * i : EXPERTS * (i + 1)], added)
     return answer, Terms(base, output, added)
 
 
@@ -58,7 +58,7 @@ def _of_two(model: Binary, row: Any, nothing: Any) -> _Found:
     after, before = model._outputs(row), model._outputs(nothing)
     shares, votes = [logistic(z) for z in after], model._mixture.votes()
     answer = model._said(shares, mixed(votes, shares))
-    return answer, *worth_of_two(votes, before, after, shares, up=answer.label is True)
+    return answer, *binary_factors(votes, before, after, shares, up=answer.label is True)
 
 
 def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Found:
@@ -70,7 +70,7 @@ def _of_classes(model: Multiclass, row: Any, nothing: Any) -> _Found:
     before, after = (model._take(x, learns=False).outputs() for x in (nothing, row))
     column, ends = model._experts.labels[answer.label], (shares[answer.label], rest)
     votes = np.array(model._mixture.votes())
-    return answer, *worth_of_classes(votes, before, after, column, ends)
+    return answer, *class_factors(votes, before, after, column, ends)
 
 
 def _of_number(model: Regression, row: Any, nothing: Any) -> _Found:

@@ -29,7 +29,7 @@ from online.models.structure import steps
 from replay.example import Example, Features
 
 
-class Shifted(Protocol):
+class WithOffset(Protocol):
     """A shared model that takes an offset."""
 
     def answer(self, features: Features, by: float) -> Prediction:
@@ -39,7 +39,7 @@ class Shifted(Protocol):
         """Learn a row with the offset ``by`` added.  If it raises, the state is undefined."""
 
 
-def shifted(model: Model, task: Task) -> Shifted | None:
+def shifted(model: Model, task: Task) -> WithOffset | None:
     """Wrap the model so that it takes an offset; None if it can't."""
     if isinstance(model, SelfRateModel):
         if task == "regression":

@@ -29,7 +29,7 @@ _LOSSES: Final = "losses"
 _LASTING: Final = "lasting"
 
 
-class Noted:
+class NotesFormat:
     """The ``struct`` formats of notes, which hold the experts' answers, by their size in bytes.
 
     Probabilities are stored as half floats, which is exact enough to compute losses.
@@ -85,7 +85,7 @@ class Mixture:
         made.take(self)
         return made
 
-    def heard_as(self, other: Mixture) -> bool:
+    def has_same_experts(self, other: Mixture) -> bool:
         """Return whether the other mixture uses the same experts."""
         return True
 

@@ -75,7 +75,9 @@ class OneOutput:
                 d += held[3] * x
         return a, b, c, d
 
-    def share_out(self, row: Owned, worths: Sequence[float], added: dict[str, float]) -> None:
+    def add_contributions(
+        self, row: Owned, worths: Sequence[float], added: dict[str, float]
+    ) -> None:
         """Add to ``added`` each feature's contribution, with each expert weighted by ``worths``."""
         now, (a, b, c, d) = self._now, worths
         for name, key, x in zip(*row, strict=True):
@@ -212,7 +214,7 @@ class OutputPerClass:
         at = np.array(places)
         return Taken(at, np.fromiter(row.values(), np.float64, len(row)), self._now[at])
 
-    def share_out(self, row: Owned, worths: Floats, added: dict[str, float]) -> None:
+    def add_contributions(self, row: Owned, worths: Floats, added: dict[str, float]) -> None:
         """Add to ``added`` each feature's contribution, with each expert weighted by ``worths``."""
         held = self._now[[self._at.get(key, 0) for key in row.keys], :EXPERTS]
         each = held.reshape(len(held), -1) @ worths.ravel()

@@ -24,7 +24,7 @@ import mmh3
 from online.models.errors import LearnerUnusable
 from online.models.experts.linear import Owned
 from online.models.limited import Limited
-from online.models.state.composite import OfParts
+from online.models.state.composite import Composite
 from online.models.state.scalers import Standard
 from replay.example import Features, Value
 
@@ -77,7 +77,7 @@ class Words:
         return _place(feature, self._seed, self._mask)
 
 
-class Hashed(OfParts):
+class Hashed(Composite):
     """Hashes rows, and keeps the moments by which their numbers are standardised.
 
     Parameters:

@@ -12,12 +12,12 @@ import numpy as np
 from evaluation.metrics import Task
 from online.models.errors import LearnerUnusable
 from online.models.limited import Scale, scaler_of
-from online.models.state.composite import OfParts
+from online.models.state.composite import Composite
 from online.models.state.scalers import Columns
 from replay.example import Features, Label
 
 
-class Inputs(OfParts):
+class Inputs(Composite):
     """The input features of a model, in their order, and their scaler.
 
     Parameters:

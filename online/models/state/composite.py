@@ -21,7 +21,7 @@ class Part(Protocol):
         """Set the whole state to ``values``, with an empty open delta."""
 
 
-class OfParts:
+class Composite:
     """Base class of models and parts whose whole state is in ``_parts``."""
 
     _parts: Iterable[Part] = ()

@@ -38,7 +38,7 @@ class Walked(NamedTuple):
     opened: list[list[float]]
 
 
-class OfNames(ABC):
+class FeatureStatistics(ABC):
     """Base class of scalers: statistics by feature name, with an open delta, as one block.
 
     Parameters:
@@ -104,7 +104,7 @@ class OfNames(ABC):
                 numbers.pop(name, None)
 
 
-class Standard(OfNames):
+class Standard(FeatureStatistics):
     """A river ``StandardScaler``, with the moments of the rows since the cut.
 
     The moments since the cut have their own accumulator: as a difference of two states they would
@@ -223,7 +223,7 @@ def on_top(
     return data
 
 
-class MinMax(OfNames):
+class MinMax(FeatureStatistics):
     """A river ``MinMaxScaler``, with the minima and maxima of the rows since the cut."""
 
     kind = EXTREMA
