@@ -117,7 +117,7 @@ class Merging:
     why_not_mergeable: str | None = None
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         raise NotImplementedError
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:

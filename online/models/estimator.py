@@ -169,7 +169,7 @@ class LinearEstimator(Merging):
         self.structure = f"{self._rows.online_structure} built={built!r}"
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         rows = self._rows
         label = rows.predict_one(features)
         try:

@@ -87,7 +87,7 @@ class FtrlModel(Hashing):
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         return self._answer(self.numbers(features))
 
     def _answer(self, row: Mapping[str, float]) -> Prediction:

@@ -124,7 +124,7 @@ class SelfRateModel(Hashing):
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         return self._answer(self._read(features, learns=False))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
@@ -136,10 +136,7 @@ class SelfRateModel(Hashing):
         self._learn(features, label, weight, None)
 
     def learn_noted(self, example: Example, weight: float) -> None:
-        """Do one step of all experts; their losses are those of the noted answers.
-
-        Raises as :meth:`learn`.
-        """
+        """Do one step; the experts' losses are those of the noted answers.  Raises as `learn`."""
         self._learn(example.features, example.label, weight, example)
 
     @property
@@ -174,10 +171,9 @@ class SelfRateModel(Hashing):
             raise StateNotFinite(total)
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Learn rows that have the same names in the same order, in one pass.
+        """Learn rows with the same names in the same order, as one by one, in one pass.
 
-        The result is that of learning them one by one.  Returns False if nothing was changed and
-        the rows have to be learned one by one.
+        Returns False if nothing was changed and the rows have to be learned one by one.
         """
         names, scaler = list(examples[0].features), self._rows.scaler
         columns = list(zip(*[e.features.values() for e in examples], strict=True))
@@ -252,8 +248,7 @@ class SelfRateModel(Hashing):
     ) -> float:
         """Add the experts' losses, unless the label is provisional, and do one step.
 
-        ``before`` is the label that is replaced.  Returns a sum that is finite only if all changed
-        numbers are.
+        ``before`` is the label that is replaced.  Returns a sum: finite if all numbers are.
         """
         raise NotImplementedError
 
@@ -400,10 +395,9 @@ class Multiclass(SelfRateModel):
         return self._teach(taken, slopes)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
-        """Return the experts' noted answers, and the index of the label in them.
+        """Return the experts' noted answers, and the label's index in them (None: unknown then).
 
-        The index is None if the label was not known then.  The classes have the order of the row's
-        score: another replica may have a different order.
+        Classes are in the order of the row's score: another replica may have a different one.
         """
         if served is None or not served.score or served.notes is None:
             return None

@@ -102,8 +102,7 @@ class Filtering:
     Attributes:
         reputations: The evidence about sources.
         counts: Numbers of rows by verdict, and of refused rows.
-        elsewhere: Sources that new values named since the last event here: they are active in other
-            replicas.
+        elsewhere: Sources active in other replicas, by values since the last event here.
         effects, passed: Methods of ``reputations`` that the learner calls.
     """
 
@@ -206,15 +205,11 @@ class Filtering:
         *,
         more: bool = False,
     ) -> list[NewRow]:
-        """Return the rows of a batch with their verdicts.
+        """Return the rows of a batch with their verdicts, each of which depends on earlier rows.
 
-        Must be followed by :meth:`committed` or :meth:`dropped` with the same rows.
-
-        Parameters:
-            rows: New rows, in order; each verdict takes the rows before it into account.
-            examples: Their decoded payloads, None for those to be decoded here; the list is
-                updated to the payloads of the judged rows.
-            more: Whether the rows belong to the batch of the previous call.
+        Must be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``examples``
+        are the decoded payloads (None: to be decoded here); the list is updated to those of the
+        judged rows.  ``more``: the rows belong to the batch of the previous call.
         """
         if not more:
             self._batch = set()

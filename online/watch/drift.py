@@ -273,7 +273,7 @@ class _Columns(NamedTuple):
     at: list[float]
 
     def extend(self, more: _Columns) -> None:
-        """Append rows."""
+        """Append rows to the columns."""
         self.features.extend(more.features)
         self.scores.extend(more.scores)
         self.errors.extend(more.errors)

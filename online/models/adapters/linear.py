@@ -130,7 +130,7 @@ class Linear(RevisedLinear):
         return x
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         return self._final.predict(self.numbers(features))
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:

@@ -51,7 +51,7 @@ class Frozen:
         return self  # it is immutable
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         return self._ask(features)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:

@@ -139,7 +139,7 @@ class Personal(Hashing):
         return values
 
     def predict(self, features: Features) -> Prediction:
-        """Predict one row."""
+        """Predict the label of one row."""
         rest, by, believed = dict(features), 0.0, self._believed
         x = self._numbers(features, learns=False) if self._chosen else {}
         for name, places in self._places:
