@@ -245,14 +245,9 @@ class Server:
         *,
         keeper: bool = False,
     ) -> wire.SyncReply:
-        """Return the state after the pushes.  It shares blocks, so encode it before the next push.
+        """Return the state after the pushes, with the given fields of the reply.
 
-        Parameters:
-            acks: Outcomes of the request's pushes.
-            orphans: Partitions that the replica is asked to adopt.
-            confirmed_ms: Time since the server last confirmed in the store that its epoch is the
-                newest, in ms.
-            keeper: Whether the replica is the one chosen for its role.
+        It shares blocks, so encode it before the next push.
         """
         named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
@@ -319,13 +314,9 @@ class Server:
     ) -> SnapshotState:
         """Return a copy-on-write state of this version, which later pushes do not change.
 
-        Parameters:
-            created_at: POSIX seconds.
-            parent: Name of the snapshot published before.
-            metrics: Numbers to show beside the snapshot.
-            base: Version and identity of a whole snapshot.  If few rows changed since, the new
-                snapshot is incremental to it.  A base of the same version is ignored: its head was
-                never moved, and the new snapshot replaces it under the same name.
+        If few rows changed since the whole snapshot ``base``, it is incremental to that.  A base of
+        the same version is ignored: the head was never moved to it, and the new snapshot replaces
+        it under the same name.
         """
         state, self._shared = self.state(created_at, parent, metrics), set(self.values)
         if base is not None and base[0] == self.version:

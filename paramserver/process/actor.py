@@ -57,9 +57,7 @@ class ParameterServer:
         open_store: Opens the store behind the journal; called in this process.
         directory: Path or URI of all lineages' snapshots; this lineage's are in ``MODEL/SPEC[:16]``
             below it.
-        find_gone: Returns partitions whose owner is known to be dead, so that they are adopted
-            without waiting for the lease.
-        host: Clocks, disk and the way to exit.
+        find_gone: Returns partitions of dead owners, which are adopted without waiting for a lease.
         background: False: no threads are started; the owner calls :meth:`restore`, :meth:`confirm`
             and :meth:`snapshot_if_due`.
         shard: Which of several servers of the model this is; None: the only one.

@@ -117,10 +117,7 @@ class Sharing:
         return None if one is None else Cut(one.of).foreign(values, one.number)
 
     def with_ends(self, reply: SyncReply) -> SyncReply:
-        """Replace closed partitions by their ends, because other shards may not have closed them.
-
-        With one server the reply is returned unchanged.
-        """
+        """Report closed partitions by their ends if other shards may not have closed them."""
         if self._shard is None or not reply.closed:
             return reply
         ends = {p: self._running.partitions[p].end for p in reply.closed}
@@ -130,9 +127,8 @@ class Sharing:
     def published(self, name: str, *, chosen: bool) -> None:
         """Note that a snapshot was published; ``chosen``: shard 0 chose its moment.
 
-        Matching snapshots of all shards are kept until the next matching ones, because only such a
-        set is a state of the whole model.  A snapshot chosen by shard 0 is kept in addition, since
-        another shard may not have begun its own.
+        Matching snapshots of all shards, a state of the whole model, are kept until the next such
+        set.  One chosen by shard 0 is kept, too, since another shard may not have begun its own.
         """
         if chosen or (self.leads and self._aligned):
             self._keep(name)

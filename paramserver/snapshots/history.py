@@ -399,10 +399,7 @@ class SnapshotHistory:
         self._snapshots.pin(name, on)
 
     def reach(self) -> float | None:
-        """Return the time of the oldest valid ancestor of the head, the limit of rollbacks.
-
-        It is in POSIX seconds; None without a snapshot.
-        """
+        """Return the time (POSIX s) of the head's oldest valid ancestor, the limit of rollbacks."""
         if self._head is None:
             return None
         manifests = dict(self._manifests)

@@ -120,7 +120,7 @@ class FairLock:
         return min(2 * pause_s, _LAST_PAUSE_S) if waited_s > _BRISK_S else pause_s
 
     def release(self) -> None:
-        """Release the lock."""
+        """Release the lock for the next process."""
         fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:

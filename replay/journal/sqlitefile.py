@@ -260,12 +260,10 @@ class SqliteFile:
                 self._mark.note_newest(db)
             except sqlite3.Error as error:
                 if self._foreign(error):
-                    process = posix_holder(f"{self._path}-shm")
-                    holder = "a program that reads or copies it"
-                    if process is not None:
-                        holder = str(process)
+                    other = posix_holder(f"{self._path}-shm")
+                    holder = "a program that reads or copies it" if other is None else str(other)
                     raise JournalHeld(
-                        holder, self._busy_ms / 1000, None if process is None else process.pid
+                        holder, self._busy_ms / 1000, None if other is None else other.pid
                     ) from error
                 self._recover()
                 raise _refusal(error, self._path) from error
