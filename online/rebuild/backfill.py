@@ -2,7 +2,7 @@
 
 The rows are not written into the journal.  What they have taught becomes a snapshot, and one
 control row says which files they were (see :mod:`paramserver.process.backfill`).  A row is checked
-as at the service's door; one that is not learned goes aside with the reason.
+as by the service's validator; one that is not learned goes aside with the reason.
 """
 
 from __future__ import annotations

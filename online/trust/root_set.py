@@ -15,7 +15,7 @@ import numpy.typing as npt
 from online.errors import RequestError, StartRefused
 from online.models.base import Model
 from online.models.gradients import HasGradient
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver.filters.base import Gradient
@@ -81,7 +81,7 @@ def root_rows(
     return read(settings.base_dir / model.root_set, validator, settings.limits.root_rows_max)
 
 
-def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
+def read(path: Path, validator: Validator, rows_max: int) -> list[tuple[Features, Label]]:
     """Read and check the rows of a CSV file with a column ``label``, or of JSON lines.
 
     A line of JSON is ``{"features": {…}, "label": …}``.  Raises StartRefused, with the row's

@@ -13,7 +13,7 @@ from online.models.adapters.linear import Linear
 from online.models.base import Model
 from online.models.gradients import HasGradient
 from online.models.loading.load import logreg, mlp, softmax
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for
