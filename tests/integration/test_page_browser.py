@@ -124,6 +124,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
+    print(f"first contentful paint after {seen['paint']:.0f} ms")
     assert seen["errors"] == []
     assert seen["findings"] == [], "serious findings of axe-core"
     assert (seen["rows"], seen["focus"]) == (7, "act-cancel")
