@@ -240,8 +240,7 @@ class Bounds:
 
     def _meet(self, features: Features) -> None:
         """Begin a range for each number of a new name."""
-        for name in [n for n in features if n not in self._ranges]:
-            value = features[name]
+        for name, value in [x for x in features.items() if x[0] not in self._ranges]:
             if name not in self._free and (type(value) is float or type(value) is int):
                 number = float(value)
                 held = self._ranges[name] = Range(number, number)

@@ -52,7 +52,7 @@ class Trials:
         bins[bin_] = bins.get(bin_, 0) + more
 
     def leave(self, generation: int) -> None:
-        """Forget a generation."""
+        """Forget the counts of a generation."""
         self._said.pop(generation, None)
         self._unsaid.pop(generation, None)
 
