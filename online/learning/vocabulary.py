@@ -223,7 +223,7 @@ class Vocabulary:
 
     def touched(self) -> Touched:
         """Return the blocks and keys that rows since the last cut may have changed."""
-        return {NAMES: set(self._open_known), BROUGHT: set(self._open_brought)}
+        return {NAMES: dict.fromkeys(self._open_known), BROUGHT: dict.fromkeys(self._open_brought)}
 
     def mend(self, values: Blocks) -> None:
         """Restore the state from the ``touched`` values; otherwise as ``reset``."""
