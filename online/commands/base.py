@@ -28,7 +28,7 @@ import typer
 
 from online.client.asking import Answer, Asking
 from online.errors import ConfigError, StartRefused
-from refusals import meant
+from refusals import installing, meant
 from replay.plain import PlainStream, plain
 
 if TYPE_CHECKING:  # imported where they are used: a question to the service needs few of them
@@ -155,7 +155,7 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
 
     Raises StartRefused if none runs.
     """
-    from online.service.run_file import running
+    from online.service.state.run_file import running
     from online.settings.glimpse import environment, given_token, glimpse
 
     if url is not None:  # whoever answers there is not to be told the tokens of these settings
@@ -205,6 +205,21 @@ def only(
     what = f"several models {are}" if name is None else f"{name!r} {is_not}"
     hint = meant(name or "", known, f"Name one of: {', '.join(known)}")
     raise ConfigError(option, what, hint)
+
+
+def need_table_packages() -> None:
+    """Check that the packages that read tables are installed.  Raises StartRefused."""
+    from evaluation.put_off import absent
+
+    try:
+        import pyarrow
+    except ImportError as error:
+        raise StartRefused(
+            f"reading tables needs a package that is missing ({error})",
+            installing("rescore"),
+        ) from None
+    with absent(["pandas"]):  # pyarrow would import it, which takes half a second
+        pyarrow.array([0])
 
 
 def agreed(text: str, question: str, *, more: str = "") -> None:

@@ -63,7 +63,7 @@ class Outside:
         ask: Has the parameter server do what it is asked by name (``recover``, ``freeze``) when the
             model has diverged (:mod:`online.watch.divergence`) or its error has risen.
         relearn: Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
-        search: Has triggers searched for (:mod:`online.service.trigger_task`).
+        search: Has triggers searched for (:mod:`online.service.on_ray.trigger_task`).
         crossing: Follows rows of traced requests to other replicas.
     """
 

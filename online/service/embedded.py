@@ -16,7 +16,6 @@ from online.alerts.sending import Sending
 from online.client import Client, Model
 from online.errors import StartRefused
 from online.history.recording import Recording
-from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -25,6 +24,7 @@ from online.service.one_process import (
     settings_for,
     starting,
 )
+from online.service.parts.assembly import Assembly
 from online.settings import config
 from online.settings.config import Settings
 from online.settings.purposes import TaskName
@@ -98,7 +98,7 @@ class _Http:
 def _protocol() -> Any:
     """Return how uvicorn reads requests: their heads are bounded."""
     try:
-        from online.service.request_heads import Heads
+        from online.service.parts.request_heads import Heads
     except ModuleNotFoundError:  # without httptools it reads them with h11, which bounds them
         return "auto"
     return Heads

@@ -27,7 +27,6 @@ from online.messages.structs import (
     Receipts,
 )
 from online.messages.values import plain_value
-from online.service.assembly import Assembly
 from online.service.one_process import (
     OneProcess,
     Progress,
@@ -35,6 +34,7 @@ from online.service.one_process import (
     settings_for,
     starting,
 )
+from online.service.parts.assembly import Assembly
 from online.settings.purposes import TaskName
 from replay.example import Label
 

@@ -1,6 +1,6 @@
 """Journal, parameter server and one replica in this process, without Ray and without HTTP.
 
-It is put together from the same parts as a replica of Ray Serve (:mod:`online.service.assembly`),
+It consists of the same parts as a replica of Ray Serve (:mod:`online.service.parts.assembly`),
 on the same state folder: a start takes a folder over from the one form to the other.  Everything
 runs on threads of its own, learning on an event loop there, so that a program or a notebook that
 starts it goes on, whatever loop it runs itself.  A *front* brings the requests: HTTP
@@ -31,11 +31,11 @@ from online.models import handed_over
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
-from online.service import handing_on
-from online.service.assembly import Around, Assembly, nobody
-from online.service.check_state import Models
-from online.service.parameter_servers import settings_of, shard_of
-from online.service.patience import Patience
+from online.service.parts.assembly import Around, Assembly, nobody
+from online.service.state import server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import Patience
+from online.service.state.parameter_servers import settings_of, shard_of
 from online.settings import config
 from online.settings import file_modes as modes
 from online.settings.config import EMBEDDED, Settings
@@ -187,8 +187,8 @@ class OneProcess:
         with contextlib.closing(open_journal(given)) as journal:
             lines = promotion.follow_file(given, journal) if fresh or relearn else []
             settings, said = promotion.as_served(given, journal)
-            handing_on.note_given(given, settings, journal)
-            handing_on.refuse_wishes(settings, journal)
+            server_count.note_given(given, settings, journal)
+            server_count.refuse_wishes(settings, journal)
         for line in [*lines, *said]:
             self._progress(line)
         models = Models(settings, self._progress)

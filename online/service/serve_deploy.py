@@ -19,11 +19,12 @@ from pydantic import BaseModel, ConfigDict
 
 from online.challenger import promotion
 from online.errors import StartRefused
-from online.service import handing_on, parameter_servers, rollout
-from online.service.check_state import Models
-from online.service.origin import Origin
-from online.service.patience import Patience
+from online.service.on_ray import rollout
+from online.service.on_ray.origin import Origin
 from online.service.service import check_nodes
+from online.service.state import parameter_servers, server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import Patience
 from online.settings import config
 from online.settings.places import open_journal
 
@@ -46,7 +47,7 @@ def build(arguments: Mapping[str, str]) -> Any:
     """
     import ray
 
-    from online.service.deployment import Replica
+    from online.service.on_ray.deployment import Replica
 
     # Serve makes an object of them only where the annotation is a class, and here it is a text.
     path = Arguments.model_validate(arguments).settings
@@ -61,8 +62,8 @@ def build(arguments: Mapping[str, str]) -> Any:
     with contextlib.closing(open_journal(settings)) as journal:
         given = settings
         settings, promoted = promotion.as_served(given, journal)
-        handing_on.note_given(given, settings, journal)
-        handing_on.refuse_wishes(settings, journal)
+        server_count.note_given(given, settings, journal)
+        server_count.refuse_wishes(settings, journal)
     for line in promoted:
         log.info(line)
     models = Models(settings, log.info)

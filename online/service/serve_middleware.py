@@ -28,7 +28,7 @@ class Looks:
         """Ask it, which takes some 20 ms.  Raises what Ray raises."""
         from ray import serve
 
-        from online.service import origin, rollout
+        from online.service.on_ray import origin, rollout
 
         found = serve.status().applications[origin.APP].deployments["Replica"]
         self._reason = rollout.absent(found.status, found.message, self._reason)
@@ -38,8 +38,9 @@ class Looks:
 def middlewares() -> list[Middleware]:
     """Return the middlewares that Ray Serve asks for, before it starts its server.
 
-    That reads heads by :mod:`online.service.known_heads` then: Serve names no protocol of its own.
+    The server then reads request heads with :mod:`online.service.parts.head_cache`, because Serve
+    does not set a protocol class itself.
     """
     if find_spec("httptools") is not None:
-        HTTP_PROTOCOLS["auto"] = "online.service.known_heads:Known"
+        HTTP_PROTOCOLS["auto"] = "online.service.parts.head_cache:Known"
     return [Middleware(Ingress, look=Looks())]

@@ -30,16 +30,17 @@ from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.service import handing_on, parameter_servers, rollout, worker_setup
-from online.service.balancer import balanced
-from online.service.challengers import Challengers
-from online.service.check_state import Models
-from online.service.composition import exchangeable, goes_over
-from online.service.origin import Origin, code_hash
-from online.service.patience import Patience
-from online.service.ray_flags import REPLICA_PORTS, port_range, ray_flags
-from online.service.ray_processes import fewest_processes
-from online.service.tending import Tending
+from online.service.on_ray import rollout, worker_setup
+from online.service.on_ray.balancer import balanced
+from online.service.on_ray.challengers import Challengers
+from online.service.on_ray.origin import Origin, code_hash
+from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
+from online.service.on_ray.ray_processes import fewest_processes
+from online.service.parts.composition import exchangeable, goes_over
+from online.service.state import parameter_servers, server_count
+from online.service.state.check_state import Models
+from online.service.state.deadline import Patience
+from online.service.state.journal_upkeep import Tending
 from online.settings import file_modes
 from online.settings.config import Settings, own_token
 from online.settings.places import cut_log, open_journal, run_path, snapshots_path
@@ -131,7 +132,7 @@ def all_exchange(
 ) -> bool:
     """Whether replicas go over by themselves to all models that change.
 
-    ``served``: those that serve, and those that are to (:mod:`online.service.going_over`).
+    ``served``: those that serve, and those that are to (:mod:`online.service.parts.model_swap`).
     """
     return all(goes_over(m) for m in served[0][0].models if m.name in changed) and all(
         exchangeable(model, merge_rule(model, loaded[model.name].model))
@@ -287,7 +288,8 @@ class Service:
         processes.note(run_path(self._settings), {**self._facts, "specs": self._specs()})
 
     def _deploy(self, settings: Settings) -> None:
-        from online.service.deployment import Replica  # it imports Ray, after its flags are set
+        # Imported here: it imports Ray, whose flags must be set before.
+        from online.service.on_ray.deployment import Replica
 
         origin = Origin.here(settings, self._specs())
         rollout.deploy(Replica, settings, origin, self._version)
@@ -345,7 +347,7 @@ class Service:
             lines = promotion.follow_file(given, journal) if follow else []
             settings, told = promotion.as_served(given, journal, running=running)
             if not running:
-                handing_on.note_given(given, settings, journal)
+                server_count.note_given(given, settings, journal)
         for line in [*lines, *told]:
             self._progress(line)
         return settings
@@ -356,7 +358,7 @@ class Service:
         Raises StartRefused if they can't be served: what ran before goes on, and is promoted back.
         """
         begun_s = time.monotonic()
-        handing_on.hand_on(self._settings, self._specs(), self._progress)
+        server_count.hand_on(self._settings, self._specs(), self._progress)
         was, were, version = self._settings, self._loaded, self._version
         settings, specs = was, dict[str, str]()
         with contextlib.closing(open_journal(was)) as journal:
@@ -386,7 +388,7 @@ class Service:
                 parameter_servers.end(parameter_servers.of_all(settings, specs))
                 try:
                     if specs or not isinstance(error, ReplayError):  # else it is tried again
-                        handing_on.take_all_back(journal, self._specs(), was)
+                        server_count.take_all_back(journal, self._specs(), was)
                 finally:
                     if self._version != version:
                         self._version += 1

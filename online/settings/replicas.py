@@ -12,7 +12,7 @@ from online.settings.tree import Tree
 
 class ReplicaRange(Tree):
     """A range of replicas, of which as many run as the load needs: see
-    :mod:`online.service.scaling`."""
+    :mod:`online.service.on_ray.scaling`."""
 
     min: int = Field(1, ge=1, le=64, description="replicas that run without any load")
     max: int = Field(ge=1, le=64, description="replicas under the most of it")

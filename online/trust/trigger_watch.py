@@ -17,7 +17,7 @@ _LOOK_S: Final = 1.0  # between two looks whether it is time
 
 
 class Looked(Protocol):
-    """The triggers that a search has found, see :class:`online.service.trigger_task.Looked`."""
+    """Result of one search, see :class:`online.service.on_ray.trigger_task.Looked`."""
 
     @property
     def triggers(self) -> Sequence[Trigger]:

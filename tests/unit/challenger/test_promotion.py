@@ -16,11 +16,11 @@ from online.challenger import promotion
 from online.challenger.promotion import decision
 from online.errors import StartRefused
 from online.models.from_settings import load_model
-from online.service import parameter_servers
-from online.service.challengers import Challengers
-from online.service.check_state import Models
-from online.service.patience import Patience
+from online.service.on_ray.challengers import Challengers
 from online.service.service import Service
+from online.service.state import parameter_servers
+from online.service.state.check_state import Models
+from online.service.state.deadline import Patience
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
@@ -166,7 +166,7 @@ def test_a_service_begins_and_ends_todays_defaults_beside_a_model(
     def start(self: Challengers, settings: Settings) -> None:
         begun.append(settings.models[0].challenger)
 
-    monkeypatch.setattr("online.service.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
     monkeypatch.setattr(parameter_servers, "start", lambda *_: None)
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", start)
@@ -265,8 +265,8 @@ def test_a_promotion_leaves_the_servers_of_other_models_alone(
 
     monkeypatch.setattr(parameter_servers, "end", lambda specs: ended.append(dict(specs)))
     monkeypatch.setattr(parameter_servers, "last_snapshots", lambda specs: [])
-    monkeypatch.setattr("online.service.rollout.deploy", deploy)
-    monkeypatch.setattr("online.service.rollout.gone_over", lambda *_: ends == "exchanged")
+    monkeypatch.setattr("online.service.on_ray.rollout.deploy", deploy)
+    monkeypatch.setattr("online.service.on_ray.rollout.gone_over", lambda *_: ends == "exchanged")
     monkeypatch.setattr(Service, "_wait_http", lambda self: None)
     monkeypatch.setattr(Challengers, "start", lambda self, settings: None)
     monkeypatch.setattr("online.processes.note", lambda *_: None)

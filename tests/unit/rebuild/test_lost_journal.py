@@ -28,7 +28,7 @@ from online.rebuild.forget import Bases, check_reach, influence
 from online.rebuild.rebuild import Wanted
 from online.rebuild.relearn import window_of
 from online.rows.history import Decisions
-from online.service.check_state import Models
+from online.service.state.check_state import Models
 from paramserver.errors import PublishFailed, RollbackRefused
 from paramserver.process import shortfall
 from replay.errors import JournalDamaged, JournalUnavailable

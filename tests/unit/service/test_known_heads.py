@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 from online.http.app import _send
 from online.http.whole_answers import written
 from online.service import serve_middleware
-from online.service.known_heads import Known
-from online.service.request_heads import Heads
+from online.service.parts.head_cache import Known
+from online.service.parts.request_heads import Heads
 
 WAIT_S: Final = 60.0  # what hangs ends
 HEAD: Final = "POST /v1/models/m/predict?a=%20 HTTP/1.1\r\nHost: x\r\n"

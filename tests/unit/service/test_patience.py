@@ -9,8 +9,8 @@ from types import ModuleType
 import pytest
 
 from online.errors import StartRefused
-from online.service import rollout
-from online.service.patience import Patience
+from online.service.on_ray import rollout
+from online.service.state.deadline import Patience
 from online.settings import config
 
 

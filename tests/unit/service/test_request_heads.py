@@ -12,7 +12,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from online.service import embedded
-from online.service.request_heads import HEAD_BYTES_MAX, Heads
+from online.service.parts.request_heads import HEAD_BYTES_MAX, Heads
 
 WAIT_S: Final = 60.0  # what hangs ends
 SHORT_S: Final = 0.05

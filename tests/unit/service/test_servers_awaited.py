@@ -11,9 +11,9 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from online.errors import StartRefused
-from online.service import parameter_servers
-from online.service.parameter_servers import Begun
-from online.service.patience import Patience
+from online.service.state import parameter_servers
+from online.service.state.deadline import Patience
+from online.service.state.parameter_servers import Begun
 
 SERVING = {"state": "serving", "reason": "", "epoch": 3, "count": 7, "refused": {}}
 RESTORING = {"state": "restoring", "reason": ""}

@@ -14,7 +14,7 @@ from online.models.experts import EXPERTS
 from online.models.fm import FmModel
 from online.models.lines import TABLE, TableLines
 from online.models.tabled import Table
-from online.service.parameter_servers import settings_of
+from online.service.state.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire
 from paramserver.core.admission import KEPT, Keeper, Sights, TableBounds

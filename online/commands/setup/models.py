@@ -1,0 +1,486 @@
+"""`online models`: does a learner keep what the service needs of it, and is it of today?"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import time
+import traceback
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from evaluation.metrics import Task
+from online.client.asking import Asking
+from online.commands.base import AsJson, Context, checked, common, load_settings, pick
+from online.errors import ConfigError, StartRefused
+from online.models.base import Model
+from online.settings.anomaly import Anomaly
+from online.settings.config import Settings, data_dir
+from online.settings.purposes import PURPOSES
+from replay.example import Features, Label
+
+app = typer.Typer(
+    help="What can be served, and whether it keeps its promises.", no_args_is_help=True
+)
+
+_N = 90
+_LOOK_S = 0.2
+_RESHARD_S = 240.0
+_NOT_PARAMS = ("artifact", "keys")  # settings of their own
+_NAMES = ("a", "b", "c", "d")
+_LABELS: dict[str, Sequence[Label]] = {
+    "binary": (False, True), "multiclass": ("apple", "pear", "quince")
+}  # fmt: skip
+
+HINTS = {
+    "answers before learning": "Answer before the first row, and rows with names not met before",
+    "structure is stable": "Keep what is learned out of `structure`",
+    "predict changes nothing": "Insert nothing while answering: drop unknown names, draw nothing",
+    "many is one by one": "Let predict_many give what predict gives, also for rows of other names",
+    "delta composes": "Let cut give all that rows have changed since the cut before",
+    "cut empties the delta": "Begin a new delta at each cut, reset and start",
+    "reset is exact": "Let reset forget everything that is not in the values",
+    "replicas agree": "Name blocks and keys by what they mean, not by the order of rows",
+    "rebase keeps the open delta": "Put new values under what was learned since the cut",
+    "input is left alone": "Copy the features: neither change nor keep the caller's dict",
+    "blocks are not shared": "Give and take copies of blocks",
+    "reset after an error": "Let reset also undo what a row that raised has done",
+    "refused weight changes nothing": "Raise WeightUnsupported before anything else",
+    "growth is bounded": "Add keys only for names that are new",
+    "notes are optional": "Keep notes short; learn a row with none, or with others', all the same",
+}
+"""What to do about each check that fails, by the beginning of what it says."""
+
+
+_KNOWN_ERRORS = {
+    "NominalSplitterReg": "River's AMRules has no splitter for texts: leave them out, or put "
+    "preprocessing.OneHotEncoder in front",
+    "division by zero, at variance_ratio_split_criterion.py": "River's regression rules and trees "
+    "divide by the variance of the labels of a leaf, which is 0 when all are equal: the row is "
+    "answered `failed`, and the model goes on as it was",
+}
+"""What errors of others' models come from, by a part of what is seen."""
+
+
+@app.command("list")
+def listed(as_json: AsJson = False) -> None:
+    """Show the built-in learners, with their params and the values of those left out.
+
+    Example: online models list
+    """
+    from online.models.load import BUILT_IN
+
+    rows: list[dict[str, Any]] = []
+    for name, factory in BUILT_IN.items():
+        params = {
+            p.name: None if p.default is p.empty else p.default
+            for p in inspect.signature(factory).parameters.values()
+            if p.name not in _NOT_PARAMS
+        }
+        rows.append({"learner": name, "about": _first(factory.__doc__ or ""), "params": params})
+    if as_json:
+        print(json.dumps({"models": rows}, default=list))
+        return
+    for row in rows:
+        print(f"{row['learner']:<8}  {row['about']}")
+        given = ", ".join(
+            f"{name}: {json.dumps(v, default=list)}" for name, v in row["params"].items()
+        )
+        print(f"          params: {given or 'none'}")
+    print("or file.py:factory, module:factory, of river, scikit-learn, torch or your own;")
+    print("onnx:FILE and mlflow:FOLDER, which are served as they are")
+
+
+def _first(text: str) -> str:
+    """The first sentence of a text, in one line."""
+    return " ".join(text.split("\n\n")[0].split())
+
+
+@app.command("check")
+def check(
+    learner: Annotated[
+        str,
+        typer.Argument(help="file.py:factory, module:factory or a built-in; file.py: its build"),
+    ],
+    task: Annotated[str, typer.Option(help="binary, multiclass, regression or anomaly")] = "binary",
+    params: Annotated[str, typer.Option(help="params of the factory, as JSON")] = "{}",
+    stream: Annotated[
+        str | None, typer.Option(help="rows of a stream or CSV file; none: rows are made up")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run the checks that every model of the service has to pass.
+
+    A model is asked, taught, cut, merged and put back as replicas do it.  Exit code 1: it breaks a
+    promise, and what was seen is said with what to do.
+
+    Example: online models check model.py:build --params '{"lr": 0.1}'
+
+    Example: online models check model.py --task multiclass --stream rows.csv
+    """
+    from online.models.checks import CheckFailed, lacking, yield_checks
+    from online.models.load import load
+
+    place = learner if not learner.endswith(".py") else f"{learner}:build"
+    loaded = load(
+        place, _params(params), task=_task(task), classes=None, key=b"\0" * 32, base_dir=Path(),
+        threshold=Anomaly().threshold if task == "anomaly" else None,
+    )  # fmt: skip
+    rows = _rows(loaded.model, _task(task), stream)
+    if stream is None and (names := lacking(loaded.build, rows[0][0])):
+        many = "columns" if names[1:] else "column"
+        remedy = "Give rows of yours: --stream rows.csv"
+        raise ConfigError("--stream", f"the made-up rows have no {many} {', '.join(names)}", remedy)
+    found = []
+    for one in yield_checks():
+        name = one.__name__.removeprefix("check_").replace("_", " ")
+        try:
+            one(loaded.build, rows)
+        except CheckFailed as error:
+            found.append({"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]})
+        except Exception as error:  # a stranger's model may raise anything
+            seen, hint = _raised(error)
+            found.append({"check": name, "good": False, "seen": seen, "hint": hint or HINTS[name]})
+        else:
+            found.append({"check": name, "good": True})
+        if not as_json:
+            _show(found[-1], one.__doc__ or "")
+    good = all(row["good"] for row in found)
+    if as_json:
+        print(json.dumps({"learner": place, "good": good, "checks": found}))
+    else:
+        _conclude(loaded.model, good=good)
+    raise typer.Exit(0 if good else 1)
+
+
+@app.command("seal")
+def seal(
+    pickled: Annotated[
+        Path,
+        typer.Argument(
+            help="a pickle, or a folder of MLflow, that you trust: it is run when served"
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Argument(help="the sealed file; a folder is sealed in its place")
+    ] = None,
+    settings: Annotated[
+        Path | None, typer.Option("--settings", help="settings file: names the service's key")
+    ] = None,
+) -> None:
+    """Seal a pickled model with the service's key, so that it can be served.
+
+    Nothing is unpickled here.  Serve a file with `learner: sealed` and `artifact: OUT`, a folder
+    that MLflow has saved with `learner: mlflow:FOLDER`.
+
+    Example: online models seal model.pkl model.sealed --settings online.yaml
+
+    Example: online models seal mlruns/model --settings online.yaml
+    """
+    from online.models.errors import BlobUntrusted
+    from online.models.sealed import seal as sealed
+    from online.models.sealed import seal_folder
+    from online.rows.prediction_ids import Keys
+
+    if pickled.is_dir():
+        if out is not None:
+            remedy = "Leave OUT out, or copy the folder first"
+            raise ConfigError("OUT", "a folder is sealed in its place", remedy)
+        try:
+            n = seal_folder(pickled, Keys.from_file(load_settings(settings).key_path).secret)
+        except (OSError, BlobUntrusted) as error:
+            raise ConfigError(
+                "FILE", f"{pickled}: {error}", "Give a folder of plain files"
+            ) from None
+        print(f"{pickled}: {n:,} files under the seal of the service's key")
+        return
+    if out is None:
+        raise ConfigError("OUT", "none is given", "Name the sealed file that is to be written")
+    try:
+        data = pickled.read_bytes()
+    except OSError as error:
+        raise ConfigError("FILE", f"{pickled}: {error.strerror}", "Name an existing file") from None
+    keys = Keys.from_file(load_settings(settings).key_path)
+    part = out.with_name(out.name + ".part")
+    part.write_bytes(sealed(data, keys.secret))
+    part.replace(out)
+    print(f"{out}: {len(data):,} bytes under the seal of the service's key")
+
+
+@app.command("upgrade")
+@common(model=False)
+def upgrade(
+    context: Context,
+    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="end it, and learn it no more")] = False,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for the comparison")] = 120.0,
+) -> None:
+    """Compare a model that keeps older defaults with one of today's, which learns beside it.
+
+    A model goes on with the defaults that it began with.  This builds the same learner with those
+    of today as its challenger: it learns the whole journal, then what comes, answers nobody, and
+    both scores are shown.  It serves when you say so: online promote.  With --wait 0 it only
+    begins; ask again, or see online status.
+
+    Example: online models upgrade clicks
+    """
+    client = context.connect()
+    name = pick(client, model, "NAME")
+    done = checked(client.post(f"/v1/models/{name}/upgrade", json={"on": not stop}))
+    found = None if stop else _compared(client, name, done["params"], wait)
+    if context.as_json:
+        print(json.dumps({**done, "model": name, "challenger": found}))
+        return
+    if stop:
+        print(f"{name}: no challenger of today's defaults from now on")
+        return
+    print(f"{name}: {json.dumps(done['params'])} learns beside it")
+    if found is None or found["state"] != "learning" or not found["rows"]:
+        print("  nothing is compared yet: online status")
+        return
+    _show_scores(found)
+
+
+def _compared(
+    client: Asking, name: str, params: dict[str, Any], wait_s: float
+) -> dict[str, Any] | None:
+    """The challenger's standing once it has learned all rows, or as it is when the time is up."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        found: dict[str, Any] | None = None
+        try:
+            found = checked(client.get(f"/v1/models/{name}"))["challenger"]
+        except StartRefused:  # replicas are replaced just now
+            if time.monotonic() > deadline:
+                raise
+        if found is not None and found["params"] != params:
+            found = None  # a replica that is about to be replaced
+        done = found is not None and found["state"] == "learning" and not found["behind_rows"]
+        if done or time.monotonic() > deadline:
+            return found
+        time.sleep(_LOOK_S)
+
+
+def _show_scores(found: dict[str, Any]) -> None:
+    """Both scores side by side, and what may be done."""
+    losses = found["champion_loss"], found["challenger_loss"]
+    score = "accuracy" if losses[0] is not None else "error"  # of a regression, in the mean
+    low, high = found["interval"]
+    print(f"  {'':10}{'serves':>10}{'of today':>10}   on {found['rows']:,} rows")
+    print(f"  {score:10}{found['champion']:>10.4f}{found['challenger']:>10.4f}")
+    if losses[0] is not None and losses[1] is not None:
+        print(f"  {'log loss':10}{losses[0]:>10.4f}{losses[1]:>10.4f}")
+    print(f"  {found['verdict']}: difference of scores {low:+.3f} … {high:+.3f}")
+    if found["behind_rows"]:
+        print(f"  {found['behind_rows']:,} rows behind: online status")
+    print("  let it serve: online promote; end it: online models upgrade --stop")
+
+
+@app.command("reshard")
+@common(model=False)
+def reshard(
+    context: Context,
+    shards: Annotated[int, typer.Option("--shards", help="how many it is to have", min=1)],
+    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
+) -> None:
+    """Give a model another number of parameter servers, while it answers.
+
+    The new ones begin with what the old ones hold at one moment, and learn what came since; then
+    the replicas go over.  A service with `cluster: embedded` is stopped, and started with another
+    `shards` in its settings file.  Exit code 1 if it was refused; what serves goes on then.  Until
+    the new ones have begun, the number that it has withdraws the wish; so do four minutes.
+
+    Example: online models reshard clicks --shards 4
+    """
+    from online.service.state.run_file import running
+
+    client, settings = context.connect(), context.settings()
+    name = pick(client, model, "NAME")
+    serves = running(settings.state_dir).get("specs", {}).get(name)  # its journal is written here
+    spec, before, wish = _wish(settings, name, shards, serves)
+    if wish is None:
+        if context.as_json:
+            print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
+            return
+        print(f"{name}: another number is no longer wished; {before} parameter servers serve")
+        return
+    _wait_for_reshard(settings, name, spec, wish)
+    if context.as_json:
+        print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
+        return
+    print(f"{name}: {shards} parameter servers serve, instead of {before}")
+    print(f"  to make it permanent, write `shards: {shards}` into the settings file")
+
+
+def _wish(
+    settings: Settings, name: str, shards: int, serves: str | None
+) -> tuple[str, int, tuple[int, str] | None]:
+    """Write the wish down; the spec that is to serve, and how many servers do so now.
+
+    Last is the wish's row, and the spec of one server; None: one that stood was withdrawn.
+
+    ``serves``: the spec that does: the file may have been changed since the service has read it.
+
+    Raises StartRefused or ConfigError: it can't be fulfilled.
+    """
+    from online.challenger.promotion import as_stored
+    from online.models.from_settings import load_model
+    from online.rebuild import reshard as resharding
+    from online.rows.prediction_ids import Keys
+    from online.settings.config import EMBEDDED
+    from online.settings.places import open_journal
+
+    if settings.cluster == EMBEDDED:
+        raise StartRefused(
+            "a service in one process changes the number of its parameter servers at a start",
+            f"Stop it, write `shards: {shards}` into the settings of {name}, and start it again",
+        )
+    given = {one.name: one.shards for one in settings.models}
+    serving = {one.name: one for one in as_stored(settings).models}.get(name)
+    if serving is None:
+        remedy = "Name the settings file that the service was started with: --config"
+        raise StartRefused(f"these settings have no model {name!r}", remedy)
+    by_spec = resharding.specs_of(serving, settings)
+    now = by_spec.get(serves or "")
+    if serves is None or now is None:
+        raise StartRefused(
+            f"the settings file describes another model {name} than the one that serves",
+            "Start the service again with the file, or name the one that it was started with: "
+            "--config",
+        )
+    one = next(iter(by_spec))
+    if now == shards:
+        with contextlib.closing(open_journal(settings)) as journal:
+            if resharding.withdraw(journal, name, one) is None:
+                said = f"model {name} has {shards} parameter servers"
+                raise StartRefused(said, "Name another number")
+        return serves, now, None
+    try:
+        wanted = serving.made_as({"shards": shards})
+    except ValueError as error:
+        why = str(error).splitlines()
+        raise ConfigError(
+            "--shards", " ".join(why[2:3] or why).strip(), "See docs/scale.md"
+        ) from None
+    keys = Keys.from_file(settings.key_path)
+    spec = load_model(wanted, settings, keys.secret, keys.old_secrets).spec_hash
+    with contextlib.closing(open_journal(settings)) as journal:
+        resharding.check_can(journal.controls(name, 0), name, serves)
+        wish = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
+        seq = resharding.wished(journal, name, wish)
+    return spec, now, (seq, one)
+
+
+def _wait_for_reshard(settings: Settings, name: str, spec: str, wish: tuple[int, str]) -> None:
+    """Until every replica answers with the spec.  Raises StartRefused: it has failed.
+
+    What was not begun by then is no longer wished: nothing can be decided meanwhile.
+    """
+    from online.rebuild.reshard import withdraw
+    from online.service.state.run_file import running
+    from online.settings.places import open_journal
+    from paramserver.core.resharding import RESHARD
+
+    (seq, one), deadline = wish, time.monotonic() + _RESHARD_S
+    while running(settings.state_dir).get("specs", {}).get(name) != spec:
+        with contextlib.closing(open_journal(settings)) as journal:
+            since = [c.payload for c in journal.controls(name, seq) if c.kind == RESHARD]
+            late = time.monotonic() > deadline
+            if late and not since and withdraw(journal, name, one, seq) is not None:
+                raise StartRefused(
+                    f"{name} has the parameter servers that it had: others have not begun in "
+                    f"{_RESHARD_S:.0f} s, and are no longer wished",
+                    "See what `online serve` says",
+                )
+        if any(json.loads(said)["why"] == "failed" for said in since):
+            raise StartRefused(
+                f"{name} has the parameter servers that it had: others could not be started, or "
+                "are no longer wished",
+                "See what `online serve` says",
+            )
+        if late:
+            raise StartRefused(
+                f"{name} is to have other parameter servers, and its replicas have not gone over "
+                f"in {_RESHARD_S:.0f} s",
+                "See what `online serve` says",
+            )
+        time.sleep(_LOOK_S)
+
+
+def _show(row: dict[str, Any], promise: str) -> None:
+    print(f"{'ok  ' if row['good'] else 'FAIL'}  {row['check']}")
+    if not row["good"]:
+        print(f"      promised: {' '.join(promise.split())}")
+        print(f"      seen: {row['seen']}")
+        print(f"      {row['hint']}")
+
+
+def _raised(error: Exception) -> tuple[str, str | None]:
+    """Say what a model has raised, and where, and what that comes from if it is known."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    seen = f"{type(error).__name__}: {error}, at {place}"
+    return seen, next((hint for part, hint in _KNOWN_ERRORS.items() if part in seen), None)
+
+
+def _conclude(model: Model, *, good: bool) -> None:
+    if not good:
+        print("the model can't be served as it is")
+    elif not model.learns:
+        print("the model is good; it never changes, and is the same in every replica")
+    elif model.mergeable:
+        print("the model is good; what replicas learn is merged")
+    else:
+        print(f"the model is good; each replica learns all rows ({model.why_not_mergeable})")
+
+
+def _task(text: str) -> Task:
+    known = [name for name in PURPOSES if name != "choose"]
+    if text not in known:
+        raise ConfigError("--task", f"{text!r} is no task", ", ".join(known))
+    return PURPOSES[text].labels
+
+
+def _params(text: str) -> dict[str, object]:
+    try:
+        params = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            "--params", f"no JSON: {error}", "As in --params '{\"lr\": 0.1}'"
+        ) from None
+    if not isinstance(params, dict):
+        raise ConfigError("--params", "it is no object", "As in --params '{\"lr\": 0.1}'")
+    return params
+
+
+def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, Label]]:
+    """Rows of the stream, or rows whose label follows from their features."""
+    if stream is not None:
+        from evaluation.streams import open_stream
+
+        opened = open_stream(stream, data_dir())
+        if opened.task != task:
+            hint = f"Say --task {opened.task}, or name another stream"
+            raise ConfigError("--stream", f"{stream} is {opened.task}, not {task}", hint)
+        return list(islice(opened.rows, _N))
+    import random
+
+    draw = random.Random(7)
+    shown = getattr(model, "estimator", model)  # of a model that travels whole
+    inputs = getattr(shown, "inputs", _NAMES)
+    names = getattr(inputs, "names", inputs)
+    labels = getattr(shown, "labels", None) or _LABELS.get(task, ())
+    rows: list[tuple[Features, Label]] = []
+    for _ in range(_N):
+        x = {name: draw.gauss(1.0, 2.0) for name in names}
+        total = sum(value * (-1) ** i for i, value in enumerate(x.values()))
+        label: Label = total
+        if labels:
+            label = labels[min(max(int(total + len(labels) / 2), 0), len(labels) - 1)]
+        rows.append((dict(x), label))
+    return rows

@@ -1,0 +1,144 @@
+"""The search for triggers over a model's journal and newest snapshot, in a process of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import ray
+
+from online.models.from_settings import load_model
+from online.rows.history import Decisions
+from online.rows.prediction_ids import Keys
+from online.service.parts.command_settings import settings_file, without_settings
+from online.settings.config import Settings
+from online.settings.glimpse import environment
+from online.settings.model import ModelSettings
+from online.settings.places import open_journal
+from online.trust.triggers import Search, Told, Trigger
+from replay import codec
+from replay.errors import PayloadFormat, PayloadInvalid
+from replay.journal.base import Journal
+
+_NICENESS: Final = 10
+_PAGE_ROWS: Final = 1_000
+_FORGET_S: Final = 3_600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """The triggers that a search has found, and what it looked at.
+
+    ``rows`` and ``sources``: how many were looked at.  ``forgotten``: sources that were forgotten
+    for it; ``problem``: why one was not.
+    """
+
+    rows: int
+    sources: int
+    triggers: tuple[Trigger, ...]
+    forgotten: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
+    """Search the newest rows for triggers that work on the newest snapshot's model.
+
+    Raises StartRefused: there is no snapshot; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
+    """
+    from online.rescore.snapshot import scored  # needs pyarrow, which serving does not
+
+    made = scored(model, settings)
+    keys = Keys.from_file(settings.key_path)
+    loaded = load_model(model, settings, keys.secret, keys.old_secrets)
+    with contextlib.closing(open_journal(settings)) as journal:
+        decisions = Decisions(made.spec)
+        decisions.read(journal, model.name)
+        rows = list(told_of(journal, model.name, decisions, rows_max))
+    found = Search(rows, made.make(), loaded.build).triggers()
+    return Looked(len(rows), len({row.source for row in rows}), tuple(found))
+
+
+def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -> Iterator[Told]:
+    """The newest ``rows_max`` rows of the journal, those of them that are in the model."""
+    newest = journal.follow(model, 2**62, 1).upto
+    low, reach = 0, rows_max
+    while reach < newest:  # other models' rows lie between
+        low = newest - reach
+        page = journal.follow(model, low, rows_max)
+        if len(page.rows) == rows_max:
+            break
+        low, reach = 0, reach * 4
+    while True:
+        page = journal.follow(model, low, _PAGE_ROWS)
+        for row in page.rows:
+            if not (row.source and decisions.learned(row)):
+                continue
+            with contextlib.suppress(PayloadFormat, PayloadInvalid):
+                example = codec.decode(row.payload)
+                if example.scored:
+                    yield Told(row.source, example.features, example.label)
+        if len(page.rows) < _PAGE_ROWS:
+            return
+        low = page.upto
+
+
+def looking(data: dict[str, Any], model: str) -> Any:
+    """Begin a search as a task of Ray; the reference of its :class:`Looked`.
+
+    It ends with this process.  With ``triggers.on_trigger: forget`` the sources are forgotten, too.
+    """
+    return ray.remote(_looked).options(num_cpus=0, max_retries=0).remote(data, model)
+
+
+def _looked(data: dict[str, Any], name: str) -> Looked:
+    with contextlib.suppress(OSError):
+        os.nice(_NICENESS)
+    settings = Settings.model_validate(data)
+    os.umask(settings.umask)
+    model = next(model for model in settings.models if model.name == name)
+    looked = look(settings, model, model.triggers.rows)
+    if model.triggers.on_trigger != "forget" or not looked.triggers:
+        return looked
+    return forgotten(settings, name, looked)
+
+
+def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
+    """Forget each source that is named, one after the other, by ``online forget``."""
+    done: list[str] = []
+    problem = None
+    names = dict.fromkeys(source for trigger in looked.triggers for source in trigger.sources)
+    with settings_file(settings, "forget-") as file:
+        for source in names:
+            problem = _forget(file, model, source)
+            if problem is not None:
+                break
+            done.append(source)
+    return Looked(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
+
+
+def _forget(file: Path, model: str, source: str) -> str | None:
+    """Why it could not be forgotten; None: it is."""
+    command = [sys.executable, "-m", "online", "forget", "--yes", "--json", f"--source={source}"]
+    command += [f"--model={model}", f"--config={file}"]
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=_FORGET_S, check=False,
+            env=without_settings(environment()),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"online forget --source {source} took more than {_FORGET_S:.0f} s"
+    if ended.returncode:
+        return ended.stderr.strip()[-500:] or f"online forget ended with {ended.returncode}"
+    return None
+
+
+def plain_data(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
+    """For operators; plain data."""
+    return [{**msgspec.to_builtins(trigger), "text": str(trigger)} for trigger in triggers]
