@@ -15,24 +15,24 @@ from online.http.ingress import Ingress
 
 
 class Looks:
-    """Asks Ray Serve's controller how many replicas run, and why another one does not start.
+    """Asks Ray Serve's controller how many replicas run, and why others do not start.
 
-    Serve has one message, which the next event replaces: a failed health check, or a start that
-    takes long.  So the reason is remembered until Serve says that nothing is wrong.
+    Serve keeps a single message, which the next event replaces: a failed health check, or a slow
+    start.  The reason is therefore remembered until Serve reports a healthy state.
     """
 
     def __init__(self) -> None:
         self._reason: str | None = None
 
     def __call__(self) -> Replicas:
-        """Ask it, which takes some 20 ms.  Raises what Ray raises."""
+        """Query the controller, which takes about 20 ms.  Raises what Ray raises."""
         from ray import serve
 
         from online.service.on_ray import origin, rollout
 
-        found = serve.status().applications[origin.APP].deployments["Replica"]
-        self._reason = rollout.absent(found.status, found.message, self._reason)
-        return Replicas(found.replica_states.get("RUNNING", 0), self._reason)
+        deployment = serve.status().applications[origin.APP].deployments["Replica"]
+        self._reason = rollout.absent(deployment.status, deployment.message, self._reason)
+        return Replicas(deployment.replica_states.get("RUNNING", 0), self._reason)
 
 
 def middlewares() -> list[Middleware]:
@@ -42,5 +42,5 @@ def middlewares() -> list[Middleware]:
     does not set a protocol class itself.
     """
     if find_spec("httptools") is not None:
-        HTTP_PROTOCOLS["auto"] = "online.service.parts.head_cache:Known"
+        HTTP_PROTOCOLS["auto"] = "online.service.parts.head_cache:CachedHeads"
     return [Middleware(Ingress, look=Looks())]

@@ -1,7 +1,7 @@
-"""When HAProxy has every replica and will not be exchanged any more: a service may say ready.
+"""Tells when HAProxy knows every replica and will not be reloaded again, so a start is complete.
 
-Serve exchanges HAProxy's process whenever a replica comes or goes, and the process before closes
-the connections that have not asked anything yet.
+Serve replaces HAProxy's process whenever a replica starts or stops, and the old process closes
+connections that have not sent a request yet.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Final
 
 import psutil
 
-_TAKEN_OVER_S: Final = 1.0  # a new process has its listeners, and the one before was told to stop
-_SETTLED_S: Final = 10.0  # whatever is missing by then does not come
-_CLOCKS_S: Final = 0.05  # the kernel counts starts in hundredths of a second
+_TAKEN_OVER_S: Final = 1.0  # by then a new process listens, and the old one was told to stop
+_SETTLED_S: Final = 10.0  # replicas that are missing by then do not come
+_CLOCKS_S: Final = 0.05  # the kernel reports start times in hundredths of a second
 
 
 def balanced(private: Path, replicas: int) -> bool:
-    """Whether HAProxy has so many replicas, and its last reload is over.
+    """Whether HAProxy knows this many replicas and its last reload is over.
 
-    Serve writes its configuration right before each reload.  Before the replicas are in it, what
-    answers is Serve's own proxy, and a reload is still to come.
+    Serve writes the configuration right before each reload.  Until the replicas are in it, Serve's
+    own proxy answers, and a reload is still to come.
     """
-    found = (*private.glob("haproxy.cfg"), *private.glob("*/haproxy.cfg"))  # a folder a node
-    return all(_reloaded(file, replicas) for file in found)
+    # One per node.
+    configurations = (*private.glob("haproxy.cfg"), *private.glob("*/haproxy.cfg"))
+    return all(_reloaded(file, replicas) for file in configurations)
 
 
 def _reloaded(file: Path, replicas: int) -> bool:
@@ -39,19 +40,19 @@ def _reloaded(file: Path, replicas: int) -> bool:
         return False
     if written_s > _SETTLED_S:
         return True
-    if "server SERVE_PROXY_" not in text:  # what answers if no replica can: one more reload
+    if "server SERVE_PROXY_" not in text:  # the fallback is missing: one more reload will come
         return False
     ages_s = _ages_s(str(file))
-    if not ages_s:  # it runs where its processes can't be seen
+    if not ages_s:  # HAProxy runs where its processes can't be seen
         return written_s > _TAKEN_OVER_S
     newest_s = min(ages_s)
-    if newest_s > written_s + _CLOCKS_S:  # the one that reads this configuration is still to come
+    if newest_s > written_s + _CLOCKS_S:  # no process has read this configuration yet
         return False
     return newest_s > (_TAKEN_OVER_S if len(ages_s) > 1 else _CLOCKS_S)
 
 
 def _ages_s(file: str) -> list[float]:
-    """Seconds for which each process with the file on its command line has run."""
+    """Running time in seconds of each process with the file on its command line."""
     return [
         age_s
         for process in psutil.process_iter(["cmdline"])
@@ -61,9 +62,9 @@ def _ages_s(file: str) -> list[float]:
 
 
 def _age_s(process: psutil.Process) -> Iterable[float]:
-    """One number; none of a process that has ended.
+    """Running time of a process as one number; empty if it has ended.
 
-    On Linux psutil knows the boot to a second, so that a start's time may be wrong by one.
+    On Linux psutil knows the boot time to a second only, so a start time may be off by one second.
     """
     try:
         if hasattr(time, "CLOCK_BOOTTIME"):

@@ -1,4 +1,4 @@
-"""The process of a challenger as an actor of Ray: one a model, beside the replicas."""
+"""Runs a model's challenger as a Ray actor: one actor per model, beside the replicas."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ log = logging.getLogger(__name__)
 
 _NICENESS: Final = 10
 _IDLE_S: Final = 0.1
-_AGAIN_S: Final = 1.0  # after what it did not expect
-_RESTARTS: Final = 20  # a row that kills it would do so for ever
+_AGAIN_S: Final = 1.0  # pause after an unexpected error
+_RESTARTS: Final = 20  # bounded, because a row that kills the process would do so every time
 _STOP_S: Final = 10.0
 _DECIDE_S: Final = 30.0
 _GONE_S: Final = 10.0
 
 
-class Shadowing:
-    """The actor's class: one challenger on a thread; calls ask how it stands."""
+class ChallengerActor:
+    """The actor's class: runs one challenger on a thread and answers status calls."""
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
         telemetry.log_to_stderr(logging.INFO)
@@ -70,7 +70,7 @@ class Shadowing:
                     self._begun, self._trouble = True, ""
                 if not shadow.step():
                     self._ending.wait(_IDLE_S)
-            except Exception as error:  # of the journal or the model: it begins at its snapshot
+            except Exception as error:  # of journal or model: restart from its own snapshot
                 self._begun, self._trouble = False, f"{type(error).__name__}: {error}"
                 log.warning("challenger of %s: %s", self._name, self._trouble)
                 self._ending.wait(_AGAIN_S)
@@ -78,20 +78,20 @@ class Shadowing:
             shadow.close()
 
     def status(self) -> dict[str, Any]:
-        """How it stands; see :meth:`online.challenger.shadow.Shadow.status`."""
+        """Status of the challenger; see :meth:`online.challenger.shadow.Shadow.status`."""
         if not self._begun:
             trouble = self._trouble or None
             return {"state": "beginning", "spec": self._spec[:16], "incident": trouble}
         return self._shadow.status()
 
     def stop(self) -> None:
-        """Publish a last time and do nothing more."""
+        """Publish a last snapshot and end the thread."""
         self._ending.set()
         self._thread.join(_STOP_S)
 
 
 def _propose(model: ModelSettings, before: str, after: str, now: Standing) -> None:
-    """Have the serving lineage's server decide it; asked again with the next look."""
+    """Ask the serving lineage's server to promote the challenger; retried if that fails."""
     log.info("challenger of %s is better: it is promoted", model.name)
     note = decision(model, before, after, "auto", now.summary())
     handle = ray.get_actor(server_name(model.name, before), NAMESPACE)
@@ -99,8 +99,8 @@ def _propose(model: ModelSettings, before: str, after: str, now: Standing) -> No
 
 
 def start_shadow(data: dict[str, Any], model: str) -> Any:
-    """Start the challenger of a model; returns at once.  It lives as long as what is returned."""
-    actor = ray.remote(Shadowing).options(
+    """Start the challenger of a model; returns at once.  The actor ends with its handle."""
+    actor = ray.remote(ChallengerActor).options(
         name=challenger_name(model), namespace=NAMESPACE, num_cpus=0, max_restarts=_RESTARTS,
         max_concurrency=4,
     )  # fmt: skip
@@ -108,17 +108,17 @@ def start_shadow(data: dict[str, Any], model: str) -> Any:
 
 
 def end_shadow(model: str) -> None:
-    """End the challenger of a model, if there is one: it publishes, and its name is free."""
+    """Publish and end the challenger of a model, if there is one; its name is free afterwards."""
     end_actor(challenger_name(model), "stop")
 
 
 def end_actor(name: str, last: str) -> None:
-    """Call an actor's method a last time and end it; returns when its name is free."""
+    """Call an actor's method ``last`` and end the actor; returns when its name is free."""
     try:
         handle = ray.get_actor(name, NAMESPACE)
     except ValueError:
         return
-    with contextlib.suppress(RayError):  # what it has not published is learned again
+    with contextlib.suppress(RayError):  # rows that are not published will be relearned
         ray.get(getattr(handle, last).remote(), timeout=2 * _STOP_S)
     ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _GONE_S

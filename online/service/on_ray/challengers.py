@@ -1,4 +1,4 @@
-"""The challengers of a running service: their processes, who was promoted, what begins or ends."""
+"""Runs the challengers of a service, and reads pending promotions and reshardings."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from replay.journal.base import Journal
 
 
 class Challengers:
-    """The challengers of the models that have one, a process each; this process owns them."""
+    """The challengers of a service's models, one process each, owned by this process."""
 
     def __init__(self) -> None:
         self._running: dict[str, tuple[ModelSettings, Any]] = {}
-        self._seen: dict[str, int] = {}  # newest control row, by model
-        self._promoted: dict[str, str] = {}  # what the newest promotion lets serve
+        self._seen: dict[str, int] = {}  # newest control row that was read, by model
+        self._promoted: dict[str, str] = {}  # spec of the newest promotion, by model
         self._upgraded = False
-        self._wished: dict[str, bool] = {}  # whether a model is to have other servers
+        self._wished: dict[str, bool] = {}  # whether a resharding was requested, by model
         self._again = False
 
     def start(self, settings: Settings) -> None:
-        """Bring the processes to these settings; returns before they have begun."""
+        """Start and stop processes to match these settings; does not wait until they run."""
         from online.service.on_ray.challenger_process import start_shadow
 
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
         wanted = {m.name: m for m in settings.models if m.challenger is not None}
         old = [name for name, (was, _) in self._running.items() if wanted.get(name) != was]
-        self.make_way(old)
+        self.end_challengers(old)
         for name in wanted.keys() - self._running.keys():
             self._running[name] = wanted[name], start_shadow(data, name)
 
-    def make_way(self, models: Iterable[str]) -> None:
-        """End the challengers of these models; they publish what they have learned."""
+    def end_challengers(self, models: Iterable[str]) -> None:
+        """End the challengers of these models after they have published their state."""
         from online.service.on_ray.challenger_process import end_shadow
 
         for name in list(models):
@@ -45,33 +45,33 @@ class Challengers:
                 end_shadow(name)
 
     def promoted(self, journal: Journal, serving: Mapping[str, str]) -> bool:
-        """Whether another lineage than the one that serves, by model, is to do so."""
+        """Whether the newest promotion names another spec than the one in ``serving``, by model."""
         for name in serving:
             for control in journal.controls(name, self._seen.get(name, 0)):
                 self._seen[name] = control.seq
                 self._upgraded |= control.kind == UPGRADE
                 if (wished := resharding.wished(control)) is not None:
                     self._wished[name] = wished
-                if (found := rewrites.promoted([control])) is not None:
+                if (result := rewrites.promoted([control])) is not None:
                     self._promoted[name] = (
-                        found[1].after if found[1].before == serving[name] else ""
+                        result[1].after if result[1].before == serving[name] else ""
                     )
         return any(
             self._promoted.get(name) not in (None, "", spec) for name, spec in serving.items()
         )
 
     def upgraded(self) -> bool:
-        """Whether one of today's defaults was to begin or to end, since the last time."""
-        found, self._upgraded = self._upgraded, False
-        return found
+        """Whether an upgrade of the defaults was begun or ended since the last call."""
+        result, self._upgraded = self._upgraded, False
+        return result
 
     def resharded(self) -> bool:
-        """Whether a model is to have another number of servers, since the last time."""
-        found, self._wished, self._again = self._again or any(self._wished.values()), {}, False
-        return found
+        """Whether another number of servers was requested since the last call."""
+        result, self._wished, self._again = self._again or any(self._wished.values()), {}, False
+        return result
 
     def until_read(self, step: Callable[[], list[str]]) -> list[str]:
-        """Lines of what is done about a wish; it is told again if the journal gave no answer."""
+        """Run a step that fulfils a request; the request is kept if the journal does not answer."""
         try:
             return step()
         except ReplayError:

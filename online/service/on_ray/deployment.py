@@ -1,6 +1,7 @@
-"""The Ray Serve replica: builds everything from its settings, in its own process.
+"""The Ray Serve deployment: each replica builds everything from the settings in its own process.
 
-Who starts replicas imports this module, too, and none of what they are made of.
+The process that deploys replicas imports this module as well, so the parts of a replica are
+imported only inside its methods.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @serve.ingress()
 class Replica:
-    """One replica of the service: every model, one HTTP port."""
+    """One replica of the service: serves every model on one HTTP port."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, data: dict[str, Any], origin: Origin
@@ -35,7 +36,7 @@ class Replica:
 
         telemetry.log_to_stderr(logging.INFO)
         given = Settings.model_validate(data)
-        os.umask(given.umask)  # in a cluster that was there before, it is another one's
+        os.umask(given.umask)  # a process of a joined cluster has inherited another one
         self._assembly = await assemble(data, given, origin)
         await self._assembly.start()
         self._busy = Busy(time.process_time, time.monotonic)
@@ -61,9 +62,9 @@ class Replica:
         return with_lifespan
 
     async def tell_peer(self, model: str, request: bytes) -> bytes | None:
-        """Values for a replica that starts and can't reach the parameter server."""
+        """Parameters for a starting replica that can't reach the parameter server."""
         return await self._assembly.replicas[model].tell(request)
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """How busy this replica is; Serve asks if their number follows the load."""
+        """CPU share of this replica; Serve calls it if the number of replicas is a range."""
         return self._busy()

@@ -1,9 +1,9 @@
-"""Learning in a process of its own, beside a replica whose model is slow to learn.
+"""Runs learning in a process of its own, beside a replica whose model is slow to learn.
 
-The replica writes feedback into its partition and answers; an actor of Ray, which it owns, follows
-the partition, learns and pushes.  The actor holds nothing that is not in the journal or at the
-parameter server: if it dies, another goes on from the server's clock.  If the replica dies, the
-actor ends with it, and the partition is adopted as any other.
+The replica appends feedback to its partition and answers; a Ray actor that it owns follows the
+partition, learns and pushes.  The actor keeps no state that is not in the journal or at the
+parameter server: if it dies, its successor continues from the server's clock.  If the replica dies,
+the actor ends with it, and the partition is adopted like any other.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from online.models.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
 from online.service.on_ray.relearn_task import fresh_of
-from online.service.on_ray.trigger_task import Looked, looking
+from online.service.on_ray.trigger_task import Looked, search_task
 from online.service.parts.composition import model_replica
 from online.service.parts.garbage import collect_seldom
 from online.settings.access_tokens import WITH_SECRETS
@@ -34,13 +34,13 @@ from paramserver.clients.ray_client import ParameterClient
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 0.5  # between two looks at the actor
+_LOOK_S: Final = 0.5  # between two calls of the actor
 _STOP_S: Final = 1.0
-_NICENESS: Final = 5  # predictions first, where cores are few
+_NICENESS: Final = 5  # predictions have priority where cores are scarce
 
 
 def relearning(settings: Settings, model: str) -> Relearn:
-    """Has a fresh model taught by a task of Ray."""
+    """Return a function that trains a fresh model in a Ray task."""
 
     async def relearned(rewrite: int, since: float) -> str:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
@@ -50,18 +50,18 @@ def relearning(settings: Settings, model: str) -> Relearn:
 
 
 def searching(settings: Settings, model: str) -> Callable[[], Awaitable[Looked]]:
-    """Has triggers searched for by a task of Ray."""
+    """Return a function that searches for triggers in a Ray task."""
 
     async def searched() -> Looked:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        looked: Looked = await looking(data, model)
+        looked: Looked = await search_task(data, model)
         return looked
 
     return searched
 
 
-class Learning:
-    """The actor's class: learns one model's rows of one partition after the other."""
+class LearnerActor:
+    """The actor's class: learns one model's rows, one partition after the other."""
 
     def __init__(self, data: dict[str, Any], name: str) -> None:
         telemetry.log_to_stderr(logging.INFO)
@@ -82,7 +82,7 @@ class Learning:
         self._starting: asyncio.Task[None] | None = None
 
     async def follow(self, partition: int) -> None:
-        """Learn what is written there from now on."""
+        """Learn the rows of this partition from now on."""
         if self._starting is None:
             self._starting = asyncio.create_task(self._replica.start())
             collect_seldom()
@@ -90,16 +90,16 @@ class Learning:
         self._replica.follow(partition)
 
     async def stop(self) -> None:
-        """Push what is learned and give up the own partition, which is empty."""
+        """Push what is learned and seal the actor's own partition, which is empty."""
         await self._replica.stop(_STOP_S)
 
 
-class Background:
-    """Keeps the learner process of one model alive, and tells it what to follow.
+class LearnerSupervisor:
+    """Keeps the learner process of one model alive, and has it follow the replica's partition.
 
     Parameters:
-        start: Makes the actor (:func:`actor_of`).
-        replica: What writes the rows; ``learner_restarts`` is counted there.
+        start: Creates the actor (:func:`actor_of`).
+        replica: The replica that writes the rows; its ``learner_restarts`` counts restarts.
     """
 
     def __init__(self, start: Callable[[], Any], replica: ModelReplica) -> None:
@@ -108,7 +108,7 @@ class Background:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin; returns at once, rows wait in the journal until the process is there."""
+        """Begin to supervise; returns at once.  Rows wait in the journal until it runs."""
         self._task = asyncio.create_task(self._tend())
 
     async def _tend(self) -> None:
@@ -124,12 +124,12 @@ class Background:
                 self._replica.counts["learner_restarts"] += 1
                 log.warning("model %s: its learner process ended: %s", self._model, _line(error))
                 self._actor = None
-            except Exception as error:  # of Ray or its node: this has to go on
+            except Exception as error:  # of Ray or its node: keep supervising
                 log.error("model %s: its learner process: %s", self._model, _line(error))
-            await asyncio.sleep(_LOOK_S)  # not at once: it may end at each start
+            await asyncio.sleep(_LOOK_S)  # also after a failure, as it may fail at each start
 
     async def stop(self) -> None:
-        """End the process.  What it has not learned is another replica's to adopt."""
+        """End the process.  Rows that it has not learned are left for adoption."""
         if self._task is None:
             return
         self._task.cancel()
@@ -149,8 +149,8 @@ class Background:
 
 
 def actor_of(data: dict[str, Any], model: str) -> Any:
-    """A new learner process; it ends with this one."""
-    return ray.remote(Learning).options(num_cpus=0, max_restarts=0).remote(data, model)
+    """Create a learner process; it ends with this process."""
+    return ray.remote(LearnerActor).options(num_cpus=0, max_restarts=0).remote(data, model)
 
 
 def _line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The origin of a service: a replica must find the same where it runs."""
+"""Facts about a service's start that a replica on another machine must find unchanged."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _READ_AT_START = (("online/http", "html"), ("replay/journal/lua", "lua"))
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The facts that a service was started with: a replica must find the same where it runs.
+    """Facts about a service's start; a replica compares them with what it finds where it runs.
 
     Attributes:
-        host: Name of the service's machine.
+        host: Name of the machine where the service was started.
         key: Fingerprint of the key that signs tokens.
-        specs: Hash of each model's spec, by the model's name.
+        specs: Spec hash of each model, by the model's name.
     """
 
     host: str
@@ -34,11 +34,11 @@ class Origin:
 
     @classmethod
     def here(cls, settings: Settings, specs: Mapping[str, str]) -> Origin:
-        """Return the origin of this process."""
+        """Return the facts as this process finds them."""
         return cls(socket.gethostname(), _fingerprint(Keys.from_file(settings.key_path)), specs)
 
     def check_place(self, settings: Settings) -> None:
-        """Refuse a machine that does not see the service's files.  Raises StartRefused."""
+        """Raise StartRefused if this machine does not see the service's files."""
         host = socket.gethostname()
         if host == self.host:
             return
@@ -55,7 +55,7 @@ class Origin:
             )
 
     def check_spec(self, name: str, spec: str) -> None:
-        """Refuse code that has changed since the service's start.  Raises StartRefused."""
+        """Raise StartRefused if a model's code has changed since the service's start."""
         if spec != self.specs[name]:
             raise StartRefused(
                 f"model {name}: its code has changed since the service started",
@@ -64,16 +64,16 @@ class Origin:
 
 
 def code_hash() -> str:
-    """Hash of the service's own source files, as they are on the disk of this machine now.
+    """Hash of the service's source files as they are now on this machine's disk.
 
-    Pages, and the scripts that a journal in Redis runs, are read from their files at the start.
+    Included are HTML pages and Redis scripts, which processes read from files at their start.
     """
     root = Path(__file__).parents[3]
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for folder, ending in (*((name, "py") for name in _PACKAGES), *_READ_AT_START):
         for file in sorted((root / folder).rglob(f"*.{ending}")):
-            found.update(file.read_bytes())
-    return found.hexdigest()
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(keys: Keys) -> str:

@@ -1,9 +1,9 @@
-"""A Ray of the service's own, without the processes that nobody asks: half of what Ray starts.
+"""Starts a local Ray without the processes that the service does not use: half of what Ray starts.
 
-Ray has no settings for them.  With ``cluster: local`` there is no dashboard, no job is submitted,
-no node is added and no environment is made, and the service has logs and metrics of its own, so
-that they would cost seconds of a core at each start, and 400 MB.  A cluster that is joined has
-them.
+Ray has no settings for this.  With ``cluster: local`` there is no dashboard, no job submission, no
+added node and no runtime environment, and the service has its own logs and metrics.  These
+processes would cost seconds of CPU time at each start, and 400 MB of memory.  A cluster that is
+joined keeps them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,17 @@ from typing import Any, Final
 
 _AGENTS: Final = ("--dashboard_agent_command=", "--runtime_env_agent_command=")
 _PORTS: Final = ("DASHBOARD_AGENT_LISTEN", "METRICS_AGENT", "METRICS_EXPORT", "RUNTIME_ENV_AGENT")
-_NOT_IN_USE: Final = -1  # in the place of a port, as Ray's own agents write it
-_NOBODY: Final = ("/bin/sh", "-c", "exec cat")
-"""Stands where raylet ends if an agent does; it ends when raylet does, whose end of its pipe is
-closed then."""
+_NOT_IN_USE: Final = -1  # Ray's own agents write this instead of a port that they do not use
+_PLACEHOLDER: Final = ("/bin/sh", "-c", "exec cat")
+"""A placeholder for raylet's agents, because raylet ends when an agent does.
+
+It ends with raylet, which holds the other end of its standard input.
+"""
 
 
 @contextlib.contextmanager
 def fewest_processes() -> Iterator[None]:
-    """While this lasts `ray.init` starts Ray's store of names and its raylet alone."""
+    """Within this context `ray.init` starts only Ray's GCS and raylet."""
     from ray._private import services, utils
     from ray._private.node import Node
 
@@ -33,14 +35,14 @@ def fewest_processes() -> Iterator[None]:
         return start(without_agents(command), *args, **named)
 
     def nothing(self: Any, **_: Any) -> None:
-        """Start none of the kind."""
+        """Start no process of this kind."""
 
     changed: list[tuple[Any, str, Any]] = [
         (Node, "start_monitor", nothing),
         (Node, "start_api_server", nothing),
         (Node, "start_log_monitor", nothing),
         (services, "start_ray_process", start_ray_process),
-        (utils, "get_dashboard_dependency_error", ImportError),  # else it imports them to know
+        (utils, "get_dashboard_dependency_error", ImportError),  # the original imports them all
     ]
     before = [(place, name, getattr(place, name)) for place, name, _ in changed]
     for place, name, value in changed:
@@ -53,9 +55,9 @@ def fewest_processes() -> Iterator[None]:
 
 
 def without_agents(command: list[str]) -> list[str]:
-    """The command that starts raylet, with nobody in the place of its agents; others as they are.
+    """Replace the agents in raylet's command by a placeholder; return other commands unchanged.
 
-    Raylet waits for the files in which agents write their ports, so these are written here.
+    Raylet waits for files in which its agents write their ports, so these are written here.
     """
     if not any(word.startswith(_AGENTS) for word in command):
         return command
@@ -68,8 +70,8 @@ def without_agents(command: list[str]) -> list[str]:
     for name in _PORTS:
         file = getattr(ports, f"{name}_PORT_NAME")
         ports.persist_port(options["session_dir"], options["node_id"], file, _NOT_IN_USE)
-    nobody = subprocess.list2cmdline(_NOBODY)
+    placeholder = subprocess.list2cmdline(_PLACEHOLDER)
     return [
-        f"{word.partition('=')[0]}={nobody}" if word.startswith(_AGENTS) else word
+        f"{word.partition('=')[0]}={placeholder}" if word.startswith(_AGENTS) else word
         for word in command
     ]

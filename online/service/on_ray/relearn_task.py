@@ -1,4 +1,4 @@
-"""A fresh model taught by recent rows in a process of its own, as a task of Ray."""
+"""Trains a fresh model on recent rows as a Ray task, in a process of its own."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DECIDE_S: Final = 30.0
 
 
 def fresh_of(data: dict[str, Any], model: str, rewrite: int, since: float) -> Any:
-    """Begin to teach one; the reference of what became of it.  It ends with this process."""
+    """Start the task; returns the reference of its result text.  It ends with this process."""
     task = ray.remote(_taught).options(num_cpus=0, max_retries=0)
     return task.remote(data, model, rewrite, since)
 
@@ -45,8 +45,8 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
     spec = loaded.spec_hash
-    place = lineage_place(snapshots_path(settings), name, spec)
-    history = SnapshotHistory(open_snapshots(place), Retention())
+    path = lineage_place(snapshots_path(settings), name, spec)
+    history = SnapshotHistory(open_snapshots(path), Retention())
     with contextlib.closing(open_journal(settings)) as journal:
         decisions = Decisions(spec)
         decisions.read(journal, name)
@@ -56,7 +56,7 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
             journal, decisions, window, None if head is None else history.load(head),
             method_of(model, loaded, settings), model=name, spec_text=loaded.spec_text,
         )  # fmt: skip
-        aside = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
+        snapshot_prefix = f"{ASIDE}{rewrite}-{secrets.token_hex(4)}"
         handle = ray.get_actor(server_name(name, spec), NAMESPACE)
 
         def swap(*asked: object) -> Mapping[str, Any]:
@@ -69,6 +69,6 @@ def _taught(data: dict[str, Any], name: str, rewrite: int, since: float) -> str:
             return done
 
         try:
-            return str(relearn(work, window, history, swap, aside, rewrite, time.time()))
+            return str(relearn(work, window, history, swap, snapshot_prefix, rewrite, time.time()))
         except StartRefused as error:
             return f"its error has risen; no fresh model was taught: {error.problem}"

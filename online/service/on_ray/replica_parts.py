@@ -1,6 +1,6 @@
-"""The parts that a replica of Ray Serve is made of: imported in its own process alone.
+"""Builds the parts of a Ray Serve replica; imported only in the replica's own process.
 
-It is the shell of :mod:`online.service.parts.assembly`, which knows no Ray.
+It is the shell around :mod:`online.service.parts.assembly`, which does not import Ray.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from online.http import ingress
 from online.models.from_settings import load_model
 from online.models.load import Loaded
 from online.rows.prediction_ids import Keys
-from online.service.on_ray.learner_process import Background, actor_of, relearning, searching
+from online.service.on_ray.learner_process import LearnerSupervisor, actor_of, relearning, searching
 from online.service.on_ray.origin import Origin
 from online.service.on_ray.serve_peers import Peers
-from online.service.parts.assembly import Around, Assembly
-from online.service.parts.composition import goes_over
+from online.service.parts.assembly import Assembly, ProcessContext
+from online.service.parts.composition import watches_decisions
 from online.service.serve_middleware import Looks
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
@@ -37,8 +37,8 @@ _ABSENCE_S = 5.0
 _UNREAD_S = 0.2  # between two attempts to read the journal
 
 
-class Absence:
-    """Why another replica does not start, as Serve knows it; asked at most every five seconds."""
+class AbsenceReason:
+    """Caches Serve's reason why another replica does not start, for five seconds."""
 
     def __init__(self, monotonic_s: Callable[[], float]) -> None:
         self._monotonic_s, self._asked_s = monotonic_s, -_ABSENCE_S
@@ -46,15 +46,15 @@ class Absence:
         self._reason: str | None = None
 
     def __call__(self) -> str | None:
-        """The reason; None: nothing is wrong."""
+        """The reason; None if nothing is wrong."""
         if self._monotonic_s() >= self._asked_s + _ABSENCE_S:
             self._asked_s = self._monotonic_s()
             self._reason = self._look().reason
         return self._reason
 
 
-async def _surely(as_served: Callable[[], Settings]) -> Settings:
-    """The settings that are served by now, as often as it takes the journal to say them."""
+async def _retried(as_served: Callable[[], Settings]) -> Settings:
+    """The settings with promotions applied; retries until the journal answers."""
     while True:
         try:
             return await asyncio.to_thread(as_served)
@@ -64,39 +64,39 @@ async def _surely(as_served: Callable[[], Settings]) -> Settings:
 
 
 async def assemble(data: dict[str, Any], given: Settings, origin: Origin) -> Assembly:
-    """Everything that the replica answers with, not started.  Raises StartRefused."""
+    """Build everything that the replica serves, without starting it.  Raises StartRefused."""
     origin.check_place(given)
     keys = Keys.from_file(given.key_path)
     as_served = None
     settings = given
-    if any(goes_over(model) for model in given.models):
-        # What the running replicas went over to is in no argument of this one.
+    if any(watches_decisions(model) for model in given.models):
+        # The arguments of this replica do not contain promotions that running replicas have seen.
         as_served = partial(promotion.as_stored, given, running=True)
-        settings = await _surely(as_served)
+        settings = await _retried(as_served)
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
 
     def load(model: ModelSettings) -> Loaded:
         loaded = load_model(model, given, keys.secret, keys.old_secrets)
-        if model in given.models:  # else a promotion says its spec, and was compared with it
+        if model in given.models:  # a promoted model's spec was compared with the promotion
             origin.check_spec(model.name, loaded.spec_hash)
         return loaded
 
-    around = Around(
+    context = ProcessContext(
         processes.replica_name(),
         lambda name, spec: ParameterClient(server_name(name, spec)),
-        lambda name, replica: Background(partial(actor_of, data, name), replica),
+        lambda name, replica: LearnerSupervisor(partial(actor_of, data, name), replica),
         relearn=relearning,
         search=searching,
         peers=Peers,
         challenger=lambda name: ParameterClient(challenger_name(name)),
-        absent=Absence(time.monotonic),
+        absent=AbsenceReason(time.monotonic),
         as_served=as_served,
     )
-    return Assembly(settings, keys, load, around)
+    return Assembly(settings, keys, load, context)
 
 
 def application(assembly: Assembly) -> ingress.Application:
-    """The ASGI application of a replica, behind what Ray Serve puts in front of it."""
+    """The ASGI application of a replica, inside the middleware for Ray Serve."""
     app = assembly.app()
     ingress.install(app)
     return app

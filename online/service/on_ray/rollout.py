@@ -1,4 +1,4 @@
-"""The replicas as one application of Ray Serve: started, scaled, replaced while others answer."""
+"""Deploys the replicas as one Ray Serve application: start, scaling, rolling replacement."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from replay.errors import JournalHeld, JournalUnavailable
 from replay.journal.base import Journal
 
 _STOP_REPLICA_S = 2.0
-_POLL_S = 0.05  # between two looks of Serve whether replicas run
-_HEALTH_S = 2.0  # so soon is a replica that has died replaced
+_POLL_S = 0.05  # between two polls of Serve whether replicas run
+_HEALTH_S = 2.0  # a dead replica is replaced this soon
 _LOOK_S = 0.1
-_SURGE_PERCENT = 50  # rounded up: replacements that start before what they replace stops
+_SURGE_PERCENT = 50  # rounded up: replacements that start before the old replicas stop
 
 _BY_REPLICAS = ("limits", "tokens", "origins", "hosts", "telemetry")
-_AT_ONCE = ("start_wait_s", "alerts")  # asked for only by the process that owns the service
+_AT_ONCE = ("start_wait_s", "alerts")  # used only by the process that owns the service
 _BY_RESTART = ("task", "learner", "params", "classes", "state_of", "entity", "shards")  # its spec
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """The changes that new settings make, as dotted names.
+    """Differences between two versions of the settings, as dotted names.
 
     Attributes:
-        restart: Only a restart of the service can change these.
-        rolling: Replicas know these from their start: each is replaced.
-        scaled: Only the number of replicas, or not even that.
-        at_once: The process that owns the service goes by these as soon as it knows them.
+        restart: Applied only by a restart of the service.
+        rolling: Read by replicas at their start: applied by replacing each replica.
+        scaled: Whether the number of replicas changes.
+        at_once: Used only by the owner process, which applies them immediately.
     """
 
     restart: tuple[str, ...]
@@ -49,7 +49,7 @@ class Changes:
 
 
 def changes(old: Settings, new: Settings) -> Changes:
-    """Compare the settings that a service runs with new ones."""
+    """Compare the settings that a service runs on with new ones."""
     restart = [
         name
         for name in Settings.model_fields
@@ -73,13 +73,13 @@ def changes(old: Settings, new: Settings) -> Changes:
 def application(
     replica: type[Any], settings: Settings, origin: Origin, version: int | None = None
 ) -> Any:
-    """The replicas as an application of Ray Serve.
+    """The replicas as a Ray Serve application.
 
     Parameters:
         replica: The class that Serve runs in each replica's process.
-        origin: What a replica compares itself with.
-        version: Replicas of another version are replaced; with the same one, only their number
-            changes.  None: as Serve finds it, from the code and these arguments.
+        origin: Facts that a replica compares with its own environment.
+        version: Replicas of another version are replaced; with the same version only their number
+            changes.  None: Serve derives it from the code and the arguments.
     """
     from ray import serve
 
@@ -99,32 +99,32 @@ def application(
         max_surge_percent=_SURGE_PERCENT,
     )
     if version is not None:
-        # Serve makes up a version at each call, which would replace every replica to scale.
+        # Serve would generate a new version per call, and so replace all replicas to scale.
         deployment = deployment.options(version=str(version), _internal=True)
     return deployment.bind(settings.model_dump(mode="json", context=WITH_SECRETS), origin)
 
 
-def be_patient(wait_s: float) -> None:
-    """Let Serve wait so long for its proxies, and look often: it has constants, no settings."""
+def set_proxy_timeout(wait_s: float) -> None:
+    """Set Serve's timeout for its proxies and its poll interval, which are constants there."""
     from ray.serve._private import api, client
 
     for module in (api, client):
         if hasattr(module, "HTTP_PROXY_TIMEOUT"):
             module.HTTP_PROXY_TIMEOUT = wait_s
-    if hasattr(client, "CLIENT_POLLING_INTERVAL_S"):  # a second, of which half is waited in vain
+    if hasattr(client, "CLIENT_POLLING_INTERVAL_S"):  # 1 s, which wastes half a second on average
         client.CLIENT_POLLING_INTERVAL_S = _POLL_S
 
 
 def start_serve(host: str, port: int, wait_s: float) -> None:
-    """Start Ray Serve's controller, which starts its proxies; replicas can be deployed at once.
+    """Start Ray Serve's controller, which starts the proxies; replicas can be deployed at once.
 
-    `serve.start` would wait for the proxies, for which the deployment waits in the end, too, up to
-    ``wait_s``.
+    `serve.start` would wait for the proxies first; here the deployment waits for them at its end,
+    up to ``wait_s``.
     """
     from ray.serve._private import api
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    be_patient(wait_s)
+    set_proxy_timeout(wait_s)
     controller, _ = api._create_controller_and_proxy_refs(
         {"host": host, "port": port}, None, None, None, api._coerce_controller_options(None)
     )
@@ -132,7 +132,7 @@ def start_serve(host: str, port: int, wait_s: float) -> None:
 
 
 def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int) -> None:
-    """Bring the replicas to these settings; returns when all of them answer.
+    """Deploy the replicas with these settings; returns when all of them answer.
 
     Raises StartRefused if replicas do not start.
     """
@@ -141,30 +141,31 @@ def deploy(replica: type[Any], settings: Settings, origin: Origin, version: int)
     try:
         serve.run(application(replica, settings, origin, version), name=APP)
     except RuntimeError as error:
-        said = serve.status().applications[APP].deployments["Replica"].message
+        message = serve.status().applications[APP].deployments["Replica"].message
         raise StartRefused(
-            f"the replicas do not start: {reason(said) or error}", "Mend what it says"
+            f"the replicas do not start: {reason(message) or error}", "Mend what it says"
         ) from error
 
 
-def gone_over(
+def wait_swapped(
     journal: Journal, before: Mapping[str, str], after: Mapping[str, str], wait_s: float
 ) -> bool:
-    """Wait until the replicas have gone over by themselves; False: not all have, in ``wait_s``.
+    """Wait until all replicas have swapped their model; False if some have not within ``wait_s``.
 
-    A replica has, once it has sealed the partition of the model before.  Those that the server
-    before has not heard of lately are not waited for: they look for themselves when they go on.
+    A replica has swapped once it has sealed the partition of the previous model.  Replicas that the
+    previous model's server has not heard from lately are not waited for: they read the journal
+    when they continue.
 
     Parameters:
-        before, after: By model: the spec that served, and the one that is to serve.
+        before, after: Spec hashes of the previous and the new lineages, by model.
     """
     deadline_s = time.monotonic() + wait_s
     while True:
         over = False
         with contextlib.suppress(JournalUnavailable, JournalHeld):
             over = all(
-                parameter_servers.heard_of(name, after[name])
-                and not _open(journal, name, spec) & parameter_servers.heard_of(name, spec)
+                parameter_servers.recent_replicas(name, after[name])
+                and not _open(journal, name, spec) & parameter_servers.recent_replicas(name, spec)
                 for name, spec in before.items()
             )
         if over or time.monotonic() > deadline_s:
@@ -173,21 +174,22 @@ def gone_over(
 
 
 def _open(journal: Journal, model: str, spec: str) -> set[str]:
-    """The replicas that have a partition of the spec that is not sealed."""
+    """Names of replicas with an unsealed partition of this spec."""
     return {p.replica for p in journal.partitions(model) if p.spec == spec and not p.sealed}
 
 
-def absent(state: str, said: str, known: str | None) -> str | None:
-    """Why a replica does not start, by what Serve says of all of them; None: nothing is wrong.
+def absent(state: str, message: str, known: str | None) -> str | None:
+    """The reason why a replica does not start, from Serve's state and message; None if all is well.
 
-    ``known`` is what this gave before: it stands while Serve has something else to say.
+    Parameters:
+        known: The previous result, which holds while Serve's message is about something else.
     """
-    if "failed to start" in said:
-        return reason(said)
-    return known if said and state != "HEALTHY" else None
+    if "failed to start" in message:
+        return reason(message)
+    return known if message and state != "HEALTHY" else None
 
 
-def reason(said: str) -> str:
-    """The error that a replica's constructor raised, out of Serve's message with its traceback."""
-    errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", said, re.MULTILINE)
-    return errors[-1] if errors else said.strip().rpartition("\n")[2]
+def reason(message: str) -> str:
+    """The exception of a replica's constructor, extracted from Serve's message with traceback."""
+    errors = re.findall(r"^(?:\w+\.)*\w+(?:Error|Refused|\w*Exception)?: .+", message, re.MULTILINE)
+    return errors[-1] if errors else message.strip().rpartition("\n")[2]

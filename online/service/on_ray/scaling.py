@@ -1,10 +1,10 @@
-"""How many replicas the load needs: what Ray Serve asks, once a second, if `replicas` is a range.
+"""Computes how many replicas the load needs, for Ray Serve, if `replicas` is a range.
 
-Serve's own measure is of no use here: hot requests come past its count
-(:mod:`online.http.ingress`), and are over in a millisecond.  A replica answers and learns on one
-thread, so what runs out is that thread's time: the share of a core that its process takes.
+Serve calls the policy once a second.  Serve's own measure does not help: most requests bypass its
+counter (:mod:`online.http.ingress`) and take about a millisecond.  A replica answers and learns on
+one thread, so the scarce resource is that thread's time: the CPU share of its process.
 
-Serve imports this module in its controller, so it imports nothing heavy.
+Serve's controller imports this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,31 +17,31 @@ if TYPE_CHECKING:
     from online.settings.replicas import ReplicaRange
 
 BUSY: Final = 0.6
-"""Share of a core that a replica may take on average; above it, answers begin to wait."""
+"""CPU share that replicas may have on average; above it, answers begin to queue."""
 
 _METRIC: Final = "busy"
 
 
 def wanted(shares: Sequence[float]) -> int:
-    """Replicas for the work of all: one that has nothing to do counts as none of it."""
+    """Number of replicas for the sum of CPU shares; at least 1."""
     return max(math.ceil(sum(shares) / BUSY), 1)
 
 
 def policy(context: Any) -> tuple[int, dict[str, Any]]:
-    """Tell Serve, which calls this, how many replicas are wanted.
+    """Return the wanted number of replicas to Serve, which calls this.
 
-    Serve keeps to the range, and waits `up_s` or `down_s` with what it is told.
+    Serve applies the range, and waits `up_s` or `down_s` before it follows a change.
     """
     shares = list(context.aggregated_metrics.get(_METRIC, {}).values())
-    # One has not said yet how busy it is.  While it starts it takes time from the others, which on
-    # a full machine look less busy for that: it is not sent away before it has answered.
+    # A replica has not reported yet.  While it starts it takes CPU time from the others, which look
+    # less busy for that on a full machine; it must not be removed before it has answered.
     if len(shares) < max(context.current_num_replicas, context.target_num_replicas):
         return context.target_num_replicas, {}
     return wanted(shares), {}
 
 
 class Busy:
-    """Share of a core that this process took since it was last asked, as Serve records it."""
+    """CPU share of this process since the last call, in the form that Serve records."""
 
     def __init__(self, cpu_s: Callable[[], float], monotonic_s: Callable[[], float]) -> None:
         self._cpu_s, self._monotonic_s = cpu_s, monotonic_s
@@ -55,7 +55,7 @@ class Busy:
 
 
 def options(replicas: int | ReplicaRange) -> dict[str, Any]:
-    """Return the deployment's options: how many replicas, or what decides it."""
+    """Return the deployment's options for a fixed number of replicas or a range."""
     if isinstance(replicas, int):
         return {"num_replicas": replicas}
     return {

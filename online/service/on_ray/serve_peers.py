@@ -1,4 +1,4 @@
-"""The replicas that answer, asked for values through Ray Serve."""
+"""Requests parameters from other replicas through Ray Serve."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from paramserver.core import wire
 from paramserver.errors import ServerUnavailable
 
 _ANSWER_S: Final = 120.0
-"""For all values of one that is there: it cuts millions between two requests."""
+"""Timeout for all parameters of a peer, which may extract millions of them between requests."""
 
 
 class Peers:
-    """The replicas that answer, as Serve knows them, in the place of one model's server."""
+    """The other replicas of one model, used in place of its parameter server."""
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._handle: Any = None
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """Values of one of them.  Raises ServerUnavailable: nobody has any.
+        """Return the parameters of one replica.
 
-        ``timeout_s``: until one has said that it is there.
+        Parameters:
+            timeout_s: Until a replica has answered that it has some.
+
+        Raises:
+            ServerUnavailable: No replica has any.
         """
         if self._handle is None:
             self._handle = serve.get_deployment_handle("Replica", APP)
-        ask, there = self._handle.tell_peer.remote, replace(request, values=False)
+        ask, probe = self._handle.tell_peer.remote, replace(request, values=False)
         try:
             async with asyncio.timeout(timeout_s):
-                answer = await ask(self._model, wire.encode(there))
+                answer = await ask(self._model, wire.encode(probe))
             if answer is not None and request.values:
                 async with asyncio.timeout(_ANSWER_S):
                     answer = await ask(self._model, wire.encode(request))

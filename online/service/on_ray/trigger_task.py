@@ -1,4 +1,4 @@
-"""The search for triggers over a model's journal and newest snapshot, in a process of its own."""
+"""Searches for triggers in a model's journal and newest snapshot, in a process of its own."""
 
 from __future__ import annotations
 
@@ -34,10 +34,13 @@ _FORGET_S: Final = 3_600.0
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """The triggers that a search has found, and what it looked at.
+    """Result of a search for triggers.
 
-    ``rows`` and ``sources``: how many were looked at.  ``forgotten``: sources that were forgotten
-    for it; ``problem``: why one was not.
+    Attributes:
+        rows, sources: Numbers of rows and of sources that were examined.
+        triggers: The triggers that were found.
+        forgotten: Sources that were forgotten because of them.
+        problem: Why a source could not be forgotten; None if all were.
     """
 
     rows: int
@@ -48,9 +51,11 @@ class Looked:
 
 
 def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
-    """Search the newest rows for triggers that work on the newest snapshot's model.
+    """Search the newest rows for triggers that work on the model of the newest snapshot.
 
-    Raises StartRefused: there is no snapshot; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
+    Raises:
+        StartRefused: There is no snapshot.
+        SnapshotMissing, SnapshotCorrupt, LearnerUnusable: The snapshot can't be used.
     """
     from online.rescore.snapshot import scored  # needs pyarrow, which serving does not
 
@@ -60,16 +65,18 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
     with contextlib.closing(open_journal(settings)) as journal:
         decisions = Decisions(made.spec)
         decisions.read(journal, model.name)
-        rows = list(told_of(journal, model.name, decisions, rows_max))
+        rows = list(learned_rows(journal, model.name, decisions, rows_max))
     found = Search(rows, made.make(), loaded.build).triggers()
     return Looked(len(rows), len({row.source for row in rows}), tuple(found))
 
 
-def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -> Iterator[Told]:
-    """The newest ``rows_max`` rows of the journal, those of them that are in the model."""
+def learned_rows(
+    journal: Journal, model: str, decisions: Decisions, rows_max: int
+) -> Iterator[Told]:
+    """Yield those of the newest ``rows_max`` rows of the journal that the model has learned."""
     newest = journal.follow(model, 2**62, 1).upto
     low, reach = 0, rows_max
-    while reach < newest:  # other models' rows lie between
+    while reach < newest:  # rows of other models lie between
         low = newest - reach
         page = journal.follow(model, low, rows_max)
         if len(page.rows) == rows_max:
@@ -89,10 +96,10 @@ def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -
         low = page.upto
 
 
-def looking(data: dict[str, Any], model: str) -> Any:
-    """Begin a search as a task of Ray; the reference of its :class:`Looked`.
+def search_task(data: dict[str, Any], model: str) -> Any:
+    """Start a search as a Ray task; returns the reference of its :class:`Looked`.
 
-    It ends with this process.  With ``triggers.on_trigger: forget`` the sources are forgotten, too.
+    The task ends with this process.  With ``triggers.on_trigger: forget`` it forgets the sources.
     """
     return ray.remote(_looked).options(num_cpus=0, max_retries=0).remote(data, model)
 
@@ -110,7 +117,7 @@ def _looked(data: dict[str, Any], name: str) -> Looked:
 
 
 def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
-    """Forget each source that is named, one after the other, by ``online forget``."""
+    """Forget each named source in turn by ``online forget``."""
     done: list[str] = []
     problem = None
     names = dict.fromkeys(source for trigger in looked.triggers for source in trigger.sources)
@@ -124,7 +131,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
 
 
 def _forget(file: Path, model: str, source: str) -> str | None:
-    """Why it could not be forgotten; None: it is."""
+    """Forget one source; returns the reason for a failure, else None."""
     command = [sys.executable, "-m", "online", "forget", "--yes", "--json", f"--source={source}"]
     command += [f"--model={model}", f"--config={file}"]
     try:
@@ -140,5 +147,5 @@ def _forget(file: Path, model: str, source: str) -> str | None:
 
 
 def plain_data(triggers: Sequence[Trigger]) -> list[dict[str, Any]]:
-    """For operators; plain data."""
+    """The triggers as plain data, with a text for operators."""
     return [{**msgspec.to_builtins(trigger), "text": str(trigger)} for trigger in triggers]

@@ -1,7 +1,7 @@
-"""Everything that one process of the service answers with, put together from the settings.
+"""Assembles the parts of one serving process from the settings: models, journal, HTTP application.
 
-A replica of Ray Serve and the embedded service are both shells of this; what differs between them
-(:class:`Around`) is handed in, and nothing here imports Ray.
+A replica of Ray Serve and the embedded service are shells around an :class:`Assembly`.  What
+differs between them (:class:`ProcessContext`) is passed in; nothing here imports Ray.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ from online.rescore.stores import RedisReads, SqliteScores
 from online.rows.door import Door
 from online.rows.prediction_ids import Keys, Nonces, Tokens
 from online.service.parts.command_settings import clear
-from online.service.parts.composition import exchangeable, goes_over, learns_here, model_replica
+from online.service.parts.composition import (
+    exchangeable,
+    learns_here,
+    model_replica,
+    watches_decisions,
+)
 from online.service.parts.model_part import LearnerProcess, Part
-from online.service.parts.model_swap import GoingOver
+from online.service.parts.model_swap import ModelSwap
 from online.service.parts.report_task import Reporting
 from online.serving.choosing import Choosing
 from online.serving.default_labels import DefaultLabels
@@ -55,25 +60,25 @@ _STOP_S: Final = 1.5
 
 
 def nobody(*_: object) -> None:
-    """There is none of what was asked for, whatever the model."""
+    """Return None, the default for parts that a shell does not have; takes any arguments."""
 
 
 @dataclass(frozen=True, slots=True)
-class Around:
-    """The surroundings of the models of one process, as the shell that runs it knows them.
+class ProcessContext:
+    """The surroundings of one process's models, provided by the shell that runs the process.
 
     Attributes:
-        replica: Name of this process among replicas; a new one a start.
-        server: The way to the parameter server of a model (its name, its spec's hash).
-        relearn, search: By the settings and a model's name, as of
-            :class:`online.replica.replica.ModelReplica`.
-        peers: By model's name: other replicas, asked for values; None: there are none.
-        learner_process: Of a model that this process does not learn itself.
-        challenger: The way to a model's challenger.
-        absent: Why another replica does not start, None if nothing is wrong; called on a thread.
-        as_served: The settings with the models that were promoted by now
-            (:mod:`online.challenger.promotion`); called on a thread.  None: nothing is promoted
-            here.
+        replica: Name of this process among replicas; a new one at each start.
+        server: Returns the client of a parameter server (by shard name and spec hash).
+        learner_process: Returns the process that learns a model for this one, if there is one.
+        relearn, search: Return how relearning and trigger searches are started for a model
+            (:class:`online.replica.replica.ModelReplica`); None: they are not.
+        peers: Returns a client of other replicas, which are asked for parameters; None: no peers.
+        challenger: Returns the client of a model's challenger.
+        absent: The reason why another replica does not start, None if all is well; called on a
+            thread.
+        as_served: The settings with all promotions so far applied
+            (:mod:`online.challenger.promotion`); called on a thread.  None: no promotions here.
     """
 
     replica: str
@@ -88,14 +93,14 @@ class Around:
 
 
 class Assembly:
-    """All models of the settings in this process, and the application that answers for them.
+    """All models of the settings in this process, and the ASGI application that serves them.
 
     Parameters:
-        load: The untrained model that a model's settings describe.
+        load: Loads the untrained model for a model's settings.
         keys: Sign label tokens and seal pickled state.
 
     Attributes:
-        replicas: By model's name.
+        replicas: By model name.
     """
 
     def __init__(
@@ -103,9 +108,9 @@ class Assembly:
         settings: Settings,
         keys: Keys,
         load: Callable[[ModelSettings], Loaded],
-        around: Around,
+        context: ProcessContext,
     ) -> None:
-        self._settings, self._around, self._keys, self._load = settings, around, keys, load
+        self._settings, self._context, self._keys, self._load = settings, context, keys, load
         self.replicas: dict[str, ModelReplica] = {}
         self._parts: dict[str, Part] = {}
         self._servings: dict[str, Serving] = {}
@@ -116,43 +121,43 @@ class Assembly:
         self._controls: dict[str, Client] = {}
         self._journals: dict[str, Journal] = {}
         self._threads: list[ThreadPoolExecutor] = []
-        self._going_over: list[GoingOver] = []
+        self._swaps: list[ModelSwap] = []
         challengers: dict[str, ParameterServerControl] = {}
-        self._tracing = _tracing(settings, around.replica)
-        self._open_one = journal_opener(settings)  # one a model: models do not wait for each other
+        self._tracing = _tracing(settings, context.replica)
+        self._open_one = journal_opener(settings)  # one journal per model, as each blocks
         self._nonces = Nonces(os.urandom(6))
         for model in settings.models:
             self._put(model.name, self._make(settings, model, load(model)))
             if model.challenger is not None:
-                challenger = around.challenger(model.name)
+                challenger = context.challenger(model.name)
                 assert challenger is not None
                 challengers[model.name] = challenger
         self._cluster = Cluster(
             self.replicas, self._controls, self._journals,
             lambda name: self._parts[name].facts,
-            free_bytes=journal_room(settings), absent=around.absent,
-            challengers=None if around.challenger is nobody else challengers,
+            free_bytes=journal_room(settings), absent=context.absent,
+            challengers=None if context.challenger is nobody else challengers,
         )  # fmt: skip
 
     def _make(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
-        """The model's part of this process, which has not begun."""
-        name, around, limits = model.name, self._around, settings.limits
+        """Build the part of a model without starting it."""
+        name, context, limits = model.name, self._context, settings.limits
         rule = merge_rule(model, loaded.model)
         client = sharded(
             name,
-            [around.server(shard_name(name, s), loaded.spec_hash) for s in range(model.shards)],
+            [context.server(shard_name(name, s), loaded.spec_hash) for s in range(model.shards)],
         )
         journal = self._open_one()
         replica = model_replica(
-            model, settings, loaded, journal, around.replica, client,
-            peers=around.peers(name) if model.shards == 1 else None,
-            relearn=around.relearn(settings, name),
-            search=around.search(settings, name),
+            model, settings, loaded, journal, context.replica, client,
+            peers=context.peers(name) if model.shards == 1 else None,
+            relearn=context.relearn(settings, name),
+            search=context.search(settings, name),
             crossing=None if self._tracing is None else self._tracing.crossing(),
         )  # fmt: skip
         learner = None
         if rule == "overlay" or not learns_here(model, rule):
-            learner = around.learner_process(name, replica)
+            learner = context.learner_process(name, replica)
             assert learner is not None
         door = Door(model, limits, numeric_only=loaded.model.numeric_only)
         tokens = Tokens(self._keys, name, self._nonces)
@@ -178,7 +183,7 @@ class Assembly:
         )
 
     def _put(self, name: str, part: Part) -> None:
-        """Let the part answer for the model from the next request on."""
+        """Serve the model by this part from the next request on."""
         self._parts[name] = part
         self.replicas[name], self._controls[name] = part.replica, part.control
         self._servings[name], self._journals[name] = part.serving, part.journal
@@ -192,7 +197,7 @@ class Assembly:
             self._defaults[name] = part.defaults
 
     async def start(self) -> None:
-        """Take the newest values; returns when every model can answer."""
+        """Pull the newest parameters; returns when every model can answer."""
         await asyncio.gather(*(model.start() for model in self.replicas.values()))
         for part in self._parts.values():
             if part.learner is not None:
@@ -200,19 +205,19 @@ class Assembly:
         await self._cluster.start()
         if self._defaults:
             self._giving = asyncio.create_task(give_for_ever(self._defaults))
-        if (as_served := self._around.as_served) is None:
+        if (as_served := self._context.as_served) is None:
             return
         for model in self._settings.models:
-            if goes_over(model):
-                going = GoingOver(
+            if watches_decisions(model):
+                swap = ModelSwap(
                     model.name, self._parts, self._put, self._make, self._load, as_served
                 )
-                going.start()
-                self._going_over.append(going)
+                swap.start()
+                self._swaps.append(swap)
 
     def app(self) -> Application:
-        """The ASGI application that answers for the models."""
-        from online.http.access import Access  # a program that only calls has no need of HTTP
+        """The ASGI application for all models."""
+        from online.http.access import Access  # not imported by programs that do not use HTTP
         from online.http.app import App, Some
         from online.http.browsers import Browsers
 
@@ -241,15 +246,15 @@ class Assembly:
         return app
 
     def serving(self, name: str) -> Serving:
-        """Predict and feedback of one model, without HTTP."""
+        """Predict and feedback of one model as a Python object."""
         return self._servings[name]
 
     async def status(self, name: str) -> dict[str, Any]:
-        """Everything about one model, as ``GET /v1/models/NAME`` answers it."""
+        """Status of one model, as ``GET /v1/models/NAME`` returns it."""
         return await self._cluster.model(name)
 
     def _readers(self) -> Mapping[str, Reader]:
-        """Return what reads each model's scores; the stores are opened when they are asked for."""
+        """Return the reader of each model's published scores; stores are opened on first use."""
         if self._settings.scores != "sqlite":
             url = self._settings.scores
             return {name: Reader(RedisReads(url, name).get, time.time) for name in self._servings}
@@ -264,10 +269,10 @@ class Assembly:
         return {name: reader(name) for name in self._servings}
 
     async def stop(self) -> None:
-        """Commit, push and seal: nothing is left for an adopter."""
+        """Commit, push and seal, so that nothing has to be adopted by another replica."""
         if self._giving is not None:
             self._giving.cancel()
-        await asyncio.gather(*(going.stop(_STOP_S) for going in self._going_over))
+        await asyncio.gather(*(swap.stop(_STOP_S) for swap in self._swaps))
         await asyncio.gather(*(model.stop(_STOP_S) for model in self.replicas.values()))
         learners = [part.learner for part in self._parts.values() if part.learner is not None]
         await asyncio.gather(*(learner.stop() for learner in learners))
@@ -280,7 +285,7 @@ class Assembly:
 def _defaults(
     model: ModelSettings, replica: ModelReplica, choosing: Choosing | None
 ) -> Defaults | None:
-    """Return what gives choices their rewards, or predictions their labels; None: nothing does."""
+    """Return what assigns default rewards to choices or default labels to predictions, if any."""
     if choosing is not None:
         return choosing.defaults
     if model.conversion_window is None:
@@ -291,7 +296,7 @@ def _defaults(
 
 
 def _tracing(settings: Settings, replica: str) -> Tracing | None:
-    """Traces of this process, if there is somebody who takes them.  Raises StartRefused."""
+    """Return the exporter of traces if an endpoint is configured.  Raises StartRefused."""
     if settings.telemetry.endpoint is None:
         return None
     try:

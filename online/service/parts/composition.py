@@ -1,6 +1,6 @@
-"""One model in one process, put together from its settings: learner, filters, bounds, replica.
+"""Composes one model in one process from its settings: learner, filters, bounds and replica.
 
-Whoever runs the process hands in the way to the parameter server and how rebuilds are started.
+The caller provides the client of the parameter server and the way to start relearning.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from paramserver.clients.client import Client
 from paramserver.core.server import MergeRule
 from replay.journal.base import Journal
 
-_DECIDE_S: Final = 30.0  # a server that writes down what it decides
+_DECIDE_S: Final = 30.0  # for a decision that the server writes to the journal
 
 
 def model_replica(
@@ -48,13 +48,13 @@ def model_replica(
     search: Callable[[], Awaitable[Looked]] | None = None,
     crossing: Crossing | None = None,
 ) -> ModelReplica:
-    """One model of the settings in this process; its learner follows from the merge rule.
+    """Build one model of the settings in this process; the merge rule determines its learner.
 
     Parameters:
-        client: The way to the model's parameter server.
-        for_others: It learns what other processes write.
-        peers: Of whom a new one takes values while the server can't be reached.
-        relearn, search, crossing: As of :class:`online.replica.surroundings.Outside`.
+        client: Client of the model's parameter server.
+        for_others: It learns rows that other processes write.
+        peers: Replicas from which a new one takes parameters while the server can't be reached.
+        relearn, search, crossing: As in :class:`online.replica.surroundings.Outside`.
     """
     limits = settings.limits
     rule = merge_rule(model, loaded.model)
@@ -97,7 +97,7 @@ def model_replica(
 def _learner(
     model: ModelSettings, settings: Settings, loaded: Loaded, *, for_others: bool
 ) -> BaseLearner:
-    """The learner that the merge rule asks for."""
+    """Build the learner for the model's merge rule."""
     rows_max = max(model.sync.updates * 16, 1024)
     rule = merge_rule(model, loaded.model)
     whole: dict[str, Any] = {"task": model.task, "spec": loaded.spec_hash, "rows_max": rows_max}
@@ -116,20 +116,20 @@ def _learner(
 
 
 def learns_here(model: ModelSettings, rule: MergeRule) -> bool:
-    """Whether a replica learns what is written to it."""
+    """Whether a replica itself learns the rows that it writes."""
     if rule in ("overlay", "lagging"):
         return rule == "overlay"
     return model.learn == "inline"
 
 
 def exchangeable(model: ModelSettings, rule: MergeRule) -> bool:
-    """Whether a replica can go over to the model, or from it, while its process goes on.
+    """Whether a replica can swap from or to this model without a restart of its process.
 
-    The process is replaced where it can't: a model that is learned in order, or by another process.
+    It can't if the model is learned in order or by another process.
     """
     return rule not in ("ordered", "overlay", "lagging") and learns_here(model, rule)
 
 
-def goes_over(model: ModelSettings) -> bool:
-    """Whether replicas of the model look for what is decided about who serves, by themselves."""
+def watches_decisions(model: ModelSettings) -> bool:
+    """Whether the model's replicas watch the journal for a promotion or a resharding."""
     return model.challenger is not None or model.shards > 1

@@ -1,8 +1,9 @@
-"""A process that serves for months looks for circles of dead objects seldom, and not in all it has.
+"""Tunes Python's cyclic garbage collector for a process that serves for months.
 
-What is there when a process begins to answer stays until it ends: the modules, the settings, the
-model's structure.  Rows and answers are no circles; they are freed as soon as nobody has them.
-Python would look through the new ones after each 700, though, and now and then through everything.
+Objects that exist when a process begins to answer (modules, settings, the model's structure) live
+until it ends, so the collector need not scan them.  Rows and answers contain no reference cycles
+and are freed by reference counting; the default thresholds would still scan new objects after every
+700 allocations, and sometimes all objects.
 """
 
 from __future__ import annotations
@@ -15,10 +16,9 @@ _RARE: Final = 20
 
 
 def collect_seldom() -> None:
-    """Call once, when what the process needs has been built.
+    """Freeze existing objects and raise the collector's thresholds; call when all is built.
 
-    Only in processes of the service's own: whoever serves from a program of theirs has a collector
-    that is theirs, too.
+    For the service's own processes only: an embedding program keeps its collector's settings.
     """
     gc.collect()
     gc.freeze()

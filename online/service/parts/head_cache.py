@@ -1,8 +1,8 @@
-"""A connection knows the heads of its last two requests again, and does not read them once more.
+"""Caches the parsed heads of a connection's last two requests, so that repeated heads skip parsing.
 
-A caller that keeps its connection sends the same head before each body, but for the body's length;
-one that asks, and then tells what came of it, sends two in turn.  To read one takes a dozen calls
-of Python, and a prediction or an event not many times that.
+A caller that keeps its connection sends the same head before each body, except for the body's
+length; one that alternates predictions and feedback sends two different heads.  Parsing a head
+takes a dozen Python calls, which is much compared with the rest of a prediction.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-_BYTES_MAX: Final = 65_536  # of a request; behind as much of a body uvicorn holds the caller back
-_HEAD_BYTES_MAX: Final = 4_096  # of a head that is kept
+_BYTES_MAX: Final = 65_536  # per request; uvicorn pauses reading when this much body is pending
+_HEAD_BYTES_MAX: Final = 4_096  # per cached head
 _DIGITS_MAX: Final = 9
 _LENGTH: Final = b"content-length"
 _LINES: Final = rb"(?:(?!content-length|transfer-encoding|upgrade|expect)[^\s:]+:[^\r\n]*\r\n)*"
@@ -23,15 +23,16 @@ _HEAD: Final = re.compile(
     % (_LINES, _DIGITS_MAX, _LINES),
     re.IGNORECASE,
 )
-"""A head that can be kept: it says the body's length once, and nothing else about the body."""
+"""A head that can be cached: it gives the body's length once, and nothing else about the body."""
 
 
 class _Head(NamedTuple):
-    """A head as it came and as it was read.
+    """A cached head: its bytes and the result of parsing it.
 
     Attributes:
-        before, behind: What stands before the digits of the body's length, and behind them.
-        scope, headers: What uvicorn has made of it; ``place`` is that of the length.
+        before, behind: The bytes before and behind the digits of the body's length.
+        scope, headers: The ASGI scope and headers that uvicorn made.
+        place: Index of the content-length header.
     """
 
     before: bytes
@@ -41,21 +42,21 @@ class _Head(NamedTuple):
     place: int
 
 
-class Known(HttpToolsProtocol):
-    """A connection that keeps two heads: a request that is here as a whole needs no parser then.
+class CachedHeads(HttpToolsProtocol):
+    """A connection that caches two heads; a complete request with one of them skips the parser.
 
-    With an uvicorn that starts a request in another way, none is kept.
+    If this version of uvicorn starts requests differently, nothing is cached.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
-        self._heads: list[_Head] = []  # the last one first
+        self._heads: list[_Head] = []  # most recent first
         self._keeps = self.limit_concurrency is None and hasattr(
             HttpToolsProtocol, "_start_asgi_task"
         )
 
     def data_received(self, data: bytes) -> None:
-        """Take the next request, or read on and keep its head."""
+        """Start the next request from the cache, or parse it and cache its head."""
         before = self.cycle
         free = self._keeps and len(data) <= _BYTES_MAX and self._free()
         if free and self._takes(data):
@@ -65,19 +66,19 @@ class Known(HttpToolsProtocol):
             self._keep(data)
 
     def reads(self, data: bytes) -> None:
-        """Have uvicorn read on."""
+        """Let uvicorn parse the bytes."""
         super().data_received(data)
 
     def _free(self) -> bool:
-        """Whether the last request was read and answered, and no part of the next one has come."""
+        """Whether the last request is read and answered, and nothing of the next one has come."""
         cycle: Any = self.cycle
         if cycle is None:
             return self.scope is None
         ended: bool = cycle.response_complete and not cycle.more_body and cycle.keep_alive
-        return ended and cycle.scope is self.scope  # each head that begins has its own
+        return ended and cycle.scope is self.scope  # uvicorn makes a new scope for each head
 
     def _takes(self, data: bytes) -> bool:
-        """Whether the bytes were one request with a head that is known: then it is under way."""
+        """Start the request if the bytes are one complete request with a cached head."""
         for head in self._heads:
             if not data.startswith(head.before):
                 continue
@@ -96,7 +97,7 @@ class Known(HttpToolsProtocol):
         return False
 
     def begins(self, head: _Head, digits: bytes, body: bytes) -> None:
-        """Do what uvicorn does for a request that it has read."""
+        """Start a request as uvicorn does after parsing it."""
         self._unset_keepalive_if_required()
         self.headers = headers = head.headers.copy()
         headers[head.place] = (_LENGTH, digits)
@@ -114,11 +115,11 @@ class Known(HttpToolsProtocol):
         self._start_asgi_task(cycle, self.app)
 
     def _keep(self, data: bytes) -> None:
-        """Keep the head of what was just read, if that was one request from its first byte on."""
-        found = _HEAD.match(data, 0, _HEAD_BYTES_MAX)
-        if found is None or int(found[2]) != len(data) - found.end():
+        """Cache the head that was just parsed, if the bytes were exactly one request."""
+        match = _HEAD.match(data, 0, _HEAD_BYTES_MAX)
+        if match is None or int(match[2]) != len(data) - match.end():
             return
         place = [name for name, _ in self.headers].index(_LENGTH)
         scope: dict[str, Any] = {**self.scope}
-        head = _Head(found[1], found[3], scope, self.headers.copy(), place)
+        head = _Head(match[1], match[3], scope, self.headers.copy(), place)
         self._heads = [head, *self._heads[:1]]

@@ -1,4 +1,4 @@
-"""One model in one process: everything that answers for it, and that a promotion exchanges."""
+"""The objects that serve one model in one process, grouped so that a promotion can swap them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from replay.journal.base import Journal
 
 
 class LearnerProcess(Protocol):
-    """Learns in a process of its own what a replica writes."""
+    """A separate process that learns the rows which a replica writes."""
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Start the process; returns at once."""
 
     async def stop(self) -> None:
         """End the process of the learner."""
@@ -26,16 +26,16 @@ class LearnerProcess(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One model in this process: what learns it, what answers for it, and its ways to others.
+    """Everything that serves one model in this process: replica, journal, front ends and clients.
 
     Attributes:
-        control: The way to the model's parameter server, for questions and commands.
-        facts: What a status says of the model that does not change.
-        pushes: Takes what devices have learned; None: devices may not send anything.
-        learner: The process that learns what this one writes; None: this one learns itself.
-        exchangeable: Whether a promotion can exchange the part while the process goes on.
-        choosing: Chooses among actions; None: the model is no such one.
-        defaults: Gives what has waited for its label, or reward, a default; None: nothing waits.
+        control: Client of the model's parameter server, for questions and commands.
+        facts: Constant entries of the model's status.
+        pushes: Accepts updates from devices; None: devices may not send any.
+        learner: The process that learns this one's rows; None: this process learns them itself.
+        exchangeable: Whether a promotion can swap the part without a restart of the process.
+        choosing: Chooses among actions; None: the model's task is another one.
+        defaults: Assigns default labels or rewards after their deadline; None: there are none.
     """
 
     replica: ModelReplica

@@ -1,14 +1,15 @@
-"""A replica goes over to a model that was promoted, while it answers with the one before.
+"""Swaps a promoted model into a running replica, which answers with the previous model meanwhile.
 
-Replacing the processes of all replicas takes Ray Serve more than ten seconds, most of it for
-starting interpreters and for its balancer.  A replica of a model with a challenger therefore looks
-for promotions in the journal itself.  At one it builds the promoted model beside the one that
-answers, waits until its parameter server has given it values, and lets it answer from the next
-request on.  What is under way with the model before is finished; then that pushes, seals its
-partition and stops.  Whoever started the service waits for that seal
-(:func:`online.service.on_ray.rollout.gone_over`), and replaces the processes if it does not come.
+Replacing the processes of all replicas takes Ray Serve more than ten seconds, mostly to start
+interpreters and to update its load balancer.  A replica whose model has a challenger therefore
+watches the journal for promotions itself.  It builds the promoted model beside the serving one,
+waits until it has pulled parameters, and serves it from the next request on.  Requests in progress
+on the previous model are finished; then that model pushes, seals its partition and stops.  The
+process that started the service waits for this seal
+(:func:`online.service.on_ray.rollout.wait_swapped`), and replaces the replicas' processes if it
+does not come.
 
-A promotion that is taken back before the promoted model answers is given up.
+A promotion that is reverted before the promoted model answers is abandoned.
 """
 
 from __future__ import annotations
@@ -32,21 +33,22 @@ from replay.errors import ReplayError
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 0.25  # between two looks for a promotion
-_QUIET_S, _QUIET_LOOKS = 0.05, 10  # without feedback under way, before what was left stops
-_LEAVE_S: Final = 30.0  # for what is under way with it, an upload as well
-_STOP_S: Final = 5.0  # for its pushes
-_FAILED_S: Final = 2.0  # after an error that nobody expected
+_LOOK_S: Final = 0.25  # between two polls for a promotion
+_QUIET_S, _QUIET_LOOKS = 0.05, 10  # polls without feedback in progress before the old part stops
+_LEAVE_S: Final = 30.0  # bound for requests in progress, uploads included
+_STOP_S: Final = 5.0  # bound for its pushes
+_FAILED_S: Final = 2.0  # pause after an unexpected error
 
 
-class GoingOver:
-    """Watches the promotions of one model, and exchanges its part of this process.
+class ModelSwap:
+    """Watches the promotions of one model, and swaps its part of this process.
 
     Parameters:
-        parts: By model: what answers now.
-        put: Lets a part answer for a model.
-        make, load: Build a part that has not begun; and the untrained model of settings.
-        as_served: The settings with the models that were promoted by now; called on a thread.
+        parts: The part that serves each model now, by name.
+        put: Makes a part serve a model.
+        make: Builds a part without starting it.
+        load: Loads the untrained model for a model's settings.
+        as_served: The settings with all promotions so far applied; called on a thread.
     """
 
     def __init__(
@@ -60,16 +62,16 @@ class GoingOver:
     ) -> None:
         self._model, self._parts, self._put = model, parts, put
         self._make, self._load, self._as_served = make, load, as_served
-        self._seen = 0  # newest control row
+        self._seen = 0  # sequence number of the newest control row that was read
         self._task: asyncio.Task[None] | None = None
         self._leaving: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Begin to look; returns at once."""
+        """Begin to poll; returns at once."""
         self._task = asyncio.create_task(self._watch())
 
     async def stop(self, timeout_s: float) -> None:
-        """End, and what was left with it: it has so long to push."""
+        """Stop polling, and stop parts that still leave; they have ``timeout_s`` to push."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -88,11 +90,11 @@ class GoingOver:
             try:
                 again = await self._decided()
                 while again:
-                    again = await self._go_over()
+                    again = await self._swap()
             except (
                 Exception
             ) as error:  # whatever a model's code raises: the one that serves goes on
-                self._seen = 0  # the promotion still stands
+                self._seen = 0  # read the promotion again
                 if isinstance(error, (ReplayError, OnlineError)):
                     log.warning("model %s: it does not go over: %s", self._model, error)
                 else:
@@ -100,15 +102,15 @@ class GoingOver:
                 await asyncio.sleep(_FAILED_S)
 
     async def _decided(self) -> bool:
-        """Whether there is a promotion that was not looked at.  Raises ReplayError."""
+        """Whether there is a promotion that was not handled yet.  Raises ReplayError."""
         part = self._part
         controls = await part.replica.store.read(part.journal.controls, self._model, self._seen)
         if controls:
             self._seen = controls[-1].seq
         return any(control.kind in (PROMOTE, RESHARD) for control in controls)
 
-    async def _go_over(self) -> bool:
-        """Go over to the model that the journal says; whether it says another one meanwhile."""
+    async def _swap(self) -> bool:
+        """Swap to the promoted model; returns whether there is another promotion meanwhile."""
         settings = await asyncio.to_thread(self._as_served)
         model = next(model for model in settings.models if model.name == self._model)
         loaded = await asyncio.to_thread(self._load, model)
@@ -116,8 +118,8 @@ class GoingOver:
         if loaded.spec_hash == before.replica.spec:
             return False
         if not (before.exchangeable and exchangeable(model, rule)):
-            return False  # the process is replaced
-        # It opens the journal, which may wait for a lock; whoever asks here must not.
+            return False  # the service replaces this process
+        # Building it opens the journal, which may wait for a lock: not on the event loop.
         after, left = await self._made(settings, model, loaded), before
         try:
             if not await self._ready(after):
@@ -133,9 +135,9 @@ class GoingOver:
             self._let_go(self._leave(left))
 
     async def _made(self, settings: Settings, model: ModelSettings, loaded: Loaded) -> Part:
-        """A part, made on a thread; one that nobody waits for any more is stopped when it is there.
+        """Build a part on a thread; on cancellation it is stopped as soon as it is built.
 
-        A thread can't be stopped, and what it makes has opened the journal.
+        A thread can't be cancelled, and what it builds has opened the journal.
         """
         making = asyncio.ensure_future(asyncio.to_thread(self._make, settings, model, loaded))
         try:
@@ -150,7 +152,7 @@ class GoingOver:
         task.add_done_callback(self._leaving.discard)
 
     async def _ready(self, part: Part) -> bool:
-        """Wait until the part can answer; False: another promotion came first."""
+        """Wait until the part can answer; False if another promotion came first."""
         starting = asyncio.create_task(part.replica.start())
         try:
             while not starting.done():
@@ -164,7 +166,7 @@ class GoingOver:
             await asyncio.gather(starting, return_exceptions=True)
 
     async def _leave(self, part: Part) -> None:
-        """Let a part that answers no more finish what is under way, push, seal and stop."""
+        """Let a part that no longer serves finish its requests, push, seal and stop."""
         loop = asyncio.get_running_loop()
         begun_s, quiet = loop.time(), 0
         while quiet < _QUIET_LOOKS and loop.time() - begun_s < _LEAVE_S:
@@ -174,7 +176,7 @@ class GoingOver:
 
 
 async def _stopped(making: asyncio.Future[Part]) -> None:
-    """Stop what is made, once it is there."""
-    with contextlib.suppress(Exception):  # then nothing was made
+    """Stop a part once it is built."""
+    with contextlib.suppress(Exception):  # the build failed: there is nothing to stop
         part = await making
         await part.replica.stop(_STOP_S)

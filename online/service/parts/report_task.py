@@ -1,6 +1,6 @@
-"""Reports for whoever asks by HTTP: `online report` in a process of its own, one at a time.
+"""Makes reports that are requested over HTTP: runs `online report` as a process, one at a time.
 
-Reading a journal takes seconds of a core; the process that answers predictions only waits for it.
+Reading a journal takes seconds of CPU time; the process that answers predictions only waits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from online.settings.glimpse import environment
 from refusals import installing
 
 _NICENESS: Final = 10
-_SAID: Final = 500  # characters of what the command says
+_SAID: Final = 500  # characters of the command's error output that are passed on
 
 Run = Callable[[Sequence[str], float], str]
-"""Runs a command for so many seconds at most: what it said.  Raises subprocess.TimeoutExpired."""
+"""Runs a command with a timeout in seconds and returns its standard error.
+
+Raises subprocess.TimeoutExpired.
+"""
 
 
 class Reporting:
-    """Makes the pages of reports on the journal of a service.
+    """Makes HTML reports on the journal of a service.
 
     Parameters:
-        run: Runs the command that makes a page.
+        run: Runs the command that makes a report.
     """
 
     def __init__(self, settings: Settings, run: Run | None = None) -> None:
@@ -38,7 +41,7 @@ class Reporting:
         self._one = threading.Lock()
 
     def __call__(self, model: str, since: float, until: float) -> bytes:
-        """The page of a model between two times (POSIX seconds).  Raises RequestError."""
+        """The HTML report on a model between two times (POSIX seconds).  Raises RequestError."""
         if not self._one.acquire(blocking=False):
             hint = "Ask again after Retry-After"
             message = "another report is being made here"
@@ -55,7 +58,7 @@ class Reporting:
             span = (f"--since={since:.3f}", f"--until={until:.3f}")
             command = [sys.executable, "-m", "online", "report", f"--model={model}", *span]
             try:
-                said = self._run([*command, f"--config={file}", f"--out={page}"], wait_s)
+                output = self._run([*command, f"--config={file}", f"--out={page}"], wait_s)
             except subprocess.TimeoutExpired:
                 hint = "Ask for a shorter span, raise limits.report_wait_s, or run online report"
                 message = f"the report took more than {wait_s:g} s"
@@ -63,7 +66,7 @@ class Reporting:
             try:
                 return page.read_bytes()
             except FileNotFoundError:
-                message = said.strip()[-_SAID:] or "online report has made nothing"
+                message = output.strip()[-_SAID:] or "online report has made nothing"
                 hint = "Run online report on the machine that has the journal"
                 if "package that is missing" in message:
                     hint = f"Install it where the service runs: {installing('report')}"

@@ -1,7 +1,7 @@
-"""Does the state on disk belong to the models of the settings?  Checked before anything starts.
+"""Checks before a start whether the state on disk belongs to the models of the settings.
 
-A changed model is another lineage over the same journal: it learns the journal again, or begins
-without it, as the operator says.  Old state is never loaded for it.
+A changed model is a new lineage over the same journal: it relearns the journal or begins without
+it, as the operator chooses.  State of another spec is never loaded into it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from online.rebuild import acceptance
 from online.replica.learning_cost import SHARE_MAX
 from online.replica.memory_settings import memory_for
 from online.rows.prediction_ids import Keys
-from online.service.state.deadline import Patience
+from online.service.state.deadline import StartDeadline
 from online.service.state.server_count import at_start
 from online.settings.config import Settings, environment, own_token
 from online.settings.model import ModelSettings
@@ -43,17 +43,17 @@ from paramserver.snapshots.store import Retention
 from paramserver.store import Store
 from replay.journal.base import Control, Journal
 
-_FOLLOW_S = 2.0
-_LOOK_S = 0.01  # between two looks at what is still to be learned
+_FOLLOW_S = 2.0  # between two lines about progress
+_LOOK_S = 0.01  # between two polls of what is still to be learned
 
 
 def counted(events: int) -> str:
-    """So many events, in words."""
+    """A number of events in words, such as ``1 event`` or ``1,234 events``."""
     return f"{events:,} event{'' if events == 1 else 's'}"
 
 
-def _rows_taught(controls: Sequence[Control]) -> int:
-    """Rows of tables that the newest lineage has learned that has learned any."""
+def _backfilled_rows(controls: Sequence[Control]) -> int:
+    """Number of table rows that the lineage of the newest backfill has learned."""
     specs = [
         bases.backfill_of(control).spec for control in controls if control.kind == rewrites.BACKFILL
     ]
@@ -62,7 +62,7 @@ def _rows_taught(controls: Sequence[Control]) -> int:
 
 
 def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> SnapshotState:
-    """The state that a backfill has left.  Raises StartRefused: it can't be used."""
+    """The state that a backfill has published.  Raises StartRefused if it can't be loaded."""
     try:
         return history.load(base.snapshot)
     except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
@@ -77,14 +77,14 @@ def _base(history: SnapshotHistory, name: str, base: bases.Backfill) -> Snapshot
 def histories_of(
     settings: Settings, model: str, specs: Collection[str]
 ) -> dict[str, SnapshotHistory]:
-    """Snapshots of these lineages of a model, by the hash of the spec."""
+    """Snapshot histories of these lineages of a model, by spec hash."""
     path = snapshots_path(settings)
     places = {spec: lineage_place(path, model, spec) for spec in sorted(specs)}
     return {s: SnapshotHistory(open_snapshots(p), Retention()) for s, p in places.items()}
 
 
 def _restored(names: Iterable[str], journal: Journal) -> Iterator[str]:
-    """Restore the ids that a journal has lost; whose, and how many."""
+    """Restore event ids that a journal has lost; yields a line for each affected model."""
     for name in names:
         if restored := journal.restore_ids(name):
             yield (
@@ -93,10 +93,10 @@ def _restored(names: Iterable[str], journal: Journal) -> Iterator[str]:
             )
 
 
-def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
-    """Say what is there and the settings, the key file or the journal's ids no longer lead to.
+def _unreachable_state(settings: Settings, journal: Journal, *, keyless: bool) -> Iterator[str]:
+    """Report state that the settings, the key file or the journal's ids no longer lead to.
 
-    The ids lead to it again then.
+    Lost ids are restored on the way.
     """
     names = {model.name for model in settings.models}
     yield from _restored(sorted(names), journal)
@@ -117,7 +117,7 @@ def _left_behind(settings: Settings, journal: Journal, *, keyless: bool) -> Iter
 def _servers(
     settings: Settings, journal: Journal, name: str, spec: str
 ) -> list[tuple[Store, SnapshotHistory]]:
-    """Return what each parameter server of a model sees of the journal, and its snapshots."""
+    """Return each parameter server's view of the journal and its snapshots."""
     found: list[tuple[Store, SnapshotHistory]] = []
     model = next(one for one in settings.models if one.name == name)
     for shard in range(model.shards):
@@ -128,7 +128,7 @@ def _servers(
 
 
 def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
-    """Take an epoch that is the same for all servers of a lineage, beyond all of theirs."""
+    """Begin one epoch for all servers of a lineage, larger than any of their epochs."""
     epochs = [begin_epoch(store, lineage) for store in stores]
     for shard, store in enumerate(stores):
         while epochs[shard] < max(epochs):
@@ -137,39 +137,44 @@ def _next_epoch(stores: Sequence[Store], lineage: Lineage) -> int:
 
 
 def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
-    """Rows that the lineage was begun without, the last time that it was begun."""
+    """Offsets that the lineage skipped when it was last begun, by partition."""
     begun = [b for c in controls if (b := bases.begun_by(c, spec)) is not None]
     return dict(begun[-1].clock) if begun else {}
 
 
 class Models:
-    """The models of the settings against the journal and snapshots of the state folder."""
+    """Loads and checks the models of the settings against the journal and the snapshots."""
 
     def __init__(self, settings: Settings, progress: Callable[[str], None]) -> None:
         self._settings, self._progress = settings, progress
         self._last_partition = 0
-        self._again: dict[str, int] = {}  # events to learn again, by model
+        self._again: dict[str, int] = {}  # number of events to relearn, by model
 
     def load(self) -> dict[str, Loaded]:
-        """Load every model of the settings, untrained."""
+        """Load every model of the settings, without learned state."""
         keys = Keys.from_file(self._settings.key_path)
         out = {}
         for model in self._settings.models:
             loaded = load_model(model, self._settings, keys.secret, keys.old_secrets)
-            memory_for(model, loaded.model, merge_rule(model, loaded.model))  # refused here
+            memory_for(model, loaded.model, merge_rule(model, loaded.model))  # may refuse
             if spec_of_challenger(self._settings, model) == loaded.spec_hash:
                 raise StartRefused(
                     f"model {model.name}: its challenger is the same model",
                     "Name another learner or other params in `challenger`, or leave it out",
                 )
-            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # and this
+            root_rows(model, self._settings, numeric_only=loaded.model.numeric_only)  # may refuse
             out[model.name] = loaded
         return out
 
     def check(self, *, fresh: bool, relearn: bool, accept_loss: bool = False) -> dict[str, Loaded]:
-        """Load every model; StartRefused if one can't be served on the state that is there.
+        """Load every model and check that it can be served on the stored state.
 
-        ``accept_loss``: go on without what the journal has lost and snapshots still know.
+        Parameters:
+            fresh, relearn: Begin without the stored events; learn all of them again.
+            accept_loss: Go on without events that the journal has lost and snapshots still contain.
+
+        Raises:
+            StartRefused: A model can't be served on this state; with the remedy.
         """
         keyless = not self._settings.key_path.exists()
         out = self.load()
@@ -192,7 +197,7 @@ class Models:
                 at_start(journal, self._settings, model, loaded, self._progress, fresh or relearn)
                 self._check_lineage(journal, model.name, loaded, fresh=fresh, relearn=relearn)
                 self._progress(f"model {model.name}: {model.purpose.name}, {model.learner}")
-            for line in _left_behind(self._settings, journal, keyless=keyless):
+            for line in _unreachable_state(self._settings, journal, keyless=keyless):
                 self._progress(line)
             note_start(journal, [model.name for model in self._settings.models])
         return out
@@ -200,7 +205,7 @@ class Models:
     def _check_loss(
         self, journal: Journal, model: ModelSettings, loaded: Loaded, *, accept: bool
     ) -> None:
-        """Refuse a journal that is older than snapshots of any lineage, or go on without."""
+        """Refuse a journal that is older than any lineage's snapshots, unless loss is accepted."""
         specs = {*journal.lineages(model.name), loaded.spec_hash}
         if (rival := spec_of_challenger(self._settings, model)) is not None:
             specs.add(rival)
@@ -219,7 +224,7 @@ class Models:
 
     @staticmethod
     def _check_gap(journal: Journal, name: str, spec: str) -> None:
-        """Refuse to learn the journal again without what it has lost."""
+        """Refuse to relearn a journal that has lost events of the model."""
         loss = shortfall.accepted(journal.controls(name, 0), spec)
         if loss is not None:
             raise StartRefused(
@@ -229,10 +234,10 @@ class Models:
             )
 
     def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
-        """The settings, with `auto` decided where all replicas would learn too much.
+        """Return the settings with ``merge: auto`` resolved from the cost of learning.
 
-        What learning took is in the newest snapshot: above ``SHARE_MAX`` of a core, one process
-        learns for all.
+        If learning took more than ``SHARE_MAX`` of a core, as the newest snapshot says, one process
+        learns for all replicas.
         """
         models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
         return self._settings.model_copy(update={"models": models})
@@ -266,7 +271,7 @@ class Models:
         if (rows or (fresh and taught)) and (fresh or (relearn and loaded.spec_hash in known)):
             base = taught[-1].note if taught and not fresh else None
             self._begin_again(journal, name, loaded, base, without=fresh)
-        elif not fresh and loaded.spec_hash not in known and (n := _rows_taught(controls)):
+        elif not fresh and loaded.spec_hash not in known and (n := _backfilled_rows(controls)):
             message = f"model {name}: its code or settings have changed since tables were learned"
             remedy = (
                 f"Teach it the {n:,} rows again: online backfill --relearn; or begin without them: "
@@ -295,15 +300,15 @@ class Models:
             self._again[name] = rows
 
     def check_for_backfill(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """StartRefused: the journal's events were learned with another model, or some are lost."""
+        """Raise StartRefused if another model learned the journal's events, or some are lost."""
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
         self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
 
     def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """Begin the lineage anew, with nothing: the next start learns the journal's events.
+        """Begin the lineage with empty state; the next start relearns the journal's events.
 
-        Raises StartRefused: the journal has lost some.
+        Raises StartRefused if the journal has lost some.
         """
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
@@ -318,9 +323,9 @@ class Models:
         *,
         without: bool,
     ) -> None:
-        """Publish a snapshot that holds nothing but what the ``base`` does.
+        """Publish a snapshot that contains only the state of the ``base``, if there is one.
 
-        Its clock stands before every row that the journal has, or (``without``) after them.
+        Its clock stands before every row of the journal, or after all of them with ``without``.
         """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
         servers = _servers(self._settings, journal, name, loaded.spec_hash)
@@ -331,7 +336,7 @@ class Models:
         controls = journal.controls(name, 0)
         values: Blocks = {}
         skipped, closed, position = clock, frozenset[int](), 0
-        rewrite = rewrites.newest_rewrite(controls)  # undone events stay so
+        rewrite = rewrites.newest_rewrite(controls)  # undone events stay undone
         if base is not None:
             values = _base(servers[0][1], name, base).values
             skipped = _skipped(controls, loaded.spec_hash)
@@ -370,7 +375,7 @@ class Models:
             )
 
     def follow(self, url: str) -> None:
-        """Say how far learning again has come, until it is done; the service answers meanwhile."""
+        """Report the progress of relearning until it is complete; the service answers meanwhile."""
         if not self._again:
             return
         token = own_token(self._settings, environment())
@@ -383,7 +388,7 @@ class Models:
         self.follow_by(ask)
 
     def follow_by(self, ask: Callable[[str], dict[str, Any] | None]) -> None:
-        """Follow learning again by what ``ask`` says of a model's status; None: it does not say."""
+        """Report the progress of relearning; ``ask`` returns a model's status, None if denied."""
         for name, rows in self._again.items():
             self._follow(ask, name, rows)
 
@@ -404,17 +409,22 @@ class Models:
             time.sleep(0.05)
 
     def catch_up(self, ask: Callable[[str], dict[str, Any]], wait_s: float | None) -> None:
-        """Wait until the models have learned what earlier services have left in the journal.
+        """Wait until the models have learned what earlier services left in the journal.
 
-        ``ask`` says a model's status, and after ``wait_s`` seconds it is said what is left.  A
-        frozen model learns nothing, and is not waited for.  Raises StartRefused if learning stands
-        still for ``start_wait_s``.
+        A frozen model does not learn and is not waited for.
+
+        Parameters:
+            ask: Returns a model's status.
+            wait_s: After so many seconds the remaining rows are reported, and the wait ends.
+
+        Raises:
+            StartRefused: Learning made no progress for ``start_wait_s``.
         """
         until_s = None if wait_s is None else time.monotonic() + wait_s
         for model in self._settings.models:
-            if model.name in self._again:  # see :meth:`follow`, which says how far it is
+            if model.name in self._again:  # :meth:`follow` reports its progress
                 continue
-            patience, least = Patience(self._settings.start_wait_s), None
+            deadline, least = StartDeadline(self._settings.start_wait_s), None
             while (status := ask(model.name))["server"] is None or not status["server"]["frozen"]:
                 behind = self._to_learn(status)
                 if behind == 0:
@@ -423,19 +433,19 @@ class Models:
                     self._progress(f"model {model.name}: learns the last {behind:,} rows meanwhile")
                     break
                 if least is None or behind < least:
-                    patience, least = Patience(self._settings.start_wait_s), behind
-                patience.check(f"model {model.name} lacks {behind:,} rows of the journal")
+                    deadline, least = StartDeadline(self._settings.start_wait_s), behind
+                deadline.check(f"model {model.name} lacks {behind:,} rows of the journal")
                 time.sleep(_LOOK_S)
 
     def _to_learn(self, status: dict[str, Any]) -> int:
-        """Rows of earlier services that the model which answers lacks; at least 1 if unknown."""
-        if status["merge"] == "ordered":  # each reads the journal to its end by itself
+        """Rows of earlier services that the answering model lacks; 1 or more if unknown."""
+        if status["merge"] == "ordered":  # each replica reads the journal to its end by itself
             behind = status["updates_behind"]
             return 1 if behind is None else int(behind)
         return 1 if status["server"] is None else self._behind(status["model"], status["server"])
 
     def _behind(self, name: str, server: dict[str, Any]) -> int:
-        """Rows of earlier partitions that the server has not got yet."""
+        """Rows of earlier partitions that the server has not applied yet."""
         clock = {int(p): c for p, c in server.get("clock", {}).items()}
         with contextlib.closing(open_journal(self._settings)) as journal:
             old = [p for p in journal.partitions(name) if p.id <= self._last_partition]
@@ -444,7 +454,7 @@ class Models:
 
 
 def _failures(status: Mapping[str, Any]) -> str:
-    """Say how many events the model could not learn, and why the newest; empty: none."""
+    """Text about the events that the model failed to learn; empty if there are none."""
     decided = status["rewrites"] or {}
     if not (failed := decided.get("failed")):
         return ""

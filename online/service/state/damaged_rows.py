@@ -1,4 +1,4 @@
-"""Damaged rows of a journal that an operator gives up, so that what lies behind them is learned."""
+"""Lets models go on without damaged journal rows, so that the rows behind them are learned."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ _PLACE: Final = re.compile(r"([1-9][0-9]{0,17}):([1-9][0-9]{0,17})")
 
 
 def places_of(words: Sequence[str]) -> list[tuple[int, int]]:
-    """Partition and offset of each ``PARTITION:OFFSET``.  Raises ConfigError."""
-    found = [_PLACE.fullmatch(word) for word in words]
-    if None in found:
-        odd = words[found.index(None)]
+    """Parse ``PARTITION:OFFSET`` arguments into pairs.  Raises ConfigError."""
+    matches = [_PLACE.fullmatch(word) for word in words]
+    if None in matches:
+        wrong = words[matches.index(None)]
         hint = "Write PARTITION:OFFSET, as `online fsck` names it: 3:17 is row 17 of partition 3"
-        raise ConfigError("--give-up", f"{odd!r} names no row", hint)
-    return sorted({(int(one[1]), int(one[2])) for one in found if one is not None})
+        raise ConfigError("--give-up", f"{wrong!r} names no row", hint)
+    return sorted({(int(one[1]), int(one[2])) for one in matches if one is not None})
 
 
 def give_up(settings: Settings, places: Sequence[tuple[int, int]]) -> list[str]:
-    """Let models go on without these rows, partition and offset of each; what was done, as lines.
+    """Let models go on without these rows; returns what was done, as lines.
 
-    Raises StartRefused while a service runs on the state folder, or if one is not damaged.
+    Parameters:
+        places: Partition and offset of each row.
+
+    Raises:
+        StartRefused: A service runs on the state folder, or a row is not damaged.
     """
     owner, lines = processes.Owner(settings.state_dir), []
     try:

@@ -1,4 +1,4 @@
-"""One process moves the journal's log into its file for all, and ends who holds it and stands."""
+"""Checkpoints the journal's WAL for all processes, and ends a stalled process that locks it."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from replay.journal.base import Journal
 
 log = logging.getLogger(__name__)
 
-_WAIT_S = 0.5  # for the journal's lock, when a part of its log is moved
+_WAIT_S = 0.5  # for the journal's lock, at a checkpoint
 
 
-class Tending:
-    """The journal of a service, tended in small steps.
+class JournalUpkeep:
+    """Maintains the journal of a service in small steps, in one process for all.
 
     Parameters:
-        bound_s: A replica that holds the journal for so long, and moves nothing, is ended; None:
-            never.
-        progress: Is given a line for each that was ended.
+        bound_s: A replica that has held the journal's lock this long without progress is ended;
+            None: never.
+        progress: Is called with a line for each process that was ended.
 
     Attributes:
-        journal: The journal, from the first step on that could open it.
+        journal: The journal, once a step has opened it.
     """
 
     def __init__(self, bound_s: float | None, progress: Callable[[str], None]) -> None:
         self._standstill = None if bound_s is None else Standstill(bound_s)
         self._progress = progress
-        self._held_by: str | None = None  # as was said
-        self._refused: str | None = None  # as well
+        self._held_by: str | None = None  # the lock's holder that was logged last
+        self._refused: str | None = None  # the error that was logged last
         self.journal: Journal | None = None
 
     def once(self, settings: Settings, ports: Sequence[int] | None) -> None:
-        """Move a small part; ``ports``: the first and the last of the replicas, once they run."""
+        """Checkpoint a small part; ``ports``: first and last HTTP port of running replicas."""
         try:
             if self.journal is None:
-                # Others may wait longer: whoever stands still is noticed here.
+                # A short wait: it is this process that notices a stalled holder.
                 self.journal = journal_opener(settings, lock_wait_s=_WAIT_S)()
             self.journal.checkpoint()
         except JournalHeld as error:

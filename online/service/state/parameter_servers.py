@@ -1,4 +1,4 @@
-"""The parameter servers of a service as actors: started, asked for a last snapshot, ended."""
+"""Starts the parameter servers of a service as Ray actors, requests snapshots, and ends them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from online import processes
 from online.errors import StartRefused
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.service.state.deadline import Patience
+from online.service.state.deadline import StartDeadline
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import (
@@ -32,31 +32,35 @@ from paramserver.process.sharing import Shard
 
 log = logging.getLogger(__name__)
 
-_LAST_SNAPSHOTS_S: Final = 1.0  # of all models together
+_LAST_SNAPSHOTS_S: Final = 1.0  # for all models together
 _ASK_S: Final = 2.0
-_LIVE_S: Final = 2.0  # a replica that lives asks its server more often, an idle one as well
-_CONFIRM_S: Final = 0.25  # ages in answers count from here: the server saw its epoch to be newest
-_RETRY_WINDOW_S: Final = 86_400.0  # rows are known so much longer than a repeat is promised to be
+_LIVE_S: Final = 2.0  # every live replica, even an idle one, calls its server more often
+_CONFIRM_S: Final = 0.25  # how often a server verifies its epoch; ages in answers count from there
+_RETRY_WINDOW_S: Final = 86_400.0  # ids are kept this much longer than `dedupe_window` promises
 
 
 def start(
     settings: Settings,
     loaded: Mapping[str, Loaded],
     progress: Callable[[str], None],
-    patience: Patience,
+    deadline: StartDeadline,
     *,
     only: Collection[str] | None = None,
 ) -> None:
-    """Start the server of each model, or find it running.  Raises StartRefused with the remedy.
+    """Start the servers of each model, or find them running, and wait until they serve.
 
-    ``only``: of these models; the others' servers are left alone.
+    Parameters:
+        only: Start the servers of these models alone; None: of all models.
+
+    Raises:
+        StartRefused: With the remedy.
     """
-    wait_for(begin(settings, loaded, progress, only=only), progress, patience)
+    wait_for(begin(settings, loaded, progress, only=only), progress, deadline)
 
 
 @dataclass(frozen=True, slots=True)
 class Begun:
-    """A server whose process starts: by model's name, how to get hold of it."""
+    """A server that is starting: the model's name, and a function that returns its actor handle."""
 
     model: str
     handle: Callable[[], Any]
@@ -69,7 +73,7 @@ def begin(
     *,
     only: Collection[str] | None = None,
 ) -> list[Begun]:
-    """Let the server of each model start, all of them side by side; ``only``: of these models."""
+    """Start the servers of each model (or of those in ``only``) without waiting for them."""
     from paramserver.clients.ray_client import ask_actor, start_or_get
 
     begun = []
@@ -94,8 +98,8 @@ def begin(
     return begun
 
 
-def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
-    """The specs of all servers of these models, by what is in the servers' names."""
+def server_specs(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
+    """Spec hashes of all servers of these models, by the server's shard name."""
     return {
         shard_name(model.name, shard): specs[model.name]
         for model in settings.models
@@ -104,14 +108,16 @@ def of_all(settings: Settings, specs: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def wait_for(begun: Sequence[Begun], progress: Callable[[str], None], patience: Patience) -> None:
-    """Until each of these has restored its state.  Raises StartRefused with the remedy."""
+def wait_for(
+    begun: Sequence[Begun], progress: Callable[[str], None], deadline: StartDeadline
+) -> None:
+    """Wait until each server has restored its state.  Raises StartRefused with the remedy."""
     for one in begun:
-        _wait_serving(one.model, one.handle, progress, patience)
+        _wait_serving(one.model, one.handle, progress, deadline)
 
 
 def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
-    """How the server of a model works."""
+    """Settings of the parameter servers of a model."""
     return ServerSettings(
         interval_s=model.snapshots.interval_s,
         retention=retention_of(model),
@@ -127,7 +133,7 @@ def settings_of(model: ModelSettings, settings: Settings) -> ServerSettings:
 
 
 def shard_of(number: int, ask: Callable[..., Any], of: int) -> Shard | None:
-    """Which of several servers it is; None: the only one."""
+    """Description of one of several servers; None for the only one."""
     return None if of == 1 else Shard(number, of, ask)
 
 
@@ -137,9 +143,9 @@ def _bounds_of(settings: Settings, shards: int) -> TableBounds | None:
 
 
 def _wait_serving(
-    name: str, get: Callable[[], Any], progress: Callable[[str], None], patience: Patience
+    name: str, get: Callable[[], Any], progress: Callable[[str], None], deadline: StartDeadline
 ) -> None:
-    """Until the server has restored its state, though it be killed meanwhile; this is said."""
+    """Wait until the server has restored its state, across restarts of it; report its version."""
     import ray
     from ray.exceptions import ActorUnavailableError, GetTimeoutError
 
@@ -147,13 +153,13 @@ def _wait_serving(
     while True:
         with contextlib.suppress(ActorUnavailableError, GetTimeoutError):
             handle = get() if handle is None else handle
-            status = ray.get(handle.status.remote(), timeout=max(patience.left_s(), 0.1))
+            status = ray.get(handle.status.remote(), timeout=max(deadline.left_s(), 0.1))
             if status["state"] == "serving":
                 break
             reason = status["reason"] or status["state"]
             if status["state"] == "refused":
                 raise StartRefused(f"model {name}: {reason}", "Nothing was started")
-        patience.check(f"model {name}: its parameter server is not ready ({reason})")
+        deadline.check(f"model {name}: its parameter server is not ready ({reason})")
         time.sleep(0.02)
     text = f"model {name}: version {status['epoch']}.{status['count']}"
     if status["refused"]:
@@ -161,10 +167,10 @@ def _wait_serving(
     progress(text)
 
 
-def heard_of(name: str, spec: str) -> set[str]:
-    """Return the replicas that the server of this spec has heard of just now.
+def recent_replicas(name: str, spec: str) -> set[str]:
+    """Return the replicas that have called the server of this spec within the last two seconds.
 
-    Nobody, if it does not answer.
+    The set is empty if the server does not answer.
     """
     import ray
     from ray.exceptions import RayError
@@ -172,21 +178,21 @@ def heard_of(name: str, spec: str) -> set[str]:
     try:
         handle = ray.get_actor(server_name(name, spec), "online")
         replicas = ray.get(handle.status.remote(), timeout=_ASK_S)["replicas"]
-    except (ValueError, RayError):  # a timeout is one, too
+    except (ValueError, RayError):  # RayError includes timeouts
         return set()
     return {replica for replica, seen in replicas.items() if seen["age_s"] < _LIVE_S}
 
 
 def has_decided(name: str, spec: str, wait_s: float) -> bool:
-    """Whether a model's server is through with what it was deciding; else it may not live.
+    """Whether a model's server has completed its pending decisions; False if it does not answer.
 
-    A snapshot that is being written does not hold this up.
+    A snapshot that is being written does not delay the answer.
     """
     return _answers(name, spec, "confirm", wait_s)
 
 
 def publishes(name: str, spec: str, wait_s: float) -> bool:
-    """Have a model's server publish what it has; whether it answered, be it that it can't."""
+    """Have a model's server publish a snapshot; True if it answered, even with an error."""
     return _answers(name, spec, "snapshot", wait_s)
 
 
@@ -199,13 +205,13 @@ def _answers(name: str, spec: str, method: str, wait_s: float) -> bool:
         ray.get(getattr(handle, method).remote(), timeout=wait_s)
     except RayTaskError:
         return True
-    except (ValueError, RayError):  # a timeout is one, too
+    except (ValueError, RayError):  # RayError includes timeouts
         return False
     return True
 
 
 def last_snapshots(specs: Mapping[str, str]) -> list[str]:
-    """Have the servers of these specs, by model, publish what they have; what came of it."""
+    """Have the servers publish last snapshots; returns a line about each server."""
     import ray
 
     wanted, lines = {}, []
@@ -234,7 +240,7 @@ def _none(name: str, why: str) -> str:
 
 
 def end(specs: Mapping[str, str]) -> None:
-    """End the servers of these specs, by model."""
+    """End the servers of these specs; keys are shard names."""
     import ray
 
     for name, spec in specs.items():

@@ -1,4 +1,4 @@
-"""The facts that a running service leaves in its state folder for commands."""
+"""Reads the run file that a running service keeps in its state folder for commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from online.settings.glimpse import RUN
 
 
 def is_served(state_dir: Path) -> bool:
-    """Whether a service runs on the state folder, on this machine."""
+    """Whether a service runs on this state folder, on this machine."""
     try:
         running(state_dir)
     except StartRefused:
@@ -24,7 +24,7 @@ def is_served(state_dir: Path) -> bool:
 
 
 def running(state_dir: Path) -> dict[str, Any]:
-    """Facts of the service that runs on this state folder.  Raises StartRefused if none does."""
+    """Contents of the run file of a running service.  Raises StartRefused if none runs."""
     try:
         facts: dict[str, Any] = dict(json.loads((state_dir / RUN).read_text()))
     except PermissionError:
@@ -39,7 +39,7 @@ def running(state_dir: Path) -> dict[str, Any]:
             f"no service runs on {state_dir}",
             "Start it with `online serve`, or name its folder with --state-dir",
         )
-    if (died := died_owner(state_dir)) is not None:  # what it left behind may answer
+    if (died := died_owner(state_dir)) is not None:  # its leftover processes might still answer
         raise StartRefused(
             f"the service on {state_dir} has died ({died})",
             "Start it again with `online serve`: that ends what was left behind",
@@ -48,7 +48,7 @@ def running(state_dir: Path) -> dict[str, Any]:
 
 
 def died_owner(state_dir: Path) -> str | None:
-    """Who owned the folder, if that was a process of this machine that does not live any more."""
+    """Text of the owner's lock if the owner was a process of this machine that has died."""
     try:
         owner = (state_dir / "owner.lock").read_text()
     except OSError:
@@ -60,7 +60,7 @@ def died_owner(state_dir: Path) -> str | None:
 
 
 def _lives(pid: int) -> bool:
-    with contextlib.suppress(PermissionError):  # it is another user's
+    with contextlib.suppress(PermissionError):  # a process of another user: it lives
         try:
             os.kill(pid, 0)
         except ProcessLookupError:

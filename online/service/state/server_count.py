@@ -1,8 +1,8 @@
-"""A model gets another number of parameter servers: at a start, or while it answers.
+"""Changes the number of a model's parameter servers, at a start or while the service answers.
 
-In the second case the wish stands in the journal already.  The servers that serve publish snapshots
-of the same rows; from these the lineage with the other number begins
-(:mod:`online.rebuild.reshard`), and the service goes over to it as to a model that was promoted.
+In the second case the request is a control row of the journal.  The running servers publish
+snapshots of the same rows; the lineage with the new number of servers begins from these
+(:mod:`online.rebuild.reshard`), and the service switches to it as to a promoted model.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from paramserver.process.lineage import Lineage, begin_epoch
 from replay.errors import ReplayError
 from replay.journal.base import Journal
 
-_SNAPSHOTS: Final = 2  # are asked for; if they are of other rows the newest cut that there is does
-_SNAPSHOT_S: Final = 60.0  # for one of them; of a large table it may take longer
-_DECIDED_S: Final = 60.0  # until what was begun before the wish is decided
-_LOOKS: Final = 20  # whether the others have published theirs
+_SNAPSHOTS: Final = 2  # attempts; if they differ in rows, the newest aligned set is used
+_SNAPSHOT_S: Final = 60.0  # per snapshot; one of a large table may take longer
+_DECIDED_S: Final = 60.0  # for decisions that began before the request
+_LOOKS: Final = 20  # polls whether the other servers have published
 _PAUSE_S: Final = 0.1
-_NOTES: Final = 20  # if others write rows at the same time
-_TRIES: Final = 5  # if the journal does not answer
+_NOTES: Final = 20  # attempts to write a control row while others write
+_TRIES: Final = 5  # while the journal does not answer
 _TRY_S: Final = 1.0
 
 
@@ -48,11 +48,13 @@ def at_start(
     progress: Callable[[str], None],
     again: bool,
 ) -> None:
-    """Let a model begin with what it had learned with another number of servers, if it had.
+    """Convert a model's learned state if it was served by another number of servers before.
 
-    ``again``: it begins anew, or learns the journal again; that is only noted.
+    Parameters:
+        again: The model begins anew or relearns the journal: only record the new number.
 
-    Raises StartRefused: what it had learned can't be handed on.
+    Raises:
+        StartRefused: The state can't be converted.
     """
     if not set(journal.lineages(model.name)) - {loaded.spec_hash}:
         return
@@ -67,13 +69,13 @@ def at_start(
         progress(str(reshard.reshard(journal, settings, model, loaded, before, said)))
 
 
-def note_given(given: Settings, settings: Settings, journal: Journal) -> None:
-    """Write down that the file says the number of servers by now that a model has already.
+def record_given(given: Settings, settings: Settings, journal: Journal) -> None:
+    """Record in the journal that the settings file now names the number that a model already has.
 
-    Only from then on another number in the file is a change.
+    Only from then on does another number in the file count as a change.
 
     Parameters:
-        given, settings: As the file says; as they are served.
+        given, settings: As in the file; as they are served.
     """
     for said, model in zip(given.models, settings.models, strict=True):
         controls = journal.controls(model.name, 0)
@@ -84,15 +86,16 @@ def note_given(given: Settings, settings: Settings, journal: Journal) -> None:
         newest, n = resharding.newest(controls, one, done=False), said.shards
         if found is None or newest is None or n != found[1].shards:
             continue
-        if n not in (found[1].given, newest[1].given):  # a wish that stands may say it already
+        if n not in (found[1].given, newest[1].given):  # a pending request may say it already
             now = Reshard(one, n, n, n, done=True, why="settings")
             reshard.note(journal, model.name, now)
 
 
-def refuse_wishes(settings: Settings, journal: Journal) -> None:
-    """Answer wishes from before that a service without a process of its own can't fulfil.
+def reject_requests(settings: Settings, journal: Journal) -> None:
+    """Reject pending requests that a service without its own owner process can't fulfil.
 
-    ``settings``: as they are served.
+    Parameters:
+        settings: As they are served.
     """
     for model in settings.models:
         controls = journal.controls(model.name, 0)
@@ -103,15 +106,17 @@ def refuse_wishes(settings: Settings, journal: Journal) -> None:
                 _fail(journal, model, found[1], model.shards)
 
 
-def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[str], None]) -> None:
-    """Let lineages begin that have the numbers of servers that are wished.
+def reshard_pending(
+    settings: Settings, specs: Mapping[str, str], progress: Callable[[str], None]
+) -> None:
+    """Begin the lineages with the requested numbers of servers.
 
     Parameters:
-        settings, specs: As they serve.
+        settings, specs: The settings and specs that are served now.
 
     Raises:
-        StartRefused: One can't; the wish is answered then, and what serves goes on.
-        ReplayError: The wish stands, and is to be looked at again.
+        StartRefused: A request can't be fulfilled; it is answered, and the service goes on.
+        ReplayError: The journal does not answer; the request is still pending.
     """
     with contextlib.closing(open_journal(settings)) as journal:
         for model in settings.models:
@@ -122,14 +127,14 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
             found = resharding.newest(controls, one, done=False)
             if found is None or found[1].done or found[1].shards == model.shards:
                 continue
-            seq, wish = found
+            seq, request = found
             try:
-                done = _handed_on(journal, settings, model, specs[model.name], seq, wish)
+                done = _resharded(journal, settings, model, specs[model.name], seq, request)
             except (OnlineError, ParamServerError, OSError) as error:
-                with contextlib.suppress(StartRefused):  # it was withdrawn, or another is wished
-                    reshard.note(journal, model.name, reshard.failed(wish, model.shards), seq)
+                with contextlib.suppress(StartRefused):  # withdrawn, or replaced by another request
+                    reshard.note(journal, model.name, reshard.failed(request, model.shards), seq)
                 if journal.lineages(model.name)[-1] != specs[model.name]:
-                    # The other one has begun: only the newest lineage's rows are ever trimmed.
+                    # The new lineage has begun, and only the newest one's rows are ever trimmed.
                     begin_epoch(journal, Lineage(model.name, specs[model.name], "", "sum"))
                 if isinstance(error, OnlineError):
                     raise
@@ -137,26 +142,34 @@ def hand_on(settings: Settings, specs: Mapping[str, str], progress: Callable[[st
             progress(str(done))
 
 
-def _handed_on(
-    journal: Journal, settings: Settings, before: ModelSettings, spec: str, seq: int, wish: Reshard
+def _resharded(
+    journal: Journal,
+    settings: Settings,
+    before: ModelSettings,
+    spec: str,
+    seq: int,
+    request: Reshard,
 ) -> reshard.Resharded:
-    model = before.made_as({"shards": wish.shards})
+    model = before.made_as({"shards": request.shards})
     keys = Keys.from_file(settings.key_path)
     loaded = load_model(model, settings, keys.secret, keys.old_secrets)
-    _have_cut(journal, settings, before, spec)
+    _publish_aligned(journal, settings, before, spec)
     specs = reshard.specs_of(before, settings)
-    if resharding.newest(journal.controls(model.name, seq), wish.spec, done=False) is not None:
+    if resharding.newest(journal.controls(model.name, seq), request.spec, done=False) is not None:
         problem = f"model {model.name}: other parameter servers were wished, and no longer are"
         raise StartRefused(problem, "What serves goes on")
-    said = reshard.saying(specs, wish.given, before.shards, wish.shards, done=True, why=wish.why)
-    return reshard.reshard(journal, settings, model, loaded, before.shards, said, seq)
+    now = reshard.saying(
+        specs, request.given, before.shards, request.shards, done=True, why=request.why
+    )
+    return reshard.reshard(journal, settings, model, loaded, before.shards, now, seq)
 
 
-def _have_cut(journal: Journal, settings: Settings, model: ModelSettings, spec: str) -> None:
+def _publish_aligned(journal: Journal, settings: Settings, model: ModelSettings, spec: str) -> None:
     """Have the servers publish snapshots of the same rows, if they can.
 
-    Whoever has decided what it had begun before the wish decides nothing more; who does not say so
-    is superseded, and not who writes a large table for long: no other is asked for beside that.
+    A server that confirms has completed all decisions from before the request and begins no new
+    ones.  One that does not confirm is superseded by a new epoch.  A server that takes long to
+    write a large table is not superseded: a further snapshot would be requested beside that one.
     """
     if not parameter_servers.has_decided(model.name, spec, _DECIDED_S):
         begin_epoch(journal, Lineage(model.name, spec, "", "sum"))
@@ -168,27 +181,29 @@ def _have_cut(journal: Journal, settings: Settings, model: ModelSettings, spec: 
             time.sleep(_PAUSE_S)
 
 
-def _fail(journal: Journal, model: ModelSettings, wish: Reshard, back: int) -> None:
+def _fail(journal: Journal, model: ModelSettings, request: Reshard, back: int) -> None:
     for left in reversed(range(_NOTES)):
         try:
-            reshard.note(journal, model.name, reshard.failed(wish, back))
+            reshard.note(journal, model.name, reshard.failed(request, back))
             return
         except StartRefused:
             if not left:
                 raise
 
 
-def take_all_back(journal: Journal, specs: Mapping[str, str], was: Settings) -> None:
-    """Let what served before stand, promoted models and numbers of servers.
+def revert_all(journal: Journal, specs: Mapping[str, str], was: Settings) -> None:
+    """Make what was served before valid again: models and numbers of servers.
 
-    ``specs``: those that served.  A journal that does not answer is asked again for some seconds.
+    Parameters:
+        specs: The specs that were served.
 
-    Raises ReplayError: it does not answer still.
+    Raises:
+        ReplayError: The journal has not answered for some seconds.
     """
     for left in reversed(range(_TRIES)):
         try:
             promotion.take_back_all(journal, specs)
-            take_back(journal, was)
+            revert(journal, was)
             return
         except ReplayError:
             if not left:
@@ -196,8 +211,8 @@ def take_all_back(journal: Journal, specs: Mapping[str, str], was: Settings) -> 
             time.sleep(_TRY_S)
 
 
-def take_back(journal: Journal, was: Settings) -> None:
-    """Let the numbers of servers from before stand: those that have begun can't be served."""
+def revert(journal: Journal, was: Settings) -> None:
+    """Revert to the numbers of servers from before: the new lineages can't be served."""
     for model in was.models:
         controls = journal.controls(model.name, 0)
         if all(control.kind != resharding.RESHARD for control in controls):

@@ -1,16 +1,15 @@
-"""A process of ours that stands still while it holds the journal is ended; nobody else is.
+"""Ends a process of this service that is stalled while it holds the journal's lock.
 
-A replica that is stopped (SIGSTOP, a debugger, a frozen container) inside a commit goes on holding
-the journal's lock, and then no feedback is taken until it moves again.  The service's own process
-looks who holds the lock whenever it can't have it.  It ends that process if all of this holds for
-``limits.standstill_s``, counted in its own running time:
+A replica that is stopped (SIGSTOP, a debugger, a frozen container) inside a commit keeps the
+journal's lock, and no feedback is accepted until it runs again.  Whenever the service's main
+process can't get the lock it inspects the holder.  It ends the holder if all of this has been true
+for ``limits.standstill_s``, counted in the main process's own running time:
 
 * it is the same process, and one that this service has started;
 * it is stopped, or it is a replica whose HTTP does not answer;
-* a write of our own to the same disk succeeds: a disk that stalls is nobody's fault.
+* the main process can write to the same disk, so a stalled disk is not the cause.
 
-Whoever else holds it, such as a program that makes a backup, is named in the refusals of feedback
-and is never ended.
+Any other holder, such as a backup program, is named in the refusals of feedback and never ended.
 """
 
 from __future__ import annotations
@@ -28,23 +27,23 @@ import psutil
 from online import processes
 from online.client.asking import Asking, NoAnswer
 
-_LOOK_MAX_S: Final = 2.0  # counted at most between two looks: the time between may not be ours
+_LOOK_MAX_S: Final = 2.0  # counted at most per interval: this process may have been suspended too
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk
 _STOPPED: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 Process = tuple[int, float]
-"""A process for sure: its number, and when it was started (POSIX seconds)."""
+"""Identity of a process: its pid, and when it was started (POSIX seconds)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at who holds the journal.
+    """One observation of the process that holds the journal's lock.
 
     Attributes:
-        holder: Who it is; None: not known.
+        holder: The process; None: not known.
         ours: Whether this service has started it.
         stands: Whether it is stopped or does not answer.
-        disk: Whether a write of our own to the journal's disk succeeds.
+        disk: Whether this process can write to the journal's disk.
     """
 
     holder: Process | None
@@ -54,9 +53,10 @@ class Look:
 
 
 class Standstill:
-    """Counts for how long one process of ours has stood still while it holds the journal.
+    """Measures how long one process of this service has been stalled while holding the journal.
 
-    ``bound_s``: after how many seconds it is to be ended.
+    Parameters:
+        bound_s: Seconds after which it is to be ended.
     """
 
     def __init__(self, bound_s: float) -> None:
@@ -65,11 +65,11 @@ class Standstill:
         self._stood_s = self._looked_s = 0.0
 
     def moved(self) -> None:
-        """Nobody holds the journal any more."""
+        """Reset the measurement: the lock is free."""
         self._process = None
 
     def saw(self, look: Look, now_s: float) -> Process | None:
-        """Count one look at ``now_s`` (monotonic seconds); the process to end, if it is time."""
+        """Count one observation at ``now_s`` (monotonic seconds); return the process to end."""
         if look.holder is None or not (look.ours and look.stands and look.disk):
             self._process = None
             return None
@@ -80,11 +80,11 @@ class Standstill:
         self._looked_s = now_s
         if self._stood_s < self._bound_s:
             return None
-        self._process = None  # one at a time: the next one is counted anew
+        self._process = None  # the next process is measured from zero
         return look.holder
 
     def end(self, look: Look, now_s: float) -> str | None:
-        """End the process if it is time, and say so."""
+        """End the process if its time is over, and return a line about it."""
         process = self.saw(look, now_s)
         if process is None:
             return None
@@ -102,22 +102,22 @@ def look(
     folder: Path,
     clock_s: Callable[[], float] = time.monotonic,
 ) -> Look:
-    """Look at the process that holds the journal.
+    """Inspect the process that holds the journal's lock.
 
     Parameters:
-        pid: Its number, None if it is not known.
-        ports: Where replicas listen on loopback.
+        pid: Its process id, None if it is not known.
+        ports: Ports on loopback where replicas listen.
         folder: A folder on the journal's disk, where a file may be written and removed.
         clock_s: Monotonic seconds.
     """
-    found = next((own for own in processes.own_processes() if own.pid == pid), None)
-    if pid is None or found is None:
+    process = next((own for own in processes.own_processes() if own.pid == pid), None)
+    if pid is None or process is None:
         return Look(None, False, False, False)
     with contextlib.suppress(psutil.NoSuchProcess):
-        stands = found.status() in _STOPPED or _silent(found, ports)
+        stands = process.status() in _STOPPED or _silent(process, ports)
         disk = stands and _writes(folder, clock_s)
-        return Look((pid, found.create_time()), True, stands, disk)
-    return Look(None, True, False, False)  # it has ended since
+        return Look((pid, process.create_time()), True, stands, disk)
+    return Look(None, True, False, False)  # it has ended meanwhile
 
 
 def _silent(process: psutil.Process, ports: range) -> bool:
@@ -134,7 +134,7 @@ def _silent(process: psutil.Process, ports: range) -> bool:
 
 
 def _writes(folder: Path, clock_s: Callable[[], float]) -> bool:
-    """Whether a small file reaches the disk in time.  A disk that never answers is waited for."""
+    """Whether a small file can be written in time; blocks as long as the disk does."""
     begun_s, path = clock_s(), folder / f"standstill-{os.getpid()}.tmp"
     try:
         with path.open("wb") as file:

@@ -106,7 +106,7 @@ def test_what_was_withdrawn_or_wished_anew_meanwhile_does_not_begin(
         reshard.note(world.journal, "m", saying(world, 2, 2, 3))
         why = "somebody else has decided" if late else "no longer are"
         with pytest.raises(StartRefused, match=why):
-            server_count.hand_on(world.settings(2), {"m": world.spec}, lambda _: None)
+            server_count.reshard_pending(world.settings(2), {"m": world.spec}, lambda _: None)
         assert newest_of(world).why == stands
         assert decided(world, 2) == 2
         if late:
@@ -136,8 +136,8 @@ def test_a_journal_that_is_away_is_asked_again_to_take_back(
     monkeypatch.setattr(world.journal, "write_control", unanswered)
     if away > 1:
         with pytest.raises(JournalUnavailable):
-            server_count.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
+            server_count.revert_all(world.journal, {"m": world.spec}, world.settings(2))
         assert left[0] == away - server_count._TRIES
     else:
-        server_count.take_all_back(world.journal, {"m": world.spec}, world.settings(2))
+        server_count.revert_all(world.journal, {"m": world.spec}, world.settings(2))
     assert handed_on(world, 2) == (away > 1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from online.service.parts import model_swap
-from online.service.parts.model_swap import GoingOver
+from online.service.parts.model_swap import ModelSwap
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from paramserver.core.resharding import RESHARD
@@ -50,7 +50,7 @@ class World:
         self.made: list[Replica] = []
         self.failing = 0
         self.parts = {"m": self.part(Replica(A, answers=True))}
-        self.going = GoingOver(
+        self.going = ModelSwap(
             "m", self.parts, self.parts.__setitem__, self.make, self.load, self.as_served
         )
 

@@ -140,14 +140,14 @@ def test_a_balancer_that_knows_no_application_says_so(changed: bool) -> None:
 def test_another_text_of_ray_for_its_balancer_is_left_alone_and_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert worker_setup.unlike() is None, "this Ray's text is known"
+    assert worker_setup.template_warning() is None, "this Ray's text is known"
     other = "from online.service.on_ray import worker_setup\nworker_setup._UNKNOWN = 'another'\n"
     other += "worker_setup.begin()\nimport ray.serve._private.haproxy as found\n"
     heavy(other + "assert 'status 404 ' in found.HAPROXY_CONFIG_TEMPLATE\n")
     monkeypatch.setattr(worker_setup, "_UNKNOWN", "another")
-    assert "404 in plain text" in str(worker_setup.unlike())
+    assert "404 in plain text" in str(worker_setup.template_warning())
     monkeypatch.setattr(worker_setup, "_templates", lambda: None)
-    assert "404 in plain text" in str(worker_setup.unlike()), "and with none at all"
+    assert "404 in plain text" in str(worker_setup.template_warning()), "and with none at all"
 
 
 def test_raylet_is_started_with_nobody_in_the_place_of_its_agents(tmp_path: Path) -> None:
