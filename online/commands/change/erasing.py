@@ -72,7 +72,7 @@ class Erasing:
             with self.progress("erasing") as progress:
                 rows = erasure.rows(progress)
             texts = erasure.texts()
-            erase.forget_course(self.settings.state_dir, self.model)
+            erase.scrub_time_series(self.settings.state_dir, self.model)
             snapshots += self._withdraw(journal, erasure)  # of who did not know yet
             with self.progress("settling") as progress:
                 self._settle(journal, progress)

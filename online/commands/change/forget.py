@@ -175,7 +175,7 @@ class _Work:
     ) -> None:
         from online.challenger.promotion import as_stored
         from online.models.from_settings import load_model
-        from online.rebuild.rebuild import Wanted
+        from online.rebuild.rebuild import ForgetScope
         from online.rows.prediction_ids import Keys
         from online.settings.places import snapshots_path
         from paramserver.snapshots.history import SnapshotHistory
@@ -184,7 +184,7 @@ class _Work:
 
         self.name, self._client = name, client
         self.events = self._again = 0
-        self._wanted = Wanted(source, since)
+        self._wanted = ForgetScope(source, since)
         self._settings = as_stored(in_private(settings))
         status = self._status()
         chosen = next((m for m in self._settings.models if m.name == name), None)

@@ -15,7 +15,7 @@ from online.commands import base
 from online.commands.change import forget, rewrites
 from online.errors import ConfigError, StartRefused
 from online.rebuild.forget import Base
-from online.rebuild.rebuild import Built, Wanted
+from online.rebuild.rebuild import Built, ForgetScope
 from online.settings.model import ModelSettings
 from paramserver.core.state import Contained, SnapshotState
 
@@ -197,7 +197,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
     work: Any = object.__new__(forget._Work)
     work.name, work._client = "m", base.Context().connect()
     work._model = ModelSettings(name="m", task="binary", learner="logreg")
-    work._wanted, work._history = Wanted("bot"), Place()
+    work._wanted, work._history = ForgetScope("bot"), Place()
     work._base = Base("1-1", Contained({}, frozenset()))
     built = Built(SnapshotState("m", "s", "", (1, 1), {}, {}), {1: [0, 2]}, 5, 0)
     monkeypatch.setattr(forget._Work, "_built", lambda *_, **__: built)
@@ -214,7 +214,7 @@ def test_a_state_aside_is_removed_if_nothing_leads_to_it(
 
 def test_nothing_is_built_before_every_replica_knows_the_ban(service: Service) -> None:
     work: Any = object.__new__(forget._Work)
-    work.name, work._client, work._wanted = "m", base.Context().connect(), Wanted("bot")
+    work.name, work._client, work._wanted = "m", base.Context().connect(), ForgetScope("bot")
     service.answers = [(200, {"complete": False, "missing": ["r2"]})]
     with pytest.raises(StartRefused, match="r2"):
         work.swap(as_json=True)
