@@ -91,7 +91,7 @@ def check_log(settings: Settings) -> Checked:
 
 
 def _heads(settings: Settings, journal: Journal, models: list[str]) -> Iterator[SeenHead]:
-    """Yield the audit log's state as each lineage's snapshots recorded it, skipping damaged ones."""
+    """Yield the audit log's state as each lineage's snapshots recorded it; skip damaged ones."""
     for model in models:
         for spec in journal.lineages(model):
             place = lineage_place(snapshots_path(settings), model, spec)
