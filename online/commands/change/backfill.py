@@ -1,4 +1,4 @@
-"""`online backfill`: teach a model from tables of the past, before it is served or while it is."""
+"""`online backfill`: teaches a model from historical tables, before or while it is served."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from paramserver.process.bases import Lesson
     from replay.journal.base import Journal
 
-_HISTORY: Final = 1  # pushes: nobody pushes to it
+_HISTORY: Final = 1  # pushes kept for compensation: nobody pushes here
 _ASIDE: Final = "aside-"
 
 
@@ -47,21 +47,21 @@ def backfill(
         list[str],
         typer.Option(
             "--input",
-            help="Parquet, CSV or JSON lines; a folder; may be repeated; needs the extra rescore",
+            help="Parquet, CSV or JSON lines; a folder; repeatable; needs the extra rescore",
         ),
     ],
     label: Annotated[str, typer.Option(help="column of the labels")],
     event_id: Annotated[
         str | None,
         typer.Option(
-            "--event-id", help="column of the events' ids: what the service has learned is left out"
+            "--event-id", help="column of the events' ids: those the service has are skipped"
         ),
     ] = None,
-    source: Annotated[str, typer.Option(help="whose events these are, with --event-id")] = "",
+    source: Annotated[str, typer.Option(help="source of these events, with --event-id")] = "",
     time_column: Annotated[
-        str | None, typer.Option("--time", help="column of their times: checks the order")
+        str | None, typer.Option("--time", help="column of the event times: checks the order")
     ] = None,
-    action: Annotated[str | None, typer.Option(help="of task choose: column of the action")] = None,
+    action: Annotated[str | None, typer.Option(help="task choose: column of the action")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
     missing_ok: Annotated[
         bool, typer.Option("--missing-ok", help="columns that the model knows may be missing")
@@ -69,15 +69,15 @@ def backfill(
     again: Annotated[bool, typer.Option("--again", help="learn the same file twice")] = False,
     relearn: Annotated[
         bool,
-        typer.Option("--relearn", help="begin anew: these tables first, then the journal again"),
+        typer.Option("--relearn", help="begin anew: these tables first, then the journal"),
     ] = False,
 ) -> None:
     """Teach a model from tables, row by row in their order.
 
-    Rows are not kept: the journal notes files, SHA-256 and rows, and a pinned snapshot has what
-    was learned.  Rows that can't be learned go to STATE_DIR/backfills.  A command that was stopped
-    has changed nothing.  A running service answers meanwhile and goes over to it in one step; what
-    it has learned by then is learned on top.
+    Rows are not stored: the journal records files, SHA-256 and row counts, and a pinned snapshot
+    has the result.  Rows that can't be learned go to STATE_DIR/backfills.  An interrupted command
+    has changed nothing.  A running service answers meanwhile and switches to the result in one
+    step; what it has learned by then is learned on top.
 
     Example: online backfill --input history.parquet --label price_up --ignore id
 
@@ -114,7 +114,7 @@ def backfill(
 
 
 def _action(model: ModelSettings, named: str | None) -> str | None:
-    """The column of the actions; None: the model does not choose."""
+    """Column of the actions; None: the model does not choose."""
     from online.models.crossed import ACTION
 
     if model.choose is not None:
@@ -140,18 +140,18 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
 
 
 def _running(context: Context, settings: Settings) -> Asking | None:
-    """The way to the service that runs on the state folder; None: there is none."""
+    """Make a client of the service that runs on the state folder; None: no service runs."""
     from online.service.state.run_file import running
 
     try:
         running(settings.state_dir)
-    except StartRefused:  # of one that has died the lock is free
+    except StartRefused:  # a dead service does not hold the folder's lock
         return None
     return context.connect()
 
 
 class _Work:
-    """The tables for one model: looked at, and taught on top of what it knows."""
+    """The tables for one model: inspected, and taught on top of the model's state."""
 
     def __init__(
         self,
@@ -196,7 +196,7 @@ class _Work:
         self._aside = Folder(Place(str(settings.state_dir / "backfills")))
 
     def done(self, client: Asking | None, *, relearn: bool) -> dict[str, Any]:
-        """Teach, and say what became of it; ``client``: the way to the service, if one runs."""
+        """Teach, and return the facts; ``client``: of the running service, if there is one."""
         if client is None:
             return self.alone(relearn=relearn)
         if relearn:
@@ -207,7 +207,7 @@ class _Work:
         return self.beside(client)
 
     def alone(self, *, relearn: bool) -> dict[str, Any]:
-        """On the state folder of a service that does not run."""
+        """Teach on the state folder of a service that does not run."""
         from paramserver.process.backfill import make_base
         from paramserver.process.lineage import recover
 
@@ -218,7 +218,7 @@ class _Work:
             self._refuse_repeats()
             found = recover(self._journal, self._history, self._lineage, _HISTORY)
         values, done, took_s = self._taught({} if found is None else found.server.values)
-        if found is None:  # only now: whoever stops before has changed nothing
+        if found is None:  # only here, so that an interruption before changes nothing
             models.begin_again(self._journal, name, loaded)
             found = recover(self._journal, self._history, self._lineage, _HISTORY)
         base = make_base(
@@ -228,7 +228,7 @@ class _Work:
         return self._facts(done, took_s, facts, "the next start goes on from it")
 
     def beside(self, client: Asking) -> dict[str, Any]:
-        """Beside a service that answers, which then goes on with it."""
+        """Teach beside a running service, which then continues with the result."""
         url = f"/v1/models/{pick(client, self._model.name)}"
         status = checked(client.get(url))
         if not self._loaded.spec_hash.startswith(status["spec"]):
@@ -248,7 +248,7 @@ class _Work:
             answer = client.post(f"{url}/backfill", json=asked)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
-            if not may_stand:  # no control row names it
+            if not may_stand:  # no control row refers to it
                 self._history.withdraw(aside)
         return self._facts(done, took_s, checked(answer), "the service goes on from it")
 
@@ -262,7 +262,7 @@ class _Work:
             refuse_repeats(self._cut, known)
 
     def _taught(self, values: Blocks) -> tuple[Blocks, Learned, float]:
-        """These values with the tables on top, what became of the rows, and seconds."""
+        """These values with the tables on top, the counts of rows, and seconds."""
         from online.rebuild.backfill import Teacher, teach
         from online.rows.door import Door
         from online.rows.prediction_ids import event_key
@@ -284,7 +284,7 @@ class _Work:
         return teacher.values(), done, time.monotonic() - began
 
     def _on_top(self, start: SnapshotState, values: Blocks) -> SnapshotState:
-        """The state with what the service has learned since the start."""
+        """The state with rows on top that the service has learned since ``start``."""
         from online.rebuild.rebuild import NOBODY, Rebuild, method_of
         from online.rows.history import Decisions
 

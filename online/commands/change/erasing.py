@@ -1,4 +1,4 @@
-"""`online forget --erase` removes what a source has sent after the model goes on without it."""
+"""`online forget --erase`: erases a source's events after the model has forgotten them."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from replay.errors import ReplayError
 from replay.journal.base import Journal
 
 _SETTLE_S: Final = 600.0
-"""How long the store's files may take to be written anew; then the command is to be run again."""
+"""Most time to rewrite the store's files; after that the command must be run again."""
 _PAUSE_S: Final = 0.01
-_LINEAGES_S: Final = 20.0  # for a challenger to begin anew without the source
+_LINEAGES_S: Final = 20.0  # for a challenger to restart without the source
 _LOOK_S: Final = 0.2
 _SHOWN: Final = 3
 
@@ -33,7 +33,7 @@ Progress = Callable[[str], Any]
 
 
 def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
-    """StartRefused: the model had several servers once, whose snapshots are there still."""
+    """Raise StartRefused if snapshots remain from a time with several parameter servers."""
     for shard in range(1, SHARDS_MAX):
         for spec in journal.lineages(shard_name(model, shard)):
             place = lineage_place(shard_place(snapshots_path(settings), shard), model, spec)
@@ -47,9 +47,10 @@ def check_no_shards(journal: Journal, settings: Settings, model: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Erasing:
-    """One source of one model of a running service.
+    """Erases one source from one model of a running service.
 
-    ``progress``: gives a progress bar of a name, as a context manager.
+    Attributes:
+        progress: Makes a progress bar with a title, as a context manager.
     """
 
     client: Asking
@@ -59,13 +60,13 @@ class Erasing:
     progress: Progress
 
     def erase(self, journal: Journal, source: str, since: float | None) -> tuple[Erasure, Done]:
-        """Erase what it has sent; what an earlier command has begun is ended."""
+        """Erase the source's events, or continue an unfinished erasure."""
         forget = erase.newest_forget(journal, self.model, self.spec, source)
         begun = erase.decide(journal, self.model, source, since, forget, time.time())
         erasure = Erasure(journal, self.model, *begun)
         with self.progress("looking") as progress:
             erasure.look(progress)
-        checked(self.client.post(f"/v1/models/{self.model}/snapshots"))  # without the source
+        checked(self.client.post(f"/v1/models/{self.model}/snapshots"))  # one without the source
         try:
             snapshots = self._withdraw(journal, erasure)
             halves = erasure.halves()
@@ -73,7 +74,7 @@ class Erasing:
                 rows = erasure.rows(progress)
             texts = erasure.texts()
             erase.scrub_time_series(self.settings.state_dir, self.model)
-            snapshots += self._withdraw(journal, erasure)  # of who did not know yet
+            snapshots += self._withdraw(journal, erasure)  # by processes that had not seen the ban
             with self.progress("settling") as progress:
                 self._settle(journal, progress)
         except ReplayError as error:
@@ -82,7 +83,7 @@ class Erasing:
         return erasure, done
 
     def _withdraw(self, journal: Journal, erasure: Erasure) -> int:
-        """Remove the snapshots that hold what the source has taught; how many there were."""
+        """Remove snapshots that contain the source's influence; returns how many."""
         removed, until_s = 0, time.monotonic() + _LINEAGES_S
         while True:
             names = erasure.tainted(self.settings, self.spec)
@@ -114,12 +115,12 @@ class Erasing:
 
     def _settle(self, journal: Journal, progress: Callable[[int, int], None]) -> None:
         begun_s, most = time.monotonic(), 0
-        for left in journal.erasing().settle():
-            most = max(most, left)
-            progress(most - left, max(most, 1))
+        for remaining in journal.erasing().settle():
+            most = max(most, remaining)
+            progress(most - remaining, max(most, 1))
             if time.monotonic() > begun_s + _SETTLE_S:
                 raise StartRefused(
                     f"the journal's files were not rewritten within {_SETTLE_S:.0f} s",
                     "Run the same command again, when nothing reads them for long",
                 )
-            time.sleep(_PAUSE_S if left else _LOOK_S)
+            time.sleep(_PAUSE_S if remaining else _LOOK_S)

@@ -1,4 +1,4 @@
-"""`online forget`: the journal learned again without a source, beside the service that answers."""
+"""`online forget`: relearns the journal without a source, beside the service that answers."""
 
 from __future__ import annotations
 
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
     from paramserver.core.state import SnapshotState
     from paramserver.snapshots.history import SnapshotHistory
 
-_SHOWN = 10  # rows that a command line names
+_SHOWN = 10  # most rows in a suggested command
 
 
 @common()
 def forget(
     context: Context,
-    source: Annotated[str, typer.Option("--source", help="whose events")],
+    source: Annotated[str, typer.Option("--source", help="source to forget")],
     since: Annotated[
         str | None,
-        typer.Option("--since", help="taken from then on: POSIX seconds, or 2026-01-31T12:00"),
+        typer.Option("--since", help="forget events since: POSIX seconds, or 2026-01-31T12:00"),
     ] = None,
     erase: Annotated[
-        bool, typer.Option("--erase", help="remove what it has sent from the disk, too")
+        bool, typer.Option("--erase", help="also erase its events from the disk")
     ] = False,
     certificate: Annotated[
         Path | None, typer.Option("--certificate", help="file for a signed certificate")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
-    """Go on as if a source had never sent anything; the service answers meanwhile.
+    """Continue as if a source had never sent anything; the service answers meanwhile.
 
-    The source is banned first. Then the journal is learned again without its events, in this
-    process, from the newest snapshot before the first of them; the model goes over to that in one
-    step. The events are kept: `online rollback --undone` lists them. Ctrl-C changes nothing but
-    the ban. With --erase what it has sent is removed from the journal and its files, and snapshots
-    that hold what it has taught; that can't be taken back, and the same command ends what one
-    before has begun.
+    The source is banned first. Then the journal is relearned without its events, in this process,
+    from the newest snapshot before the first of them; the model switches to the result in one step.
+    The events stay in the journal: `online rollback --undone` lists them. Ctrl-C leaves no change
+    but the ban. With --erase the source's events are removed from the journal and its files, and so
+    are snapshots with its influence; this is irreversible, and an interrupted erasure is completed
+    by the same command.
 
     Example: online forget --source bot-7
     """
     forget_source(
-        context, source, _time(since), None, Wish(yes, context.as_json, erase, certificate)
+        context, source, _time(since), None, Options(yes, context.as_json, erase, certificate)
     )
 
 
@@ -77,8 +77,8 @@ def _time(text: str | None) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """The wishes beside whose events: no question, JSON, erase them, where a certificate goes."""
+class Options:
+    """Options of the command: no confirmation, JSON output, erasure, file for a certificate."""
 
     yes: bool
     as_json: bool
@@ -87,24 +87,24 @@ class Wish:
 
     @property
     def certified(self) -> bool:
-        """Whether a certificate is made."""
+        """Whether a certificate is to be made."""
         return self.erase or self.certificate is not None
 
 
 def forget_source(
-    context: Context, source: str, since: float | None, to: str | None, wish: Wish
+    context: Context, source: str, since: float | None, to: str | None, options: Options
 ) -> None:
     """Forget what a source has sent since a time, or (``to``) since a snapshot."""
-    begun, as_json = time.monotonic(), wish.as_json
+    begun, as_json = time.monotonic(), options.as_json
     client, name = context.asked()
     work = _Work(context.settings(), client, name, source, since)
-    with work.prepared(to, wish):
-        if not wish.yes:
-            work.ask(wish)
+    with work.prepared(to, options):
+        if not options.yes:
+            work.ask(options)
         try:
             done = work.swap(as_json=as_json) if work.events else work.ban_only()
-            if wish.certified:
-                done |= work.certify(wish)
+            if options.certified:
+                done |= work.certify(options)
         except KeyboardInterrupt:
             print(
                 f"interrupted: {work.stands()}; {source} stays banned until "
@@ -165,7 +165,7 @@ def _print_review(review: dict[str, Any] | None) -> None:
 
 
 class _Work:
-    """One source of one model of the running service."""
+    """Forgets one source in one model of the running service."""
 
     _swapped = False
     _digests: tuple[Digest, Digest] | None = None
@@ -206,36 +206,36 @@ class _Work:
         return status
 
     @contextlib.contextmanager
-    def prepared(self, to: str | None, wish: Wish) -> Iterator[None]:
-        """Find what the source has taught, and where to begin; the journal is open meanwhile."""
+    def prepared(self, to: str | None, options: Options) -> Iterator[None]:
+        """Find the source's events and the base snapshot; the journal is open in the context."""
         from online.commands.change.erasing import check_no_shards
         from online.rebuild.forget import Bases, check_reach, influence
         from online.rows.history import Decisions
         from online.settings.places import open_journal
         from online.settings.sharded import check_whole
 
-        if wish.erase:
+        if options.erase:
             check_whole(self._model, "erasing")
         if to is not None:
             check_whole(self._model, "going on from a snapshot without a source")
         spec, wanted = self._loaded.spec_hash, self._wanted
         with contextlib.closing(open_journal(self._settings)) as journal:
-            if wish.erase:
+            if options.erase:
                 check_no_shards(journal, self._settings, self.name)
             self._journal, self._decisions = journal, Decisions(spec)
             self._decisions.read(journal, self.name)
             kept_from = time.time() - self._model.dedupe_window
-            with counting("looking", hidden=wish.as_json) as progress:
+            with counting("looking", hidden=options.as_json) as progress:
                 found = influence(journal, self.name, self._decisions, wanted, kept_from, progress)
             if to is None:
                 check_reach(found, wanted)
-            if not found.n and wish.certified:  # there is nothing to learn again
+            if not found.n and options.certified:  # nothing to relearn, only to certify
                 yield
                 return
             self._history.index()
             head = journal.head(self.name, spec).snapshot
             bases = Bases(journal, self.name, self._decisions, journal.partitions(self.name))
-            if self._model.shards > 1:  # no snapshot holds all of it: from the first row on
+            if self._model.shards > 1:  # each snapshot holds a part only: begin at the first row
                 head = None
             if to is None:
                 self._base = bases.before(self._history, head, self._begun(spec), found)
@@ -254,19 +254,19 @@ class _Work:
             yield
 
     def _begun(self, spec: str) -> int:
-        """The epoch in which an operator let the lineage begin anew; 0: never."""
+        """The epoch in which an operator last began the lineage anew; 0: never."""
         mark = f"fresh:{spec}:"
         keys = [c.key for c in self._journal.controls(self.name, 0) if c.key.startswith(mark)]
         return max((int(key.removeprefix(mark)) for key in keys), default=0)
 
     @property
     def beginning(self) -> str:
-        """Where learning again begins."""
+        """Description of where relearning begins."""
         name = self._base.name
         return "the first row" if name is None else f"snapshot {name}"
 
-    def ask(self, wish: Wish) -> None:
-        """StartRefused unless somebody says yes."""
+    def ask(self, options: Options) -> None:
+        """Ask for confirmation.  Raises StartRefused without a yes."""
         source = self._wanted.source
         text = f"the model holds no event of {source!r}, and it is banned"
         if self.events:
@@ -275,12 +275,14 @@ class _Work:
                 f"{self._again:,} other row{'s are' if self._again != 1 else ' is'} learned again "
                 f"here, since {self.beginning}"
             )
-        fate = "all that it has sent is removed for good" if wish.erase else "the events are kept"
-        question = "Erase it?" if wish.erase else "Forget them?"
-        agreed(text, question, more=f".\nThe service answers meanwhile; {fate}.")
+        outcome = (
+            "all that it has sent is removed for good" if options.erase else "the events are kept"
+        )
+        question = "Erase it?" if options.erase else "Forget them?"
+        agreed(text, question, more=f".\nThe service answers meanwhile; {outcome}.")
 
     def swap(self, *, as_json: bool) -> dict[str, Any]:
-        """Ban the source, build the state without it, and let that take the model's place."""
+        """Ban the source, build the state without it, and have the server serve that state."""
         self._ban()
         server = self._status()["server"]
         built = self._built(server["version"], server["rewrite"], as_json=as_json)
@@ -297,7 +299,7 @@ class _Work:
             answer = self._client.post(f"/v1/models/{self.name}/forget", json=asked)
             may_stand = answer.status_code < 400 or answer.status_code >= 500
         finally:
-            if not may_stand:  # no control row names it
+            if not may_stand:  # no control row refers to it
                 for history, _ in self._parts(built.state):
                     history.withdraw(aside)
         done = checked(answer)
@@ -309,7 +311,7 @@ class _Work:
         }  # fmt: skip
 
     def _parts(self, state: SnapshotState) -> list[tuple[SnapshotHistory, SnapshotState]]:
-        """Return where the snapshots of each server are, and what it is to have."""
+        """Return the snapshot history and the part of the state of each server."""
         from online.settings.places import snapshots_path
         from paramserver.core.shards import Cut, shard_place
         from paramserver.snapshots.history import SnapshotHistory
@@ -327,25 +329,25 @@ class _Work:
         return found
 
     def ban_only(self) -> dict[str, Any]:
-        """Ban the source of which the model holds nothing."""
+        """Ban the source; the model contains none of its events."""
         self._ban()
         return {"source": self._wanted.source, "since": self._wanted.since, "undone": 0}
 
     def stands(self) -> str:
-        """Say what is so after an interruption."""
+        """Describe the state after an interruption."""
         if self._swapped:
             return "it is forgotten, and not erased yet: the same command goes on"
         return "the model is as it was"
 
-    def certify(self, wish: Wish) -> dict[str, Any]:
-        """Erase if that is wanted, and make a certificate of what was done."""
+    def certify(self, options: Options) -> dict[str, Any]:
+        """Erase if that is requested, and write a certificate of what was done."""
         from online.audit.log import keys_of
         from online.commands.change.erasing import Erasing
         from online.rebuild import certify, erase
 
         journal, spec, wanted = self._journal, self._loaded.spec_hash, self._wanted
         keys = keys_of(self._settings.key_path)
-        progress = partial(counting, hidden=wish.as_json)
+        progress = partial(counting, hidden=options.as_json)
         out: dict[str, Any] = {}
         number = forget = erase.newest_forget(journal, self.name, spec, wanted.source)
         content, note = None, None
@@ -353,11 +355,11 @@ class _Work:
             if forget:
                 content = certify.forgotten(journal, self.name, forget)
                 certify.checked(content, keys)
-        except StartRefused as error:  # no reason not to erase
-            if not wish.erase:
+        except StartRefused as error:  # the erasure can still be done
+            if not options.erase:
                 raise
             content, note = None, str(error).splitlines()[0]
-        if wish.erase:
+        if options.erase:
             work = Erasing(self._client, self._settings, self.name, spec, progress)
             erasure, done = work.erase(journal, wanted.source, wanted.since)
             number, out["erased"] = erasure.seq, msgspec.structs.asdict(done)
@@ -370,11 +372,11 @@ class _Work:
             )
         document = certify.checked(content, keys)
         own = self._settings.state_dir / certify.FOLDER / f"{self.name}-{number}.json"
-        for file in filter(None, (own, wish.certificate)):
+        for file in filter(None, (own, options.certificate)):
             certify.write(document, file)
-        if wish.erase:
+        if options.erase:
             erasure.end(done)
-        return {**out, "certificate": str(wish.certificate or own)}
+        return {**out, "certificate": str(options.certificate or own)}
 
     def _ban(self) -> None:
         body = {"source": self._wanted.source, "banned": True}
@@ -387,9 +389,9 @@ class _Work:
             )
 
     def _review(self, start: SnapshotState, learner: OrderedLearner) -> Review | None:
-        """Make a review, which judges the rows of the other sources again.
+        """Make the reviewer that judges the rows of other sources again.
 
-        The model's settings say how; None: no filter judges.
+        It follows the model's settings; None: no filter is configured.
         """
         from online.rebuild.verdicts_again import Review
         from online.trust.filtering import filtering_for
@@ -427,7 +429,7 @@ class _Work:
         )
         with counting("learning again", hidden=as_json) as progress:
             rebuild.run(progress)
-        rebuild.run()  # what has come meanwhile: the replicas learn what comes from here on
+        rebuild.run()  # rows that came meanwhile; replicas learn the later ones
         self._digests = rebuild.digests
         built = rebuild.built((version[0], version[1]), rewrite, time.time())
         spans = sum(len(flat) // 2 for flat in built.undone.values())

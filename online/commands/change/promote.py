@@ -1,4 +1,4 @@
-"""`online promote`: the challenger serves, or the apprentice answers; or they no longer do."""
+"""`online promote`: promotes a challenger or an apprentice, or reverts that."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _LOOK_S: Final = 0.2
 @common()
 def promote(
     context: Context,
-    back: Annotated[bool, typer.Option("--back", help="let what served before serve")] = False,
+    back: Annotated[bool, typer.Option("--back", help="serve the previous model again")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
 ) -> None:
-    """Let the challenger serve, with what it has learned; the service answers meanwhile.
+    """Promote the challenger with its learned state; the service answers meanwhile.
 
-    What served becomes the challenger and learns on: --back lets it serve again.
+    The previous model becomes the challenger and learns on: --back promotes it again.
 
-    Of a model that chooses as an apprentice: let it answer by itself, if it is sure to keep enough
-    of what the caller's own choices earn; --yes: in any case, --back: no longer.
+    For a model that chooses as an apprentice: let it answer by itself if it is certain to keep
+    enough of the reward that the caller's own choices earn; --yes: in any case, --back: no longer.
 
-    Exit code 1 if it was refused, or the replicas did not go over.
+    Exit code 1 if it was refused, or the replicas did not switch.
 
     Example: online promote
     """
@@ -59,7 +59,7 @@ def promote(
 
 
 def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
-    """A challenger that is better needs no question."""
+    """Ask for confirmation, unless the challenger is known to be better."""
     if found.get("verdict") == "better":
         return
     text = f"{found['learner']} is not known to be better than {learner}: {found.get('verdict')}"
@@ -70,7 +70,7 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
 def _let_answer(
     client: Asking, name: str, choices: dict[str, Any], *, back: bool, yes: bool, as_json: bool
 ) -> None:
-    """Have an apprentice answer, or no longer; one that is ready needs no question."""
+    """Let an apprentice answer, or no longer; ask for confirmation unless it is ready."""
     stands = choices["apprentice"]
     waits = choices["answers"] == "caller" and not (back or yes)
     if waits and sys.stdin.isatty() and stands is not None and not stands["ready"]:
@@ -98,7 +98,7 @@ def _let_answer(
 
 
 def _wait(client: Asking, settings: Settings, name: str, spec: str) -> dict[str, Any]:
-    """Status of the model once every replica answers with the spec, as the service notes it."""
+    """Status of the model once every replica serves the spec, as the run file says."""
     deadline = time.monotonic() + _PATIENCE_S
     while running(settings.state_dir).get("specs", {}).get(name) != spec:
         if time.monotonic() > deadline:

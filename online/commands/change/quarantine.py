@@ -1,4 +1,4 @@
-"""`online quarantine`: events that were set aside, seen, released or discarded; bans."""
+"""`online quarantine`: lists, shows, releases and discards quarantined events; bans sources."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from replay.plain import plain
 
 _PAGE = 200
 
-app = typer.Typer(help="Events that were set aside.", no_args_is_help=True)
+app = typer.Typer(help="Quarantined events, and bans of sources.", no_args_is_help=True)
 
-Rows = Annotated[list[str] | None, typer.Argument(help="rows, as `list` names them: 3:120")]
+Rows = Annotated[list[str] | None, typer.Argument(help="rows as in `list`: 3:120")]
 Source = Annotated[str | None, typer.Option("--source", help="all events of this source")]
 
 
@@ -28,7 +28,7 @@ def list_(
     after: After = None,
     limit: Limit = 100,
 ) -> None:
-    """List events that were set aside, with what was decided about them.
+    """List quarantined events, with the decisions about them.
 
     Example: online quarantine list --source bot-7
     """
@@ -42,9 +42,9 @@ def list_(
 def show(
     context: Context,
     event: Annotated[str, typer.Argument(help="its row, or its id")],
-    source: Annotated[str | None, typer.Option("--source", help="who sent the id")] = None,
+    source: Annotated[str | None, typer.Option("--source", help="source of the id")] = None,
 ) -> None:
-    """Show one event: what was sent, what the model had answered, why it was set aside.
+    """Show one event: what was sent, what the model predicted, and why it was quarantined.
 
     Example: online quarantine show 3:120
     """
@@ -67,7 +67,7 @@ def release(
     source: Source = None,
     after: After = None,
 ) -> None:
-    """Learn events after all, each once.  Whoever decides first is heard.
+    """Learn quarantined events after all, each once.  The first decision about an event stands.
 
     Example: online quarantine release 3:120 3:121
     """
@@ -82,7 +82,7 @@ def discard(
     source: Source = None,
     after: After = None,
 ) -> None:
-    """Never learn events.  Whoever decides first is heard.
+    """Decide that events are never learned.  The first decision about an event stands.
 
     Example: online quarantine discard --source bot-7
     """
@@ -93,11 +93,12 @@ def discard(
 @common()
 def ban(
     context: Context,
-    source: Annotated[str, typer.Option("--source", help="who")],
+    source: Annotated[str, typer.Option("--source", help="source to ban")],
 ) -> None:
-    """Set aside whatever a source sends from now on; what it has taught stays.
+    """Quarantine whatever a source sends from now on; what was learned from it stays.
 
-    Exit code 1 if a replica has not seen it in time: it is banned, and that one will.
+    Exit code 1 if a replica has not confirmed in time: the source is banned, and that replica will
+    follow.
 
     Example: online quarantine ban --source bot-7
     """
@@ -108,9 +109,9 @@ def ban(
 @common()
 def unban(
     context: Context,
-    source: Annotated[str, typer.Option("--source", help="who")],
+    source: Annotated[str, typer.Option("--source", help="source to unban")],
 ) -> None:
-    """Learn from a source again; what was set aside stays so, unless it is released.
+    """Learn from a source again; its quarantined events stay so unless they are released.
 
     Example: online quarantine unban --source bot-7
     """
@@ -133,7 +134,7 @@ def _ban(context: Context, source: str, *, banned: bool) -> None:
 def _decide(
     context: Context, verb: str, rows: list[str] | None, source: str | None, after: str | None
 ) -> None:
-    """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
+    """Decide by pages; after Ctrl-C between pages, the same command continues."""
     if (not rows) == (source is None):
         raise typer.BadParameter("give rows, or --source NAME")
     client, model = context.asked()
@@ -149,11 +150,11 @@ def _decide(
             body = pages.pop(0) if pages else {"source": source, "after": after, "limit": _PAGE}
             while True:
                 page = patiently(client, url, body)
-                cursor, left = page.pop("cursor", None), page.pop("left", 0)
+                cursor, remaining = page.pop("cursor", None), page.pop("left", 0)
                 for key, count in page.items():
                     total[key] = total.get(key, 0) + count
                 done += page["released"] + page["discarded"]
-                shown.update(task, completed=done, total=done + left)
+                shown.update(task, completed=done, total=done + remaining)
                 if pages:
                     body = pages.pop(0)
                 elif cursor is not None:

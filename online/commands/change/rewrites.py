@@ -1,4 +1,4 @@
-"""`online rollback`, `freeze` and `unfreeze`, and the events that these leave out."""
+"""`online rollback`, `freeze` and `unfreeze`, and the events that these exclude."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from online.commands.base import (
 from online.errors import StartRefused
 
 _PAGE = 200
-_PATIENCE_S = 30.0  # of a service that is busy or restarts
+_PATIENCE_S = 30.0  # for a service that is busy or restarting
 
-After = Annotated[str | None, typer.Option("--after", help="go on behind this cursor")]
-Limit = Annotated[int, typer.Option("--limit", min=1, help="list so many events at most")]
+After = Annotated[str | None, typer.Option("--after", help="continue behind this cursor")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="most events that are listed")]
 
 
 @common()
 def rollback(
     context: Context,
-    to: Annotated[str | None, typer.Option("--to", help="snapshot to go back to")] = None,
-    undone: Annotated[bool, typer.Option("--undone", help="list the events taken out")] = False,
-    relearn: Annotated[bool, typer.Option("--relearn", help="learn them again")] = False,
+    to: Annotated[str | None, typer.Option("--to", help="snapshot to return to")] = None,
+    undone: Annotated[bool, typer.Option("--undone", help="list the undone events")] = False,
+    relearn: Annotated[bool, typer.Option("--relearn", help="learn undone events again")] = False,
     without: Annotated[
         str | None,
-        typer.Option("--without-source", help="learn what came since again, without this source"),
+        typer.Option("--without-source", help="relearn the events since, without this source"),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     after: After = None,
     limit: Limit = 100,
 ) -> None:
-    """Go back to a snapshot; what was learned since is undone and kept.
+    """Return to a snapshot; events learned since are undone but stay in the journal.
 
-    Nothing is deleted: --undone lists the events, --relearn learns them again, each once.
-    With --without-source the model goes on as if that source had sent nothing since the snapshot,
-    while it answers; the source is banned first.
+    Nothing is deleted: --undone lists the events, --relearn learns each of them again once.
+    With --without-source the model continues as if that source had sent nothing since the snapshot;
+    the service answers meanwhile, and the source is banned first.
 
     Example: online rollback --to 3-120
     """
@@ -58,9 +58,9 @@ def rollback(
         if to is None:
             raise typer.BadParameter("--without-source goes with --to NAME")
         # Imported here, because it imports model libraries.
-        from online.commands.change.forget import Wish, forget_source
+        from online.commands.change.forget import Options, forget_source
 
-        forget_source(context, without, None, to, Wish(yes, context.as_json))
+        forget_source(context, without, None, to, Options(yes, context.as_json))
         return
     client, name = context.asked()
     if undone:
@@ -68,9 +68,9 @@ def rollback(
     elif relearn:
         _relearn(client, name, "undone", after, as_json=context.as_json)
     else:
-        found = _what_goes(context, client, name, str(to))
+        effect = _to_be_undone(context, client, name, str(to))
         if not yes:
-            _ask(found, name, str(to))
+            _ask(effect, name, str(to))
         url = f"/v1/models/{name}/rollback"
         done = checked(client.post(url, json={"to": to}))
         if context.as_json:
@@ -85,13 +85,14 @@ def rollback(
 @common()
 def freeze(
     context: Context,
-    listed: Annotated[bool, typer.Option("--list", help="list the events kept back")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="list the events not learned")] = False,
     after: After = None,
     limit: Limit = 100,
 ) -> None:
-    """Learn nothing more: the model goes on answering, and feedback is kept.
+    """Stop learning: the model goes on answering, and feedback is stored.
 
-    Exit code 1 if a replica has not seen it in time: it is frozen, and that one will.
+    Exit code 1 if a replica has not confirmed in time: the model is frozen, and that replica will
+    follow.
 
     Example: online freeze
     """
@@ -106,11 +107,11 @@ def freeze(
 def unfreeze(
     context: Context,
     release: Annotated[
-        bool, typer.Option("--release", help="learn the events that were kept back")
+        bool, typer.Option("--release", help="also learn the events that came during the freeze")
     ] = False,
     after: After = None,
 ) -> None:
-    """Learn again.  Events that were kept back stay so, unless --release says otherwise.
+    """Resume learning.  Events that came during the freeze are learned only with --release.
 
     Example: online unfreeze --release
     """
@@ -136,8 +137,8 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 # -- going back ------------------------------------------------------------------------------
 
 
-def _what_goes(context: Context, client: Asking, model: str, name: str) -> dict[str, Any]:
-    """Rows that a rollback would undo, and since when: from the snapshot's own manifest."""
+def _to_be_undone(context: Context, client: Asking, model: str, name: str) -> dict[str, Any]:
+    """Rows that a rollback would undo, and their age, from the snapshot's manifest."""
     from online.settings.places import open_journal, snapshots_path
     from paramserver.snapshots.format import read_manifest
     from paramserver.snapshots.places import lineage_place, open_snapshots
@@ -160,10 +161,10 @@ def _what_goes(context: Context, client: Asking, model: str, name: str) -> dict[
     return {"rows": rows, "since": target.created_at, "version": target.version}
 
 
-def _ask(found: dict[str, Any], model: str, name: str) -> None:
-    ago = span(time.time() - found["since"])
-    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
-    text = f"{model} goes back to {name}, made {at} ({ago} ago): {found['rows']:,} rows are undone"
+def _ask(effect: dict[str, Any], model: str, name: str) -> None:
+    ago = span(time.time() - effect["since"])
+    at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(effect["since"]))
+    text = f"{model} goes back to {name}, made {at} ({ago} ago): {effect['rows']:,} rows are undone"
     kept = ".\nThey are kept: `online rollback --relearn` learns them again."
     agreed(text, "Go back?", more=kept)
 
@@ -181,7 +182,7 @@ def list_events(
     *,
     as_json: bool,
 ) -> None:
-    """Print the events of a status: undone, frozen or quarantined."""
+    """Print the events with a status: undone, frozen or quarantined."""
     events: list[dict[str, Any]] = []
     page: dict[str, Any] = {"cursor": after, "removed": 0, "left": 0}
     removed = 0
@@ -217,7 +218,7 @@ def list_events(
 
 
 def _relearn(client: Asking, model: str, status: str, after: str | None, *, as_json: bool) -> None:
-    """Page by page; Ctrl-C between two pages leaves nothing half, and the next run goes on."""
+    """Relearn by pages; after Ctrl-C between pages, the same command continues."""
     total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
     shown = bar("learning", hidden=as_json)
@@ -262,7 +263,7 @@ def _pages(client: Asking, model: str, status: str, cursor: str | None) -> Itera
 
 
 def patiently(client: Asking, url: str, body: dict[str, Any]) -> dict[str, Any]:
-    """The answer; a request that found the service busy or restarting is sent again."""
+    """Send a request, and repeat it while the service is busy or restarting."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:
         try:

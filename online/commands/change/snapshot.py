@@ -1,4 +1,4 @@
-"""`online snapshot`: list, create, show and pin."""
+"""`online snapshot`: lists, creates, shows and pins snapshots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ app = typer.Typer(help="List, create, show and pin snapshots.", no_args_is_help=
 @app.command("list")
 @common()
 def snapshot_list(context: Context) -> None:
-    """Snapshots kept, newest first.
+    """List the stored snapshots, newest first.
 
     Example: online snapshot list
     """
@@ -55,7 +55,7 @@ def snapshot_list(context: Context) -> None:
 @common()
 def snapshot_create(
     context: Context,
-    pin: Annotated[bool, typer.Option("--pin", help="keep it beyond the retention")] = False,
+    pin: Annotated[bool, typer.Option("--pin", help="exempt it from retention")] = False,
 ) -> None:
     """Publish a snapshot now.
 
@@ -74,9 +74,9 @@ def snapshot_create(
 def snapshot_pin(
     context: Context,
     snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`")],
-    off: Annotated[bool, typer.Option("--off", help="no longer")] = False,
+    off: Annotated[bool, typer.Option("--off", help="remove the pin")] = False,
 ) -> None:
-    """Keep a snapshot beyond the retention, or (--off) no longer.
+    """Exempt a snapshot from retention, or (--off) end that.
 
     Example: online snapshot pin 3-120
     """
@@ -93,14 +93,14 @@ def snapshot_pin(
 def snapshot_show(
     snapshot: Annotated[str, typer.Argument(help="its name, from `snapshot list`, or its file")],
     lineage: Annotated[
-        bool, typer.Option("--lineage", help="also name the snapshots it descends from")
+        bool, typer.Option("--lineage", help="also list the snapshots it descends from")
     ] = False,
     model: Model = None,
     path: FileOption = None,
     state_dir: StateDir = None,
     as_json: AsJson = True,
 ) -> None:
-    """Show what a snapshot holds, checked; works without a running service.
+    """Verify a snapshot and show its contents; works without a running service.
 
     Example: online snapshot show 3-120 --lineage
     """
@@ -128,7 +128,7 @@ def snapshot_show(
 
 
 def _stored(settings: Settings, model: str | None) -> Snapshots:
-    """The snapshots of a model as the settings have it."""
+    """The stored snapshots of a model of the settings."""
     from online.challenger.promotion import as_stored
     from online.models.from_settings import load_model
     from online.settings.places import snapshots_path

@@ -1,4 +1,4 @@
-"""`online audit`: who decided what, when and from where."""
+"""`online audit`: lists and exports the audit log: who decided what, when and from where."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from online.settings.config import Settings
 
 app = typer.Typer(
-    help="The log of decisions: who decided what, when and from where.", no_args_is_help=True
+    help="The audit log: who decided what, when and from where.", no_args_is_help=True
 )
 
-Act = Annotated[str | None, typer.Option(help="of this kind only: freeze, rollback, decide, pin …")]
-Who = Annotated[str | None, typer.Option(help="of this token's name, or `the service` itself")]
+Act = Annotated[str | None, typer.Option(help="this kind only: freeze, rollback, decide, pin …")]
+Who = Annotated[str | None, typer.Option(help="name of a token, or `the service` itself")]
 OfModel = Annotated[str | None, typer.Option("--model", help="about this model only")]
 Since = Annotated[
     str | None,
-    typer.Option(help="from then on: 2h, 7d, or a time as 2026-01-31T14:00 (of this machine)"),
+    typer.Option(help="since: 2h, 7d, or a local time as 2026-01-31T14:00"),
 ]
 
 _COLUMNS: Final = ("number", "at", "act", "model", "who", "origin", "about", "fault")
@@ -43,12 +43,12 @@ def audit_list(
     who: Who = None,
     model: OfModel = None,
     since: Since = None,
-    limit: Annotated[int, typer.Option(min=1, help="newest lines that are shown at most")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="most lines that are shown, newest")] = 100,
 ) -> None:
-    """List decisions, the newest last: each verified as it is read.
+    """List decisions, the newest last, verifying each line.
 
-    Works with the service running or stopped.  Exit code 1 if a line is not as it was written;
-    `online fsck` finds what is missing, too.
+    Works with the service running or stopped.  Exit code 1 if a line was altered; `online fsck`
+    also finds missing lines.
 
     Example: online audit list --since 7d --who alice
     """
@@ -74,15 +74,15 @@ def audit_list(
 @common(model=False, as_json=False)
 def audit_export(
     context: Context,
-    out: Annotated[Path, typer.Argument(help="file that is written: .jsonl or .csv")],
+    out: Annotated[Path, typer.Argument(help="file to write: .jsonl or .csv")],
     act: Act = None,
     who: Who = None,
     model: OfModel = None,
     since: Since = None,
 ) -> None:
-    """Write decisions to a file, a line each: JSON lines, or CSV by the name of the file.
+    """Write decisions to a file, one per line: JSON lines or CSV, by the file's suffix.
 
-    Exit code 1 if a line is not as it was written; it is in the file, with what is wrong.
+    Exit code 1 if a line was altered; it is in the file, with its fault.
 
     Example: online audit export decisions.jsonl --since 30d
     """
@@ -110,7 +110,7 @@ def _end(found: list[dict[str, Any]]) -> None:
 def _chosen(
     settings: Settings, act: str | None, who: str | None, model: str | None, since: str | None
 ) -> list[dict[str, Any]]:
-    """The decisions that are asked for, as plain data, oldest first."""
+    """The selected decisions as plain data, oldest first."""
     from online.audit.chain import Signer
     from online.audit.checking import all_lines
     from online.audit.log import keys_of
@@ -118,7 +118,7 @@ def _chosen(
 
     begin = 0.0 if since is None else moment("--since", since)
     place = settings.state_dir / "journal.db"
-    if settings.journal == "sqlite" and not place.exists():  # opening it would make one
+    if settings.journal == "sqlite" and not place.exists():  # opening it would create one
         raise StartRefused(f"there is no journal {place}", "Name its folder with --state-dir")
     keys = keys_of(settings.key_path)
     if not keys:

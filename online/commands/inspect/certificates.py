@@ -1,4 +1,4 @@
-"""`online certificates`: what was certified of forgetting, and whether a certificate is good."""
+"""`online certificates`: lists and verifies certificates of forgetting, and shows the key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ app = typer.Typer(
 
 
 def _public_keys(context: Context) -> list[str]:
-    """The public keys of the service's keys, the one that signs first."""
+    """The public keys of the service's keys; the present signing key is first."""
     settings = context.settings()
     if not (keys := keys_of(settings.key_path)):
         raise StartRefused(
@@ -34,7 +34,7 @@ def _public_keys(context: Context) -> list[str]:
 @app.command("key")
 @common(model=False)
 def certificates_key(context: Context) -> None:
-    """Print the public keys that certificates are verified with, the one that signs first.
+    """Print the public keys that verify certificates; the present signing key is first.
 
     Ed25519, 32 bytes as hexadecimal digits; one for each key of the service's key file.
 
@@ -47,9 +47,9 @@ def certificates_key(context: Context) -> None:
 @app.command("list")
 @common(model=False)
 def certificates_list(context: Context) -> None:
-    """List the certificates in the state folder, each verified.
+    """List the certificates in the state folder, verifying each.
 
-    Exit code 1 if one is not good.
+    Exit code 1 if one is invalid.
 
     Example: online certificates list
     """

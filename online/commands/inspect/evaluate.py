@@ -1,4 +1,4 @@
-"""`online evaluate`: what other policies would have earned, from the log of the one that chose."""
+"""`online evaluate`: estimates what other policies would have earned, from the logged choices."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "--policy",
-            help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; may be given again",
+            help="greedy, uniform, baseline, epsilon:0.1 or always:ACTION; repeatable",
         ),
     ] = None,
     alpha: Annotated[
-        float, typer.Option(min=1e-6, max=0.5, help="how likely an interval may ever miss")
+        float, typer.Option(min=1e-6, max=0.5, help="probability that an interval ever misses")
     ] = 0.05,
     since: Annotated[
-        str | None, typer.Option(help="rewards recorded from then on: 7d, 2026-05-31, …")
+        str | None, typer.Option(help="rewards recorded since: 7d, 2026-05-31, …")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="and before then")] = None,
+    until: Annotated[str | None, typer.Option(help="and before")] = None,
     dsjson: Annotated[
         Path | None,
-        typer.Option("--dsjson", help="write the log to a file, as VowpalWabbit reads it"),
+        typer.Option("--dsjson", help="write the log to a file in VowpalWabbit's dsjson format"),
     ] = None,
     obp: Annotated[
         Path | None,
-        typer.Option("--obp", help="write the log to a file of arrays (.npz), as obp takes them"),
+        typer.Option("--obp", help="write the log to a file of arrays (.npz) for obp"),
     ] = None,
 ) -> None:
-    """Say what other policies would have earned, from the choices and rewards of the journal.
+    """Estimate what other policies would have earned, from the journal's choices and rewards.
 
-    The service need not run, and nothing is changed.  The intervals may be looked at as often as
-    one likes.  Policies answer by what the model expected when it was asked: no reward is known
-    before it judges.
+    The service need not run, and nothing is changed.  The intervals remain valid however often they
+    are computed.  Policies are evaluated with the rewards that the model expected at the time of
+    the request, so no reward influences its own evaluation.
 
     Example: online evaluate --policy greedy --policy always:news
 
@@ -78,11 +78,11 @@ def evaluate(
     end = math.inf if until is None else moment("--until", until)
     n = beyond = 0
     with contextlib.closing(open_for_report(settings)) as journal:
-        again = partial(logged, journal, asked.name, begin, end)
-        for one in _written(again, dsjson, obp):
+        read_again = partial(logged, journal, asked.name, begin, end)
+        for one in _written(read_again, dsjson, obp):
             try:
                 judging.add(one.choice, one.reward)
-            except ValueError:  # a reward of before the range was changed
+            except ValueError:  # a reward from before the range was changed
                 beyond += 1
                 continue
             n += 1
@@ -108,29 +108,29 @@ class Logged(NamedTuple):
 
 
 def _written(
-    again: Callable[[], Iterator[Logged]], dsjson: Path | None, obp: Path | None
+    read_again: Callable[[], Iterator[Logged]], dsjson: Path | None, obp: Path | None
 ) -> Iterator[Logged]:
-    """Pass the rows on, and write them to the files that are named; first what may be refused."""
+    """Yield the rows, after writing obp's file and while writing the dsjson file."""
     from online.decide.dsjson import line
     from online.decide.obp import Feedback
 
     if obp is not None:
         feedback = Feedback()
-        for one in again():
+        for one in read_again():
             feedback.add(one.choice, one.reward)
         feedback.save(obp)
     with contextlib.ExitStack() as opened:
         file = None
         if dsjson is not None:
             file = opened.enter_context(dsjson.open("w", encoding="utf-8"))
-        for one in again():
+        for one in read_again():
             if file is not None:
                 file.write(line(*one) + "\n")
             yield one
 
 
 def logged(journal: Journal, model: str, since: float, until: float) -> Iterator[Logged]:
-    """Choices and their rewards as they were recorded; those that are quarantined are left out."""
+    """Yield choices with their rewards in journal order, except quarantined ones."""
     from online.decide.record import RecordInvalid, unpack
     from online.rows.history import origin
     from replay.codec import decode

@@ -1,4 +1,4 @@
-"""`online report`: how good the model is, what changed, what to do; as a page, JSON, exit code."""
+"""`online report`: reports a model's quality, changes and advice as a page, JSON and exit code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 _WORDS = {"ok": "OK", "watch": "WATCH", "act": "ACT", "not_enough_data": "NOT ENOUGH DATA"}
 
 Column = Annotated[
-    str | None, typer.Option(help="column, if its name does not tell; none: there is none")
+    str | None, typer.Option(help="column, if its name is not obvious; none: there is none")
 ]
 
 
@@ -53,34 +53,34 @@ def report(
     version: Column = None,
     source: Column = None,
     features: Annotated[
-        str | None, typer.Option(help="columns, with commas between; default: all others")
+        str | None, typer.Option(help="columns separated by commas; default: all others")
     ] = None,
     task: Annotated[
-        Literal["binary", "multiclass", "regression"] | None, typer.Option(help="of the file")
+        Literal["binary", "multiclass", "regression"] | None, typer.Option(help="task of the file")
     ] = None,
     positive: Annotated[
-        str | None, typer.Option(help="label that the score is the probability of")
+        str | None, typer.Option(help="label whose probability the score is")
     ] = None,
     delay: Annotated[
-        int, typer.Option(min=0, help="rows until a label is known, if no column says it")
+        int, typer.Option(min=0, help="rows until a label is known, if no column tells")
     ] = 0,
     model: Model = None,
     since: Annotated[
-        str | None, typer.Option(help="labels recorded from then on: 7d, 2026-05-31, …")
+        str | None, typer.Option(help="labels recorded since: 7d, 2026-05-31, …")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="and before then")] = None,
+    until: Annotated[str | None, typer.Option(help="and before")] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="page to write (.json: its numbers)")
+        Path | None, typer.Option("--out", help="page to write (.json: its data)")
     ] = None,
     prometheus: Annotated[
-        Path | None, typer.Option(help="file for a textfile collector: the verdict as gauges")
+        Path | None, typer.Option(help="file for the textfile collector: the verdict as gauges")
     ] = None,
     path: FileOption = None,
     state_dir: StateDir = None,
     as_json: AsJson = False,
     schema: Annotated[bool, typer.Option("--schema", help="print the JSON's schema")] = False,
 ) -> None:
-    """Judge a model from its journal, or from a file of predictions and labels.
+    """Evaluate a model from its journal, or from a file of predictions and labels.
 
     Writes one self-contained page (report.html unless --out says otherwise).  Exit code 0: ok or
     watch; 1: act (or no report: the reason is on stderr); 3: not enough data.
@@ -167,7 +167,7 @@ def _made(origin: Origin, rows: Iterable[Rows], *, quiet: bool, newest: Any = No
 
 
 def when(text: str, now: float, option: str) -> float:
-    """POSIX seconds of ``7d`` (ago), of an ISO 8601 time (UTC if it names no zone), or of a number.
+    """Parse ``7d`` (ago), an ISO 8601 time (default UTC), or a number into POSIX seconds.
 
     Raises ConfigError naming the option.
     """
@@ -203,7 +203,7 @@ def _give(made: Report, out: Path | None, *, as_json: bool) -> None:
 
 
 def _write(option: str, target: Path, data: bytes) -> None:
-    """The whole file or none."""
+    """Write the file atomically.  Raises ConfigError."""
     part = target.with_name(target.name + ".part")
     try:
         part.write_bytes(data)
@@ -215,7 +215,7 @@ def _write(option: str, target: Path, data: bytes) -> None:
 
 
 def gauges(made: Report) -> str:
-    """The verdict as Prometheus text; what is not known has no line."""
+    """Format the verdict as Prometheus text; unknown values have no line."""
     from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
     registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""`online triggers`: does something turn the model to one label that only some sources teach?"""
+"""`online triggers`: searches for values that turn the model to one label (backdoors)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from replay.plain import plain
 def triggers(
     context: Context,
     rows: Annotated[
-        int | None, typer.Option(min=100, help="newest rows looked at; default: triggers.rows")
+        int | None, typer.Option(min=100, help="newest rows to search; default: triggers.rows")
     ] = None,
     forget: Annotated[
-        bool, typer.Option("--forget", help="forget the sources named (online forget)")
+        bool, typer.Option("--forget", help="forget the sources that are found (online forget)")
     ] = False,
 ) -> None:
     """Search recent rows for triggers that work on the newest snapshot's model.
 
-    A trigger is a value that only some sources send, with one label, and that turns the model to
-    it. The service goes on meanwhile and need not run. Exit code 0: none; 1: some are named.
+    A trigger is a value that only some sources send, always with one label, and that turns the
+    model's prediction to it. The service may run meanwhile. Exit code 0: none; 1: some were found.
 
     Example: online triggers --rows 10000
     """

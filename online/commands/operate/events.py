@@ -1,4 +1,4 @@
-"""`online events`: what is being answered and learned, as it happens."""
+"""`online events`: shows predictions and feedback as they happen."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from online.client.asking import Asking, NoAnswer
 from online.commands.base import Context, checked, common, pick
 from replay.plain import plain
 
-app = typer.Typer(help="Answers and labels as they come.", no_args_is_help=True)
+app = typer.Typer(help="Predictions and feedback as they happen.", no_args_is_help=True)
 
-_WIDE: Final = 110  # characters of a row's features on a line
+_WIDE: Final = 110  # characters of a row's features per line
 
 
 @app.command("tail")
@@ -23,19 +23,19 @@ _WIDE: Final = 110  # characters of a row's features on a line
 def events_tail(
     context: Context,
     only: Annotated[
-        Literal["answer", "label", "choice", "reward"] | None, typer.Option(help="only these")
+        Literal["answer", "label", "choice", "reward"] | None, typer.Option(help="this kind only")
     ] = None,
     source: Annotated[str | None, typer.Option(help="labels of this source only")] = None,
-    every: Annotated[float, typer.Option(min=0.05, help="seconds between two looks")] = 0.5,
+    every: Annotated[float, typer.Option(min=0.05, help="seconds between two polls")] = 0.5,
     seconds: Annotated[
-        float | None, typer.Option("--for", min=0, help="end after so long; else with Ctrl-C")
+        float | None, typer.Option("--for", min=0, help="end after this time; else with Ctrl-C")
     ] = None,
 ) -> None:
-    """Show what is being answered and learned, a line each, until Ctrl-C (exit code 130).
+    """Show what is predicted and learned, one line each, until Ctrl-C (exit code 130).
 
-    It needs a token for admin: the lines are callers' data.  Replicas hold the newest requests
-    only while somebody watches; what was too fast to be shown is counted.  With --json a line is
-    an object.
+    It needs an admin token, because the lines contain callers' data.  Replicas keep the newest
+    requests only while somebody watches; those that were too fast to be shown are counted.  With
+    --json each line is an object.
 
     Example: online events tail --model phishing --only label
     """
@@ -56,8 +56,8 @@ def events_tail(
 
 
 def _look(client: Asking, model: str, cursors: dict[str, int]) -> list[dict[str, Any]]:
-    """Ask as often as there are replicas, and once more: the balancer chooses who answers."""
-    found: list[dict[str, Any]] = []
+    """Poll once more than there are replicas, because the balancer chooses which one answers."""
+    events: list[dict[str, Any]] = []
     for _ in range(max(len(cursors), 1) + 1):
         after = "&after=".join(f"{n}@{replica}" for replica, n in cursors.items())
         query = f"?after={after}" if after else ""
@@ -68,9 +68,11 @@ def _look(client: Asking, model: str, cursors: dict[str, int]) -> list[dict[str,
             break
         cursors[answer["replica"]] = answer["cursor"]
         if answer["missed"]:
-            found.append({"kind": "missed", "rows": answer["missed"], "replica": answer["replica"]})
-        found += ({**event, "replica": answer["replica"]} for event in answer["events"])
-    return sorted(found, key=lambda event: float(event.get("at", 0.0)))
+            events.append(
+                {"kind": "missed", "rows": answer["missed"], "replica": answer["replica"]}
+            )
+        events += ({**event, "replica": answer["replica"]} for event in answer["events"])
+    return sorted(events, key=lambda event: float(event.get("at", 0.0)))
 
 
 def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_json: bool) -> None:
@@ -99,7 +101,7 @@ def _print(event: dict[str, Any], only: str | None, source: str | None, *, as_js
 
 
 def _sure(event: dict[str, Any]) -> str:
-    """The probability of what was answered, if the model tells one."""
+    """The probability of the predicted label, if the model has one."""
     prediction = event["prediction"]
     text = prediction if isinstance(prediction, str) else json.dumps(prediction)
     share = (event.get("probabilities") or {}).get(text)

@@ -1,4 +1,4 @@
-"""`online history`: how a model did, minute by minute for a year, shown or as a table in a file."""
+"""`online history`: shows a model's recorded time series, or writes it to a file as a table."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _MARKS: Final = 20
 def history(
     context: Context,
     since: Annotated[
-        str, typer.Option(help="from then on: 90m, 6h, 7d, 4w, or a time as 2026-01-31T14:00")
+        str, typer.Option(help="start: 90m, 6h, 7d, 4w, or a time as 2026-01-31T14:00")
     ] = "1d",
-    until: Annotated[str | None, typer.Option(help="up to then; now without it")] = None,
-    points: Annotated[int, typer.Option(min=1, max=2000, help="steps that are shown")] = 24,
+    until: Annotated[str | None, typer.Option(help="end; default: now")] = None,
+    points: Annotated[int, typer.Option(min=1, max=2000, help="number of steps to show")] = 24,
     out: Annotated[
         Path | None,
-        typer.Option(help="write every step there is to a file: .parquet, .csv or .json"),
+        typer.Option(help="write every step to this file: .parquet, .csv or .json"),
     ] = None,
     model: Annotated[
         str | None, typer.Option("--model", help="which model, if the settings have several")
     ] = None,
 ) -> None:
-    """Show how a model did, from what the service has recorded; it need not run.
+    """Show how a model did over time, as the service has recorded it; it need not run.
 
     With --out every step is written: all of the last hour, minutes for a day, quarters of an hour
-    for a month, hours for a year.  Its marks (starts, decisions, alarms) are a column of text.
+    for a month, hours for a year.  Events (starts, decisions, alarms) are a text column, `marks`.
 
     Example: online history --since 7d
 
@@ -59,39 +59,39 @@ def history(
         raise ConfigError("--since", f"{since} is not before the end", "Give an earlier time")
     folder = settings.state_dir / series.FOLDER
     try:
-        found = series.read(folder, name, begin, end, None if out is not None else points)
+        recorded = series.read(folder, name, begin, end, None if out is not None else points)
     except sqlite3.Error as error:
         remedy = "Run it again; or remove the folder `history` of the state folder: it begins anew"
         raise StartRefused(f"the history of {name} can't be read: {error}", remedy) from None
-    if not found["recorded"]:
+    if not recorded["recorded"]:
         raise StartRefused(
             f"nothing is recorded of {name} in {folder}",
             "It is recorded where `online serve` runs: name its folder with --state-dir",
         )
     if out is not None:
-        _write(out, name, found)
-        print(f"{len(found['columns']['at']):,} steps are in {out}", file=sys.stderr)
+        _write(out, name, recorded)
+        print(f"{len(recorded['columns']['at']):,} steps are in {out}", file=sys.stderr)
     elif context.as_json:
-        print(json.dumps(found))
+        print(json.dumps(recorded))
     else:
-        _print(found)
+        _print(recorded)
 
 
-def table_of(model: str, found: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The course as columns of one length; ``marks``: what happened within each step."""
-    columns: dict[str, list[Any]] = {"model": [], **found["columns"]}
+def table_of(model: str, recorded: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The time series as columns of equal length; ``marks``: the events within each step."""
+    columns: dict[str, list[Any]] = {"model": [], **recorded["columns"]}
     at = columns["at"]
     columns["model"] = [model] * len(at)
     texts: list[list[str]] = [[] for _ in at]
-    for mark in found["marks"]:
+    for mark in recorded["marks"]:
         step = next((i for i, end in enumerate(at) if mark["at"] <= end), None)
         if step is not None:
             texts[step].append(f"{mark['kind']}: {mark['text']}")
     return {**columns, "marks": ["; ".join(words) or None for words in texts]}
 
 
-def _write(out: Path, model: str, found: Mapping[str, Any]) -> None:
-    columns = table_of(model, found)
+def _write(out: Path, model: str, recorded: Mapping[str, Any]) -> None:
+    columns = table_of(model, recorded)
     if out.suffix == ".json":
         out.write_text(json.dumps(columns))
     elif out.suffix == ".csv":
@@ -123,15 +123,15 @@ def _write_parquet(out: Path, columns: Mapping[str, list[Any]]) -> None:
     pq.write_table(pa.table(arrays), out)
 
 
-def _print(found: Mapping[str, Any]) -> None:
-    columns = found["columns"]
+def _print(recorded: Mapping[str, Any]) -> None:
+    columns = recorded["columns"]
     shown = [name for name in _SHOWN if any(v is not None for v in columns.get(name, ()))]
     rows = table("up to", *shown, right=("up to", *shown))
     for i, at in enumerate(columns["at"]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(at))
         rows.add_row(when, *(_cell(columns[name][i]) for name in shown))
     console().print(rows) if columns["at"] else print("no steps in this time")
-    for mark in readable(found["marks"][-_MARKS:]):
+    for mark in readable(recorded["marks"][-_MARKS:]):
         when = time.strftime("%m-%d %H:%M:%S", time.localtime(mark["at"]))
         console().print(f"{when}  [bold]{mark['kind']}[/bold]: {mark['text']}")
 

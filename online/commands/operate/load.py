@@ -1,4 +1,4 @@
-"""`online bench load`: how much a service bears, with rows of the user's own stream."""
+"""`online bench load`: measures the load that a service sustains, with rows of a given stream."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ if TYPE_CHECKING:
 
 _LEARNERS: Final = {"binary": "logreg", "multiclass": "softmax", "regression": "linreg"}
 _SOURCE = "load"
-_ROWS_MAX = 2000  # different rows of a stream that are sent in turn
-_CONNECTIONS_MAX = 900  # with more, the generator would be a millisecond late
+_ROWS_MAX = 2000  # distinct rows of a stream, which are sent in turn
+_CONNECTIONS_MAX = 900  # more would delay the generator by a millisecond
 _RATE_MIN, _RATE_MAX = 1.0, 1e6
 _BAR = 40
-_PIPED_COLUMNS = 160  # in a file or pipe no number is cut off
+_PIPED_COLUMNS = 160  # wide enough that no number is cut off in a file or pipe
 
 Try = Callable[[float], Report]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One rate that was tried: the worst p99 of its operations, and whether it holds."""
+    """Result of one attempted rate: the worst p99 of the operations, and whether it is within the
+    bound."""
 
     rate: float
     reached: float
@@ -57,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class HighestRate:
-    """The largest rate (requests/s) that holds, 0 if none; and every step to it."""
+    """The largest rate (requests/s) within the bound, 0 if none; and all attempted steps."""
 
     rate: float
     p99_ms_max: float
@@ -66,11 +67,11 @@ class HighestRate:
 
 
 def find(attempt: Try, *, start: float, p99_ms: float, precision: float = 0.05) -> HighestRate:
-    """Largest rate at which every operation's p99 is at most ``p99_ms``.
+    """Find the largest rate at which every operation's p99 is at most ``p99_ms``.
 
-    The rate is doubled until it does not hold (or halved until it does), then bisected to within
-    ``precision``.  A rate that does not hold is tried once more: one hiccup of the machine is not
-    a limit.  Errors and requests that were not sent in time never hold.
+    The rate is doubled until the bound is exceeded (or halved until it is kept), then bisected to
+    within ``precision``.  A rate beyond the bound is tried once more, as a single hiccup of the
+    machine is not a limit.  Errors and requests that were not sent in time count as exceeding.
     """
     steps: list[Step] = []
     rate, low, high = start, 0.0, math.inf
@@ -101,48 +102,48 @@ def _step(rate: float, report: Report, p99_ms: float) -> Step:
 
 
 app = typer.Typer(
-    help="How much the machine bears; `python -m benchmarks` in a checkout has other tables.",
+    help="Load tests of this machine; `python -m benchmarks` in a checkout has more tables.",
     no_args_is_help=True,
 )
 
 
 @app.command()
 def load(
-    url: Annotated[str | None, typer.Option(help="a running service; none: one of its own")] = None,
+    url: Annotated[str | None, typer.Option(help="a running service; none: start one")] = None,
     model: Model = None,
-    rate: Annotated[str, typer.Option(help="requests a second, or `max`")] = "500",
+    rate: Annotated[str, typer.Option(help="requests per second, or `max`")] = "500",
     seconds: Annotated[
-        float | None, typer.Option(help="how long [default: 30; each step of --find: 5]", min=0.1)
+        float | None, typer.Option(help="duration [default: 30; each step of --find: 5]", min=0.1)
     ] = None,
     connections: Annotated[
         int, typer.Option(help="keep-alive connections", min=1, max=_CONNECTIONS_MAX)
     ] = 16,
     mix: Annotated[
-        float, typer.Option(help="share of predictions, the rest is feedback", min=0, max=1)
+        float, typer.Option(help="share of predictions; the rest is feedback", min=0, max=1)
     ] = 0.8,
-    rows: Annotated[int, typer.Option(help="rows of each request", min=1, max=100_000)] = 1,
+    rows: Annotated[int, typer.Option(help="rows per request", min=1, max=100_000)] = 1,
     stream: Annotated[
-        str | None, typer.Option(help="stream or CSV file that the rows are taken from")
+        str | None, typer.Option(help="stream or CSV file with the rows to send")
     ] = None,
     body: Annotated[
         Path | None, typer.Option(help='lines of {"features": {…}, "label": …} to send instead')
     ] = None,
     find_rate: Annotated[
-        bool, typer.Option("--find", help="the largest rate that keeps --p99-ms")
+        bool, typer.Option("--find", help="find the largest rate that keeps --p99-ms")
     ] = False,
     p99_ms: Annotated[float, typer.Option(help="bound of each operation's p99", min=0.01)] = 10.0,
     token_file: Annotated[
         Path | None,
         typer.Option(
-            help="bearer tokens: a line for predictions, and one for feedback; else ONLINE_TOKEN"
+            help="bearer tokens: a line for predictions, one for feedback; else ONLINE_TOKEN"
         ),
     ] = None,
-    replicas: Annotated[int, typer.Option(help="of a service of its own", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="replicas of the started service", min=1)] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Requests at a fixed rate: percentiles that count from when each was due.
+    """Send requests at a fixed rate; latencies count from the time when each request was due.
 
-    The feedback is learned for real (its source is `load`): send --mix 1 to a model in use.
+    The feedback is really learned (its source is `load`): use --mix 1 with a model in use.
 
     Example: online bench load --url http://127.0.0.1:8000 --stream elec2 --rate 500
 
@@ -183,14 +184,14 @@ def load(
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows to send, and the stream that they are of (None: a file of bodies)."""
+    """Rows to send, and the stream they come from (None: a file of bodies)."""
 
     stream: Stream | None
     rows: list[tuple[Features, Label | None]]
 
     @classmethod
     def of(cls, url: str | None, stream: str | None, body: Path | None) -> _Rows:
-        """From the options.  Raises ConfigError if they name none, or both."""
+        """Read the rows that the options name.  Raises ConfigError if they name none, or two."""
         from evaluation.streams import open_stream
 
         if (stream is None) == (body is None) and (url is not None or body is not None):
@@ -205,7 +206,7 @@ class _Rows:
 
     @property
     def task(self) -> str:
-        """The task that the labels make."""
+        """The task that fits the labels."""
         if self.stream is not None:
             return self.stream.task
         labels = {json.dumps(label) for _, label in self.rows}
@@ -238,7 +239,7 @@ def _file(path: Path) -> list[tuple[Features, Label | None]]:
 
 @contextlib.contextmanager
 def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
-    """URL of the service: the running one, or one with a model for the rows."""
+    """URL of the given service, or of a started one with a model for the rows."""
     if url is not None:
         if urlsplit(url).scheme != "http":
             raise ConfigError("--url", f"{url!r} is not http://…", "Ask past what ends TLS")
@@ -253,7 +254,7 @@ def _target(url: str | None, rows: _Rows, replicas: int) -> Iterator[str]:
 
 
 def _tokens(path: Path | None) -> tuple[str, ...]:
-    """Bearer tokens for predictions and for feedback; none."""
+    """Bearer tokens for predictions and for feedback, or an empty tuple."""
     if path is None:
         token = config.own_token(None, config.environment())
         return () if token is None else (token, token)
@@ -271,7 +272,7 @@ def _tokens(path: Path | None) -> tuple[str, ...]:
 def _served(
     base: str, model: str | None, rows: _Rows, tokens: tuple[str, ...]
 ) -> tuple[str, Sequence[tuple[Features, Label | None]]]:
-    """Name of the model, and the rows with the labels as the service calls them."""
+    """Name of the model, and the rows with labels as the service names them."""
     client = Asking(base, tokens[0] if tokens else None)
     served = pick(client, model)
     status = checked(client.get(f"/v1/models/{served}"))
@@ -323,7 +324,7 @@ def _rate(text: str) -> float:
 
 @contextlib.contextmanager
 def _progress(*, hidden: bool) -> Iterator[Callable[[float, Load], None] | None]:
-    """A line that is written over on a terminal; elsewhere one each five seconds."""
+    """Print a line of progress: overwritten on a terminal, else one every five seconds."""
     if hidden:
         yield None
         return
@@ -350,7 +351,7 @@ def _data(report: Report) -> dict[str, Any]:
 
 
 def _show_report(report: Report, *, as_json: bool) -> int:
-    """Print it; the exit code."""
+    """Print the report; returns the exit code."""
     if as_json:
         print(json.dumps(_data(report)))
     else:
@@ -417,7 +418,7 @@ def bars(load: Load) -> list[str]:
 
 
 def _show_found(found: HighestRate, *, as_json: bool) -> int:
-    """Print it; the exit code."""
+    """Print the result of --find; returns the exit code."""
     code = 130 if found.interrupted else 0 if found.rate else 1
     if as_json:
         print(json.dumps(asdict(found)))

@@ -1,4 +1,4 @@
-"""`online serve`: the service in the foreground, until Ctrl-C."""
+"""`online serve`: runs the service in the foreground, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from evaluation.streams import Stream
 
 KNOWN_ERRORS = (OnlineError, ParamServerError, ReplayError, OSError)
-_STOP_S = 4.0  # then everything is ended at once, which takes up to a second
+_STOP_S = 4.0  # after this long everything is killed, which takes up to a second
 _TEND_S = 0.25
 
 
 def serve(
     path: File = None,
     state_dir: StateDir = None,
-    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes a free one")] = None,
-    replicas: Annotated[int | None, typer.Option(help="how many replicas")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 chooses a free one")] = None,
+    replicas: Annotated[int | None, typer.Option(help="number of replicas")] = None,
     play: Annotated[str | None, typer.Option(help="play this stream until Ctrl-C")] = None,
-    rate: Annotated[float, typer.Option(help="rows a second of --play")] = 100.0,
-    fresh: Annotated[bool, typer.Option("--fresh", help="begin without what was learned")] = False,
+    rate: Annotated[float, typer.Option(help="rows per second of --play")] = 100.0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="begin without the learned state")] = False,
     relearn: Annotated[
         bool, typer.Option("--relearn", help="learn the whole journal again")
     ] = False,
     accept_loss: Annotated[
         bool,
         typer.Option(
-            "--accept-loss", help="go on from the newest snapshot without what the journal lost"
+            "--accept-loss", help="continue the newest snapshot without rows that the journal lost"
         ),
     ] = False,
 ) -> None:
     """Start the service and keep it running until Ctrl-C.  SIGHUP: read the settings again.
 
-    Of a file model.py its model is served, in one process: see docs/embedded.md.
+    With a file model.py it serves that model in one process: see docs/embedded.md.
 
     Example: online serve online.yaml
     """
@@ -82,14 +82,14 @@ def serve(
 
 
 class _Foreground:
-    """The service of a terminal: its start, its signals and its end.
+    """The service in a terminal: its start, signal handling and end.
 
     Parameters:
         load: Reads the settings again.
 
     Attributes:
         running: The service.
-        started: Whether it is up: a signal before gives the start up, wherever it is.
+        started: Whether the start is complete; a signal before that aborts the start.
         stop: Set by the first signal to end.
     """
 
@@ -101,13 +101,13 @@ class _Foreground:
         self.running = _service(settings, self._say)
 
     def run(self, begin: Callable[[], None]) -> int:
-        """Begin, and go on until a signal or a failure; the exit code, when all has ended."""
+        """Start, and run until a signal or a failure; returns the exit code when all has ended."""
         print(f"online {__version__}, state in {self._settings.state_dir}", flush=True)
         code = 0
         try:
             begin()
             code = self._watch()
-            if code:  # nobody answers what a gentle end, or Ray's own at exit, would ask for
+            if code:  # a gentle stop, or Ray's own at exit, would wait for processes that are gone
                 _kill(self.running, code)
             print("\nstopping: replicas push what they have learned", flush=True)
         except (_GivenUp, KeyboardInterrupt):
@@ -115,10 +115,10 @@ class _Foreground:
         except Exception as error:
             if self.started or not self.stop.is_set():
                 code = _failed(error)
-                if not isinstance(error, KNOWN_ERRORS):  # a mistake of ours
+                if not isinstance(error, KNOWN_ERRORS):  # a bug of ours
                     raise
             else:
-                code = 130  # given up in the middle of an import, which made another error of it
+                code = 130  # a signal interrupted an import, which then raised another error
         finally:
             self.stop.set()
             _stop(self.running, code)
@@ -131,12 +131,12 @@ class _Foreground:
 
     def _say(self, line: str) -> None:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):  # Ray puts its own in, which aborts
+            for number in (signal.SIGINT, signal.SIGTERM):  # replaces Ray's handlers, which abort
                 signal.signal(number, self._on_signal)
-        print(f"  {line}", flush=True)  # whoever reads it may send a signal
+        print(f"  {line}", flush=True)  # last, because a reader of the line may send a signal
 
     def _on_signal(self, number: int, frame: object) -> None:
-        if self.stop.is_set():  # the second one: at once
+        if self.stop.is_set():  # the second signal: end at once
             self.running.kill()
             os._exit(130)
         self.stop.set()
@@ -153,7 +153,7 @@ def _token_to_play(settings: config.Settings, play: str | None) -> str | None:
 
 
 def _failed(error: Exception) -> int:
-    """Say on the terminal why it does not go on, before the end, which may take long, or hang."""
+    """Print the error before the stop, which may take long or hang; returns the exit code."""
     text = ". ".join(str(error).splitlines())
     if isinstance(error, OSError) and error.filename is not None:
         text = f"{error.filename}: {error.strerror}. Give places that can be read and written"
@@ -166,16 +166,17 @@ def _failed(error: Exception) -> int:
 class _GivenUp(BaseException):
     """A signal came before the service was up.
 
-    No KeyboardInterrupt: one that passes through an `exec`, as imports have many, makes Python end
-    itself by SIGINT instead of with our exit code, even if it was handled (`run_eval_code_obj`).
+    It is no KeyboardInterrupt: when one passes through an `exec`, of which imports have many,
+    Python ends itself by SIGINT instead of with our exit code, even if it was handled
+    (`run_eval_code_obj`).
     """
 
 
 def _stop(running: Any, code: int) -> None:
-    """End it gently, and if that takes too long, at once."""
+    """Stop the service gently, and kill it if that takes too long."""
     watchdog = threading.Timer(_STOP_S, _kill, args=(running, code))
     watchdog.daemon = True
-    with contextlib.suppress(RuntimeError):  # no memory for a thread: then without it
+    with contextlib.suppress(RuntimeError):  # no memory for a thread: go on without a watchdog
         watchdog.start()
     running.stop()
     watchdog.cancel()
@@ -184,14 +185,14 @@ def _stop(running: Any, code: int) -> None:
 def _change(what: str, step: Callable[[], list[str]]) -> None:
     try:
         lines = step()
-    except Exception as error:  # whatever is wrong with what is new, what ran before goes on
+    except Exception as error:  # whatever is wrong, the service goes on as before
         lines = [f"not {what}: {error}", "the service goes on as it was"]
     for line in lines:
         print(f"  {line}", flush=True)
 
 
 def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
-    """Go over to the settings as they are now, and log what came of it."""
+    """Apply the present settings, and record the result in the audit log."""
     from online.audit.log import note
     from online.settings.places import open_journal
 
@@ -204,7 +205,7 @@ def _reload(running: Any, load: Callable[[], config.Settings]) -> list[str]:
 
 
 def _service(settings: config.Settings, said: Callable[[str], None]) -> Any:
-    """The service of the settings, in one process or with Ray; it is not started."""
+    """Make the service of the settings, in one process or on Ray, without starting it."""
     if settings.cluster == config.EMBEDDED:
         from online.service.embedded import Embedded
 
@@ -220,13 +221,13 @@ def _watch(
     hangup: threading.Event,
     load: Callable[[], config.Settings],
 ) -> int:
-    """Until a signal (0), or until Ray is gone (2).
+    """Run until a signal (returns 0), or until Ray has stopped (returns 2).
 
-    At SIGHUP the settings are read again; a model that was promoted takes its place, and one of
-    today's defaults begins or ends beside it.
+    At SIGHUP the settings are read again.  Promotions, reshardings and upgrades of the defaults are
+    applied when they are decided.
     """
     changing: threading.Thread | None = None
-    tending: threading.Thread | None = None  # a disk that stalls must not hold this loop
+    tending: threading.Thread | None = None  # a thread, because a stalled disk must not block this
     while not stop.wait(_TEND_S):
         if changing is None or not changing.is_alive():
             change = None
@@ -248,7 +249,7 @@ def _watch(
 
 
 def _watch_embedded(running: Any, stop: threading.Event, hangup: threading.Event) -> int:
-    """Until a signal (0), or until the service has ended by itself (2)."""
+    """Run until a signal (returns 0), or until the service has ended by itself (returns 2)."""
     while not stop.wait(_TEND_S):
         if hangup.is_set():
             hangup.clear()
@@ -275,30 +276,30 @@ def _print_urls(settings: config.Settings, url: str) -> None:
 
 
 def _stream(name: str) -> Callable[[], Stream]:
-    """Return what opens the stream to play; an unusable one is refused before anything starts.
+    """Return a function that opens the stream to play; refuse an unusable one before the start.
 
-    A library's own stream is opened when it is played: it imports scikit-learn, and whether that is
-    there is part of what a model of one's own is known by.
+    A stream of a library is opened when it is played: it imports scikit-learn, and whether that is
+    imported can be part of the spec of a user's model.
     """
     from evaluation.streams import is_installed, open_stream
 
-    opened = partial(open_stream, name, config.data_dir())
+    open_it = partial(open_stream, name, config.data_dir())
     if is_installed(name):
-        return opened
-    stream = opened()
+        return open_it
+    stream = open_it()
     return lambda: stream
 
 
 def _play_forever(
     reached: Reached,
     settings: config.Settings,
-    opened: Callable[[], Stream],
+    open_it: Callable[[], Stream],
     rate: float,
     stop: threading.Event,
 ) -> None:
     from online.client.play import PlayFailed, line, play
 
-    stream = opened()
+    stream = open_it()
     model = settings.models[0].name
     print(f"  playing {stream.name} ({stream.n_rows:,} rows) at {rate:g} rows/s, over and over\n")
     shown = time.monotonic()

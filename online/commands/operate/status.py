@@ -1,4 +1,4 @@
-"""`online status` and `online fsck`: what runs, and whether it is right."""
+"""`online status` and `online fsck`: show what runs, and verify the stored state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @common(model=False)
 def status(context: Context) -> None:
-    """Show what runs: version, freshness, quality and replicas of each model.
+    """Show the running models: version, freshness, quality and replicas of each.
 
     Example: online status --json
     """
@@ -54,9 +54,9 @@ _QUALITY: Final = (
     "accuracy", "balanced_accuracy", "majority", "no_change", "kappa_m", "kappa_t", "log_loss",
     "brier", "ece", "auc", "f1", "mae", "rmse", "r2", "mean_mae", "last_mae",
 )  # fmt: skip
-_ACTIONS: Final = 10  # by how often they were chosen
-_SLICES: Final = 8  # values of a feature
-_LACKS_S: Final = 5.0  # as the alarm in docs/monitoring.md
+_ACTIONS: Final = 10  # the most frequently chosen
+_SLICES: Final = 8  # values per feature
+_LACKS_S: Final = 5.0  # as in the alarm of docs/monitoring.md
 _DRIFT: Final = {"act": "[red]{}[/red]", "watch": "[yellow]{}[/yellow]"}
 
 
@@ -117,7 +117,7 @@ def _show_model(console: Console, model: dict[str, Any]) -> None:
 
 
 def _show_shards(console: Console, shards: list[dict[str, Any]]) -> None:
-    """Say how the several servers of a model are."""
+    """Print the state of each server of a model with several servers."""
     for number, shard in enumerate(shards):
         text = f"  shard {number}: {shard['state']}"
         if shard.get("reason"):
@@ -128,7 +128,7 @@ def _show_shards(console: Console, shards: list[dict[str, Any]]) -> None:
 
 
 def _canary(unserved_s: float | None) -> str:
-    """Say whether a replica lacks values of the server, and for how long."""
+    """Describe whether a replica lacks values of the server, and for how long."""
     if unserved_s is None:
         return "–"
     return f"[red]lacks {unserved_s:.1f} s[/red]" if unserved_s > _LACKS_S else "served"
@@ -163,7 +163,7 @@ def _show_decisions(console: Console, rewrites: dict[str, Any] | None) -> None:
 
 
 def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
-    """Say what came of choices, beside what rules that learn nothing would have earned."""
+    """Print the rewards of choices, beside those of policies that learn nothing."""
     if choices is None or not choices["n"]:
         return
     said = [f"reward {short(choices['reward'])} over {choices['n']:,} choices"]
@@ -192,7 +192,7 @@ def _show_choices(console: Console, choices: dict[str, Any] | None) -> None:
 
 
 def _show_conversions(console: Console, found: dict[str, Any] | None) -> None:
-    """Say how many wait for their label, and what became of those that had none in time."""
+    """Print how many predictions wait for labels, and the outcome of those without one in time."""
     if found is None:
         return
     waiting = "–" if found["waiting"] is None else f"{found['waiting']:,}"
@@ -271,16 +271,16 @@ def fsck(
     given_up: Annotated[
         list[str] | None,
         typer.Option(
-            "--give-up", help="PARTITION:OFFSET of a damaged row to go on without; service stopped"
+            "--give-up", help="PARTITION:OFFSET of a damaged row to continue without; offline only"
         ),
     ] = None,
 ) -> None:
-    """Verify all that the journal stores and its log of decisions, compare the events in the newest
-    snapshot with it, and read every snapshot.
+    """Verify the whole journal and the audit log, compare the events of the newest snapshot with
+    the journal, and read every snapshot.
 
-    Works with the service running or stopped.  Exit code 1 if something is not good.  With
-    --give-up, once for each damaged row, the models go on without these rows, for good: keep a copy
-    of the state folder first.
+    Works with the service running or stopped.  Exit code 1 if anything is wrong.  With --give-up,
+    once for each damaged row, the models permanently go on without these rows: keep a copy of the
+    state folder first.
 
     Example: online fsck
 
@@ -316,7 +316,7 @@ def fsck(
 def _compared(
     settings: Settings, counter: Callable[[], Callable[[int, int], None]], *, sound: bool
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """Compare each model with the journal: as data, and in words.  ``sound``: the journal is."""
+    """Compare each model with the journal; returns data and texts.  ``sound``: the journal's."""
     from online.errors import OnlineError
     from online.rebuild.fsck import NeverServed, check, unnamed
     from online.service.state.run_file import is_served

@@ -1,4 +1,4 @@
-"""`online stream`: a data set played against the running service, test then learn."""
+"""`online stream`: plays a data set against the running service, test then learn."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from online.settings import config
 @common(model=False)
 def stream(
     context: Context,
-    name: Annotated[str, typer.Argument(help="a stream's name, or a CSV file with a header")],
+    name: Annotated[str, typer.Argument(help="name of a stream, or a CSV file with a header")],
     model: Model = None,
-    rate: Annotated[str, typer.Option(help="rows a second, or `max`")] = "100",
-    rows: Annotated[int | None, typer.Option(min=1, help="play only so many rows")] = None,
-    times: Annotated[int, typer.Option(min=1, help="play it so many times")] = 1,
+    rate: Annotated[str, typer.Option(help="rows per second, or `max`")] = "100",
+    rows: Annotated[int | None, typer.Option(min=1, help="play only this many rows")] = None,
+    times: Annotated[int, typer.Option(min=1, help="play the stream this many times")] = 1,
     label: Annotated[str | None, typer.Option(help="label column of a CSV file")] = None,
-    source: Annotated[str, typer.Option(help="source that the feedback names")] = "stream",
+    source: Annotated[str, typer.Option(help="source of the feedback")] = "stream",
     url: Annotated[
-        str | None, typer.Option(help="service to play against; its token: ONLINE_TOKEN")
+        str | None, typer.Option(help="URL of the service; its token: ONLINE_TOKEN")
     ] = None,
 ) -> None:
     """Play a data set against the running service, test then learn.

@@ -1,4 +1,4 @@
-"""`online top`: all models of a running service in a terminal, live."""
+"""`online top`: shows all models of a running service live in a terminal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from online.messages.model_status import short
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_COURSE_S: Final = 3600.0
-_COURSE_POINTS: Final = 24
-_COURSE_EVERY_S: Final = 15.0  # as often as the service records a step
-_FEW: Final = 100  # labels below which nobody can tell, as on the page
+_SERIES_S: Final = 3600.0
+_SERIES_POINTS: Final = 24
+_SERIES_EVERY_S: Final = 15.0  # the interval at which the service records
+_FEW: Final = 100  # labels below which scores are not judged, as on the HTML page
 _OLD_S: Final = 5.0
 _STEPS: Final = "▁▂▃▄▅▆▇█"
 _DRIFT: Final = {"act": "[red]act[/red]", "watch": "[yellow]watch[/yellow]"}
@@ -28,13 +28,13 @@ _DRIFT: Final = {"act": "[red]act[/red]", "watch": "[yellow]watch[/yellow]"}
 @common(model=False, as_json=False)
 def top(
     context: Context,
-    every: Annotated[float, typer.Option(min=0.2, help="seconds between two looks")] = 2.0,
-    once: Annotated[bool, typer.Option("--once", help="look twice, print, and end")] = False,
+    every: Annotated[float, typer.Option(min=0.2, help="seconds between two updates")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="poll twice, print, and end")] = False,
 ) -> None:
-    """Show every model live until Ctrl-C: score beside the rules, course, drift, age, traffic.
+    """Show every model live until Ctrl-C: score beside baselines, time series, drift, age, traffic.
 
-    The course is that of the last hour, as the service has recorded it.  Rates are those between
-    two looks, of all replicas.
+    The time series is that of the last hour, as recorded by the service.  Rates are sums over all
+    replicas between two updates.
 
     Example: online top
     """
@@ -59,19 +59,19 @@ def top(
 
 
 class Screen:
-    """The screen is made of the newest statuses, those before them, and the courses."""
+    """Composes the screen from the newest statuses, the previous ones, and the time series."""
 
     def __init__(self, client: Asking) -> None:
         self._client = client
         self._models: Sequence[Mapping[str, Any]] = ()
         self._totals: dict[str, dict[str, float]] = {}
         self._rates: dict[str, dict[str, float]] = {}
-        self._courses: dict[str, tuple[float, str]] = {}
+        self._series: dict[str, tuple[float, str]] = {}
         self._at_s = 0.0
         self._problem: str | None = None
 
     def look(self, now_s: float) -> None:
-        """Ask for all models; ``now_s``: a clock that nobody sets."""
+        """Poll all models; ``now_s``: a monotonic clock."""
         try:
             models = checked(self._client.get("/v1/models"))["models"]
         except NoAnswer as error:
@@ -81,21 +81,21 @@ class Screen:
         for model in models:
             name, now = model["model"], totals(model)
             if (before := self._totals.get(name)) is not None and now_s > self._at_s:
-                # A replica that began anew counts from 0.
+                # A restarted replica counts from 0.
                 self._rates[name] = {
                     key: max(value - before[key], 0.0) / (now_s - self._at_s)
                     for key, value in now.items()
                 }
             self._totals[name] = now
-            if now_s - self._courses.get(name, (-1e9, ""))[0] >= _COURSE_EVERY_S:
-                self._courses[name] = now_s, self._course(model)
+            if now_s - self._series.get(name, (-1e9, ""))[0] >= _SERIES_EVERY_S:
+                self._series[name] = now_s, self._series_line(model)
         self._models, self._at_s = models, now_s
 
-    def _course(self, model: Mapping[str, Any]) -> str:
-        """The score of the last hour as a line of blocks; empty if nobody knows it."""
+    def _series_line(self, model: Mapping[str, Any]) -> str:
+        """The score of the last hour as block characters; empty if it is unknown."""
         url = f"/v1/models/{model['model']}/history"
         try:
-            params = {"since": time.time() - _COURSE_S, "points": _COURSE_POINTS}
+            params = {"since": time.time() - _SERIES_S, "points": _SERIES_POINTS}
             answer = self._client.get(url, params=params)
         except NoAnswer:
             return ""
@@ -106,7 +106,7 @@ class Screen:
         return blocks(columns.get(shown, []))
 
     def drawn(self) -> RenderableType:
-        """The table of all models, and what is wrong."""
+        """The table of all models, with problems below it."""
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
@@ -121,8 +121,8 @@ class Screen:
         notes: list[Text] = []
         for model in self._models:
             name = model["model"]
-            course = self._courses.get(name, (0.0, ""))[1]
-            table.add_row(*row(readable(model), self._rates.get(name, {}), course))
+            series = self._series.get(name, (0.0, ""))[1]
+            table.add_row(*row(readable(model), self._rates.get(name, {}), series))
             if model["incident"]:
                 notes.append(Text(f"{readable(name)}: {readable(model['incident'])}", style="red"))
         if self._problem is not None:
@@ -131,7 +131,7 @@ class Screen:
 
 
 def totals(model: Mapping[str, Any]) -> dict[str, float]:
-    """Answers and labels of all replicas."""
+    """Numbers of answers and labels of all replicas."""
     reports = model["replicas"].values()
     labels = ("feedback_learned", "feedback_clipped", "feedback_quarantined", "feedback_queued")
     return {
@@ -141,7 +141,7 @@ def totals(model: Mapping[str, Any]) -> dict[str, float]:
 
 
 def score_of(model: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Names of the score, and of those of two rules that learn nothing."""
+    """Names of the score, and of the scores of two baselines."""
     if model["task"] == "choose":
         return "reward", "constant", "evenly"
     if model["task"] == "regression":
@@ -150,13 +150,13 @@ def score_of(model: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def verdict(model: Mapping[str, Any]) -> str:
-    """A word about the score, as the page has it."""
+    """A verdict on the score, as on the HTML page."""
     quality, (score, *rules) = model["quality"], score_of(model)
     if model["incident"]:
         return "[red]incident[/red]"
-    if (odd := model.get("anomaly")) and odd["rows"]:
+    if (anomaly := model.get("anomaly")) and anomaly["rows"]:
         auc = "" if quality.get("auc") is None else f", AUC {short(quality['auc'])}"
-        return f"{100 * odd['share']:.1f} % anomalies{auc}"
+        return f"{100 * anomaly['share']:.1f} % anomalies{auc}"
     if quality["n"] < _FEW:
         return "too few labels"
     known = [quality[rule] for rule in rules if quality[rule] is not None]
@@ -166,8 +166,8 @@ def verdict(model: Mapping[str, Any]) -> str:
     return "[green]better than both[/green]" if all(better) else "[yellow]not better[/yellow]"
 
 
-def row(model: Mapping[str, Any], rates: Mapping[str, float], course: str) -> list[str]:
-    """The cells of a model; its texts are safe to show."""
+def row(model: Mapping[str, Any], rates: Mapping[str, float], series: str) -> list[str]:
+    """The table cells of a model, whose texts are already escaped."""
     quality, (score, rule, _) = model["quality"], score_of(model)
     reports = model["replicas"].values()
     age_s = max((r["age_ms"] for r in reports if "age_ms" in r), default=0.0) / 1000
@@ -181,7 +181,7 @@ def row(model: Mapping[str, Any], rates: Mapping[str, float], course: str) -> li
         short(quality[score]) if quality["n"] else "–",
         short(quality[rule]) if quality["n"] else "–",
         "[yellow]frozen[/yellow]" if frozen else verdict(model),
-        course,
+        series,
         _DRIFT.get(drift, drift),
         f"[red]{age}[/red]" if age_s > _OLD_S or model["server"] is None else age,
         *(f"{rates[key]:,.1f}" if key in rates else "–" for key in ("answers", "labels")),
@@ -192,7 +192,7 @@ def row(model: Mapping[str, Any], rates: Mapping[str, float], course: str) -> li
 
 
 def blocks(values: Sequence[float | None]) -> str:
-    """A line of blocks of eight heights, from the least of the values to the greatest."""
+    """Values as block characters of eight heights, scaled from the least to the greatest."""
     known = [value for value in values if value is not None]
     if len(known) < 2:
         return ""

@@ -1,4 +1,4 @@
-"""`online edge`: releases of a model for browsers and devices, signed and given out in steps."""
+"""`online edge`: publishes signed releases of a model to browsers and devices, step by step."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ if TYPE_CHECKING:
     from replay.example import Features
 
 app = typer.Typer(
-    help="Publish a model for browsers and devices, and take it back.", no_args_is_help=True
+    help="Publish a model to browsers and devices, and withdraw it.", no_args_is_help=True
 )
 
 GOLDEN: Final = 24
-"""Rows that devices ask a release before they use it; the gate here asks all."""
+"""Golden rows that devices verify before they use a release; the export itself verifies all."""
 
 Keys = Annotated[
     Path | None,
-    typer.Option("--keys", help="folder of the keys; none: edge-keys in the state folder"),
+    typer.Option("--keys", help="folder of the keys; default: edge-keys in the state folder"),
 ]
 ValidDays = Annotated[
-    float, typer.Option(help="how long devices may follow the manifest", min=0.0001, max=3650)
+    float, typer.Option(help="days for which devices may use the manifest", min=0.0001, max=3650)
 ]
 
 
@@ -57,21 +57,21 @@ ValidDays = Annotated[
 def keygen(
     context: Context,
     rotate: Annotated[
-        bool, typer.Option("--rotate", help="a new signing key, under the root key that is there")
+        bool, typer.Option("--rotate", help="a new signing key, under the existing root key")
     ] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="with --rotate: keys so far go on to be valid")
+        bool, typer.Option("--keep", help="with --rotate: existing keys stay valid")
     ] = False,
     new_root: Annotated[
-        bool, typer.Option("--new-root", help="with --rotate: a new root key, too")
+        bool, typer.Option("--new-root", help="with --rotate: also a new root key")
     ] = False,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
 ) -> None:
     """Make the keys: root.pem signs the list of keys, signing.pem signs manifests.
 
-    Devices hold the public root key.  Take root.pem away after this: it is needed again for
-    --rotate only, which also signs what is published anew.
+    Devices contain the public root key.  Store root.pem elsewhere afterwards: it is needed again
+    only for --rotate, which also signs published releases again.
 
     Example: online edge keygen
 
@@ -123,9 +123,11 @@ def keygen(
 def publish(
     context: Context,
     snapshot: Annotated[
-        str | None, typer.Argument(help="its name, or its file; none: the newest")
+        str | None, typer.Argument(help="its name, or its file; default: the newest")
     ] = None,
-    percent: Annotated[int, typer.Option(help="of the devices get it at once", min=1, max=100)] = 1,
+    percent: Annotated[
+        int, typer.Option(help="share of devices that get it at once", min=1, max=100)
+    ] = 1,
     targets: Annotated[
         str,
         typer.Option(
@@ -134,26 +136,26 @@ def publish(
     ] = "edgepack",
     stream: Annotated[
         str | None,
-        typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
+        typer.Option(help="stream or CSV file with golden rows; default: the journal's newest"),
     ] = None,
     steps: Annotated[
         bool,
-        typer.Option("--steps", help="weights in steps: small updates, answers off by up to .005"),
+        typer.Option("--steps", help="quantize weights: small deltas, scores off by up to .005"),
     ] = False,
     every: Annotated[
         float | None,
-        typer.Option("--every", help="seconds: go on with each newer snapshot", min=1),
+        typer.Option("--every", help="seconds: publish each newer snapshot", min=1),
     ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
 ) -> None:
-    """Publish a snapshot as the next release: proved, signed, and for few devices at first.
+    """Publish a snapshot as the next release: verified, signed, and for few devices at first.
 
-    Devices that have one of the three releases before are sent the difference.  The service need
-    not run; if it does, it serves the release from now on.  A few golden rows go to the devices:
-    they are the journal's, unless --stream names others.  With --steps the weights are whole
-    steps, so that differences are small; the manifest says how far that is off.  With --every, a
-    release that does not pass its test on devices is halted.
+    Devices that have one of the three previous releases get a delta.  The service need not run; if
+    it does, it serves the release from now on.  Devices get a few golden rows, from the journal
+    unless --stream names others.  With --steps the weights are multiples of a step, so that deltas
+    are small; the manifest states the error.  With --every, a release that fails its check on
+    devices is halted.
 
     Example: online edge publish --percent 100
 
@@ -189,7 +191,7 @@ def publish(
 
 
 def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
-    """Which targets there are not, and to which releases no difference leads."""
+    """Print the targets that were not made, and the releases from which there is no delta."""
     for name, reason in made.left_out.items():
         print(f"left out: {name}: {reason}")
     for sequence, reason in whole.items():
@@ -201,18 +203,18 @@ def _say_left_out(made: Exported, whole: Mapping[int, str]) -> None:
 def promote(
     context: Context,
     to: Annotated[
-        int | None, typer.Option("--to", help="percent; none: the next of 1, 10, 50, 100")
+        int | None, typer.Option("--to", help="percent; default: the next of 1, 10, 50, 100")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="even if it did not pass its test on some devices")
+        bool, typer.Option("--force", help="even if its check failed on some devices")
     ] = False,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
 ) -> None:
     """Give the newest release to more devices.
 
-    It is refused if devices report that the release did not pass its test there.  At 100 % it only
-    signs the release for another time: do so before it expires.
+    It is refused if devices report that the release failed its check there.  At 100 % it only signs
+    the release with a new expiry: do so before it expires.
 
     Example: online edge promote
     """
@@ -231,7 +233,7 @@ def halt(
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
 ) -> None:
-    """Take the newest release back: devices use the one before.
+    """Withdraw the newest release: devices return to the previous one.
 
     Example: online edge halt
     """
@@ -243,12 +245,12 @@ def halt(
 def rollback(
     context: Context,
     to: Annotated[
-        int | None, typer.Option("--to", help="sequence; none: what all devices had before")
+        int | None, typer.Option("--to", help="sequence; default: the last release for all devices")
     ] = None,
     keys: Keys = None,
     valid_days: ValidDays = 7.0,
 ) -> None:
-    """Publish the weights of an older release again, under a higher sequence, for all devices.
+    """Publish an older release's weights again, with a higher sequence, for all devices.
 
     Example: online edge rollback --to 16
     """
@@ -272,7 +274,7 @@ def rollback(
 @app.command()
 @common()
 def status(context: Context) -> None:
-    """Show what is published, for how many devices, and until when.
+    """Show the release, its share of devices, and its expiry.
 
     Example: online edge status
     """
@@ -309,7 +311,7 @@ def _exported(
 
 
 def _asked(folder: Folder, origin: str) -> Asked:
-    """The golden rows that devices have, if they may be asked again; else that new ones are."""
+    """The golden rows that devices have, if they may be reused; else new ones are made."""
     from online.edge.export import Asked
 
     features, held = folder.golden_rows(origin) or ((), ())
@@ -317,7 +319,7 @@ def _asked(folder: Folder, origin: str) -> Asked:
 
 
 def _lessons(served: ModelSettings) -> dict[str, Any]:
-    """How devices learn from the release, if the service takes their deltas."""
+    """Manifest entry about learning on devices, if the service accepts their deltas."""
     devices = served.devices
     return {} if devices is None else {"learn": {"rate": devices.rate, "clip": devices.clip}}
 
@@ -326,7 +328,7 @@ def _publish(
     settings: Settings, served: ModelSettings, place: Path, made: Exported, percent: int,
     valid_days: float,
 ) -> tuple[Channel, Mapping[int, str]]:  # fmt: skip
-    """The channel with the release, and from which ones there is no difference, and why."""
+    """Add the release to the channel; also return the releases without a delta, and why."""
     from online.edge.export import with_deltas
 
     key = signing_key(place / "signing.pem", "--keys")
@@ -345,7 +347,7 @@ def _publish(
 
 
 def _rows_since(channel: Channel, about: Mapping[str, Any]) -> int:
-    """Rows learned since the release before; all of them in the first one."""
+    """Rows learned since the previous release; for the first one, all of them."""
     before = channel.releases[-1].about["freshness"]["events"] if channel.releases else 0
     return max(int(about["freshness"]["events"]) - int(before), 0)
 
@@ -356,7 +358,7 @@ def _move(
     keys: Path | None,
     valid_days: float,
 ) -> None:
-    """Sign the newest release for other devices."""
+    """Change the newest release's share of devices, and sign it."""
     settings = in_private(context.settings())
     served = pick_model(settings, context.model)
     key = signing_key(_keys_place(settings, keys) / "signing.pem", "--keys")
@@ -385,7 +387,7 @@ def _halt_if_bad(
 
 
 def _again(settings: Settings, place: Path, served: ModelSettings, valid_days: float) -> str | None:
-    """The head signed by the key that is there now; the model's name, or None."""
+    """Sign the release with the present key; returns the model's name, or None without one."""
     folder = _folder(settings, served)
     if not folder.channel().releases:
         return None
@@ -421,7 +423,7 @@ def _write_keys(place: Path, chain: bytes, made: Mapping[str, Any]) -> None:
         pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
         write(place / f"{name}.new", pem, 0o600)
     write(place / "roots.json", chain)
-    for name in made:  # whenever it stops, the keys of the list are there, under one of two names
+    for name in made:  # if interrupted, all keys are there, under one of the two names
         (place / f"{name}.new").replace(place / name)
 
 

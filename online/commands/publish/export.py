@@ -1,4 +1,4 @@
-"""`online export`: a snapshot as files for browsers and devices."""
+"""`online export`: exports a snapshot as files for browsers and devices."""
 
 from __future__ import annotations
 
@@ -34,36 +34,36 @@ def export(
     context: Context,
     snapshot: Annotated[
         str | None,
-        typer.Argument(help="its name, from `snapshot list`, or its file; none: the newest"),
+        typer.Argument(help="its name, from `snapshot list`, or its file; default: the newest"),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="folder of the files")] = Path("edge"),
     targets: Annotated[
         str,
         typer.Option(
             "--targets",
-            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml; all: these. By "
-            "name only, since they answer nearly alike: onnx16, onnx8 (weights in fewer bits). "
+            help="of edgepack, edgepack64, onnx, onnx64, c99, tfjs, litert, coreml; all: these. "
+            "Only by name, because they are approximate: onnx16, onnx8 (fewer bits per weight). "
             "A model that chooses has one: choices",
         ),
     ] = "all",
     stream: Annotated[
         str | None,
-        typer.Option(help="golden rows of a stream or CSV file; none: the journal's newest"),
+        typer.Option(help="stream or CSV file with golden rows; default: the journal's newest"),
     ] = None,
     sign: Annotated[
         Path | None, typer.Option("--sign", help="Ed25519 private key (PEM) for the manifest")
     ] = None,
     since: Annotated[
-        Path | None, typer.Option("--since", help="an older edgepack: also write the difference")
+        Path | None, typer.Option("--since", help="an older edgepack: also write a delta from it")
     ] = None,
     valid_days: Annotated[
-        float, typer.Option(help="how long clients may follow the manifest", min=0.01)
+        float, typer.Option(help="days for which clients may use the manifest", min=0.01)
     ] = 7.0,
 ) -> None:
-    """Write a snapshot as edgepack (browser, Node), ONNX and C99, each proved to answer alike.
+    """Export a snapshot as edgepack (browser, Node), ONNX and C99, each proved equivalent.
 
-    Each file is asked rows of the journal and rows that look for trouble, by its own runtime, and
-    is written only if the answers are the model's.  Works without a running service.
+    Each file is run on rows of the journal and on generated edge cases, by its own runtime, and is
+    written only if its predictions are the model's.  Works without a running service.
 
     Example: online export --state-dir ./state --out edge --targets edgepack,onnx
 
@@ -94,7 +94,7 @@ def _made(
     about: Mapping[str, Any],
     targets: str,
 ) -> Exported:
-    """The files of the targets that an option names.  Raises ConfigError, EdgeError."""
+    """Export the targets that an option names.  Raises ConfigError, EdgeError."""
     from online.edge import choices
     from online.edge.export import EXACT
     from online.edge.export import export as make
@@ -115,12 +115,14 @@ def _made(
 
 
 def targets_of(text: str) -> list[str]:
-    """The targets that an option names.  Raises ConfigError."""
+    """Parse the targets that an option names.  Raises ConfigError."""
     from online.edge.export import TARGETS
 
     wanted = [t.strip() for t in text.split(",")]
-    if odd := [t for t in wanted if t not in TARGETS]:
-        raise ConfigError("--targets", f"{odd[0]!r} is none", f"Name some of: {', '.join(TARGETS)}")
+    if unknown := [t for t in wanted if t not in TARGETS]:
+        raise ConfigError(
+            "--targets", f"{unknown[0]!r} is none", f"Name some of: {', '.join(TARGETS)}"
+        )
     return wanted
 
 
@@ -129,7 +131,7 @@ def _about(
 ) -> dict[str, Any]:
     return {
         "model": served.name,
-        "sequence": int(now * 1000),  # old weights that are published again get a higher one
+        "sequence": int(now * 1000),  # higher than before, even if old weights are published again
         "created": round(now, 3),
         "expires": round(now + valid_days * 86_400.0, 3),
         "freshness": freshness(settings, served, state),
@@ -137,11 +139,11 @@ def _about(
 
 
 def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -> dict[str, Any]:
-    """Return what the manifest says of the snapshot: how old it is, and how good the model was.
+    """Return the manifest's entries about the snapshot's age and the model's quality.
 
-    ``trained_through``: the newest row contained that the journal still has, and when it was
-    taken.  ``quality``: accuracy (regression: mean error) of the answers that were given before
-    the label was known, over so many rows.  ``drift``: state of the stream, if one watched it.
+    ``trained_through``: the newest contained row that the journal still has, and when it was
+    received.  ``quality``: prequential accuracy (regression: mean error), and its number of rows.
+    ``drift``: state of the stream, if it was monitored.
     """
     from evaluation.metrics import summarise
     from online.learning.counters import DIGEST, METRICS
@@ -168,9 +170,9 @@ def freshness(settings: Settings, served: ModelSettings, state: SnapshotState) -
 
 
 def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, Any]) -> str | None:
-    """Name what was decided since a release and took what it has learned out of the model; or None.
+    """Name the newest rewrite that has undone rows which a release has learned; None without one.
 
-    None, too, if nobody knows: of releases of older versions, and without the journal.
+    Also None if it is unknown: for releases of older versions, and without the journal.
     """
     from online.settings.places import open_journal
     from paramserver.core import rewrites
@@ -184,7 +186,7 @@ def left_behind(settings: Settings, served: ModelSettings, about: Mapping[str, A
         for control in journal.controls(served.name, 0):
             if control.kind in rewrites.REWRITES and control.seq > fresh["rewrite"]:
                 taken = rewrites.Undone(rewrites.note_of(control).taken())
-                # a rollback to what came after the release leaves that as it was
+                # A rollback to a snapshot after the release does not affect it.
                 if control.kind != rewrites.ROLLBACK or taken.has(int(partition), int(offset)):
                     found = control.kind
     return found
@@ -195,7 +197,7 @@ def _has_journal(settings: Settings) -> bool:
 
 
 def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> Row | None:
-    """The newest row that the snapshot has learned; None if the journal has none of them."""
+    """The newest row that the snapshot has learned and the journal still has, or None."""
     from online.settings.places import open_journal
 
     if not _has_journal(settings):
@@ -211,7 +213,7 @@ def _newest(settings: Settings, served: ModelSettings, state: SnapshotState) -> 
 def ends_of(
     served: ModelSettings, state: SnapshotState
 ) -> dict[str, tuple[float, float, float, float]]:
-    """Return what the service's answers take numbers for, by feature: see ``Bounds.ends``."""
+    """Return by feature the bounds to which the service clips numbers: see ``Bounds.ends``."""
     from online.learning.bounds import Bounds
 
     bounds = Bounds.of(state.values, on=served.filters != "none")
@@ -221,7 +223,7 @@ def ends_of(
 def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
-    """The snapshot, and the model in its state."""
+    """Load the snapshot; return it, and the model with its state."""
     from online.models.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
@@ -262,7 +264,7 @@ def restored(
 
 
 def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -> list[Features]:
-    """Rows of the stream, or the journal's newest; none if it can't be read."""
+    """Rows of the stream, or the journal's newest rows; empty if there is no journal."""
     if stream is not None:
         from evaluation.streams import open_stream
 
@@ -287,7 +289,7 @@ def golden_rows(settings: Settings, served: ModelSettings, stream: str | None) -
 
 
 def labels_outside(served: ModelSettings) -> dict[Label, Label]:
-    """Labels as callers know them, by the model's own."""
+    """Map from the model's labels to the labels that callers use."""
     if served.task != "binary" or served.classes is None:
         return {}
     return {False: served.classes["negative"], True: served.classes["positive"]}
@@ -301,7 +303,7 @@ def _read(path: Path) -> bytes:
 
 
 def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
-    """The private key in a PEM file.  Raises ConfigError."""
+    """Load the private key from a PEM file.  Raises ConfigError."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
@@ -316,7 +318,7 @@ def signing_key(path: Path, option: str = "--sign") -> Ed25519PrivateKey:
 
 
 def _write(out: Path, made: Exported, key: Ed25519PrivateKey | None) -> None:
-    """The manifest last: until it is there, nobody knows of the files."""
+    """Write the files, the manifest last, because clients find the others through it."""
     from online.edge import manifest
     from online.edge.releases import folder
 

@@ -1,4 +1,4 @@
-"""`online rescore`: score tables with a snapshot, audit the scores, publish them whole."""
+"""`online rescore`: scores tables with a snapshot, audits the scores, and publishes them."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from online.rescore.work import MakeModel
 
 RAY_ROWS: Final = 2_000_000
-"""A table of so many rows takes some seconds in one process, and Ray takes as long to start."""
+"""Rows of a table from which scoring in one process takes longer than starting Ray."""
 
-_ONE_BY_ONE: Final = 20  # times as long takes a row of a model that is asked row by row
+_ONE_BY_ONE: Final = 20  # factor of time per row if a model predicts row by row
 
 Ray = Annotated[
     str | None,
@@ -55,11 +55,11 @@ RayRows = Annotated[
     typer.Option(
         "--ray-rows",
         min=0,
-        help="rows from which a Ray of its own is worth its start; a twentieth of them for a model "
-        "that is asked row by row",
+        help="rows from which a local Ray is started; a twentieth of them for a model that "
+        "predicts row by row",
     ),
 ]
-Ttl = Annotated[str | None, typer.Option("--ttl", help="how long scores are given, as 7d")]
+Ttl = Annotated[str | None, typer.Option("--ttl", help="how long scores are served, as 7d")]
 Store = Annotated[
     str | None, typer.Option("--store", help="also by key: sqlite:FOLDER or redis://host:6379/0")
 ]
@@ -70,9 +70,7 @@ def rescore(
     context: Context,
     files: Annotated[
         list[str],
-        typer.Option(
-            "--input", help="Parquet, CSV or JSON lines; a folder; s3://…; may be repeated"
-        ),
+        typer.Option("--input", help="Parquet, CSV or JSON lines; a folder; s3://…; repeatable"),
     ],
     output: Annotated[str, typer.Option("--output", help="folder of all runs; s3://…")],
     model: Model = None,
@@ -81,7 +79,7 @@ def rescore(
     ttl: Ttl = None,
     key: Annotated[str | None, typer.Option(help="column of the rows' ids")] = None,
     time_column: Annotated[
-        str | None, typer.Option("--time", help="column of when the features were true")
+        str | None, typer.Option("--time", help="column of the time for which features are valid")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="a column to leave out")] = None,
     missing_ok: Annotated[
@@ -89,21 +87,21 @@ def rescore(
     ] = False,
     actions: Annotated[
         Path | None,
-        typer.Option(help="JSON file of actions: name the best of them for each row's context"),
+        typer.Option(help="JSON file of actions: choose the best of them for each row's context"),
     ] = None,
-    run_id: Annotated[str | None, typer.Option(help="default: of files and snapshot")] = None,
+    run_id: Annotated[str | None, typer.Option(help="default: from files and snapshot")] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="publish though scores moved, or features are older")
+        bool, typer.Option("--force", help="publish though scores shifted, or features are older")
     ] = False,
     workers: Annotated[int, typer.Option(help="processes that score", min=1, max=1_024)] = 2,
     ray: Ray = None,
     ray_rows: RayRows = RAY_ROWS,
-    every: Annotated[str | None, typer.Option(help="do it again and again, as 1h")] = None,
+    every: Annotated[str | None, typer.Option(help="repeat at this interval, as 1h")] = None,
 ) -> None:
     """Score tables with a snapshot of a model; the service need not run.
 
-    Scores are written aside, read back and audited, and published in one step.  A command that was
-    stopped goes on where it ended when it is given again; one that was finished does nothing.
+    Scores are written aside, read back and audited, and published atomically.  An interrupted
+    command continues where it ended when it is repeated; a completed one does nothing.
 
     Example: online rescore --input people.parquet --key id --output ./scores
 
@@ -115,7 +113,7 @@ def rescore(
     settings = as_stored(context.settings())
     places = (Path(output), Path((store or "").removeprefix("sqlite:")))
     if any(place.resolve().is_relative_to(settings.state_dir) for place in places):
-        in_private(settings)  # elsewhere it is not for us to say who may read
+        in_private(settings)  # permissions of other folders are the user's choice
     chosen = pick_model(settings, model)
     ttl_s = None if ttl is None else seconds("--ttl", ttl)
     if actions is not None and chosen.choose is None:
@@ -147,7 +145,7 @@ def _once(
     from online.rescore.stores import open_store
 
     begun = planned(request.output, request.run) if request.run is not None else None
-    if begun is not None and snapshot == "latest":  # go on with the one it was begun with
+    if begun is not None and snapshot == "latest":  # continue with the run's snapshot
         snapshot = begun.snapshot
     source = scored(model, settings, snapshot, actions)
     opened = None if store is None else open_store(store, model.name, request.ttl_s)
@@ -166,9 +164,10 @@ def _once(
 def start(
     output: str, address: str | None, workers: int, ray_rows: int, plan: Plan, make: MakeModel
 ) -> Iterator[Deal]:
-    """Make what scores the shards of a plan, until the end: this process, or Ray with actors.
+    """Provide the function that scores a plan's shards: in this process, or on Ray with actors.
 
-    ``address``: of that Ray; None: this process, or from so many rows on a Ray of its own.
+    Parameters:
+        address: Of the Ray cluster; None: this process, or a local Ray from ``ray_rows`` rows on.
     """
     one_by_one = plan.method == "rows"
     if address is None and plan.rows < (ray_rows // _ONE_BY_ONE if one_by_one else ray_rows):
@@ -183,7 +182,7 @@ def start(
 
 
 def _end(error: OnlineError) -> None:
-    """End this process: its main thread waits inside of Ray, and would for a minute."""
+    """End this process: its main thread would wait inside Ray for a minute."""
     from online import processes
 
     print(f"online: {error}", file=sys.stderr, flush=True)
@@ -192,7 +191,7 @@ def _end(error: OnlineError) -> None:
 
 
 def print_outcome(outcome: Outcome, source: Scored, took_s: float, *, as_json: bool) -> None:
-    """Say what was done."""
+    """Print the outcome of a run."""
     report = outcome.report
     facts: dict[str, Any] = asdict(outcome)
     facts["report"] = None if report is None else msgspec.to_builtins(report)
@@ -224,7 +223,7 @@ def print_outcome(outcome: Outcome, source: Scored, took_s: float, *, as_json: b
 
 
 def seconds(option: str, text: str) -> float:
-    """A length of time such as ``90s`` or ``7d``.  Raises ConfigError."""
+    """Parse a duration such as ``90s`` or ``7d`` into seconds.  Raises ConfigError."""
     units = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
     try:
         value = float(text[:-1]) * units[text[-1:]]

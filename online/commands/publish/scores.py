@@ -1,4 +1,4 @@
-"""`online scores`: the runs that were published, back to an earlier one, and removing old ones."""
+"""`online scores`: lists published runs of scores, returns to an earlier one, and removes runs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scores_list(
     output: Output = None,
     store: Store = None,
 ) -> None:
-    """Runs that were published, newest first; * is read now.
+    """List published runs, newest first; * marks the one that is read.
 
     Example: online scores list --output ./scores
     """
@@ -52,11 +52,11 @@ def scores_list(
 @common(as_json=False)
 def scores_rollback(
     context: Context,
-    to: Annotated[str | None, typer.Option(help="a run; default: the one before")] = None,
+    to: Annotated[str | None, typer.Option(help="a run; default: the previous one")] = None,
     output: Output = None,
     store: Store = None,
 ) -> None:
-    """Read an earlier run again, from now on.
+    """Let readers use an earlier run from now on.
 
     Example: online scores rollback --output ./scores --store sqlite:./state/scores
     """
@@ -80,14 +80,14 @@ def scores_rollback(
 @common(as_json=False)
 def scores_gc(
     context: Context,
-    keep: Annotated[int, typer.Option(help="newest runs that stay", min=1, max=10_000)] = 3,
+    keep: Annotated[int, typer.Option(help="newest runs to keep", min=1, max=10_000)] = 3,
     unfinished: Annotated[
-        bool, typer.Option("--unfinished", help="also runs that were never published")
+        bool, typer.Option("--unfinished", help="also remove runs that were never published")
     ] = False,
     output: Output = None,
     store: Store = None,
 ) -> None:
-    """Remove old runs; never the one that is read.
+    """Remove old runs, but never the one that is read.
 
     Example: online scores gc --output ./scores --keep 3
     """
@@ -110,7 +110,7 @@ def _gc_folder(output: str, keep: int, unfinished: bool) -> list[str]:
     folder = Folder(Place(output))
     current = pointer(folder)
     names = current.removable(keep)
-    if names:  # first nobody can go back to them
+    if names:  # first, so that nobody can return to them
         folder.write(POINTER, published.encode(current.without(frozenset(names))))
     if unfinished:
         known = {run.name for run in current.history}

@@ -1,4 +1,4 @@
-"""`online alerts`: a test message to everybody whom the settings name."""
+"""`online alerts`: sends a test message to every receiver in the settings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ app = typer.Typer(help="Messages about the service, by webhook and mail.", no_ar
 
 @app.command("test")
 def alerts_test(
-    text: Annotated[str, typer.Option(help="what the message says")] = "if you read this, it works",
+    text: Annotated[str, typer.Option(help="text of the message")] = "if you read this, it works",
     path: FileOption = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send a test message to every webhook and mailbox of the settings, once, and say who took it.
+    """Send a test message to every webhook and mailbox of the settings, and show who accepted it.
 
-    The service need not run.  Exit code 1 if one did not take it.
+    The service need not run.  Exit code 1 if one did not accept it.
 
     Example: online alerts test
     """

@@ -1,4 +1,4 @@
-"""`online doctor`: is this machine fit to run the service, and what is wrong if it is not?"""
+"""`online doctor`: checks whether this machine can run the service, and suggests remedies."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ Verdict = Literal["ok", "warn", "FAIL"]
 
 _PYTHON: Final = (3, 11)
 _SYNCS: Final = 20
-_SYNC_MS: Final = (10.0, 200.0)  # of one: above the first it is slow, above the second no disk
+_SYNC_MS: Final = (10.0, 200.0)  # per sync: above the first it is slow, above the second unusable
 _GB: Final = 1 << 30
-_MEMORY: Final = {True: (0.2, 0.4), False: (1.3, 2.0)}  # GB: needed, and comfortable; embedded, Ray
+_MEMORY: Final = {True: (0.2, 0.4), False: (1.3, 2.0)}  # GB: minimum, comfortable; embedded or Ray
 _DISK: Final = (0.2, 1.0)  # GB
 _FUTURE_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A finding says what was looked at, what was seen, and what to do about it."""
+    """Result of one check: its name, verdict, observation and remedy."""
 
     what: str
     verdict: Verdict
@@ -45,9 +45,9 @@ class Finding:
 
 
 def doctor(path: File = None, state_dir: StateDir = None, as_json: AsJson = False) -> None:
-    """Look at what the service needs: settings, Python, versions, ports, disk, memory and clock.
+    """Check what the service needs: settings, Python, versions, ports, disk, memory and clock.
 
-    Exit code 1: something is wrong, and what to do stands beside it. A warning is none.
+    Exit code 1: a check failed; its remedy is shown. Warnings do not fail.
 
     Example: online doctor online.yaml
     """
@@ -65,7 +65,7 @@ def doctor(path: File = None, state_dir: StateDir = None, as_json: AsJson = Fals
 
 
 def examine(path: Path | None, state_dir: Path | None) -> Iterator[Finding]:
-    """Yield what is found, one part of the machine after the other."""
+    """Yield the results, one check after the other."""
     yield _python(sys.version_info[:3], platform.system())
     try:
         settings = load_settings(path, state_dir=state_dir)
@@ -92,7 +92,7 @@ def _python(version: tuple[int, ...], system: str) -> Finding:
 
 
 def versions(distribution: str) -> Finding:
-    """Whether what is installed is of the versions that the service asks for."""
+    """Check that installed packages have the versions that the service requires."""
     from packaging.requirements import Requirement
 
     try:
@@ -138,7 +138,7 @@ def _port(settings: Settings) -> Finding:
 
 
 def _folder(settings: Settings) -> Iterator[Finding]:
-    """Yield whether the state's disk takes files, has room, and says when data are on it."""
+    """Yield checks of the state's disk: writable, free space, and latency of syncs."""
     place = settings.state_dir
     while not place.exists():
         place = place.parent
@@ -153,7 +153,7 @@ def _folder(settings: Settings) -> Iterator[Finding]:
 
 
 def _synced_ms(folder: Path) -> float:
-    """Milliseconds until 4 KB are on the disk."""
+    """Milliseconds until 4 KB are synced to the disk."""
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0" * 4096)
         file.flush()
@@ -163,7 +163,7 @@ def _synced_ms(folder: Path) -> float:
 
 
 def syncs(place: Path, median_ms: float, most_ms: float) -> Finding:
-    """Whether feedback, which waits for the disk, is answered soon."""
+    """Check that syncs, which feedback waits for, are fast enough."""
     seen = f"{place}: a write is on the disk after {median_ms:.2f} ms, at most {most_ms:.1f}"
     slow, dead = _SYNC_MS
     if median_ms > dead:
@@ -174,7 +174,7 @@ def syncs(place: Path, median_ms: float, most_ms: float) -> Finding:
 
 
 def room(place: Path, free_gb: float) -> Finding:
-    """Whether the disk has room for journal and snapshots."""
+    """Check that the disk has room for journal and snapshots."""
     seen, (least, good) = f"{free_gb:.1f} GB free at {place}", _DISK
     if free_gb < least:
         return Finding("room", "FAIL", seen, "Make room: feedback is refused on a full disk")
@@ -182,7 +182,7 @@ def room(place: Path, free_gb: float) -> Finding:
 
 
 def memory(free_gb: float, *, embedded: bool) -> Finding:
-    """Whether the memory suffices for the form of the service."""
+    """Check that the free memory suffices for the form of the service."""
     least, good = _MEMORY[embedded]
     seen = f"{free_gb:.1f} GB available, about {least:g} needed"
     if free_gb < least:
@@ -192,7 +192,7 @@ def memory(free_gb: float, *, embedded: bool) -> Finding:
 
 
 def clock(state_dir: Path, now_s: float) -> Finding:
-    """Whether the clock goes on from where the state's files were written."""
+    """Check that the clock is not behind the state's files."""
     newest = 0.0
     for name in ("journal.db", "journal.db-wal", "run.json", "owner.lock"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""`online init`: from a table, or a few questions, to settings, a model and a first score."""
+"""`online init`: writes settings and a model for a table, and a first score; or asks questions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from online.models.base import Model
     from online.tables.guess import Guess
 
-_CANDIDATE_ROWS: Final = 5_000  # on which the learners are compared
+_CANDIDATE_ROWS: Final = 5_000  # for the comparison of learners
 _ROWS: Final = 100_000
 
 _LINEAR: Final = '''from online.models.selfrate import SelfRate
@@ -52,33 +52,31 @@ def init(
         Path | None, typer.Argument(help="rows with labels: .csv, .tsv (.gz) or .parquet")
     ] = None,
     folder: Annotated[Path, typer.Option(help="where the files are written")] = Path(),
-    name: Annotated[str | None, typer.Option(help="what the model is called")] = None,
+    name: Annotated[str | None, typer.Option(help="name of the model")] = None,
     label: Annotated[str | None, typer.Option(help="column of the label")] = None,
     task: Annotated[
         str | None, typer.Option(help="binary, multiclass, regression or choose")
     ] = None,
     action: Annotated[
-        str | None, typer.Option(help="--task choose: column of the action that was taken")
+        str | None, typer.Option(help="--task choose: column of the chosen action")
     ] = None,
     probability: Annotated[
         str | None,
-        typer.Option(
-            help="--task choose: column of how likely the action was; none: there is none"
-        ),
+        typer.Option(help="--task choose: column of the action's probability; none: there is none"),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="rows that are played at most")] = _ROWS,
-    force: Annotated[bool, typer.Option("--force", help="replace files that are there")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="most rows that are played")] = _ROWS,
+    force: Annotated[bool, typer.Option("--force", help="replace existing files")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write online.yaml and model.py for a table, and play it: a score beside simple rules.
+    """Write online.yaml and model.py for a table, and play it: a score beside simple baselines.
 
-    What each column is taken for is guessed, and written down with the reason. Without a table a
+    The role of each column is guessed, and written to the file with the reason. Without a table a
     few questions are asked.
 
     Example: online init clicks.csv
 
-    Of a log of choices (--task choose: an action, its reward, if it is known its probability, and
-    the moment's features) only online.yaml, and what the model would have earned.
+    For a log of choices (--task choose: an action, its reward, its probability if known, and the
+    context's features) it writes only online.yaml, and shows what the model would have earned.
 
     Example: online init ratings.parquet --label stars --task regression
 
@@ -102,7 +100,7 @@ def init(
     from online.tables.guess import guess
 
     found = guess(open_table(table), label, wanted)
-    called = _name(name, table)
+    model_name = _name(name, table)
     try:
         learner = _learner(found, rows)
         begun = time.monotonic()
@@ -110,10 +108,10 @@ def init(
     except EvaluationError as error:
         raise ConfigError(str(table), str(error), "Name another --label, or mend the row") from None
     elapsed = time.monotonic() - begun
-    _write(places, _settings(called, found, n), _source(called, table, found, learner))
+    _write(places, _settings(model_name, found, n), _source(model_name, table, found, learner))
     if as_json:
         shown = {"learner": learner, "rows": n, "seconds": round(elapsed, 1), **_scores(score)}
-        print(json.dumps({"model": called, **_guessed(found), **shown}))
+        print(json.dumps({"model": model_name, **_guessed(found), **shown}))
         return
     _say(found, places, score, n)
 
@@ -124,7 +122,7 @@ def _guessed(found: Guess) -> dict[str, Any]:
 
 
 def _check(table: Path | None, places: list[Path]) -> None:
-    """Refuse a table that is not there, and places that are taken."""
+    """Refuse a missing table, and files that exist already."""
     if table is not None and not table.exists():
         raise ConfigError("TABLE", f"there is no file {table}", "Name an existing one")
     if there := [str(place) for place in places if place.exists()]:
@@ -133,9 +131,11 @@ def _check(table: Path | None, places: list[Path]) -> None:
 
 
 def _of_labels(named: Mapping[str, str | None]) -> None:
-    """Refuse options of choices, which a task with labels does not have."""
-    if odd := [option for option in ("--action", "--probability") if named[option] is not None]:
-        raise ConfigError(odd[0], "the task is not choose", "Say --task choose, too")
+    """Refuse options for choices if the task has labels."""
+    if misplaced := [
+        option for option in ("--action", "--probability") if named[option] is not None
+    ]:
+        raise ConfigError(misplaced[0], "the task is not choose", "Say --task choose, too")
 
 
 def _task_of(text: str | None) -> Task | None:
@@ -146,7 +146,7 @@ def _task_of(text: str | None) -> Task | None:
 
 
 def _name(name: str | None, table: Path) -> str:
-    """A name that a model may have."""
+    """The given name, or a valid model name made from the file's name."""
     stem = table.name.removesuffix(".gz").rpartition(".")[0]
     return name or re.sub(r"[^A-Za-z0-9_.-]+", "-", stem).strip("-._")[:64] or "model"
 
@@ -160,22 +160,22 @@ def _choices(
     *,
     as_json: bool,
 ) -> None:
-    """Write the settings for a log of choices, and say what they would have earned."""
+    """Write the settings for a log of choices, and report what they would have earned."""
     from online.commands.setup.init_choices import earned, kind_of, logged_of, say, settings_text
     from online.tables.first_look import open_table
 
     if table is None:
         raise ConfigError("TABLE", "no log of choices", "Name a .csv or .parquet file")
-    log, called = logged_of(open_table(table), named), _name(name, table)
+    log, model_name = logged_of(open_table(table), named), _name(name, table)
     made = earned(log, rows, hidden=as_json)
-    _write([place], settings_text(called, log, made.rows))
+    _write([place], settings_text(model_name, log, made.rows))
     if not as_json:
         say(log, place, made)
         return
     columns = {c.name: {"kind": kind_of(log, c), "why": c.why} for c in log.found.columns}
     constant, alone = made.constant
     shown = {
-        "model": called, "task": "choose", "actions": list(log.shares), "columns": columns,
+        "model": model_name, "task": "choose", "actions": list(log.shares), "columns": columns,
         "rows": made.rows, "reward": made.reward, "earned": made.model,
         "constant": {"action": constant, "reward": alone},
     }  # fmt: skip
@@ -186,7 +186,7 @@ def _choices(
 
 
 class _Learner:
-    """A model of the service with the verbs that a stream is played by."""
+    """Adapts a model of the service to the methods by which streams are played."""
 
     def __init__(self, learner: str, found: Guess) -> None:
         from online.models.load import load
@@ -198,11 +198,11 @@ class _Learner:
         self._task = found.task
 
     def predict_one(self, x: Features) -> Label | None:
-        """Return what it answers to a row."""
+        """Return the predicted label of a row."""
         return self._model.predict(x).label
 
     def predict_proba_one(self, x: Features) -> dict[Label, float]:
-        """Return the probability of each label; regression has none."""
+        """Return the probability of each label; empty for regression."""
         return dict(self._model.predict(x).probabilities or {})
 
     def learn_one(self, x: Features, y: Label) -> None:
@@ -216,7 +216,7 @@ def _pairs(found: Guess, most: int) -> Iterator[tuple[Features, Label]]:
 
 
 def _learner(found: Guess, most: int) -> str:
-    """The built-in that does better on the first rows: with texts there are two."""
+    """The built-in learner that does better on the first rows; with texts there are two."""
     from evaluation.prequential import prequential
 
     if not found.named("text"):
@@ -234,7 +234,7 @@ def _balanced(total: Summary) -> float:
 
 
 def _played(found: Guess, learner: str, most: int, *, hidden: bool) -> tuple[Summary, int]:
-    """Play the table, test then learn; the score, and how many rows it had."""
+    """Play the table, test then learn; returns the score and the number of rows."""
     from evaluation.prequential import prequential
 
     n = 0
@@ -303,7 +303,7 @@ def _settings(name: str, found: Guess, n: int) -> str:
 
 
 def _declared(found: Guess) -> list[str]:
-    """Lines of the features' types, with an example where there is a typical value."""
+    """Lines with the features' types, and an example where there is a typical value."""
     from online.tables.guess import FEATURES
 
     lines = ["    features:             # other names are left out, and told; without this: any"]
@@ -318,7 +318,7 @@ def _declared(found: Guess) -> list[str]:
 
 
 def _request(name: str, found: Guess) -> str:
-    """A command that teaches the first row of the table, as of now: its time may be long ago."""
+    """A command that teaches the table's first row, without its time, which may be long ago."""
     row = next(found.rows())
     body: dict[str, Any] = {"features": row.features, "label": row.label}
     if row.event_id is not None:
@@ -328,7 +328,7 @@ def _request(name: str, found: Guess) -> str:
 
 
 def scalar(value: Any) -> str:
-    """The value as YAML in one line: `no` is no text in it without quotes."""
+    """Format a value as YAML in one line, with quotes where YAML needs them (such as for `no`)."""
     text = yaml.dump(
         value, Dumper=_OneLine, default_flow_style=True, sort_keys=False, width=sys.maxsize
     )
@@ -336,7 +336,7 @@ def scalar(value: Any) -> str:
 
 
 class _OneLine(yaml.SafeDumper):
-    """Writes a text between double quotation marks if it would break the line."""
+    """A YAML dumper that double-quotes texts that would break the line."""
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -348,10 +348,10 @@ _OneLine.add_representer(str, _text)
 
 
 def printable(text: str) -> str:
-    r"""The text in one line, all else that can't be seen written out as JSON has it: ``\u2028``.
+    r"""Return the text in one line, with non-printable characters escaped as in JSON: ``\u2028``.
 
-    The file is often somebody else's: a line break in one of its values would end a comment, and
-    what follows would be settings, of which some name code.
+    The file may come from somebody else: a line break in a value would end a comment, and what
+    follows would be read as settings, some of which name code.
     """
     if text.isprintable():
         return text
@@ -359,12 +359,12 @@ def printable(text: str) -> str:
 
 
 def written(lines: Iterable[str]) -> str:
-    """The lines as a settings file: each of them is one there, too."""
+    """Join the lines of a settings file; each remains a single line there."""
     return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _docstring(text: str) -> str:
-    """The text as that of a module, which it can't end."""
+    """Format the text as a module's docstring, which it can't terminate."""
     inside = printable(text).replace("\\", "\\\\").replace('"', '\\"')
     return f'"""{inside}"""\n\n'
 
@@ -386,12 +386,12 @@ def _write(places: list[Path], *texts: str) -> None:
 
 
 def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str, str]:
-    """Settings and model from the answers of whoever sits there."""
+    """Settings and model from the answers of the user at the terminal."""
     if not somebody():
         raise ConfigError("TABLE", "no table, and nobody to ask", "Name a .csv or .parquet file")
     if label is not None:
         raise ConfigError("--label", "there is no table to find it in", "Name a table")
-    called = name or typer.prompt("What is the model called?", default="model")
+    model_name = name or typer.prompt("What is the model called?", default="model")
     tasks = typer.prompt(
         "What does it answer: binary (yes or no), multiclass (one of some), regression (a number)?",
         default="binary",
@@ -401,10 +401,10 @@ def _asked(name: str | None, task: Task | None, label: str | None) -> tuple[str,
     text = [word.strip() for word in words.split(",") if word.strip()]
     settings = [
         "cluster: embedded        # one process; without this line two replicas on Ray",
-        "models:", f"  - name: {scalar(called)}", f"    task: {chosen}",
+        "models:", f"  - name: {scalar(model_name)}", f"    task: {chosen}",
         "    learner: model.py:build",
     ]  # fmt: skip
-    head = _docstring(f"The model {called}, as `online init` has written it.")
+    head = _docstring(f"The model {model_name}, as `online init` has written it.")
     source = head + _LINEAR.format(text=f"text={text!r}" if text else "")
     return written(settings), source
 
@@ -425,7 +425,7 @@ def _say(found: Guess, places: list[Path], score: Summary, n: int) -> None:
 
 
 def _backfill(found: Guess, settings: Path) -> str:
-    """The command that teaches the model the table that it was guessed from."""
+    """The command that teaches the model the table from which the settings were guessed."""
     words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
     words += ["--label", found.label]
     for name in found.named("event_id"):
@@ -434,6 +434,6 @@ def _backfill(found: Guess, settings: Path) -> str:
 
 
 def lacking() -> str:
-    """Say which package that command lacks here, if it lacks one."""
+    """Text that names the package which the command needs and lacks; empty if it is installed."""
     there = importlib.util.find_spec("pyarrow") is not None
     return "" if there else f"\n\nwhich needs pyarrow: {installing('rescore')}"

@@ -1,4 +1,4 @@
-"""`online init --task choose`: settings for a log of choices, and what was to be earned."""
+"""`online init --task choose`: writes settings for a log of choices, and evaluates the log."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from online.tables.guess import FEATURES, LOOK_ROWS, Column, Guess, guess
 from replay.example import Example, Features
 
 ACTIONS_MAX: Final = 256
-"""Different actions that a log may have: all are asked about in each row."""
+"""Most distinct actions of a log: all of them are scored for each row."""
 NONE: Final = "none"
-"""Said instead of a column: there is no such one."""
+"""Given instead of a column's name if there is no such column."""
 
 _PROBABILITY: Final = "--probability"
 _ACTIONS: Final = re.compile(r"(chosen_?)?(action|arm|variant|choice|offer|decision)(_?id)?", re.I)
@@ -38,7 +38,7 @@ _PROPENSITIES: Final = re.compile(r"propensity(_score)?|p|prob(ability)?|pscore"
 
 @dataclass(frozen=True, slots=True)
 class Logged:
-    """A row of the log: what was chosen in which moment, how likely that was, and what came."""
+    """One row of the log: context, chosen action, its reward, and its probability if known."""
 
     context: Features
     action: str
@@ -51,12 +51,10 @@ class Log:
     """A table as a log of choices.
 
     Attributes:
-        found: Which column is for what; the action is a category there, and its probability a
-            number.
+        found: The role of each column; the action is a category, its probability a number.
         action, probability: Names of these columns; without a probability each action counts as
-            drawn by its share.
-        shares: How often each action was taken in the rows that were looked at, the most frequent
-            first.
+            drawn with its share.
+        shares: Share of each action in the examined rows, the most frequent first.
         low, high: The least and the greatest reward of these rows.
     """
 
@@ -68,9 +66,9 @@ class Log:
     high: float
 
     def rows(self) -> Iterator[Logged]:
-        """All rows that have an action and a reward, in the order of their times if they have any.
+        """Yield all rows that have an action and a reward, in order of time if there is a time.
 
-        Raises ConfigError: a probability is none.
+        Raises ConfigError for an invalid probability.
         """
         for at in self.found.rows():
             context = dict(at.features)
@@ -88,9 +86,9 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Earned:
-    """Mean rewards: of the log, of the best action alone, and of a model that learned as it went.
+    """Mean rewards: of the log, of the best single action, and of a model that learned meanwhile.
 
-    The last two are estimated by importance weights that sum to one (SNIPS).
+    The last two are estimated with self-normalized importance weights (SNIPS).
     """
 
     rows: int
@@ -100,7 +98,7 @@ class Earned:
 
 
 def logged_of(table: Table, named: Mapping[str, str | None]) -> Log:
-    """Guess the columns of a log of choices; what is named, by its option, is not guessed.
+    """Guess the roles of columns in a log of choices, except for those that options name.
 
     Raises ConfigError.
     """
@@ -148,7 +146,7 @@ def logged_of(table: Table, named: Mapping[str, str | None]) -> Log:
 
 
 def _likely(value: object) -> bool:
-    """Whether it is the probability of something that has come to pass."""
+    """Whether it is a valid probability of an action that was chosen."""
     return type(value) in (int, float) and 0.0 < value <= 1.0  # type: ignore[operator]
 
 
@@ -162,9 +160,10 @@ def _named(table: Table, wanted: re.Pattern[str], option: str, what: str) -> str
 def _columns(
     table: Table, reward: str, action: str, p: str | None, unlikely: Mapping[str, Value]
 ) -> Guess:
-    """The guess of a table's columns, those of the choice taken for what they are.
+    """The guessed roles of a table's columns, with those of the choice replaced.
 
-    ``unlikely``: columns that are called as a probability is, and a value that is none.
+    Parameters:
+        unlikely: Columns that are named like a probability, with a value that is none.
     """
     found = guess(table, reward)
     kinds = {
@@ -185,7 +184,7 @@ def _columns(
 
 
 def earned(log: Log, most: int, *, hidden: bool) -> Earned:
-    """Play the log: each choice is asked before its reward is learned.  Raises ConfigError."""
+    """Play the log: the model chooses before it learns each reward.  Raises ConfigError."""
     recipe = Rewards(log.low, log.high, tuple(log.found.named("text")))
     model, policy = recipe.model_for("regression"), Policy(kind="greedy")
     names, n, total = list(log.shares), 0, 0.0
@@ -195,7 +194,7 @@ def earned(log: Log, most: int, *, hidden: bool) -> Earned:
         task = shown.add_task("", total=None)
         for one in islice(log.rows(), most):
             if one.action not in alone or not log.low <= one.reward <= log.high:
-                continue  # of none of the first rows
+                continue  # an action or reward that the examined rows did not have
             n, total = n + 1, total + one.reward
             weight = 1.0 / _learn(model, policy, judged, log, names, one)
             alone[one.action][0] += weight
@@ -215,12 +214,12 @@ def _ratio(sums: Sequence[float]) -> float:
 def _learn(
     model: RewardModel, policy: Policy, judged: OffPolicy, log: Log, names: list[str], one: Logged
 ) -> float:
-    """Judge what the model would choose, then learn the row; how likely the log's action was."""
+    """Evaluate what the model would choose, then learn the row; returns the logged propensity."""
     place = names.index(one.action)
     scores = model.score(one.context, [(name, {}) for name in names])
     target = policy.decide(scores).probabilities.tolist()
     logged = list(log.shares.values())
-    if one.probability is not None:  # of the others it is only known what is left
+    if one.probability is not None:  # the remainder is shared evenly by the other actions
         logged = [(1.0 - one.probability) / (len(names) - 1)] * len(names)
         logged[place] = one.probability
     judged.add(one.reward, place, logged, target, scores.means.tolist())
@@ -260,13 +259,13 @@ def settings_text(name: str, log: Log, n: int) -> str:
 
 
 def kind_of(log: Log, column: Column) -> str:
-    """Return what the column is for in a log of choices."""
+    """Return the role of a column in a log of choices."""
     own = {log.action: "action", log.found.label: "reward", log.probability: "probability"}
     return own.get(column.name, column.kind)
 
 
 def say(log: Log, place: Path, made: Earned) -> None:
-    """Print what was guessed, and what was earned."""
+    """Print the guessed roles and the rewards."""
     found = log.found
     print(f"{printable(found.table.path.name)}: choices among {len(log.shares)} actions")
     width = max(len(column.name) for column in found.columns)
@@ -286,7 +285,7 @@ def say(log: Log, place: Path, made: Earned) -> None:
 
 
 def _backfill(log: Log, settings: Path) -> str:
-    """The command that teaches the model the log that it was guessed from."""
+    """The command that teaches the model the log from which the settings were guessed."""
     found = log.found
     words = ["online", "backfill", "--config", str(settings), "--input", str(found.table.path)]
     words += ["--label", found.label, "--action", log.action]

@@ -1,4 +1,4 @@
-"""`online models`: does a learner keep what the service needs of it, and is it of today?"""
+"""`online models`: checks learners, compares them with today's defaults, seals, and reshards."""
 
 from __future__ import annotations
 
@@ -24,14 +24,12 @@ from online.settings.config import Settings, data_dir
 from online.settings.purposes import PURPOSES
 from replay.example import Features, Label
 
-app = typer.Typer(
-    help="What can be served, and whether it keeps its promises.", no_args_is_help=True
-)
+app = typer.Typer(help="Learners: list, check, seal, upgrade, reshard.", no_args_is_help=True)
 
 _N = 90
 _LOOK_S = 0.2
 _RESHARD_S = 240.0
-_NOT_PARAMS = ("artifact", "keys")  # settings of their own
+_NOT_PARAMS = ("artifact", "keys")  # set by settings of their own
 _NAMES = ("a", "b", "c", "d")
 _LABELS: dict[str, Sequence[Label]] = {
     "binary": (False, True), "multiclass": ("apple", "pear", "quince")
@@ -54,7 +52,7 @@ HINTS = {
     "growth is bounded": "Add keys only for names that are new",
     "notes are optional": "Keep notes short; learn a row with none, or with others', all the same",
 }
-"""What to do about each check that fails, by the beginning of what it says."""
+"""Remedy for each failed check, by the check's name."""
 
 
 _KNOWN_ERRORS = {
@@ -64,12 +62,12 @@ _KNOWN_ERRORS = {
     "divide by the variance of the labels of a leaf, which is 0 when all are equal: the row is "
     "answered `failed`, and the model goes on as it was",
 }
-"""What errors of others' models come from, by a part of what is seen."""
+"""Causes of errors in third-party models, by a part of the error's text."""
 
 
 @app.command("list")
 def listed(as_json: AsJson = False) -> None:
-    """Show the built-in learners, with their params and the values of those left out.
+    """Show the built-in learners, with their params and defaults.
 
     Example: online models list
     """
@@ -97,7 +95,7 @@ def listed(as_json: AsJson = False) -> None:
 
 
 def _first(text: str) -> str:
-    """The first sentence of a text, in one line."""
+    """The first paragraph of a text, in one line."""
     return " ".join(text.split("\n\n")[0].split())
 
 
@@ -110,14 +108,14 @@ def check(
     task: Annotated[str, typer.Option(help="binary, multiclass, regression or anomaly")] = "binary",
     params: Annotated[str, typer.Option(help="params of the factory, as JSON")] = "{}",
     stream: Annotated[
-        str | None, typer.Option(help="rows of a stream or CSV file; none: rows are made up")
+        str | None, typer.Option(help="stream or CSV file with rows; none: generated rows")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run the checks that every model of the service has to pass.
+    """Run the checks that every model of the service must pass.
 
-    A model is asked, taught, cut, merged and put back as replicas do it.  Exit code 1: it breaks a
-    promise, and what was seen is said with what to do.
+    The model is queried, trained, cut, merged and restored as by replicas.  Exit code 1: a check
+    failed; the observation and a remedy are shown.
 
     Example: online models check model.py:build --params '{"lr": 0.1}'
 
@@ -143,7 +141,7 @@ def check(
             one(loaded.build, rows)
         except CheckFailed as error:
             found.append({"check": name, "good": False, "seen": error.reason, "hint": HINTS[name]})
-        except Exception as error:  # a stranger's model may raise anything
+        except Exception as error:  # a user's model may raise anything
             seen, hint = _raised(error)
             found.append({"check": name, "good": False, "seen": seen, "hint": hint or HINTS[name]})
         else:
@@ -163,19 +161,19 @@ def seal(
     pickled: Annotated[
         Path,
         typer.Argument(
-            help="a pickle, or a folder of MLflow, that you trust: it is run when served"
+            help="a pickle, or a folder of MLflow, that you trust: its code runs when it is served"
         ),
     ],
     out: Annotated[
-        Path | None, typer.Argument(help="the sealed file; a folder is sealed in its place")
+        Path | None, typer.Argument(help="the sealed file; a folder is sealed in place")
     ] = None,
     settings: Annotated[
-        Path | None, typer.Option("--settings", help="settings file: names the service's key")
+        Path | None, typer.Option("--settings", help="settings file that names the service's key")
     ] = None,
 ) -> None:
     """Seal a pickled model with the service's key, so that it can be served.
 
-    Nothing is unpickled here.  Serve a file with `learner: sealed` and `artifact: OUT`, a folder
+    Nothing is unpickled.  Serve a file with `learner: sealed` and `artifact: OUT`, a folder
     that MLflow has saved with `learner: mlflow:FOLDER`.
 
     Example: online models seal model.pkl model.sealed --settings online.yaml
@@ -216,16 +214,16 @@ def seal(
 @common(model=False)
 def upgrade(
     context: Context,
-    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
-    stop: Annotated[bool, typer.Option("--stop", help="end it, and learn it no more")] = False,
+    model: Annotated[str | None, typer.Argument(help="model; default: the only one")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="end the comparison")] = False,
     wait: Annotated[float, typer.Option(min=0, help="seconds to wait for the comparison")] = 120.0,
 ) -> None:
-    """Compare a model that keeps older defaults with one of today's, which learns beside it.
+    """Compare a model that keeps older defaults with today's defaults, as its challenger.
 
-    A model goes on with the defaults that it began with.  This builds the same learner with those
-    of today as its challenger: it learns the whole journal, then what comes, answers nobody, and
-    both scores are shown.  It serves when you say so: online promote.  With --wait 0 it only
-    begins; ask again, or see online status.
+    A model keeps the defaults with which it began.  This builds the same learner with today's
+    defaults as its challenger: it learns the whole journal, then new rows, without serving, and
+    both scores are shown.  Promote it with: online promote.  With --wait 0 the command only begins;
+    repeat it, or see online status.
 
     Example: online models upgrade clicks
     """
@@ -249,17 +247,17 @@ def upgrade(
 def _compared(
     client: Asking, name: str, params: dict[str, Any], wait_s: float
 ) -> dict[str, Any] | None:
-    """The challenger's standing once it has learned all rows, or as it is when the time is up."""
+    """The challenger's standing once it has learned all rows, or when the time is up."""
     deadline = time.monotonic() + wait_s
     while True:
         found: dict[str, Any] | None = None
         try:
             found = checked(client.get(f"/v1/models/{name}"))["challenger"]
-        except StartRefused:  # replicas are replaced just now
+        except StartRefused:  # replicas are being replaced
             if time.monotonic() > deadline:
                 raise
         if found is not None and found["params"] != params:
-            found = None  # a replica that is about to be replaced
+            found = None  # of a replica that will be replaced
         done = found is not None and found["state"] == "learning" and not found["behind_rows"]
         if done or time.monotonic() > deadline:
             return found
@@ -267,9 +265,9 @@ def _compared(
 
 
 def _show_scores(found: dict[str, Any]) -> None:
-    """Both scores side by side, and what may be done."""
+    """Print both scores side by side, and the commands for a decision."""
     losses = found["champion_loss"], found["challenger_loss"]
-    score = "accuracy" if losses[0] is not None else "error"  # of a regression, in the mean
+    score = "accuracy" if losses[0] is not None else "error"  # regression: the mean error
     low, high = found["interval"]
     print(f"  {'':10}{'serves':>10}{'of today':>10}   on {found['rows']:,} rows")
     print(f"  {score:10}{found['champion']:>10.4f}{found['challenger']:>10.4f}")
@@ -285,15 +283,16 @@ def _show_scores(found: dict[str, Any]) -> None:
 @common(model=False)
 def reshard(
     context: Context,
-    shards: Annotated[int, typer.Option("--shards", help="how many it is to have", min=1)],
-    model: Annotated[str | None, typer.Argument(help="its name; none: the only one")] = None,
+    shards: Annotated[int, typer.Option("--shards", help="new number of servers", min=1)],
+    model: Annotated[str | None, typer.Argument(help="model; default: the only one")] = None,
 ) -> None:
-    """Give a model another number of parameter servers, while it answers.
+    """Change a model's number of parameter servers while it answers.
 
-    The new ones begin with what the old ones hold at one moment, and learn what came since; then
-    the replicas go over.  A service with `cluster: embedded` is stopped, and started with another
-    `shards` in its settings file.  Exit code 1 if it was refused; what serves goes on then.  Until
-    the new ones have begun, the number that it has withdraws the wish; so do four minutes.
+    The new servers begin with the state of the old ones at one moment, and learn later rows; then
+    the replicas switch to them.  A service with `cluster: embedded` is stopped and started with
+    another `shards` in its settings file.  Exit code 1 if it was refused; the old servers then go
+    on.  Until the new ones have begun, the request is withdrawn by giving the present number, or
+    after four minutes.
 
     Example: online models reshard clicks --shards 4
     """
@@ -301,15 +300,15 @@ def reshard(
 
     client, settings = context.connect(), context.settings()
     name = pick(client, model, "NAME")
-    serves = running(settings.state_dir).get("specs", {}).get(name)  # its journal is written here
-    spec, before, wish = _wish(settings, name, shards, serves)
-    if wish is None:
+    serves = running(settings.state_dir).get("specs", {}).get(name)  # the journal must be here
+    spec, before, request = _request(settings, name, shards, serves)
+    if request is None:
         if context.as_json:
             print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
             return
         print(f"{name}: another number is no longer wished; {before} parameter servers serve")
         return
-    _wait_for_reshard(settings, name, spec, wish)
+    _wait_for_reshard(settings, name, spec, request)
     if context.as_json:
         print(json.dumps({"model": name, "before": before, "shards": shards, "spec": spec}))
         return
@@ -317,16 +316,20 @@ def reshard(
     print(f"  to make it permanent, write `shards: {shards}` into the settings file")
 
 
-def _wish(
+def _request(
     settings: Settings, name: str, shards: int, serves: str | None
 ) -> tuple[str, int, tuple[int, str] | None]:
-    """Write the wish down; the spec that is to serve, and how many servers do so now.
+    """Write the request to the journal.
 
-    Last is the wish's row, and the spec of one server; None: one that stood was withdrawn.
+    Parameters:
+        serves: Spec that is served; the file may have changed since the service read it.
 
-    ``serves``: the spec that does: the file may have been changed since the service has read it.
+    Returns:
+        The spec that is to serve, the present number of servers, and the request's row with the
+        spec of one server; None instead of the last pair: a pending request was withdrawn.
 
-    Raises StartRefused or ConfigError: it can't be fulfilled.
+    Raises:
+        StartRefused, ConfigError: It can't be fulfilled.
     """
     from online.challenger.promotion import as_stored
     from online.models.from_settings import load_model
@@ -357,8 +360,8 @@ def _wish(
     if now == shards:
         with contextlib.closing(open_journal(settings)) as journal:
             if resharding.withdraw(journal, name, one) is None:
-                said = f"model {name} has {shards} parameter servers"
-                raise StartRefused(said, "Name another number")
+                message = f"model {name} has {shards} parameter servers"
+                raise StartRefused(message, "Name another number")
         return serves, now, None
     try:
         wanted = serving.made_as({"shards": shards})
@@ -371,22 +374,22 @@ def _wish(
     spec = load_model(wanted, settings, keys.secret, keys.old_secrets).spec_hash
     with contextlib.closing(open_journal(settings)) as journal:
         resharding.check_can(journal.controls(name, 0), name, serves)
-        wish = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
-        seq = resharding.wished(journal, name, wish)
+        request = resharding.saying(by_spec, given[name], now, shards, done=False, why="operator")
+        seq = resharding.wished(journal, name, request)
     return spec, now, (seq, one)
 
 
-def _wait_for_reshard(settings: Settings, name: str, spec: str, wish: tuple[int, str]) -> None:
-    """Until every replica answers with the spec.  Raises StartRefused: it has failed.
+def _wait_for_reshard(settings: Settings, name: str, spec: str, request: tuple[int, str]) -> None:
+    """Wait until every replica answers with the spec.  Raises StartRefused if it has failed.
 
-    What was not begun by then is no longer wished: nothing can be decided meanwhile.
+    A request that has not begun when the time is up is withdrawn: it would block other decisions.
     """
     from online.rebuild.reshard import withdraw
     from online.service.state.run_file import running
     from online.settings.places import open_journal
     from paramserver.core.resharding import RESHARD
 
-    (seq, one), deadline = wish, time.monotonic() + _RESHARD_S
+    (seq, one), deadline = request, time.monotonic() + _RESHARD_S
     while running(settings.state_dir).get("specs", {}).get(name) != spec:
         with contextlib.closing(open_journal(settings)) as journal:
             since = [c.payload for c in journal.controls(name, seq) if c.kind == RESHARD]
@@ -397,7 +400,7 @@ def _wait_for_reshard(settings: Settings, name: str, spec: str, wish: tuple[int,
                     f"{_RESHARD_S:.0f} s, and are no longer wished",
                     "See what `online serve` says",
                 )
-        if any(json.loads(said)["why"] == "failed" for said in since):
+        if any(json.loads(message)["why"] == "failed" for message in since):
             raise StartRefused(
                 f"{name} has the parameter servers that it had: others could not be started, or "
                 "are no longer wished",
@@ -421,7 +424,7 @@ def _show(row: dict[str, Any], promise: str) -> None:
 
 
 def _raised(error: Exception) -> tuple[str, str | None]:
-    """Say what a model has raised, and where, and what that comes from if it is known."""
+    """Describe what a model has raised and where, and the cause if it is known."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
     seen = f"{type(error).__name__}: {error}, at {place}"
@@ -459,7 +462,7 @@ def _params(text: str) -> dict[str, object]:
 
 
 def _rows(model: Model, task: Task, stream: str | None) -> list[tuple[Features, Label]]:
-    """Rows of the stream, or rows whose label follows from their features."""
+    """Rows of the stream, or generated rows whose label follows from their features."""
     if stream is not None:
         from evaluation.streams import open_stream
 

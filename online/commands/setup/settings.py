@@ -1,4 +1,4 @@
-"""`online config`: every setting, shown and checked."""
+"""`online config`: shows and checks the settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ app = typer.Typer(help="Show or check the settings.", no_args_is_help=True)
 
 @app.command("show")
 def config_show(path: File = None, as_json: AsJson = False) -> None:
-    """Every setting with its value, defaults included.
+    """Show every setting with its value, defaults included.
 
     Example: online config show online.yaml
     """

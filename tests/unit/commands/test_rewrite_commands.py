@@ -52,7 +52,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(base.Context, "connect", connect)
     monkeypatch.setattr(rewrites.time, "sleep", lambda _: None)
     monkeypatch.setattr(
-        rewrites, "_what_goes", lambda *_: {"rows": 1234, "since": 0.0, "version": (1, 2)}
+        rewrites, "_to_be_undone", lambda *_: {"rows": 1234, "since": 0.0, "version": (1, 2)}
     )
     return made
 

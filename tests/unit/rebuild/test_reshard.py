@@ -264,10 +264,10 @@ def test_the_running_service_says_how_many_servers_there_are(world: World) -> No
     Keys.from_file(world.settings(2).key_path)
     edited = world.settings(3)
     with pytest.raises(StartRefused, match="has 2 parameter servers"):
-        models._wish(edited, "m", 2, world.spec)
+        models._request(edited, "m", 2, world.spec)
     with pytest.raises(StartRefused, match="describes another model m than the one that serves"):
-        models._wish(edited, "m", 4, "0" * 64)
-    spec, now, row = models._wish(edited, "m", 3, world.spec)
+        models._request(edited, "m", 4, "0" * 64)
+    spec, now, row = models._request(edited, "m", 3, world.spec)
     assert (spec, now, row) == (world.loaded(3).spec_hash, 2, (1, one(world)))
     found = resharding.newest(world.journal.controls("m", 0), one(world), done=False)
     assert found is not None

@@ -36,23 +36,23 @@ def newest_of(world: World, *, done: bool = False) -> Reshard:
 def test_a_wish_is_withdrawn_with_the_number_that_there_is(world: World) -> None:
     Keys.from_file(world.settings(2).key_path)
     settings = world.settings(2)
-    models._wish(settings, "m", 3, world.spec)
+    models._request(settings, "m", 3, world.spec)
     assert handed_on(world, 2)
-    assert models._wish(settings, "m", 2, world.spec) == (world.spec, 2, None)
+    assert models._request(settings, "m", 2, world.spec) == (world.spec, 2, None)
     assert not handed_on(world, 2), "who serves decides again"
     assert (decided(world, 2), newest_of(world).why) == (2, "failed")
     with pytest.raises(StartRefused, match="has 2 parameter servers"):
-        models._wish(settings, "m", 2, world.spec)
+        models._request(settings, "m", 2, world.spec)
 
 
 def test_the_same_wish_again_is_the_same_wish(world: World) -> None:
     """What was begun for it is not begun again."""
     Keys.from_file(world.settings(2).key_path)
     settings = world.settings(2)
-    first = models._wish(settings, "m", 3, world.spec)
-    assert models._wish(settings, "m", 3, world.spec) == first
-    assert models._wish(settings, "m", 4, world.spec)[2] != first[2], "another one is another"
-    assert models._wish(settings, "m", 3, world.spec)[2] != first[2], "which is taken back so"
+    first = models._request(settings, "m", 3, world.spec)
+    assert models._request(settings, "m", 3, world.spec) == first
+    assert models._request(settings, "m", 4, world.spec)[2] != first[2], "another one is another"
+    assert models._request(settings, "m", 3, world.spec)[2] != first[2], "which is taken back so"
 
 
 def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
@@ -62,13 +62,13 @@ def test_a_wish_that_nobody_fulfils_in_time_is_withdrawn(
     monkeypatch.setattr(models, "_LOOK_S", 0.0)
     monkeypatch.setattr("online.service.state.run_file.running", lambda _: {})
     settings = world.settings(2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     monkeypatch.setattr(models, "_RESHARD_S", -1.0)
     with pytest.raises(StartRefused, match=r"others have not begun in .* are no longer wished"):
         models._wait_for_reshard(settings, "m", spec, row)
     assert not handed_on(world, 2)
-    spec, _, row = models._wish(settings, "m", 3, world.spec)
+    spec, _, row = models._request(settings, "m", 3, world.spec)
     assert row is not None
     reshard.note(world.journal, "m", saying(world, 2, 2, 3, done=True), row[0])
     with pytest.raises(StartRefused, match="its replicas have not gone over"):
