@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from online import __version__
-from online.client.asking import NoAnswer
+from online.client.simple_client import NoAnswer
 from online.errors import OnlineError
 from paramserver.process.acting import acting, this_user
 from replay.plain import PlainStream

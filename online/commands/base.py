@@ -26,7 +26,7 @@ from typing import (
 
 import typer
 
-from online.client.asking import Answer, Asking
+from online.client.simple_client import Answer, SimpleClient
 from online.errors import ConfigError, StartRefused
 from refusals import installing, meant
 from replay.plain import PlainStream, plain
@@ -77,11 +77,11 @@ class Context:
         """URL and token of the service, see :func:`service`."""
         return service(self.path, self.state_dir, url)
 
-    def connect(self, timeout_s: float = 60.0) -> Asking:
+    def connect(self, timeout_s: float = 60.0) -> SimpleClient:
         """Make a client of the running service.  Raises StartRefused if none runs."""
         return client_of(self.reached(), timeout_s)
 
-    def asked(self) -> tuple[Asking, str]:
+    def asked(self) -> tuple[SimpleClient, str]:
         """Make a client of the running service, and find the name of the model there."""
         client = self.connect()
         return client, pick(client, self.model)
@@ -172,12 +172,12 @@ def service(path: Path | None, state_dir: Path | None, url: str | None = None) -
     return Reached(running(settings.state_dir)["url"], token)
 
 
-def client_of(reached: Reached, timeout_s: float = 30.0) -> Asking:
+def client_of(reached: Reached, timeout_s: float = 30.0) -> SimpleClient:
     """Make a client of a service."""
-    return Asking(reached.url, reached.token, timeout_s)
+    return SimpleClient(reached.url, reached.token, timeout_s)
 
 
-def pick(client: Asking, model: str | None, option: str = "--model") -> str:
+def pick(client: SimpleClient, model: str | None, option: str = "--model") -> str:
     """Name of the served model that an option gives; may be omitted if there is only one."""
     served = (str(m["model"]) for m in checked(client.get("/v1/models"))["models"])
     return only({name: name for name in served}, model, option=option)

@@ -25,7 +25,7 @@ import psutil
 from online import processes
 from online.alerts.sending import Sending
 from online.challenger import promotion
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.from_settings import merge_rule
@@ -433,7 +433,7 @@ class Service:
         while True:
             answers = False
             with contextlib.suppress(NoAnswer):
-                answers = Asking(self.url, timeout_s=5).get("/readyz").status_code == 200
+                answers = SimpleClient(self.url, timeout_s=5).get("/readyz").status_code == 200
             if answers and balanced(self._private, self._settings.replicas_min):
                 return
             self._deadline.check(f"{self.url} does not answer")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.commands.base import (
     Context,
     checked,
@@ -139,7 +139,7 @@ def _tell(model: str, facts: dict[str, Any]) -> None:
         print(f"why rows were not learned: {facts['quarantine']}")
 
 
-def _running(context: Context, settings: Settings) -> Asking | None:
+def _running(context: Context, settings: Settings) -> SimpleClient | None:
     """Make a client of the service that runs on the state folder; None: no service runs."""
     from online.service.state.run_file import running
 
@@ -195,7 +195,7 @@ class _Work:
         self._lineage = Lineage(model.name, loaded.spec_hash, loaded.spec_text, rule)
         self._aside = Folder(Place(str(settings.state_dir / "backfills")))
 
-    def done(self, client: Asking | None, *, relearn: bool) -> dict[str, Any]:
+    def done(self, client: SimpleClient | None, *, relearn: bool) -> dict[str, Any]:
         """Teach, and return the facts; ``client``: of the running service, if there is one."""
         if client is None:
             return self.alone(relearn=relearn)
@@ -227,7 +227,7 @@ class _Work:
         facts = {"snapshot": base.note.snapshot, "control": base.seq}
         return self._facts(done, took_s, facts, "the next start goes on from it")
 
-    def beside(self, client: Asking) -> dict[str, Any]:
+    def beside(self, client: SimpleClient) -> dict[str, Any]:
         """Teach beside a running service, which then continues with the result."""
         url = f"/v1/models/{pick(client, self._model.name)}"
         status = checked(client.get(url))

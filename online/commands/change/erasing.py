@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.commands.base import checked
 from online.errors import StartRefused
 from online.rebuild import erase
@@ -53,7 +53,7 @@ class Erasing:
         progress: Makes a progress bar with a title, as a context manager.
     """
 
-    client: Asking
+    client: SimpleClient
     settings: Settings
     model: str
     spec: str

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.commands.base import Context, agreed, checked, common, counting, in_private, span
 from online.errors import ConfigError, StartRefused
 
@@ -171,7 +171,7 @@ class _Work:
     _digests: tuple[Digest, Digest] | None = None
 
     def __init__(
-        self, settings: Settings, client: Asking, name: str, source: str, since: float | None
+        self, settings: Settings, client: SimpleClient, name: str, source: str, since: float | None
     ) -> None:
         from online.challenger.promotion import as_stored
         from online.models.from_settings import load_model

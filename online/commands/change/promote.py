@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.commands.base import Context, agreed, checked, common
 from online.errors import StartRefused
 from online.service.state.run_file import running
@@ -68,7 +68,13 @@ def _ask(name: str, learner: str, found: dict[str, Any]) -> None:
 
 
 def _let_answer(
-    client: Asking, name: str, choices: dict[str, Any], *, back: bool, yes: bool, as_json: bool
+    client: SimpleClient,
+    name: str,
+    choices: dict[str, Any],
+    *,
+    back: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Let an apprentice answer, or no longer; ask for confirmation unless it is ready."""
     stands = choices["apprentice"]
@@ -97,7 +103,7 @@ def _let_answer(
         print("  take it back: online promote --back")
 
 
-def _wait(client: Asking, settings: Settings, name: str, spec: str) -> dict[str, Any]:
+def _wait(client: SimpleClient, settings: Settings, name: str, spec: str) -> dict[str, Any]:
     """Status of the model once every replica serves the spec, as the run file says."""
     deadline = time.monotonic() + _PATIENCE_S
     while running(settings.state_dir).get("specs", {}).get(name) != spec:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.commands.base import (
     Context,
     agreed,
@@ -137,7 +137,7 @@ def _say_acted(name: str, what: str, done: dict[str, Any], as_json: bool) -> Non
 # -- going back ------------------------------------------------------------------------------
 
 
-def _to_be_undone(context: Context, client: Asking, model: str, name: str) -> dict[str, Any]:
+def _to_be_undone(context: Context, client: SimpleClient, model: str, name: str) -> dict[str, Any]:
     """Rows that a rollback would undo, and their age, from the snapshot's manifest."""
     from online.settings.places import open_journal, snapshots_path
     from paramserver.snapshots.format import read_manifest
@@ -173,7 +173,7 @@ def _ask(effect: dict[str, Any], model: str, name: str) -> None:
 
 
 def list_events(
-    client: Asking,
+    client: SimpleClient,
     model: str,
     status: str,
     after: str | None,
@@ -217,7 +217,9 @@ def list_events(
         print(f"{page['left']:,} rows left to look at: --after {page['cursor']}")
 
 
-def _relearn(client: Asking, model: str, status: str, after: str | None, *, as_json: bool) -> None:
+def _relearn(
+    client: SimpleClient, model: str, status: str, after: str | None, *, as_json: bool
+) -> None:
     """Relearn by pages; after Ctrl-C between pages, the same command continues."""
     total = {"learned": 0, "queued": 0, "failed": 0, "duplicate": 0, "banned": 0, "removed": 0}
     cursor, code = after, 0
@@ -252,7 +254,9 @@ def _relearn(client: Asking, model: str, status: str, after: str | None, *, as_j
     raise typer.Exit(code)
 
 
-def _pages(client: Asking, model: str, status: str, cursor: str | None) -> Iterator[dict[str, Any]]:
+def _pages(
+    client: SimpleClient, model: str, status: str, cursor: str | None
+) -> Iterator[dict[str, Any]]:
     while True:
         body = {"status": status, "after": cursor, "limit": _PAGE}
         page = patiently(client, f"/v1/models/{model}/relearn", body)
@@ -262,7 +266,7 @@ def _pages(client: Asking, model: str, status: str, cursor: str | None) -> Itera
             return
 
 
-def patiently(client: Asking, url: str, body: dict[str, Any]) -> dict[str, Any]:
+def patiently(client: SimpleClient, url: str, body: dict[str, Any]) -> dict[str, Any]:
     """Send a request, and repeat it while the service is busy or restarting."""
     deadline = time.monotonic() + _PATIENCE_S
     while True:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 import typer
 
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.commands.base import Context, checked, common, pick
 from replay.plain import plain
 
@@ -55,7 +55,7 @@ def events_tail(
         raise typer.Exit(130) from None
 
 
-def _look(client: Asking, model: str, cursors: dict[str, int]) -> list[dict[str, Any]]:
+def _look(client: SimpleClient, model: str, cursors: dict[str, int]) -> list[dict[str, Any]]:
     """Poll once more than there are replicas, because the balancer chooses which one answers."""
     events: list[dict[str, Any]] = []
     for _ in range(max(len(cursors), 1) + 1):

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from online.client.asking import Asking
 from online.client.load.generator import Lane, Load, Operation, Report, measure
+from online.client.simple_client import SimpleClient
 from online.commands.base import AsJson, Model, checked, console, pick, table
 from online.errors import ConfigError
 from online.settings import config
@@ -273,7 +273,7 @@ def _served(
     base: str, model: str | None, rows: _Rows, tokens: tuple[str, ...]
 ) -> tuple[str, Sequence[tuple[Features, Label | None]]]:
     """Name of the model, and the rows with labels as the service names them."""
-    client = Asking(base, tokens[0] if tokens else None)
+    client = SimpleClient(base, tokens[0] if tokens else None)
     served = pick(client, model)
     status = checked(client.get(f"/v1/models/{served}"))
     if rows.stream is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.commands.base import Context, checked, common, console, readable, span
 from online.messages.model_status import short
 
@@ -61,7 +61,7 @@ def top(
 class Screen:
     """Composes the screen from the newest statuses, the previous ones, and the time series."""
 
-    def __init__(self, client: Asking) -> None:
+    def __init__(self, client: SimpleClient) -> None:
         self._client = client
         self._models: Sequence[Mapping[str, Any]] = ()
         self._totals: dict[str, dict[str, float]] = {}

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from evaluation.metrics import Task
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.commands.base import AsJson, Context, checked, common, load_settings, pick
 from online.errors import ConfigError, StartRefused
 from online.models.base import Model
@@ -245,7 +245,7 @@ def upgrade(
 
 
 def _compared(
-    client: Asking, name: str, params: dict[str, Any], wait_s: float
+    client: SimpleClient, name: str, params: dict[str, Any], wait_s: float
 ) -> dict[str, Any] | None:
     """The challenger's standing once it has learned all rows, or when the time is up."""
     deadline = time.monotonic() + wait_s

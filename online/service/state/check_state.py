@@ -15,7 +15,7 @@ import msgspec
 
 from online.audit.log import note_start, started_with
 from online.challenger.promotion import spec_of_challenger
-from online.client.asking import Asking
+from online.client.simple_client import SimpleClient
 from online.errors import StartRefused
 from online.models.from_settings import load_model, merge_rule
 from online.models.load import Loaded
@@ -379,7 +379,7 @@ class Models:
         if not self._again:
             return
         token = own_token(self._settings, environment())
-        asking = Asking(url, token, 10.0)
+        asking = SimpleClient(url, token, 10.0)
 
         def ask(name: str) -> dict[str, Any] | None:
             answer = asking.get(f"/v1/models/{name}")

@@ -25,7 +25,7 @@ from typing import Final
 import psutil
 
 from online import processes
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 
 _LOOK_MAX_S: Final = 2.0  # counted at most per interval: this process may have been suspended too
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk
@@ -126,7 +126,7 @@ def _silent(process: psutil.Process, ports: range) -> bool:
         local = connection.laddr
         if connection.status == psutil.CONN_LISTEN and local and local.port in ports:
             try:
-                Asking(f"http://127.0.0.1:{local.port}", timeout_s=_ANSWER_S).get("/livez")
+                SimpleClient(f"http://127.0.0.1:{local.port}", timeout_s=_ANSWER_S).get("/livez")
             except NoAnswer:
                 return True
             return False

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from online.client.asking import Answer, NoAnswer
+from online.client.simple_client import Answer, NoAnswer
 from online.commands.operate import events, top
 from online.http import ring as module
 from online.http.ring import Ring

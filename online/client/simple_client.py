@@ -1,6 +1,6 @@
-"""A running service as commands ask it: one request after the other, imported in no time.
+"""A minimal HTTP client for our own commands, which imports fast and makes no retries.
 
-Programs use :mod:`online.client.client`, which repeats what is safe to repeat.
+Programs use :mod:`online.client.client`, which retries where that is safe.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from online.messages.bearer import bearer
 
 
 class NoAnswer(OnlineError):
-    """The service could not be asked, or the connection ended before its answer."""
+    """The service could not be reached, or the connection ended before its response."""
 
     definite = False
     reason: str
@@ -26,32 +26,31 @@ class NoAnswer(OnlineError):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer of the service, or of what stands in front of it."""
+    """A response of the service, or of a proxy in front of it."""
 
     status_code: int
     content: bytes
 
     @property
     def text(self) -> str:
-        """The body as text; what is none is replaced."""
+        """The body as text; invalid bytes are replaced."""
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
-        """The body's data.  ValueError if it is no JSON."""
+        """The body parsed as JSON.  Raises ValueError."""
         return json.loads(self.content)
 
 
-class Asking:
-    """The way to a service.
+class SimpleClient:
+    """A client of one service.
 
-    Each request has a connection of its own: one that was left open while somebody is asked for a
-    yes may be gone by then.
+    Each request has its own connection, because an open one could time out while a user is asked
+    for confirmation.
 
     Parameters:
-        url: ``http://host:port`` or ``https://…``, with a path before those of the requests or
-            none.
+        url: ``http://host:port`` or ``https://…``, optionally with a path prefix.
         token: Sent with each request.
-        timeout_s: How long an answer may keep silent.
+        timeout_s: Longest silence of the service.
     """
 
     def __init__(self, url: str, token: str | None = None, timeout_s: float = 30.0) -> None:
@@ -62,16 +61,18 @@ class Asking:
         self._base, self._headers = parts.path.rstrip("/"), bearer(token)
 
     def get(self, path: str, params: Mapping[str, Any] | None = None) -> Answer:
-        """The answer to a GET.  Raises NoAnswer."""
-        return self._ask("GET", path, None, params, {})
+        """Send a GET request.  Raises NoAnswer."""
+        return self._request("GET", path, None, params, {})
 
     def post(self, path: str, json: Any = None, params: Mapping[str, Any] | None = None) -> Answer:
-        """The answer to a POST; ``json``: the body's data, None for no body.  Raises NoAnswer."""
+        """Send a POST request; ``json``: data of the body, None for no body.  Raises NoAnswer."""
         if json is None:
-            return self._ask("POST", path, None, params, {})
-        return self._ask("POST", path, _encoded(json), params, {"Content-Type": "application/json"})
+            return self._request("POST", path, None, params, {})
+        return self._request(
+            "POST", path, _encoded(json), params, {"Content-Type": "application/json"}
+        )
 
-    def _ask(
+    def _request(
         self,
         method: str,
         path: str,
@@ -80,16 +81,16 @@ class Asking:
         headers: Mapping[str, str],
     ) -> Answer:
         query = f"?{urlencode({k: _as_text(v) for k, v in params.items()})}" if params else ""
-        place = f"{self._base}{path}{query}"
-        opened = self._kind(*self._place, timeout=self._timeout_s)
+        target = f"{self._base}{path}{query}"
+        connection = self._kind(*self._place, timeout=self._timeout_s)
         try:
-            opened.request(method, place, body, {**self._headers, **headers})
-            answer = opened.getresponse()
+            connection.request(method, target, body, {**self._headers, **headers})
+            answer = connection.getresponse()
             return Answer(answer.status, answer.read())
         except (OSError, http.client.HTTPException) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
         finally:
-            opened.close()
+            connection.close()
 
 
 def _encoded(data: Any) -> bytes:

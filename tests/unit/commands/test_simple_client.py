@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from online.client.asking import Asking, NoAnswer
+from online.client.simple_client import NoAnswer, SimpleClient
 from online.commands import base
 from online.errors import ConfigError, StartRefused
 from online.settings import config
@@ -81,7 +81,7 @@ def test_status_imports_only_what_it_needs(tmp_path: Path, url: str) -> None:
 
 
 def test_what_is_sent(url: str) -> None:
-    asking = Asking(url, _TOKEN)
+    asking = SimpleClient(url, _TOKEN)
     got = asking.get("/v1/x", params={"pin": True, "n": 3, "a": "b c&"}).json()
     assert (got["method"], got["path"]) == ("GET", "/v1/x?pin=true&n=3&a=b+c%26")
     assert (got["token"], got["type"], got["body"]) == (f"Bearer {_TOKEN}", None, "")
@@ -89,8 +89,8 @@ def test_what_is_sent(url: str) -> None:
     assert (posted["method"], posted["path"]) == ("POST", "/v1/y")
     assert (posted["type"], json.loads(posted["body"])) == ("application/json", {"to": None})
     assert asking.post("/v1/y").json()["body"] == ""
-    assert Asking(f"{url}/below/").get("/z").json()["path"] == "/below/z"
-    assert Asking(url).get("/").json()["token"] is None
+    assert SimpleClient(f"{url}/below/").get("/z").json()["path"] == "/below/z"
+    assert SimpleClient(url).get("/").json()["token"] is None
     assert asking.get("/none").status_code == 404
 
 
@@ -98,12 +98,12 @@ def test_nobody_answers() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(NoAnswer, match="does not answer"):
-            Asking(f"http://127.0.0.1:{taken.getsockname()[1]}").get("/")
+            SimpleClient(f"http://127.0.0.1:{taken.getsockname()[1]}").get("/")
 
 
 def test_silence_has_an_end() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        asking = Asking(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05)
+        asking = SimpleClient(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05)
         with pytest.raises(NoAnswer):
             asking.get("/")
 
