@@ -279,10 +279,10 @@ def _feedback(model: str) -> str:
 
 def _body(event: Event) -> dict[str, Any]:
     """Return the event as plain data, without default values."""
-    reason = {name: getattr(event, name) for name in event.__struct_fields__}
+    data = {name: getattr(event, name) for name in event.__struct_fields__}
     if not event.provisional:  # older services do not know this field
-        del reason["provisional"]
-    return {k: v for k, v in reason.items() if v is not None and v is not msgspec.UNSET}
+        del data["provisional"]
+    return {k: v for k, v in data.items() if v is not None and v is not msgspec.UNSET}
 
 
 def _is_receipt(reply: Reply) -> bool:
