@@ -1,9 +1,9 @@
-"""Golden rows: what a file must answer before it is published, and before a device uses it.
+"""Golden rows: inputs with expected outputs, verified before publishing and on each device.
 
-Rows of the caller (from the journal, or a stream), and rows that look for trouble: at each
-threshold and the next number on both sides, in float64 and in float32; missing, as absent and as
-NaN; constant columns that move; names, words and texts that were never seen, in several scripts.
-What they must give is what the served model answers.
+They are real rows (from the journal or a stream) and generated edge cases: each threshold and its
+neighbours in float64 and float32; missing values, as absent and as NaN; constant columns that
+change; unseen names, words and texts in several scripts.  The expected outputs are those of the
+served model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from online.models.base import Model, Prediction
 from replay.example import Features
 
 THRESHOLDS_MAX: Final = 32
-"""Branches whose threshold is tried; each gives five rows."""
+"""Most branches whose thresholds are tested; each gives five rows."""
 
 TEXTS: Final = (
     "", "free", "FREE prize! Call 08001234", "naïve café", "İstanbul ΣΊΣΥΦΟΣ", "汉字 かな 한글",
@@ -33,10 +33,10 @@ TEXTS: Final = (
 
 @dataclass(frozen=True)
 class Golden:
-    """Rows, and what the model answers.
+    """Rows, and the model's outputs.
 
     Attributes:
-        rows: Features; a NaN is a missing number.
+        rows: Features; NaN is a missing number.
         expected: Outputs, shape (rows, outputs).
         labels: Whether the outputs are probabilities of labels.
     """
@@ -46,14 +46,14 @@ class Golden:
     labels: bool
 
     def file(self) -> bytes:
-        """Return rows and answers as canonical JSON.
+        """Return rows and outputs as canonical JSON.
 
-        NaN is named beside the row: JSON has none.
+        NaN values are listed beside the row, because JSON has none.
         """
         return _json({"rows": self._spelled(), "expected": self.expected.tolist()})
 
     def parts(self) -> dict[str, bytes]:
-        """The rows and what they must give, each as canonical JSON: ``rows`` and ``expected``."""
+        """``rows`` and ``expected``, each as canonical JSON."""
         return {"rows": _json(self._spelled()), "expected": _json(self.expected.tolist())}
 
     def _spelled(self) -> list[dict[str, Any]]:
@@ -66,21 +66,21 @@ class Golden:
         ]
 
     def last(self, count: int) -> Golden:
-        """So many of the rows from the end."""
+        """The last ``count`` rows."""
         return Golden(self.rows[-count:], self.expected[-count:], self.labels)
 
     def some(self, most: int) -> Golden:
-        """At most so many of the rows, evenly: real ones and those that look for trouble."""
+        """At most ``most`` rows, evenly spaced, so that real rows and edge cases are included."""
         at = np.unique(np.linspace(0, len(self.rows) - 1, most).round().astype(int))
         return Golden(tuple(self.rows[i] for i in at), self.expected[at], self.labels)
 
     def name(self) -> str:
-        """Name of the file, after its content."""
+        """Name of the file, derived from its content."""
         return f"golden-{sha256(self.file()).hexdigest()[:32]}.json"
 
 
 def rows_of(part: bytes) -> tuple[Mapping[str, Any], ...]:
-    """The rows that :meth:`Golden.parts` has written."""
+    """Parse the rows that :meth:`Golden.parts` has written."""
     return tuple(
         {**row["x"], **dict.fromkeys(row["nan"], math.nan)} for row in json.loads(part)
     )  # fmt: skip
@@ -96,15 +96,14 @@ def golden(
     thresholds: int = THRESHOLDS_MAX,
     held: Sequence[Mapping[str, Any]] = (),
 ) -> Golden:
-    """The rows given, those that look for trouble, and those held.
+    """Make golden rows: the given rows, generated edge cases, and the rows that devices have.
 
     Parameters:
         served, edge: The model, and its lowering with the model's own labels.
-        rows: Real ones; none: numbers are drawn around the columns' centers.
-        precision: ``float32``: numbers are rounded to it first, since such a target is given
-            float32.
-        thresholds: Branches that are tried, drawn by ``rng``.
-        held: Rows that devices have: they come last, all of them.
+        rows: Real rows; if empty, numbers are drawn around the columns' centers.
+        precision: ``float32``: numbers are rounded first, because the target's inputs are float32.
+        thresholds: Number of branches to test, drawn by ``rng``.
+        held: Rows that devices have; all of them come last.
     """
     real: list[dict[str, Any]] = [dict(row) for row in rows] or list(_drawn(edge, rng))
     beside = _at_thresholds(edge, real, rng, thresholds)
