@@ -364,7 +364,7 @@ def _companions(targets: Iterable[str]) -> dict[str, bytes]:
 def _tried(
     name: str, make: Callable[[], tuple[bytes, Parity, Golden]], left_out: dict[str, str]
 ) -> tuple[bytes, Parity, Golden] | None:
-    """Return the result of ``make``; if it is refused, note that in ``left_out`` and return None."""
+    """Return the result of ``make``, or None with the refusal noted in ``left_out``."""
     try:
         return make()
     except EdgeError as error:

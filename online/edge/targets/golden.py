@@ -118,7 +118,7 @@ def golden(
 
 
 def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
-    """The row as the service asks its model."""
+    """The row as the service passes it to its model, with numbers clipped to their bounds."""
     if edge.columns.ends is None:
         return row
     out = dict(row)
@@ -131,7 +131,7 @@ def _within(edge: EdgeModel, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer(edge: EdgeModel, given: Prediction) -> list[float]:
-    """The served model's answer as outputs."""
+    """Convert the served model's prediction to outputs."""
     if edge.task == "regression":
         return [float(given.label or 0.0)]
     shares = given.probabilities or {}
@@ -168,7 +168,7 @@ def _typical(body: Forest, column: int) -> tuple[float, float]:
 def _at_thresholds(
     edge: EdgeModel, real: Sequence[Mapping[str, Any]], rng: np.random.Generator, most: int
 ) -> Iterator[dict[str, Any]]:
-    """Real rows of which one number is moved to a threshold that they come to, and beside it."""
+    """Real rows with one number replaced by a threshold that they are compared with, or next to."""
     body = edge.body
     if not isinstance(body, Forest) or not len(body.feature):
         return
@@ -190,7 +190,7 @@ def _at_thresholds(
 def _branches_on_the_way(
     edge: EdgeModel, body: Forest, real: Sequence[Mapping[str, Any]]
 ) -> dict[int, Mapping[str, Any]]:
-    """Branches that real rows come to, each with a row."""
+    """Branches that real rows reach, each with such a row."""
     found: dict[int, Mapping[str, Any]] = {}
     for row in real[:256]:
         for at in body.roots.tolist():
@@ -203,7 +203,7 @@ def _branches_on_the_way(
 
 
 def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Numbers that are absent, NaN, constant until now, or far away; names never seen."""
+    """Rows with numbers that are absent, NaN, new for a constant column, or far away; new names."""
     names = [n for n in edge.columns.names if n not in edge.columns.vocabularies]
     if not real:
         return
@@ -225,7 +225,7 @@ def _odd(edge: EdgeModel, real: Sequence[Mapping[str, Any]]) -> Iterator[dict[st
 
 
 def _beyond(columns: Columns, row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Numbers at the ends that are taken as they are, and beyond them."""
+    """Rows with numbers just inside the clipping bounds, and beyond them."""
     if columns.ends is None:
         return
     ends = zip(columns.names, columns.ends.T.tolist(), strict=True)
