@@ -30,7 +30,8 @@ from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.from_settings import merge_rule
 from online.models.load import Loaded
-from online.service.on_ray import rollout, worker_setup
+from online.service import worker_setup
+from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
 from online.service.on_ray.challengers import Challengers
 from online.service.on_ray.origin import Origin, code_hash

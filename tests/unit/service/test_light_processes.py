@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from online.service.on_ray import worker_setup
+from online.service import worker_setup
 from online.service.on_ray.ray_processes import fewest_processes, without_agents
 
 _HEAVY = {
@@ -81,7 +81,7 @@ def test_a_root_set_brings_what_it_needs(tmp_path: Path) -> None:
 )
 def test_what_a_process_imports(module: str, wanted: set[str]) -> None:
     script = (
-        f"from online.service.on_ray.worker_setup import without_tables\nwithout_tables()\n"
+        f"from online.service.worker_setup import without_tables\nwithout_tables()\n"
         f"import {module}, sys\n"
         f"assert {wanted} <= sys.modules.keys()\n"
         f"assert {'river' in wanted or module.endswith('service')} or 'river' not in sys.modules\n"
@@ -103,7 +103,7 @@ serialization_addons.apply(Context())
 
 
 def test_rays_pickles_know_tables_of_pyarrow_only_without_the_setup() -> None:
-    setup = "from online.service.on_ray.worker_setup import without_tables\nwithout_tables()\n"
+    setup = "from online.service.worker_setup import without_tables\nwithout_tables()\n"
     assert "pyarrow" not in heavy(setup + _PICKLES)
     assert "pyarrow" in heavy(_PICKLES)
 
@@ -128,7 +128,7 @@ def test_what_ray_calls_first_in_a_process_can_be_called() -> None:
 @pytest.mark.parametrize("changed", [True, False])
 def test_a_balancer_that_knows_no_application_says_so(changed: bool) -> None:
     """Callers that ask while it begins again took the text of a 404 for an answer."""
-    begun = "from online.service.on_ray.worker_setup import begin\nbegin()\n"
+    begun = "from online.service.worker_setup import begin\nbegin()\n"
     script = "import ray.serve._private.haproxy as found\n"
     script += "text = found.HAPROXY_CONFIG_TEMPLATE.partition('\\nbackend default_backend\\n')[2]\n"
     script += "line = text.splitlines()[0]\n"
@@ -141,7 +141,7 @@ def test_another_text_of_ray_for_its_balancer_is_left_alone_and_warned_of(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert worker_setup.template_warning() is None, "this Ray's text is known"
-    other = "from online.service.on_ray import worker_setup\nworker_setup._UNKNOWN = 'another'\n"
+    other = "from online.service import worker_setup\nworker_setup._UNKNOWN = 'another'\n"
     other += "worker_setup.begin()\nimport ray.serve._private.haproxy as found\n"
     heavy(other + "assert 'status 404 ' in found.HAPROXY_CONFIG_TEMPLATE\n")
     monkeypatch.setattr(worker_setup, "_UNKNOWN", "another")

@@ -1,4 +1,7 @@
-"""Setup hook of every process of a local Ray; it runs first, so it imports nothing heavy."""
+"""Setup hook of every process of a local Ray; it runs first, so it imports nothing heavy.
+
+Ray finds it by its path, also in processes of another version of the service.
+"""
 
 from __future__ import annotations
 
