@@ -3,7 +3,8 @@
 A device has a context and actions, and computes the expected reward of each action, as in the
 ranking of a choice, also for actions that have never been seen.  The file therefore contains the
 model's hash table by index, and its reader hashes names as the service does
-(:mod:`online.models.crossed`).  The container is that of an edgepack, with the body ``choices``:
+(:mod:`online.models.choices.interactions`).  The container is that of an edgepack, with the body
+``choices``:
 
 =========== ================================================================================
 columns     names of numbers, those of actions prefixed by ``@``, with center, factor, limit, ends
@@ -38,8 +39,8 @@ from online.edge.lowering.rows import place, spell
 from online.edge.targets import pack
 from online.edge.targets.golden import TEXTS
 from online.edge.targets.runners import runtime_js
-from online.models.crossed import ACTION, split
-from online.models.experts import EXPERTS
+from online.models.choices.interactions import ACTION, split
+from online.models.experts.linear import EXPERTS
 from online.models.limited import LIMIT
 from online.models.rewards import ALL, HEADS, Action, RewardModel
 from replay.example import Features

@@ -224,7 +224,7 @@ def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
     """Load the snapshot; return it, and the model with its state."""
-    from online.models.from_settings import load_model
+    from online.models.loading.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
     from online.settings.whole import cut_of

@@ -189,7 +189,7 @@ class _Learner:
     """Adapts a model of the service to the methods by which streams are played."""
 
     def __init__(self, learner: str, found: Guess) -> None:
-        from online.models.load import load
+        from online.models.loading.load import load
 
         params = {"text": found.named("text")}
         self._model: Model = load(

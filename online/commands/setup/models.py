@@ -71,7 +71,7 @@ def listed(as_json: AsJson = False) -> None:
 
     Example: online models list
     """
-    from online.models.load import BUILT_IN
+    from online.models.loading.load import BUILT_IN
 
     rows: list[dict[str, Any]] = []
     for name, factory in BUILT_IN.items():
@@ -121,8 +121,8 @@ def check(
 
     Example: online models check model.py --task multiclass --stream rows.csv
     """
-    from online.models.checks import CheckFailed, lacking, yield_checks
-    from online.models.load import load
+    from online.models.loading.checks import CheckFailed, lacking, yield_checks
+    from online.models.loading.load import load
 
     place = learner if not learner.endswith(".py") else f"{learner}:build"
     loaded = load(
@@ -180,9 +180,9 @@ def seal(
 
     Example: online models seal mlruns/model --settings online.yaml
     """
+    from online.models.artifacts.sealed import seal as sealed
+    from online.models.artifacts.sealed import seal_folder
     from online.models.errors import BlobUntrusted
-    from online.models.sealed import seal as sealed
-    from online.models.sealed import seal_folder
     from online.rows.prediction_ids import Keys
 
     if pickled.is_dir():
@@ -332,7 +332,7 @@ def _request(
         StartRefused, ConfigError: It can't be fulfilled.
     """
     from online.challenger.promotion import as_stored
-    from online.models.from_settings import load_model
+    from online.models.loading.from_settings import load_model
     from online.rebuild import reshard as resharding
     from online.rows.prediction_ids import Keys
     from online.settings.config import EMBEDDED

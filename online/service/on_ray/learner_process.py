@@ -19,11 +19,11 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
 from online.service.on_ray.relearn_task import fresh_of
-from online.service.on_ray.trigger_task import Looked, search_task
+from online.service.on_ray.trigger_task import SearchResult, search_task
 from online.service.parts.composition import model_replica
 from online.service.parts.garbage import collect_seldom
 from online.settings.access_tokens import WITH_SECRETS
@@ -49,12 +49,12 @@ def relearning(settings: Settings, model: str) -> Relearn:
     return relearned
 
 
-def searching(settings: Settings, model: str) -> Callable[[], Awaitable[Looked]]:
+def searching(settings: Settings, model: str) -> Callable[[], Awaitable[SearchResult]]:
     """Return a function that searches for triggers in a Ray task."""
 
-    async def searched() -> Looked:
+    async def searched() -> SearchResult:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        looked: Looked = await search_task(data, model)
+        looked: SearchResult = await search_task(data, model)
         return looked
 
     return searched

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.service.parts.command_settings import settings_file, without_settings
@@ -22,7 +22,7 @@ from online.settings.config import Settings
 from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from online.trust.triggers import Search, Told, Trigger
+from online.trust.triggers import LearnedRow, Search, Trigger
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.journal.base import Journal
@@ -33,7 +33,7 @@ _FORGET_S: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SearchResult:
     """Result of a search for triggers.
 
     Attributes:
@@ -50,7 +50,7 @@ class Looked:
     problem: str | None = None
 
 
-def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
+def look(settings: Settings, model: ModelSettings, rows_max: int) -> SearchResult:
     """Search the newest rows for triggers that work on the model of the newest snapshot.
 
     Raises:
@@ -67,12 +67,12 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
         decisions.read(journal, model.name)
         rows = list(learned_rows(journal, model.name, decisions, rows_max))
     found = Search(rows, made.make(), loaded.build).triggers()
-    return Looked(len(rows), len({row.source for row in rows}), tuple(found))
+    return SearchResult(len(rows), len({row.source for row in rows}), tuple(found))
 
 
 def learned_rows(
     journal: Journal, model: str, decisions: Decisions, rows_max: int
-) -> Iterator[Told]:
+) -> Iterator[LearnedRow]:
     """Yield those of the newest ``rows_max`` rows of the journal that the model has learned."""
     newest = journal.follow(model, 2**62, 1).upto
     low, reach = 0, rows_max
@@ -90,21 +90,21 @@ def learned_rows(
             with contextlib.suppress(PayloadFormat, PayloadInvalid):
                 example = codec.decode(row.payload)
                 if example.scored:
-                    yield Told(row.source, example.features, example.label)
+                    yield LearnedRow(row.source, example.features, example.label)
         if len(page.rows) < _PAGE_ROWS:
             return
         low = page.upto
 
 
 def search_task(data: dict[str, Any], model: str) -> Any:
-    """Start a search as a Ray task; returns the reference of its :class:`Looked`.
+    """Start a search as a Ray task; returns the reference of its :class:`SearchResult`.
 
     The task ends with this process.  With ``triggers.on_trigger: forget`` it forgets the sources.
     """
     return ray.remote(_looked).options(num_cpus=0, max_retries=0).remote(data, model)
 
 
-def _looked(data: dict[str, Any], name: str) -> Looked:
+def _looked(data: dict[str, Any], name: str) -> SearchResult:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     settings = Settings.model_validate(data)
@@ -116,7 +116,7 @@ def _looked(data: dict[str, Any], name: str) -> Looked:
     return forgotten(settings, name, looked)
 
 
-def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
+def forgotten(settings: Settings, model: str, looked: SearchResult) -> SearchResult:
     """Forget each named source in turn by ``online forget``."""
     done: list[str] = []
     problem = None
@@ -127,7 +127,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
             if problem is not None:
                 break
             done.append(source)
-    return Looked(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
+    return SearchResult(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
 
 
 def _forget(file: Path, model: str, source: str) -> str | None:
