@@ -30,7 +30,7 @@ from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
 from online.models.loaded import Loaded
 from online.models.loading.from_settings import merge_rule
-from online.service import server_count, worker_setup
+from online.service import worker_setup
 from online.service.on_ray import rollout
 from online.service.on_ray.balancer import balanced
 from online.service.on_ray.challengers import Challengers
@@ -38,7 +38,7 @@ from online.service.on_ray.origin import Origin, code_hash
 from online.service.on_ray.ray_flags import REPLICA_PORTS, port_range, ray_flags
 from online.service.on_ray.ray_processes import fewest_processes
 from online.service.parts.composition import exchangeable, watches_decisions
-from online.service.state import parameter_servers
+from online.service.state import parameter_servers, server_count
 from online.service.state.check_state import Models
 from online.service.state.deadline import StartDeadline
 from online.service.state.journal_upkeep import JournalUpkeep
