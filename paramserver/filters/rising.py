@@ -7,6 +7,9 @@ gives it away is that hardly any of its rows is another one.  So rows by which a
 and those of a liar are compared in a sum of their log likelihood ratios that is never below zero
 (Page 1954): an honest source is unsure as often as the median one is, or as it has always been
 itself, and a twentieth more; of the rows of a liar nine in ten are.
+
+The same is asked of each of two labels.  Liars who suddenly send one of them only, about rows of
+which the other is true, were believed after some forty: the label is usual from then on.
 """
 
 from __future__ import annotations
@@ -55,32 +58,40 @@ class _Rate:
 
 
 class Rising:
-    """The rates of all sources; says nothing of anybody before eight have sent enough."""
+    """The rates of all sources; says nothing of anybody before eight have sent enough.
 
-    def __init__(self) -> None:
+    Parameters:
+        begins: Nats from where on a source rises.
+    """
+
+    def __init__(self, begins: float = _BEGINS) -> None:
+        self._begins = begins
         self._of: dict[str, _Rate] = {}  # last heard at the end
         self._usual: float | None = None  # of the median source
 
     def hear(self, source: str, loss: float, size: float) -> None:
         """One label and what the answer lost; ``size``: of the source, in median ones, ≥ 1."""
+        self.note(source, _UNSURE[0] < loss < _UNSURE[1], size)
+
+    def note(self, source: str, hit: bool, size: float) -> None:
+        """Count one row of a source, which is of the kind that is looked for or not."""
         rate = self._of.pop(source, None) or _Rate()
         if len(self._of) >= _KNOWN:
             del self._of[next(iter(self._of))]
         self._of[source] = rate
-        unsure = _UNSURE[0] < loss < _UNSURE[1]
         rate.n += 1
         over = _LONG_RISING * size if rate.rises else min(rate.n, _LONG * size)
-        rate.long += (unsure - rate.long) / over
-        rate.lately += (unsure - rate.lately) / min(rate.n, _LATELY * size)
+        rate.long += (hit - rate.long) / over
+        rate.lately += (hit - rate.lately) / min(rate.n, _LATELY * size)
         if self._usual is None or rate.n < _ENOUGH * size:
             return
         usual = max(rate.long, self._usual) + _MORE
         if usual >= _RATE_MAX:
             rate.nats, rate.rises = 0.0, False
             return
-        nats = log(_LIES / usual) if unsure else log((1.0 - _LIES) / (1.0 - usual))
+        nats = log(_LIES / usual) if hit else log((1.0 - _LIES) / (1.0 - usual))
         rate.nats = min(max(rate.nats + nats / size, 0.0), _MOST)
-        rate.rises = rate.nats > (_ENDS if rate.rises else _BEGINS)
+        rate.rises = rate.nats > (_ENDS if rate.rises else self._begins)
 
     def rises(self, source: str) -> bool:
         """Whether nearly all that the source sends of late is what the model is not sure of."""

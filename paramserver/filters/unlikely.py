@@ -79,6 +79,10 @@ _UNPROVEN: Final = 1.0 / 16.0
 """Weight of a label that few send, of a source whose rows it fits no better than others, or that
 is doubted, as its labels are counted no more."""
 
+_ONE_LABEL: Final = 6.0
+"""Nats from where on a source suddenly sends one of two labels only.  With four, honest ones of a
+stream whose labels come in runs lost half a point."""
+
 _KNOWN: Final = 1024
 
 _REASON: Final = "unlikely: sources in doubt together say what others find unlikely"
@@ -111,7 +115,9 @@ class Unlikely(Filter):
         self._left = _DEPTH
         self._new = Newcomers()
         # of several labels a lie says enough by itself
-        self._rising = Rising() if surprise.losses.two and not self._rates else None
+        two = surprise.losses.two and not self._rates
+        self._rising = Rising() if two else None
+        self._one_label = {label: Rising(_ONE_LABEL) for label in surprise.losses.answers if two}
 
     def judge(self, event: Event, source: Source) -> Opinion:
         if not self.bounds:
@@ -152,7 +158,9 @@ class Unlikely(Filter):
         return alone is not None and (source.name in alone or source.doubted)
 
     def _rises(self, source: str) -> bool:
-        return self._rising is not None and self._rising.rises(source)
+        return self._rising is not None and (
+            self._rising.rises(source) or any(x.rises(source) for x in self._one_label.values())
+        )
 
     def _says(self, source: str, label: str | None, loss: float) -> _Says | None:
         """Tell what a loss says of its source; None: nothing, where nobody knows better."""
@@ -202,21 +210,24 @@ class Unlikely(Filter):
             elif taken:
                 self._left = max(self._left - opinion.factor, 0.0)
         if event.loss is not None:
-            self._hear_rate(source, event.loss)
+            self._hear_rate(source, event.label, event.loss)
         if event.loss is not None and (hit := self._hit(event.label, event.loss)) is not None:
             self._count(source, event.label, event.loss, hit=hit)
 
     def hear(self, source: Source, label: str | None, loss: float) -> None:
         """Another replica has taken an event with this loss."""
-        self._hear_rate(source, loss)
+        self._hear_rate(source, label, loss)
         if (hit := self._hit(label, loss)) is not None:
             if self._doubts.get(source.name, 0.0) >= _DOUBTED:
                 self._refill()
             self._count(source, label, loss, hit=hit)
 
-    def _hear_rate(self, source: Source, loss: float) -> None:
+    def _hear_rate(self, source: Source, label: str | None, loss: float) -> None:
         if self._rising is not None and not source.quarantined:
-            self._rising.hear(source.name, loss, self.voices.size(source.taken))
+            size = self.voices.size(source.taken)
+            self._rising.hear(source.name, loss, size)
+            for one, rising in self._one_label.items():
+                rising.note(source.name, label == one, size)
 
     def _refill(self) -> None:
         self._left = min(self._left + _SHARE, _DEPTH)
@@ -237,8 +248,9 @@ class Unlikely(Filter):
                     same.hear(source.name, source.taken, hit=hit, far=False)
 
     def refresh(self, rng: np.random.Generator, sources: Sequence[Source]) -> None:
-        if self._rising is not None:
-            self._rising.refresh()
+        rising = [] if self._rising is None else [self._rising, *self._one_label.values()]
+        for test in rising:
+            test.refresh()
         surprise = self._surprise
         self.bounds = surprise.bounds
         if self.bounds and not self._rates:
@@ -248,8 +260,8 @@ class Unlikely(Filter):
             voices.many, voices.usual = surprise.voices.many, surprise.voices.usual
         if surprise.turning:
             self._doubts = {}
-            if self._rising is not None:
-                self._rising.forgive()
+            for test in rising:
+                test.forgive()
 
 
 class _Says(NamedTuple):
