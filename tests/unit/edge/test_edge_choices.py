@@ -189,7 +189,8 @@ def test_a_release_of_rewards_is_refused_with_what_has_one() -> None:
         ExportRefused, match=r"use `online export`.*`learner: linear` has one.*in every context"
     ):
         lower(Rewards(bits=8).model_for("regression"), "regression")
-    linear, rewards = (kind.model_for("regression") for kind in (SelfRate(), Rewards(bits=14)))
+    linear: Any = SelfRate().model_for("regression")
+    rewards: Any = Rewards(bits=14).model_for("regression")
     for i in range(300):  # b is best in the first hour, a in the others
         told = {"@": "ab"[i % 2], "hour": float(i % 3)}
         for model in (linear, rewards):
