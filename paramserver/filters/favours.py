@@ -1,12 +1,10 @@
 """Does a source reward one action whatever it brings, or never?  A sequential test by action.
 
 A reward of a choice is compared with what was to be expected of the chosen action: the model's own
-answer, and that as far off as it is for the mean source that is not in doubt itself, or was for all
-until sources were compared.  The higher of the two is the rate at which an honest source may reward
-it; one that sells the action rewards it in 98 % of cases.  The lower of them stands against one
-that never does.  So noisy rewards are no surprise, and nobody is drowned in what it says of other
-actions.  The median source is no measure: of sources that have rewarded an action once or twice it
-is one that says yes, and its yes is far above any answer.
+answer, and that as far off as it is for the median source, or was for all of them lately.  The
+highest of the three is the rate at which an honest source may reward it; one that sells the action
+rewards it in 98 % of cases.  The lowest of them stands against one that never does.  So noisy
+rewards are no surprise, and nobody is drowned in what it says of other actions.
 
 Nobody is condemned by it: a person who likes one thing only says the same.  Rewards of this one
 action by this source weigh a tenth, from two nats against it on, until others say so, too, or the
@@ -18,7 +16,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import log
-from statistics import fmean
+from statistics import median
 from typing import Final
 
 import numpy as np
@@ -37,22 +35,19 @@ _MOST: Final = 0.8
 _STEP_MAX: Final = 1.5
 _CREDIT_MAX: Final = 2.0
 _AGAINST: Final = -2.0
-_DOUBTED: Final = -1.0
-"""Nats at which a source is no measure for others any more."""
-
 _WEIGHT: Final = 0.1
 _SOURCES_MIN: Final = 4
-"""Sources that have rewarded an action before anybody is heard less of it."""
+"""Sources that have rewarded an action before anybody is compared with them."""
 
 TURN_MAX: Final = 16
 """Actions that are compared anew at a refresh, those rewarded longest ago first."""
 
 USUAL_MAX: Final = 4096
-"""Actions of which it is known how far off the mean source finds them, or that are to be."""
+"""Actions of which it is known how far off the median source finds them, or that are to be."""
 
 _OWN: Final = 1.0 / 8.0
-_ALL: Final = 32
-"""By what share the mean of one source follows, and how many rewards that of all reaches back."""
+_ALL: Final = 1.0 / 32.0
+"""Shares by which moving means follow: of one source, and of all."""
 
 _REASON: Final = "favours: the source says the same of this action, whatever it brings"
 
@@ -75,7 +70,7 @@ class Favours(Filter):
         self._said: OrderedDict[str, OrderedDict[int, _Said]] = OrderedDict()
         self._usual: OrderedDict[int, float] = OrderedDict()
         self._touched: OrderedDict[int, None] = OrderedDict()  # rewarded since they were compared
-        self._lately: OrderedDict[int, tuple[int, float]] = OrderedDict()
+        self._lately: OrderedDict[int, float] = OrderedDict()
 
     def judge(self, event: Event, source: Source) -> Opinion:
         favour = event.favour
@@ -94,15 +89,14 @@ class Favours(Filter):
     def learn(self, event: Event, opinion: Opinion, source: Source, *, taken: bool) -> None:
         if (favour := event.favour) is None:
             return
-        high, low = self._steps(favour)
         said = self._of(event.source, favour)
+        high, low = self._steps(favour)
         said.high = min(max(said.high + high, -_STEP_MAX + _AGAINST), _CREDIT_MAX)
         said.low = min(max(said.low + low, -_STEP_MAX + _AGAINST), _CREDIT_MAX)
         off = favour.reward - favour.expected
         said.off += (off - said.off) * _OWN
-        n, before = self._lately.pop(favour.action, (0, 0.0))
-        n = min(n + 1, _ALL)
-        self._lately[favour.action] = n, before + (off - before) / n
+        before = self._lately.pop(favour.action, 0.0)
+        self._lately[favour.action] = before + (off - before) * _ALL
         if len(self._lately) > ACTIONS_MAX:
             self._lately.popitem(last=False)
         if len(self._touched) < USUAL_MAX:
@@ -113,11 +107,9 @@ class Favours(Filter):
         for _ in range(min(len(self._touched), TURN_MAX)):
             action, _ = self._touched.popitem(last=False)
             self._usual.pop(action, None)
-            found = [said for actions in known if (said := actions.get(action)) is not None]
-            if len(found) >= _SOURCES_MIN:
-                good = [said for said in found if min(said.high, said.low) > _DOUBTED]
-                measures = good if 2 * len(good) >= len(found) else found
-                self._usual[action] = fmean([said.off for said in measures])
+            off = [said.off for actions in known if (said := actions.get(action)) is not None]
+            if len(off) >= _SOURCES_MIN:
+                self._usual[action] = median(off)
         while len(self._usual) > USUAL_MAX:
             self._usual.popitem(last=False)
 
@@ -137,10 +129,11 @@ class Favours(Filter):
 
     def _steps(self, favour: Favour) -> tuple[float, float]:
         """Nats for who does not always reward the action, and for who does at all."""
-        off = self._usual.get(favour.action)
-        if off is None:
-            _, off = self._lately.get(favour.action, (0, 0.0))
-        most, least = favour.expected + max(off, 0.0), favour.expected + min(off, 0.0)
+        usual = self._usual.get(favour.action)
+        if usual is None:
+            return 0.0, 0.0
+        off = (0.0, usual, self._lately.get(favour.action, 0.0))
+        most, least = favour.expected + max(off), favour.expected + min(off)
         return _says(favour.reward, most), _says(1.0 - favour.reward, 1.0 - least)
 
 

@@ -195,7 +195,7 @@ MUTANTS = [
     ("unlikely", "evidence = fresh * says.evidence", "evidence = 0.0", "never condemned"),
     ("unlikely", "said, unsaid = found\n", "unsaid, said = found\n", "turned round"),
     ("favours", "Opinion(_WEIGHT, 0.0,", "Opinion(1.0, 0.0,", "who sells an action is heard"),
-    ("favours", "favour.expected + max(off, 0.0)", "favour.expected", "what all say is a lie"),
+    ("favours", "favour.expected + max(off)", "favour.expected", "what all say is a lie"),
     ("favours", "reward * log(rate / _ALWAYS)", "0.0", "no reward speaks against anybody"),
     ("surprise", "self._labels = {labels[at]: i for i, at in enumerate(left)}", "pass",
      "all labels are kept"),
