@@ -23,13 +23,14 @@ from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
+from online.http.direct import Around, Direct
 from online.http.edge import routes as edge_routes
 from online.http.front import add_front
 from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
-from online.http.refusing import answer_errors
+from online.http.refusing import answer_errors, answer_of, headers_of
 from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
@@ -123,6 +124,13 @@ class App:
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._arriving, self._send)
         self._live = {name: Ring() for name in servings}
+        self._direct = Direct(
+            Around(
+                servings, self._live, self._ids, self._untaken, self._send,
+                lambda direct: direct + self._under_way < limits.ongoing_max,
+                limits.body_bytes_max,
+            )
+        )  # fmt: skip
         self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
@@ -176,7 +184,8 @@ class App:
         if self._browsers is not None:
             self._browsers.check(scope["method"], scope["path"], given)
         token = None if self._access is None else self._access.check(given, _ROLES[action])
-        if self._under_way > self._limits.ongoing_max and not self._arriving.push_out():
+        under_way = self._under_way + self._direct.under_way
+        if under_way > self._limits.ongoing_max and not self._arriving.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
@@ -202,7 +211,7 @@ class App:
             await self._streams(receive, send)
         except RequestError as error:
             body = JSON.encode(error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
 
     async def _through(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request that is not on a hot path by the same guards, then hand it to FastAPI.
@@ -223,7 +232,7 @@ class App:
         except RequestError as error:
             said = {"error": openinference.text_of(error)}
             body = JSON.encode(said if openinference.speaks(path) else error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _head(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
             return
         await self._turns(scope, receive, send)
 
@@ -256,25 +265,23 @@ class App:
                 if asked.nearest and self._access is not None and not sender.get().trusted:
                     raise _others_data()
                 status = 200
+                self._direct.offer(send, asked, model, form, given)
                 said = await serving.explained(asked) if asked.explain else serving.predict(asked)
             elif action == "feedback":
                 asked = decode(form.feedback, body)
+                self._direct.offer(send, asked, model, form, given)
                 status, said = await serving.feedback(asked)
             else:
                 status, said, asked = await self._choice(model, action, form, body)
             answer = form.encode(said)
             if (live := self._live[model]).watched:
                 live.take(asked, said, len(body))
-        except RequestError as error:
-            if serving is not None:
+        except Exception as error:
+            if serving is not None and isinstance(error, RequestError):
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
-            if error.status >= 500:
-                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
-            headers += _head(error)
-            status, answer = error.status, form.encode(error_body(error))
-        except Exception:
-            log.exception("%s %s, request %s", action, model, request_id.decode())
-            status, answer = 500, form.encode(error_body(failed()))
+            what = f"{action} {model}, request {request_id.decode()}"
+            status, answer, more = answer_of(error, what, form)
+            headers += more
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await self._send(send, status, form.content_type, answer, headers, model)
@@ -353,10 +360,6 @@ class App:
     def _not_taken(self, model: str) -> None:
         if (serving := self._servings.get(model)) is not None:
             serving.replica.counts["answers_not_taken"] += 1
-
-
-def _head(error: RequestError) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -48,6 +48,22 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     met: Stored | None = None
 
 
+class Told(Protocol):
+    """Whoever is told what became of one event, once: a future is, and None tells it of nothing."""
+
+    def done(self) -> bool:
+        """Whether it was told, or nobody waits any more."""
+
+    def set_result(self, result: Recorded | None, /) -> None:
+        """Tell it what became of the event."""
+
+    def set_exception(self, exception: RequestError, /) -> None:
+        """Tell it why nobody can say."""
+
+    def exception(self) -> BaseException | None:
+        """Look at the error, which is no surprise any more."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """The rows of one request, what their payloads say, their keys, and what became of each.
@@ -67,7 +83,7 @@ class Waiting:
     decided: bool
     joins: bool
     trace: Trace | None = None
-    each: Sequence[asyncio.Future[Recorded | None]] = ()
+    each: Sequence[Told] = ()
     late: asyncio.TimerHandle | None = None
     refused: tuple[int, ...] = ()
 
@@ -81,7 +97,7 @@ class Waiting:
 
         ``places``: those of the rows that it is about, where each has a request of its own.
         """
-        waits: Sequence[asyncio.Future[Any]] = self.each or (self.done,)
+        waits: Sequence[Any] = self.each or (self.done,)
         if self.each and places is not None:
             waits = [self.each[i] for i in places]
         left = [done for done in waits if not done.done()]
@@ -97,7 +113,7 @@ def waiting_for(
     done: asyncio.Future[None],
     *,
     decided: bool = False,
-    each: Sequence[asyncio.Future[Recorded | None]] = (),
+    each: Sequence[Told] = (),
 ) -> Waiting:
     """Make what waits for the rows of a request; nothing has become of them yet."""
     n, keys = len(rows), [row.key for row in rows]

@@ -22,7 +22,7 @@ from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Waiting, Written, middle, waiting_for
+from online.replica.pending import Recorded, Told, Waiting, Written, middle, waiting_for
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared
@@ -134,7 +134,7 @@ class Writer:
         self,
         rows: Sequence[NewRow],
         examples: Sequence[Example | None],
-        each: Sequence[asyncio.Future[Recorded | None]],
+        each: Sequence[Told],
     ) -> None:
         """Write rows of as many requests in one step; each is told by its future what became of it.
 
