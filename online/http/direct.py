@@ -69,9 +69,9 @@ _Body = PredictRequest | FeedbackRequest
 
 
 def _is_short(asked: _Body) -> bool:
-    """Whether it is about one row, which it has, and asks for nothing that takes long."""
+    """Whether it is about one row, and asks for nothing that takes long."""
     if isinstance(asked, FeedbackRequest):
-        return asked.id is None and asked.events is None
+        return asked.events is None
     return not (asked.explain or asked.nearest) and asked.instances is None
 
 
@@ -224,8 +224,8 @@ class Events(Way):
     __slots__ = ()
 
     def goes(self, serving: Serving, cycle: Any, body: bytes, usual: Callable[[], None]) -> bool:
-        """Put an event beside those of the same turn, if it has its features."""
-        direct = self.direct
+        """Put an event beside those of the same turn; one without features has a task."""
+        direct, begun_s = self.direct, perf_counter()
         try:
             event = self.form.feedback(body)
         except Exception:  # the usual way says what is wrong with it
@@ -234,9 +234,32 @@ class Events(Way):
             return False
         direct.around.untaken.begins(cycle.receive)
         direct.under_way += 1
+        if event.id is not None:
+            direct.later(self._labelled(serving, cycle, event, len(body), begun_s), self.context)
+            return True
         one = _One(self, serving, cycle, event, len(body), usual)
         one.place = self.context.run(serving.alone.take, event, one)
         return True
+
+    async def _labelled(
+        self, serving: Serving, cycle: Any, event: FeedbackRequest, size: int, begun_s: float
+    ) -> None:
+        """Answer the label of a prediction."""
+        request_id = self.direct.around.ids.of(self.given)
+        more: Sequence[tuple[bytes, bytes]] = ()
+        try:
+            status, receipt = await serving.alone.feedback(event)
+            body = self.encoded(event, receipt, size)
+        except Exception as error:
+            status, body, more = self.refused(serving, _FEEDBACK, error, request_id)
+        serving.replica.answered(_FEEDBACK, perf_counter() - begun_s)
+        self.leaves(cycle, status, body, request_id, more)
+
+    def encoded(self, event: FeedbackRequest, receipt: Receipt, size: int) -> bytes:
+        """Return the receipt as it is sent; who watches the model is shown it."""
+        if (live := self.direct.around.live[self.model]).watched:
+            live.take(event, receipt, size)
+        return self.form.encode(receipt)
 
 
 class _One:
@@ -248,7 +271,7 @@ class _One:
     )  # fmt: skip
 
     def __init__(
-        self, way: Way, serving: Serving, cycle: Any, event: FeedbackRequest, size: int,
+        self, way: Events, serving: Serving, cycle: Any, event: FeedbackRequest, size: int,
         usual: Callable[[], None],
     ) -> None:  # fmt: skip
         self.way, self.serving, self.cycle, self.event = way, serving, cycle, event
@@ -291,7 +314,9 @@ class _One:
         if (receipt := self.serving.alone.told_at_once(asked, recorded)) is None:
             way.direct.later(self.tell(asked), way.context)
             return
-        self._leaves(200, self._encoded(receipt), way.direct.around.ids.of(way.given))
+        self._leaves(
+            200, way.encoded(self.event, receipt, self.size), way.direct.around.ids.of(way.given)
+        )
 
     async def tell(self, asked: Asked | None) -> None:
         """Answer an event of which there is more to say."""
@@ -304,15 +329,10 @@ class _One:
             assert asked is not None
             assert self.recorded is not None
             status, receipt = await self.serving.alone.told(asked, self.recorded)
-            body = self._encoded(receipt)
+            body = way.encoded(self.event, receipt, self.size)
         except Exception as error:
             status, body, more = way.refused(self.serving, _FEEDBACK, error, request_id)
         self._leaves(status, body, request_id, more)
-
-    def _encoded(self, receipt: Receipt) -> bytes:
-        if (live := self.way.direct.around.live[self.way.model]).watched:
-            live.take(self.event, receipt, self.size)
-        return self.way.form.encode(receipt)
 
     def _leaves(
         self, status: int, body: bytes, request_id: bytes,

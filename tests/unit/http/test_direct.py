@@ -134,7 +134,10 @@ def play(
         serving = await taught(world, limits=limits)
         access = Access(
             {"feedback": [TOKEN, OTHER], "predict": [TOKEN]},
-            {("feedback", TOKEN): Grant(source="one"), ("feedback", OTHER): Grant(source="two")},
+            {
+                **{(role, TOKEN): Grant(source="one") for role in ("feedback", "predict")},
+                ("feedback", OTHER): Grant(source="two"),
+            },
         )
         app = App({"m": serving}, None, limits, access)  # type: ignore[arg-type]
         await scene(serving, app, world)
@@ -222,6 +225,48 @@ def told(answers: list[tuple[int, dict[str, Any]]]) -> list[Any]:
         (status, {name: value for name, value in said.items() if name not in left_out})
         for status, said in answers
     ]
+
+
+def test_a_label_of_a_prediction_is_answered_as_in_the_usual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Any] = []
+
+    async def scene(serving: Serving, app: App, world: worlds.World) -> None:
+        caller, other, taken = Caller(app), Caller(app, token=OTHER), ways(monkeypatch)
+        for _ in range(3):
+            caller.sends(QUESTIONS[0], action="predict")
+            await caller.answered()
+        first, second, third = [said["id"] for _, said in caller.answers]
+        bodies = [
+            {"id": first, "label": True}, {"id": second, "label": True},
+            {"id": second, "label": True}, {"id": second, "label": False},
+            {"id": third[:-4] + "AAAA", "label": True}, {"id": third, "label": "odd"},
+            {"id": third, "label": True, "event_id": "x"}, {"id": third},
+        ]  # fmt: skip
+        for body in bodies:
+            caller.sends(json.dumps(body).encode())
+            await caller.answered()
+        other.sends(*[json.dumps(bodies[0]).encode()])
+        await other.answered()
+        other.sends(json.dumps({"id": third, "label": True}).encode())
+        await other.answered()
+        said = told([*caller.answers[3:], *other.answers])
+        for _, answer in said:
+            answer.pop("event_id", None)
+        counts = serving.replica.counts
+        refused = {name: n for name, n in counts.items() if name.startswith("feedback_")}
+        found.append((said, refused, serving.replica.learner.tally.digest[0], taken))
+
+    for name in ("direct", "usual"):
+        (tmp_path / name).mkdir()
+        play(tmp_path / name, scene)
+        monkeypatch.setattr(Direct, "offer", lambda *_: None)
+    (*direct, taken), (*usual, never) = found
+    assert direct == usual
+    assert [status for status, _ in direct[0]] == [200, 200, 200, 409, 404, 422, 422, 422, 403, 403]
+    assert taken[True] >= 8
+    assert never == {}
 
 
 @pytest.mark.parametrize("kind", [Known, Heads])
