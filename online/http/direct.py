@@ -48,7 +48,7 @@ class Sending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What the application has for each of its requests.
+    """The application has this for each of its requests.
 
     Attributes:
         servings, live: By model; what answers for it may be exchanged.
@@ -296,7 +296,7 @@ class _One:
         self.way.direct.told(self)
 
     def exception(self) -> BaseException | None:
-        """Return the error."""
+        """Return why nobody could say."""
         return self.error
 
     def answer(self) -> None:
