@@ -126,12 +126,12 @@ class App:
         self._live = {name: Ring() for name in servings}
         self._direct = Direct(
             Around(
-                servings, self._live, self._ids, self._untaken, self._send,
+                servings, self._live, self._ids, self._unread, self._send,
                 lambda direct: direct + self._under_way < limits.ongoing_max,
                 limits.body_bytes_max,
             )
         )  # fmt: skip
-        self._streams = Streams(lambda: _look(servings, cluster), limits.listeners_max)
+        self._streams = Streams(lambda: _statuses(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
             cluster,
@@ -182,10 +182,10 @@ class App:
         Raises RequestError for a foreign page, a missing or wrong token, or too many requests.
         """
         if self._browsers is not None:
-            self._browsers.check(scope["method"], scope["path"], given)
-        token = None if self._access is None else self._access.check(given, _ROLES[action])
+            self._browsers.check(scope["method"], scope["path"], headers_in)
+        token = None if self._access is None else self._access.check(headers_in, _ROLES[action])
         under_way = self._under_way + self._direct.under_way
-        if under_way > self._limits.ongoing_max and not self._arriving.push_out():
+        if under_way > self._limits.ongoing_max and not self._transfers.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
@@ -232,8 +232,8 @@ class App:
                 acting.set(f"{who}\n{origin(scope.get('client'), headers_in)}")
                 receive = _replaying(await self._transfers.read(scope, receive), receive)
         except RequestError as error:
-            said = {"error": openinference.text_of(error)}
-            body = JSON.encode(said if openinference.speaks(path) else error_body(error))
+            result = {"error": openinference.text_of(error)}
+            body = JSON.encode(result if openinference.speaks(path) else error_body(error))
             await _send(send, error.status, JSON.content_type, body, headers_of(error))
             return
         await self._turns(scope, receive, send)
@@ -267,17 +267,18 @@ class App:
                 if request.nearest and self._access is not None and not sender.get().trusted:
                     raise _nearest_forbidden()
                 status = 200
-                self._direct.offer(send, asked, model, form, given)
-                said = await serving.explained(asked) if asked.explain else serving.predict(asked)
+                self._direct.offer(send, request, model, form, headers_in)
+                explain = request.explain
+                result = await serving.explained(request) if explain else serving.predict(request)
             elif action == "feedback":
-                asked = decode(form.feedback, body)
-                self._direct.offer(send, asked, model, form, given)
-                status, said = await serving.feedback(asked)
+                request = decode(form.feedback, body)
+                self._direct.offer(send, request, model, form, headers_in)
+                status, result = await serving.feedback(request)
             else:
                 status, result, request = await self._choice(model, action, form, body)
             answer = form.encode(result)
             if (live := self._live[model]).watched:
-                live.take(asked, said, len(body))
+                live.take(request, result, len(body))
         except Exception as error:
             if serving is not None and isinstance(error, RequestError):
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
@@ -364,7 +365,7 @@ class App:
             serving.replica.counts["answers_not_taken"] += 1
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def _replaying(body: bytes, receive: Receive) -> Receive:
     """A ``receive`` that gives a body that was read already, and then what comes after it."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 

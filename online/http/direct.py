@@ -21,14 +21,14 @@ from online.errors import RequestError
 from online.http.access import RequestIds
 from online.http.refusing import answer_of
 from online.http.ring import Ring
-from online.http.untaken_answers import Untaken
+from online.http.unread_answers import UnreadAnswers
 from online.http.whole_answers import written
 from online.messages.bodies import Format, Send
 from online.messages.structs import FeedbackRequest, PredictRequest, Receipt
 from online.replica.pending import Recorded
-from online.serving.ordinary import Asked
+from online.serving.event_batcher import Place
+from online.serving.ordinary import EventRow
 from online.serving.serving import Serving
-from online.serving.together import Place
 
 _AT_ONCE: Final = 16
 """Answers that leave in one turn of the loop: a third of a millisecond."""
@@ -59,7 +59,7 @@ class Around:
     servings: Mapping[str, Serving]
     live: Mapping[str, Ring]
     ids: RequestIds
-    untaken: Untaken
+    untaken: UnreadAnswers
     send: Sending
     free: Callable[[int], bool]
     body_bytes_max: int
@@ -318,7 +318,7 @@ class _One:
             200, way.encoded(self.event, receipt, self.size), way.direct.around.ids.of(way.given)
         )
 
-    async def tell(self, asked: Asked | None) -> None:
+    async def tell(self, asked: EventRow | None) -> None:
         """Answer an event of which there is more to say."""
         way = self.way
         request_id = way.direct.around.ids.of(way.given)

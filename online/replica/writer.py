@@ -23,7 +23,7 @@ from online.replica.corrections import Corrections
 from online.replica.filtered import Filtered
 from online.replica.joining import Joining
 from online.replica.partition import Partition
-from online.replica.pending import Recorded, Told, Waiting, Written, middle, waiting_for
+from online.replica.pending import Recorded, Told, Waiting, Written, split_point, waiting_for
 from online.replica.queue import Queue
 from online.replica.refused import Unjudged, stopping
 from online.replica.shared import Shared

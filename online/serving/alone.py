@@ -7,24 +7,24 @@ from online.messages.structs import Event, FeedbackRequest, Receipt
 from online.replica.pending import Recorded, Told
 from online.replica.replica import ModelReplica
 from online.serving import anomalies
+from online.serving.event_batcher import EventBatcher, Place
 from online.serving.events import Events
-from online.serving.ordinary import Asked
-from online.serving.receipts import HTTP, Receipting, plain
-from online.serving.together import Place, Together
+from online.serving.ordinary import EventRow
+from online.serving.receipts import HTTP, ReceiptMaker, plain
 from online.tracing.trace import current
 
 
 class Alone:
     """Takes bodies of one event of one model."""
 
-    def __init__(self, replica: ModelReplica, reader: Events, receipts: Receipting) -> None:
+    def __init__(self, replica: ModelReplica, reader: Events, receipts: ReceiptMaker) -> None:
         self._replica, self._reader, self._receipts = replica, reader, receipts
-        self._together = Together(reader.ordinary, replica.writer)
+        self._batcher = EventBatcher(reader.ordinary, replica.writer)
 
     async def feedback(self, request: FeedbackRequest) -> tuple[int, Receipt]:
         """HTTP status and what became of the event."""
         if request.id is None and current.get() is None:
-            together = await self._together.record(request)
+            together = await self._batcher.record(request)
             if together is not None:
                 return await self.told(*together)
         read = await self._reader.read(request, "")
@@ -35,16 +35,16 @@ class Alone:
         return await self.told(read, recorded)
 
     def take(self, event: Event, done: Told) -> Place:
-        """Have the event's row written with others, as :meth:`Together.take` does."""
-        return self._together.take(event, done)
+        """Have the event's row written with others, as :meth:`EventBatcher.take` does."""
+        return self._batcher.take(event, done)
 
-    def told_at_once(self, asked: Asked, recorded: Recorded) -> Receipt | None:
+    def told_at_once(self, asked: EventRow, recorded: Recorded) -> Receipt | None:
         """The receipt of an event that was learned, with status 200; None: :meth:`told` tells."""
         if (receipt := plain(asked, recorded)) is not None:
             self._replica.counts["feedback_learned"] += 1
         return receipt
 
-    async def told(self, asked: Asked, recorded: Recorded) -> tuple[int, Receipt]:
+    async def told(self, asked: EventRow, recorded: Recorded) -> tuple[int, Receipt]:
         """HTTP status and receipt of an event that was recorded."""
         receipt = self._receipts.receipt(asked, recorded, "")
         late = await anomalies.late(self._replica, [receipt], [(0, asked)], [recorded])

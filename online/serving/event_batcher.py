@@ -34,7 +34,7 @@ class _Group:
 
     events: list[Event] = field(default_factory=list)
     done: list[Told] = field(default_factory=list)
-    read: Sequence[Asked | RequestError | None] = ()
+    read: Sequence[EventRow | RequestError | None] = ()
 
 
 class Place(NamedTuple):
@@ -44,13 +44,13 @@ class Place(NamedTuple):
     i: int
 
     @property
-    def asked(self) -> Asked | None:
+    def asked(self) -> EventRow | None:
         """The event's row; None until it was read, and if it has to be read by itself."""
         asked = self.group.read[self.i] if self.group.read else None
-        return asked if isinstance(asked, Asked) else None
+        return asked if isinstance(asked, EventRow) else None
 
 
-class Together:
+class EventBatcher:
     """Takes the single events of one model.
 
     Parameters:

@@ -127,7 +127,7 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def plain(asked: Asked, recorded: Recorded) -> Receipt | None:
+def plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
     """The receipt of an event of which there is nothing to say but that it was learned."""
     new, row = asked.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:

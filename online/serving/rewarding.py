@@ -15,8 +15,8 @@ from online.decide.collected import PLAIN, weighed
 from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
-from online.rows.door import Door
-from online.serving.collecting import Collecting, Sent
+from online.rows.validator import Validator
+from online.serving.collecting import RewardCollector, Sent
 from online.serving.receipts import HTTP
 from online.serving.serving import Serving
 from online.settings.choose import Choose

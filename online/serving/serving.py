@@ -29,11 +29,11 @@ from online.rows.schema import Schema
 from online.rows.validator import Validator
 from online.serving import anomalies
 from online.serving.alone import Alone
+from online.serving.answer_ids import AnswerIds
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
-from online.serving.issued import Issued
-from online.serving.ordinary import Asked
-from online.serving.receipts import Receipting, refused
+from online.serving.ordinary import EventRow
+from online.serving.receipts import ReceiptMaker, refused
 from online.settings.config import Limits
 from online.sure.views import confidence_in
 from replay.example import Features
@@ -67,9 +67,9 @@ class Serving:
         self.name = replica.settings.name
         self._validator, self._limits, self._now_s = validator, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
-        self._reader = Events(replica, door, tokens, limits, spec, replica.now_s, askers)
-        self._explained = Explained(replica, door)
-        self._receipts = Receipting(replica, door)
+        self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
+        self._explained = Explained(replica, validator)
+        self._receipts = ReceiptMaker(replica, validator)
         self.alone = Alone(replica, self._reader, self._receipts)
 
     @property

@@ -20,7 +20,7 @@ from online import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load
-from online.rows.door import Door
+from online.rows.validator import Validator
 from online.serving import receipts
 from online.settings import config
 
