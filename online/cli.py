@@ -19,27 +19,29 @@ from typing import Annotated, Any, Final
 import typer
 
 from online import __version__
-from online.client.asking import NoAnswer
+from online.client.simple_client import NoAnswer
 from online.errors import OnlineError
 from paramserver.process.acting import acting, this_user
 from replay.plain import PlainStream
 
 _COMMANDS: Final[Mapping[str, str]] = {
-    "init": "init", "doctor": "doctor", "serve": "serve", "stream": "stream", "status": "status",
-    "fsck": "status",
-    "report": "report", "rescore": "rescore", "backfill": "backfill", "export": "export",
-    "rollback": "rewrites", "forget": "forget", "freeze": "rewrites", "unfreeze": "rewrites",
-    "promote": "promote", "triggers": "triggers", "top": "top", "history": "history",
-    "evaluate": "evaluate",
+    "init": "setup.init", "doctor": "setup.doctor", "serve": "operate.serve",
+    "stream": "operate.stream", "status": "operate.status", "fsck": "operate.status",
+    "report": "inspect.report", "rescore": "publish.rescore", "backfill": "change.backfill",
+    "export": "publish.export", "rollback": "change.rewrites", "forget": "change.forget",
+    "freeze": "change.rewrites", "unfreeze": "change.rewrites", "promote": "change.promote",
+    "triggers": "inspect.triggers", "top": "operate.top", "history": "operate.history",
+    "evaluate": "inspect.evaluate",
 }  # fmt: skip
-"""Commands, and the module with a function of that name."""
+"""Maps a command to the module, below `online.commands`, that has a function of the same name."""
 
 _GROUPS: Final[Mapping[str, str]] = {
-    "snapshot": "snapshot", "quarantine": "quarantine", "scores": "scores", "edge": "edge",
-    "config": "settings", "models": "models", "bench": "load", "alerts": "alerts",
-    "audit": "audit", "events": "events", "certificates": "certificates",
+    "snapshot": "change.snapshot", "quarantine": "change.quarantine", "scores": "publish.scores",
+    "edge": "publish.edge", "config": "setup.settings", "models": "setup.models",
+    "bench": "operate.load", "alerts": "setup.alerts", "audit": "inspect.audit",
+    "events": "operate.events", "certificates": "inspect.certificates",
 }  # fmt: skip
-"""Command groups, and the module with their ``app``."""
+"""Maps a command with subcommands to the module whose ``app`` they belong to."""
 
 _BEHIND: Final = frozenset({"forget", "backfill", "report"})
 """Commands that compute for seconds beside a running service, so they lower their priority."""

@@ -3,7 +3,7 @@
 What a server does for a request that it hands to an application (a task, layers and coroutines
 that only hand on) takes as long as to learn from an event.  A head that was answered once in the
 usual way is known: who sends it, that he may, to which model and in which form.  So what comes
-behind the same bytes (:mod:`online.service.known_heads`) is decoded at once.  A question about one
+behind the same bytes (:mod:`online.service.parts.head_cache`) is decoded at once.  A question about one
 row is answered; an event is put beside those of the same turn, and all that a commit has answered
 leave in one turn.  Whatever is of another kind goes the usual way, as if nobody had looked at it.
 """

@@ -63,7 +63,7 @@ class Services:
         ask: Requests a named action (``recover``, ``freeze``) of the parameter server, when the
             model has diverged (:mod:`online.watch.divergence`) or its error has risen.
         relearn: Teaches a fresh model recent rows (:mod:`online.rebuild.relearn`).
-        search: Searches for triggers (:mod:`online.service.trigger_task`).
+        search: Searches for triggers (:mod:`online.service.on_ray.trigger_task`).
         crossing: Follows rows of traced requests to other replicas.
     """
 

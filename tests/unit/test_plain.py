@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 import online.cli
 from evaluation.report import page as report_page
 from online.commands import base
-from online.commands import status as status_command
+from online.commands.operate import status as status_command
 from online.errors import RequestError
 from online.messages.structs import FeedbackRequest, PredictRequest
 from online.rows.validator import Validator

@@ -22,7 +22,7 @@ from online import cli
 from online.client import Client
 from online.client.calls import ServiceRefused
 from online.client.play import line, play
-from online.commands import doctor
+from online.commands.setup import doctor
 from online.errors import ConfigError
 from online.rows.validator import Validator
 from online.service.embedded import Embedded
@@ -133,7 +133,7 @@ def test_without_a_table_somebody_is_asked(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match="nobody to ask"):
         run("init")
-    monkeypatch.setattr("online.commands.init.somebody", lambda: True)
+    monkeypatch.setattr("online.commands.setup.init.somebody", lambda: True)
     run("init", asks="spam\nbinary\nsubject, body\n")
     (model,) = load(Path("online.yaml"), {}, {}).models
     assert (model.name, model.task, model.learner) == ("spam", "binary", "model.py:build")

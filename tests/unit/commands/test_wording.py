@@ -17,7 +17,9 @@ from evaluation.errors import StreamUnusable
 from evaluation.streams import open_stream
 from online.client import play
 from online.client.calls import Retry
-from online.commands import base, serve, snapshot
+from online.commands import base
+from online.commands.change import snapshot
+from online.commands.operate import serve
 from online.errors import ConfigError, RequestError
 from online.http.app import _unknown_model
 from online.http.refusing import answer_errors

@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 import replica_world as worlds
 import uvicorn
+from online.service.request_heads import Heads
 from test_ordinary import NAMES, event, taught
 from uvicorn.server import ServerState
 
@@ -21,8 +22,7 @@ from online.http.app import App
 from online.http.direct import Direct, Way
 from online.messages.bodies import JSON
 from online.messages.structs import Event
-from online.service.known_heads import Known
-from online.service.request_heads import Heads
+from online.service.parts.head_cache import CachedHeads
 from online.serving.serving import Serving
 from online.settings.config import Limits
 from online.settings.tokens import Grant
@@ -71,7 +71,7 @@ def _rounded(number: str) -> float:
 class Caller:
     """A connection to the application, and what was answered on it."""
 
-    def __init__(self, app: App, kind: type[Known] = Heads, token: str = TOKEN) -> None:
+    def __init__(self, app: App, kind: type[CachedHeads] = Heads, token: str = TOKEN) -> None:
         config = uvicorn.Config(app, lifespan="off", log_config=None, timeout_keep_alive=3600)
         config.load()
         self.state, self.wire, self._token = ServerState(), _Wire(), token
@@ -194,7 +194,7 @@ def test_each_question_is_answered_as_in_the_usual_way(
     assert never == {}
 
 
-async def known(app: App, n: int, kind: type[Known] = Heads) -> list[Caller]:
+async def known(app: App, n: int, kind: type[CachedHeads] = Heads) -> list[Caller]:
     """Callers whose heads are known."""
     rng, callers = random.Random(9), [Caller(app, kind) for _ in range(n)]
     for i, caller in enumerate(callers):
@@ -269,9 +269,9 @@ def test_a_label_of_a_prediction_is_answered_as_in_the_usual_way(
     assert never == {}
 
 
-@pytest.mark.parametrize("kind", [Known, Heads])
+@pytest.mark.parametrize("kind", [CachedHeads, Heads])
 def test_each_event_is_answered_as_in_the_usual_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Known]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[CachedHeads]
 ) -> None:
     found: list[Any] = []
 
@@ -306,13 +306,13 @@ def test_all_answers_of_a_turn_need_no_task(
     async def scene(serving: Serving, app: App, world: worlds.World) -> None:
         callers = await known(app, 40)
         rng, begun = random.Random(5), list[Any]()
-        start = Known._start_asgi_task
+        start = CachedHeads._start_asgi_task
 
         def noted(*given: Any) -> None:
             begun.append(given)
             start(*given)
 
-        monkeypatch.setattr(Known, "_start_asgi_task", noted)
+        monkeypatch.setattr(CachedHeads, "_start_asgi_task", noted)
         for i, caller in enumerate(callers):
             caller.sends(event(rng, 3000 + i, source="one"))
         for caller in callers:

@@ -37,7 +37,7 @@ WRONG: Final = [  # file, what it imports, the contract that says no
     ("online/trust/sources.py", "from online.watch import drift", ROOMS),
     ("online/errors.py", "import online.cli", ROOMS),
     ("online/lonely.py", "import json", ROOMS),
-    ("online/commands/load.py", "import benchmarks.fixtures.service", "imports go one way"),
+    ("online/commands/operate/load.py", "import benchmarks.fixtures.service", "imports go one way"),
     ("evaluation/metrics.py", "from benchmarks.studies.memory import digits", "imports go one way"),
     ("benchmarks/studies/memory/digits.py", "import online.errors", "studies need no service"),
     ("replay/codec.py", "import online.errors", "imports go one way"),

@@ -14,7 +14,7 @@ from online.models.choices.expert_table import Table
 from online.models.experts.linear import EXPERTS
 from online.models.fm import FmModel
 from online.models.state.factors import TABLE, TableLines
-from online.service.parameter_servers import settings_of
+from online.service.state.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire
 from paramserver.core.admission import KEPT, Keeper, Sights, TableBounds
