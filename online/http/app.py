@@ -23,6 +23,7 @@ from online.http import openapi, openinference
 from online.http.access import FEEDBACK, PREDICT, READ, Access, RequestIds, needed, origin
 from online.http.browsers import Browsers
 from online.http.decide import routes as decide_routes
+from online.http.direct import Around, Direct
 from online.http.edge import routes as edge_routes
 from online.http.fastapi_warmup import build_routes, read_no_sources
 from online.http.front import add_front
@@ -30,7 +31,7 @@ from online.http.ingress import LIVE, SCORES, V1, V2
 from online.http.live import routes as live_routes
 from online.http.operations import operations
 from online.http.past import Reports, history_routes, report_routes
-from online.http.refusing import answer_errors
+from online.http.refusing import answer_errors, answer_of, headers_of
 from online.http.ring import Ring
 from online.http.stream import Streams
 from online.http.turns import Turns
@@ -123,6 +124,13 @@ class App:
         self._ids = RequestIds(secrets.token_hex(4))
         self._actions = openinference.Actions(servings, self._transfers, self._send)
         self._live = {name: Ring() for name in servings}
+        self._direct = Direct(
+            Around(
+                servings, self._live, self._ids, self._unread, self._send,
+                lambda direct: direct + self._under_way < limits.ongoing_max,
+                limits.body_bytes_max,
+            )
+        )  # fmt: skip
         self._streams = Streams(lambda: _statuses(servings, cluster), limits.listeners_max)
         self._rest = build_rest(
             servings,
@@ -176,7 +184,8 @@ class App:
         if self._browsers is not None:
             self._browsers.check(scope["method"], scope["path"], headers_in)
         token = None if self._access is None else self._access.check(headers_in, _ROLES[action])
-        if self._under_way > self._limits.ongoing_max and not self._transfers.push_out():
+        under_way = self._under_way + self._direct.under_way
+        if under_way > self._limits.ongoing_max and not self._transfers.push_out():
             raise _busy(self._limits.ongoing_max)
         return token
 
@@ -204,7 +213,7 @@ class App:
             await self._streams(receive, send)
         except RequestError as error:
             body = JSON.encode(error_body(error))
-            await _send(send, error.status, JSON.content_type, body, _error_headers(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request that is not on a hot path by the same rules, then pass it to FastAPI.
@@ -223,10 +232,9 @@ class App:
                 acting.set(f"{who}\n{origin(scope.get('client'), headers_in)}")
                 receive = _replaying(await self._transfers.read(scope, receive), receive)
         except RequestError as error:
-            speaks_v2 = openinference.speaks(path)
-            text = {"error": openinference.text_of(error)} if speaks_v2 else error_body(error)
-            body = JSON.encode(text)
-            await _send(send, error.status, JSON.content_type, body, _error_headers(error))
+            result = {"error": openinference.text_of(error)}
+            body = JSON.encode(result if openinference.speaks(path) else error_body(error))
+            await _send(send, error.status, JSON.content_type, body, headers_of(error))
             return
         await self._turns(scope, receive, send)
 
@@ -259,26 +267,24 @@ class App:
                 if request.nearest and self._access is not None and not sender.get().trusted:
                     raise _nearest_forbidden()
                 status = 200
+                self._direct.offer(send, request, model, form, headers_in)
                 explain = request.explain
                 result = await serving.explained(request) if explain else serving.predict(request)
             elif action == "feedback":
                 request = decode(form.feedback, body)
+                self._direct.offer(send, request, model, form, headers_in)
                 status, result = await serving.feedback(request)
             else:
                 status, result, request = await self._choice(model, action, form, body)
             answer = form.encode(result)
             if (live := self._live[model]).watched:
                 live.take(request, result, len(body))
-        except RequestError as error:
-            if serving is not None:
+        except Exception as error:
+            if serving is not None and isinstance(error, RequestError):
                 serving.replica.counts[f"{action}_refused_{error.code}"] += 1
-            if error.status >= 500:
-                log.warning("%s %s, request %s: %s", action, model, request_id.decode(), error)
-            headers += _error_headers(error)
-            status, answer = error.status, form.encode(error_body(error))
-        except Exception:
-            log.exception("%s %s, request %s", action, model, request_id.decode())
-            status, answer = 500, form.encode(error_body(failed()))
+            what = f"{action} {model}, request {request_id.decode()}"
+            status, answer, more = answer_of(error, what, form)
+            headers += more
         if serving is not None:
             serving.replica.answered(action, perf_counter() - begun_s)
         await self._send(send, status, form.content_type, answer, headers, model)
@@ -359,12 +365,8 @@ class App:
             serving.replica.counts["answers_not_taken"] += 1
 
 
-def _error_headers(error: RequestError) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
-
-
 def _replaying(body: bytes, receive: Receive) -> Receive:
-    """Return a ``receive`` that replays a body that was read already, then continues."""
+    """A ``receive`` that gives a body that was read already, and then what comes after it."""
     left = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive_again() -> dict[str, Any]:

@@ -11,10 +11,30 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from online.errors import RequestError, failed, invalid
-from online.messages.bodies import Scope, error_body
+from online.messages.bodies import Format, Scope, error_body
 from refusals import meant
 
 log = logging.getLogger(__name__)
+
+
+def answer_of(
+    error: Exception, what: str, form: Format
+) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
+    """Status, body and headers for whoever asked for what has ended with an error.
+
+    ``what``: the request, as the log names it.
+    """
+    if isinstance(error, RequestError):
+        if error.status >= 500:
+            log.warning("%s: %s", what, error)
+        return error.status, form.encode(error_body(error)), headers_of(error)
+    log.error("%s", what, exc_info=error)
+    return 500, form.encode(error_body(failed())), []
+
+
+def headers_of(error: RequestError) -> list[tuple[bytes, bytes]]:
+    """Return the headers that go with an error, as ASGI has them."""
+    return [(name.encode(), value.encode()) for name, value in error.headers.items()]
 
 
 def _methods(app: FastAPI, scope: Scope) -> str:

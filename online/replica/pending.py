@@ -47,6 +47,22 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     met: Stored | None = None
 
 
+class Told(Protocol):
+    """Whoever is told what became of one event, once: a future is, and None tells it of nothing."""
+
+    def done(self) -> bool:
+        """Whether it was told, or nobody waits any more."""
+
+    def set_result(self, result: Recorded | None, /) -> None:
+        """Tell it what became of the event."""
+
+    def set_exception(self, exception: RequestError, /) -> None:
+        """Tell it why nobody can say."""
+
+    def exception(self) -> BaseException | None:
+        """Look at the error, which is no surprise any more."""
+
+
 @dataclass(slots=True, eq=False)
 class Waiting:
     """One request's rows that wait for their commit, and their outcomes so far.
@@ -74,7 +90,7 @@ class Waiting:
     decided: bool
     joins: bool
     trace: Trace | None = None
-    each: Sequence[asyncio.Future[Recorded | None]] = ()
+    each: Sequence[Told] = ()
     late: asyncio.TimerHandle | None = None
     refused: tuple[int, ...] = ()
 
@@ -88,7 +104,7 @@ class Waiting:
 
         ``places``: indexes of the failed rows, used where each row has a request of its own.
         """
-        waits: Sequence[asyncio.Future[Any]] = self.each or (self.done,)
+        waits: Sequence[Any] = self.each or (self.done,)
         if self.each and places is not None:
             waits = [self.each[i] for i in places]
         left = [done for done in waits if not done.done()]
@@ -104,7 +120,7 @@ def waiting_for(
     done: asyncio.Future[None],
     *,
     decided: bool = False,
-    each: Sequence[asyncio.Future[Recorded | None]] = (),
+    each: Sequence[Told] = (),
 ) -> Waiting:
     """Make the :class:`Waiting` of a request whose rows have no outcome yet."""
     n, keys = len(rows), [row.key for row in rows]

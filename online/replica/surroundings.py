@@ -62,8 +62,8 @@ class Services:
         peers: Other replicas, asked for values at a start while the server is unreachable.
         ask: Requests a named action (``recover``, ``freeze``) of the parameter server, when the
             model has diverged (:mod:`online.watch.divergence`) or its error has risen.
-        relearn: Has a fresh model taught by recent rows (:mod:`online.rebuild.relearn`).
-        search: Has triggers searched for (:mod:`online.service.on_ray.trigger_task`).
+        relearn: Teaches a fresh model recent rows (:mod:`online.rebuild.relearn`).
+        search: Searches for triggers (:mod:`online.service.on_ray.trigger_task`).
         crossing: Follows rows of traced requests to other replicas.
     """
 

@@ -13,12 +13,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
-from online.replica.pending import Recorded
+from online.replica.pending import Recorded, Told
 from online.replica.writer import Writer
 from online.serving.ordinary import EventRow, Ordinary
 from online.settings.tokens import Grant
@@ -33,12 +33,25 @@ class _Group:
     """Events of one sender that arrived in this turn of the loop, with the future of each."""
 
     events: list[Event] = field(default_factory=list)
-    done: list[asyncio.Future[Recorded | None]] = field(default_factory=list)
+    done: list[Told] = field(default_factory=list)
     read: Sequence[EventRow | RequestError | None] = ()
 
 
+class Place(NamedTuple):
+    """Where an event stands in its group."""
+
+    group: _Group
+    i: int
+
+    @property
+    def asked(self) -> EventRow | None:
+        """The event's row; None until it was read, and if it has to be read by itself."""
+        asked = self.group.read[self.i] if self.group.read else None
+        return asked if isinstance(asked, EventRow) else None
+
+
 class EventBatcher:
-    """Batches the single events of one model.
+    """Takes the single events of one model.
 
     Parameters:
         ordinary: Reads the ordinary events.
@@ -55,19 +68,28 @@ class EventBatcher:
         None: the event has to be read by itself, and nothing was done with it.  Raises
         RequestError, as :meth:`online.replica.writer.Writer.record` does.
         """
-        loop, grant = asyncio.get_running_loop(), sender.get()
+        done = asyncio.get_running_loop().create_future()
+        place = self.take(event, done)
+        recorded, asked = await done, place.asked
+        return None if asked is None or recorded is None else (asked, recorded)
+
+    def take(self, event: Event, done: Told) -> Place:
+        """Have the event's row written together with others, and ``done`` told what became of it.
+
+        None is told of an event that has to be read by itself, with which nothing was done.
+        """
+        grant = sender.get()
         group = self._groups.get(grant)
         if group is None:
             group = self._groups[grant] = _Group()
-            loop.call_soon(self._read, grant, group)  # in this request's context, for its sender
-        place, done = len(group.events), loop.create_future()
+            # in this request's context: its sender
+            asyncio.get_running_loop().call_soon(self._read, grant, group)
         group.events.append(event)
         group.done.append(done)
-        if place + 1 >= self._ordinary.together:
+        place = Place(group, len(group.events) - 1)
+        if len(group.events) >= self._ordinary.together:
             self._read(grant, group)
-        recorded = await done
-        asked = group.read[place] if group.read else None
-        return (asked, recorded) if isinstance(asked, EventRow) and recorded is not None else None
+        return place
 
     def _read(self, grant: Grant, group: _Group) -> None:
         """Read the events of one sender, and have their rows written."""

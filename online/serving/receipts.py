@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -19,7 +20,24 @@ from replay import codec
 from replay.example import UNLABELLED, Example
 from replay.journal.base import Row
 
-_NEVER = ("frozen", "quarantined", "released", "discarded")  # no prediction includes such rows
+HTTP: Final = {
+    "learned": 200,
+    "clipped": 200,
+    "duplicate": 200,
+    "undone": 200,
+    "queued": 202,
+    "frozen": 202,
+    "quarantined": 202,
+    "released": 200,
+    "discarded": 200,
+    "waiting": 202,
+    "conflict": 409,
+    "expired": 410,
+    "failed": 422,
+}
+"""Status of the answer about an event, by what became of it."""
+
+_NEVER = ("frozen", "quarantined", "released", "discarded")  # of whose rows no answer has any
 
 
 class ReceiptMaker:
@@ -33,8 +51,8 @@ class ReceiptMaker:
 
         Raises RequestError for a label that is not kept, or not any more.
         """
-        if (plain := _plain(asked, recorded)) is not None:
-            return plain
+        if (at_once := plain(asked, recorded)) is not None:
+            return at_once
         receipt = Receipt(
             recorded.status,
             asked.row.event_id,
@@ -81,8 +99,8 @@ class ReceiptMaker:
         """Return the receipt of the ``i``-th event of a body; errors go into the receipt."""
         if isinstance(recorded, RequestError):
             return refused(recorded)
-        if (plain := _plain(asked, recorded)) is not None:
-            return plain
+        if (at_once := plain(asked, recorded)) is not None:
+            return at_once
         try:
             return self.receipt(asked, recorded, f"events[{i}].")
         except RequestError as error:
@@ -109,8 +127,8 @@ def refused(error: RequestError) -> Receipt:
     return Receipt("refused", error={**body, "hint": error.hint})
 
 
-def _plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
-    """Return the receipt of an event that was simply learned; None: it needs more details."""
+def plain(asked: EventRow, recorded: Recorded) -> Receipt | None:
+    """The receipt of an event of which there is nothing to say but that it was learned."""
     new, row = asked.row, recorded.row
     if recorded.status != "learned" or recorded.repeat or recorded.reason or row is None:
         return None

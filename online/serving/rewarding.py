@@ -17,7 +17,8 @@ from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts
 from online.rows.validator import Validator
 from online.serving.collecting import RewardCollector, Sent
-from online.serving.serving import HTTP, Serving
+from online.serving.receipts import HTTP
+from online.serving.serving import Serving
 from online.settings.choose import Choose
 from online.settings.config import Limits
 

@@ -28,34 +28,18 @@ from online.rows.prediction_ids import Tokens
 from online.rows.schema import Schema
 from online.rows.validator import Validator
 from online.serving import anomalies
+from online.serving.alone import Alone
 from online.serving.answer_ids import AnswerIds
-from online.serving.event_batcher import EventBatcher
 from online.serving.events import Events, is_join_id
 from online.serving.explained import Explained
 from online.serving.ordinary import EventRow
 from online.serving.receipts import ReceiptMaker, refused
 from online.settings.config import Limits
 from online.sure.views import confidence_in
-from online.tracing.trace import current
 from replay.example import Features
 
-HTTP = {
-    "learned": 200,
-    "clipped": 200,
-    "duplicate": 200,
-    "undone": 200,
-    "queued": 202,
-    "frozen": 202,
-    "quarantined": 202,
-    "released": 200,
-    "discarded": 200,
-    "waiting": 202,
-    "conflict": 409,
-    "expired": 410,
-    "failed": 422,
-}
-_READ_EVENTS = 16  # events read one by one in one turn of the event loop
-_RECEIPTS = 256  # receipts made in one turn
+_READ_EVENTS = 16  # one by one, in one turn of the loop
+_RECEIPTS = 256  # in one turn
 _Names = tuple[list[str] | msgspec.UnsetType, list[str] | msgspec.UnsetType]
 _UNNAMED: _Names = (msgspec.UNSET, msgspec.UNSET)
 _Sure = tuple[list[Any] | msgspec.UnsetType | None, list[float] | msgspec.UnsetType | None]
@@ -64,7 +48,11 @@ _Facts = tuple[str, int, float | None, int | None, bool | msgspec.UnsetType, boo
 
 
 class Serving:
-    """Handles predict and feedback requests of one model."""
+    """Predict and feedback of one model.
+
+    Attributes:
+        alone: Takes feedback of one event.
+    """
 
     def __init__(
         self,
@@ -80,9 +68,9 @@ class Serving:
         self._validator, self._limits, self._now_s = validator, limits, replica.now_s
         self._sure = confidence_in(replica.learner.tally.views)
         self._reader = Events(replica, validator, tokens, limits, spec, replica.now_s, askers)
-        self._batcher = EventBatcher(self._reader.ordinary, replica.writer)
         self._explained = Explained(replica, validator)
         self._receipts = ReceiptMaker(replica, validator)
+        self.alone = Alone(replica, self._reader, self._receipts)
 
     @property
     def answer_ids(self) -> AnswerIds:
@@ -288,29 +276,7 @@ class Serving:
         """Record one event or many; return the HTTP status and the receipt or receipts."""
         if request.events is not None:
             return 200, await self._events(request)
-        batched = None
-        if request.id is None and current.get() is None:
-            batched = await self._batcher.record(request)
-        if batched is not None:
-            asked, recorded = batched
-        else:
-            read = await self._reader.read(request, "")
-            if isinstance(read, Receipt):
-                self.replica.counts[f"feedback_{read.status}"] += 1
-                return HTTP[read.status], read
-            asked = read
-            recorded = (await self.replica.writer.record([asked.row], [asked.example]))[0]
-        receipt = self._receipts.receipt(asked, recorded, "")
-        late = await anomalies.late(self.replica, [receipt], [(0, asked)], [recorded])
-        for _, asked, result in late:
-            if isinstance(result, RequestError):
-                raise result
-            recorded = result
-            receipt = self._receipts.receipt(asked, recorded, "")
-        self.replica.counts[f"feedback_{receipt.status}"] += 1
-        # A repeat gets the status of its first sending: a failed event stays failed.
-        decided = recorded.status if receipt.status == "duplicate" else receipt.status
-        return HTTP[decided], receipt
+        return await self.alone.feedback(request)
 
     async def _events(self, request: FeedbackRequest) -> Receipts:
         events = request.events or []

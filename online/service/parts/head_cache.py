@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+if TYPE_CHECKING:
+    from online.http.direct import Way
 
 _BYTES_MAX: Final = 65_536  # per request; uvicorn pauses reading when this much body is pending
 _HEAD_BYTES_MAX: Final = 4_096  # per cached head
@@ -26,13 +31,15 @@ _HEAD: Final = re.compile(
 """A head that can be cached: it gives the body's length once, and nothing else about the body."""
 
 
-class _Head(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Head:
     """A cached head: its bytes and the result of parsing it.
 
     Attributes:
         before, behind: The bytes before and behind the digits of the body's length.
         scope, headers: The ASGI scope and headers that uvicorn made.
         place: Index of the content-length header.
+        way: Takes later requests with this head past the application, once that has offered it.
     """
 
     before: bytes
@@ -40,6 +47,7 @@ class _Head(NamedTuple):
     scope: dict[str, Any]
     headers: list[tuple[bytes, bytes]]
     place: int
+    way: Way | None = None
 
 
 class CachedHeads(HttpToolsProtocol):
@@ -97,20 +105,31 @@ class CachedHeads(HttpToolsProtocol):
         return False
 
     def begins(self, head: _Head, digits: bytes, body: bytes) -> None:
-        """Start a request as uvicorn does after parsing it."""
+        """Start a request as uvicorn does after parsing it, or hand it to the head's way."""
         self._unset_keepalive_if_required()
-        self.headers = headers = head.headers.copy()
-        headers[head.place] = (_LENGTH, digits)
-        scope: Any = {**head.scope, "headers": headers, "state": self.app_state.copy()}
-        self.scope, self.expect_100_continue = scope, False
-        self.cycle = cycle = RequestResponseCycle(
+        self.expect_100_continue = False
+        self.scope = scope = cast(Any, head.scope)
+        self.cycle: Any = RequestResponseCycle(
             scope=scope, transport=self.transport, flow=self.flow, logger=self.logger,
             access_logger=self.access_logger, access_log=self.access_log,
             default_headers=self.server_state.default_headers, message_event=asyncio.Event(),
             expect_100_continue=False, keep_alive=True, on_response=self.on_response_complete,
         )  # fmt: skip
+        self.cycle.more_body = False
+        usual = partial(self._usual, self.cycle, head, digits, body)
+        if head.way is None or not head.way.takes(self.cycle, body, usual):
+            head.way = None  # it is opened again by the next request that fits it
+            usual()
+
+    def _usual(self, cycle: Any, head: _Head, digits: bytes, body: bytes) -> None:
+        """Hand a request to the application, which may change what it is given."""
+        headers = head.headers.copy()
+        headers[head.place] = (_LENGTH, digits)
+        scope: Any = {**head.scope, "headers": headers, "state": self.app_state.copy()}
+        if self.scope is cycle.scope:  # no other head has begun to come meanwhile
+            self.scope, self.headers = scope, headers
+        cycle.scope, cycle.head = scope, head
         cycle.body += body
-        cycle.more_body = False
         cycle.message_event.set()
         self._start_asgi_task(cycle, self.app)
 
@@ -122,4 +141,5 @@ class CachedHeads(HttpToolsProtocol):
         place = [name for name, _ in self.headers].index(_LENGTH)
         scope: dict[str, Any] = {**self.scope}
         head = _Head(match[1], match[3], scope, self.headers.copy(), place)
+        self.cycle.head = head
         self._heads = [head, *self._heads[:1]]

@@ -21,7 +21,7 @@ from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
 from online.models.loading.load import load
 from online.rows.validator import Validator
-from online.serving import serving
+from online.serving import receipts
 from online.settings import config
 
 ROOT: Final = Path(__file__).parents[3]
@@ -312,7 +312,7 @@ def test_fields_and_statuses_explained_exist() -> None:
     structs = (Prediction, Receipt)
     assert named <= {f.name for s in structs for f in msgspec.structs.fields(s)}
     statuses = set(re.findall(r"^\| `(\w+)` \| (?:\d+|as)", table, re.M))
-    assert statuses == {*serving.HTTP, "refused"}
+    assert statuses == {*receipts.HTTP, "refused"}
 
 
 def test_example_settings_hold_only_yaml_that_is_used() -> None:
