@@ -96,7 +96,7 @@ def error_of(scores: Scores) -> float | None:
     return scores.mae if scores.accuracy is None else 1.0 - scores.accuracy
 
 
-class Course:
+class ControlChart:
     """A control chart of the error: limits, the present level, and since when it holds.
 
     Parameters:

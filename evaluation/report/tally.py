@@ -16,7 +16,7 @@ from evaluation.comparison import Comparison
 from evaluation.drift.labelfree import LabelFree
 from evaluation.drift.watch import Watch, WatchSettings
 from evaluation.metrics import Majority, Task, add, details, increments
-from evaluation.report.limits import Course
+from evaluation.report.limits import ControlChart
 from evaluation.report.panes import Pane, Panes
 from evaluation.report.rows import Column, Floats, Origin, Rows
 from evaluation.report.slices import Slices
@@ -65,7 +65,7 @@ class Tally:
         self.rows = 0
         self.no_answer = self.no_label = self.no_time = self.out_of_order = 0
         self.panes = Panes()
-        self.course = Course(share=origin.task != "regression")
+        self.course = ControlChart(share=origin.task != "regression")
         self.watch = Watch(WatchSettings(regression=origin.task == "regression"))
         self.label_free = LabelFree()
         self.versions: dict[str, dict[str, float]] = {}

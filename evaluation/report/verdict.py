@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from evaluation.report.limits import Course, Point, error_of
+from evaluation.report.limits import ControlChart, Point, error_of
 from evaluation.report.values import (
     EXIT_CODES,
     Alarms,
@@ -47,7 +47,7 @@ _SETTLED: Final = 0.2  # alarms older than this share of the rows are ignored
 def judge(
     subject: Subject,
     performance: Performance,
-    course: Course,
+    course: ControlChart,
     comparisons: tuple[Comparison, ...] | None,
     calibration: Calibration | None,
     features: FeatureDrift | None,
@@ -94,7 +94,7 @@ def _reason(state: State, section: str, text: str, do: str, at: Point | None = N
     )
 
 
-def _enough(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
+def _enough(subject: Subject, performance: Performance, course: ControlChart) -> Iterator[Reason]:
     """Yield the reasons why the data do not suffice for a verdict."""
     judged = performance.overall.n
     if not subject.rows:
@@ -183,7 +183,7 @@ def _delay_known(subject: Subject) -> bool:
     return timed or subject.delay_rows > 0
 
 
-def _change(subject: Subject, performance: Performance, course: Course) -> Iterator[Reason]:
+def _change(subject: Subject, performance: Performance, course: ControlChart) -> Iterator[Reason]:
     """Yield a reason if the newest windows are worse than normal, or were and recovered."""
     limits = performance.limits
     accuracy = performance.metric == "accuracy"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 import typer
 
-from evaluation.put_off import absent
+from evaluation.deferred_imports import absent
 from online.commands.base import Context, Model, common, counting, in_private, pick_model
 from online.commands.repeat import in_child, repeat, without
 from online.errors import ConfigError, OnlineError, StartRefused
