@@ -1,11 +1,11 @@
-"""A question and an event go from their connection to the model and back without a task.
+"""Serves single predictions and feedback events from the connection's callback, without a task.
 
-What a server does for a request that it hands to an application (a task, layers and coroutines
-that only hand on) takes as long as to learn from an event.  A head that was answered once in the
-usual way is known: who sends it, that he may, to which model and in which form.  So what comes
-behind the same bytes (:mod:`online.service.parts.head_cache`) is decoded at once.  A question about one
-row is answered; an event is put beside those of the same turn, and all that a commit has answered
-leave in one turn.  Whatever is of another kind goes the usual way, as if nobody had looked at it.
+Handing a request to an ASGI application (a task and several layers of coroutines) costs about as
+much as learning from an event.  A request head that was served once in the normal way is cached,
+together with its caller, permission, model and format.  So a body behind the same head bytes
+(:mod:`online.service.parts.head_cache`) is decoded at once.  A prediction of one row is answered
+immediately; an event is batched with the others of the same loop turn, and the answers of one
+commit are written in one turn.  Every other request takes the normal way.
 """
 
 from __future__ import annotations

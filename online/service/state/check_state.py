@@ -310,7 +310,7 @@ class Models:
         self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
 
     def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """Begin the lineage empty; the next start relearns all.  Raises StartRefused after a loss."""
+        """Begin the lineage empty; a start relearns all.  Raises StartRefused after a loss."""
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
         self._begin_again(journal, model, loaded, None, without=False)
