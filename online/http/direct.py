@@ -1,11 +1,11 @@
-"""A question and an event go from their connection to the model and back without a task.
+"""Answers short requests directly from the connection, without a task for each.
 
-What a server does for a request that it hands to an application (a task, layers and coroutines
-that only hand on) takes as long as to learn from an event.  A head that was answered once in the
-usual way is known: who sends it, that he may, to which model and in which form.  So what comes
-behind the same bytes (:mod:`online.service.parts.head_cache`) is decoded at once.  A question about one
-row is answered; an event is put beside those of the same turn, and all that a commit has answered
-leave in one turn.  Whatever is of another kind goes the usual way, as if nobody had looked at it.
+What a server does for a request that it hands to an application (a task, layers, and coroutines
+that only pass on) takes as long as learning an event.  After a head was answered once in the usual
+way, its sender, its permissions, its model and its format are known.  So bodies after the same head
+(:mod:`online.service.parts.head_cache`) are decoded at once: a prediction for one row is answered,
+and an event is batched with the others of the same turn, whose answers are sent in one turn after
+the commit.  Other requests go the usual way.
 """
 
 from __future__ import annotations
