@@ -72,8 +72,6 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "15",  # for a worker that a reload replaced
             # Serve restarts a dead HAProxy after three failed checks (10 s each by default), and
             # ends one that starts slowly after three, just when it is ready (5 or 10 s each).
-            # It takes three looks until a HAProxy that has died is started again (10 s each), and
-            # three until one that begins slowly is ended, just when it has begun (5 or 10 s each).
             "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{max(settings.start_wait_s / 3, 5):g}",
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
@@ -88,9 +86,8 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "2",  # so a request that kills replicas does not reach all
             "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": f"1s{again}default-server",
-            # Serve has no setting for the time of a request's head either; without one, a client
-            # that sends a byte per minute holds a connection for ever.  It goes into the same
-            # section, as does the option that good answers write no line to a log nobody reads.
+            # Nor for the time of a request's head, without which a slow client holds a connection
+            # for ever, and for the option that good answers write no line to a log nobody reads.
             "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(
                 ("leastconn", f"timeout http-request {_HEAD_S}s", nobody, "option dontlog-normal")
             ),

@@ -236,8 +236,7 @@ class Models:
     def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
         """Return the settings with ``merge: auto`` resolved from the cost of learning.
 
-        If learning took more than ``SHARE_MAX`` of a core, as the newest snapshot says, one process
-        learns for all replicas.
+        If learning took over ``SHARE_MAX`` of a core in the newest snapshot, one process learns.
         """
         models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
         return self._settings.model_copy(update={"models": models})
@@ -306,10 +305,7 @@ class Models:
         self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
 
     def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """Begin the lineage with empty state; the next start relearns the journal's events.
-
-        Raises StartRefused if the journal has lost some.
-        """
+        """Begin the lineage empty, to relearn the journal; StartRefused if events are lost."""
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
         self._begin_again(journal, model, loaded, None, without=False)
@@ -323,10 +319,7 @@ class Models:
         *,
         without: bool,
     ) -> None:
-        """Publish a snapshot that contains only the state of the ``base``, if there is one.
-
-        Its clock stands before every row of the journal, or after all of them with ``without``.
-        """
+        """Publish a snapshot of the ``base`` alone, at the journal's begin or (``without``) end."""
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
         servers = _servers(self._settings, journal, name, loaded.spec_hash)
         epoch = _next_epoch([store for store, _ in servers], lineage)
@@ -409,9 +402,7 @@ class Models:
             time.sleep(0.05)
 
     def catch_up(self, ask: Callable[[str], dict[str, Any]], wait_s: float | None) -> None:
-        """Wait until the models have learned what earlier services left in the journal.
-
-        A frozen model does not learn and is not waited for.
+        """Wait until the models, unless frozen, have learned what earlier services left.
 
         Parameters:
             ask: Returns a model's status.
