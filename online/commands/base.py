@@ -210,7 +210,7 @@ def only(
 
 def need_table_packages() -> None:
     """Check that the packages that read tables are installed.  Raises StartRefused."""
-    from evaluation.put_off import absent
+    from evaluation.deferred_imports import absent
 
     try:
         import pyarrow

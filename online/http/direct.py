@@ -1,11 +1,11 @@
-"""Answers short requests directly from the connection, without a task for each.
+"""Serves single predictions and feedback events from the connection's callback, without a task.
 
-What a server does for a request that it hands to an application (a task, layers, and coroutines
-that only pass on) takes as long as learning an event.  After a head was answered once in the usual
-way, its sender, its permissions, its model and its format are known.  So bodies after the same head
-(:mod:`online.service.parts.head_cache`) are decoded at once: a prediction for one row is answered,
-and an event is batched with the others of the same turn, whose answers are sent in one turn after
-the commit.  Other requests go the usual way.
+Handing a request to an ASGI application (a task and several layers of coroutines) costs about as
+much as learning from an event.  A request head that was served once in the normal way is cached,
+together with its caller, permission, model and format.  So a body behind the same head bytes
+(:mod:`online.service.parts.head_cache`) is decoded at once.  A prediction of one row is answered
+immediately; an event is batched with the others of the same loop turn, and the answers of one
+commit are written in one turn.  Every other request takes the normal way.
 """
 
 from __future__ import annotations

@@ -54,11 +54,11 @@ class BestAction:
         return Prediction(name, {name: float(scores.means[place])})
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Predict each row."""
+        """Predict every row of the batch."""
         return list(map(self.predict, rows))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Raise NotImplementedError."""
+        """Always raise NotImplementedError; this learner is frozen."""
         raise NotImplementedError(self.why_not_mergeable)
 
     def cut(self) -> Blocks:

@@ -15,7 +15,7 @@ FORMAT: Final = 1
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What one run scores, and with which model.
+    """Describes what one run scores, and with which model.
 
     Attributes:
         model, task, spec, version, snapshot: The model's name, its task, the hash of its spec, and

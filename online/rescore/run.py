@@ -72,7 +72,7 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a run is requested to do.
+    """Describes what a run is requested to do.
 
     Attributes:
         files: Paths or URIs of files and folders.
@@ -102,7 +102,7 @@ class Request:
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run has done.
+    """Describes what a run has done.
 
     ``scored`` of ``rows`` were scored now; ``skipped`` others have the score of the previously
     published run, which can't have changed, or ``all_because`` says why all were scored.

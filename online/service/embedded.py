@@ -90,7 +90,7 @@ class _Http:
             self._server.should_exit = True
 
     def close(self) -> None:
-        """Release the port."""
+        """Release the reserved port again."""
         if self._socket is not None:
             self._socket.close()
 

@@ -224,8 +224,7 @@ class Service:
         for place in {self._settings.state_dir, Path(snapshots_path(self._settings))}:
             if (loose := file_modes.looser(place, self._settings.umask)) is not None:
                 self._progress(loose)
-        left = list(processes.leftovers(run_path(self._settings), self._private))
-        if left:
+        if left := list(processes.leftovers(run_path(self._settings), self._private)):
             count = processes.end(left)
             self._progress(f"ended {count} processes that a crash had left behind")
         shutil.rmtree(self._private, ignore_errors=True)
@@ -278,10 +277,9 @@ class Service:
         self.url = f"http://{settings.host}:{port}"
 
     def _start_replicas(self) -> None:
-        settings, first = self._settings, first_port()
-        n = settings.replicas_min
+        n, first = self._settings.replicas_min, first_port()
         self._progress("starting one replica" if n == 1 else f"starting {n} replicas")
-        self._deploy(settings)
+        self._deploy(self._settings)
         self._wait_http()
         self._facts = {
             "url": self.url,

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from evaluation.put_off import SERVE, PutOff, install
+from evaluation.deferred_imports import SERVE, DeferredImports, install
 
 FLAG: Final = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 """The environment variable with the function that each Ray process calls first."""
@@ -90,7 +90,7 @@ def without_tables() -> None:
 
     No message of this service contains a table.  Other importers still get these packages.
     """
-    install(PutOff(SERVE, absent=True))
+    install(DeferredImports(SERVE, absent=True))
     from ray._private import arrow_serialization
 
     arrow_serialization._register_custom_datasets_serializers = _nothing

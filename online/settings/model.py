@@ -57,7 +57,7 @@ Test = Literal["rate", "samples", "norm", "direction", "surprise"]
 
 
 class Replay(Tree):
-    """What each replica stores of the stream, and relearns beside fresh rows (rehearsal)."""
+    """Settings of the rows that each replica stores and relearns beside fresh ones (rehearsal)."""
 
     policy: Literal["none", "balanced", "reservoir", "recent", "mixed"] = Field(
         "none",

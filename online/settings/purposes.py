@@ -48,7 +48,7 @@ class Purpose:
 
     @property
     def metric(self) -> str:
-        """The primary metric."""
+        """Return the primary metric."""
         return "mae" if self.labels == "regression" else "accuracy"
 
     def read(self, given: Mapping[str, Any]) -> dict[str, Any]:

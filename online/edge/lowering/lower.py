@@ -69,7 +69,8 @@ def lower(model: Model, task: Task) -> EdgeModel:
     if isinstance(model, RewardModel):
         problem = (
             "it weighs all actions at once: use `online export`, whose file of choices is no "
-            "release; `learner: linear` has one that answers the reward of one action's row"
+            "release; `learner: linear` has one that answers the reward of one action's row, by "
+            "which the same action is best in every context"
         )
         raise ExportRefused("rewards", problem)
     network = sys.modules.get("online.models.network")

@@ -76,8 +76,7 @@ def ray_flags(settings: Settings, private: Path, first: int, *, haproxy: bool) -
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": f"{max(settings.start_wait_s / 3, 5):g}",
             "RAY_SERVE_HAPROXY_MAXCONN": str(_connections_max()),
             "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(_CLIENT_S),
-            # A lost host does not respond: its replicas are removed after two seconds, and a
-            # request to one of them is sent to the next replica after one second (default 5 s).
+            # Requests to a lost host go to the next replica after one second (default 5 s).
             "RAY_SERVE_HAPROXY_TIMEOUT_CONNECT_S": "1",
             # A replica that stops or is killed does not answer: requests that change no state are
             # retried on another replica.  Feedback is not, because without an id it would be

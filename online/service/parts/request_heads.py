@@ -35,7 +35,7 @@ class BoundedHeads(CachedHeads):
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Cancel the timer."""
+        """Cancel this connection's timer."""
         self._whole()
         super().connection_lost(exc)
 

@@ -142,6 +142,17 @@ def _skipped(controls: Sequence[Control], spec: str) -> dict[int, int]:
     return dict(begun[-1].clock) if begun else {}
 
 
+def _accepted(missing: str, *, accept: bool) -> str:
+    """Return the line that reports an accepted loss.  Raises StartRefused if it is not accepted."""
+    if not accept:
+        raise StartRefused(
+            missing,
+            "Put the journal's newest copy back, with its log; or go on without what no snapshot "
+            "has of them, of whatever model: online serve --accept-loss",
+        )
+    return f"{missing}; what no snapshot has of them is gone"
+
+
 class Models:
     """Loads and checks the models of the settings against the journal and the snapshots."""
 
@@ -173,8 +184,7 @@ class Models:
             fresh, relearn: Begin without the stored events; learn all of them again.
             accept_loss: Go on without events that the journal has lost and snapshots still contain.
 
-        Raises:
-            StartRefused: A model can't be served on this state; with the remedy.
+        Raises StartRefused, with the remedy, if a model can't be served on this state.
         """
         keyless = not self._settings.key_path.exists()
         out = self.load()
@@ -182,14 +192,8 @@ class Models:
             missing = acceptance.without_a_trace(journal)
             for model in self._settings.models:
                 self._check_loss(journal, model, out[model.name], accept=accept_loss)
-            if missing is not None and not accept_loss:
-                raise StartRefused(
-                    missing,
-                    "Put the journal's newest copy back, with its log; or go on without what no "
-                    "snapshot has of them, of whatever model: online serve --accept-loss",
-                )
             if missing is not None:
-                self._progress(f"{missing}; what no snapshot has of them is gone")
+                self._progress(_accepted(missing, accept=accept_loss))
             for model in self._settings.models:
                 loaded = out[model.name]
                 if relearn and not accept_loss:
@@ -236,7 +240,8 @@ class Models:
     def chosen(self, loaded: Mapping[str, Loaded]) -> Settings:
         """Return the settings with ``merge: auto`` resolved from the cost of learning.
 
-        If learning took over ``SHARE_MAX`` of a core in the newest snapshot, one process learns.
+        If learning took more than ``SHARE_MAX`` of a core, as the newest snapshot says, one process
+        learns for all replicas.
         """
         models = tuple(self._chosen(model, loaded[model.name]) for model in self._settings.models)
         return self._settings.model_copy(update={"models": models})
@@ -305,7 +310,7 @@ class Models:
         self._check_lineage(journal, model, loaded, fresh=False, relearn=False)
 
     def begin_again(self, journal: Journal, model: str, loaded: Loaded) -> None:
-        """Begin the lineage empty, to relearn the journal; StartRefused if events are lost."""
+        """Begin the lineage empty; a start relearns all.  Raises StartRefused after a loss."""
         chosen = next(one for one in self._settings.models if one.name == model)
         self._check_loss(journal, chosen, loaded, accept=False)
         self._begin_again(journal, model, loaded, None, without=False)
@@ -319,7 +324,10 @@ class Models:
         *,
         without: bool,
     ) -> None:
-        """Publish a snapshot of the ``base`` alone, at the journal's begin or (``without``) end."""
+        """Publish a snapshot that contains only the state of the ``base``, if there is one.
+
+        Its clock stands before every row of the journal, or after all of them with ``without``.
+        """
         lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "sum")
         servers = _servers(self._settings, journal, name, loaded.spec_hash)
         epoch = _next_epoch([store for store, _ in servers], lineage)
@@ -402,7 +410,9 @@ class Models:
             time.sleep(0.05)
 
     def catch_up(self, ask: Callable[[str], dict[str, Any]], wait_s: float | None) -> None:
-        """Wait until the models, unless frozen, have learned what earlier services left.
+        """Wait until the models have learned what earlier services left in the journal.
+
+        A frozen model does not learn and is not waited for.
 
         Parameters:
             ask: Returns a model's status.

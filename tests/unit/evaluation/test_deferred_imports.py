@@ -13,7 +13,7 @@ from types import ModuleType
 
 import pytest
 
-from evaluation.put_off import RIVER, SERVE, PutOff, StandIn, install
+from evaluation.deferred_imports import RIVER, SERVE, DeferredImports, ModulePlaceholder, install
 
 _HEAVY = {"scipy.stats", "scipy.special", "scipy.sparse", "sklearn", "pandas", "pyarrow", "joblib"}
 _MODELS = "from river import compose, drift, linear_model, naive_bayes, optim, preprocessing, tree"
@@ -79,7 +79,7 @@ def test_what_is_used_after_all_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("module", [*RIVER, *SERVE])
-def test_each_module_still_imports_what_is_put_off(module: str) -> None:
+def test_each_module_still_imports_what_is_deferred_imports(module: str) -> None:
     """Else the table names something that has gone, or moved."""
     top = Path(str(importlib.util.find_spec(module.partition(".")[0]).origin)).parent  # type: ignore[union-attr]
     place = top.joinpath(*module.split(".")[1:])
@@ -118,11 +118,11 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_a_stand_in_is_there_only_while_the_module_is_imported(packages: Path) -> None:
-    install(PutOff({"put_off_user": ("put_off_lib",), "put_off_fails": ("put_off_lib",)}))
+    install(DeferredImports({"put_off_user": ("put_off_lib",), "put_off_fails": ("put_off_lib",)}))
     import put_off_user  # type: ignore[import-not-found]
 
     assert "put_off_lib" not in sys.modules
-    assert isinstance(put_off_user.put_off_lib, StandIn)
+    assert isinstance(put_off_user.put_off_lib, ModulePlaceholder)
     with pytest.raises(ZeroDivisionError):
         import put_off_fails  # type: ignore[import-not-found]  # noqa: F401
     assert "put_off_lib" not in sys.modules
@@ -134,7 +134,7 @@ def test_a_stand_in_is_there_only_while_the_module_is_imported(packages: Path) -
 
 
 def test_what_is_imported_already_needs_no_stand_in(packages: Path) -> None:
-    install(PutOff({"put_off_user": ("put_off_lib",)}))
+    install(DeferredImports({"put_off_user": ("put_off_lib",)}))
     import put_off_lib  # type: ignore[import-not-found]
     import put_off_user  # type: ignore[import-not-found]
 
@@ -143,7 +143,7 @@ def test_what_is_imported_already_needs_no_stand_in(packages: Path) -> None:
 
 
 def test_another_thread_gets_the_module_itself(packages: Path) -> None:
-    stand_in = StandIn("put_off_lib")
+    stand_in = ModulePlaceholder("put_off_lib")
     sys.modules["put_off_lib"] = stand_in
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(stand_in.VALUE))
@@ -154,7 +154,7 @@ def test_another_thread_gets_the_module_itself(packages: Path) -> None:
 
 
 def test_a_module_that_does_without(packages: Path) -> None:
-    install(PutOff({"put_off_without": ("put_off_lib",)}, absent=True))
+    install(DeferredImports({"put_off_without": ("put_off_lib",)}, absent=True))
     import put_off_without  # type: ignore[import-not-found]
 
     assert put_off_without.put_off_lib is None

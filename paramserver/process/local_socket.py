@@ -43,7 +43,7 @@ _NONCE: Final = 8
 _PROOF: Final = hashlib.sha256().digest_size
 
 
-class Near:
+class LocalSocketServer:
     """The server's side: passes requests to ``answer``, with one thread for each connection.
 
     Parameters:
@@ -114,7 +114,7 @@ class Near:
             connection.sendall(_LENGTH.pack(len(answer)) + answer)
 
 
-class Line:
+class LocalConnection:
     """The replica's side: one request at a time, on its event loop.
 
     After a failed or cancelled :meth:`ask` the caller must close it.
@@ -124,7 +124,7 @@ class Line:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def to(cls, address: bytes, key: bytes) -> Line:
+    async def to(cls, address: bytes, key: bytes) -> LocalConnection:
         """Connect and verify that the server knows the key.
 
         Raises OSError or EOFError if no server listens there, or another one.
@@ -139,16 +139,16 @@ class Line:
         except BaseException:
             end.close()
             raise
-        line, nonce = cls(reader, writer), secrets.token_bytes(_NONCE)
+        made, nonce = cls(reader, writer), secrets.token_bytes(_NONCE)
         try:
             writer.write(nonce)
             if not hmac.compare_digest(await reader.readexactly(_PROOF), proof(key, nonce)):
                 raise PermissionError("the socket is not the server's")
         except BaseException:
-            line.close()
+            made.close()
             raise
         writer.write(key)
-        return line
+        return made
 
     async def ask(self, request: bytes) -> bytes:
         """Return the server's reply; empty: repeat through Ray.  Raises OSError or EOFError."""

@@ -9,15 +9,15 @@ from typing import Final
 from evaluation.drift.alarm import Alarm, Change, alarm_of
 from evaluation.drift.bins import Bins, fit
 from evaluation.drift.detectors import named, updates
+from evaluation.drift.error_history import ErrorHistory
 from evaluation.drift.errors import ShareUnusable
-from evaluation.drift.past import Past
 
 LEVEL_ROWS: Final = 32
 """Least number of rows of the moving average that decides whether a risen error has fallen back by
 half of the rise; it has at least as many rows as the rise."""
 
 
-class Rising:
+class ErrorRise:
     """Monitors errors in the order in which their labels come.
 
     Parameters:
@@ -34,7 +34,7 @@ class Rising:
         self.raised: Alarm | None = None
         self._detectors = named(detectors)
         self._level = 0.0
-        self._past = Past()
+        self._history = ErrorHistory()
         self._reference_rows = reference_rows
         self._first: list[float] = []
         self._bins: Bins | None = None
@@ -69,7 +69,7 @@ class Rising:
                 changes.append((who, found))
         self._pass(error, rule)
         return [
-            self._alarm(who, found, at) for who, found in changes if self._past.surpassed(found)
+            self._alarm(who, found, at) for who, found in changes if self._history.surpassed(found)
         ]
 
     def add_all(
@@ -85,14 +85,14 @@ class Rising:
                 if found.direction == "up":
                     changes.setdefault(i, []).append((who, found))
         if not changes and self.raised is None:
-            self._past.add_all(errors, rules)
+            self._history.add_all(errors, rules)
             self.rows += len(errors)
             return []
         out: list[tuple[int, Alarm]] = []
         for i, (error, rule) in enumerate(zip(errors, rules, strict=True)):
             self._pass(error, rule)
             for who, found in changes.get(i, ()):
-                if self._past.surpassed(found):
+                if self._history.surpassed(found):
                     out.append((i, self._alarm(who, found, at[i])))
                     self.accept(out[-1][1])
         return out
@@ -103,7 +103,7 @@ class Rising:
             self.raised, self._level = alarm, alarm.after or 0.0
 
     def _pass(self, error: float, rule: float | None) -> None:
-        self._past.add(error, rule)
+        self._history.add(error, rule)
         self.rows += 1
         if (raised := self.raised) is not None:
             self._level += (error - self._level) / max(LEVEL_ROWS, raised.n_after)

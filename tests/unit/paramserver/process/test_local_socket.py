@@ -15,8 +15,8 @@ import pytest
 from paramserver.clients import ray_client
 from paramserver.clients.ray_client import ParameterClient
 from paramserver.errors import ServerUnavailable
-from paramserver.process import near
-from paramserver.process.near import Line, Near
+from paramserver.process import local_socket
+from paramserver.process.local_socket import LocalConnection, LocalSocketServer
 
 WAIT_S = 240.0  # only a test that hangs waits so long
 
@@ -88,23 +88,23 @@ def said(end: socket.socket) -> bytes:
 
 def test_questions_are_answered_one_after_the_other_however_long_the_answer() -> None:
     asked = Asked()
-    server = Near(asked)
+    server = LocalSocketServer(asked)
 
     async def play() -> None:
-        line = await Line.to(*server.way())
-        for request in (b"abc", b"x" * near.MESSAGE_MAX, b"d"):
+        line = await LocalConnection.to(*server.way())
+        for request in (b"abc", b"x" * local_socket.MESSAGE_MAX, b"d"):
             assert await line.ask(request) == request[::-1]
         line.close()
 
     played(play)
-    assert [len(request) for request in asked.requests] == [3, near.MESSAGE_MAX, 1]
+    assert [len(request) for request in asked.requests] == [3, local_socket.MESSAGE_MAX, 1]
 
 
 def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
-    server = Near(Asked())
+    server = LocalSocketServer(Asked())
 
     async def play() -> None:
-        line = await Line.to(*server.way())
+        line = await LocalConnection.to(*server.way())
         assert await line.ask(b"fail") == b""
         assert await line.ask(b"ab") == b"ba"
         line.close()
@@ -115,7 +115,7 @@ def test_what_fails_has_an_empty_answer_and_the_connection_goes_on() -> None:
 @pytest.mark.parametrize("key", [b"\0" * 32, b"short"])
 def test_without_the_key_nothing_is_asked(key: bytes) -> None:
     asked = Asked()
-    with connected(Near(asked).way()) as end:
+    with connected(LocalSocketServer(asked).way()) as end:
         greet(end, key, b"\0\0\0\1a")
         with suppress(OSError):  # closed already
             end.shutdown(socket.SHUT_WR)
@@ -125,16 +125,20 @@ def test_without_the_key_nothing_is_asked(key: bytes) -> None:
 
 def test_with_the_key_the_same_bytes_are_answered() -> None:
     """The control of the test above, and of those below."""
-    server = Near(Asked())
+    server = LocalSocketServer(Asked())
     with connected(server.way()) as end:
         key = server.way()[1]
-        assert greet(end, key, b"\0\0\0\1a") == near.proof(key, NONCE) != near.proof(key, b"")
+        assert (
+            greet(end, key, b"\0\0\0\1a")
+            == local_socket.proof(key, NONCE)
+            != local_socket.proof(key, b"")
+        )
         assert said(end) == b"\0\0\0\1"
 
 
 def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked()
-    server = Near(asked)
+    server = LocalSocketServer(asked)
     monkeypatch.setattr(os, "getuid", lambda: 12_345)
     with connected(server.way()) as end:
         assert greet(end, server.way()[1], b"\0\0\0\1a") == b""
@@ -143,21 +147,21 @@ def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_key_is_not_sent_to_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = Near(Asked())
+    server = LocalSocketServer(Asked())
     monkeypatch.setattr(os, "getuid", lambda: 12_345)
 
     async def play() -> None:
         with pytest.raises(PermissionError, match="another user"):
-            await Line.to(*server.way())
+            await LocalConnection.to(*server.way())
 
     played(play)
 
 
 def test_a_request_beyond_the_bound_is_not_read() -> None:
     asked = Asked()
-    server = Near(asked)
+    server = LocalSocketServer(asked)
     with connected(server.way()) as end:
-        greet(end, server.way()[1], (near.MESSAGE_MAX + 1).to_bytes(4, "big"))
+        greet(end, server.way()[1], (local_socket.MESSAGE_MAX + 1).to_bytes(4, "big"))
         assert said(end) == b""
     assert asked.requests == []
 
@@ -165,8 +169,8 @@ def test_a_request_beyond_the_bound_is_not_read() -> None:
 def test_connections_are_bounded_and_a_closed_one_makes_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
-    server = Near(Asked())
+    monkeypatch.setattr(local_socket, "CONNECTIONS_MAX", 1)
+    server = LocalSocketServer(Asked())
     question = server.way()[1], b"\0\0\0\1a"
     with connected(server.way()) as first:
         greet(first, *question)
@@ -189,10 +193,10 @@ def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
         assert go.wait(WAIT_S)
         return request
 
-    server = Near(answer)
+    server = LocalSocketServer(answer)
 
     async def play() -> None:
-        line = await Line.to(*server.way())
+        line = await LocalConnection.to(*server.way())
         waits = asyncio.ensure_future(line.ask(b"late"))
         await asyncio.to_thread(asks.wait, WAIT_S)
         waits.cancel()
@@ -200,7 +204,7 @@ def test_an_answer_that_nobody_has_waited_for_is_not_the_next_ones() -> None:
             await waits
         line.close()
         go.set()
-        other = await Line.to(*server.way())
+        other = await LocalConnection.to(*server.way())
         assert await other.ask(b"new") == b"new"
         other.close()
 
@@ -225,7 +229,7 @@ def test_the_key_is_not_sent_to_who_does_not_know_it() -> None:
         with end:
             end.settimeout(WAIT_S)
             heard.append(end.recv(8, socket.MSG_WAITALL))
-            end.sendall(near.proof(b"another", heard[0]))
+            end.sendall(local_socket.proof(b"another", heard[0]))
             with suppress(ConnectionError):  # it may be given up at once
                 heard.append(end.recv(64))
 
@@ -233,7 +237,7 @@ def test_the_key_is_not_sent_to_who_does_not_know_it() -> None:
         with listening() as (listener, address):
             answers = asyncio.create_task(asyncio.to_thread(answer, listener))
             with pytest.raises(PermissionError, match="not the server's"):
-                await Line.to(address, b"key")
+                await LocalConnection.to(address, b"key")
             await answers
 
     played(play)
@@ -245,19 +249,19 @@ def test_a_server_that_ends_is_an_error_at_once() -> None:
         end, _ = listener.accept()
         with end:
             end.settimeout(WAIT_S)
-            end.sendall(near.proof(b"key", end.recv(8, socket.MSG_WAITALL)))
+            end.sendall(local_socket.proof(b"key", end.recv(8, socket.MSG_WAITALL)))
             assert end.recv(3, socket.MSG_WAITALL) == b"key"
 
     async def play() -> None:
         with listening() as (listener, address):
             answers = asyncio.create_task(asyncio.to_thread(answer, listener))
-            line = await Line.to(address, b"key")
+            line = await LocalConnection.to(address, b"key")
             await answers
             with pytest.raises((OSError, EOFError)):
                 await line.ask(b"a")
             line.close()
         with pytest.raises(OSError, match="refused"):
-            await Line.to(address, b"key")
+            await LocalConnection.to(address, b"key")
 
     played(play)
 
@@ -265,7 +269,7 @@ def test_a_server_that_ends_is_an_error_at_once() -> None:
 class Client(ParameterClient):
     """A replica's client, whose server answers here instead of in an actor of Ray."""
 
-    def __init__(self, server: Near) -> None:
+    def __init__(self, server: LocalSocketServer) -> None:
         super().__init__("m")
         self.server = server
         self.asked: list[str] = []
@@ -277,7 +281,7 @@ class Client(ParameterClient):
 
 def test_exchanges_go_over_the_connection_once_ray_has_answered_one() -> None:
     async def play() -> None:
-        client = Client(Near(Asked()))
+        client = Client(LocalSocketServer(Asked()))
         assert not client.near
         assert await client.call("sync", WAIT_S, b"abc") == b"by ray"
         assert await client.call("sync", WAIT_S, b"abc") == b"cba"
@@ -285,7 +289,7 @@ def test_exchanges_go_over_the_connection_once_ray_has_answered_one() -> None:
         assert await client.call("sync", WAIT_S, b"de") == b"ed"
         assert client.asked == ["sync", "near"]
         await client.call("status", WAIT_S)
-        await client.call("sync", WAIT_S, b"x" * (near.MESSAGE_MAX + 1))
+        await client.call("sync", WAIT_S, b"x" * (local_socket.MESSAGE_MAX + 1))
         assert client.asked == ["sync", "near", "status", "sync"]
 
     played(play)
@@ -293,7 +297,7 @@ def test_exchanges_go_over_the_connection_once_ray_has_answered_one() -> None:
 
 def test_what_the_connection_fails_is_asked_by_ray() -> None:
     async def play() -> None:
-        client = Client(Near(Asked()))
+        client = Client(LocalSocketServer(Asked()))
         for _ in range(2):
             await client.call("sync", WAIT_S, b"abc")
         assert await client.call("sync", WAIT_S, b"fail") == b"by ray"  # which tells the error
@@ -304,12 +308,12 @@ def test_what_the_connection_fails_is_asked_by_ray() -> None:
 
 def test_a_server_on_another_machine_is_looked_for_seldom(monkeypatch: pytest.MonkeyPatch) -> None:
     async def play() -> None:
-        client = Client(Near(Asked()))
+        client = Client(LocalSocketServer(Asked()))
 
-        async def refused(address: bytes, key: bytes) -> Line:
+        async def refused(address: bytes, key: bytes) -> LocalConnection:
             raise ConnectionRefusedError(address)
 
-        monkeypatch.setattr(Line, "to", refused)
+        monkeypatch.setattr(LocalConnection, "to", refused)
         for _ in range(5):
             assert await client.call("sync", WAIT_S, b"abc") == b"by ray"
         assert client.asked == ["sync", "near", "sync", "sync", "sync", "sync"]
@@ -320,14 +324,14 @@ def test_a_server_on_another_machine_is_looked_for_seldom(monkeypatch: pytest.Mo
 def test_two_exchanges_at_once_leave_one_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_client, "_NEAR_AGAIN_S", 0.0)
     asks, go = threading.Event(), threading.Event()
-    closed: list[Line] = []
-    close = Line.close
+    closed: list[LocalConnection] = []
+    close = LocalConnection.close
 
-    def noted(line: Line) -> None:
+    def noted(line: LocalConnection) -> None:
         closed.append(line)
         close(line)
 
-    monkeypatch.setattr(Line, "close", noted)
+    monkeypatch.setattr(LocalConnection, "close", noted)
 
     def answer(request: bytes) -> bytes:
         if request == b"slow":
@@ -336,25 +340,25 @@ def test_two_exchanges_at_once_leave_one_connection(monkeypatch: pytest.MonkeyPa
         return request
 
     async def play() -> None:
-        client = Client(Near(answer))
+        client = Client(LocalSocketServer(answer))
         for _ in range(2):
             await client.call("sync", WAIT_S, b"a")
-        first = client._line
+        first = client._connection
         slow = asyncio.create_task(client.call("sync", WAIT_S, b"slow"))
         await asyncio.to_thread(asks.wait, WAIT_S)
         assert await client.call("sync", WAIT_S, b"b") == b"b"
-        second = client._line
+        second = client._connection
         assert second is not None
         go.set()
         assert await slow == b"slow"
-        assert (client._line, closed) == (first, [second])
+        assert (client._connection, closed) == (first, [second])
 
     played(play)
 
 
 def test_a_thread_that_can_not_be_started_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "CONNECTIONS_MAX", 1)
-    server, start, failed = Near(Asked()), threading.Thread.start, list[str]()
+    monkeypatch.setattr(local_socket, "CONNECTIONS_MAX", 1)
+    server, start, failed = LocalSocketServer(Asked()), threading.Thread.start, list[str]()
 
     def fails_once(thread: threading.Thread) -> None:
         if not failed and "_serve" in thread.name:
@@ -381,7 +385,7 @@ def test_a_question_that_is_no_longer_waited_for_ends_the_connection() -> None:
         return request
 
     async def play() -> None:
-        client = Client(Near(answer))
+        client = Client(LocalSocketServer(answer))
         for _ in range(2):
             await client.call("sync", WAIT_S, b"a")
         assert client.near

@@ -43,7 +43,7 @@ class _Stretch:
     rule: float
 
 
-class Past:
+class ErrorHistory:
     """Mean errors over stretches of 32 to 1,024 rows, the newest 64 of each length."""
 
     def __init__(self) -> None:

@@ -3,8 +3,8 @@
 River imports scipy's statistics (and with its sample data scikit-learn and pandas) for a few of its
 estimators; Ray Serve imports pandas to write tables as JSON.  That costs a second of CPU time and
 100 MB in each process of the service, and no prediction needs it.  While one of the modules in the
-tables below is being imported, it gets a :class:`StandIn` in place of such a library, or an
-ImportError; all other modules import the library itself.
+tables below is being imported, it gets a :class:`ModulePlaceholder` in place of such a library, or
+an ImportError; all other modules import the library itself.
 """
 
 from __future__ import annotations
@@ -41,34 +41,36 @@ SERVE: Final[Mapping[str, Sequence[str]]] = {"ray.serve._private.utils": ("panda
 """Module of Ray Serve → modules that it works without."""
 
 
-class StandIn(ModuleType):
+class ModulePlaceholder(ModuleType):
     """A placeholder for a module, which is imported at the first use of one of its attributes."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, f"`{name}`, imported when it is used.")
-        self.__dict__["_taken_by"] = threading.get_ident()  # the importing thread, while it imports
+        self.__dict__["_importing_thread"] = (
+            threading.get_ident()
+        )  # the importing thread, while it imports
 
     def __getattr__(self, name: str) -> Any:
         """Return the module's attribute, or a placeholder while a module imports the name."""
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        if self.__dict__["_taken_by"] == threading.get_ident():
-            return _Promise(self, name)
+        if self.__dict__["_importing_thread"] == threading.get_ident():
+            return _DeferredName(self, name)
         if sys.modules.get(self.__name__) is self:  # another thread uses it during the import
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
-    def taken(self) -> None:
+    def finish(self) -> None:
         """End the import: from now on each use goes to the module itself."""
-        self.__dict__["_taken_by"] = None
+        self.__dict__["_importing_thread"] = None
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
 
 
-class _Promise:
+class _DeferredName:
     """A placeholder for a function or object of a module that is imported at its first use."""
 
-    def __init__(self, module: StandIn, name: str) -> None:
+    def __init__(self, module: ModulePlaceholder, name: str) -> None:
         self._module, self._name = module, name
 
     def __call__(self, *args: Any, **named: Any) -> Any:
@@ -78,7 +80,7 @@ class _Promise:
         return getattr(getattr(self._module, self._name), name)
 
 
-class PutOff:
+class DeferredImports:
     """An import finder for the modules of a table, which defers the imports that the table names.
 
     Parameters:
@@ -109,7 +111,7 @@ class _Loader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         others = [name for name in self._others if name not in sys.modules]
-        with absent(others) if self._absent else _stand_ins(others):
+        with absent(others) if self._absent else _placeholders(others):
             super().exec_module(module)
 
 
@@ -137,16 +139,16 @@ def absent(names: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stand_ins(names: Sequence[str]) -> Iterator[None]:
-    made = {name: StandIn(name) for name in names}
+def _placeholders(names: Sequence[str]) -> Iterator[None]:
+    made = {name: ModulePlaceholder(name) for name in names}
     sys.modules.update(made)
     try:
         yield
     finally:
         for one in made.values():
-            one.taken()
+            one.finish()
 
 
-def install(finder: PutOff | _Nowhere) -> None:
+def install(finder: DeferredImports | _Nowhere) -> None:
     """Install this finder before all others in this process."""
     sys.meta_path.insert(0, finder)
