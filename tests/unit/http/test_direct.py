@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 import replica_world as worlds
 import uvicorn
-from online.service.request_heads import Heads
+from online.service.parts.request_heads import Heads
 from test_ordinary import NAMES, event, taught
 from uvicorn.server import ServerState
 
