@@ -14,7 +14,7 @@ from online.learning.counters import DIGEST, event_hash
 from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rows.prediction_ids import event_key
-from online.service.check_state import Models, counted
+from online.service.state.check_state import Models, counted
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path
 from paramserver import errors
