@@ -117,7 +117,7 @@ _GAUGES: Final = {
     "triggers": "Triggers found by the newest search.",
 }
 _COUNTERS: Final = {
-    "predictions": "Rows predicted.",
+    "predictions": "Rows for which a prediction was answered.",
     "choices": "Choices among actions that were answered.",
     "choices_written": "Choices that were written before they were answered.",
     "choices_repeated": "Choices repeated under an id, answered as the first time.",
