@@ -362,7 +362,7 @@ def _state(model: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
     sure = model.get("confidence") or {}
     text = "Share of sets or intervals that contained the label."
     yield "confidence_coverage", text, sure.get("coverage")
-    yield "confidence_level", "Requested coverage.", sure.get("level")
+    yield "confidence_level", "Coverage that was requested.", sure.get("level")
     yield "confidence_size", "Mean number of labels in a set.", sure.get("size")
     yield "confidence_width", "Mean width of an interval.", sure.get("width")
     sharp = model.get("calibration") or {}
