@@ -18,7 +18,8 @@ class Looks:
     """Asks Ray Serve's controller how many replicas run, and why another one does not start.
 
     Serve has one message, which the next event replaces: a failed health check, or a start that
-    takes long.  So the reason is remembered until Serve says that nothing is wrong.
+    takes long.  So the reason is remembered until Serve says that nothing is wrong.  If the service's
+    own process has found one, before a start has failed, it is that.
     """
 
     def __init__(self) -> None:
@@ -31,8 +32,10 @@ class Looks:
         from online.service import origin, rollout
 
         found = serve.status().applications[origin.APP].deployments["Replica"]
-        self._reason = rollout.absent(found.status, found.message, self._reason)
-        return Replicas(found.replica_states.get("RUNNING", 0), self._reason)
+        noted = rollout.noted_absence()
+        self._reason = rollout.absent(found.status, found.message, noted or self._reason)
+        reason = self._reason and (noted or self._reason)
+        return Replicas(found.replica_states.get("RUNNING", 0), reason)
 
 
 def middlewares() -> list[Middleware]:

@@ -432,8 +432,8 @@ class Service:
     # -- stop --------------------------------------------------------------------------------
 
     def tend(self) -> None:
-        """Move a small part of the journal's log into its file: one process does it for all."""
-        self._tending.once(self._settings, self._facts.get("replica_ports"))
+        """Move a part of the journal's log into its file, and look after the processes."""
+        self._tending.once(self._settings, self._facts.get("replica_ports"), self._specs())
 
     def alive(self) -> bool:
         """Whether Ray's own processes run; without them nothing is restarted any more."""

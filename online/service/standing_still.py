@@ -28,9 +28,9 @@ import psutil
 from online import processes
 from online.client.asking import Asking, NoAnswer
 
-_LOOK_MAX_S: Final = 2.0  # counted at most between two looks: the time between may not be ours
+LOOK_MAX_S: Final = 2.0  # counted at most between two looks: the time between may not be ours
 _ANSWER_S: Final = 2.0  # for a replica's HTTP, and for a write to the disk
-_STOPPED: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+STOPPED: Final = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 Process = tuple[int, float]
 """A process for sure: its number, and when it was started (POSIX seconds)."""
@@ -76,7 +76,7 @@ class Standstill:
         if look.holder != self._process:
             self._process, self._stood_s = look.holder, 0.0
         else:
-            self._stood_s += min(now_s - self._looked_s, _LOOK_MAX_S)
+            self._stood_s += min(now_s - self._looked_s, LOOK_MAX_S)
         self._looked_s = now_s
         if self._stood_s < self._bound_s:
             return None
@@ -114,8 +114,8 @@ def look(
     if pid is None or found is None:
         return Look(None, False, False, False)
     with contextlib.suppress(psutil.NoSuchProcess):
-        stands = found.status() in _STOPPED or _silent(found, ports)
-        disk = stands and _writes(folder, clock_s)
+        stands = found.status() in STOPPED or _silent(found, ports)
+        disk = stands and writes(folder, clock_s)
         return Look((pid, found.create_time()), True, stands, disk)
     return Look(None, True, False, False)  # it has ended since
 
@@ -133,7 +133,7 @@ def _silent(process: psutil.Process, ports: range) -> bool:
     return False
 
 
-def _writes(folder: Path, clock_s: Callable[[], float]) -> bool:
+def writes(folder: Path, clock_s: Callable[[], float] = time.monotonic) -> bool:
     """Whether a small file reaches the disk in time.  A disk that never answers is waited for."""
     begun_s, path = clock_s(), folder / f"standstill-{os.getpid()}.tmp"
     try:

@@ -117,7 +117,8 @@ class Limits(Tree):
     standstill_s: float | None = Field(
         10,
         ge=1,
-        description="a process of the service that stands still and holds the journal is ended",
+        description="a process of the service that is stopped, or holds the journal and does not "
+        "answer, is ended",
     )
     retain_mb: int = Field(64, ge=1, description="deltas kept until a snapshot has them")
     disk_low_mb: int = Field(256, ge=0, description="free space below which feedback is refused")
