@@ -18,8 +18,8 @@ class Looks:
     """Asks Ray Serve's controller how many replicas run, and why another one does not start.
 
     Serve has one message, which the next event replaces: a failed health check, or a start that
-    takes long.  So the reason is remembered until Serve says that nothing is wrong.  If the service's
-    own process has found one, before a start has failed, it is that.
+    takes long.  So the reason is remembered until Serve says that nothing is wrong.  Where the
+    service's own process has found one, it is that.
     """
 
     def __init__(self) -> None:
