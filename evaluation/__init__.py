@@ -1,4 +1,4 @@
-"""Judging learners on streams: prequential metrics beside honest baselines."""
+"""Evaluation of learners on streams: prequential metrics beside simple baselines, and drift."""
 
 from evaluation.put_off import RIVER, PutOff, install
 

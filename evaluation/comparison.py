@@ -1,27 +1,27 @@
-"""Two models on the same rows: which one is better, looked at whenever one likes.
+"""Compares two models on the same rows by a confidence sequence, valid at any number of rows.
 
-An interval that is right at one fixed number of rows is wrong somewhere on the way much more
-often: who looks at every row and stops at the first difference finds one between equal models in
-half of all cases.  A confidence sequence covers at *all* rows at once with its probability, so it
-may be looked at, and acted on, at any time.
+A confidence interval for one fixed number of rows misses at some earlier number much more often:
+testing after every row and stopping at the first difference finds one between equal models in half
+of all cases.  A confidence sequence covers at *all* numbers of rows at once with its probability,
+so it may be inspected, and acted on, at any time.
 
-What is covered is the running mean of the differences' expectations, each given the past:
-(1/t) Σ E[d_i | what was known before d_i], d_i the score of A on a row minus that of B.  So no
-stationarity is assumed: under drift it is the average advantage so far, not a constant (Choe and
+It covers the running mean of the conditional expectations of the differences,
+(1/t) Σ E[d_i | the past before d_i], where d_i is the score of A on a row minus that of B.  So no
+stationarity is assumed: under drift this is the average advantage so far, not a constant (Choe and
 Ramdas, *Comparing sequential forecasters*, arXiv:2110.00115, theorem 2).  The bound is the
-empirical Bernstein one with polynomial stitching (Howard et al. 2021, *Time-uniform,
+empirical Bernstein bound with polynomial stitching (Howard et al. 2021, *Time-uniform,
 nonparametric, nonasymptotic confidence sequences*, equation 10), for differences within c / 2::
 
-    |mean of d − what is covered| ≤ u(V) / t,   V = Σ (d_i − m_{i−1})²,
+    |mean of d − covered mean| ≤ u(V) / t,   V = Σ (d_i − m_{i−1})²,
     u(v) = √(k1² v l + (k2 c l)²) + k2 c l,     l(v) = 1.4 ln ln(2v) + ln(3.1055 / (a ln(2)^1.4)),
-    k1 = (2^¼ + 2^−¼) / √2,  k2 = (√2 + 1) / 2,  v ≥ 1,  a = half of alpha: one for each side,
+    k1 = (2^¼ + 2^−¼) / √2,  k2 = (√2 + 1) / 2,  v ≥ 1,  a = alpha / 2 for each side,
 
-m_{i−1} the mean of the differences before.  Rows, their sum and V are counters that add up: a
-replica centres on the mean that it knows before the row, its own or with others' rows that were
-merged, and the theorem asks no more.
+where m_{i−1} is the mean of the differences before.  The number of rows, their sum and V are
+counters that add up over replicas: each replica centres on the mean that it knows before the row,
+from its own or merged rows, which is all that the theorem requires.
 
-Rows whose labels come late are compared in the order in which the labels come; what is covered is
-then given the labels that came before, not those known when the row was asked.
+Rows with delayed labels are compared in the order in which the labels come.  The expectations are
+then conditional on the labels that came before, not on those known at the time of the prediction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Better = Literal["a", "b"]
 
 _ETA: Final = 2.0
 _S: Final = 1.4
-_ZETA: Final = 3.1055  # of _S
+_ZETA: Final = 3.1055  # Riemann zeta function at _S
 _K1: Final = (_ETA**0.25 + _ETA**-0.25) / math.sqrt(2.0)
 _K2: Final = (math.sqrt(_ETA) + 1.0) / 2.0
 _LOG_ETA: Final = math.log(_ETA)
@@ -45,14 +45,14 @@ _LOG_ETA: Final = math.log(_ETA)
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A − B after ``n`` rows.
+    """The result of comparing A with B on ``n`` rows.
 
     Attributes:
-        mean: Mean difference of the scores; None before the first row.
-        interval: Covers at this and all other numbers of rows with probability 1 − alpha; cut to
-            what is possible.
-        better: The one that is better on the average so far; None: not decided.
-        lacking: Why it is not enough to judge by; empty if it is.
+        mean: Mean of score A − score B; None before the first row.
+        interval: Covers at this and all other numbers of rows with probability 1 − alpha; clipped
+            to possible values.
+        better: The model that is better on average so far; None: undecided.
+        lacking: Reasons why the data do not suffice; empty if they do.
     """
 
     n: int
@@ -67,8 +67,8 @@ class Comparison:
 
     Parameters:
         alpha: Probability that the interval ever misses, in (0, 1).
-        bound: Differences are in [−bound, bound]; 1 for right and wrong and for Brier scores of
-            binary tasks.  A loss without a bound has to be cut first.
+        bound: Differences are in [−bound, bound]; 1 for 0/1 scores and for Brier scores of binary
+            tasks.  Unbounded losses have to be clipped first.
     """
 
     def __init__(self, alpha: float = 0.05, bound: float = 1.0) -> None:
@@ -80,9 +80,9 @@ class Comparison:
         self.counters: dict[str, float] = {"pairs": 0, "sum": 0.0, "squares": 0.0}
 
     def add(self, a: float, b: float) -> dict[str, float]:
-        """The scores of a row, more is better; returns what they add to the counters.
+        """Add the two scores of a row (higher is better); return the increments of the counters.
 
-        Raises ValueError if they differ by more than the bound, or are no numbers.
+        Raises ValueError if they differ by more than the bound, or are NaN.
         """
         d = (a - b) / self._bound
         if not -1.0 <= d <= 1.0:
@@ -99,7 +99,7 @@ class Comparison:
             self.counters[name] += counters.get(name, 0)
 
     def now(self) -> Compared:
-        """Return what can be said of the two models now."""
+        """Return the present result of the comparison."""
         n = int(self.counters["pairs"])
         if not n:
             return Compared(0, None, None, None, ("no row was compared",))
@@ -113,9 +113,10 @@ class Comparison:
 
 
 def radius(squares: float, alpha: float, scale: float = 2.0) -> float:
-    """u(V) of the module's formula, with alpha / 2 a side.
+    """Return u(V) of the module's formula, with alpha / 2 for each side.
 
-    ``scale``: c, which is 2 for differences in [−1, 1].
+    Parameters:
+        scale: c in the formula, 2 for differences in [−1, 1].
     """
     v = max(squares, 1.0)
     level = _S * math.log(math.log(_ETA * v)) + math.log(_ZETA / (alpha / 2.0 * _LOG_ETA**_S))

@@ -1,15 +1,15 @@
-"""Gradient descent through linear layers with rectifiers between them, without autograd.
+"""Gradient descent for multilayer perceptrons with ReLU, without autograd.
 
-The gradient of n rows by a layer's weights is a product of two thin matrices: it is added to the
-weights as that product, in one call, and never held.  Its length comes from the products of the n
-rows with each other (after Goodfellow, "Efficient per-example gradient computations", 2015, eq. 2,
-with the rows' sum in place of single rows):
+The gradient of a layer's weights over n rows is a product of two thin matrices.  It is added to the
+weights by one call (addmm) and never stored.  Its norm is computed from the inner products of the n
+rows (after Goodfellow, "Efficient per-example gradient computations", 2015, eq. 2, for the sum of
+the rows instead of single rows):
 
     |Dᵀ A|² + |Dᵀ 1|² = Σᵢⱼ (D Dᵀ)ᵢⱼ (A Aᵀ + 1)ᵢⱼ
 
-for A (n, inputs), what the layer was given, and D (n, outputs), the gradient at what it gave.  With
-318,010 weights and one row a step takes two fifths of what autograd and torch's optimizer take,
-with 40 rows three quarters; the weights are the same but for rounding.
+where A (n, inputs) is the layer's input and D (n, outputs) the gradient at its output.  With
+318,010 weights, a step with one row takes two fifths of the time of autograd and torch's optimizer,
+and with 40 rows three quarters; the resulting weights are equal up to rounding.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CANCELLED: Final = 1e-3
 
 
 class DenseLayers:
-    """The layers of a module, which are learned in place.
+    """The linear layers of a module, whose parameters are updated in place.
 
     Parameters:
-        linears: In their order, each with a bias; a rectifier follows each but the last.
+        linears: Layers in order, each with a bias; each but the last is followed by a ReLU.
 
     Attributes:
         parameters: Weights and biases.
@@ -42,14 +42,14 @@ class DenseLayers:
 
     @classmethod
     def of(cls, module: nn.Module) -> DenseLayers | None:
-        """Those of a ``Sequential`` of nothing else; None: the module is something else."""
+        """Return the layers of a ``Sequential`` of such layers; None for any other module."""
         parts = list(module) if type(module) is nn.Sequential else []
         linears = [part for part in parts[::2] if type(part) is nn.Linear]
         if len(parts) % 2 == 0 or len(linears) != len(parts[::2]):
             return None
         if any(type(part) is not nn.ReLU for part in parts[1::2]):
             return None
-        if len(list(module.parameters())) < 2 * len(linears):  # one of them stands in two places
+        if len(list(module.parameters())) < 2 * len(linears):  # some layers share parameters
             return None
         if not all(map(_is_plain, linears)):
             return None
@@ -58,7 +58,7 @@ class DenseLayers:
         return cls(linears)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Outputs (n, outputs) of rows (n, inputs), which are kept for :meth:`descend`."""
+        """Return outputs (n, outputs) for rows (n, inputs); keep activations for `descend`."""
         self._given, last = [x], len(self._weights) - 1
         with torch.no_grad():
             for i, (bias, turned) in enumerate(zip(self._biases, self._turned, strict=True)):
@@ -69,11 +69,15 @@ class DenseLayers:
         return x
 
     def descend(self, slope: Tensor, rate: float, longest: float = 0.0) -> float:
-        """A step down the gradient; its length.
+        """Take one gradient step; return the norm of the gradient.
 
-        ``slope`` (n, outputs): of the loss at the outputs of the last :meth:`forward`.  A gradient
-        longer than ``longest`` is shortened to that (0: none is).  If the length is not finite
-        nothing is learned.
+        If the norm is not finite, nothing is changed.
+
+        Parameters:
+            slope: Gradient of the loss by the outputs of the last :meth:`forward`, shape
+                (n, outputs).
+            rate: Learning rate.
+            longest: Norm to which longer gradients are clipped; 0: no clipping.
         """
         with torch.no_grad():
             slopes = [slope]
@@ -92,17 +96,17 @@ class DenseLayers:
 
 
 def _square(slope: Tensor, given: Tensor) -> float:
-    """Square of the length of a layer's gradient."""
+    """Return the squared norm of a layer's gradient."""
     terms = torch.mm(given, given.t()).add_(1.0).mul_(torch.mm(slope, slope.t()))
     square = float(terms.sum())
-    # rows that nearly cancel each other leave the rounding of their products
+    # if rows nearly cancel each other, mostly rounding errors are left: compute it directly
     if not square > _CANCELLED * float(terms.abs_().sum()):
         square = float(torch.mm(slope.t(), given).square_().sum() + slope.sum(0).square_().sum())
     return square
 
 
 def _is_plain(layer: nn.Linear) -> bool:
-    """Whether it learns its weights and a bias, and nothing else makes them."""
+    """Return whether the layer has a weight and a bias that are plain trainable parameters."""
     numbers = (torch.float32, torch.float64)  # products of half precision overflow
     if layer.bias is None or set(layer._parameters) != {"weight", "bias"}:
         return False
@@ -110,6 +114,6 @@ def _is_plain(layer: nn.Linear) -> bool:
 
 
 def _is_hooked(part: nn.Module) -> bool:
-    """Whether something else is to happen when it answers or learns."""
+    """Return whether the module has forward or backward hooks."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     return any(getattr(part, name, None) for name in hooks)

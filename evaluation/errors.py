@@ -1,4 +1,4 @@
-"""These errors say what can go wrong when learners are judged."""
+"""The errors of this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class EvaluationError(Refusal):
 
 
 class StreamUnusable(EvaluationError):
-    """A stream that can't be opened or read: its name or path, what is wrong, what to do."""
+    """A stream cannot be opened or read: its name or path, the problem, the remedy."""
 
     stream: str
     problem: str
@@ -19,7 +19,7 @@ class StreamUnusable(EvaluationError):
 
 
 class TableUnusable(EvaluationError):
-    """A table that can't be reported on: file, column (None: all), what is wrong, what to do."""
+    """A table cannot be evaluated: file, column (None: all), the problem, the remedy."""
 
     file: str
     column: str | None
@@ -32,7 +32,7 @@ class TableUnusable(EvaluationError):
 
 
 class LearnerFailed(EvaluationError):
-    """A learner raised at a row (counted from 0): which verb, and what it raised."""
+    """A learner raised at a row (counted from 0): ``verb`` is what it was doing."""
 
     row: int
     verb: str

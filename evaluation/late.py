@@ -1,4 +1,4 @@
-"""Rows whose labels are awaited: when each was asked, and when its label comes."""
+"""A queue of predictions that wait for their delayed labels."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Moment = str | Callable[[Features], Any]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A row that was asked: what was answered, and what the baselines would have said.
+    """A row with its prediction, and with the baselines' predictions at the same time.
 
-    ``shown`` are the features as the learner gets them.
+    ``shown`` are the features that the learner gets, without columns of times.
     """
 
     place: int
@@ -34,7 +34,11 @@ class Asked:
 
 
 class Line:
-    """Rows whose labels are awaited, by the time when they come."""
+    """Rows that wait for their labels, ordered by the times at which the labels come.
+
+    Parameters:
+        delay, moment, waiting_max: See :func:`evaluation.prequential.prequential`.
+    """
 
     def __init__(self, delay: Delay, moment: Moment | None, waiting_max: int) -> None:
         self._delay = _delay(delay)
@@ -48,7 +52,7 @@ class Line:
         return len(self._heap)
 
     def moment(self, place: int, features: Features) -> Any:
-        """The row's time.  Raises StreamUnusable if it is before that of the row before."""
+        """Return the row's time.  Raises StreamUnusable if it is before the previous row's."""
         if self._moment is None:
             return place
         now: Any
@@ -72,19 +76,19 @@ class Line:
         return now
 
     def without_times(self, features: Features) -> Features:
-        """The row without columns of times; the very row if it has none."""
+        """Return the features without columns of times; the same object if there are none."""
         times = [name for name in self._columns if is_time(features.get(name))]
         if not times:
             return features
         return {name: value for name, value in features.items() if name not in times}
 
     def put(self, now: Any, row: Asked) -> bool:
-        """Await the row's label; False if it never comes."""
+        """Queue the row until its label comes; return False if it never comes."""
         wait = instant(self._delay(row.features, row.label))
         if wait is None:
             return False
         try:
-            at_once = isinstance(wait, int) and wait == 0  # whatever moments are measured in
+            at_once = isinstance(wait, int) and wait == 0  # 0 is valid for times of any type
             when = wait if isinstance(wait, datetime) else now if at_once else now + wait
             good = bool(when >= now)
         except TypeError:
@@ -105,9 +109,9 @@ class Line:
         return True
 
     def until(self, now: Any) -> Iterable[tuple[Any, Asked]]:
-        """Take out the rows whose labels are known at ``now``; None: all, in their order.
+        """Remove and yield the rows whose labels are known at ``now`` (None: all), in order.
 
-        With each, when its label came.
+        Each comes with the time of its label.
         """
         heap = self._heap
         while heap and (now is None or heap[0][0] <= now):
@@ -128,14 +132,14 @@ def _delay(delay: Delay) -> Callable[[Features, Label], Any]:
 
 
 def is_time(value: object) -> bool:
-    """Whether a value is a date, a date and time, or a text: no feature, where it says when."""
+    """Return whether a value of a time column is a date, a duration or text, so no feature."""
     return isinstance(value, date | str | timedelta) or hasattr(value, "astype")
 
 
 def instant(value: Any) -> Any:
-    """A time that can be compared: of a date its midnight, of a text what it spells.
+    """Convert a value to a comparable time: dates to midnight, text by ISO 8601.
 
-    numpy's and pandas' times are Python's; everything else is left as it is.
+    Times of numpy and pandas are converted to Python's; other values are returned unchanged.
     """
     if isinstance(value, str):
         try:
@@ -150,7 +154,7 @@ def instant(value: Any) -> Any:
 
 
 def seconds(when: Any) -> float | None:
-    """POSIX seconds of a moment, in UTC if it names no zone; None if it is no time."""
+    """Return a time as POSIX seconds, assuming UTC without a zone; None if it is no time."""
     if isinstance(when, datetime):
         return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
     return float(when) if isinstance(when, int | float) else None

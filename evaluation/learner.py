@@ -1,7 +1,7 @@
-"""Anything is judged that answers for a row and then learns its label, as river's models do.
+"""The interface of learners that can be evaluated, which is that of river's models.
 
-A classifier has ``predict_proba_one(x)``, or ``predict_one(x)`` alone if it knows no probabilities;
-a regressor has ``predict_one(x)``.  All have ``learn_one(x, y)``.
+A classifier has ``predict_proba_one(x)``, or only ``predict_one(x)`` if it has no probabilities; a
+regressor has ``predict_one(x)``.  All have ``learn_one(x, y)``.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from replay.example import Features, Label
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer is what a learner answered for a row.
+    """A learner's prediction for a row.
 
     Attributes:
-        label: Label, or number in regression; None if it knew nothing.
-        probabilities: Of each label that it knows; None if it gave none.
-        usable: False if what it said is no finite number or no probabilities: ``label`` is None
-            then.
+        label: The label, or a number in regression; None if the learner made no prediction.
+        probabilities: Probability of each label that the learner knows, or None.
+        usable: False if the prediction was not a finite number or not probabilities; then
+            ``label`` is None.
     """
 
     label: Label | None
@@ -33,7 +33,7 @@ class Answer:
 
 @runtime_checkable
 class Learner(Protocol):
-    """The least that is judged; the verbs that answer are looked up by task."""
+    """The minimal interface; the prediction methods are looked up by task."""
 
     def learn_one(self, x: Features, y: Label) -> object:
         """Learn a row with its label."""
@@ -41,16 +41,16 @@ class Learner(Protocol):
 
 @runtime_checkable
 class Remembering(Protocol):
-    """A learner that is told again, with the label, what it answered; late labels need that.
+    """A learner that gets notes on its prediction back with the label, for delayed labels.
 
-    Notes are its own business: they are kept with the row and handed back.
+    Notes are opaque: they are stored with the row and passed back.
     """
 
     def answer_noted(self, x: Features) -> tuple[Answer, object]:
-        """Answer for a row, and what to hand back with its label.  Changes nothing."""
+        """Return the prediction for a row, and notes to pass back.  Changes nothing."""
 
     def learn_noted(self, x: Features, y: Label, notes: object) -> object:
-        """Learn a row with the notes of its answer."""
+        """Learn a row with the notes on its prediction."""
 
 
 Ask = Callable[[Features], tuple[Answer, object]]
@@ -58,9 +58,9 @@ Learn = Callable[[Features, Label, object], object]
 
 
 def verbs(learner: Any, task: Task) -> tuple[Ask, Learn]:
-    """How the learner is asked and taught, chosen once for all rows.
+    """Return functions that predict and learn a row with this learner.
 
-    Raises TypeError if it is none, and says which verb is missing.
+    Raises TypeError that names the missing method.
     """
     if isinstance(learner, Remembering):
         return learner.answer_noted, learner.learn_noted
@@ -87,9 +87,9 @@ def verbs(learner: Any, task: Task) -> tuple[Ask, Learn]:
 
 
 def by_shares(task: Task, shares: Mapping[Label, float]) -> Answer:
-    """The label of the greatest probability, the first of several; nothing of none.
+    """Return an answer with the most probable label (the first one if there are several).
 
-    In a binary task labels are taken as True and False, whatever 0 and 1 they are.
+    In a binary task labels equal to 0 and 1 become False and True.
     """
     if not shares:
         return Answer(None)
@@ -101,7 +101,7 @@ def by_shares(task: Task, shares: Mapping[Label, float]) -> Answer:
 
 
 def by_value(task: Task, value: Any) -> Answer:
-    """A label without probabilities, or a number."""
+    """Return an answer with a label without probabilities, or a number."""
     if value is None:
         return Answer(None)
     if task == "regression":

@@ -1,39 +1,39 @@
-"""Prequential metrics as counters that add up, beside the baselines of the same rows.
+"""Prequential metrics of a model and of baselines on the same rows, as additive counters.
 
-Every row is judged by what was answered *before* its label was known (Gama et al. 2013, *On
-evaluating stream learning algorithms*).  :func:`increments` says what one row adds; sums of them,
-over rows and over replicas, are read by :func:`summarise`.  So a count block carries all metrics
-exactly, whatever the order of the merges.
+Each row is scored by the prediction made *before* its label was known (Gama et al. 2013, *On
+evaluating stream learning algorithms*).  :func:`increments` returns what one row adds to the
+counters; :func:`summarise` computes the metrics from sums of them over rows and replicas.  So a
+count block carries all metrics exactly, whatever the order of merges.
 
 =================== ==========================================================================
-counter             adds, for a row that was predicted (the label counts: for each row)
+counter             increment for each row with a prediction (``label/``: for every row)
 =================== ==========================================================================
 ``n``               1
 ``correct``         1 if the predicted label was right
-``majority_correct`` 1 if the most frequent label so far was
-``no_change_correct`` 1 if the newest label known at the prediction was
+``majority_correct`` 1 if the most frequent label so far was right
+``no_change_correct`` 1 if the newest label known at the prediction was right
 ``log_loss``        −ln p(label), p clipped to [1e-15, 1]; ``log_n`` counts these rows
 ``label/<json>``    1 for the label with this JSON text
 ``abs_error``, ``squared_error``, ``mean_abs_error``, ``last_abs_error`` (regression)
                     errors of the model, of the mean so far and of the newest target
-``target_n``, ``target_sum`` (regression) 1 and the target, for each row
-``unusable``        1 for an answer that is no finite number, or no probabilities
+``target_n``, ``target_sum`` (regression) 1 and the target, for every row
+``unusable``        1 for a prediction that is no finite number, or no probabilities
 =================== ==========================================================================
 
-:func:`details` adds what the other metrics need, each of them a count or a sum as well:
+:func:`details` returns increments for the other metrics, which are counts or sums as well:
 
 ===================== ========================================================================
-``asked``, ``unanswered``  1 for a row that was asked; 1 if the model answered nothing
-``pair/<json>\t<json>`` 1 for the pair of label and answer (``pair/<json>\t``: no answer)
-``score/<bin>/<0|1>`` 1 in the histogram of scores: binary, the probability of True among rows of
-                      label 0 or 1; multiclass, that of the answer, where it was wrong or right
+``asked``, ``unanswered``  1 for a row with a request; 1 if the model made no prediction
+``pair/<json>\t<json>`` 1 for the pair of label and prediction (``pair/<json>\t``: none)
+``score/<bin>/<0|1>`` 1 in the histogram of scores: binary, the probability of True, by label 0 or
+                      1; multiclass, that of the predicted label, by wrong (0) or right (1)
 ``sum/<tenth>``       the score, by tenths of it
-``brier``             squared error of the probabilities; its rows are ``log_n``
-``y_sum``, ``y_squares`` (regression) the target and its square, for rows that were predicted
+``brier``             squared error of the probabilities; ``log_n`` counts its rows
+``y_sum``, ``y_squares`` (regression) the target and its square, for rows with a prediction
 ===================== ========================================================================
 
-A histogram of scores is all that the area under the ROC curve and the calibration error need, in
-bounded memory, and those of replicas and of periods add up.  :mod:`evaluation.summary` reads it.
+From the histogram of scores the area under the ROC curve and the calibration error are computed in
+bounded memory; histograms of replicas and periods add up.  See :mod:`evaluation.summary`.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ from replay.example import Label, label_of, label_text
 Task = Literal["binary", "multiclass", "regression"]
 
 COUNTERS_MAX: Final = 10_000
-"""Different counters of a span; what would be one more is counted as ``folded``.
+"""Greatest number of counters of a span; further ones are counted as ``folded``.
 
-Only labels can be so many: pairs of them, of a hundred labels.
+Only pairs of more than a hundred labels can be so many.
 """
 ROUNDING: Final = 1e-6
-"""So far outside [0, 1] a probability may be."""
+"""How far outside [0, 1] a probability may be."""
 
 _LABEL: Final = "label/"
 PAIR: Final = "pair/"
 SCORE: Final = "score/"
 LOG_CLIP: Final = 1e-15
-"""Least probability of a label in the log loss."""
+"""Least probability in the log loss."""
 
 _TAIL: Final = tuple(10 ** (-2 - j / 4) for j in range(16, 0, -1))
 EDGES: Final = (*_TAIL, *(i / 100 for i in range(1, 100)), *(1 - e for e in reversed(_TAIL)))
-"""Of the bins of scores: hundredths, and four a decade from .01 down to 1e-6, at both ends."""
+"""Edges of the bins of scores: hundredths, and four per decade from .01 to 1e-6 at both ends."""
 
 _TENTHS: Final = tuple(min(int(round(low * 100, 6) // 10), 9) for low in (0.0, *EDGES))
 _SCORES: Final = tuple((f"score/{i}/0", f"score/{i}/1") for i in range(len(EDGES) + 1))
@@ -81,16 +81,16 @@ def increments(
     majority: Label | None,
     asked: bool | None = None,
 ) -> dict[str, float]:
-    """Return what one row adds to the counters.
+    """Return the increments of the counters for one row.
 
     Parameters:
-        predicted: Label or number that the model answered; None if it was not asked or knew
-            nothing, and then the row is no part of any score.
-        probabilities: Of each label by its JSON text.  Those of fewer than two labels give no log
-            loss: a model without probabilities is written as one label with 1.
-        no_change: The newest label known when the model was asked.
+        predicted: The predicted label or number; None without a prediction, and then the row counts
+            in no score.
+        probabilities: Probability of each label by its JSON text.  With fewer than two labels there
+            is no log loss: a model without probabilities is recorded as one label with 1.
+        no_change: The newest label known at the time of the prediction.
         majority: :func:`majority` of the counters before this row.
-        asked: True: a classifier that answered nothing was wrong.
+        asked: True: a classifier without a prediction was wrong.
     """
     if task == "regression":
         return _regression(float(label), predicted, no_change, majority)
@@ -104,7 +104,7 @@ def increments(
     out["no_change_correct"] = int(no_change is not None and no_change == label)
     if probabilities is not None and len(probabilities) > 1:
         p = probabilities.get(text, 0.0)
-        if not p <= 1.0 + ROUNDING:  # NaN too: one of them would be the sum for ever
+        if not p <= 1.0 + ROUNDING:  # also NaN, which would make the sum NaN for ever
             out["unusable"] = 1
             return out
         out["log_n"] = 1
@@ -125,7 +125,7 @@ def _regression(
     out["n"] = 1
     out["abs_error"] = error
     out["squared_error"] = error * error
-    # Before the first label both baselines know as much as a model that has seen none: 0.
+    # Before the first label both baselines predict 0, as an untrained model does.
     out["mean_abs_error"] = abs(float(mean or 0.0) - target)
     out["last_abs_error"] = abs(float(last or 0.0) - target)
     return out
@@ -138,7 +138,7 @@ def details(
     predicted: Label | None,
     probabilities: Mapping[str, float] | None,
 ) -> dict[str, float]:
-    """Return what one asked row adds beside :func:`increments`; parameters as there."""
+    """Return further increments for one row with a request; parameters as of `increments`."""
     if task == "regression":
         out: dict[str, float] = {"asked": 1}
         if predicted is None:
@@ -169,22 +169,22 @@ def details(
 
 
 def place_of_score(score: float) -> tuple[str, str, str]:
-    """Counters of a score in [0, 1]: its bin by outcome, false and true, and its tenth's sum."""
+    """Return the counters of a score in [0, 1]: bin with outcome 0, with 1, and sum by tenth."""
     return _PLACES[bisect_right(EDGES, score)]
 
 
 def pair_counter(label: str, said: str) -> str:
-    """Name of the counter of rows with this label and this answer, both JSON texts."""
+    """Return the name of the counter for this label and prediction (JSON texts)."""
     return f"{PAIR}{label}\t{said}"
 
 
 def usable(probabilities: Mapping[str, float]) -> bool:
-    """Whether all of them are in [0, 1], up to rounding; NaN is not."""
+    """Return whether all probabilities are in [0, 1] up to rounding; NaN is not."""
     return all([-ROUNDING <= p <= 1.0 + ROUNDING for p in probabilities.values()])
 
 
 def add(counters: dict[str, float], increments: Mapping[str, float]) -> None:
-    """Add a row's counters, or those of other rows, to a span's."""
+    """Add increments, or other rows' counters, to counters in place."""
     for name, value in increments.items():
         if name in counters or len(counters) < COUNTERS_MAX:
             counters[name] = counters.get(name, 0) + value
@@ -193,7 +193,7 @@ def add(counters: dict[str, float], increments: Mapping[str, float]) -> None:
 
 
 class Majority:
-    """:func:`majority`, kept up to date row by row: it costs no walk over all counters."""
+    """:func:`majority` maintained row by row, without iterating over all counters."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
@@ -209,29 +209,30 @@ class Majority:
             self._best, self._most = text, n
 
     def label(self) -> Label | None:
-        """The most frequent label so far; None before the first."""
+        """Return the most frequent label so far; None before the first."""
         return label_of(self._best) if self._most else None
 
 
 def label_counter(label: str) -> str:
-    """Name of the counter of the label with this JSON text."""
+    """Return the name of the counter of the label with this JSON text."""
     return _LABEL + label
 
 
 def is_label(counter: str) -> bool:
-    """Whether it counts a label."""
+    """Return whether the counter counts a label."""
     return counter.startswith(_LABEL)
 
 
 def label_in(counter: str) -> str:
-    """JSON text of the label that it counts."""
+    """Return the JSON text of the label that the counter counts."""
     return counter[len(_LABEL) :]
 
 
 def majority(task: Task, counters: Mapping[str, float]) -> Label | None:
-    """The most frequent label so far, or the mean of the targets; None before the first.
+    """Return the most frequent label so far, or the mean of the targets; None before the first.
 
-    Of equally frequent labels the one whose JSON text comes first, in every replica.
+    Among equally frequent labels it is the one whose JSON text is first in order, so that all
+    replicas agree.
     """
     if task == "regression":
         n = counters.get("target_n", 0)
@@ -246,15 +247,15 @@ def majority(task: Task, counters: Mapping[str, float]) -> Label | None:
 
 
 def summarise(task: Task, counters: Mapping[str, float]) -> dict[str, float | None]:
-    """The metrics of summed counters; None where there is nothing to divide by.
+    """Return the metrics of summed counters; None where there is nothing to divide by.
 
     Classification: ``n``, ``accuracy``, ``majority``, ``no_change``, ``kappa_m``, ``kappa_t`` and
-    ``log_loss`` (nats).  ``majority`` and ``no_change`` are the accuracies of these rules on the
-    same rows, kappa_M = (p − p_majority) / (1 − p_majority) and kappa_T likewise with no-change
+    ``log_loss`` (nats).  ``majority`` and ``no_change`` are the accuracies of these baselines on
+    the same rows, kappa_M = (p − p_majority) / (1 − p_majority) and kappa_T likewise with no-change
     (Bifet et al. 2015, *Efficient online evaluation of big data stream classifiers*).
 
-    Regression: ``n``, ``mae``, ``rmse``, ``mean_mae`` and ``last_mae`` (the baselines' MAE), in
-    the target's unit.
+    Regression: ``n``, ``mae``, ``rmse``, ``mean_mae`` and ``last_mae`` (the baselines' MAE), in the
+    target's unit.
     """
     n = counters.get("n", 0)
     if task == "regression":

@@ -1,8 +1,8 @@
-"""Values of a policy that was not the one served, from the log of the one that was.
+"""Off-policy evaluation: estimates the value of one policy from the log of another.
 
-A row of the log is a choice: the reward of the chosen action, and for each action the probability
-with which it was served and with which the judged policy would have chosen it, and what a model
-expected of it when it was asked.  With w = target / logged probability of the chosen action:
+A row of the log is a choice: the reward of the chosen action, and for each action its probability
+under the served (logged) and the evaluated (target) policy, and a model's expected reward q at the
+time of the choice.  With w = target / logged probability of the chosen action:
 
 ====== ================================================== =========================================
 ips    mean of w · r                                      Horvitz and Thompson 1952
@@ -10,19 +10,19 @@ snips  Σ w · r / Σ w                                      Swaminathan and Joa
 dr     mean of w · (r − q(a)) + Σ_b target(b) · q(b)      Dudík, Langford and Li 2011
 ====== ================================================== =========================================
 
-The interval covers the running mean of the judged policy's value, (1/t) Σ E[reward had it chosen |
-what was known before], at all rows at once with probability 1 − alpha, whatever the weights are.
-It is built on the doubly robust pseudo-outcomes of Waudby-Smith, Wu, Ramdas, Karampatziakis and
-Mineiro, *Anytime-valid off-policy inference for contextual bandits* (arXiv:2210.10768): q is cut,
+The interval covers the running mean of the target policy's value, (1/t) Σ E[its reward | the past],
+at all rows at once with probability 1 − alpha, whatever the weights are.  It is based on the doubly
+robust pseudo-outcomes of Waudby-Smith, Wu, Ramdas, Karampatziakis and Mineiro, *Anytime-valid
+off-policy inference for contextual bandits* (arXiv:2210.10768).  q is clipped,
 q'(b) = min(q(b), K · logged(b) / target(b)), so that no pseudo-outcome is below −K, and
 
     ξ = (w · (r − q'(a)) + Σ_b target(b) · q'(b)) / (K + 1),   V = Σ (ξ_i − m_{i−1})²,
 
-m_{i−1} the mean before, at most 1 / (K + 1).  Then ξ_i − m_{i−1} ≥ −1, and no bound above is
-needed: Σ ξ is at most u(V) above what is covered (sub-exponential with c = 1, Howard et al. 2021,
-*Time-uniform, nonparametric, nonasymptotic confidence sequences*, equation 10, as in
-:mod:`evaluation.comparison`), each side with half of alpha.  The upper side is the lower one of
-1 − r.  A policy that learned from the log that judges it is not covered.
+where m_{i−1} is the mean before, at most 1 / (K + 1).  Then ξ_i − m_{i−1} ≥ −1, and no upper bound
+is needed: Σ ξ exceeds the covered sum by at most u(V) (sub-exponential with c = 1, Howard et al.
+2021, *Time-uniform, nonparametric, nonasymptotic confidence sequences*, equation 10, as in
+:mod:`evaluation.comparison`), with half of alpha for each side.  The upper limit is the lower one
+for 1 − r.  The guarantee does not hold for a policy that learned from the same log.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ CUT: Final = 1.0
 EFFECTIVE_MIN: Final = 100.0
 SHARE_MIN: Final = 0.01
 WEIGHT_OFF: Final = 5.0
-"""Standard errors by which the mean weight may miss 1."""
+"""Number of standard errors by which the mean weight may differ from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimated:
-    """The judged policy's value after ``n`` rows, in the unit of the reward.
+    """The estimated value of the target policy after ``n`` rows, in the unit of the reward.
 
     Attributes:
-        ips, snips, dr: See the module; None before the first row, and snips without any weight.
+        ips, snips, dr: The estimates, see the module; None before the first row, and snips if all
+            weights are 0.
         interval: Covers at this and all other numbers of rows.
-        effective: Rows that the weights are worth: (Σ w)² / Σ w².
-        warnings: Why it is not to be relied on; empty if nothing speaks against it.
+        effective: Effective sample size of the weights, (Σ w)² / Σ w².
+        warnings: Reasons not to rely on the estimates; empty if there are none.
     """
 
     n: int
@@ -65,7 +66,7 @@ class Estimated:
 
 
 class OffPolicy:
-    """Counters of one judged policy, which add up.
+    """Additive counters for one target policy.
 
     Parameters:
         alpha: Probability that the interval ever misses, in (0, 1).
@@ -89,10 +90,15 @@ class OffPolicy:
         target: Sequence[float],
         expected: Sequence[float] | None = None,
     ) -> dict[str, float]:
-        """Count a row of the log; returns what it adds to the counters.
+        """Add a row of the log; return the increments of the counters.
 
-        ``expected`` are rewards in their own unit, known before this one; None: nothing is known.
-        Raises ValueError for a reward out of its range, or probabilities that are none.
+        Parameters:
+            reward: Reward of the chosen action.
+            chosen: Index of the chosen action.
+            logged, target: Probability of each action under the served and the target policy.
+            expected: Expected reward of each action, known before this reward; None: unknown.
+
+        Raises ValueError for a reward out of range, or invalid probabilities.
         """
         r = (reward - self._low) / self._range
         if not 0.0 <= r <= 1.0:
@@ -125,12 +131,12 @@ class OffPolicy:
         return more
 
     def merge(self, counters: Mapping[str, float]) -> None:
-        """Add the counters of other rows, judged with the same range."""
+        """Add the counters of other rows with the same range of rewards."""
         for name in self.counters:
             self.counters[name] += counters.get(name, 0.0)
 
     def now(self) -> Estimated:
-        """Return what can be said of the judged policy now."""
+        """Return the present estimates for the target policy."""
         c = self.counters
         n = int(c["n"])
         if not n:
@@ -156,27 +162,27 @@ class OffPolicy:
 
     def _warnings(self, effective: float) -> tuple[str, ...]:
         c = self.counters
-        n, found = c["n"], []
+        n, warnings = c["n"], []
         if effective < EFFECTIVE_MIN:
-            found.append(
+            warnings.append(
                 f"the weights are worth {effective:.0f} rows; {EFFECTIVE_MIN:.0f} are needed: "
                 "log more rows, or judge a policy nearer to the one served"
             )
         if c["lost"] > SHARE_MIN * n:
-            found.append(
+            warnings.append(
                 f"{c['lost'] / n:.1%} of its choices are never served: give the served policy a "
                 "floor, for nothing is known of them"
             )
-        if effective < EFFECTIVE_MIN:  # how far the mean weight may be off is not known yet
-            return tuple(found)
+        if effective < EFFECTIVE_MIN:  # too few rows to test the mean weight
+            return tuple(warnings)
         mean = c["w"] / n
         error = math.sqrt(max(c["ww"] / n - mean * mean, 0.0) / n)
         if abs(mean + c["lost"] / n - 1.0) > WEIGHT_OFF * error + 1e-6:
-            found.append(
+            warnings.append(
                 f"the weights have a mean of {mean:.3f}, not 1: the logged probabilities are not "
                 "those that were drawn from"
             )
-        return tuple(found)
+        return tuple(warnings)
 
 
 def _mean(target: Sequence[float], expected: Sequence[float]) -> float:

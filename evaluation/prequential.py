@@ -1,11 +1,11 @@
-"""Test, then learn: a stream is predicted row by row, and its labels come when they come.
+"""Prequential (test-then-train) evaluation on a stream, with delayed labels.
 
-The order is that of Gama et al. 2013, with late labels as in Grzenda et al. 2020 (*Delayed
-labelling evaluation for data streams*): a row is asked at its moment, its label is known
-``delay`` after that, and before each question everything that is known by then is learned, in the
-order in which it came.  What was answered is scored when its label comes, and belongs to the place
-in the stream where the row was asked.  Beside every score stand the majority and the no-change
-rule, which know the labels that the learner knew: those that had come when the row was asked.
+The order is that of Gama et al. 2013, with delayed labels as in Grzenda et al. 2020 (*Delayed
+labelling evaluation for data streams*): a row is predicted at its time, its label is known
+``delay`` later, and before each prediction all labels known by then are learned, in the order in
+which they came.  A prediction is scored when its label comes, and its score counts at the row's
+place in the stream.  Every score stands beside those of the majority and no-change baselines, which
+know the same labels as the learner at the time of the prediction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from evaluation.drift.watch import Watch
 
 WAITING_MAX: Final = 1_000_000
-"""Rows whose labels are awaited."""
+"""Greatest number of rows that may wait for their labels."""
 
 Each = Callable[[int, Answer, Label], None]
 
@@ -42,31 +42,31 @@ def prequential(
     each: Each | None = None,
     watch: Watch | None = None,
 ) -> Judged:
-    """Run a learner over a stream, each row asked before its label is learned.
+    """Evaluate a learner on a stream, predicting each row before its label is learned.
 
     Parameters:
-        learner: See :mod:`evaluation.learner`; a river model, say.
-        rows: Features and label; a label None never comes.  Those of a binary task are True and
-            False (or 1 and 0).
-        delay: How long after its moment a row's label is known: a number (of rows, if there is no
+        learner: For example a river model, see :mod:`evaluation.learner`.
+        rows: Pairs of features and label.  A label None never comes.  Labels of a binary task are
+            True and False (or 1 and 0).
+        delay: Time after which a row's label is known: a number (of rows, if there is no
             ``moment``), a ``timedelta``, the name of a feature that holds it, or a function of
-            features and label; None from these two means never.  A date and time is when the label
-            comes.  With 0 and with 1 row a label is known to the next question.
-        moment: A row's time: a feature's name, or a function of the features; the row's number if
-            left out.  It never goes back.  A date, a date and time, or the text of one (ISO 8601)
-            is no feature: the learner does not get a column that is named here or as ``delay`` and
-            holds one.
-        window: Rows in a window of the series.
-        waiting_max: Most rows whose labels are awaited at a time.
+            features and label.  A feature or function may give None (the label never comes) or a
+            date and time at which the label comes.  With a delay of 0 or 1 rows, a label is known
+            at the next prediction.
+        moment: Time of a row: a feature's name, or a function of the features; by default the row's
+            number.  It must not decrease.  If a column named here or as ``delay`` holds dates,
+            times or text (ISO 8601), the learner does not get it as a feature.
+        window: Number of rows in a window of the series.
+        slices: Functions of the features by name, by whose values scores are also computed.
+        waiting_max: Greatest number of rows that may wait for their labels.
         each: Called with a row's number, answer and label when its label comes.
-        watch: Is told of each question and, when its label comes, of the error, as the service
-            tells its own: its alarms and state say whether the stream has changed.  In regression
-            its settings say so.
+        watch: Drift monitor that receives each prediction and, with its label, the error, as in the
+            service.  For regression its settings must say so.
 
     Raises:
-        StreamUnusable: A label that is none, a moment that goes back, too many labels awaited; with
-            the row.
-        LearnerFailed: The learner raises; with the row and what it raised.
+        StreamUnusable: An invalid label, a decreasing time, or too many waiting labels; with the
+            row.
+        LearnerFailed: The learner raised an exception; with the row.
     """
     line = Line(delay, moment, waiting_max)
     run = _Run(learner, task, line, Scores(task, window=window, slices=slices), each, watch)
@@ -81,7 +81,7 @@ def prequential(
 
 
 class _Run:
-    """A learner on its way through a stream."""
+    """The state of one evaluation."""
 
     def __init__(
         self,
@@ -99,14 +99,14 @@ class _Run:
         self.never = 0
 
     def row(self, place: int, features: Features, given: Label | None) -> None:
-        """Learn what is known by now, and ask the row."""
+        """Learn the labels known by now, then predict the row."""
         now = self._line.moment(place, features)
         for when, row in self._line.until(now):
             self.arrive(when, row)
         shown = self._line.without_times(features)
         try:
             answer, notes = self._ask(shown)
-        except Exception as error:  # it is a stranger's code
+        except Exception as error:  # the learner is external code
             raise LearnerFailed(place, "answer", _text(error)) from error
         if self._watch is not None:
             self._watch.served(shown, _score(self._task, answer), at=seconds(now))
@@ -119,11 +119,11 @@ class _Run:
         if asked is None or not self._line.put(now, asked):
             self.never += 1
             return
-        for when, row in self._line.until(now):  # its own label, if that comes at once
+        for when, row in self._line.until(now):  # the row's own label, if the delay is 0
             self.arrive(when, row)
 
     def arrive(self, when: Any, row: Asked) -> None:
-        """A label has come: score the answer, then learn the row."""
+        """Score a prediction with its label, then learn the row."""
         self.scores.add(
             row.place, row.features, row.label, row.answer,
             no_change=row.no_change, majority=row.majority,
@@ -149,7 +149,7 @@ class _Run:
 
 
 def _score(task: Task, answer: Answer) -> float | None:
-    """The probability of True in a binary task, else of what was answered; None without one."""
+    """Return the probability of True in a binary task, else of the predicted label, or None."""
     shares = answer.probabilities
     if not shares or answer.label is None:
         return None

@@ -1,10 +1,10 @@
-"""Imports that are put off until something needs them.
+"""Deferred imports of heavy libraries that other libraries import but rarely use.
 
-River imports scipy's statistics, and with its sample data scikit-learn and pandas, for a few of its
-estimators; Ray Serve imports pandas to write its tables as JSON.  That is a second of a core and
-100 MB in each process of the service, none of which the first prediction needs.  While one of the
-modules in a table here is imported it finds a :class:`StandIn` in the place of such a library, or
-none at all; everybody else imports the library itself.
+River imports scipy's statistics (and with its sample data scikit-learn and pandas) for a few of its
+estimators; Ray Serve imports pandas to write tables as JSON.  That costs a second of CPU time and
+100 MB in each process of the service, and no prediction needs it.  While one of the modules in the
+tables below is being imported, it gets a :class:`StandIn` in place of such a library, or an
+ImportError; all other modules import the library itself.
 """
 
 from __future__ import annotations
@@ -35,38 +35,38 @@ RIVER: Final[Mapping[str, Sequence[str]]] = {
     "river.proba.gaussian": ("scipy.stats",),
     "river.tree.stochastic_gradient_tree": ("scipy.stats",),
 }
-"""By module of river: what it imports at its beginning and uses in some calls."""
+"""Module of river → modules that it imports at its top and uses in some calls only."""
 
 SERVE: Final[Mapping[str, Sequence[str]]] = {"ray.serve._private.utils": ("pandas",)}
-"""By module of Ray Serve: what it can do without."""
+"""Module of Ray Serve → modules that it works without."""
 
 
 class StandIn(ModuleType):
-    """A module that is imported when something of it is used."""
+    """A placeholder for a module, which is imported at the first use of one of its attributes."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name, f"`{name}`, imported when it is used.")
-        self.__dict__["_taken_by"] = threading.get_ident()  # by a name, while a module is imported
+        self.__dict__["_taken_by"] = threading.get_ident()  # the importing thread, while it imports
 
     def __getattr__(self, name: str) -> Any:
-        """Return what the module has, or while another imports a name from it, a promise of it."""
+        """Return the module's attribute, or a placeholder while a module imports the name."""
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
         if self.__dict__["_taken_by"] == threading.get_ident():
             return _Promise(self, name)
-        if sys.modules.get(self.__name__) is self:  # to another thread, just now
+        if sys.modules.get(self.__name__) is self:  # another thread uses it during the import
             del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
 
     def taken(self) -> None:
-        """From now on each use is one of the module itself."""
+        """End the import: from now on each use goes to the module itself."""
         self.__dict__["_taken_by"] = None
         if sys.modules.get(self.__name__) is self:
             del sys.modules[self.__name__]
 
 
 class _Promise:
-    """A function or an object of a module that is imported when it is used."""
+    """A placeholder for a function or object of a module that is imported at its first use."""
 
     def __init__(self, module: StandIn, name: str) -> None:
         self._module, self._name = module, name
@@ -79,11 +79,11 @@ class _Promise:
 
 
 class PutOff:
-    """Finds the modules of a table, each of which is imported without what the table names.
+    """An import finder for the modules of a table, which defers the imports that the table names.
 
     Parameters:
-        table: Names of modules by the module that imports them.
-        absent: Whether they can't be imported meanwhile (ImportError); else there are stand-ins.
+        table: Importing module → names of the modules to defer.
+        absent: Whether the deferred imports raise ImportError instead of giving placeholders.
     """
 
     def __init__(self, table: Mapping[str, Sequence[str]], *, absent: bool = False) -> None:
@@ -92,7 +92,7 @@ class PutOff:
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """The module's own spec, with a loader that puts off; None for any other module."""
+        """Return the module's spec with a deferring loader; None for modules not in the table."""
         if name not in self._table:
             return None
         spec = PathFinder.find_spec(name, path, target)
@@ -114,20 +114,20 @@ class _Loader(SourceFileLoader):
 
 
 class _Nowhere:
-    """Finds some modules nowhere, whoever else could."""
+    """An import finder that makes some modules unimportable."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = names
 
     def find_spec(self, name: str, *_: Any) -> None:
-        """Raise what the import system raises for a module that is not installed."""
+        """Raise the import system's error for a module that is not installed."""
         if name in self._names:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 @contextlib.contextmanager
 def absent(names: Sequence[str]) -> Iterator[None]:
-    """While this lasts these modules can't be imported (ImportError); if they were, they stay."""
+    """Make these modules unimportable (ImportError) in the block, unless already imported."""
     nowhere = _Nowhere(names)
     install(nowhere)
     try:
@@ -148,5 +148,5 @@ def _stand_ins(names: Sequence[str]) -> Iterator[None]:
 
 
 def install(finder: PutOff | _Nowhere) -> None:
-    """Find modules by this finder first, from now on, in this process."""
+    """Install this finder before all others in this process."""
     sys.meta_path.insert(0, finder)

@@ -1,6 +1,6 @@
-"""Scores of answers by their labels: metrics beside the majority and the no-change rule, by place.
+"""Scores of predictions: metrics beside majority and no-change baselines, in total and by window.
 
-The rules know what the model knew: the labels that had come when a row was asked.
+The baselines know the same labels as the model: those that had come at the time of the prediction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from evaluation.windows import WINDOWS_MAX, Windows
 from replay.example import Features, Label, label_text
 
 SLICES_MAX: Final = 100
-"""Values of a slice; rows of further ones are counted together, as ``(others)``."""
+"""Greatest number of values of a slice; rows with further values are counted as ``(others)``."""
 OTHERS: Final = "(others)"
 MISSING: Final = "(missing)"
 
@@ -28,7 +28,7 @@ Slices = Mapping[str, Callable[[Features], object]]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Rows asked at places from ``start`` to below ``end``."""
+    """The scores of rows at places from ``start`` to below ``end``."""
 
     start: float
     end: float
@@ -37,7 +37,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Rows of which the slice ``name`` has this value."""
+    """The scores of rows for which the slice function ``name`` gives this value."""
 
     name: str
     value: str
@@ -46,14 +46,14 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The result that a run, or a table of answers and labels, came to.
+    """The result of an evaluation.
 
     Attributes:
-        rows: Rows asked.
-        late: Rows whose labels came after the last question; they are in the scores.
-        never: Rows whose labels never come; they are in no score.
-        total, windows, slices: Of all rows, by place, and by the values of each slice.
-        lacking: Why it is not enough to judge by; empty if it is.
+        rows: Number of rows predicted.
+        late: Rows whose labels came after the last prediction; they count in the scores.
+        never: Rows whose labels never come; they count in no score.
+        total, windows, slices: Scores of all rows, by window, and by the values of each slice.
+        lacking: Reasons why the data do not suffice; empty if they do.
     """
 
     rows: int
@@ -66,13 +66,12 @@ class Judged:
 
 
 class Scores:
-    """Counters of scored rows, in bounded memory; of several replicas they :meth:`merge`.
+    """Counters of scored rows in bounded memory; :meth:`merge` adds those of other replicas.
 
     Parameters:
         window: Width of the windows, in the unit of places (rows, if places are row numbers).
-        slices: By name, what to slice by: a function of the features.  A row without is
-            ``(missing)``.
-        positive: The label of a binary task that counts as True in :meth:`take`; None: True, or 1.
+        slices: Functions of the features by name; a value of None counts as ``(missing)``.
+        positive: The label of a binary task that counts as True in :meth:`take`; None: True or 1.
     """
 
     def __init__(
@@ -101,10 +100,10 @@ class Scores:
         window: float = 1_000,
         positive: object = None,
     ) -> Judged:
-        """Judge answers by their labels, which are in the order in which they were asked.
+        """Score predictions with their labels, both in the order of the predictions.
 
-        Lists, arrays or columns; see :meth:`take` for what an answer may be.  Raises
-        StreamUnusable, with the row, also if there are more of the ones than of the others.
+        They may be lists, arrays or columns; see :meth:`take` for the form of a prediction.  Raises
+        StreamUnusable, with the row, also if their numbers differ.
         """
         scores = cls(task, window=window, positive=positive)
         end = object()
@@ -116,24 +115,24 @@ class Scores:
         return scores.judged()
 
     def take(self, answer: Any, label: Any, features: Features | None = None) -> None:
-        """Score a plain answer by its label; both rules know the labels that were taken before.
+        """Score a prediction with its label; the baselines know all labels taken before.
 
         Parameters:
             answer: A label; in regression a number; in a binary task a probability of the positive
-                label, which is a float; or probabilities by label.  None: the model did not know.
-            label: The true one.
-            features: For slices.
+                label, as a float; or a mapping of labels to probabilities.  None: no prediction.
+            label: The true label.
+            features: Features for the slices.
 
-        Raises StreamUnusable, with the row, for a label or an answer that is none.
+        Raises StreamUnusable, with the row, for an invalid label or prediction.
         """
         place = self._taken
-        said = canonical(self.task, place, self._own(label))
+        truth = canonical(self.task, place, self._own(label))
         known = self._known
         self.add(
-            place, features or {}, said, self._answer(place, answer),
+            place, features or {}, truth, self._answer(place, answer),
             no_change=known.newest, majority=known.most(self.task),
         )  # fmt: skip
-        known.add(self.task, place, said)
+        known.add(self.task, place, truth)
         self._taken += 1
 
     def _own(self, label: Any) -> Any:
@@ -165,7 +164,7 @@ class Scores:
         no_change: Label | None,
         majority: Label | None,
     ) -> None:
-        """Score an answer by its label; the baselines are those of the time of the answer."""
+        """Score an answer with its label and the baselines' predictions at the same time."""
         shares = answer.probabilities
         texts = None if shares is None else {label_text(k): p for k, p in shares.items()}
         what: dict[str, Any] = {"label": label, "predicted": answer.label, "probabilities": texts}
@@ -184,7 +183,7 @@ class Scores:
             add(values.setdefault(text, {}), more)
 
     def merge(self, other: Scores) -> None:
-        """Add another replica's counters: task, first width and names of slices are the same."""
+        """Add another replica's counters; task, initial width and slice names must be equal."""
         add(self.total, other.total)
         self._taken += other._taken
         self.windows.merge(other.windows)
@@ -195,7 +194,7 @@ class Scores:
                 add(values.setdefault(at, {}), counters)
 
     def judged(self, *, rows: int | None = None, late: int = 0, never: int = 0) -> Judged:
-        """The metrics of everything that was added; ``rows`` were asked (None: those taken)."""
+        """Return the metrics of all rows; ``rows``: number predicted (None: those taken)."""
         rows = self._taken if rows is None else rows
         total = summary(self.task, self.total)
         lacking = list(total.lacking)
@@ -219,7 +218,7 @@ class Scores:
 
 
 class Known:
-    """The baselines' knowledge: what the labels that have come tell."""
+    """The state of the baselines: newest label, and majority or mean of the labels so far."""
 
     def __init__(self) -> None:
         self.newest: Label | None = None
@@ -228,7 +227,7 @@ class Known:
         self._sum = self._n = 0.0
 
     def add(self, task: Task, place: int, label: Label) -> None:
-        if place > self._place:  # a late label of an old row is no news
+        if place > self._place:  # a delayed label of an older row is not the newest
             self._place, self.newest = place, label
         if task == "regression":
             self._sum += float(label)
@@ -237,14 +236,14 @@ class Known:
             self._majority.add(label)
 
     def most(self, task: Task) -> Label | None:
-        """The most frequent label, or the mean."""
+        """Return the most frequent label, or the mean in regression."""
         if task == "regression":
             return self._sum / self._n if self._n else None
         return self._majority.label()
 
 
 def canonical(task: Task, place: int, label: Any) -> Label:
-    """The label as its task has it."""
+    """Return the label in its task's form; raise StreamUnusable if it is invalid."""
     if task == "regression":
         number = isinstance(label, (int, float)) and not isinstance(label, bool)
         if number and math.isfinite(label):

@@ -1,4 +1,4 @@
-"""Data sets as streams of (features, label), in the order in which they happened."""
+"""Data sets as streams of (features, label), in chronological order."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from replay.example import Features, Label, Value
 Row = tuple[Features, Label]
 
 MULTICLASS_MAX: Final = 100
-"""More different whole numbers than this in a label column are taken for a measured quantity."""
+"""A label column with more distinct whole numbers than this is treated as a regression target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream that can be read many times: each iteration over ``rows`` starts at the first row.
+    """A stream that can be read repeatedly: each iteration over ``rows`` starts at the first row.
 
     Attributes:
         n_rows: Number of rows.
@@ -39,7 +39,7 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """An iterable that calls a function anew for each iteration."""
+    """An iterable that calls a function for a new iterator at each iteration."""
 
     start: Callable[[], Iterator[Row]]
 
@@ -55,29 +55,29 @@ _BUNDLED: Final[Mapping[str, tuple[str, Task]]] = {
 _ELEC2: Final = ("elec2", "electricity.csv.gz")
 _INSECTS: Final = ("insects_gradual", "gradual_balanced_24150.csv.gz")
 _GAS: Final = "gas_drift"
-_GAS_BATCHES: Final = (1, 2, 3, 4, 5, 6, 8, 9)  # of ten; the other two are not at hand
+_GAS_BATCHES: Final = (1, 2, 3, 4, 5, 6, 8, 9)  # of ten; the other two are not available
 _INSTALLED: Final = (*_BUNDLED, "digits")
 _NAMES: Final = (*_INSTALLED, "elec2", "insects", "gas")
 
 
 def is_installed(name: str) -> bool:
-    """Whether the stream comes with a library, so that only opening it needs that library."""
+    """Return whether the stream is part of an installed library."""
     return name.lower().replace("-", "_") in _INSTALLED
 
 
 def open_stream(
     name_or_path: str, data_dir: Path | None = None, *, label: str | None = None
 ) -> Stream:
-    """A bundled stream, a real one from ``data_dir``, or a CSV file with a header.
+    """Open a bundled stream, a data set in ``data_dir``, or a CSV file with a header.
 
     Parameters:
         name_or_path: ``phishing``, ``bananas``, ``image_segments`` (inside river), ``digits``
             (inside scikit-learn), ``elec2``, ``insects``, ``gas`` (in ``data_dir``), or the path of
             a ``.csv`` or ``.csv.gz`` file.  Case and ``-`` for ``_`` do not matter in names.
-        label: Column of a CSV file that holds the label; the last one if left out.
+        label: Name of the label column of a CSV file; by default the last column.
 
     Raises:
-        StreamUnusable: Unknown name, or a file that is missing or not such a table.
+        StreamUnusable: The name is unknown, or the file is missing or not such a table.
     """
     name = name_or_path.lower().replace("-", "_")
     if name in _BUNDLED:
@@ -108,7 +108,7 @@ def open_stream(
 
 
 def _bundled(name: str) -> Stream:
-    from river import datasets  # it takes a second, most of it for scikit-learn and pandas
+    from river import datasets  # takes a second, mostly for importing scikit-learn and pandas
 
     kind, task = _BUNDLED[name]
     data = getattr(datasets, kind)()
@@ -121,7 +121,7 @@ def _bundled(name: str) -> Stream:
 
 
 def _digits() -> Stream:
-    """1,797 images of 8 × 8: ``p0`` to ``p63`` from 0 to 16 (Alpaydin and Kaynak 1998)."""
+    """Return 1,797 images of 8 × 8 pixels, ``p0`` to ``p63`` (Alpaydin and Kaynak 1998)."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
@@ -150,13 +150,13 @@ def _real(name: str, place: tuple[str, str], data_dir: Path | None) -> Path:
     return path
 
 
-# -- the real ones -----------------------------------------------------------------------------
+# -- data sets in files ------------------------------------------------------------------------
 
 _UP_DOWN: Final[Mapping[Label, str]] = {True: "UP", False: "DOWN"}
 
 
 def _elec2(path: Path) -> Iterator[Row]:
-    """Yield rows like ``river.datasets.Elec2`` (Harries 1999): ``day`` whole, the rest floats."""
+    """Yield rows as ``river.datasets.Elec2`` does (Harries 1999): ``day`` is an int."""
     with _text(path) as lines:
         for row in csv.DictReader(lines):
             label = row.pop("class") == "UP"
@@ -164,14 +164,14 @@ def _elec2(path: Path) -> Iterator[Row]:
 
 
 def _insects(path: Path) -> Iterator[Row]:
-    """INSECTS gradual balanced (Souza et al. 2020): no header, the class in the last column."""
+    """Yield INSECTS gradual balanced (Souza et al. 2020): no header, class in the last column."""
     with _text(path) as lines:
         for row in csv.reader(lines):
             yield {str(i): float(v) for i, v in enumerate(row[:-1])}, int(row[-1])
 
 
 def _gas(paths: Iterable[Path]) -> Iterator[Row]:
-    """Gas sensors over 36 months (Vergara et al. 2012): lines of ``label index:value …``."""
+    """Yield gas sensors over 36 months (Vergara et al. 2012): lines ``label index:value …``."""
     for path in paths:
         with _text(path) as lines:
             for line in lines:
@@ -183,15 +183,15 @@ def _gas(paths: Iterable[Path]) -> Iterator[Row]:
                 yield features, int(label.partition(";")[0])
 
 
-# -- any table ---------------------------------------------------------------------------------
+# -- CSV files ---------------------------------------------------------------------------------
 
 
 def _table(path: Path, label: str | None) -> Stream:
-    """A CSV file: the task is what its labels look like.
+    """Open a CSV file and infer the task from its labels.
 
-    Two different labels make a binary task: of two numbers the greater one is true, of two texts
-    the later one in the alphabet (``label_names`` says which).  More texts, or up to
-    ``MULTICLASS_MAX`` whole numbers, are classes; other numbers are a regression's targets.
+    Two distinct labels make a binary task: the greater number, or the text later in the alphabet,
+    is true (see ``label_names``).  More texts, or up to ``MULTICLASS_MAX`` whole numbers, are
+    classes; other numbers are regression targets.
     """
     column, texts, n = _labels(path, label)
     values = {text: _value(text) for text in texts}
@@ -226,7 +226,7 @@ def _table(path: Path, label: str | None) -> Stream:
 
 
 def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
-    """Label column, its different texts and the number of rows; every row is checked."""
+    """Check every row; return the label column, its distinct texts, and the number of rows."""
     try:
         with _text(path) as lines:
             reader = csv.reader(lines)
@@ -261,7 +261,7 @@ def _labels(path: Path, label: str | None) -> tuple[str, set[str], int]:
 
 
 def _value(text: str) -> float | str:
-    """A finite number, or the text without spaces around it."""
+    """Return a finite number, or the text without surrounding whitespace."""
     try:
         number = float(text)
     except ValueError:
@@ -270,7 +270,7 @@ def _value(text: str) -> float | str:
 
 
 def _feature(text: str) -> Value:
-    """An empty field is missing: None."""
+    """Return the value of a field; None if it is empty."""
     return _value(text) if text.strip() else None
 
 

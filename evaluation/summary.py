@@ -1,4 +1,4 @@
-"""All metrics of a span of rows, read from its counters (:mod:`evaluation.metrics`)."""
+"""Computes all metrics of a span of rows from its counters (:mod:`evaluation.metrics`)."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from evaluation.metrics import EDGES, PAIR, SCORE, Task, summarise
 from replay.example import Label, label_of
 
 ROWS_MIN: Final = 30
-"""Fewer labelled rows than this are not enough data for a score."""
+"""Least number of labelled rows for a score."""
 
 Z95: Final = 1.959964
-_CANCELLED: Final = 1e-9  # of the sum of squares: less is what rounding leaves
+_CANCELLED: Final = 1e-9  # relative to the sum of squares; smaller variances are rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """From ``low`` to ``high``."""
+    """An interval from ``low`` to ``high``."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One label: ``n`` rows have it, ``said`` were answered with it; None: divided by none."""
+    """One label: ``n`` rows have it, for ``said`` it was predicted; None: undefined."""
 
     label: Label
     n: int
@@ -39,7 +39,7 @@ class ClassScore:
 
 @dataclass(frozen=True, slots=True)
 class Tenth:
-    """Rows whose score is in a tenth of [0, 1]: their mean score, and the share of outcomes 1."""
+    """Rows whose score is in one tenth of [0, 1]: mean score, and share with outcome 1."""
 
     low: float
     n: int
@@ -49,29 +49,30 @@ class Tenth:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The metrics of a span; None where there is nothing to tell, and ``lacking`` says why.
+    """The metrics of a span; None where a metric is undefined, for reasons in ``lacking``.
 
     Attributes:
-        n: Labelled rows that are in the scores.
-        unanswered, unusable: Rows for which the model answered nothing (they are wrong answers of a
-            classifier), or something that is no number or no probability.
-        accuracy, interval: Share of right labels, with its Wilson interval (95 %).  It holds for
-            rows that are as good as independent; for two models see :mod:`evaluation.comparison`.
-        majority, no_change, kappa_m, kappa_t: As of :func:`evaluation.metrics.summarise`.
-        balanced_accuracy: Mean recall of the labels that occurred; of two or more.
-        f1: Of True in a binary task, else the mean of all labels that occurred or were answered.
+        n: Number of labelled rows in the scores.
+        unanswered, unusable: Rows without a prediction (which count as wrong for a classifier), and
+            rows whose prediction is not a number or probability.
+        accuracy, interval: Share of correct labels, with its Wilson interval (95 %), which assumes
+            nearly independent rows; to compare two models see :mod:`evaluation.comparison`.
+        majority, no_change, kappa_m, kappa_t: As in :func:`evaluation.metrics.summarise`.
+        balanced_accuracy: Mean recall of the labels that occurred, if there are two or more.
+        f1: F1 of True in a binary task, else the mean over all labels that occurred or were
+            predicted.
         log_loss: In nats; probabilities clipped at 1e-15.
         brier: Mean of (p(True) − y)² in a binary task, else of Σ_k (p_k − y_k)² (Brier 1950).
-        ece: Expected calibration error on ten bins of equal width (Naeini et al. 2015): of p(True)
-            in a binary task, else of the answer's probability.
+        ece: Expected calibration error on ten bins of equal width (Naeini et al. 2015), of p(True)
+            in a binary task, else of the predicted label's probability.
         auc, auc_error: Area under the ROC curve of p(True), binary only, from the histogram of
-            scores: scores in one bin count as equal, and the exact area is at most ``auc_error``
-            away.
-        mae, rmse, mean_mae, last_mae: In the target's unit; the last two are of answering with the
-            mean so far and the newest.
-        r2: 1 − Σ (y − p)² / Σ (y − mean of y)², the mean in hindsight.
-        classes, reliability: By label and by tenth of the score; empty in regression.
-        lacking: Why the span is not enough to judge by; empty if it is.
+            scores.  Scores in one bin count as equal; the exact area differs by at most
+            ``auc_error``.
+        mae, rmse, mean_mae, last_mae: In the target's unit; the last two are those of predicting
+            the mean so far and the newest target.
+        r2: 1 − Σ (y − p)² / Σ (y − mean of y)², with the mean over the span.
+        classes, reliability: Scores by label, and by tenth of the score; empty in regression.
+        lacking: Reasons why the data do not suffice; empty if they do.
     """
 
     task: Task
@@ -102,7 +103,7 @@ class Summary:
 
 
 def summary(task: Task, counters: Mapping[str, float]) -> Summary:
-    """All metrics of summed counters."""
+    """Return all metrics of summed counters."""
     base = summarise(task, counters)
     n, unusable = int(base["n"] or 0), int(counters.get("unusable", 0))
     lacking = _lacking(n, unusable, int(counters.get("folded", 0)))
@@ -140,7 +141,7 @@ def summary(task: Task, counters: Mapping[str, float]) -> Summary:
 
 
 def wilson(right: float, n: float, z: float = Z95) -> Interval:
-    """Interval of a share from ``right`` of ``n`` rows, n > 0 (Wilson 1927)."""
+    """Return the confidence interval of the share ``right / n``, n > 0 (Wilson 1927)."""
     p, square = right / n, z * z / n
     centre = (p + square / 2) / (1 + square)
     reach = z * math.sqrt(max(p * (1 - p) / n + square / (4 * n), 0.0)) / (1 + square)
@@ -203,13 +204,13 @@ def _f1(task: Task, classes: tuple[ClassScore, ...]) -> float | None:
 
 
 def _histogram(counters: Mapping[str, float]) -> list[tuple[float, float]]:
-    """By bin of the score: rows with outcome 0, rows with outcome 1."""
+    """Return for each bin of the score the number of rows with outcome 0, and with 1."""
     get = counters.get
     return [(get(f"{SCORE}{i}/0", 0.0), get(f"{SCORE}{i}/1", 0.0)) for i in range(len(EDGES) + 1)]
 
 
 def _auc(counters: Mapping[str, float]) -> tuple[float | None, float | None]:
-    """The area, and half of what pairs of rows within one bin could add or take."""
+    """Return the area under the ROC curve, and its greatest error due to equal bins."""
     below = area = tied = ones = 0.0
     for zeros, hits in _histogram(counters):
         area += hits * (below + zeros / 2)
@@ -259,7 +260,7 @@ def _regression(
             lacking.append("the targets hardly differ: no R²")
     if unanswered:
         lacking.append(f"{unanswered} rows were not answered, and are in no mean error")
-    if unusable:  # a model that answers NaN where it is hard has no mean error
+    if unusable:  # otherwise a model could lower its error by predicting NaN for hard rows
         return Summary(
             "regression", n, unanswered, unusable,
             mean_mae=base["mean_mae"], last_mae=base["last_mae"], lacking=tuple(lacking),
@@ -276,5 +277,5 @@ def _regression(
 
 
 def _finite(value: float | None) -> float | None:
-    """A sum of squares may leave the floats; then there is no such score."""
+    """Return the value, or None if a sum of squares has overflowed."""
     return value if value is not None and math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Counters by stretches of a stream, in bounded memory: the series behind a curve."""
+"""Counters by windows of a stream, in bounded memory, from which time series are drawn."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOWS_MAX: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Counters of the rows whose place is in [start, end)."""
+    """The counters of the rows whose place is in [start, end)."""
 
     start: float
     end: float
@@ -22,16 +22,15 @@ class Span:
 
 
 class Windows:
-    """Counters of windows of one width, counted from place 0.
+    """Counters of windows of equal width, starting at place 0.
 
-    A place is a row's number, or a time in seconds.  If there are more than ``limit`` windows the
-    width is doubled and neighbours are added up, so a million rows take the room of ten thousand.
-    Late rows are added to the window that they belong to.  Replicas' windows add up: see
-    :meth:`merge`.
+    A place is a row's number, or a time in seconds.  With more than ``limit`` windows the width is
+    doubled and neighbours are added up, so memory is bounded.  Late rows are added to the window of
+    their place.  :meth:`merge` adds another replica's windows.
 
     Parameters:
-        width: Of a window at first, in the unit of places; above 0.
-        limit: Most windows, at least 2.
+        width: Initial width of a window, in the unit of places; above 0.
+        limit: Greatest number of windows, at least 2.
     """
 
     def __init__(self, width: float, limit: int = WINDOWS_MAX) -> None:
@@ -57,9 +56,9 @@ class Windows:
             self._widen()
 
     def merge(self, other: Windows) -> None:
-        """Add another replica's windows, whose width is this one's times or by a power of two.
+        """Add another replica's windows.
 
-        Raises ValueError for another width.
+        Raises ValueError unless the ratio of the widths is a power of two.
         """
         ratio = math.log2(other.width / self.width)
         if not ratio.is_integer():
@@ -70,7 +69,7 @@ class Windows:
             self.add(span.start, span.counters)
 
     def spans(self) -> list[Span]:
-        """The windows that have rows, in order."""
+        """Return the windows that have rows, in order."""
         width = self.width
         return [
             Span(at * width, (at + 1) * width, counters)

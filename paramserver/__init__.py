@@ -1,1 +1,1 @@
-"""Versioned parameters under concurrent deltas: block algebra, server, snapshots."""
+"""Versioned model parameters that many replicas update at once: merge rules, server, snapshots."""

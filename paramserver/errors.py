@@ -1,8 +1,7 @@
-"""This module defines the errors that say what can go wrong in this package.
+"""The errors of this package.
 
-Every error says whether it is ``definite``: True means that the request had no effect and the
-same request will fail again or may be sent again freely; False means that it may have had its
-effect.
+Every error has a flag ``definite``.  True: the request had no effect, and may be sent again.
+False: the request may have had its effect.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ class ParamServerError(Refusal):
 
 
 class BlockError(ParamServerError):
-    """A block that can't be taken: wrong kind, shape, value or size.  Nothing was changed."""
+    """A block was refused: wrong kind, shape, value or size.  Nothing was changed."""
 
     block: str
     key: str | None
@@ -42,7 +41,7 @@ class FormatRefused(ParamServerError):
 
 
 class NotReady(ParamServerError):
-    """The server does not serve: it is restoring (ask again) or has refused to start."""
+    """The server is not serving: it is restoring (try again later) or has refused to start."""
 
     state: str
     reason: str
@@ -52,7 +51,7 @@ class NotReady(ParamServerError):
 
 
 class HandedOn(ParamServerError):
-    """Another number of parameter servers takes this one's place.  Nothing was changed."""
+    """The model is being moved to another number of parameter servers.  Nothing was changed."""
 
     model: str
     text = (
@@ -63,14 +62,14 @@ class HandedOn(ParamServerError):
 
 
 class NothingDecided(ParamServerError):
-    """The store did not tell what was decided before.  Nothing was changed."""
+    """The store did not return the earlier decisions.  Nothing was changed."""
 
     reason: str
     text = "nothing was decided, for the store did not answer the parameter server: {reason}"
 
 
 class StartRefused(ParamServerError):
-    """State on disk that must not be served; the message holds the remedy."""
+    """The state on disk must not be served; the message names the remedy."""
 
     problem: str
     remedy: str
@@ -78,7 +77,7 @@ class StartRefused(ParamServerError):
 
 
 class Superseded(ParamServerError):
-    """Another server has taken a newer epoch in the store; this one must end."""
+    """Another server has taken a newer epoch in the store; this one must exit."""
 
     epoch: int
     newest: int
@@ -86,7 +85,7 @@ class Superseded(ParamServerError):
 
 
 class PublishFailed(ParamServerError):
-    """A snapshot could not be published; the one before stays in force."""
+    """A snapshot could not be published; the previous one stays in force."""
 
     definite = False
     name: str
@@ -95,7 +94,7 @@ class PublishFailed(ParamServerError):
 
 
 class PinIncomplete(ParamServerError):
-    """Not all shards keep a snapshot, or let go of it; shard 0 does."""
+    """A snapshot was pinned or unpinned on shard 0, but not on all other shards."""
 
     definite = False
     name: str
@@ -113,7 +112,7 @@ class PinIncomplete(ParamServerError):
 
 
 class RollbackRefused(ParamServerError):
-    """The snapshot can't be gone back to.  Nothing was changed; ``usable`` are those that can."""
+    """A rollback to this snapshot is impossible; ``usable`` lists others.  Nothing was changed."""
 
     name: str
     reason: str
@@ -129,9 +128,9 @@ class RollbackRefused(ParamServerError):
 
 
 class PromoteRefused(ParamServerError):
-    """The lineage asked to make way is not the one that serves, or is the same.  Nothing changed.
+    """The lineage to replace is not serving, or is the one to promote.  Nothing was changed.
 
-    ``serving``: the spec that serves.
+    ``serving`` is the spec that serves.
     """
 
     before: str
@@ -144,7 +143,7 @@ class PromoteRefused(ParamServerError):
 
 
 class ForgetRefused(ParamServerError):
-    """A state without a source that can't take the model's place.  Nothing was changed."""
+    """The state rebuilt without a source cannot replace the model's.  Nothing was changed."""
 
     source: str
     reason: str
@@ -155,14 +154,14 @@ class ForgetRefused(ParamServerError):
 
 
 class RelearnRefused(ParamServerError):
-    """A state taught by recent rows that can't take the model's place.  Nothing was changed."""
+    """The state relearned from recent rows cannot replace the model's.  Nothing was changed."""
 
     reason: str
     text = "the model goes on as it is ({reason}); the next alarm tries again"
 
 
 class BackfillRefused(ParamServerError):
-    """A state that tables have taught can't take the model's place.  Nothing was changed."""
+    """The state learned from tables cannot replace the model's.  Nothing was changed."""
 
     reason: str
     text = (
@@ -172,7 +171,7 @@ class BackfillRefused(ParamServerError):
 
 
 class BanRefused(ParamServerError):
-    """So many sources are banned already.  Nothing was changed."""
+    """The limit on banned sources is reached.  Nothing was changed."""
 
     source: str
     most: int
@@ -183,7 +182,7 @@ class BanRefused(ParamServerError):
 
 
 class DecisionUncertain(ParamServerError):
-    """A control row may stand or not.  If it does, it is acted on: at once, or after a restart."""
+    """A control row may have been written.  If so, it takes effect: at once or after a restart."""
 
     definite = False
     kind: str
@@ -196,7 +195,7 @@ class DecisionUncertain(ParamServerError):
 
 
 class ServerUnavailable(ParamServerError):
-    """No answer from the server.  Pushes may have been applied: send the same ones again."""
+    """The server did not answer.  Pushes may have been applied: send the same ones again."""
 
     definite = False
     name: str
@@ -205,10 +204,10 @@ class ServerUnavailable(ParamServerError):
 
 
 class ShardAway(ServerUnavailable):
-    """Another shard than the first gave no answer; what the first one says is decided.
+    """A shard other than shard 0 did not answer; shard 0's decisions are included.
 
     Attributes:
-        control, frozen, rewrite: As in :class:`paramserver.core.wire.SyncReply`.
+        control, frozen, rewrite: Shard 0's, see :class:`paramserver.core.wire.SyncReply`.
     """
 
     control: int
@@ -217,14 +216,14 @@ class ShardAway(ServerUnavailable):
 
 
 class SnapshotCorrupt(ParamServerError):
-    """Bytes that are not a whole, untouched snapshot."""
+    """The bytes are not a complete, undamaged snapshot."""
 
     reason: str
     text = "corrupt snapshot: {reason}; use the one before it"
 
 
 class SnapshotFormat(ParamServerError):
-    """A whole snapshot of a schema version that this release does not know."""
+    """The snapshot has a schema version that this release does not know."""
 
     found: int
     known: int
@@ -235,21 +234,21 @@ class SnapshotFormat(ParamServerError):
 
 
 class SnapshotMissing(ParamServerError):
-    """No snapshot has the name."""
+    """No snapshot has that name."""
 
     name: str
     text = "there is no snapshot {name!r}; list them with: online snapshot list"
 
 
 class SnapshotName(ParamServerError):
-    """A name that no snapshot can have (it would leave the directory, or is reserved)."""
+    """The name is not allowed for a snapshot (it leaves the directory, or is reserved)."""
 
     name: str
     text = "{name!r} is not a snapshot's name: letters, digits, '-' and '.', up to 128"
 
 
 class PushRefused(ParamServerError):
-    """A push whose bounds make no sense.  Nothing was changed."""
+    """The bounds of a push are invalid.  Nothing was changed."""
 
     partition: int
     problem: str
@@ -257,7 +256,7 @@ class PushRefused(ParamServerError):
 
 
 class RequestRefused(ParamServerError):
-    """A message that is none: the field and what is wrong with it."""
+    """The message is not a valid request; ``problem`` names the field and what is wrong."""
 
     problem: str
     text = "not a sync request: {problem}"

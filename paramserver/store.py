@@ -1,7 +1,7 @@
-"""This module says what the parameter server needs from the store behind the journal.
+"""The interface that the parameter server needs from the store behind the journal.
 
-The store is the one place where anything is agreed.  Types are structural, so that any journal
-fits without this package knowing it.
+All agreement between processes is reached in the store.  The types are structural (protocols), so
+this package need not import any journal.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Protocol
 
 
 class PartitionInfo(Protocol):
-    """One writer's rows: 1 … ``end``; a ``sealed`` partition takes no more.
+    """One writer's rows 1 … ``end``; a ``sealed`` partition accepts no more.
 
-    Rows up to ``trimmed`` are gone.
+    Rows up to ``trimmed`` have been removed.
     """
 
     @property
@@ -38,7 +38,7 @@ class HeadInfo(Protocol):
 
 
 class ControlInfo(Protocol):
-    """A decision about history; ``seq`` counts from 1, ``key`` is what makes a repeat one."""
+    """A control row.  ``seq`` counts from 1; a second row with the same ``key`` is not written."""
 
     @property
     def seq(self) -> int: ...
@@ -51,7 +51,7 @@ class ControlInfo(Protocol):
 
 
 class LineInfo(Protocol):
-    """A line of the store's log of decisions, which this package can't read."""
+    """A line of the store's log of decisions, whose text is opaque to this package."""
 
     @property
     def number(self) -> int: ...
@@ -67,10 +67,10 @@ class FollowedInfo(Protocol):
 
 
 class Store(Protocol):
-    """Atomic steps of the store.  Any of them may raise; ``head`` then tells what is so."""
+    """Atomic operations of the store.  Any may raise; ``head`` then shows what is in force."""
 
     def head(self, model: str, spec: str) -> HeadInfo:
-        """Epoch and newest snapshot of the lineage (0 and None before its first server)."""
+        """Return the lineage's epoch and newest snapshot (0 and None before its first server)."""
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
         """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one."""
@@ -79,19 +79,19 @@ class Store(Protocol):
         """Point the head at a published snapshot, unless ``epoch`` is no longer the newest."""
 
     def partition(self, partition: int) -> PartitionInfo | None:
-        """The partition, or None if it is unknown."""
+        """Return the partition, or None if it is unknown."""
 
     def partitions(self, model: str) -> Sequence[PartitionInfo]:
-        """All partitions of the model, by id."""
+        """Return all partitions of the model, by id."""
 
     def follow(self, model: str, after: int, n: int) -> FollowedInfo:
-        """At most ``n`` rows of the model after number ``after`` of the store's commit order.
+        """Return at most ``n`` rows of the model after number ``after`` in commit order.
 
-        With an ``after`` behind all rows ``upto`` is the newest number.
+        If ``after`` is beyond all rows, ``upto`` is the newest number.
         """
 
     def controls(self, model: str, after: int) -> Sequence[ControlInfo]:
-        """Control rows with ``seq > after``, in order."""
+        """Return the control rows with ``seq > after``, in order."""
 
     def write_control(
         self,
@@ -101,16 +101,20 @@ class Store(Protocol):
         payload: bytes,
         fence: tuple[str, int] | None = None,
     ) -> tuple[ControlInfo, bool]:
-        """Append a control row, unless the key has one; the row that stands, and if it is new.
+        """Append a control row unless the key has one already.
 
-        ``fence``: a spec and an epoch; nothing is written unless it is the lineage's newest.
+        Parameters:
+            fence: A spec and an epoch; nothing is written unless the epoch is the lineage's newest.
+
+        Returns:
+            The row with that key, and whether it was written now.
         """
 
     def newest_line(self) -> LineInfo | None:
-        """The last line of the log of decisions; None if there was never one."""
+        """Return the last line of the log of decisions; None if there was never one."""
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
-        """Add milliseconds to the time for which the model's servers have run; the sum."""
+        """Add ``ms`` to the total running time of the model's servers; return the total in ms."""
 
     def trim(
         self,
@@ -124,12 +128,12 @@ class Store(Protocol):
         ahead: float,
         ran: float,
     ) -> int:
-        """Remove at most ``n`` rows, none above ``upto``; how many.
+        """Remove at most ``n`` old rows, none above ``upto``; return how many were removed.
 
-        They were taken before ``before``, or after ``ahead`` by a clock that was wrong, and
-        written before the running time was ``ran``.  Nothing is removed unless ``epoch`` is the
-        newest of the lineage.
+        A row is old if it was received before ``before`` (POSIX seconds), or after ``ahead`` (by a
+        clock that was wrong), and was written before the total running time reached ``ran`` (ms).
+        Nothing is removed unless ``epoch`` is the newest of the lineage.
         """
 
     def expire(self, model: str, before: float, n: int, *, ahead: float, ran: float) -> int:
-        """Remove at most ``n`` halves of rows that are as old as that; how many."""
+        """Remove at most ``n`` old halves of rows (old as in :meth:`trim`); return how many."""

@@ -1,15 +1,15 @@
-"""One base for every error that says what was refused: typed fields and the sentence they stand in.
+"""The base class of the service's errors: typed fields and a message template.
 
-A refusal declares what it carries as annotations, in the order of its arguments, and its sentence
-as a format string that names them::
+A refusal (an error for a refused request) declares its fields as annotations, in the order of the
+constructor's arguments, and its message as a format string that names them::
 
     class PartitionSealed(ReplayError):
         partition: int
         end: int
         text = "partition {partition} is sealed at offset {end}; register a new one"
 
-``PartitionSealed(3, 17)`` and ``PartitionSealed(partition=3, end=17)`` are the same then, type
-checkers know both, and the error crosses processes as its class and the values of its fields.
+``PartitionSealed(3, 17)`` and ``PartitionSealed(partition=3, end=17)`` are then equivalent, type
+checkers know both forms, and the error is pickled as its class and the values of its fields.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["Refusal", "installing", "meant", "reason"]
 
 
 def reason(error: BaseException) -> str:
-    """Why it failed, in words: an error of the system says its number and the file beside them."""
+    """Return the error's message; for an OSError without its number and file name."""
     words = error.strerror if isinstance(error, OSError) else None
     return words or str(error) or type(error).__name__
 
 
 def meant(name: str, known: Iterable[str], more: str = "") -> str:
-    """Ask whether the nearest of the known names was meant, if one is near, and say ``more``."""
+    """Return a question suggesting the known name that is similar to ``name``, and ``more``."""
     near = difflib.get_close_matches(name[:80], list(known), n=1)
     return f"Did you mean `{near[0]}`? {more}".rstrip() if near else more
 
 
 def installing(extra: str) -> str:
-    """Say how the packages of an extra are installed beside this code, without replacing it."""
+    """Return the command that installs an extra's packages without replacing a checkout."""
     if (Path(__file__).parents[1] / "constraints.txt").exists():
         return f"pip install -c constraints.txt -e '.[{extra}]' in the checkout"
     return f"pip install 'online-learning-service[{extra}]'"
@@ -45,16 +45,16 @@ def installing(extra: str) -> str:
 
 @dataclass_transform(eq_default=False)
 class Refusal(Exception):
-    """An error that carries its values and says what to do.
+    """An error that carries its values as fields and names the remedy in its message.
 
-    A class without fields takes any arguments, as Exception does.  A sentence that has to be
-    computed is a ``__str__`` of the class.  Two errors are equal only if they are the same object;
+    A class without fields accepts any arguments, as Exception does.  A message that has to be
+    computed is defined by ``__str__``.  Two errors are equal only if they are the same object;
     their ``args`` can be compared.
 
     Attributes:
         definite: True: the call had no effect and will have none.  False: it may have had its
             effect.
-        text: The sentence, as a format string (:meth:`str.format`) that names fields.
+        text: The message, as a format string (:meth:`str.format`) that names fields.
     """
 
     definite: bool = True
@@ -62,7 +62,7 @@ class Refusal(Exception):
     _fields: ClassVar[tuple[Parameter, ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        """Make the constructor of a class that declares fields and has none of its own."""
+        """Add a constructor to a class that declares fields and defines none itself."""
         super().__init_subclass__()
         own = [
             Parameter(
@@ -82,16 +82,16 @@ class Refusal(Exception):
 
 
 def _constructor(fields: tuple[Parameter, ...]) -> Callable[..., None]:
-    """Make the constructor that takes these fields by place or name, and stores them."""
+    """Return a constructor that takes these fields by position or name, and stores them."""
     signature = Signature(fields)
     names = tuple(signature.parameters)
 
     def __init__(self: Refusal, *args: Any, **kwargs: Any) -> None:
-        if kwargs or len(args) != len(names):  # else no need to ask: that takes ten times as long
+        if kwargs or len(args) != len(names):  # bind only if necessary: it is ten times slower
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             args = given.args
-        super(Refusal, self).__init__(*args)  # pickle calls the class with them
+        super(Refusal, self).__init__(*args)  # pickle calls the class with ``args``
         vars(self).update(zip(names, args, strict=True))
 
     itself = Parameter("self", Parameter.POSITIONAL_ONLY)

@@ -1,1 +1,1 @@
-"""Examples, the durable journal of feedback, and rehearsal memory."""
+"""Training examples, the durable journal of feedback, and rehearsal buffers."""

@@ -1,7 +1,6 @@
-"""Examples as the bytes that the journal keeps: one format byte, then msgpack.
+"""Encodes examples for the journal: one format byte, then msgpack.
 
-Rows that a stored join has written before journals had format 4 are the two halves as they were
-given, one behind the other.
+Journals before format 4 stored a joined row as its two encoded halves, one after the other.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from replay.errors import PayloadFormat, PayloadInvalid
 from replay.example import Example, LabelHalf, PredictionHalf, WaitingLabel
 
 FORMAT = 1
-"""First byte of an encoded example or half.  Fields appended with a default keep it."""
+"""First byte of an encoded example or half.  Adding fields with defaults does not change it."""
 
 JOINED = 2
-"""First byte of a joined payload: the prediction's length in 4 bytes, big-endian, and both."""
+"""First byte of a joined payload: length of the prediction (4 bytes, big-endian), both halves."""
 
 LABELS = 3
-"""First byte of labels that wait for one prediction."""
+"""First byte of a list of labels that wait for one prediction."""
 
 _PREFIX = bytes([FORMAT])
 _LABELS_PREFIX = bytes([LABELS])
@@ -36,22 +35,22 @@ _labels = msgspec.msgpack.Decoder(list[WaitingLabel])
 
 
 def encode(example: Example) -> bytes:
-    """Bytes of ``example``; integers, floats, booleans, text and None keep value and type.
+    """Encode ``example``; integers, floats, booleans, text and None keep value and type.
 
     Raises:
-        PayloadInvalid: An integer outside of −2^63 … 2^64 − 1, text that is no Unicode, or a
-            foreign type.
+        PayloadInvalid: An integer is outside of −2^63 … 2^64 − 1, text is not valid Unicode, or a
+            type is not supported.
     """
     return _encode(example)
 
 
 def encode_prediction(half: PredictionHalf) -> bytes:
-    """Bytes of a stored join's prediction; errors as of :func:`encode`."""
+    """Encode a prediction that waits for its label; errors as :func:`encode`."""
     return _encode(half)
 
 
 def encode_labels(labels: Sequence[WaitingLabel]) -> bytes:
-    """Bytes of the labels that wait for one prediction; errors as of :func:`encode`."""
+    """Encode labels that wait for one prediction; errors as :func:`encode`."""
     try:
         return _LABELS_PREFIX + _encoder.encode(labels)
     except (OverflowError, UnicodeEncodeError, TypeError) as error:
@@ -59,7 +58,7 @@ def encode_labels(labels: Sequence[WaitingLabel]) -> bytes:
 
 
 def decode_labels(payload: bytes) -> list[WaitingLabel]:
-    """The labels that :func:`encode_labels` was given, one or more; errors as of :func:`decode`."""
+    """Decode the result of :func:`encode_labels`, one label or more; errors as :func:`decode`."""
     labels = _decode(_labels, payload, _LABELS_PREFIX)
     if not labels:
         raise PayloadInvalid("no label waits in it")
@@ -67,16 +66,16 @@ def decode_labels(payload: bytes) -> list[WaitingLabel]:
 
 
 def decode_prediction(payload: bytes) -> PredictionHalf:
-    """The prediction that :func:`encode_prediction` was given; errors as of :func:`decode`."""
+    """Decode the result of :func:`encode_prediction`; errors as :func:`decode`."""
     return _decode(_prediction, payload)
 
 
 def decode(payload: bytes) -> Example:
-    """The example that :func:`encode` was given, or that the halves of a join make together.
+    """Decode the result of :func:`encode`, or a joined payload of an older journal.
 
     Raises:
-        PayloadFormat: Written by a version with another format.
-        PayloadInvalid: Right format byte, but the rest is no example.
+        PayloadFormat: The format byte is unknown: another version has written it.
+        PayloadInvalid: The rest is not an example.
     """
     if payload[:1] != _JOINED_PREFIX:
         return _decode(_example, payload)
@@ -102,7 +101,7 @@ def decode(payload: bytes) -> Example:
 
 
 def decode_label(payload: bytes) -> LabelHalf:
-    """A label that waits alone in a journal of before; errors as of :func:`decode`."""
+    """Decode a waiting label of an older journal; errors as :func:`decode`."""
     return _decode(_label, payload)
 
 
@@ -125,12 +124,12 @@ def _decode(
 
 
 ERASED = bytes.fromhex("01 99 80a0 cb3ff0000000000000 c0c0c0c0c0 c406") + b"erased"
-"""The payload of a row whose content was erased: an example of no features, which nobody learns.
+"""The payload of a row whose content was erased: an example without features, which is not learned.
 
-Written out, as it must stay what it is when examples get more fields.
+It is a constant, because it must not change when examples get more fields.
 """
 
 
 def is_erased(payload: bytes) -> bool:
-    """Whether what the row taught was erased."""
+    """Return whether the row's content was erased."""
     return payload == ERASED

@@ -1,7 +1,7 @@
-"""Everything the journal and the buffers refuse, with value, bound and remedy.
+"""The errors of the journal and the buffers, each with value, bound and remedy.
 
-``definite`` says what the caller may conclude: True, nothing of the call was written; False, it
-may or may not have been, and the same call is sent again to find out.
+Every error has a flag ``definite``.  True: nothing of the call was written.  False: it may have
+been written; repeat the same call to find out.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ class ReplayError(Refusal):
 
 
 class PartitionUnknown(ReplayError):
-    """The store has never given this partition number."""
+    """The store has never assigned this partition number."""
 
     partition: int
     text = "partition {partition} is not in the journal; register a new one"
 
 
 class PartitionSealed(ReplayError):
-    """The partition was closed at offset ``end``; its tail belongs to an adopter."""
+    """The partition was sealed at offset ``end``; another replica adopts its remaining rows."""
 
     partition: int
     end: int
@@ -32,7 +32,7 @@ class PartitionSealed(ReplayError):
 
 
 class JournalBehind(ReplayError):
-    """The partition ends below an offset that was answered: the store has lost rows."""
+    """The partition ends below an acknowledged offset: the store has lost rows."""
 
     partition: int
     end: int
@@ -45,7 +45,7 @@ class JournalBehind(ReplayError):
 
 
 class EpochBehind(ReplayError):
-    """The store's newest epoch is below one that its writer has values of: it has lost rows."""
+    """The store's newest epoch is below that of the writer's values: the store has lost rows."""
 
     model: str
     found: int
@@ -69,7 +69,7 @@ class JournalFull(ReplayError):
 
 
 class SizeFull(JournalFull):
-    """The journal's files have reached their bound (both in MB of 2^20 bytes)."""
+    """The journal's files have reached their size limit (both in MB of 2^20 bytes)."""
 
     text = (
         "the journal uses {size_mb:.1f} MB, its bound is {bound_mb:.0f} MB (size_mb_max); "
@@ -82,7 +82,7 @@ class SizeFull(JournalFull):
 
 
 class ServerFull(JournalFull):
-    """The journal's server has no room for new rows: in memory, or on the disk of its files."""
+    """The journal's server has no space for new rows, in memory or on its disk."""
 
     text = (
         "the journal's server takes no new rows ({reason}); "
@@ -95,7 +95,7 @@ class ServerFull(JournalFull):
 
 
 class JournalNotDurable(ReplayError):
-    """The journal's server could lose what it acknowledges."""
+    """The journal's server is configured so that it could lose acknowledged rows."""
 
     setting: str
     found: str
@@ -108,7 +108,7 @@ class JournalNotDurable(ReplayError):
 
 
 class JournalUnavailable(ReplayError):
-    """The store did not answer for certain.  Indefinite: send the same batch again."""
+    """The outcome of a call to the store is unknown.  Indefinite: send the same batch again."""
 
     definite = False
     reason: str
@@ -116,9 +116,9 @@ class JournalUnavailable(ReplayError):
 
 
 class JournalDamaged(ReplayError):
-    """Something that the store wrote is no longer what it wrote: a disk or memory has changed it.
+    """Stored data was changed by a disk or memory fault.
 
-    ``what`` names it, ``why`` says how that is known.
+    ``what`` names the data, ``why`` how the damage was noticed.
     """
 
     what: str
@@ -131,9 +131,10 @@ class JournalDamaged(ReplayError):
 
 
 class JournalMoved(JournalUnavailable):
-    """A file of the journal is not where it was opened: what is written there nobody would find.
+    """A file of the journal was moved or removed while open, so new data would be lost with it.
 
-    Definite, but a call before it may not have been: whoever tries until it is known goes on.
+    The error is definite for this call.  A caller that repeats an earlier, indefinite call must go
+    on repeating.
     """
 
     definite = True
@@ -148,9 +149,9 @@ class JournalMoved(JournalUnavailable):
 
 
 class JournalHeld(JournalUnavailable):
-    """Another process's write did not end in time.  Definite: nothing of the call was begun.
+    """Another process held the write lock for too long.  Definite: nothing was written.
 
-    ``pid`` is the process's number on this machine, None if it is not known.
+    ``pid`` is that process's id on this machine, or None if unknown.
     """
 
     definite = True
@@ -165,7 +166,7 @@ class JournalHeld(JournalUnavailable):
 
 
 class JournalFormat(ReplayError):
-    """The file has a format that this version can't read (``found`` None: not a journal)."""
+    """The file has a format that this version cannot read (``found`` None: not a journal)."""
 
     found: int | None
     known: int
@@ -192,7 +193,7 @@ class EpochLost(ReplayError):
 
 
 class LineTaken(ReplayError):
-    """The log of decisions has another newest line than whoever wrote the next one knew."""
+    """A line of the log of decisions has another number than the next free one."""
 
     number: int
     newest: int
@@ -200,7 +201,7 @@ class LineTaken(ReplayError):
 
 
 class BatchSize(ReplayError):
-    """A batch has 1 … ``bound`` rows."""
+    """A batch is empty or has more than ``bound`` rows."""
 
     n: int
     bound: int
@@ -208,7 +209,7 @@ class BatchSize(ReplayError):
 
 
 class RowInvalid(ReplayError):
-    """A row's field breaks its bound; nothing of the batch was written."""
+    """A field of a row is invalid; nothing of the batch was written."""
 
     field: str
     value: str
@@ -217,7 +218,7 @@ class RowInvalid(ReplayError):
 
 
 class PayloadFormat(ReplayError):
-    """A payload starts with a format byte that this version does not know."""
+    """A payload starts with a format byte unknown to this version."""
 
     found: int | None
     known: int
@@ -231,7 +232,7 @@ class PayloadFormat(ReplayError):
 
 
 class PayloadInvalid(ReplayError):
-    """An example that can't be encoded, or bytes that are no example."""
+    """An example cannot be encoded, or bytes cannot be decoded as an example."""
 
     reason: str
     text = (
@@ -241,7 +242,7 @@ class PayloadInvalid(ReplayError):
 
 
 class SettingInvalid(ReplayError):
-    """A setting of a buffer, of a retrieval or of the rehearsal is outside of its bounds."""
+    """A setting of a buffer, of retrieval or of rehearsal is out of bounds."""
 
     setting: str
     value: str
@@ -250,7 +251,7 @@ class SettingInvalid(ReplayError):
 
 
 class StateMismatch(ReplayError):
-    """A buffer's state is of another policy or of other settings.  The buffer is unchanged."""
+    """A buffer's state belongs to another policy or other settings.  The buffer is unchanged."""
 
     setting: str
     found: str
@@ -262,7 +263,7 @@ class StateMismatch(ReplayError):
 
 
 class StateInvalid(ReplayError):
-    """Bytes that are no buffer's state.  The buffer is unchanged."""
+    """Bytes cannot be decoded as a buffer's state.  The buffer is unchanged."""
 
     reason: str
     text = "no buffer's state ({reason}); rebuild the buffer from the journal"

@@ -1,4 +1,4 @@
-"""One piece of feedback, as it is learned and as it is kept."""
+"""Training examples and their parts, as they are learned and stored in the journal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 import msgspec
 
 Value = float | int | bool | str | None
-"""A feature's value.  Numbers are finite; the door refuses the rest."""
+"""A feature's value.  Numbers are finite; requests with others are refused."""
 
 Features = dict[str, Value]
 
@@ -18,39 +18,39 @@ Label = bool | int | float | str
 
 
 UNLABELLED: Label = ""
-"""The label of a row that came without one, of a binary task: no label of such a task is a text."""
+"""Stands for a missing label in a binary task, none of whose labels is text."""
 
 NOTES_BYTES_MAX = 4096
-"""Longer notes are left out of rows."""
+"""Greatest size of notes in bytes; longer ones are left out of rows."""
 
-_dumps = lru_cache(maxsize=1024, typed=True)(json.dumps)  # typed: True, 1 and 1.0 are three
+_dumps = lru_cache(maxsize=1024, typed=True)(json.dumps)  # typed: True, 1 and 1.0 differ
 _loads = lru_cache(maxsize=1024)(json.loads)
 
 
 def label_text(label: Label) -> str:
-    """The label's JSON text: how a label is written as a key."""
+    """Return the label's JSON text, which serves as its key."""
     return _dumps(label)
 
 
 def label_of(text: str) -> Label:
-    """The label with this JSON text."""
+    """Return the label with this JSON text."""
     label: Label = _loads(text)
     return label
 
 
 def is_unlabelled(task: str, label: Label) -> bool:
-    """Whether a row of the task came without a label, and is learned all the same."""
+    """Return whether a row of the task has no label (it is learned nevertheless)."""
     return task == "binary" and type(label) is str
 
 
 class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The filters' findings are written with the row: whoever learns it later asks no filter.
+    """The filters' results for a row, stored with it so that a later replay need not filter again.
 
     Attributes:
-        score: What the deciding test measured, finite.
-        reason: Why the row is not learned whole; empty if it is.
-        evidence: Nats by test for (> 0) or against (< 0) the row's source.
-        more: What else the row did to what is known of sources: by block, a number by source.
+        score: Statistic of the deciding filter, finite.
+        reason: Why the row is clipped or not learned; empty if it is learned with full weight.
+        evidence: By filter, nats for (> 0) or against (< 0) the row's source.
+        more: Other changes to the statistics of sources: block → source → number.
     """
 
     score: float
@@ -60,9 +60,9 @@ class Judged(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Numbers of one kind: ``data`` are int8 to be multiplied by ``scale``, or float32 if it is 0.
+    """An array: ``data`` holds int8 to be multiplied by ``scale``, or float32 if ``scale`` is 0.
 
-    float32 is little-endian; the order of the numbers is that of the edgepack.
+    float32 is little-endian; the elements are in the order of the edge export's format.
     """
 
     scale: float
@@ -70,17 +70,16 @@ class Tensor(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A delta instead of rows: what a device's own rows did to the parameters that it had.
+    """A parameter delta from a device, the effect of rows that only the device has seen.
 
     Attributes:
-        spec: Hash of the spec that the parameters are of; another model passes it over.
-        sequence: Edge release that the device began with.
-        n: Rows that it learned, at least 1.
-        columns: Names of the features that the weights belong to; empty: the last layer of a
-            network.
-        outputs: JSON texts of the labels that the outputs belong to, ``""`` of a single one.
-        weights, bias: Linear: weights (columns, outputs).  A network's last layer: weights
-            (outputs, inputs).
+        spec: Hash of the model spec of the parameters; models of other specs skip it.
+        sequence: Edge release that the device started from.
+        n: Number of rows that the device learned, at least 1.
+        columns: Names of the features of the weights; empty: the last layer of a network.
+        outputs: JSON texts of the labels of the outputs, ``""`` for a single output.
+        weights, bias: Changes of the parameters.  The weights have the shape (columns, outputs) in
+            a linear model, and (outputs, inputs) in a network's last layer.
     """
 
     spec: str
@@ -93,16 +92,15 @@ class Moved(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Names what a final label takes back: the first label of its event, which was provisional.
+    """The provisional label of an event that a final label corrects.
 
     Attributes:
-        partition, offset, key: Of the row that taught it; 0, 0 and none if nothing did, and the
-            final is a first lesson.
-        label, weight: What it taught, and how much it weighed.
-        source, evidence: Who sent it, and the nats that its filters found for or against that
-            source, by test.
-        defaulted: Nobody sent it: no label had come in time, and the event counts in scores as it
-            did then.
+        partition, offset, key: Position and key of the row with the provisional label; 0, 0 and
+            empty if none was learned, so that the final label is learned as an ordinary one.
+        label, weight: The provisional label and its weight.
+        source, evidence: Its source, and the filters' nats for or against that source.
+        defaulted: The label was a default because none had come in time.  The event has then been
+            counted in the scores already.
     """
 
     partition: int
@@ -116,44 +114,44 @@ class Corrects(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 SENT_LABEL: Final = "\0label"
-"""The name in :attr:`Example.raw` under which the label stands that was sent, if the row teaches
-another number.  No feature can be called so: names hold no control characters."""
+"""Name in :attr:`Example.raw` of the label as it was sent, if another number is learned.
+
+No feature can have this name, because names contain no control characters.
+"""
 
 
 class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """Features and label of one event, with what was predicted for it.
+    """Features and label of one event, with the prediction that was made for it.
 
     Attributes:
-        features: As parsed at the door, before any transform.
-        label: The true label, canonical.
-        weight: Importance of the event, finite and > 0.  1.0 is one ordinary row.
-        score: What the model answered when it was asked: the probability of each label by the
-            label's JSON text, or ``{"": value}`` in regression.  None if nothing was predicted.
-        version: ``(epoch, count, own)`` of the model that gave ``score``.
+        features: Features as parsed from the request, before any transform.
+        label: The true label in canonical form.
+        weight: Importance of the event, finite and > 0; 1.0 is one ordinary row.
+        score: The model's prediction: the probability of each label by the label's JSON text, or
+            ``{"": value}`` in regression.  None if nothing was predicted.
+        version: ``(epoch, count, own)`` of the model that made the prediction.
         predicted_at, event_time: POSIX seconds; None if unknown.
-        no_change: The newest label that the replica knew when it predicted: the no-change baseline.
-        notes: What the model that gave ``score`` wants to be told again; nobody else knows what it
-            means.
-        judged: What the filters found; None if none was asked.
-        known: The last offset of each partition, of the rows in the model that gave ``score``: kept
-            for a challenger, which is asked as of that.  None: it was not kept; empty: too many
-            partitions.
-        moved: A delta of a device: then there are no features, the label is the hash of its
-            content, and the weight is what it is multiplied by.
-        raw: What was sent under names whose number in ``features`` is another one, because it was
-            far beyond all before it, and under :data:`SENT_LABEL` the label; None: nothing was.
-        choice: The choice that the row is the reward of: among which actions, and how likely each
-            was.  Whoever chose knows what it means, nobody else reads it.  None: nothing was
-            chosen.
-        sure: How sure an answer was to be when this one was given, for whoever asked for it; nobody
-            else knows what it means.  None: nobody did.
-        provisional: The label may change: the lesson is taken back when the final one comes, and
-            counts in no score.
-        corrects: Of a final label that comes after a provisional one: what it takes back.
-        taught: Another row has taught the features before: this one brings the label, to judge the
-            answer.
-        late: Of a label that nobody sent, because none came in time: what a positive one weighs
-            that comes later.  None: somebody has sent the label.
+        no_change: Newest label that the replica knew when it predicted (the no-change baseline).
+        notes: Opaque data of the model that made the prediction, returned to it with the label.
+        judged: The filters' results; None if no filter ran.
+        known: Last offset of each partition that the predicting model contained, so that a
+            challenger can predict from the same rows.  None: not recorded; empty: there were too
+            many partitions.
+        moved: A device's delta.  Then there are no features, the label is the hash of the delta,
+            and the weight is its factor.
+        raw: Sent values of features that were far outside their range and therefore replaced in
+            ``features``, and the sent label under :data:`SENT_LABEL`.  None: nothing was replaced.
+        choice: Encoded choice (actions and propensities) whose reward the row is; only the code
+            that chose reads it.  None: no choice.
+        sure: Encoded confidence of the prediction, if the caller requested it; only the code that
+            computed it reads it.  None: not requested.
+        provisional: The label may still change: its effect is reverted when the final label comes,
+            and it counts in no score.
+        corrects: For a final label after a provisional one, the latter.
+        taught: An earlier row has trained the model on these features; this row only supplies the
+            label, to score the prediction.
+        late: For a default label (none came in time): the weight of a positive label that comes
+            later.  None: the label was sent.
     """
 
     features: Features
@@ -178,9 +176,9 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def scored(self) -> bool:
-        """Whether the label counts in scores: it is not to change, and has not counted before.
+        """Whether the label counts in scores: it is final and has not been counted before.
 
-        A label by default counts, for its event may have no other; what corrects it does not.
+        A default label counts, because no other may follow; a label that corrects it does not.
         """
         if self.moved is not None or (self.provisional and self.late is None):
             return False
@@ -189,7 +187,7 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def sent_label(self) -> Label:
-        """The label as it was sent."""
+        """The label as the caller sent it."""
         if self.raw is None:
             return self.label
         sent = self.raw.get(SENT_LABEL)
@@ -197,13 +195,13 @@ class Example(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def ordinary(self) -> bool:
-        """Whether the row is a lesson of its own, for good, and no delta."""
+        """Whether the row is a plain training row: no delta, correction or provisional label."""
         alone = self.corrects is None and not self.taught
         return self.moved is None and not self.provisional and alone
 
 
 class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The part of a prediction that a stored join keeps; fields as in :class:`Example`."""
+    """The part of a prediction that is stored to wait for a label; fields as in `Example`."""
 
     features: Features
     score: dict[str, float] | None = None
@@ -218,11 +216,12 @@ class PredictionHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A label that waits for its prediction; the first fields as in :class:`Example`.
+    """A label that waits for its prediction; the first three fields as in :class:`Example`.
 
     Attributes:
-        source, event_id, at: Of the row that it will be; when it was taken (POSIX seconds).
-        keys: Those under which it waits, one of each prediction that it may label.
+        source, event_id: Source and event id of the future row.
+        at: Time of receipt (POSIX seconds).
+        keys: Keys of the predictions that it may label; it is stored under each of them.
     """
 
     label: Label
@@ -235,7 +234,7 @@ class WaitingLabel(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class LabelHalf(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A label that waits alone, as older journals hold it; fields as in :class:`Example`."""
+    """A waiting label in the format of older journals; fields as in :class:`Example`."""
 
     label: Label
     weight: float = 1.0

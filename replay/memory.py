@@ -1,9 +1,9 @@
-"""A memory keeps what of a stream is learned again, and says what goes with each fresh row.
+"""Rehearsal memory: keeps a sample of the stream, and draws rows to learn with each fresh row.
 
-A memory offers every learned row to its buffer once, whatever is learned twice, and draws a
-*lesson* for each fresh row: one :class:`Drawn` for each pass over it.  A lesson is a value: who
-learns the row again after a failure learns the same lesson, so nothing of a model depends on how
-often that happened.
+A memory offers every learned row to its buffer once, even if the row is learned twice.  For each
+fresh row it draws a *lesson*: one :class:`Drawn` for each pass over the row.  A lesson is a value,
+so a row that is learned again after a failure is learned with the same lesson, and the model does
+not depend on how often that happened.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from replay.rehearsal import Rehearsal
 from replay.retrieval import RecentShare, Retrieval, class_balanced, uniform
 
 SHARE_DECAY: Final = 0.9
-"""Of a class's share, at each pass; 0 is as good on Split-MNIST, .98 lost 2 points of its worst
-case."""
+"""Decay of a class's share at each pass.  On Split-MNIST 0 is as good, and 0.98 lost 2 points in
+the worst case."""
 
 CLASSES_MAX: Final = 10_000
-"""Labels that are known by name; later ones are not noticed as new."""
+"""Greatest number of labels that are remembered; later ones are not recognised as new classes."""
 
 _SHARE_MIN: Final = 1e-9
 _PROBABILITY_MIN: Final = 1e-15
@@ -35,14 +35,14 @@ _PROBABILITY_MIN: Final = 1e-15
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Kept rows that one pass over a fresh row learns again.
+    """Items from the buffer that one pass over a fresh row learns again.
 
     Attributes:
-        items: Different ones, in no order; may be none.
-        ages: Rows that were offered since each of them.
-        shares: Of each class among the rows learned lately, fresh ones and drawn ones one half
-            each; empty in regression.
-        distil: Weight of the squared distance of the outputs from those kept, ≥ 0.
+        items: Distinct items in arbitrary order; may be empty.
+        ages: For each item, the number of rows offered since it.
+        shares: Share of each class among the rows learned recently, with equal weight for fresh and
+            drawn rows; empty in regression.
+        distil: Weight of the squared distance of the outputs from the stored logits, ≥ 0.
     """
 
     items: tuple[Item, ...]
@@ -55,22 +55,22 @@ Lesson = tuple[Drawn, ...]
 
 
 class Memory:
-    """A buffer, the rule by which it is drawn from, and which rows were offered.
+    """A buffer, the rule for drawing from it, and the offsets of the rows offered to it.
 
-    Not safe to call from several threads.
+    Not thread-safe.
 
     Parameters:
-        make_buffer: Makes an empty buffer, each time the same.
-        rule: How much is drawn, and how many passes are made.
-        seed: Of the draws.
-        balanced: Draw as many of each class.
-        classes: Whether labels are classes.
-        distil: See :class:`Drawn`; 0 keeps no outputs.
+        make_buffer: Returns an empty buffer, each time an equal one.
+        rule: Decides how many items are drawn and how many passes are made.
+        seed: Seed of the draws.
+        balanced: Draw equally many items of each class.
+        classes: Whether labels are classes (false in regression).
+        distil: See :class:`Drawn`; with 0 no logits are stored.
 
     Attributes:
-        buffer: What is kept.
-        seen: Rows offered.
-        replayed: Items drawn, over all passes.
+        buffer: The buffer.
+        seen: Number of rows offered.
+        replayed: Number of items drawn, over all passes.
     """
 
     def __init__(
@@ -92,10 +92,10 @@ class Memory:
         self._offered: dict[int, int] = {}  # last offset, by partition
         self._alarm_at: int | None = None
         self._known: set[Label] = set()
-        self._class_at = -math.inf  # rows offered when a class came that was new
+        self._class_at = -math.inf  # value of ``seen`` when the newest class appeared
 
     def lesson(self, label: Label) -> Lesson:
-        """Return what goes with the next fresh row; nothing while nothing is kept."""
+        """Return the lesson for the next fresh row; empty while the buffer is empty."""
         if not len(self.buffer):
             return ()
         n, capacity = max(self.seen, 1), self.buffer.capacity
@@ -119,7 +119,7 @@ class Memory:
         return class_balanced if self._balanced else uniform
 
     def _count(self, label: Label, items: Sequence[Item]) -> None:
-        """Move the shares a step towards those of the rows at hand."""
+        """Update the moving average of class shares with the fresh row and the items drawn."""
         shares = {c: s * SHARE_DECAY for c, s in self._shares.items() if s > _SHARE_MIN}
         part = (1 - SHARE_DECAY) / (2 if items else 1)
         shares[label] = shares.get(label, 0.0) + part
@@ -130,7 +130,8 @@ class Memory:
     def keep(self, row: Row, example: Example, score: Mapping[str, float] | None) -> None:
         """Offer a learned row to the buffer, unless it was offered before.
 
-        ``score`` is what was answered to it, as of :class:`~replay.example.Example`.
+        Parameters:
+            score: The prediction for the row, as in :class:`~replay.example.Example`.
         """
         if row.offset <= self._offered.get(row.partition, 0):
             return
@@ -146,7 +147,7 @@ class Memory:
         self.seen += 1
 
     def emptied(self) -> Memory:
-        """One of the same settings that has nothing yet."""
+        """Return a new, empty memory with the same settings."""
         return Memory(
             self._make_buffer,
             rule=self.rule,
@@ -157,14 +158,14 @@ class Memory:
         )
 
     def purge(self, source: str) -> int:
-        """Take out what a source has sent; how many items that were."""
+        """Remove all items of a source; return how many."""
         return self.buffer.purge(source)
 
     def alarm(self) -> None:
-        """The stream has changed: for a while draw more of what is recent, and distil nothing.
+        """React to a drift alarm: for a while draw more recent items, and do not distil.
 
-        Not if a class is new: errors have risen because of it, and what was said of older rows is
-        as true as before.
+        It is ignored if a class is new: then the errors have risen because of the new class, and
+        the stored outputs of older rows are still valid.
         """
         if self.seen - self._class_at >= self.rule.alarm_rows:
             self._alarm_at = self.seen
@@ -174,7 +175,7 @@ class Memory:
         return self._alarm_at is not None and self.seen - self._alarm_at < self.rule.alarm_rows
 
     def shares(self, most: int = 20) -> dict[str, dict[str, float]]:
-        """Shares of the ``most`` largest classes (by JSON text) and sources among what is kept."""
+        """Return the buffer's shares of the ``most`` largest classes (JSON text) and sources."""
         total = max(len(self.buffer), 1)
         classes, sources = Counter[str](), Counter[str]()
         for part in self.buffer.parts:
@@ -189,10 +190,10 @@ class Memory:
 
 
 def logits_of(score: Mapping[str, float]) -> Logits:
-    """Outputs that give these probabilities, with mean 0; a number in regression is its own.
+    """Return logits with mean 0 for these probabilities; in regression the value itself.
 
-    Softmax forgets a constant that is added to all outputs, so a distance of outputs is taken
-    between those with mean 0.
+    Softmax is invariant to a constant added to all logits, so distances are computed between logits
+    with mean 0.
     """
     if "" in score:
         return dict(score)

@@ -1,8 +1,8 @@
-"""Text from outside as a terminal, a log or a page shows it, and does not obey it.
+"""Escapes control characters in untrusted text before it is shown in a terminal, log or page.
 
-Names, ids and sources are what callers choose.  A terminal takes some characters for orders (it
-clears lines, sets its title, writes the clipboard), a log takes a newline for another entry, and
-some turn the order in which the rest is read.
+Names, ids and sources are chosen by callers.  A terminal interprets control characters (it clears
+lines, sets its title, writes the clipboard), in a log a newline begins another entry, and some
+characters reverse the direction of the following text.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Final, TextIO
 _ORDERS: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 )
-"""Control characters (C0, DEL, C1), line separators, and what turns the direction of text."""
+"""Control characters (C0, DEL, C1), line separators, and bidirectional controls."""
 
 
 def is_plain(text: str) -> bool:
-    """Whether the text holds nothing that a terminal would obey."""
+    """Return whether the text contains none of these characters."""
     return text.isprintable() or _ORDERS.search(text) is None
 
 
 def plain(text: str, keep: str = "") -> str:
-    r"""The text with what a terminal would obey written out, as ``\x1b``; not those in ``keep``."""
+    r"""Escape these characters in the text (as in ``\x1b``), except those in ``keep``."""
     if text.isprintable():
         return text
     return _ORDERS.sub(
@@ -34,16 +34,16 @@ def plain(text: str, keep: str = "") -> str:
 
 
 class PlainStream:
-    """A text stream of a command: what is written to it is shown, line by line, and not obeyed.
+    """A text stream for a command's output that escapes control characters.
 
-    ``beneath`` is the stream itself, for what draws on a terminal.
+    ``beneath`` is the wrapped stream, for code that controls the terminal on purpose.
     """
 
     def __init__(self, beneath: TextIO) -> None:
         self.beneath = beneath
 
     def write(self, text: str) -> int:
-        """Write the text; alone, a carriage return goes back to the line's begin."""
+        """Write the text escaped; a single carriage return is passed through."""
         return self.beneath.write(text if text == "\r" else plain(text, keep="\n\t"))
 
     def __getattr__(self, name: str) -> object:

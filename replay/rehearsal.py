@@ -1,9 +1,9 @@
-"""How much is learned again for each fresh row, and how much of it is recent.
+"""The rule for how many stored rows are replayed with each fresh row, and how many of them recent.
 
-The figures behind the defaults: three replayed rows for a fresh one were better than one on short
-streams (Split-MNIST, 5,000 rows, memory 500: 86.4 against 84.3 % accuracy, 71 against 63 % in the
-worst moment), and no better on long ones (60,000 rows, memory 500), where a small memory is learned
-by heart.  What counts is the length of the stream in memories: 10 there, 120 here.
+Reasons for the defaults: three replayed rows per fresh one were better than one on short streams
+(Split-MNIST, 5,000 rows, 500 items: 86.4 against 84.3 % accuracy, 71 against 63 % at the worst
+point), and not better on long ones (60,000 rows, 500 items), where the model overfits a small
+buffer.  The ratio of stream length to buffer capacity decides: 10 in the former, 120 in the latter.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from random import Random
 from replay.errors import SettingInvalid
 
 ROWS_MAX = 100
-"""Most replayed rows for a fresh one: what a learner's step may cost is bounded."""
+"""Greatest number of replayed rows per fresh one, to bound the cost of a learning step."""
 
 PASSES_MAX = 10
-"""Most passes of a step."""
+"""Greatest number of passes of a learning step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """The rule; pure, it keeps nothing.
+    """The rule, a stateless value.
 
     Attributes:
-        rows_short, rows_long: Replayed rows for each fresh one, at the start and on long streams; ≥
-            0.  More remembers better and costs one learning step each.
-        passes_short, passes_long: How many times a step learns its fresh rows, each time with newly
-            drawn ones; ≥ 1.
-        short, long: Streams up to ``short`` memories get ``rows_short`` and ``passes_short``, from
-            ``long`` memories on the other two; between them it goes over evenly in the logarithm of
+        rows_short, rows_long: Replayed rows per fresh one, on short and on long streams; ≥ 0.  More
+            rows reduce forgetting and cost one learning step each.
+        passes_short, passes_long: Number of times a step learns its fresh rows, each time with
+            newly drawn replayed rows, on short and on long streams; ≥ 1.
+        short, long: A stream is short up to ``short`` times the buffer's capacity, and long from
+            ``long`` times on; in between the values are interpolated linearly in the logarithm of
             the length.  0 < short < long.
-        recent, recent_alarm: Share of the replayed rows that is taken from the recent compartment,
-            in [0, 1]: usually, and at a drift alarm.
-        alarm_rows: Fresh rows after an alarm in which the share goes back, evenly; > 0.
+        recent, recent_alarm: Share of the replayed rows taken from the recent compartment, in
+            [0, 1]: normally, and at a drift alarm.
+        alarm_rows: Number of fresh rows after an alarm in which the share returns linearly; > 0.
     """
 
     rows_short: float = 3.0
@@ -65,7 +65,7 @@ class Rehearsal:
             raise SettingInvalid("alarm_rows", str(self.alarm_rows), "give 1 row or more")
 
     def rows(self, n: int, capacity: int) -> float:
-        """Replayed rows for the ``n``-th fresh row, on average, with ``capacity`` items kept.
+        """Return the mean number of replayed rows for the ``n``-th fresh row.
 
         >>> rule = Rehearsal()
         >>> [round(rule.rows(n, 500), 2) for n in (1, 5_000, 17_320, 60_000, 10**9)]
@@ -74,7 +74,7 @@ class Rehearsal:
         return self.rows_short + self._way(n, capacity) * (self.rows_long - self.rows_short)
 
     def passes(self, n: int, capacity: int) -> float:
-        """Passes of the step that learns the ``n``-th fresh row, on average.
+        """Return the mean number of passes for the ``n``-th fresh row.
 
         >>> [round(Rehearsal().passes(n, 500), 2) for n in (1, 5_000, 17_320, 60_000)]
         [2.0, 2.0, 1.5, 1.0]
@@ -82,20 +82,20 @@ class Rehearsal:
         return self.passes_short + self._way(n, capacity) * (self.passes_long - self.passes_short)
 
     def _way(self, n: int, capacity: int) -> float:
-        """How far the stream is on the way from short to long, in [0, 1]."""
+        """Return the interpolation weight of the long-stream values, in [0, 1]."""
         memories = min(max(n / capacity, self.short), self.long)
         return math.log(memories / self.short) / math.log(self.long / self.short)
 
     def whole_rows(self, n: int, capacity: int, rng: Random) -> int:
-        """:meth:`rows` as a number to draw, rounded up or down by chance: right on average."""
+        """Return :meth:`rows` rounded up or down at random, so that the mean is exact."""
         return int(self.rows(n, capacity) + rng.random())
 
     def whole_passes(self, n: int, capacity: int, rng: Random) -> int:
-        """:meth:`passes` rounded up or down by chance: right on average."""
+        """Return :meth:`passes` rounded up or down at random, so that the mean is exact."""
         return int(self.passes(n, capacity) + rng.random())
 
     def recent_share(self, since_alarm: int | None) -> float:
-        """Share of recent items, ``since_alarm`` ≥ 0 fresh rows after the last alarm (None: none).
+        """Return the share of recent items, given the fresh rows since the last alarm, or None.
 
         >>> [Rehearsal().recent_share(n) for n in (None, 0, 1_000, 2_000, 9_999)]
         [0.5, 0.8, 0.65, 0.5, 0.5]

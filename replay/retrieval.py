@@ -1,7 +1,7 @@
-"""Which of the kept items are learned again: plug points between a buffer and a learner.
+"""Retrieval functions, which choose the buffer's items to replay.
 
-A retrieval is any callable of this form; more are made by writing one.  It reads the two
-compartments (a policy without one of them has it empty) and draws from the generator it is given.
+A retrieval is any callable of the type below.  It reads the buffer's two compartments (one is empty
+if the policy does not have it) and draws with the generator that it is given.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from replay.buffers.slots import Slots
 from replay.errors import SettingInvalid
 
 Retrieval = Callable[[Slots, Slots, int, Random], list[Item]]
-"""``retrieval(long, recent, k, rng)``: min(k, n) different items of the n, in any order."""
+"""``retrieval(long, recent, k, rng)``: min(k, n) distinct items of the n, in any order."""
 
 
 def uniform(long: Slots, recent: Slots, k: int, rng: Random) -> list[Item]:
-    """Every set of ``k`` items is equally likely."""
+    """Draw ``k`` items so that all sets are equally likely."""
     n_recent = _proportional(long, recent, k, rng)
     return long.sample(k - n_recent, rng) + recent.sample(n_recent, rng)
 
 
 def class_balanced(long: Slots, recent: Slots, k: int, rng: Random) -> list[Item]:
-    """Draw equally many items of each class, within each compartment.
+    """Draw equally many items of each class within each compartment.
 
-    The compartments give items in proportion to their sizes.
+    The numbers of items from the compartments are in proportion to their sizes.
     """
     n_recent = _proportional(long, recent, k, rng)
     return long.sample_balanced(k - n_recent, rng) + recent.sample_balanced(n_recent, rng)
@@ -35,15 +35,16 @@ def class_balanced(long: Slots, recent: Slots, k: int, rng: Random) -> list[Item
 
 @dataclass(frozen=True, slots=True)
 class RecentShare:
-    """A share of each draw from the recent compartment, the rest from the long-term one.
+    """Draws a share of the items from the recent compartment, the rest from the long-term one.
 
-    Half of each was best on Elec2 and on gas sensors of the shares tried; more of recent items
-    adapts faster and forgets more.  :class:`replay.rehearsal.Rehearsal` moves the share.
+    On Elec2 and gas sensors one half was the best of the shares tried; a larger share adapts faster
+    and forgets more.  :class:`replay.rehearsal.Rehearsal` sets the share.
 
     Attributes:
-        share: In [0, 1].  ``share · k`` is rounded up or down by chance, so that it holds on
-            average for small ``k``.  What one compartment can't give is taken from the other.
-        balanced: As many of each class, within each compartment.
+        share: Share in [0, 1].  ``share · k`` is rounded up or down at random, so that the mean is
+            exact for small ``k``.  If one compartment has too few items, the other one supplies the
+            rest.
+        balanced: Draw equally many items of each class within each compartment.
     """
 
     share: float
@@ -63,7 +64,7 @@ class RecentShare:
 
 
 def _proportional(long: Slots, recent: Slots, k: int, rng: Random) -> int:
-    """How many of ``k`` different items of both, drawn at random, are in ``recent``."""
+    """Draw how many of ``k`` items, chosen at random from both, come from ``recent``."""
     if not len(recent):
         return 0
     n, n_long = len(long) + len(recent), len(long)

@@ -25,7 +25,7 @@ from evaluation.streams import open_stream
 from online.learning.scores import score_of
 from online.learning.source_evidence import Evidence
 from online.models.base import learn_example
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings
 from online.trust.filtering import filtering_for

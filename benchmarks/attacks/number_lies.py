@@ -23,7 +23,7 @@ from typing import Final
 
 from benchmarks.attacks.outlying_targets import MODELS, Row, rows_of
 from benchmarks.fixtures.dealt import Dealt
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from replay.example import Features

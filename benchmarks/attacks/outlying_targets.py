@@ -20,7 +20,7 @@ from typing import Any, Final
 from benchmarks.fixtures.dealt import Dealt
 from evaluation.streams import open_stream
 from online.learning.ranges import REACH
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.settings.config import Settings, data_dir
 from online.settings.model import ModelSettings
 from replay.example import Features

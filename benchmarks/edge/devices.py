@@ -37,7 +37,7 @@ from online.edge.targets import pack
 from online.errors import RequestError
 from online.learning.merged import Learner
 from online.models.base import Model
-from online.models.load import load
+from online.models.loading.load import load
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Outside, Who
 from online.rows.door import Door

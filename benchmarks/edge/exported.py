@@ -39,7 +39,7 @@ from online.edge.targets.gate import BOUNDS, compare, gate
 from online.edge.targets.golden import golden
 from online.edge.targets.pack import Precision
 from online.models.base import Model
-from online.models.load import load
+from online.models.loading.load import load
 from replay.example import Features, Label
 
 Row = tuple[Features, Label]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.fixtures.sources import STREAMS, Row
-from online.models.auto import Auto, Naps
+from online.models.auto import Auto, SleepingViews
 from online.models.selfrate import SelfRate
 from replay.example import Example, label_text
 
@@ -50,7 +50,7 @@ def _seconds(model: Any, rows: Sequence[Row]) -> float:
 
 def asleep(model: Any) -> None:
     """Put all views but the first to sleep, for longer than is measured: no rise wakes them."""
-    naps: Naps = model._mixture
+    naps: SleepingViews = model._mixture
     naps.slept, naps.labels, naps.rested = [1] * len(naps.slept), _NEVER, math.nan
 
 

@@ -23,7 +23,7 @@ from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
 from online.models.ftrl import Ftrl
-from online.models.load import load
+from online.models.loading.load import load
 from online.models.selfrate import SelfRate
 from online.sure.calibration import Calibration
 from paramserver.core.blocks import Blocks, copy, merge

@@ -28,7 +28,7 @@ from evaluation.learner import Answer
 from evaluation.metrics import Task
 from evaluation.prequential import prequential
 from online.models.base import Model, Prediction, learn_example
-from online.models.load import load
+from online.models.loading.load import load
 from replay.example import Example, Features, Label, label_text
 
 RATES: Final = (0.0025, 0.005, 0.0125, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)

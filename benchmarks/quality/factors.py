@@ -24,7 +24,7 @@ from benchmarks.fixtures.dealt import Dealt
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import Task
 from online.models.fm import Fm
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.model import ModelSettings
 from replay.example import Features
 

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.fixtures.service import Running, service
 from evaluation.streams import open_stream
 from online.client.connection import Connection
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.config import data_dir
 from replay.example import Label
 

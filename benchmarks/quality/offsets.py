@@ -35,7 +35,7 @@ from evaluation.metrics import Task
 from online.learning.vocabulary import NAMES, Vocabulary, words_of
 from online.messages.structs import PredictRequest
 from online.models.base import Model
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.serving.serving import Serving
 from online.settings.config import Settings
 from online.settings.config import load as load_settings

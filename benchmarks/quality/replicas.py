@@ -21,7 +21,7 @@ from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.client.connection import Connection
 from online.models.base import Model
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.config import data_dir
 from replay.example import Features, Label
 

@@ -17,7 +17,7 @@ from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.learning.scores import score_of
 from online.models.base import Model, learn_example
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.model import Drift
 from online.watch.drift import Judge
 from replay.example import Example, Features, Label, Value

@@ -24,8 +24,8 @@ from online.challenger.shadow import Shadow
 from online.client.connection import Connection
 from online.learning.merged import Learner
 from online.learning.scores import score_of
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import event_key
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from online.learning.deltas import Pulled
 from online.models.fm import Fm
-from online.models.lines import TABLE
+from online.models.state.factors import TABLE
 from paramserver.core import wire
 from paramserver.core.admission import TableBounds
 from paramserver.core.blocks import to_wire

@@ -18,7 +18,7 @@ from benchmarks.fixtures.learners import COUNT_LABEL, counting
 from benchmarks.fixtures.service import Running, service
 from online.client.connection import Connection
 from online.learning.merged import Learner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.settings.config import Limits
 from paramserver.core import wire
 from replay import codec

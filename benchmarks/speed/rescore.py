@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from river import forest, linear_model, optim, preprocessing, tree
 
 from evaluation.errors import StreamUnusable
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
 from online.models.base import Model
-from online.models.linear import Linear
-from online.models.opaque import Opaque
 from online.rescore.pool import deal, ray_for
 from online.rescore.run import Outcome, Request, Scored, execute
 

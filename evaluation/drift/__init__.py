@@ -1,1 +1,1 @@
-"""Has the world changed?  Detectors row by row, distributions window by window."""
+"""Drift detection: detectors on each row, and comparison of distributions by window."""

@@ -1,4 +1,4 @@
-"""A detector's finding, and the alarm that it becomes, are values that actions can be hung on."""
+"""Changes found by detectors, and alarms, as values on which actions can be based."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any, Literal
 from evaluation.drift.errors import DriftSettingUnusable, ShareUnusable
 
 Direction = Literal["up", "down", "other"]
-"""``other``: the distribution changed, and its mean did not."""
+"""``other``: the distribution changed, but not its mean."""
 
 Signal = Literal["error", "score", "feature", "missing", "new"]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A detector's finding, at the value just given.
+    """A change that a detector found at the newest value.
 
     Attributes:
         direction: Whether the mean rose or fell.
-        before, after: Means of the values on both sides of the estimated change point, from 0 to 1.
-        n_before, n_after: How many values these are means of.  The estimated change point is
+        before, after: Means of the values on both sides of the estimated change point, in [0, 1].
+        n_before, n_after: Numbers of values in these means.  The estimated change point is
             ``n_after`` values ago.
     """
 
@@ -33,24 +33,24 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """One alarm: evidence with a date, no verdict.
+    """One alarm, which is evidence of a change at a time, not a decision.
 
     Attributes:
         row: Number of the row of this signal at which it was raised, from 1.  Labelled rows for
             ``error``, served rows for the others; the window's last row for ``window``.
-        at: Time of that row as it was given (POSIX seconds); None if none was.
-        signal: What was watched.
+        at: Time given with that row (POSIX seconds), or None.
+        signal: The monitored signal.
         name: Feature; ``""`` for ``error`` and ``score``.
-        detector: Who raised it: a name in :data:`evaluation.drift.detectors.DETECTORS`, or
+        detector: The detector: a name in :data:`evaluation.drift.detectors.DETECTORS`, or
             ``window``.
-        direction: Up, down, or neither.  An error that went *down* is an improvement.
+        direction: Direction of the change.  A *falling* error is an improvement.
         since: Estimated row of the change.
-        before, after: What was compared: means of shares for detectors (of the error, the score,
-            the rank among the reference's values, the missing or new rows); the share that is
-            missing or new, or the mean in the feature's own unit, for ``window``.  None for
+        before, after: The compared means.  For detectors, of the numbers in [0, 1] (error, score,
+            rank among the reference values, or whether a value is missing or new); for ``window``,
+            the share of missing or new values, or the mean in the feature's own unit.  None for
             categories.
-        n_before, n_after: Number of rows of each.
-        effect: What ``window`` measured: PSI of a feature.  None for detectors.
+        n_before, n_after: Numbers of rows in these means.
+        effect: The PSI of a feature, for ``window``.  None for detectors.
     """
 
     row: int
@@ -68,11 +68,11 @@ class Alarm:
 
     @property
     def worse(self) -> bool:
-        """Whether it is an error that rose: what actions are for."""
+        """Whether the error rose, for which actions are taken."""
         return self.signal == "error" and self.direction == "up"
 
     def __str__(self) -> str:
-        """Tell it in a line of a log; a feature's name in quotes, as others chose it."""
+        """Return a line for a log, with the feature's name quoted because callers choose it."""
         what = f"{self.signal} {self.name!r}" if self.name else self.signal
         course = ""
         if self.before is not None and self.after is not None:
@@ -81,14 +81,14 @@ class Alarm:
         return f"drift: {what} changed ({self.direction}){course}, {where}"
 
     def data(self) -> dict[str, Any]:
-        """Return the alarm as JSON takes it."""
+        """Return the alarm as data for JSON."""
         return asdict(self)
 
 
 def alarm_of(
     found: Change, row: int, at: float | None, signal: Signal, name: str, who: str, since: int
 ) -> Alarm:
-    """The alarm that a detector's finding at a row becomes."""
+    """Return the alarm for a change that a detector found at a row."""
     return Alarm(
         row, at, signal, name, who, found.direction, since,
         found.before, found.after, found.n_before, found.n_after,
@@ -96,10 +96,10 @@ def alarm_of(
 
 
 def share(x: float) -> float:
-    """``x``, a number from 0 to 1.
+    """Return ``x`` if it is a number in [0, 1].
 
     Raises:
-        ShareUnusable: Anything else; NaN too.
+        ShareUnusable: It is not, for example NaN.
     """
     try:
         if 0.0 <= x <= 1.0:
@@ -113,14 +113,14 @@ def within(name: str, value: float, least: float, most: float) -> None:
     """Check that a setting is in its range.
 
     Raises:
-        DriftSettingUnusable: Not from ``least`` to ``most``.
+        DriftSettingUnusable: It is not in [``least``, ``most``].
     """
     if not least <= value <= most:
         raise DriftSettingUnusable(name, repr(value), f"{least:g} to {most:g}")
 
 
 def change(sum_before: float, n_before: int, sum_after: float, n_after: int) -> Change:
-    """The change from one mean to another; sums may be off by what rounding left."""
+    """Return the change between two means; sums may have rounding errors."""
     before = min(max(sum_before / n_before, 0.0), 1.0)
     after = min(max(sum_after / n_after, 0.0), 1.0)
     direction = "up" if after > before else "down" if after < before else "other"

@@ -1,4 +1,4 @@
-"""Frozen bins of one feature: a value becomes a place in a short list of counts."""
+"""Frozen bins of one feature, by which values are counted."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ import numpy as np
 from replay.example import Value
 
 BINS: Final = 10
-"""Groups of about equally many reference values each; PSI's usual number."""
+"""Number of groups with about equally many reference values each; usual for the PSI."""
 PARTS: Final = 4
-"""Bins in a group: the finer, the nearer are distances to those of the values themselves."""
+"""Bins per group; with more, distances are closer to those of the values themselves."""
 NAMES_MAX: Final = 200
-"""Categories with a place of their own; the rarer ones count as new, then as before."""
+"""Categories with a bin of their own; rarer ones count as new, in the reference as well."""
 TAILS: Final = (1.0, 3.0, 10.0)
-"""Reference standard deviations beyond the reference's ends at which further bins begin."""
+"""Distances (in standard deviations) from the reference's range at which further bins begin."""
 SPREAD_MIN: Final = 1e-9
-"""Least standard deviation as a part of the largest magnitude: less is rounding."""
+"""Least standard deviation relative to the largest magnitude; smaller ones are rounding."""
 COMMON_MAX: Final = 0.99
-"""A reference with a larger share of one value has no spread to measure distances with."""
+"""If one value has a larger share of the reference, distances are not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bins:
-    """Where values of one feature go.
+    """The bins of one feature.
 
-    Places are: those of values, in the order of ``edges`` or ``names``; then one for a missing
-    value; then one for what the reference never had (another category, text among numbers).
+    Bins are numbered (``place``): first those of values, in the order of ``edges`` or ``names``;
+    then one for missing values; then one for values that the reference never had (another category,
+    or text among numbers).
 
     Attributes:
-        edges: Ascending borders of the bins of numbers; a value that equals an edge goes to its
-            right.  Empty for categories.
-        names: ``{category: place}``; None for numbers.
-        groups: Of each bin: those that are one in PSI and Jensen-Shannon, from 0.  What is beyond
-            the reference's ends is one group a side, however far.
-        positions: Of the bins of numbers, in reference standard deviations from the reference's
-            mean; None without spread.
-        ranks: Rank of each place among the reference's values, from 0 to 1.
-        mean, sd: Of the reference's finite numbers; NaN for categories.
+        edges: Ascending borders of the bins of numbers; a value equal to an edge belongs to the
+            right bin.  Empty for categories.
+        names: Category → bin; None for numbers.
+        groups: For each bin its group, from 0; PSI and Jensen-Shannon distance are computed on
+            groups.  All bins below the reference's range are one group, and so are all above.
+        positions: Position of each bin of numbers, in reference standard deviations from the
+            reference's mean; None without spread.
+        ranks: Mean rank of each bin's values among the reference's, in [0, 1].
+        mean, sd: Mean and standard deviation of the reference's finite numbers; NaN for categories.
     """
 
     edges: tuple[float, ...]
@@ -57,11 +58,11 @@ class Bins:
 
     @property
     def values(self) -> int:
-        """Number of places of values."""
+        """The number of bins of values."""
         return len(self.ranks)
 
     def place(self, value: Value) -> int:
-        """Return the place of a value.
+        """Return the bin of a value.
 
         NaN and None are missing; infinite numbers are in the outermost bins.
         """
@@ -79,23 +80,23 @@ class Bins:
         return bisect_right(self.edges, value)
 
     def places(self, values: Sequence[Value]) -> list[int]:
-        """Return the places of several values."""
+        """Return the bins of several values."""
         if self.names is None:
             try:
                 numbers = cast(Sequence[float], values)
                 if (total := sum(numbers)) == total:  # NaN if one of them is
                     return [bisect_right(self.edges, number) for number in numbers]
-            except (TypeError, OverflowError):  # one is missing, or text
+            except (TypeError, OverflowError):  # a value is missing, or is text
                 pass
         return [self.place(value) for value in values]
 
     def group(self, counts: np.ndarray) -> np.ndarray:
-        """Counts of values as PSI compares them; values that the reference never had come last."""
+        """Return counts by group, as the PSI compares them, and last the count of new values."""
         grouped = np.bincount(self.groups, weights=counts[: self.values])
         return np.append(grouped, counts[self.values + 1])
 
     def data(self) -> dict[str, Any]:
-        """Return the bins as JSON takes them; :func:`bins_of` reads them."""
+        """Return the bins as data for JSON; :func:`bins_of` reads them."""
         return {
             "edges": list(self.edges),
             "names": None if self.names is None else list(self.names),
@@ -108,7 +109,7 @@ class Bins:
 
 
 def bins_of(data: Mapping[str, Any]) -> Bins:
-    """Return the bins from what :meth:`Bins.data` gave."""
+    """Return the bins from the result of :meth:`Bins.data`."""
     names = data["names"]
     return Bins(
         tuple(data["edges"]),
@@ -122,11 +123,11 @@ def bins_of(data: Mapping[str, Any]) -> Bins:
 
 
 def fit(values: Sequence[Value], *, bins: int = BINS) -> Bins:
-    """Bins of a feature, from the values of its reference.
+    """Return the bins of a feature, from its reference values.
 
-    Any text among them makes it a category.  Numbers get bins of about equally many values each;
-    one that is a whole bin's worth by itself, or one of at most ``bins`` different ones, gets a
-    bin for itself, so that a constant that moves is seen.
+    If any of them is text, the feature is categorical.  Numbers get bins with about equally many
+    values each.  A number that is as frequent as a whole bin, or one of at most ``bins`` distinct
+    ones, gets its own bin, so that a shift of a constant is noticed.
     """
     present = [v for v in values if v is not None and v == v]
     if any(isinstance(v, str) for v in present):
@@ -179,7 +180,7 @@ def _numbers(numbers: np.ndarray, bins: int) -> Bins:
 def _positions(
     numbers: np.ndarray, places: np.ndarray, edges: Sequence[float], law: tuple[float, float]
 ) -> tuple[float, ...]:
-    """Mean of the reference's values in each bin; the middle of a bin without any."""
+    """Return the mean of the reference values in each bin; the middle of an empty bin."""
     n = len(edges) + 1
     counts, sums = np.bincount(places, minlength=n), np.bincount(places, numbers, minlength=n)
     middles = [edges[0], *((a + b) / 2 for a, b in pairwise(edges)), edges[-1]]
@@ -188,7 +189,7 @@ def _positions(
 
 
 def _spread(numbers: np.ndarray, sd: float) -> bool:
-    """Whether distances can be told in standard deviations."""
+    """Return whether distances can be measured in standard deviations."""
     if not math.isfinite(sd) or sd <= SPREAD_MIN * float(np.abs(numbers).max()):
         return False
     _, counts = np.unique(numbers, return_counts=True)
@@ -196,7 +197,7 @@ def _spread(numbers: np.ndarray, sd: float) -> bool:
 
 
 def _quantiles(numbers: np.ndarray, bins: int) -> set[float]:
-    """Borders at quantiles, and on both sides of values that many are equal to."""
+    """Return borders at the quantiles, and on both sides of frequent values."""
     different = np.unique(numbers)
     if len(different) <= bins:
         alone = different

@@ -1,8 +1,8 @@
-"""Detectors of one number a row: river's and our own behind one method.
+"""Drift detectors on one number per row, river's and our own, with a common interface.
 
-Every signal is a share in [0, 1] before a detector sees it: an error is 1, a right answer 0; a
-probability is one already; the value of a feature becomes its rank in the reference; a missing
-value or a new category is 1.  So each detector can watch each signal.
+Every signal is converted to a number in [0, 1] (a share): an error is 1, a correct prediction 0; a
+probability is used as it is; a feature's value becomes its rank in the reference; a missing value
+or a new category is 1.  So any detector can monitor any signal.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from evaluation.drift.seed import Seed
 from evaluation.drift.stepd import Stepd
 
 RECENT: Final = 50
-"""Rows that river's detectors without a change point are taken to have alarmed for."""
+"""Number of rows assumed after the change point for river's detectors that do not report it."""
 
 
 class Detector(Protocol):
-    """Watches the mean of shares in [0, 1].
+    """Monitors the mean of numbers in [0, 1].
 
-    Deterministic, independent of other instances, with memory that grows at most with the logarithm
-    of the number of rows; can be copied and pickled.  After an alarm it watches on.
+    A detector is deterministic and independent of other instances, its memory grows at most with
+    the logarithm of the number of rows, and it can be copied and pickled.  It continues after an
+    alarm.
     """
 
     def update(self, x: float) -> Change | None:
-        """Take one share; the change, if this row shows one.
+        """Add one number; return the change if this row reveals one.
 
         Raises:
-            ShareUnusable: No number in [0, 1]; the detector is as before.
+            ShareUnusable: It is not a number in [0, 1]; the detector is unchanged.
         """
 
 
 class Adwin:
-    """River's ADWIN (Bifet & Gavaldà 2007), with the change point that its cut names.
+    """River's ADWIN (Bifet & Gavaldà 2007), reporting the change point where it cuts its window.
 
     Parameters:
-        delta: In (0, 1): smaller is rarer false alarms.
+        delta: In (0, 1); smaller values give fewer false alarms.
         clock: Rows between two tests; ≥ 1.
     """
 
@@ -51,7 +52,7 @@ class Adwin:
         self._n, self._sum = 0, 0.0  # since river's window began
 
     def update(self, x: float) -> Change | None:
-        """Take one share, as in :class:`Detector`."""
+        """Add one number, as in :class:`Detector`."""
         x = share(x)
         self._river.update(x)
         self._n += 1
@@ -61,7 +62,7 @@ class Adwin:
         return self._cut()
 
     def update_all(self, xs: Sequence[float]) -> list[tuple[int, Change]]:
-        """Take shares one after the other, none of which is looked at: places and changes."""
+        """Add numbers in [0, 1] without checking them; return index and change of each finding."""
         river, changes = self._river, []
         for i, x in enumerate(xs):
             river.update(x)
@@ -72,7 +73,7 @@ class Adwin:
         return changes
 
     def _cut(self) -> Change:
-        # River begins with an empty window at the next row, whatever it kept at the cut.
+        # River starts with an empty window at the next row, although it kept rows at the cut.
         n, total = self._n, self._sum
         width, kept = self._river.width, self._river.total
         self._n, self._sum = 0, 0.0
@@ -80,10 +81,10 @@ class Adwin:
 
 
 class River:
-    """A detector of river that names no change point: the last ``RECENT`` rows stand for it.
+    """A detector of river that reports no change point: ``RECENT`` rows ago is assumed.
 
     Parameters:
-        detector: Of river: ``update`` and ``drift_detected``; it begins anew after an alarm.
+        detector: River's object with ``update`` and ``drift_detected``; it restarts after an alarm.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -94,7 +95,7 @@ class River:
         self._n, self._sum, self._recent = 0, 0.0, 0.0
 
     def update(self, x: float) -> Change | None:
-        """Take one share, as in :class:`Detector`."""
+        """Add one number, as in :class:`Detector`."""
         x = share(x)
         self._river.update(x)
         self._n += 1
@@ -120,7 +121,7 @@ DETECTORS: Final[Mapping[str, Callable[[], Detector]]] = {
     "stepd": Stepd,
     "seed": Seed,
 }
-"""What can be named in settings.  All see rises and falls, but those in ``ONLY_RISES``."""
+"""Detectors by their names in settings.  Those in ``ONLY_RISES`` do not notice falls."""
 
 ONLY_RISES: Final = frozenset({"ddm"})
 
@@ -138,14 +139,14 @@ def detector(name: str) -> Detector:
 
 
 def named(names: Iterable[str]) -> list[tuple[str, Detector]]:
-    """New detectors beside their names; errors as of :func:`detector`."""
+    """Return new detectors with their names; errors as :func:`detector`."""
     return [(name, detector(name)) for name in names]
 
 
 def updates(one: Detector, xs: Sequence[float]) -> list[tuple[int, Change]]:
-    """Have a detector take shares one after the other: the place and the change of each finding.
+    """Add numbers to a detector; return index and change of each finding.
 
-    The caller has made sure that they are numbers in [0, 1].
+    The caller ensures that they are numbers in [0, 1].
     """
     if isinstance(one, Adwin | Glr):
         return one.update_all(xs)

@@ -1,4 +1,4 @@
-"""Can a classifier tell then from now?  All features at once, with a band of chance."""
+"""A domain classifier: can reference and current rows be told apart by all features together?"""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import numpy as np
 from replay.example import Features
 
 ROWS_MIN: Final = 100
-"""Rows on each side."""
+"""Least number of rows on each side."""
 ROWS_MAX: Final = 2_000
-"""Of each side; of more, so many are drawn."""
+"""Greatest number of rows on each side; of more rows, so many are drawn."""
 COLUMNS_MAX: Final = 256
 CATEGORIES_MAX: Final = 20
 FOLDS: Final = 5
@@ -25,15 +25,15 @@ _RIDGE: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Whether reference and current rows can be told apart.
+    """The result of classifying rows as reference or current.
 
     Attributes:
-        auc: Out-of-fold area under the ROC curve: .5 is chance, 1 is certain.  None without data.
-        low, high: 2.5 and 97.5 % of the AUCs with the labels (then, now) permuted.
-        p: Share of the permuted AUCs, with the true one, that are as large.  Rows that follow each
-            other are alike, so with contiguous spans it is too small: read the AUC first.
-        drivers: What tells them apart: (feature, weight in units of the largest), the largest
-            first.
+        auc: Out-of-fold area under the ROC curve: 0.5 is chance, 1 perfect.  None without data.
+        low, high: 2.5 and 97.5 % quantiles of the AUC with permuted labels.
+        p: Permutation p-value.  It is too small for contiguous spans, because consecutive rows are
+            correlated; so consider the AUC first.
+        drivers: Features by which the rows differ, each with its weight relative to the largest,
+            largest first.
     """
 
     state: Literal["alike", "different", "not enough data"]
@@ -54,17 +54,17 @@ def tell_apart(
     seed: int = 0,
     permutations: int = 200,
 ) -> Domain:
-    """Classify rows by whether they are of the reference or of now.
+    """Classify rows as belonging to the reference or to the current ones.
 
-    Ridge regression on the two labels (the two-class linear discriminant, Hastie et al. 2009,
-    section 4.2) on standardised features and their squares, so that a moved mean and a changed
-    spread are seen; what differs in products of features only is not.  As the solution is linear
-    in the labels, all permutations are solved with the one of the data.
+    It is ridge regression on the two labels (the two-class linear discriminant, Hastie et al. 2009,
+    section 4.2) with standardised features and their squares.  So it notices changes of mean and
+    variance, but not changes of correlations only.  As the solution is linear in the labels, all
+    permutations are solved together with the data.
 
     Parameters:
-        reference, current: Rows; missing names, None and NaN are missing values.
-        seed: Of the rows drawn, the folds and the permutations.
-        permutations: ≥ 1.
+        reference, current: Rows; absent names, None and NaN are missing values.
+        seed: Seed for drawing rows, folds and permutations.
+        permutations: Number of permutations, ≥ 1.
     """
     rng = np.random.default_rng(seed)
     then, now = _drawn(reference, rng), _drawn(current, rng)
@@ -91,14 +91,14 @@ def tell_apart(
 
 
 def _drawn(rows: Sequence[Features], rng: np.random.Generator) -> list[Features]:
-    """Not every so many rows: what alternates in the stream would look like a change."""
+    """Draw rows at random; at regular intervals, periodic data would look like a change."""
     if len(rows) <= ROWS_MAX:
         return list(rows)
     return [rows[i] for i in sorted(rng.choice(len(rows), ROWS_MAX, replace=False))]
 
 
 def _columns(rows: list[Features]) -> tuple[np.ndarray, list[str]]:
-    """Numbers, (rows, columns), and the feature of each column."""
+    """Return a matrix (rows, columns), and the feature of each column."""
     columns: list[np.ndarray] = []
     of: list[str] = []
     for name in sorted({name for row in rows for name in row}):
@@ -127,7 +127,7 @@ def _columns(rows: list[Features]) -> tuple[np.ndarray, list[str]]:
 
 
 def _standard(values: np.ndarray) -> np.ndarray:
-    """In robust standard deviations from the median, clipped; missing ones are 0."""
+    """Return values in robust standard deviations from the median, clipped; missing as 0."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return np.zeros(len(values))
@@ -147,7 +147,7 @@ def _solve(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _out_of_fold(x: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mean over the folds of the AUC of each column of labels."""
+    """Return the mean over the folds of the AUC of each column of labels."""
     fold = rng.permutation(len(x)) % FOLDS
     found = []
     for i in range(FOLDS):

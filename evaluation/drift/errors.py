@@ -1,4 +1,4 @@
-"""These errors say what the watch over drift refuses, with value, bound and remedy."""
+"""The errors of drift detection, with value, bound and remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from evaluation.errors import EvaluationError
 
 
 class ShareUnusable(EvaluationError):
-    """A detector was given something else than a number from 0 to 1."""
+    """A detector was given something other than a number from 0 to 1."""
 
     value: str
     text = (
@@ -16,7 +16,7 @@ class ShareUnusable(EvaluationError):
 
 
 class DriftSettingUnusable(EvaluationError):
-    """A setting of the watch that is out of its range; ``bound`` says what is allowed."""
+    """A setting of drift detection is out of range; ``bound`` names the allowed values."""
 
     name: str
     value: str
@@ -25,7 +25,7 @@ class DriftSettingUnusable(EvaluationError):
 
 
 class ReferenceUnusable(EvaluationError):
-    """A reference, or counts, that do not fit: what is wrong and what to do."""
+    """A reference is invalid, or counts do not match it: the problem and the remedy."""
 
     problem: str
     remedy: str

@@ -1,4 +1,4 @@
-"""Generalised likelihood ratio of one change in a stream of shares, over bounded memory."""
+"""A generalised likelihood ratio test for a change of the mean, with bounded memory."""
 
 from __future__ import annotations
 
@@ -9,37 +9,39 @@ from typing import Final
 from evaluation.drift.alarm import Change, change, share, within
 
 ROWS_MIN: Final = 16
-"""Least rows on each side of a split."""
+"""Least number of rows on each side of a split."""
 SCALE: Final = 100.0
-"""Effective rows of a split at which the threshold is the one that was set."""
+"""Effective rows of a split for which the threshold is the one in the settings."""
 EASIER_MAX: Final = 3.0
-"""Most nats that a split of more rows is let off."""
+"""Greatest reduction of the threshold for longer splits, in nats."""
 
 
 class Glr:
     """Two-sided likelihood ratio test for one change of a Bernoulli mean, at every split.
 
-    After each block the rows since the last change are split at every block's border into an older
-    part of ``n0`` rows with mean ``p0`` and a newer one of ``n1`` rows with mean ``p1``; ``p`` is
-    the mean of all.  The statistic is the largest ``n0 kl(p0, p) + n1 kl(p1, p)``, kl being the
-    Kullback-Leibler divergence of two Bernoulli laws (Lai & Xing 2010; Besson et al. 2022,
-    *Efficient change-point detection for tackling piecewise-stationary bandits*).  For other
-    shares than 0 and 1 it is conservative, as no variable in [0, 1] spreads more.
+    After each block, the rows since the last change are split at every border between blocks into
+    an older part of ``n0`` rows with mean ``p0`` and a newer one of ``n1`` rows with mean ``p1``;
+    ``p`` is the mean of all.  The statistic is the maximum of ``n0 kl(p0, p) + n1 kl(p1, p)``,
+    where kl is the Kullback-Leibler divergence of Bernoulli distributions (Lai & Xing 2010; Besson
+    et al. 2022, *Efficient change-point detection for tackling piecewise-stationary bandits*).  For
+    values other than 0 and 1 it is conservative, because no variable in [0, 1] with the same mean
+    has a larger variance.
 
-    Deviations: the threshold does not grow with the length of the stream, which bounds the rate of
+    Deviations: the threshold does not grow with the length of the stream, so it bounds the rate of
     false alarms instead of their probability.  It falls with the logarithm of the split's effective
-    rows ``m = n0 n1 / n``: of splits twice as long there are half as many independent ones in a
-    stream, so each length has its share of the false alarms, and slow changes are found sooner (as
-    Dümbgen & Spokoiny 2001 calibrate scales).  Blocks double in size with their age, as ADWIN's
-    buckets do (Bifet & Gavaldà 2007), so memory and time of a test grow with the logarithm of the
-    number of rows.
+    rows ``m = n0 n1 / n``: a stream has half as many independent splits of twice the length, so
+    each length gets an equal share of the false alarms, and slow changes are found earlier (as
+    Dümbgen & Spokoiny 2001 calibrate scales).  Blocks double in size with age, as ADWIN's buckets
+    do (Bifet & Gavaldà 2007), so memory and time of a test grow with the logarithm of the number of
+    rows.
 
     Parameters:
-        threshold: Of the statistic at ``SCALE`` effective rows, in nats, from 4 on.  One more makes
-            false alarms about three times as rare and a detection about 1 / kl rows later.
+        threshold: Threshold of the statistic at ``SCALE`` effective rows, in nats, ≥ 4.  Raising it
+            by 1 makes false alarms about three times as rare and delays detection by about 1 / kl
+            rows.
         block: Rows of the smallest block, and between two tests; ≥ 1.
-        width: Most blocks of one size; ≥ 1.  More give finer splits and slower tests.
-        rows_max: Rows that are remembered at most; the oldest block is left out beyond.
+        width: Greatest number of blocks of one size; ≥ 1.  More give finer splits, slower tests.
+        rows_max: Greatest number of rows that are remembered; then the oldest block is dropped.
     """
 
     def __init__(
@@ -62,7 +64,7 @@ class Glr:
         self._open_n, self._open_sum = 0, 0.0
 
     def update(self, x: float) -> Change | None:
-        """Take one share in [0, 1]; the change, if this row shows one."""
+        """Add one number in [0, 1]; return the change if this row reveals one."""
         self._open_sum += share(x)
         self._open_n += 1
         if self._open_n < self._block:
@@ -72,7 +74,7 @@ class Glr:
         return None if at is None else self._cut(at)
 
     def update_all(self, xs: Sequence[float]) -> list[tuple[int, Change]]:
-        """Take shares one after the other, none of which is looked at: places and changes."""
+        """Add numbers in [0, 1] without checking them; return index and change of each finding."""
         changes, start = [], 0
         while start < len(xs):
             some = xs[start : start + self._block - self._open_n]
@@ -87,7 +89,7 @@ class Glr:
         return changes
 
     def _close(self) -> None:
-        """The open block becomes the newest one; of too many of a size the oldest two merge."""
+        """Close the open block; if there are too many of one size, merge the two oldest."""
         ns, sums = self._ns, self._sums
         ns.append(self._open_n)
         sums.append(self._open_sum)
@@ -109,10 +111,10 @@ class Glr:
             self._sum -= sums.pop(0)
 
     def _split(self) -> int | None:
-        """First block of the newer part at the most likely split, if one is above its threshold."""
+        """Return the first newer block at the best split if one exceeds its threshold, or None."""
         n, total = self._n, self._sum
         p = min(max(total / n, 0.0), 1.0)
-        # kl(q, p) <= (q - p)^2 / (p (1 - p)): below this the statistic can't reach any threshold.
+        # kl(q, p) <= (q - p)^2 / (p (1 - p)), so a gap below this cannot reach any threshold.
         least = (self._threshold - EASIER_MAX) * p * (1.0 - p) * n
         best, at, alarm = 0.0, None, False
         n1, sum1 = 0, 0.0
@@ -134,7 +136,7 @@ class Glr:
         return at if alarm else None
 
     def _cut(self, at: int) -> Change:
-        """Forget what is older than the change."""
+        """Drop the blocks before the change, and return the change."""
         n0, sum0 = sum(self._ns[:at]), sum(self._sums[:at])
         del self._ns[:at], self._sums[:at]
         self._n, self._sum = sum(self._ns), sum(self._sums)

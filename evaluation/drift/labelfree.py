@@ -1,4 +1,4 @@
-"""How right a classifier is on rows whose labels have not come, from its own confidence."""
+"""Estimates a classifier's accuracy on rows without labels from its own confidence."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ BLIND: Final = (
     "An estimate from confidence sees inputs that changed; it cannot see that the same inputs now "
     "have other labels (concept drift): only labels show that."
 )
-"""Stands beside every estimate."""
+"""A note that is shown beside every estimate."""
 
 PLACES: Final = 100
-"""Bins of confidence."""
+"""Number of bins of confidence."""
 ROWS_MIN: Final = 200
-"""Fewer rows without a label have no accuracy to estimate."""
+"""Least number of rows without labels for an estimate."""
 CALIBRATED_MIN: Final = 1_000
-"""With fewer labelled rows the confidence is taken as it is."""
+"""With fewer labelled rows the confidence is not calibrated."""
 MEMORY: Final = 20_000
-"""Labelled rows after which what was learned of them before counts half."""
+"""Number of labelled rows after which earlier ones count half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """An accuracy without labels.
+    """An estimated accuracy without labels.
 
     Attributes:
-        accuracy: None if there are not enough data.
-        n: Rows without a label that it is about.
-        labelled: Labelled rows that calibrate the confidence; 0: it is taken as it is.
-        error: Standard error that chance alone gives the true accuracy of ``n`` rows.  What concept
-            drift does is not in it.
-        note: The limit, in a sentence.
+        accuracy: The estimate; None if the data do not suffice.
+        n: Number of rows without labels that it is for.
+        labelled: Number of labelled rows used for calibration; 0: not calibrated.
+        error: Standard error of the true accuracy of ``n`` rows by chance alone, without the effect
+            of concept drift.
+        note: The limitation, in a sentence.
     """
 
     state: Literal["estimated", "not enough data"]
@@ -51,16 +51,15 @@ class Estimate:
 class LabelFree:
     """Confidence-based performance estimation (CBPE; arXiv:2401.08348).
 
-    The expected accuracy is the mean of the probabilities that the answers are right: the
-    calibrated probability of the answered label.  Calibration is
-    isotonic (Zadrozny & Elkan 2002), on counts in ``PLACES`` bins of confidence, so memory is
-    fixed and replicas' counts add up.
+    The expected accuracy is the mean probability that a prediction is correct, which is the
+    calibrated probability of the predicted label.  Calibration is isotonic (Zadrozny & Elkan 2002),
+    on counts in ``PLACES`` bins of confidence, so memory is fixed and replicas' counts add up.
 
-    Deviations: the map is a step per bin, drawn towards the bin's mean confidence by
-    ``prior`` rows that are as right as they say; old labelled rows fade.
+    Deviations: the calibration map has one value per bin, shrunk towards the bin's mean confidence
+    by ``prior`` pseudo-rows; old labelled rows are discounted.
 
     Parameters:
-        prior: Rows a bin, ≥ 0: at 0 a bin with one row says 0 or 1.
+        prior: Pseudo-rows per bin, ≥ 0; with 0 a bin with one row would be 0 or 1.
         memory: Labelled rows after which older ones count half; ≥ 1.
     """
 
@@ -71,20 +70,22 @@ class LabelFree:
         self._labelled, self._fresh = 0.0, 0
 
     def served(self, confidence: float) -> None:
-        """An answer went out: ``confidence`` is the probability of the answered label.
+        """Record a prediction; ``confidence`` is the probability of the predicted label.
 
         Raises:
-            ShareUnusable: No number from 0 to 1.
+            ShareUnusable: It is not a number in [0, 1].
         """
         place = _place(confidence)
         self._open_n[place] += 1
         self._open_sums[place] += confidence
 
     def judged(self, confidence: float, right: bool, *, was_open: bool = True) -> None:
-        """The label of such an answer came.
+        """Record the label of a prediction.
 
         Parameters:
-            was_open: Whether :meth:`served` was told of it: it is not open any more.
+            right: Whether the prediction was correct.
+            was_open: Whether :meth:`served` was called for it, so that it is removed from the rows
+                without labels.
         """
         place = _place(confidence)
         if was_open and self._open_n[place]:
@@ -99,9 +100,9 @@ class LabelFree:
             self._fade()
 
     def judged_all(self, answers: Sequence[tuple[float, bool, bool]]) -> None:
-        """Labels of several came: of each its confidence, a share, and the rest of :meth:`judged`.
+        """Record the labels of several predictions, with the arguments of :meth:`judged`.
 
-        None of the shares is looked at.
+        The confidences must be in [0, 1]; they are not checked.
         """
         open_n, open_sums = self._open_n, self._open_sums
         n, sums, rights = self._n, self._sums, self._right
@@ -125,7 +126,7 @@ class LabelFree:
         self._fresh = 0
 
     def counters(self) -> dict[str, float]:
-        """Flat counts, added by name to merge replicas."""
+        """Return counters by name; counters of replicas are merged by adding them."""
         found: dict[str, float] = {}
         tables: dict[str, Sequence[float]] = {
             "n": self._n, "sum": self._sums, "right": self._right,
@@ -136,10 +137,10 @@ class LabelFree:
         return found
 
     def merge(self, counters: Mapping[str, float]) -> None:
-        """Add what :meth:`counters` of another one gave.
+        """Add another replica's :meth:`counters`.
 
         Raises:
-            ReferenceUnusable: A name that is none of these.
+            ReferenceUnusable: There is a counter of another name.
         """
         tables: dict[str, list[float]] = {
             "n": self._n, "sum": self._sums, "right": self._right,
@@ -157,9 +158,9 @@ class LabelFree:
         self._labelled = sum(self._n)
 
     def calibrated(self) -> np.ndarray:
-        """Probability of being right in each bin of confidence, never falling; length ``PLACES``.
+        """Return the probability of a correct prediction by bin of confidence, non-decreasing.
 
-        Bins without rows lie between their neighbours.
+        The array has ``PLACES`` elements; empty bins are interpolated.
         """
         n = np.array(self._n)
         middle = (np.arange(PLACES) + 0.5) / PLACES
@@ -173,7 +174,7 @@ class LabelFree:
         return found
 
     def estimate(self) -> Estimate:
-        """Accuracy of the rows that were served and have no label yet."""
+        """Estimate the accuracy of the predictions without labels."""
         n = sum(self._open_n)
         if n < ROWS_MIN:
             why = f"{n} rows without a label; {ROWS_MIN} are needed"
@@ -200,10 +201,10 @@ def _place(confidence: float) -> int:
 
 
 def isotonic(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The nearest sequence that never falls, by weighted squares (pool adjacent violators).
+    """Return the weighted least-squares non-decreasing fit (pool adjacent violators).
 
     Parameters:
-        weights: > 0, as many as values.
+        weights: Positive weights, one per value.
     """
     pools: list[tuple[float, float, int]] = []  # mean, weight, length
     for value, weight in zip(values, weights, strict=True):

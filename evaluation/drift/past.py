@@ -1,13 +1,14 @@
-"""This module asks if a rise is more than what a stream's error did by itself so far.
+"""Decides whether a rise of the error exceeds the error's usual fluctuations in the stream.
 
-Errors of real streams come in runs: hard hours, days, seasons.  A test that takes rows for
-independent of each other finds one change after the other there, and each of them is real, and
-over soon.  So a rise is held against stretches of the same length before it: how far their means
-lie apart, beyond what chance makes of independent rows, and how high the highest was.  Where rows
-are independent nothing is asked beyond the test.
+The errors of real streams are correlated: there are difficult hours, days and seasons.  A test that
+assumes independent rows finds one change after another there, each of them real but soon over.  So
+a rise is compared with earlier stretches of the same length: with the variance of their means
+beyond that of independent rows, and with the highest mean.  If rows are independent, this adds no
+requirement to the test.
 
-Nor is a rise one of the model if the stream became harder for everybody: what the no-change rule
-gets wrong is counted in the same stretches, and the model may get worse by as much as that.
+A rise is also not attributed to the model if the stream has become harder for any predictor: the
+errors of the no-change baseline are recorded in the same stretches, and the model's error may rise
+in proportion to them.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from typing import Final
 from evaluation.drift.alarm import Change
 
 STRETCH: Final = 32
-"""Rows of the shortest stretches; the others are twice as long as the ones before."""
+"""Rows of the shortest stretches; each further length is twice the one before."""
 SCALES: Final = 6
 KEPT: Final = 64
-"""Newest stretches of each length that are remembered."""
+"""Number of stretches of each length that are remembered, the newest ones."""
 FEW: Final = 4
-"""Stretches before a change without which everything is a rise: nothing is known of the past."""
+"""With fewer stretches before a change, every rise is accepted, because the past is unknown."""
 ENOUGH: Final = 8
-"""Stretches of a length; with fewer, shorter ones are asked."""
+"""With fewer stretches of a length, shorter ones are used."""
 DEVIATIONS: Final = 3.6
-"""How far above the mean of its past a rise is, at least, in deviations of stretches."""
+"""Least height of a rise above the past mean, in standard deviations of stretches."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Stretch:
-    """Means over the rows up to ``end``: the error, and what the no-change rule got wrong."""
+    """Means over the rows up to ``end``: the model's error, and the no-change baseline's."""
 
     end: int
     error: float
@@ -43,7 +44,7 @@ class _Stretch:
 
 
 class Past:
-    """Means of stretches of 32 to 1,024 rows, the newest 64 of each length."""
+    """Mean errors over stretches of 32 to 1,024 rows, the newest 64 of each length."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -53,7 +54,7 @@ class Past:
         self._odd: list[_Stretch | None] = [None] * SCALES
 
     def add(self, error: float, rule: float | None = None) -> None:
-        """Take one row's error and that of the no-change rule, both in [0, 1]; None: unknown."""
+        """Add one row's error and the no-change baseline's, in [0, 1]; None: unknown."""
         self.rows += 1
         self._n += 1
         self._error += error
@@ -72,10 +73,10 @@ class Past:
             stretch = _Stretch(stretch.end, *mean)
 
     def add_all(self, errors: Sequence[float], rules: Sequence[float | None]) -> None:
-        """Take rows one after the other, as :meth:`add` does."""
+        """Add several rows, with the same result as :meth:`add` for each."""
         start = 0
         while start < len(errors):
-            stop = min(start + STRETCH - 1 - self._n, len(errors))  # it does not end the stretch
+            stop = min(start + STRETCH - 1 - self._n, len(errors))  # without ending a stretch
             for error in errors[start:stop]:
                 self._error += error
             for rule in rules[start:stop]:
@@ -87,10 +88,7 @@ class Past:
             start = stop + 1
 
     def surpassed(self, rise: Change) -> bool:
-        """Whether the error rose further than the stream's own past explains.
-
-        ``rise`` is a change that ends with the newest row.
-        """
+        """Return whether a rise up to the newest row exceeds the stream's usual fluctuations."""
         begun = self.rows - rise.n_after
         size, before = self._like(rise.n_after, begun)
         if len(before) < FEW:
@@ -100,7 +98,7 @@ class Past:
         spread = sum((s.error - mean) ** 2 for s in before) / (n - 1)
         p = max(mean, 1.0 / (size * n + 2.0))
         chance = p * (1.0 - p)
-        # What of the spread is more than chance makes of it, less what that is uncertain by.
+        # Ratio of the variance to that of independent rows, reduced by its standard error.
         beyond = spread / (chance / size) / (1.0 + math.sqrt(2.0 / (n - 1)))
         variance = chance / rise.n_after
         if beyond > 1.0:
@@ -110,7 +108,7 @@ class Past:
         return rise.after >= max(usual + DEVIATIONS * math.sqrt(variance), highest)
 
     def _like(self, rows: int, begun: int) -> tuple[int, list[_Stretch]]:
-        """Length of the stretches nearest to so many rows, and those that ended before."""
+        """Return the stretch length closest to ``rows``, and its stretches before ``begun``."""
         scale = min(max(int(math.log2(max(rows, 1) / STRETCH)), 0), SCALES - 1)
         while True:
             found = _learned([s for s in self._kept[scale] if s.end <= begun], STRETCH << scale)
@@ -119,7 +117,7 @@ class Past:
             scale -= 1
 
     def _harder(self, before: list[_Stretch], begun: int) -> float:
-        """How much more the no-change rule gets wrong since then; 1 if not more."""
+        """Return the ratio of the no-change baseline's errors since ``begun``, at least 1."""
         after = [s for s in self._kept[0] if s.end - STRETCH // 2 > begun]
         total = sum(s.rule * STRETCH for s in after) + self._rule
         n = STRETCH * len(after) + self._n
@@ -130,9 +128,9 @@ class Past:
 
 
 def _learned(before: list[_Stretch], size: int) -> list[_Stretch]:
-    """Stretches without the stream's first ones, if these are higher than all of the later half.
+    """Drop the stream's first stretches if they are higher than all of the later half.
 
-    A model learns there: how far it has come says nothing of how far one that has learned swings.
+    The model was still learning then, so they say nothing about later fluctuations.
     """
     if len(before) < 2 * ENOUGH or before[0].end > size:
         return before

@@ -1,9 +1,9 @@
-"""Distributions then and now: counts on frozen bins that add up, and three distances.
+"""Compares feature distributions with a reference, by additive counts on frozen bins.
 
-A :class:`Reference` is fitted once and never changes.  A :class:`Window` counts rows on its bins:
-a fixed number of whole numbers, whatever the number of rows, so windows of several replicas are
-merged by adding.  :func:`compare` says how far a window is from its reference; with phases (hour of
-the day, day of the week) each row is compared with the reference's rows of the same phase.
+A :class:`Reference` is fitted once and never changes.  A :class:`Window` counts rows in its bins,
+in memory independent of the number of rows; windows of several replicas are merged by addition.
+:func:`compare` computes the distances between a window and its reference.  With phases (hour of the
+day, day of the week) rows are compared with the reference rows of the same phase.
 """
 
 from __future__ import annotations
@@ -25,46 +25,45 @@ from replay.example import Features, Value
 State = Literal["ok", "watch", "act", "not enough data"]
 
 ROWS_MIN: Final = 200
-"""Fewer rows on either side are no distribution."""
+"""Least number of rows on either side."""
 PSI_WATCH: Final = 0.1
 PSI_ACT: Final = 0.25
 """The usual two thresholds of the population stability index."""
 MISSING_ACT: Final = 0.05
-"""Change of the share that is missing, from which on it matters."""
+"""Change of the share of missing values from which on the state is ``act``."""
 NEW_ACT: Final = 0.01
-"""Share of new categories (or text among numbers) beyond the reference's that matters."""
+"""Increase of the share of new values (categories, text among numbers) for ``act``."""
 MOVED_MIN: Final = 0.1
-"""Standard deviations that the mean moved, from which on it has a direction."""
-_TOGETHER: Final = 128  # rows that are counted at once
-_NUMBERS_MAX: Final = 4_096  # in them: of wide rows fewer are, but no less than _WIDE
+"""Shift of the mean, in standard deviations, from which on a direction is reported."""
+_TOGETHER: Final = 128  # rows counted at a time
+_NUMBERS_MAX: Final = 4_096  # values counted at a time: fewer wide rows, but at least _WIDE
 _WIDE: Final = 32
-_FEW: Final = 16  # below it numpy's calls cost more than they save
+_FEW: Final = 16  # with fewer rows numpy's calls cost more than they save
 _NUMBERS: Final = frozenset({float, int, bool})
 _SURE: Final = 4.0  # standard errors
 _Z999: Final = 3.0902
 FEATURES_MAX: Final = 256
-"""Features that are watched at most: the first by name."""
+"""Greatest number of features that are monitored: the first by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shift:
-    """One feature, then and now.
+    """The comparison of one feature with its reference.
 
     Attributes:
-        state: ``act`` and ``watch`` need both the effect and that it is larger than chance makes
-            it.
-        cause, why: What made the state: the distribution, missing values or new ones; and in words.
-        n, n_reference: Rows compared; of the reference the effective number, if phases weigh it.
+        state: ``act`` and ``watch`` require a sufficient effect that is also significant.
+        cause, why: The cause of the state (the distribution, missing values or new ones), and a
+            sentence on it.
+        n, n_reference: Numbers of rows compared; with phases, the reference's effective number.
         psi: Population stability index, ≥ 0.
-        js: Jensen-Shannon distance, base 2: the root of the divergence, from 0 to 1.
-        wasserstein: Of numbers: how far the mass moved, in the reference's standard deviations, up
-            to 10 beyond its ends.  None for categories and for a reference that is (almost)
-            constant.
+        js: Jensen-Shannon distance, base 2: square root of the divergence, in [0, 1].
+        wasserstein: Wasserstein distance of numbers in the reference's standard deviations; values
+            more than 10 of them outside its range count as at 10.  None for categories and for an
+            (almost) constant reference.
         missing, missing_reference: Shares of rows without a value.
-        new, new_reference: Shares, among rows with a value, of categories that the reference never
-            had.
-        direction: Where the mean went, if it moved by a tenth of a standard deviation or more.
-        before, after: Means, from the bins, in the feature's own unit; None without spread.
+        new, new_reference: Shares, among rows with a value, of values that the reference never had.
+        direction: Direction of the mean, if it moved by a tenth of a standard deviation or more.
+        before, after: Means computed from the bins, in the feature's own unit; None without spread.
     """
 
     name: str
@@ -86,10 +85,10 @@ class Shift:
 
 
 class Window:
-    """Rows counted on the bins of a reference, by phase.
+    """Counts of rows in the bins of a reference, by phase.
 
     Parameters:
-        reference: Whose bins; not kept longer than the window.
+        reference: The reference with the bins.
     """
 
     def __init__(self, reference: Reference) -> None:
@@ -104,31 +103,31 @@ class Window:
         self._edges = [np.array(bins.edges, dtype=np.float64) for _, bins in self._bins]
         self._later: list[tuple[Mapping[str, Value], int]] = []
         self.unknown = 0
-        """Values under names that the reference does not have."""
+        """Number of values of features that the reference does not have."""
 
     def add(self, features: Mapping[str, Value], phase: int = 0) -> None:
-        """Count one row.  A name that is not there is a missing value."""
+        """Count one row; an absent feature is a missing value."""
         self.rows[phase] += 1
         self._later.append((features, phase))
         if len(features) > len(self._bins):
-            found = sum(features.get(name) is not None for name, _ in self._bins)
-            self.unknown += max(len(features) - found, 0)
+            known = sum(features.get(name) is not None for name, _ in self._bins)
+            self.unknown += max(len(features) - known, 0)
         if len(self._later) >= self._together:
             self._count()
 
     def add_all(self, rows: Sequence[Mapping[str, Value]]) -> None:
-        """Count rows of the first phase, as :meth:`add` does."""
+        """Count several rows of phase 0, with the same result as :meth:`add` for each."""
         self.rows[0] += len(rows)
         self._later += [(features, 0) for features in rows]
         for features in rows:
             if len(features) > len(self._bins):
-                found = sum(features.get(name) is not None for name, _ in self._bins)
-                self.unknown += max(len(features) - found, 0)
+                known = sum(features.get(name) is not None for name, _ in self._bins)
+                self.unknown += max(len(features) - known, 0)
         if len(self._later) >= self._together:
             self._count()
 
     def _table(self, rows: Sequence[Mapping[str, Value]]) -> np.ndarray | None:
-        """The rows' numbers, a column a feature; None if one is missing, or another value."""
+        """Return the rows as a matrix (rows, features), or None unless all values are numbers."""
         if len(rows) < _FEW or len(self._bins) < 2 or len(self.rows) > 1:
             return None
         try:
@@ -145,7 +144,7 @@ class Window:
         return None if np.isnan(table).any() else table
 
     def _count(self) -> None:
-        """Count the rows that wait, by feature: that costs half of counting row by row."""
+        """Count the collected rows feature by feature, at half the cost of row by row."""
         later, self._later = self._later, []
         table = self._table([features for features, _ in later])
         for i, (name, bins) in enumerate(self._bins):
@@ -161,34 +160,34 @@ class Window:
 
     @property
     def counts(self) -> dict[str, list[list[int]]]:
-        """By feature: rows of each phase at each place."""
+        """Feature → phase → bin → number of rows."""
         if self._later:
             self._count()
         return self._counts
 
     @property
     def n(self) -> int:
-        """Return how many rows are counted."""
+        """The number of rows counted."""
         return sum(self.rows)
 
     def counters(self) -> dict[str, float]:
-        """Flat, non-zero counts: those of several windows are merged by adding them by name."""
-        found: dict[str, float] = {}
+        """Return the non-zero counts by name; windows are merged by adding their counters."""
+        counters: dict[str, float] = {}
         for phase, rows in enumerate(self.rows):
             if rows:
-                found[f"rows/{phase}"] = rows
+                counters[f"rows/{phase}"] = rows
         for name, phases in self.counts.items():
             for phase, row in enumerate(phases):
                 for place, count in enumerate(row):
                     if count:
-                        found[f"{phase}/{place}/{name}"] = count
-        return found
+                        counters[f"{phase}/{place}/{name}"] = count
+        return counters
 
     def merge(self, counters: Mapping[str, float]) -> None:
-        """Add what :meth:`counters` of another window gave, with the same reference.
+        """Add another window's :meth:`counters`; it must have the same reference.
 
         Raises:
-            ReferenceUnusable: A counter that these bins don't have; nothing was added.
+            ReferenceUnusable: A counter does not match the bins; nothing was added.
         """
         for key, count in counters.items():
             if not self._knows(key) or count < 0 or count != int(count):
@@ -217,13 +216,13 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """Bins of each feature and how many reference rows each has, by phase.
+    """The bins of each feature, and the counts of reference rows in them by phase.
 
     Attributes:
-        bins: By feature.
-        rows: Reference rows of each phase.
-        counts: By feature: reference rows of each phase at each place, as lists.
-        left_out: Features beyond ``FEATURES_MAX``, which nobody watches.
+        bins: Bins by feature.
+        rows: Number of reference rows of each phase.
+        counts: Feature → phase → bin → number of reference rows.
+        left_out: Number of features beyond ``FEATURES_MAX``, which are not monitored.
     """
 
     bins: Mapping[str, Bins]
@@ -233,11 +232,11 @@ class Reference:
 
     @property
     def phases(self) -> int:
-        """Number of phases; 1 without seasons."""
+        """The number of phases; 1 without seasonality."""
         return len(self.rows)
 
     def data(self) -> dict[str, Any]:
-        """Return the reference as JSON takes it; :func:`reference_of` reads it."""
+        """Return the reference as data for JSON; :func:`reference_of` reads it."""
         return {
             "bins": {name: bins.data() for name, bins in self.bins.items()},
             "rows": list(self.rows),
@@ -247,10 +246,10 @@ class Reference:
 
 
 def reference_of(data: Mapping[str, Any]) -> Reference:
-    """Return the reference from what :meth:`Reference.data` gave.
+    """Return the reference from the result of :meth:`Reference.data`.
 
     Raises:
-        ReferenceUnusable: Something else.
+        ReferenceUnusable: The data are not such a result.
     """
     try:
         return Reference(
@@ -272,16 +271,16 @@ def build(
     phase_of: Sequence[int] | None = None,
     bins: int = BINS,
 ) -> Reference:
-    """Freeze these rows as a reference.
+    """Build a reference from rows.
 
     Parameters:
-        rows: Rows of a time that was good, in any order; all are kept in memory while this runs.
+        rows: Rows of a period without problems, in any order; all must fit in memory.
         phases: Number of phases of the season, ≥ 1.
-        phase_of: Phase of each row, from 0; None: all are of phase 0.
-        bins: Of numbers, ≥ 2.
+        phase_of: Phase of each row, from 0; None: all rows are of phase 0.
+        bins: Number of groups of bins for numbers, ≥ 2.
 
     Raises:
-        ReferenceUnusable: No rows, or phases that are not those of the rows.
+        ReferenceUnusable: There are no rows, or the phases do not match the rows.
     """
     if not rows:
         raise ReferenceUnusable("the reference has no rows", f"Give {ROWS_MIN} or more")
@@ -302,24 +301,25 @@ def build(
 
 
 def compare(reference: Reference, window: Window) -> list[Shift]:
-    """Every feature of the reference, ranked."""
+    """Return the comparisons of all features of the reference, ranked."""
     return ranked(compare_one(reference, window, name) for name in reference.bins)
 
 
 def ranked(shifts: Iterable[Shift]) -> list[Shift]:
-    """The largest effect first; those without data last."""
+    """Sort comparisons by decreasing effect, those without data last."""
     return sorted(shifts, key=lambda s: (s.psi is None, -(s.psi or 0.0), s.name))
 
 
 def compare_one(reference: Reference, window: Window, name: str) -> Shift:
-    """One feature of the reference."""
+    """Return the comparison of one feature of the reference."""
     return _shift(name, reference.bins[name], _same_phase(reference, window, name), window)
 
 
 def _same_phase(reference: Reference, window: Window, name: str) -> tuple[np.ndarray, float]:
-    """Reference shares at each place, phases weighed as in the window, and its effective rows.
+    """Return the reference's share of each bin, and its effective number of rows.
 
-    A phase that the reference never had is compared with the whole reference.
+    Phases are weighted as in the window.  For a phase without reference rows the whole reference is
+    used.
     """
     counts = np.array(reference.counts[name], dtype=np.float64)
     own, now = np.array(reference.rows, dtype=np.float64), np.array(window.rows, dtype=np.float64)
@@ -365,7 +365,7 @@ def _shift(name: str, bins: Bins, expected: tuple[np.ndarray, float], window: Wi
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """A share now and before, of so many rows."""
+    """A share now and before, with the numbers of rows ``n`` and ``m``."""
 
     now: float
     before: float
@@ -374,7 +374,7 @@ class _Rates:
 
     @property
     def sure(self) -> bool:
-        """Whether the difference is more than chance makes."""
+        """Whether the difference is significant."""
         if not self.n or not self.m:
             return False
         p = (self.now * self.n + self.before * self.m) / (self.n + self.m)
@@ -383,7 +383,7 @@ class _Rates:
 
     @property
     def matters(self) -> bool:
-        """Return whether the difference is enough to act, for missing values."""
+        """Whether the difference of missing values is large and significant enough to act."""
         return abs(self.now - self.before) >= MISSING_ACT and self.sure
 
 
@@ -408,14 +408,14 @@ def _judge(
 
 
 def _smooth(counts: np.ndarray) -> np.ndarray:
-    """Shares, with half a row more in each group: none is 0."""
+    """Return shares, adding half a row to each group so that none is 0."""
     more: np.ndarray = counts + 0.5
     shares: np.ndarray = more / more.sum()
     return shares
 
 
 def _used(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Groups that one of the two has rows in: the others are no part of the distance."""
+    """Return a mask of the groups in which either side has rows."""
     used: np.ndarray = (p + q) > 0
     return used
 
@@ -427,9 +427,10 @@ def _psi(p: np.ndarray, q: np.ndarray) -> float:
 
 
 def _chance(p: np.ndarray, q: np.ndarray, n: float, m: float) -> float:
-    """Return what PSI exceeds once in 1,000 times without a change.
+    """Return the 99.9 % quantile of the PSI without a change.
 
-    It is about (1/n + 1/m) chi-squared.  Quantile by Wilson & Hilferty 1931.
+    The PSI is then approximately (1/n + 1/m) times a chi-squared variable, whose quantile is
+    computed by Wilson & Hilferty 1931.
     """
     k = int(_used(p, q).sum()) - 1
     if k < 1 or not n or not m:
@@ -451,7 +452,7 @@ def _js(p: np.ndarray, q: np.ndarray) -> float:
 
 @dataclass(frozen=True, slots=True)
 class _Moved:
-    """How the mass of numbers moved: distance in standard deviations, direction and means."""
+    """The shift of a feature's numbers: distance in standard deviations, direction, means."""
 
     wasserstein: float
     direction: Direction

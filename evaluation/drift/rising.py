@@ -1,4 +1,4 @@
-"""The errors of one model, watched: has their mean risen, and is it back?"""
+"""Monitors the errors of one model: whether their mean has risen, and whether it is back."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from evaluation.drift.errors import ShareUnusable
 from evaluation.drift.past import Past
 
 LEVEL_ROWS: Final = 32
-"""Rows of the mean that says whether an error that rose is back, half of the way; at least as many
-as those in which it rose."""
+"""Least number of rows of the moving average that decides whether a risen error has fallen back by
+half of the rise; it has at least as many rows as the rise."""
 
 
 class Rising:
-    """Errors in the order in which their labels come.
+    """Monitors errors in the order in which their labels come.
 
     Parameters:
-        detectors: Who watches them, by name.
-        reference_rows: In regression: the first errors, among which later ones get their ranks.
+        detectors: Names of the detectors.
+        reference_rows: In regression, the number of first errors by which later ones are ranked.
 
     Attributes:
-        rows: How many there were.
-        raised: The alarm of a rise that is not back; None: there is none.
+        rows: Number of errors so far.
+        raised: The alarm of a rise that has not fallen back, or None.
     """
 
     def __init__(self, detectors: Sequence[str], reference_rows: int) -> None:
@@ -40,10 +40,10 @@ class Rising:
         self._bins: Bins | None = None
 
     def ranked(self, error: float) -> float | None:
-        """The rank of an absolute error among the first ones; None: it is one of these.
+        """Return the rank of an absolute error among the first ones; None if it is one of these.
 
         Raises:
-            ShareUnusable: It is no absolute error; nothing was counted.
+            ShareUnusable: It is not a valid absolute error; nothing was counted.
         """
         if not isinstance(error, int | float) or not math.isfinite(error) or error < 0:
             raise ShareUnusable(f"the absolute error {error!r:.40}")
@@ -56,10 +56,12 @@ class Rising:
         return None
 
     def add(self, error: float, rule: float | None, at: float | None) -> list[Alarm]:
-        """Take one error in [0, 1] and that of the no-change rule; rises that its past surpass.
+        """Add one error in [0, 1] and the no-change baseline's; return alarms for rises.
+
+        Only rises that exceed the error's usual fluctuations are returned.
 
         Raises:
-            ShareUnusable: It is no share; nothing was counted.
+            ShareUnusable: The error is not in [0, 1]; nothing was counted.
         """
         changes = []
         for who, one in self._detectors:
@@ -73,9 +75,9 @@ class Rising:
     def add_all(
         self, errors: Sequence[float], rules: Sequence[float | None], at: Sequence[float | None]
     ) -> list[tuple[int, Alarm]]:
-        """Take errors that are shares, one after the other, as :meth:`add` and :meth:`accept` do.
+        """Add errors in [0, 1], with the same result as :meth:`add` and :meth:`accept` for each.
 
-        Returns the place among them and the alarm of each rise.
+        Returns the index and the alarm of each rise.
         """
         changes: dict[int, list[tuple[str, Change]]] = {}
         for who, one in self._detectors:
@@ -96,7 +98,7 @@ class Rising:
         return out
 
     def accept(self, alarm: Alarm) -> None:
-        """A rise counts from now on, until the error is back; the first one does."""
+        """Make a rise the current one until the error is back, unless there is one already."""
         if self.raised is None:
             self.raised, self._level = alarm, alarm.after or 0.0
 

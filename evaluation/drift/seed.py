@@ -1,4 +1,4 @@
-"""SEED: ADWIN's test at the borders of blocks that merge where they are alike."""
+"""The SEED drift detector: ADWIN's test at the borders of blocks, which are merged if similar."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ class Seed:
 
     Rows are collected in blocks.  When a block is full, the window is split at each border, from
     the newest to the oldest; the first split whose means differ by more than
-    ``sqrt(2 m v d) + 2/3 d m`` is the change, with ``m = 1/n0 + 1/n1``, ``v`` the variance of the
-    window and ``d = ln(2 ln(n) / delta)``.  What is older than the split is forgotten.  Every
-    ``every`` blocks neighbours are merged whose means differ by less than ``i * epsilon * growth``,
-    ``i`` counting from the newest border.
+    ``sqrt(2 m v d) + 2/3 d m`` is the change, where ``m = 1/n0 + 1/n1``, ``v`` is the variance in
+    the window and ``d = ln(2 ln(n) / delta)``.  Rows before the split are dropped.  Every ``every``
+    blocks, neighbouring blocks are merged if their means differ by less than
+    ``i * epsilon * growth``, where ``i`` counts from the newest border.
 
-    Deviations: the variance is that of the values in the window (MOA's code adds up an estimate
-    that lags and is not taken back exactly); ``blocks_max`` bounds the memory.  The defaults are
-    those that the KDD'26 benchmark (arXiv:2606.07789) tuned on its other streams for Electricity.
+    Deviations: the variance is that of the values in the window (MOA's code sums a lagging estimate
+    that is not subtracted exactly); ``blocks_max`` bounds the memory.  The defaults are those that
+    the KDD'26 benchmark (arXiv:2606.07789) tuned on its other streams for Electricity.
 
     Parameters:
-        delta: In (0, 1): smaller is rarer false alarms.
+        delta: In (0, 1); smaller values give fewer false alarms.
         block: Rows of a block, and between two tests; ≥ 2.
-        epsilon, growth: In (0, 1): how alike neighbours are that merge.
+        epsilon, growth: In (0, 1); larger values merge less similar neighbours.
         every: Blocks between two rounds of merging; ≥ 2.
-        blocks_max: Most blocks; the oldest two merge beyond.
+        blocks_max: Greatest number of blocks; beyond it the oldest two are merged.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Seed:
         self._open_n, self._open_sum, self._open_square = 0, 0.0, 0.0
 
     def update(self, x: float) -> Change | None:
-        """Take one share in [0, 1]; the change, if this row shows one."""
+        """Add one number in [0, 1]; return the change if this row reveals one."""
         x = share(x)
         self._open_n += 1
         self._open_sum += x
@@ -90,7 +90,7 @@ class Seed:
         return None
 
     def _merge_alike(self) -> None:
-        """Walk from the newest border to the oldest; what merged is compared as one."""
+        """Merge similar neighbours from the newest border to the oldest."""
         likeness = 0.0
         for i in range(len(self._ns) - 2, -1, -1):
             likeness += self._step

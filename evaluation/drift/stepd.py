@@ -1,4 +1,4 @@
-"""STEPD: are the newest rows as often wrong as all before them?"""
+"""The STEPD drift detector: compares the error rate of the newest rows with all earlier ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ class Stepd:
 
     The last ``window`` rows are compared with all rows since the last alarm before them, by the
     two-sided test of equal proportions with continuity correction (their eq. 1):
-    ``z = (|p0 - p1| - m/2) / sqrt(p (1 - p) m)`` with ``m = 1/n0 + 1/n1``.  After an alarm it
-    begins anew.  There is one test a row and no correction for that: false alarms are frequent.
+    ``z = (|p0 - p1| - m/2) / sqrt(p (1 - p) m)`` with ``m = 1/n0 + 1/n1``.  It restarts after an
+    alarm.  There is one test per row without correction for multiple tests, so false alarms are
+    frequent.
 
-    Deviations: the paper's 30 rows at .003 alarm ten times in 1,000 rows (KDD'26 benchmark,
-    arXiv:2606.07789), so the defaults are those that the benchmark tuned for Electricity; a fall
-    of the errors is a change too, with its direction.
+    Deviations: the paper's setting of 30 rows and 0.003 gives ten alarms in 1,000 rows (KDD'26
+    benchmark, arXiv:2606.07789), so the defaults are those that the benchmark tuned for
+    Electricity; a fall of the errors is reported as well, with its direction.
 
     Parameters:
-        window: Newest rows; the older ones must be as many before the first test; ≥ 8.
-        alpha: Significance, up to .5.
+        window: Number of newest rows, ≥ 8; the first test needs as many older ones.
+        alpha: Significance level, up to 0.5.
     """
 
     def __init__(self, *, window: int = 100, alpha: float = 0.001) -> None:
@@ -38,7 +39,7 @@ class Stepd:
         self._n, self._sum = 0, 0.0  # of the older rows
 
     def update(self, x: float) -> Change | None:
-        """Take one share in [0, 1]; the change, if this row shows one."""
+        """Add one number in [0, 1]; return the change if this row reveals one."""
         x = share(x)
         recent, n1 = self._recent, self._window
         recent.append(x)

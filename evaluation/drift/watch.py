@@ -1,4 +1,4 @@
-"""One model watched: which signals, which detectors, and what the alarms add up to."""
+"""Drift monitoring of one model: signals, detectors, alarms, and the resulting state."""
 
 from __future__ import annotations
 
@@ -21,35 +21,36 @@ from evaluation.drift.rising import Rising
 from replay.example import Features, Value
 
 ROWS_MIN: Final = 200
-"""Judged rows before a state other than `not enough data`."""
+"""Number of labelled rows before there is a state other than `not enough data`."""
 BACKWARD_MAX: Final = 0.25
-"""A larger share of rows that are older than the row before them: the order means nothing."""
+"""With a larger share of rows older than their predecessor, the stream counts as unordered."""
 LABELLED_MIN: Final = 0.1
-"""Share of a window's rows whose labels came; with fewer only features and scores tell anything."""
+"""Share of labelled rows in a window, below which the state is based on features and scores."""
 EACH_ROW: Final = 64
-"""Features that are counted at each row; of more (and of those with detectors, each of which costs
-as much as ``DETECTOR_COST`` counts) rows are drawn, so that a row costs the same."""
+"""Features counted in each row.  With more features, or with detectors (each of which costs as much
+as ``DETECTOR_COST`` counts), rows are sampled, so that the mean cost per row stays the same."""
 DETECTOR_COST: Final = 10
 _ORDER_ROWS: Final = 100
-_APART: Final = 16  # rows that go one by one where they can't be counted by column
+_APART: Final = 16  # rows handled one by one before columnwise counting is tried again
 
 
 @dataclass(frozen=True, slots=True)
 class WatchSettings:
-    """These settings say what is watched, and by whom.
+    """Settings of drift monitoring.
 
     Attributes:
-        error, score, features: Detectors by name: of the errors; of the score; of each feature's
-            rank in the reference, missing values and new categories.  Features have none by
-            default: their distributions are compared window by window, with an effect size, where
-            detectors on rows that follow each other alarm all the time.
-        regression: Errors are absolute errors in the target's unit: they become ranks among those
-            of the first ``reference_rows``.
-        reference_rows: Served rows that become the reference, if none is given; ≥ 200.
-        window_rows: Counted rows of a window; ≥ 200.  All served rows are counted, up to
-            ``EACH_ROW`` features.  With a season: whole periods of it.
-        phases: Phases of the season, ≥ 1; each row is compared with reference rows of its phase.
-        alarms_kept: Newest alarms that are remembered; ≥ 1.
+        error, score, features: Names of the detectors for the errors; for the score; and for each
+            feature's rank in the reference, missing values and new categories.  By default features
+            have none: their distributions are compared by window, with an effect size, because
+            detectors on consecutive (correlated) rows raise alarms all the time.
+        regression: Errors are absolute errors in the target's unit, which are converted to ranks
+            among those of the first ``reference_rows`` rows.
+        reference_rows: Number of served rows that become the reference, if none is given; ≥ 200.
+        window_rows: Number of counted rows in a window; ≥ 200.  With up to ``EACH_ROW`` features
+            all served rows are counted.  With a season, choose whole periods of it.
+        phases: Number of phases of the season, ≥ 1; a row is compared with reference rows of its
+            phase.
+        alarms_kept: Number of alarms that are remembered, the newest ones; ≥ 1.
     """
 
     error: tuple[str, ...] = ("glr",)
@@ -72,18 +73,19 @@ class WatchSettings:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """A record of what the watch knows at one moment.
+    """The state of drift monitoring at one time.
 
     Attributes:
-        state, why: ``act``: the error rose, further than the stream's own past and the no-change
-            rule explain, and is not back.  Where hardly any labels come, too: a feature's
-            distribution in the last window is another one; ``watch``: less than that, in the last
-            window.  ``ok``: none of these, which is not the same as no drift.  A distribution that
-            moved while labels say that the error is as before is shown in ``shifts`` and is no
-            state; nor is a score's an alarm.
-        served, judged: Rows so far.
-        since: The first alarm behind the state; None without one.
-        shifts: Features in the last whole window, the largest effect first; empty before the first.
+        state, why: ``act``: the error has risen more than the stream's usual fluctuations and the
+            no-change baseline explain, and is not back; or, with hardly any labels, a feature's
+            distribution has changed in the last window.  ``watch``: a smaller change in the last
+            window.  ``ok``: none of these, which does not prove that there is no drift.  If labels
+            show that the error is as before, a changed distribution only appears in ``shifts``, and
+            a changed score raises no alarm.
+        served, judged: Numbers of predictions and of labels so far.
+        since: The first alarm behind the state, or None.
+        alarms: Number of alarms so far.
+        shifts: Features in the last complete window, largest effect first; empty before the first.
     """
 
     state: State
@@ -95,18 +97,18 @@ class Watched:
     shifts: tuple[Shift, ...]
 
     def data(self) -> dict[str, Any]:
-        """Return the record as JSON takes it."""
+        """Return the state as data for JSON."""
         return asdict(self)
 
 
 class Watch:
-    """Raises alarms about one model.  Disposable: it can be built again from the journal's rows.
+    """Monitors one model for drift.  Its state is disposable: it can be rebuilt from the journal.
 
     Parameters:
-        settings: What is watched.
-        reference: Frozen distributions; None: the first ``reference_rows`` served rows become them.
-        aside: Where that is worked out, which takes up to a tenth of a second; rows that come
-            meanwhile are in no window.  None: at the row that completes it.
+        settings: The settings.
+        reference: Reference distributions; None: built from the first ``reference_rows`` rows.
+        aside: Executor that builds the reference, which takes up to 0.1 s; rows that come meanwhile
+            are in no window.  None: it is built in the call for the last of these rows.
     """
 
     def __init__(
@@ -124,7 +126,7 @@ class Watch:
         self._coming: Future[Reference] | None = None
         self.reference: Reference | None = None
         self.window: Window | None = None
-        """The open one; its counts can be merged with other replicas'."""
+        """The open window; its counts can be merged with other replicas'."""
         self.shifts: tuple[Shift, ...] = ()
         self.alarms: deque[Alarm] = deque(maxlen=settings.alarms_kept)
         self.alarm_count = self.served_rows = 0
@@ -150,17 +152,17 @@ class Watch:
         at: float | None = None,
         phase: int = 0,
     ) -> list[Alarm]:
-        """A prediction went out.
+        """Record a prediction; return new alarms.
 
         Parameters:
-            features: As parsed at the door.
-            score: A probability of the model: of the positive label, or of the one answered; None
-                if it has none.
-            at: POSIX seconds; rows are expected in this order.
-            phase: Of the season, from 0.
+            features: Features as parsed from the request.
+            score: Probability of the positive label, or of the predicted one; None if there is
+                none.
+            at: Time (POSIX seconds); rows are expected in this order.
+            phase: Phase of the season, from 0.
 
         Raises:
-            ShareUnusable, DriftSettingUnusable: A score or phase out of its range; nothing was
+            ShareUnusable, DriftSettingUnusable: The score or phase is out of range; nothing was
                 counted.
         """
         if not 0 <= phase < self.settings.phases:
@@ -199,14 +201,18 @@ class Watch:
     def judged(
         self, error: float, *, rule: float | None = None, at: float | None = None
     ) -> list[Alarm]:
-        """A label came: ``error`` is 1 for a wrong answer and 0 for a right one.
+        """Record a prediction's error when its label comes; return new alarms.
 
-        Any share does (a cost, 1 − the probability of the label); in regression the absolute
-        error.  ``rule`` is what the no-change rule has for the row, 0 or 1; None: it is not known.
-        Labels are taken in the order in which they come.  An error that falls is no alarm.
+        Labels are recorded in the order in which they come.  A falling error raises no alarm.
+
+        Parameters:
+            error: 1 for a wrong and 0 for a correct prediction, or any number in between (a cost,
+                or 1 − the label's probability); in regression the absolute error.
+            rule: Error of the no-change baseline, 0 or 1; None: unknown.
+            at: Time (POSIX seconds).
 
         Raises:
-            ShareUnusable: Something else; nothing was counted.
+            ShareUnusable: The error is out of range; nothing was counted.
         """
         if self.settings.regression:
             if (rank := self._rising.ranked(error)) is None:
@@ -225,10 +231,10 @@ class Watch:
         rules: Sequence[float | None],
         at: Sequence[float],
     ) -> list[tuple[int, Alarm]]:
-        """Rows that were answered and whose labels are here, one after the other.
+        """Record rows with predictions and labels; return index and alarm of each alarm, in order.
 
-        Each is :meth:`served` and then :meth:`judged`; scores and errors are shares, and nobody
-        looks at them.  Returns the place and the alarm of each that was raised, in their order.
+        The result is as if :meth:`served` and :meth:`judged` were called for each row.  Scores and
+        errors must be in [0, 1]; they are not checked.
         """
         out: list[tuple[int, Alarm]] = []
         start = stop = 0
@@ -246,7 +252,7 @@ class Watch:
         return out
 
     def _by_column(self, start: int, at: Sequence[float]) -> int:
-        """End of the rows from ``start`` on that are only to be counted; ``start``: none is."""
+        """Return the end of the rows from ``start`` that can be counted by column, or ``start``."""
         settings, window = self.settings, self.window
         if window is None or self._closed is not None or self._share < 1.0:
             return start
@@ -271,15 +277,16 @@ class Watch:
         assert self.window is not None
         self.window.add_all(rows)
         out += self._rising.add_all(errors, rules, at)
-        out.sort(key=itemgetter(0))  # of one row, what was served comes first
+        out.sort(key=itemgetter(0))  # stable: for one row, alarms on the prediction come first
         self._kept([alarm for _, alarm in out])
         return out
 
     @property
     def cheap(self) -> int:
-        """Rows up to the end of the window, behind which each compares a feature; 0: some still do.
+        """The number of further rows that are cheap to record, up to the end of the window.
 
-        A comparison takes longer than a row.
+        After that, each row compares one feature, which takes longer than recording a row.  It is 0
+        while such comparisons are outstanding.
         """
         if self._closed is not None:
             return 0
@@ -288,21 +295,21 @@ class Watch:
 
     @property
     def judged_rows(self) -> int:
-        """Labelled rows so far."""
+        """The number of labelled rows so far."""
         return self._rising.rows
 
     def note(self, alarm: Alarm) -> None:
-        """Count an alarm that somebody else has raised about the same labelled rows."""
+        """Add an alarm that was raised elsewhere for the same labelled rows."""
         self._noted = alarm
         self.alarms.append(alarm)
         self.alarm_count += 1
 
     def acknowledge(self) -> None:
-        """Somebody acted: an error that rose is no reason any more, until it rises again."""
+        """Clear a risen error after an action was taken, until it rises again."""
         self._rising.raised = None
 
     def state(self) -> Watched:
-        """Return what the watch's alarms and windows add up to now."""
+        """Return the present state, derived from alarms and windows."""
         state, why, alarm = self._verdict()
         return Watched(
             state, why, self.served_rows, self.judged_rows, alarm, self.alarm_count, self.shifts
@@ -320,7 +327,7 @@ class Watch:
                 self._features[signal, name] = named(self.settings.features)
 
     def _close(self, row: int, at: float | None) -> None:
-        """The window is compared in the next rows, a feature a row: no row waits for all."""
+        """Close the window; its features are compared one per later row, to spread the cost."""
         assert self.reference is not None
         assert self.window is not None
         self._closed = _Closed(self.window, self._window_begun, row, at)
@@ -329,7 +336,7 @@ class Watch:
         self.window, self._window_begun = Window(self.reference), row + 1
 
     def _compare(self, closed: _Closed) -> list[Alarm]:
-        """Compare one more feature; when all are, an alarm for each whose state became worse."""
+        """Compare one more feature; after the last one, return alarms for worsened features."""
         assert self.reference is not None
         name = next(islice(self.reference.bins, len(closed.shifts), None), None)
         if name is not None:
@@ -339,7 +346,7 @@ class Watch:
         self.shifts, self._closed = tuple(ranked(closed.shifts)), None
         alarms = []
         for shift in self.shifts:
-            # Two thresholds: what acts goes on acting until it is below the lower one.
+            # Hysteresis: a feature in state ``act`` stays there until it is below PSI_WATCH.
             if shift.state == "act" and self._was.get(shift.name) != "act":
                 alarms.append(_of_window(shift, closed))
             if shift.state in ("act", "ok"):
@@ -357,7 +364,7 @@ class Watch:
 
     @property
     def _unlabelled(self) -> bool:
-        """Whether too few labels come to say what became of the error."""
+        """Whether too few labels come to judge the error."""
         return self._is_unlabelled(self.served_rows, self.judged_rows)
 
     def _is_unlabelled(self, served: int, judged: int) -> bool:
@@ -404,7 +411,7 @@ def _ask(
     at: float | None,
     share: float = 1.0,
 ) -> list[Alarm]:
-    """Alarms of detectors that are shown this share of the rows."""
+    """Return the alarms of detectors that get this share of the rows."""
     alarms = []
     for who, one in asked:
         if (found := one.update(x)) is not None:
@@ -417,7 +424,7 @@ def _each(
     reference: Reference, asked: Mapping[tuple[Signal, str], Iterable[tuple[str, Detector]]],
     features: Mapping[str, Value], when: tuple[int, float | None], share: float,
 ) -> list[Alarm]:  # fmt: skip
-    """Alarms of the detectors of features, which are shown this share of the rows."""
+    """Return the alarms of the features' detectors, which get this share of the rows."""
     alarms: list[Alarm] = []
     for name, bins in reference.bins.items():
         place, values = bins.place(features.get(name)), bins.values
@@ -432,7 +439,7 @@ def _each(
 
 
 class _Order:
-    """Whether rows come in the order of their time."""
+    """Checks whether rows come in the order of their times."""
 
     def __init__(self) -> None:
         self._n = self._backward = 0
@@ -446,12 +453,12 @@ class _Order:
         self._last = at
 
     def fits(self, at: Sequence[float]) -> bool:
-        """Whether the order is good enough now, and at each of these rows, too."""
+        """Return whether the rows are ordered well enough now and at each of these rows."""
         backward = self._backward + self._steps_back(at)
         return backward <= BACKWARD_MAX * self._n or self._n + len(at) < _ORDER_ROWS
 
     def see_all(self, at: Sequence[float]) -> None:
-        """Take rows one after the other."""
+        """Record the times of several rows."""
         self._backward += self._steps_back(at)
         self._n += len(at)
         self._last = at[-1]
@@ -466,7 +473,7 @@ class _Order:
 
 @dataclass(slots=True)
 class _Closed:
-    """A whole window, from row ``begun`` to ``row``, whose features are being compared."""
+    """A complete window, from row ``begun`` to ``row``, whose features are being compared."""
 
     window: Window
     begun: int

@@ -1,1 +1,1 @@
-"""Alerts: what happens to the service is told by webhooks and mail, as the settings say."""
+"""Alerts: incidents and events of the service are sent by webhook and mail."""

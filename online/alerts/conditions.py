@@ -1,7 +1,7 @@
-"""A look at the service becomes messages here.  It remembers what was said, and is pure.
+"""Conversion of each observation of the service to alerts: pure logic without I/O.
 
-A condition (an alarm, an incident, a disk that fills, old answers) is told when it begins and when
-it ends; what happened at one moment (a promotion, a decision, a source set aside) is told once.
+A condition (an alarm, an incident, a disk that fills up, stale answers) gives an alert when it
+begins and when it ends.  An event (a promotion, a decision, a quarantined source) gives one alert.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from online.settings.alerts import Kind
 _OF_MARK: Final[Mapping[str, Kind]] = {
     "model": "promotion", "quarantine": "quarantine", "decision": "decision",
 }  # fmt: skip
-"""By a mark's kind, that of its message."""
+"""The kind of alert for each kind of mark in the time series."""
 
 
 _Key: TypeAlias = tuple[Kind, str | None, str]
-"""Kind and model of a condition, and its words without figures."""
+"""Kind and model of a condition, and its text with digits masked."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """Since when (POSIX seconds) a condition holds, in what words, and whether it was told."""
+    """A condition that holds: since when (POSIX seconds), its text, and whether it was sent."""
 
     since: float
     text: str
@@ -37,7 +37,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A condition as one look shows it; it is told once it has held for ``hold_s`` seconds."""
+    """A condition in one observation; it is sent once it has held for ``hold_s`` seconds."""
 
     kind: Kind
     model: str | None
@@ -46,21 +46,21 @@ class _Seen:
 
     @property
     def key(self) -> _Key:
-        """The same while only figures in the words change."""
+        """Return the condition's identity, which does not change with numbers in the text."""
         words = re.sub(r"\d[\d,.]*", "#", self.text) if self.kind == "incident" else ""
         return self.kind, self.model, words
 
 
 class Conditions:
-    """Knows which messages follow from each look at the service."""
+    """Remembers the conditions that hold, and derives alerts from each observation."""
 
     def __init__(self) -> None:
         self._held: dict[_Key, _Held] = {}
 
     def of(self, look: Look, stale_s: float) -> list[Alert]:
-        """Return the messages that this look gives rise to, in the order of time.
+        """Return the alerts that follow from an observation, in the order of time.
 
-        ``stale_s``: answers from a model so old, or none for so long, are stale.
+        ``stale_s`` is the age in seconds from which on answers, or their absence, count as stale.
         """
         out = [
             Alert(_OF_MARK[mark.kind], model, "happened", mark.text, mark.at, look.service)
@@ -72,15 +72,15 @@ class Conditions:
         for key, one in seen.items():
             was = self._held.get(key)
             since = look.at if was is None else was.since
-            told = was is not None and was.told
-            if not told and look.at - since >= one.hold_s:
+            sent = was is not None and was.told
+            if not sent and look.at - since >= one.hold_s:
                 out.append(Alert(one.kind, one.model, "raised", one.text, look.at, look.service))
-                told = True
-            self._held[key] = _Held(since, one.text, told)
+                sent = True
+            self._held[key] = _Held(since, one.text, sent)
         for key in [key for key in self._held if key not in seen]:
             kind, model, _ = key
             if look.failed is not None and (kind, model) != ("stale", None):
-                continue  # nobody knows: it goes on until the service answers
+                continue  # unknown while the service does not answer: it stays
             was = self._held.pop(key)
             if was.told:
                 out.append(Alert(kind, model, "over", was.text, look.at, look.service))

@@ -1,4 +1,4 @@
-"""A message about the service, and its texts: from templates, without control characters."""
+"""Alerts and their texts, which are filled into templates without control characters."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ State = Literal["raised", "over", "happened", "test"]
 
 
 class Alert(msgspec.Struct, frozen=True):
-    """Something that somebody is to be told.
+    """A message about the service.
 
     Attributes:
         kind: One of the kinds in the settings.
-        model: Which model it is about; None: the whole service.
-        state: ``raised`` while it is so, ``over`` when it is no longer; ``happened``: at one
-            moment.
-        text: What it is, in a sentence.
+        model: Name of the model; None: the whole service.
+        state: ``raised`` when a condition begins, ``over`` when it ends, ``happened`` for an event.
+        text: One sentence.
         at: POSIX seconds.
         service: Address of the service.
     """
@@ -38,18 +37,18 @@ class Alert(msgspec.Struct, frozen=True):
 
     @property
     def id(self) -> str:
-        """The same for each attempt to send it, so that a receiver knows a repeat."""
+        """Return an id that is the same for each attempt, so that a receiver detects repeats."""
         what = msgspec.json.encode([self.kind, self.model, self.state, self.text, self.at])
         return f"alert-{hashlib.sha256(what).hexdigest()[:24]}"
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Return one line for display."""
         begin = {"over": "over: ", "test": "a test: "}.get(self.state, "")
         return f"{self.model or 'the service'}: {begin}{self.text}"
 
     def parts(self) -> dict[str, str]:
-        """Return what a template may name, as texts that nothing obeys."""
+        """Return the values that a template may name, without control characters."""
         at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.at))
         shown: Mapping[str, str | None] = {
             "id": self.id, "kind": self.kind, "model": self.model, "state": self.state,
@@ -59,12 +58,12 @@ class Alert(msgspec.Struct, frozen=True):
 
 
 def filled(template: str, alert: Alert) -> str:
-    """The template with the parts of the message in their places."""
+    """Fill a template with the values of an alert."""
     return Template(template).substitute(alert.parts())
 
 
 def body(alert: Alert, shape: Mapping[str, Any] | None) -> bytes:
-    """The message as JSON; ``shape``: another one, of templates."""
+    """Encode an alert as JSON; ``shape`` is a custom structure of templates."""
     if shape is None:
         return msgspec.json.encode({**alert.parts(), "model": alert.model, "time": alert.at})
     return msgspec.json.encode(_shaped(shape, alert))

@@ -1,4 +1,4 @@
-"""Receivers of messages: an address that takes a POST, a mailbox.  One attempt, bounded in time."""
+"""Receivers of alerts, by webhook or mail: each call is one attempt with a time limit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from refusals import reason
 
 _ANSWER_BYTES_MAX: Final = 65_536
 _AGAIN: Final = frozenset({408, 425, 429})
-"""Statuses below 500 after which the same message may be taken."""
+"""Statuses below 500 after which a retry may succeed."""
 _SUBJECT_MAX: Final = 200
 
 
 class NotSent(OnlineError):
-    """A receiver did not take a message.  ``again``: a later attempt may be taken."""
+    """A receiver did not accept a message.  ``again``: a retry may succeed."""
 
     receiver: str
     why: str
@@ -40,7 +40,7 @@ class NotSent(OnlineError):
 
 
 class Receiver(Protocol):
-    """Takes messages of some kinds."""
+    """A receiver of alerts of some kinds."""
 
     name: str
     on: tuple[Kind, ...]
@@ -50,7 +50,7 @@ class Receiver(Protocol):
 
 
 def signature(secret: str, message_id: str, at: int, content: bytes) -> str:
-    """The signature of a message, as the Standard Webhooks have it: ``v1,`` and base64."""
+    """Return the signature of a message by the Standard Webhooks: ``v1,`` and base64."""
     key = (
         base64.b64decode(secret.removeprefix(SECRET_PREFIX))
         if secret.startswith(SECRET_PREFIX)
@@ -61,10 +61,12 @@ def signature(secret: str, message_id: str, at: int, content: bytes) -> str:
 
 
 class HttpReceiver:
-    """An address that takes a POST; a redirect is not followed.
+    """A webhook that gets a POST; redirects are not followed.
 
     Parameters:
-        wait_s: How long an attempt may take in all, once the name is looked up.
+        given: Address, body, secret and kinds.
+        wait_s: Limit of a whole attempt in seconds, without the name look-up.
+        now_s: Wall clock, POSIX seconds.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class HttpReceiver:
 
 
 class Mailbox:
-    """Addresses that get a mail by one SMTP server."""
+    """Mail addresses that get messages by an SMTP server."""
 
     def __init__(self, given: Mail, wait_s: float) -> None:
         self._given, self._wait_s = given, wait_s
@@ -131,8 +133,8 @@ class Mailbox:
                     server.login(given.user, given.password.get_secret_value())
                 refused = server.send_message(self._message(alert), given.sender, given.to)
         except smtplib.SMTPResponseException as error:
-            said = error.smtp_error
-            text = said.decode(errors="replace") if isinstance(said, bytes) else said
+            reply = error.smtp_error
+            text = reply.decode(errors="replace") if isinstance(reply, bytes) else reply
             why = f"{error.smtp_code} {text}"
             raise NotSent(self.name, why, not 500 <= error.smtp_code < 600) from error
         except smtplib.SMTPRecipientsRefused as error:
@@ -162,7 +164,7 @@ class Mailbox:
 
 
 def receivers(settings: Alerts) -> Sequence[Receiver]:
-    """All receivers that the settings name."""
+    """Make all receivers that the settings name."""
     return [
         *(HttpReceiver(given, settings.wait_s) for given in settings.webhooks),
         *(Mailbox(given, settings.wait_s) for given in settings.mail),
@@ -171,10 +173,10 @@ def receivers(settings: Alerts) -> Sequence[Receiver]:
 
 @contextlib.contextmanager
 def _at_most(seconds: float, connected: Callable[[], socket.socket | None]) -> Iterator[None]:
-    """Cut the connection after so long: a timeout of the socket alone bounds each byte only."""
+    """Shut the connection down after ``seconds``; a socket's timeout only bounds each read."""
 
     def cut() -> None:
-        if (of := connected()) is not None:  # another one once it is wrapped in TLS
+        if (of := connected()) is not None:  # looked up late, as TLS replaces the socket
             with contextlib.suppress(OSError):
                 of.shutdown(socket.SHUT_RDWR)
 

@@ -1,7 +1,7 @@
-"""Messages wait for their receivers here: a bounded queue and a thread for each of them.
+"""Sending alerts: each receiver has a bounded queue and a thread.
 
-Nothing of it is on the path of a prediction or of feedback: it runs in the process that owns the
-service, and a receiver that does not answer holds up nobody but itself.
+This runs in the main process of the service, not on the path of predictions or feedback, and a
+receiver that does not answer delays no other one.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from online.settings.alerts import Alerts
 log = logging.getLogger(__name__)
 
 _RETRY_MAX_S = 600.0
-_END_S = 0.5  # for a thread that is not at an attempt
+_END_S = 0.5  # seconds to wait at the end for a thread without an attempt in progress
 
 
 class Outbox:
-    """Sends the messages of one receiver in their order, each at most ``attempts`` times.
+    """Sends the alerts for one receiver in order, each with at most ``attempts`` attempts.
 
-    What finds the queue full is counted, and told with the next message that is sent.
+    An alert that finds the queue full is dropped, counted and logged.
     """
 
     def __init__(self, receiver: Receiver, settings: Alerts) -> None:
@@ -39,7 +39,7 @@ class Outbox:
         self._thread.start()
 
     def put(self, alert: Alert) -> None:
-        """Let a message wait to be sent; returns at once."""
+        """Add an alert to the queue; returns at once."""
         if alert.kind not in self._receiver.on:
             return
         with self._changed:
@@ -54,7 +54,7 @@ class Outbox:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Begin no other attempt; an attempt under way ends within its bound, on its thread."""
+        """Start no further attempt; one in progress ends within its time limit, on its thread."""
         with self._changed:
             self._closed = True
             left = len(self._waiting)
@@ -68,7 +68,7 @@ class Outbox:
             self._send(alert)
 
     def _next(self) -> Alert | None:
-        """The oldest message; it waits until it is sent.  None: closed."""
+        """Wait for the oldest alert and remove it from the queue; None if closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting)
             return None if self._closed else self._waiting.popleft()
@@ -82,7 +82,7 @@ class Outbox:
                 return
             except NotSent as error:
                 again, why = error.again and left > 0, str(error)
-            except Exception as error:  # a surprise costs this message, not those behind it
+            except Exception as error:  # an unexpected error must not stop later alerts
                 again, why = False, f"{self._receiver.name}: {error!r}"
             if not again:
                 break
@@ -96,11 +96,11 @@ class Outbox:
 
 
 class Sending:
-    """Turns each look at the service into messages for the receivers of the settings.
+    """Derives alerts from each observation of the service, and queues them for the receivers.
 
     Parameters:
-        wanted: Returns the settings as they are now: they may change while the service runs.
-        made: Makes the receivers of settings.
+        wanted: Returns the present settings, which may change while the service runs.
+        made: Makes the receivers of the settings.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Sending:
         self.boxes: list[Outbox] = []
 
     def __call__(self, look: Look | None) -> None:
-        """Take a look; None: the recording has ended."""
+        """Handle an observation; None: the recording has ended."""
         if look is None:
             self._close()
             return

@@ -1,1 +1,1 @@
-"""The second model: it learns in shadow, is compared, and may be promoted."""
+"""The challenger: a second model that learns in shadow, is compared, and may be promoted."""

@@ -1,21 +1,21 @@
-"""A second model that learns in shadow, asked each row as of when the serving one was.
+"""A challenger that learns in shadow, and its fair comparison with the serving model.
 
-The rows of the journal are learned in commit order (:mod:`online.learning.ordered`).  What is
-compared are two answers to the same row: the *champion's*, which stands in the row, and the
-*challenger's*, which may know no label that the champion did not know.  With several replicas that
-is less than what had come: a replica hears of what others have taken some time later.  So the row
-says what was known, the challenger learns some seconds behind the journal, and rows are read ahead
-of it::
+The challenger learns the journal's rows in commit order (:mod:`online.learning.ordered`).  For a
+row two answers are compared: that of the *champion* (the serving model), which the row has, and
+that of the *challenger*, which must not have learned any row that the champion had not learned.
+With several replicas the champion knows less than the journal had, because a replica receives the
+rows of others with a delay.  So each row records which rows were known, the challenger learns some
+seconds behind the journal, and rows are read ahead of it::
 
-    journal   … learned │ read ahead: asked before the first row that the champion did not know │
+    journal   … learned │ read ahead: predicted before the first row unknown to the champion │
 
-A row whose label came later than that can't be asked in time any more: it is
-learned and counted as late, never compared.  The score of a row is right or wrong, in regression
-which of the two errors is smaller, as a share of both; :mod:`evaluation.comparison` says when a
-difference is one.  All counters are part of the challenger's state, like its parameters: a row is
-in them once, or not at all.
+If the label of a row arrives too late for this, the row is learned and counted as late, but not
+compared.  The score of a row is 1 for a correct answer and else 0, in regression the difference of
+both errors as a share of their sum; :mod:`evaluation.comparison` decides when a difference is
+significant.  All counters are part of the challenger's state, as its parameters are, so each row is
+counted at most once.
 
-No Ray, no I/O, no clock: the shell is :mod:`online.challenger.shadow`.
+This module has no Ray, no I/O and no clock; :mod:`online.challenger.shadow` runs it.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from replay.journal.base import Row
 Verdict = Literal["better", "worse", "undecided", "not enough data"]
 
 AHEAD_ROWS: Final = 8192
-"""Rows read ahead at most; with more within the delay, rows are learned sooner and are late."""
+"""Most rows read ahead; with more rows within the delay, rows are learned sooner and are late."""
 LATE_SHARE: Final = 0.5
-"""Of the rows that were asked; above it the compared ones are too few to stand for all."""
+"""Largest share of late rows; above it the compared rows do not represent all."""
 _CLIP: Final = 1e-15
 _PREFIX: Final = "versus/"
 _PAIR: Final = ("pairs", "sum", "squares")
@@ -52,17 +52,17 @@ _PAIR: Final = ("pairs", "sum", "squares")
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Challenger against champion, on the rows that both were asked.
+    """The comparison of challenger and champion on the rows that both predicted.
 
     Attributes:
-        verdict: On the challenger.
-        rows, late: Compared; asked too long before their label to be compared.
+        verdict: The verdict on the challenger.
+        rows, late: Number of compared rows, and of rows whose label came too late for it.
         champion, challenger: Accuracy, in regression the mean absolute error; None before the first
             row.
         champion_loss, challenger_loss: Mean log loss of the rows for which both gave probabilities;
             None in regression.
-        difference, interval: Mean of the scores' difference, above 0 in the challenger's favour,
-            and what it is at all numbers of rows with the probability asked for.
+        difference, interval: Mean difference of the scores, above 0 in the challenger's favour, and
+            its confidence interval, valid after any number of rows.
         lacking: Why there is no verdict; empty if there is one.
     """
 
@@ -82,7 +82,7 @@ class Standing:
         return {**asdict(self), "lacking": list(self.lacking)}
 
     def held_back(self, task: Task) -> str | None:
-        """Why it must not be promoted by itself; None: it may be."""
+        """Return why the challenger must not be promoted automatically; None if it may."""
         if self.verdict != "better":
             return f"the verdict is {self.verdict}"
         worse = self.challenger_loss, self.champion_loss
@@ -95,10 +95,12 @@ class Standing:
 
 
 class Challenger(OrderedLearner):
-    """The learner of the challenger: one process has it, and answers nobody.
+    """The learner of the challenger, in a process of its own that serves no requests.
 
     Parameters:
-        rival: Whom it is compared with, and since when: counters of other rivals are left alone.
+        build: Makes an untrained model.
+        task, spec, rows_max: As for :class:`~online.learning.ordered.OrderedLearner`.
+        rival: Identifies the champion and since when it serves; each rival has its own counters.
     """
 
     def __init__(
@@ -106,14 +108,14 @@ class Challenger(OrderedLearner):
     ) -> None:
         super().__init__(build, task=task, spec=spec, rows_max=rows_max)
         self._prefix = f"{_PREFIX}{rival}/"
-        self._answers: dict[int, Example] = {}  # by seq: the row with this model's answer
+        self._answers: dict[int, Example] = {}  # seq → the row with this model's answer
         self._champions: dict[int, Mapping[str, float]] = {}
         self._late: set[int] = set()
 
     def ask(self, seq: int, example: Example, *, compare: bool) -> None:
-        """Answer a row that is still to be learned, with what is known now.
+        """Predict a row before it is learned, with the present parameters.
 
-        ``compare``: the answer in the row is the champion's.
+        ``compare`` is true if the answer in the row is the champion's.
         """
         answer = self.serving.predict(example.features)
         score = self.score(answer)
@@ -124,13 +126,13 @@ class Challenger(OrderedLearner):
         self._answers[seq] = msgspec.structs.replace(example, score=score, notes=answer.notes)
 
     def too_late(self, seq: int) -> None:
-        """The row can't be asked any more: its question came before a label that is learned."""
+        """Record that a row can't be compared: a row unknown to the champion is learned already."""
         self._late.add(seq)
 
     def _example(self, row: Row) -> Example:
-        """The champion's answer and notes are no business of this model."""
-        if (asked := self._answers.pop(row.seq, None)) is not None:
-            return asked
+        """Return the row to learn, with this model's answer and notes or none."""
+        if (predicted := self._answers.pop(row.seq, None)) is not None:
+            return predicted
         return msgspec.structs.replace(codec.decode(row.payload), score=None, notes=None)
 
     def _counted(self, row: Row, example: Example) -> dict[str, float]:
@@ -146,7 +148,7 @@ class Challenger(OrderedLearner):
     def _versus(
         self, champion: Mapping[str, float], own: Mapping[str, float], label: Label
     ) -> dict[str, float]:
-        """Return what a row adds to the comparison.  A model that answers nothing is wrong."""
+        """Return what a row adds to the counters of the comparison; no answer counts as wrong."""
         ours, theirs = _outcome(self._task, own, label), _outcome(self._task, champion, label)
         a, b = ours, theirs
         if self._task == "regression":
@@ -162,7 +164,7 @@ class Challenger(OrderedLearner):
         return out
 
     def _write_down(self) -> None:
-        super()._write_down()  # no row before this one is learned again
+        super()._write_down()  # rows up to here are not replayed
         for kept in (self._answers, self._champions):
             for seq in [seq for seq in kept if seq <= self.position]:
                 del kept[seq]
@@ -172,7 +174,7 @@ class Challenger(OrderedLearner):
         return self.tally.counters.get(self._prefix + name, 0.0)
 
     def standing(self, *, rows_min: int, alpha: float = 0.05) -> Standing:
-        """Return what can be said now of the challenger beside the champion."""
+        """Return the present comparison with the champion."""
         comparison = Comparison(alpha)
         comparison.merge({name: self._seen(name) for name in _PAIR})
         now = comparison.now()
@@ -201,7 +203,7 @@ class Challenger(OrderedLearner):
 
 
 def _outcome(task: Task, score: Mapping[str, float], label: Label) -> float:
-    """1 for the right label; in regression the absolute error, infinite if there is no answer."""
+    """Return 1 for a correct label, else 0; in regression the absolute error, or infinity."""
     if task == "regression":
         answer = score.get("")
         return math.inf if answer is None else abs(answer - float(label))
@@ -209,7 +211,7 @@ def _outcome(task: Task, score: Mapping[str, float], label: Label) -> float:
 
 
 def _share(champion: float, challenger: float) -> float:
-    """(champion − challenger) / (champion + challenger) of two errors, in [−1, 1]."""
+    """Return (champion − challenger) / (champion + challenger) of two errors, in [−1, 1]."""
     if math.isinf(champion) or math.isinf(challenger):
         return float(math.isinf(champion)) - float(math.isinf(challenger))
     return (champion - challenger) / (champion + challenger)
@@ -219,16 +221,18 @@ def _loss(score: Mapping[str, float], label: Label) -> float:
     return -math.log(min(max(score.get(label_text(label), 0.0), _CLIP), 1.0))
 
 
-class Ahead:
-    """Rows read ahead of a challenger, and who is asked when.
+class ReadAhead:
+    """Rows read ahead of a challenger, and when each of them has to be predicted.
 
     Parameters:
-        delay_s: So long after it was taken a row is learned, so that questions which came before it
-            are known by then.
-        by_champion: Whether what serves now has answered the row: before it another model may have
-            served.
-        sealed: Whether a partition takes no rows any more.
-        alone: Whether one replica serves: it knows all that came before a question.
+        learner: The challenger.
+        delay_s: Seconds between the receipt of a row and its learning, in which later labels of
+            earlier predictions can arrive.
+        by_champion: Whether the present champion answered the row; another model may have served
+            before.
+        sealed: Whether a partition takes no more rows.
+        alone: Whether a single replica serves, which knows all rows before a request.
+        rows_max: Most rows read ahead.
     """
 
     def __init__(
@@ -243,24 +247,28 @@ class Ahead:
         self._learner, self._delay_s, self._rows_max = learner, delay_s, rows_max
         self._by_champion, self._sealed, self._alone = by_champion, sealed, alone
         self.rows: deque[Row] = deque()
-        self._asks: list[tuple[int, int, Example, bool]] = []  # before which seq, and of which
-        self._asks_at: list[tuple[float, int, Example, bool]] = []  # the same, by time
-        self._ahead: dict[int, list[tuple[int, int]]] = {}  # offset and seq, by partition
-        self._last = learner.known()  # offset of what is learned, by partition
+        # heaps of (predict before this seq or time, the row's seq, row, compare)
+        self._asks: list[tuple[int, int, Example, bool]] = []
+        self._asks_at: list[tuple[float, int, Example, bool]] = []
+        self._ahead: dict[int, list[tuple[int, int]]] = {}  # partition → (offset, seq)
+        self._last = learner.known()  # partition → last learned offset
         self._learned_at: float | None = None if learner.position else -math.inf
-        self._seen_at = -math.inf  # who was taken before this has been read
+        self._seen_at = -math.inf  # all rows received before this time were read
 
     @property
     def room(self) -> int:
-        """Rows that may be read now."""
+        """Return how many rows may be read now."""
         return self._rows_max - len(self.rows)
 
     def read(self, rows: Sequence[Row], ended_s: float | None) -> None:
-        """The next rows of the order; ``ended_s``: then there were no others (None: there are)."""
+        """Add the next rows in commit order.
+
+        ``ended_s`` is the time at which there were no further rows; None if there are more.
+        """
         self._seen_at = max((row.at for row in rows), default=-math.inf)
         if ended_s is not None:
             self._seen_at = ended_s
-        if rows and self._learned_at is None:  # after a start: what is learned is older than these
+        if rows and self._learned_at is None:  # after a start all learned rows are older
             self._learned_at = rows[0].at
         for row in rows:
             self.rows.append(row)
@@ -274,7 +282,7 @@ class Ahead:
                 self._note(row, example)
 
     def _note(self, row: Row, example: Example) -> None:
-        """When the row is to be asked, if it still can be."""
+        """Schedule the prediction of a row, or record that it is too late for it."""
         compare = self._by_champion(row, example)
         if example.known is not None:
             before = self._first_unknown(example.known, row)
@@ -285,17 +293,17 @@ class Ahead:
             return
         assert self._learned_at is not None
         assert example.predicted_at is not None
-        # What the champion knew was not written down: of one replica it is all that had come.
+        # The row does not record what the champion knew; a single replica knew all earlier rows.
         if self._alone() and example.predicted_at > self._learned_at:
-            asked_at = min(example.predicted_at, row.at)  # a clock may be set back
+            asked_at = min(example.predicted_at, row.at)  # the clock may have been set back
             heapq.heappush(self._asks_at, (asked_at, row.seq, example, compare))
         elif compare:
             self._learner.too_late(row.seq)
 
     def _first_unknown(self, known: Mapping[int, int], row: Row) -> int | None:
-        """Place of the first row that the champion did not know when it answered ``row``.
+        """Return the seq of the first row that the champion did not know when it answered ``row``.
 
-        None: one of them is learned already, or nobody wrote down what the champion knew.
+        None if such a row is learned already, or if ``known`` is empty.
         """
         newest, first = max(known, default=-1), row.seq
         if newest < 0:
@@ -304,7 +312,7 @@ class Ahead:
             last = known.get(partition)
             if last is None:
                 if partition < newest and self._sealed(partition):
-                    continue  # it was closed: every model has all of it
+                    continue  # a sealed partition: every model has all of it
                 last = 0
             if self._last.get(partition, 0) > last:
                 return None
@@ -315,13 +323,13 @@ class Ahead:
         return first
 
     def due(self) -> bool:
-        """Whether the next row may be learned: who was asked before it came is known."""
+        """Return whether the next row may be learned, since labels had ``delay_s`` to arrive."""
         if not self.rows:
             return False
         return self.rows[0].at + self._delay_s <= self._seen_at or self.room < 1
 
     def learn(self, give_up: Callable[[Row], str | None]) -> Failed | None:
-        """Learn the next row; who was asked before it came is asked first, and it itself."""
+        """Learn the next row, after predicting the rows that are due before it."""
         row = self.rows.popleft()
         while self._asks and self._asks[0][0] <= row.seq:
             _, seq, example, compare = heapq.heappop(self._asks)

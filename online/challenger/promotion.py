@@ -1,12 +1,12 @@
-"""Which model serves: the settings file says one, and a promotion since may say another.
+"""Which model serves: that of the settings file, or one that was promoted since.
 
-A promotion is a control row of the journal, so it holds after a restart whatever the settings file
-says, until that names a third model or the journal is learned again (``--relearn``, ``--fresh``).
-The model that served before becomes the challenger, and may be promoted back.
+A promotion is a control row of the journal.  So it survives a restart with an unchanged settings
+file, until the file names a third model or the journal is relearned (``--relearn``, ``--fresh``).
+The model that served before becomes the challenger and may be promoted back.
 
-A model goes on with the defaults that it was born with; one of today's learns beside it where an
-operator has said so (:mod:`paramserver.core.standing_decisions`), and may be promoted as any
-challenger.
+A model keeps the defaults of the version that created it.  If an operator has decided so
+(:mod:`paramserver.core.standing_decisions`), a challenger with the present defaults learns beside
+it, and may be promoted as any other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from online.errors import RequestError, StartRefused
-from online.models.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
+from online.models.loading.from_settings import PLAIN_SCALE, SCALED, TODAYS_SCALE, load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import EMBEDDED, Settings
 from online.settings.model import Challenge, ModelSettings
@@ -33,13 +33,12 @@ from replay.journal.base import Control, Journal
 
 @dataclass(frozen=True, slots=True)
 class _Past:
-    """The journal's word on which of two lineages a model of no named scaler means.
+    """A model's history in the journal: it tells whether an unnamed scaler means the old default.
 
     Attributes:
-        lineages: All that ever had a server, a challenger's too.
-        partitions: Specs by which rows were written, in the order of the partitions: those that
-            served.
-        promotions: All of the model, in order.
+        lineages: Specs of all lineages that ever had a server, including challengers.
+        partitions: Specs of the models that served, one for each partition, in order.
+        promotions: All promotions of the model, in order.
     """
 
     lineages: frozenset[str]
@@ -60,7 +59,7 @@ class _Past:
         )
 
     def means(self, before: str, now: str) -> bool:
-        """Whether it is the one of ``before``: promotions between the two are applied later."""
+        """Return whether the model means ``before``; promotions between both are applied later."""
         pair = {before, now}
         if first := next((p for p in self.promotions if {p.before, p.after} == pair), None):
             return first.before == before
@@ -72,18 +71,18 @@ class _Past:
 def as_served(
     settings: Settings, journal: Journal, *, running: bool = False
 ) -> tuple[Settings, list[str]]:
-    """The settings with the models that serve, and what there is to say of it.
+    """Return the settings with the models that serve, and lines of text about the differences.
 
-    ``running``: for a service that goes on, not for one that starts with a file's settings.
+    ``running`` is true for a service that runs already, not for one that starts with a file.
 
-    Raises StartRefused if a model that was promoted is not what it was.
+    Raises StartRefused if a promoted model has changed since.
     """
     models, lines = [], []
     for given in settings.models:
         past, controls = _Past.of(journal, given.name), journal.controls(given.name, 0)
         model = _as_born(settings, given, past)
-        found = rewrites.promoted(controls)
-        if model.params != given.params and found is None:
+        promoted = rewrites.promoted(controls)
+        if model.params != given.params and promoted is None:
             lines.append(
                 f"model {model.name}: goes on with `scale: plain`, as it began; `online models "
                 f"upgrade {model.name}` has today's default learn beside it, and compares them"
@@ -91,9 +90,9 @@ def as_served(
         beside = newest(controls, UPGRADE, Upgrade)
         if beside is not None and beside[1].on and settings.cluster != EMBEDDED:
             model = _beside(model)
-        served = model if found is None else _served(settings, model, *found, past)
-        if found is not None and served is not model:
-            lines += _told(model, served, found[0])
+        served = model if promoted is None else _served(settings, model, *promoted, past)
+        if promoted is not None and served is not model:
+            lines += _told(model, served, promoted[0])
         cut = _as_cut(settings, served, controls, running=running)
         if cut.shards != served.shards:
             lines.append(
@@ -105,9 +104,9 @@ def as_served(
 
 
 def as_stored(settings: Settings, *, running: bool = False) -> Settings:
-    """The same for a command that reads the state folder; of one without a journal, unchanged."""
+    """Return the settings with the models that serve; unchanged if there is no journal yet."""
     if settings.journal == "sqlite" and not (settings.state_dir / "journal.db").exists():
-        return settings  # opening it would make one
+        return settings  # opening the journal would create it
     with contextlib.closing(open_journal(settings)) as journal:
         return as_served(settings, journal, running=running)[0]
 
@@ -115,7 +114,7 @@ def as_stored(settings: Settings, *, running: bool = False) -> Settings:
 def _as_cut(
     settings: Settings, model: ModelSettings, controls: Sequence[Control], *, running: bool
 ) -> ModelSettings:
-    """The model with as many parameter servers as were decided for these settings."""
+    """Return the model with the number of parameter servers that was decided by a reshard."""
     if all(control.kind != resharding.RESHARD for control in controls):
         return model
     spec = _spec(settings, model.model_copy(update={"shards": 1}))
@@ -124,7 +123,7 @@ def _as_cut(
 
 
 def _beside(model: ModelSettings) -> ModelSettings:
-    """The model with one of today's defaults as its challenger, unless the file names another."""
+    """Add a challenger with the present defaults, unless the file names another one."""
     todays = of_today(model)
     if model.challenger is not None or todays is None:
         return model
@@ -132,8 +131,8 @@ def _beside(model: ModelSettings) -> ModelSettings:
 
 
 def of_today(model: ModelSettings) -> Challenge | None:
-    """The model with today's defaults; None: it has them, or has chosen others by itself."""
-    chosen = model.learner not in SCALED or bool(model.params.get("ids"))  # whose default it is
+    """Return the model with the present defaults; None if it has them or chose its own."""
+    chosen = model.learner not in SCALED or bool(model.params.get("ids"))  # its default is fixed
     if chosen or model.params.get("scale") != PLAIN_SCALE:
         return None
     made = model.made_of()
@@ -141,9 +140,9 @@ def of_today(model: ModelSettings) -> Challenge | None:
 
 
 def _as_born(settings: Settings, model: ModelSettings, past: _Past) -> ModelSettings:
-    """The model, and its challenger, with the defaults that its lineage was born with.
+    """Return the model and its challenger with the defaults of when their lineages began.
 
-    A default that has changed since is for lineages that begin: old state goes on as it is.
+    A changed default applies to new lineages only, so that existing state stays valid.
     """
     challenger, params = model.challenger, _born(settings, model, past)
     if challenger is not None and (challenging := model.challenging) is not None:
@@ -156,7 +155,7 @@ def _as_born(settings: Settings, model: ModelSettings, past: _Past) -> ModelSett
 
 
 def _born(settings: Settings, model: ModelSettings, past: _Past) -> dict[str, Any]:
-    """Parameters that say which scaler it is if the state is of the one before today's default."""
+    """Return the parameters, with the old default scaler if existing state was built with it."""
     if model.learner not in SCALED or "scale" in model.params or not past.lineages:
         return model.params
     plain = {**model.params, "scale": PLAIN_SCALE}
@@ -171,7 +170,7 @@ def _served(
 ) -> ModelSettings:
     spec = _spec(settings, model)
     if spec != note.before:
-        return model  # it is the one that was promoted, or a third one
+        return model  # the file names the promoted model, or a third one
     challenger = model.challenger
     if challenger is not None and spec_of_challenger(settings, model) == note.after:
         parts = {**challenger.model_dump(mode="json"), **note.was}
@@ -189,13 +188,13 @@ def _served(
 
 
 def spec_of_challenger(settings: Settings, model: ModelSettings) -> str | None:
-    """Hash of the challenger's spec; None: there is none."""
+    """Return the hash of the challenger's spec; None without a challenger."""
     challenging = model.challenging
     return None if challenging is None else _spec(settings, challenging)
 
 
 def _spec(settings: Settings, model: ModelSettings) -> str:
-    """Hash of a model's spec; no key changes it, but sealed artifacts are opened with theirs."""
+    """Return the hash of a model's spec; keys are needed only to open sealed artifacts."""
     if not settings.key_path.exists():
         return load_model(model, settings, b"\0" * 32).spec_hash
     keys = Keys.from_file(settings.key_path)
@@ -216,25 +215,25 @@ def _told(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:
 
 
 def follow_file(settings: Settings, journal: Journal) -> list[str]:
-    """Let the models of the settings file serve again; what there is to say of it.
+    """Take promotions back so that the models of the settings file serve; return lines of text.
 
-    Only while no service runs on the journal.
+    Must not be called while a service runs on the journal.
     """
     lines = []
     for model in settings.models:
-        found = rewrites.promoted(journal.controls(model.name, 0))
-        if found is None:
+        promoted = rewrites.promoted(journal.controls(model.name, 0))
+        if promoted is None:
             continue
         spec = _spec(settings, _as_born(settings, model, _Past.of(journal, model.name)))
-        if spec == found[1].before:
-            take_back(journal, model.name, found[0], found[1], "settings")
+        if spec == promoted[1].before:
+            take_back(journal, model.name, promoted[0], promoted[1], "settings")
             lines.append(f"model {model.name}: {model.learner} serves again, as the settings say")
     return lines
 
 
 def take_back(journal: Journal, name: str, seq: int, note: Promote, why: str) -> None:
-    """Write that the model before a promotion serves again."""
-    epoch = 0  # of one that failed nobody has heard, and its server's rival runs
+    """Write the control row by which the model before a promotion serves again."""
+    epoch = 0  # if the promotion failed, no replica knows it, and the old server still runs
     if why == "settings":
         epoch = journal.head(name, note.after).epoch
         lift_epoch(journal, name, note.after, note.before)
@@ -245,15 +244,15 @@ def take_back(journal: Journal, name: str, seq: int, note: Promote, why: str) ->
 
 
 def take_back_all(journal: Journal, changed: Mapping[str, str]) -> None:
-    """Take back what led away from these specs, by model: the replicas do not start otherwise."""
+    """Take back promotions whose model does not start; ``changed`` has the old spec by model."""
     for name, spec in changed.items():
-        found = rewrites.promoted(journal.controls(name, 0))
-        if found is not None and found[1].before == spec:
-            take_back(journal, name, found[0], found[1], "failed")
+        promoted = rewrites.promoted(journal.controls(name, 0))
+        if promoted is not None and promoted[1].before == spec:
+            take_back(journal, name, promoted[0], promoted[1], "failed")
 
 
 def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
-    """Let versions of the lineage that is to serve be newer than all of the one that did."""
+    """Raise the epoch of lineage ``after`` so that its versions are newer than ``before``'s."""
     last = journal.head(name, before).epoch
     while (epoch := journal.head(name, after).epoch) < last:
         journal.begin_epoch(name, after, epoch)
@@ -262,10 +261,11 @@ def lift_epoch(journal: Journal, name: str, before: str, after: str) -> None:
 def upgrading(
     model: ModelSettings, challenger: Mapping[str, Any] | None, *, can: bool
 ) -> Challenge:
-    """Return the challenger that is to begin; one that is there already is no hindrance.
+    """Return the challenger with the present defaults; it may exist already.
 
     Parameters:
-        challenger: The one that the model has, as it is shown; None: it has none.
+        model: The served model.
+        challenger: The model's present challenger, as in the status; None: it has none.
         can: Whether this service has processes for challengers.
 
     Raises RequestError 409.
@@ -286,7 +286,7 @@ def upgrading(
 def decision(
     model: ModelSettings, before: str, after: str, why: str, evidence: Mapping[str, Any]
 ) -> bytes:
-    """The promotion of the model's challenger, as the parameter server takes it."""
+    """Encode the promotion of the model's challenger for the parameter server."""
     challenging = model.challenging
     assert challenging is not None
     note = Promote(before, after, model.made_of(), challenging.made_of(), why, dict(evidence))

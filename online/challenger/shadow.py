@@ -1,8 +1,8 @@
-"""The process of a challenger, without Ray: it follows the journal, learns, publishes, is judged.
+"""The process of a challenger, without Ray: it follows the journal, learns and publishes.
 
-It has a parameter server of its own lineage within the process, which nobody else asks: epoch,
-snapshots and clock are those of any model, so that it goes on where it was, and a promotion is no
-more than that another process serves the lineage.
+It has a parameter server for its own lineage in the same process, which no other process uses.
+Epoch, snapshots and clock are those of any model.  So the challenger continues after a restart, and
+a promotion only means that another process serves its lineage.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from online.challenger.comparison import Ahead, Challenger, Standing
-from online.models.load import Loaded
+from online.challenger.comparison import Challenger, ReadAhead, Standing
+from online.models.loaded import Loaded
 from online.rows.history import Decisions
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings
@@ -35,8 +35,8 @@ from replay.journal.base import Journal, Row
 log = logging.getLogger(__name__)
 
 PAGE_ROWS: Final = 256
-_FOR_EVER_S: Final = 1e11  # the rows of the model are the champion's to remove
-_LOOK_S: Final = 1.0  # between two looks at what was decided
+_FOR_EVER_S: Final = 1e11  # only the champion's server removes rows
+_LOOK_S: Final = 1.0  # seconds between two checks for decisions
 _PARTS_MAX: Final = 1_000_000
 
 
@@ -46,19 +46,24 @@ class Shadow:
     Parameters:
         model: The served model with its challenger.
         loaded: The challenger's model.
-        rival: Hash of the spec that serves.
-        propose: Asks for the promotion, with how the two stand; called if the settings say
-            ``auto``.
+        journal: The journal that it follows.
+        rival: Hash of the serving model's spec.
+        now_s, monotonic_s: Wall clock (POSIX seconds) and monotonic clock.
+        propose: Requests the promotion, given the comparison; called if ``promote`` is ``auto``.
 
     Attributes:
-        decisions: What operators have decided about the model's rows; set by :meth:`begin`.
-        learner: The challenger and what it has learned; set by :meth:`begin`.
-        ahead: Answers before rows are learned, and how the two stand; set by :meth:`begin`.
+        decisions: Operators' decisions about the model's rows; set by :meth:`begin`.
+        learner: The challenger's learner; set by :meth:`begin`.
+        ahead: The rows read ahead; set by :meth:`begin`.
+        superseded: Whether another process serves the lineage now.
+        incident: Why it is not promoted automatically, for an operator; None: no incident.
+        behind: Rows of the journal that are not learned yet.
+        failed: Rows that could not be learned.
     """
 
     decisions: Decisions
     learner: Challenger
-    ahead: Ahead
+    ahead: ReadAhead
 
     def __init__(
         self,
@@ -88,9 +93,9 @@ class Shadow:
     # -- beginning ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Go on from the newest snapshot, or from the journal's first row.
+        """Continue from the newest snapshot, or start at the journal's first row.
 
-        Raises whatever the journal raises, and RuntimeError if the lineage can't be begun.
+        Raises the errors of the journal, and RuntimeError if the lineage can't begin.
         """
         server = self._start_server()
         if not server.restore():
@@ -125,34 +130,34 @@ class Shadow:
             self._exchange(None)
             if not self.learner.catching_up:
                 break
-        self.ahead = Ahead(
+        self.ahead = ReadAhead(
             self.learner, self._given.delay, self._by_champion, self._sealed, self._alone
         )
         self._cursor = self.learner.position
         self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
 
     def _by_champion(self, row: Row, example: Example) -> bool:
-        """Whether what serves now has answered the row.
+        """Return whether the present champion answered the row.
 
-        A replica writes what it answered, and labels of answers from before it served; versions of
-        what was promoted are above those of what served before.
+        A replica also writes labels of answers that an earlier champion gave; these have an older
+        epoch.
         """
         if row.partition not in self._partitions:
             self._partitions = {p.id: p for p in self._journal.partitions(self._model.name)}
         epoch = 0 if example.version is None else example.version[0]
-        found = self._partitions.get(row.partition)
-        return found is not None and found.spec == self._rival and epoch > self._epoch
+        partition = self._partitions.get(row.partition)
+        return partition is not None and partition.spec == self._rival and epoch > self._epoch
 
     def _sealed(self, partition: int) -> bool:
-        """Return whether the partition was sealed when the journal was last looked at.
+        """Return whether the partition was sealed when the list of partitions was last read.
 
-        That look is later than the champion's answer.
+        That was after the champion's answer.
         """
-        found = self._partitions.get(partition)
-        return found is not None and found.sealed
+        known = self._partitions.get(partition)
+        return known is not None and known.sealed
 
     def _alone(self) -> bool:
-        """Whether one partition of what serves takes rows."""
+        """Return whether the champion has a single open partition, so a single replica."""
         return sum(p.spec == self._rival and not p.sealed for p in self._partitions.values()) < 2
 
     def _start_server(self) -> ParameterServer:
@@ -172,7 +177,7 @@ class Shadow:
         )
 
     def _end(self) -> None:
-        """Another process serves the lineage: whatever is here is of no use any more."""
+        """Record that another process serves the lineage, so that this one must stop."""
         self.superseded = True
 
     def _exchange(self, state: OrderedState | None) -> None:
@@ -200,10 +205,10 @@ class Shadow:
         for _ in learner.drop_old():
             pass
 
-    # -- going on ----------------------------------------------------------------------------
+    # -- running -----------------------------------------------------------------------------
 
     def step(self) -> int:
-        """Learn what is due; how many rows that were.  Raises whatever the journal raises."""
+        """Learn the rows that are due; return their number.  Raises the errors of the journal."""
         now_s = self._monotonic_s()
         if now_s >= self._look_due_s:
             self._look_due_s = now_s + _LOOK_S
@@ -221,7 +226,7 @@ class Shadow:
         return learned
 
     def _look(self) -> bool:
-        """Act on what was decided; whether all begins anew by it."""
+        """Act on new decisions; return whether the challenger started over or was superseded."""
         name, server = self._model.name, self._server
         assert server is not None
         server.confirm()
@@ -243,7 +248,7 @@ class Shadow:
         return False
 
     def _read(self) -> None:
-        """Rows that come next, ahead of what is learned."""
+        """Read the next rows of the journal ahead of learning."""
         if self.ahead.room < 1:
             return
         asked_s, wanted = self._now_s(), min(PAGE_ROWS, self.ahead.room)
@@ -253,7 +258,7 @@ class Shadow:
         self._cursor = max(self._cursor, page.upto)
         if ended:
             self.behind = len(self.ahead.rows)
-        else:  # rows of other models stand between them
+        else:  # the journal has rows of other models, too
             self.behind = self.learner.rows_ahead(self._journal.partitions(self._model.name))
 
     def _learn(self) -> None:
@@ -274,7 +279,7 @@ class Shadow:
         return self.decisions.failed.get(row.key.hex())
 
     def publish(self) -> None:
-        """Hand what is learned to the lineage's server, and let it write a snapshot."""
+        """Push what was learned to the lineage's server, and have it write a snapshot."""
         self._publish_due_s = self._monotonic_s() + self._model.snapshots.interval_s
         if self.superseded or self._server is None:
             return
@@ -285,7 +290,7 @@ class Shadow:
     # -- judging -----------------------------------------------------------------------------
 
     def standing(self) -> Standing:
-        """Return how the challenger stands against the champion."""
+        """Return the comparison of the challenger with the champion."""
         return self.learner.standing(rows_min=self._given.rows_min, alpha=self._given.alpha)
 
     def _judge(self) -> None:
@@ -296,10 +301,10 @@ class Shadow:
             self._propose(now)
 
     def held_back(self, now: Standing) -> str | None:
-        """Why it is not promoted by itself; None: it is."""
+        """Return why it is not promoted automatically; None if it is."""
         if self.incident is not None:
             return self.incident
-        if self._taken_back:  # or it would go to and fro
+        if self._taken_back:  # otherwise it could be promoted and taken back forever
             return "it has served and was taken back, or did not start: promote it by hand"
         if unusable := int(self.learner.tally.counters.get("unusable", 0)):
             return f"{unusable} of its answers were no numbers"
@@ -308,7 +313,7 @@ class Shadow:
         return now.held_back(self._model.task)
 
     def status(self) -> dict[str, Any]:
-        """All that is shown of it; plain data."""
+        """Return the challenger's status as plain data."""
         learner = self.learner
         now = self.standing()
         return {
@@ -325,7 +330,7 @@ class Shadow:
         }
 
     def close(self) -> None:
-        """Publish a last time."""
+        """Publish a last snapshot; errors are logged."""
         try:
             self.publish()
         except (ReplayError, OSError) as error:
@@ -333,9 +338,9 @@ class Shadow:
 
 
 def begin_anew(journal: Journal, settings: Settings, name: str, loaded: Loaded) -> None:
-    """Let a lineage begin with a snapshot that holds nothing, before the rows of the journal.
+    """Start a lineage with an empty snapshot whose clock is before the journal's first rows.
 
-    While the model is served by another one.  Undone events stay so.
+    The model keeps being served by another lineage.  Undone events stay undone.
     """
     lineage = Lineage(name, loaded.spec_hash, loaded.spec_text, "ordered")
     place = lineage_place(snapshots_path(settings), name, loaded.spec_hash)

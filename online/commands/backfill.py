@@ -115,7 +115,7 @@ def backfill(
 
 def _action(model: ModelSettings, named: str | None) -> str | None:
     """The column of the actions; None: the model does not choose."""
-    from online.models.crossed import ACTION
+    from online.models.choices.interactions import ACTION
 
     if model.choose is not None:
         return named or ACTION
@@ -164,7 +164,7 @@ class _Work:
         *,
         again: bool,
     ) -> None:
-        from online.models.from_settings import merge_rule
+        from online.models.loading.from_settings import merge_rule
         from online.rebuild.backfill import look
         from online.service.check_state import Models
         from online.settings.places import snapshots_path

@@ -125,7 +125,7 @@ def load_settings(path: Path | None, **overrides: Any) -> Settings:
 
     path = _file(path)
     if path is not None and path.suffix == ".py":
-        from online.models.model_file import settings_of
+        from online.models.loading.model_file import settings_of
 
         given = {name: value for name, value in overrides.items() if value is not None}
         return config.load(None, {**settings_of(path), **given}, config.environment())

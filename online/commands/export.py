@@ -222,7 +222,7 @@ def restored(
     settings: Settings, served: ModelSettings, snapshot: str | None
 ) -> tuple[SnapshotState, Any]:
     """The snapshot, and the model in its state."""
-    from online.models.from_settings import load_model
+    from online.models.loading.from_settings import load_model
     from online.rows.prediction_ids import Keys
     from online.settings.places import snapshots_path
     from online.settings.whole import cut_of

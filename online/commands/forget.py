@@ -175,7 +175,7 @@ class _Work:
         self, settings: Settings, client: Asking, name: str, source: str, since: float | None
     ) -> None:
         from online.challenger.promotion import as_stored
-        from online.models.from_settings import load_model
+        from online.models.loading.from_settings import load_model
         from online.rebuild.rebuild import Wanted
         from online.rows.prediction_ids import Keys
         from online.settings.places import snapshots_path

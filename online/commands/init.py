@@ -189,7 +189,7 @@ class _Learner:
     """A model of the service with the verbs that a stream is played by."""
 
     def __init__(self, learner: str, found: Guess) -> None:
-        from online.models.load import load
+        from online.models.loading.load import load
 
         params = {"text": found.named("text")}
         self._model: Model = load(

@@ -73,7 +73,7 @@ def listed(as_json: AsJson = False) -> None:
 
     Example: online models list
     """
-    from online.models.load import BUILT_IN
+    from online.models.loading.load import BUILT_IN
 
     rows: list[dict[str, Any]] = []
     for name, factory in BUILT_IN.items():
@@ -123,8 +123,8 @@ def check(
 
     Example: online models check model.py --task multiclass --stream rows.csv
     """
-    from online.models.checks import CheckFailed, lacking, yield_checks
-    from online.models.load import load
+    from online.models.loading.checks import CheckFailed, lacking, yield_checks
+    from online.models.loading.load import load
 
     place = learner if not learner.endswith(".py") else f"{learner}:build"
     loaded = load(
@@ -182,9 +182,9 @@ def seal(
 
     Example: online models seal mlruns/model --settings online.yaml
     """
+    from online.models.artifacts.sealed import seal as sealed
+    from online.models.artifacts.sealed import seal_folder
     from online.models.errors import BlobUntrusted
-    from online.models.sealed import seal as sealed
-    from online.models.sealed import seal_folder
     from online.rows.prediction_ids import Keys
 
     if pickled.is_dir():
@@ -329,7 +329,7 @@ def _wish(
     Raises StartRefused or ConfigError: it can't be fulfilled.
     """
     from online.challenger.promotion import as_stored
-    from online.models.from_settings import load_model
+    from online.models.loading.from_settings import load_model
     from online.rebuild import reshard as resharding
     from online.rows.prediction_ids import Keys
     from online.settings.config import EMBEDDED

@@ -28,7 +28,7 @@ def config_check(path: File = None) -> None:
 
     Example: online config check online.yaml
     """
-    from online.models.from_settings import load_model, merge_rule
+    from online.models.loading.from_settings import load_model, merge_rule
 
     settings = load_settings(path)
     for model in settings.models:

@@ -130,7 +130,7 @@ def snapshot_show(
 def _stored(settings: Settings, model: str | None) -> Snapshots:
     """The snapshots of a model as the settings have it."""
     from online.challenger.promotion import as_stored
-    from online.models.from_settings import load_model
+    from online.models.loading.from_settings import load_model
     from online.settings.places import snapshots_path
     from paramserver.snapshots.places import lineage_place, open_snapshots
 

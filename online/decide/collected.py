@@ -1,4 +1,4 @@
-"""Several rewards of one choice, and the one number that is learned of them when the wait ends."""
+"""Combining several rewards of one choice to the number that is learned when the wait ends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Aggregate = Literal["earliest", "sum", "last"]
 
 
 def weighed(values: Mapping[str, float], weights: Mapping[str, float]) -> float:
-    """One reward of several named ones; a plain number weighs 1."""
+    """Return the weighted sum of named rewards; the default weight is 1."""
     return sum(weights.get(name, 1.0) * value for name, value in values.items())
 
 
@@ -24,14 +24,14 @@ def total(
     weights: Mapping[str, float],
     within: tuple[float, float],
 ) -> float:
-    """Sum of all rewards, the first of them, or the last one of each name; cut to the range."""
+    """Combine rewards: their sum, the first, or the sum of the last by name; clipped to a range."""
     if aggregate == "sum":
-        found = sum(weighed(one.values, weights) for one in given)
-    elif aggregate == "earliest":  # they were kept under other settings
-        found = weighed(given[0].values, weights)
+        reward = sum(weighed(one.values, weights) for one in given)
+    elif aggregate == "earliest":  # they were collected under other settings
+        reward = weighed(given[0].values, weights)
     else:
         newest: dict[str, float] = {}
         for one in given:
             newest |= one.values
-        found = weighed(newest, weights)
-    return min(max(found, within[0]), within[1])
+        reward = weighed(newest, weights)
+    return min(max(reward, within[0]), within[1])

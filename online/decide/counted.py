@@ -1,16 +1,15 @@
-"""Sums over the rewarded choices of a model say what came of them, and add up over replicas.
+"""Metrics of the rewarded choices of a model: sums over rows that merge by addition.
 
-Beside the mean reward stands what rules that learn nothing would have earned on the same choices:
-always one action, all actions evenly, the caller's own.  Each is estimated doubly robust: what was
-expected of the rule's action when it was asked, and where that action was taken, how far off the
-expectation was, divided by the action's probability, at most :data:`CLIP` times.  Intervals are for
-:mod:`online.decide.judging`, which reads the log.
+Beside the mean reward they estimate what fixed rules would have earned on the same choices: always
+one action, all actions uniformly, and the caller's own.  The estimates are doubly robust: the
+expected reward of the rule's action at the time of the choice, plus, where that action was chosen,
+the difference of the reward from the expectation, divided by the action's probability (a factor of
+at most :data:`CLIP`).  For intervals see :mod:`online.decide.judging`, which reads the log.
 
-Of an apprentice nobody knows what it would have earned where it differs from the caller.  So it is
-judged by what it is sure to keep: the rewards of the choices about which both agree, nothing for
-the others.  Whether that is at least the share :data:`KEPT` of what the caller earns, both counted
-from the least reward on, says a confidence sequence (:mod:`evaluation.comparison`), which may be
-looked at after every row.
+What an apprentice would have earned where it disagrees with the caller is unknown.  So it is judged
+by a lower bound: the rewards of the choices on which both agree, and nothing for the others.  A
+confidence sequence (:mod:`evaluation.comparison`), valid after every row, tests whether that is at
+least the share :data:`KEPT` of the caller's rewards, both measured from the least reward.
 """
 
 from __future__ import annotations
@@ -26,35 +25,35 @@ from paramserver.core.sums import Sums
 from replay.example import Example, label_of, label_text
 
 CHOICES: Final = "choices"
-"""The block: sums over the learned rows."""
+"""Name of the block with the sums over the learned rows."""
 
 OTHERS: Final = "others"
-"""All actions that are one too many to be counted by themselves."""
+"""The name under which actions beyond the bound are counted together."""
 
 CLIP: Final = 20.0
-"""The most that one reward weighs in an estimate."""
+"""Bound on the importance weight of a reward in an estimate."""
 
 KEPT: Final = 0.8
-"""Share of the caller's reward that an apprentice has to be sure to keep."""
+"""Share of the caller's reward that an apprentice must keep with confidence."""
 
 ROWS_MIN: Final = 100
-"""Rewarded choices below which nothing is said of an apprentice."""
+"""Least rewarded choices before an apprentice can be ready."""
 
-_CHARS: Final = 64  # of an action's id
+_CHARS: Final = 64  # longer ids of actions are truncated
 _COMPARED: Final = ("pairs", "sum", "squares")
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How an apprentice stands against the caller whose choices it learns from.
+    """The comparison of an apprentice with the caller whose choices it learns from.
 
     Attributes:
-        n: Rewarded choices that were the caller's.
-        agreed: Share of them that the apprentice would have made, too.
-        kept: Share of the caller's reward that came of these.
-        sure: The least that this share is over all choices so far, at any time with probability 1 −
-            alpha; None: not even that it is above 0.
-        ready: Whether ``sure`` is at least :data:`KEPT`, and there are enough rows.
+        n: Rewarded choices of the caller.
+        agreed: Share of them in which the apprentice would have made the same choice.
+        kept: Share of the caller's reward from these choices; None if there was no reward.
+        sure: Whether, with probability 1 − alpha at any time, the apprentice keeps at least the
+            share :data:`KEPT`.
+        ready: Whether ``sure`` is true and there are at least :data:`ROWS_MIN` rows.
     """
 
     n: int
@@ -65,21 +64,22 @@ class Standing:
 
 
 class Choices(Sums):
-    """Sums over the rewarded choices of one model, with an open delta; a view of the rows.
+    """Sums over the rewarded choices of one model: a view of the rows, with an open delta.
 
     Parameters:
-        low, high: The least and the greatest reward.
-        most: Actions that are counted by themselves; others are counted together.
+        low, high: Least and greatest reward.
+        most: Most actions that are counted separately; others are counted together.
+        alpha: Error probability of the confidence sequence.
     """
 
     def __init__(self, low: float, high: float, most: int, alpha: float = 0.05) -> None:
         self._low, self._range, self._most, self._alpha = low, high - low, most, alpha
         super().__init__(CHOICES)
         self._actions: set[str] = set()
-        self._known: dict[str, tuple[str, str]] = {}  # keys of actions that are counted
+        self._known: dict[str, tuple[str, str]] = {}  # cache of `_keys`
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
-        """Count one learned row, if it is the reward of a choice."""
+        """Count one learned row, if it is a rewarded choice."""
         if example.choice is None:
             return
         try:
@@ -118,7 +118,7 @@ class Choices(Sums):
             self._compare(choice.drawn == choice.chosen, reward)
 
     def _compare(self, agreed: bool, reward: float) -> None:
-        """Count a choice of the caller's: what the apprentice keeps of its reward."""
+        """Count a choice of the caller: the reward, and the part that the apprentice keeps."""
         share = min(max((reward - self._low) / self._range, 0.0), 1.0)
         kept = share if agreed else 0.0
         for name, more in self._comparison().add(kept, KEPT * share).items():
@@ -133,7 +133,7 @@ class Choices(Sums):
         return made
 
     def _name(self, action: str) -> str:
-        """An action as it stands in keys: its JSON text, so that a tab ends it."""
+        """Return an action's name in keys: JSON text, which can't contain a tab."""
         text = label_text(action[:_CHARS])
         if text not in self._actions:
             if len(self._actions) >= self._most:
@@ -142,16 +142,16 @@ class Choices(Sums):
         return text
 
     def _keys(self, action: str) -> tuple[str, str]:
-        """Return under which keys an action was offered, and what that was worth."""
-        if (found := self._known.get(action)) is None:
+        """Return the keys of an action's count of offers and of its estimated rewards."""
+        if (keys := self._known.get(action)) is None:
             name = self._name(action)
-            found = f"{name}\toffered", f"{name}\tworth"
+            keys = f"{name}\toffered", f"{name}\tworth"
             if name != OTHERS and len(action) <= _CHARS:
-                self._known[action] = found
-        return found
+                self._known[action] = keys
+        return keys
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Set new values of the given keys with the open delta on top."""
         super().rebase(values)
         for name in values[CHOICES].data if CHOICES in values else ():
             action, tab, _ = name.partition("\t")
@@ -159,14 +159,14 @@ class Choices(Sums):
                 self._actions.add(action)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._actions, self._known = set(), {}
         super().reset(values)
 
-    # -- what is told ------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     def standing(self) -> Standing | None:
-        """How the apprentice stands; None: no choice of the caller's was rewarded."""
+        """Compare the apprentice with the caller; None before a choice of the caller's."""
         compared: Compared = self._comparison().now()
         if not compared.n:
             return None
@@ -181,7 +181,7 @@ class Choices(Sums):
         )
 
     def rules(self) -> dict[str, float | None]:
-        """The mean reward of the choices, and what rules that learn nothing would have earned."""
+        """Return the mean reward of the choices, and the estimates for fixed rules."""
         constant = self._constant()
         return {
             "reward": self._mean("reward", "n"),
@@ -190,7 +190,7 @@ class Choices(Sums):
         }
 
     def summary(self) -> dict[str, Any]:
-        """Return what came of the choices, as the status has it; most frequent actions first."""
+        """Return the metrics for the status, with the most frequent actions first."""
         constant, standing = self._constant(), self.standing()
         based = None
         if n := self.now.get("based", 0):
@@ -223,50 +223,50 @@ class Choices(Sums):
         return None if mean is None else self._ranged(mean)
 
     def _ranged(self, estimate: float) -> float:
-        """The estimate as people are shown it: after few choices it may be beyond any reward."""
+        """Clip an estimate to the range of rewards, which it may leave after few choices."""
         return min(max(estimate, self._low), self._low + self._range)
 
     def _each(self) -> list[str]:
-        """All actions' names in keys, those first that were chosen most often."""
+        """Return all actions' names in keys, the most frequently chosen first."""
         names = {name.partition("\t")[0] for name in self.now if "\t" in name}
         return sorted(names, key=lambda name: (-self.now.get(f"{name}\tn", 0), name))
 
     def _constant(self) -> tuple[str, float] | None:
-        """The action that always alone would have earned most, of those that were mostly there."""
-        half, found = self.now.get("n", 0) / 2.0, list[tuple[float, str]]()
+        """Return the best constant action and its estimate, if offered in half of the choices."""
+        half, worths = self.now.get("n", 0) / 2.0, list[tuple[float, str]]()
         for name in self._each():
             if name != OTHERS and self.now.get(f"{name}\toffered", 0) > half:
                 mean = self._mean(f"{name}\tworth", f"{name}\toffered")
                 assert mean is not None
-                found.append((mean, name))
-        if not found:
+                worths.append((mean, name))
+        if not worths:
             return None
-        worth, name = max(found, key=lambda one: (one[0], one[1]))
+        worth, name = max(worths, key=lambda one: (one[0], one[1]))
         return _plain(name), self._ranged(worth)
 
     def _shares(self) -> dict[str, dict[str, Any]]:
-        total, found = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
+        total, shares = max(self.now.get("n", 0), 1), dict[str, dict[str, Any]]()
         for name in self._each():
             n = int(self.now.get(f"{name}\tn", 0))
-            found[_plain(name)] = {
+            shares[_plain(name)] = {
                 "n": n, "share": n / total, "reward": self._mean(f"{name}\treward", f"{name}\tn"),
                 "alone": self._estimate(f"{name}\tworth", f"{name}\toffered"),
             }  # fmt: skip
-        return found
+        return shares
 
 
 def _worth(choice: Choice, reward: float, allowed: Sequence[int]) -> list[float]:
-    """Return what each allowed action is estimated to have earned, had it been taken."""
-    found = [choice.estimates[i] for i in allowed]
+    """Return the doubly robust estimate of each allowed action's reward."""
+    worths = [choice.estimates[i] for i in allowed]
     if choice.chosen in allowed:
         place = allowed.index(choice.chosen)
         weight = min(1.0 / choice.propensity, CLIP) if choice.propensity > 0.0 else CLIP
-        found[place] += weight * (reward - found[place])
-    return found
+        worths[place] += weight * (reward - worths[place])
+    return worths
 
 
 def _plain(name: str) -> str:
-    """An action as people are shown it: its id, but not one that is taken for the others."""
+    """Return an action's id for display; an id equal to OTHERS keeps its quotes."""
     if name == OTHERS:
         return name
     meant = label_of(name)

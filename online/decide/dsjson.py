@@ -1,4 +1,4 @@
-"""The log of choices as VowpalWabbit reads it: lines of JSON, its format "dsjson"."""
+"""Export of choices in VowpalWabbit's format "dsjson": one line of JSON for each choice."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from replay.example import Features
 
 
 def line(choice: Choice, reward: float, event: str, at: float) -> str:
-    """One choice with its reward, without the end of the line.
+    """Format one choice with its reward, without a newline.
 
-    ``at`` is when the reward was recorded, in POSIX seconds.  Actions that were excluded are left
-    out: that format has a probability above 0 for each.
+    ``at`` is the time at which the reward was recorded, in POSIX seconds.  Excluded actions are
+    left out, since the format needs a probability above 0 for each action.
     """
     order = [i for i in choice.ranking() if choice.probabilities[i] > 0.0]
-    there = [i for i in range(len(choice.actions)) if i in order]
-    number = {place: n for n, place in enumerate(there, 1)}
-    said = {
+    listed = [i for i in range(len(choice.actions)) if i in order]
+    number = {place: n for n, place in enumerate(listed, 1)}
+    record = {
         "_label_cost": -reward,
         "_label_probability": choice.propensity,
         "_label_Action": number[choice.chosen],
@@ -32,15 +32,15 @@ def line(choice: Choice, reward: float, event: str, at: float) -> str:
             "context": _plain(choice.context),
             "_multi": [
                 {"action": {"id": name, **_plain(features)}}
-                for name, features in (choice.actions[i] for i in there)
+                for name, features in (choice.actions[i] for i in listed)
             ],
         },
         "p": [choice.probabilities[i] for i in order],
         "VWState": {"m": choice.policy},
     }
-    return json.dumps(said, separators=(",", ":"))
+    return json.dumps(record, separators=(",", ":"))
 
 
 def _plain(features: Features) -> Features:
-    """Without null, which is no feature there."""
+    """Return the features without nulls, which the format does not have."""
     return {name: value for name, value in features.items() if value is not None}

@@ -1,8 +1,8 @@
-"""Policies judged on the log of the one that was served, without an answer of their own.
+"""Off-policy evaluation: candidate policies are judged on the log of the served policy.
 
-What a judged policy would have done is worked out from the record of each choice alone: which
-actions there were, and what was expected of each when it was asked.  So no policy knows a reward
-before it is judged by it, and the intervals of :mod:`evaluation.offpolicy` hold at every row.
+What a candidate would have done is computed from the record of each choice alone: the actions and
+their expected rewards at that time.  So no candidate uses a reward before it is judged by it, and
+the intervals of :mod:`evaluation.offpolicy` hold after every row.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from online.errors import OnlineError
 
 SERVED: Final = "served"
 Target = Callable[[Choice], Sequence[float] | None]
-"""The probability of each action; None: the policy has no answer to this choice."""
+"""Returns a policy's probability of each action; None if it has no answer to the choice."""
 
 
 class PolicyUnknown(OnlineError):
-    """No policy that can be judged by its name."""
+    """A name of no policy that a log can judge."""
 
     name: str
     text = (
@@ -30,7 +30,7 @@ class PolicyUnknown(OnlineError):
 
 
 def target(name: str) -> Target:
-    """How a policy answers, by its name.  Raises PolicyUnknown."""
+    """Return the policy of this name as a function.  Raises PolicyUnknown."""
     kind, _, word = name.partition(":")
     if name == SERVED:
         return lambda choice: choice.probabilities
@@ -52,14 +52,14 @@ def target(name: str) -> Target:
 
 
 class Judging:
-    """Judges policies on one log.
+    """The evaluation of several policies on one log.
 
     Parameters:
-        names: See :func:`target`; the served one is judged beside them.
+        names: Names for :func:`target`; the served policy is always judged, too.
         alpha, low, high: As for :class:`evaluation.offpolicy.OffPolicy`.
 
     Attributes:
-        unanswered: By policy, choices that it has no answer to: they are in the others' rows only.
+        unanswered: Number of choices without an answer, by policy; they do not count for it.
     """
 
     def __init__(self, names: Sequence[str], alpha: float, low: float, high: float) -> None:
@@ -69,16 +69,16 @@ class Judging:
 
     def add(self, choice: Choice, reward: float) -> None:
         """Count one choice with its reward."""
-        for name, asked in self._targets.items():
-            given = asked(choice)
-            if given is None:
+        for name, target in self._targets.items():
+            answer = target(choice)
+            if answer is None:
                 self.unanswered[name] += 1
                 continue
             logged = choice.probabilities
-            self._judged[name].add(reward, choice.chosen, logged, given, choice.estimates)
+            self._judged[name].add(reward, choice.chosen, logged, answer, choice.estimates)
 
     def now(self) -> dict[str, Estimated]:
-        """Return what can be said of each policy."""
+        """Return the present estimate of each policy."""
         return {name: judged.now() for name, judged in self._judged.items()}
 
 
@@ -87,16 +87,16 @@ def _allowed(choice: Choice) -> list[int]:
 
 
 def _mixed(choice: Choice, epsilon: float) -> list[float]:
-    """The best of what was expected, the best ones evenly, and a share of all."""
+    """Return the epsilon-greedy distribution, uniform over ties."""
     allowed = _allowed(choice)
     most = max(choice.estimates[i] for i in allowed)
     best = [i for i in allowed if choice.estimates[i] >= most]
-    found = [0.0] * len(choice.actions)
+    probabilities = [0.0] * len(choice.actions)
     for i in allowed:
-        found[i] = epsilon / len(allowed)
+        probabilities[i] = epsilon / len(allowed)
     for i in best:
-        found[i] += (1.0 - epsilon) / len(best)
-    return found
+        probabilities[i] += (1.0 - epsilon) / len(best)
+    return probabilities
 
 
 def _baseline(choice: Choice) -> list[float] | None:

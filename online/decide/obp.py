@@ -1,4 +1,4 @@
-"""The log of choices as the Open Bandit Pipeline (obp) reads it: arrays of bandit feedback."""
+"""Export of choices for the Open Bandit Pipeline (obp): arrays of bandit feedback."""
 
 from __future__ import annotations
 
@@ -15,45 +15,42 @@ from online.errors import ConfigError
 from replay.example import Features
 
 COLUMNS_MAX: Final = 1_000
-"""The most columns of the context, and the most actions: each choice has a number in each."""
+"""Most columns of the context, and most actions: each choice has a number for each of them."""
 
 NUMBERS_MAX: Final = 25_000_000
-"""The most numbers of all arrays together, of 8 bytes each."""
+"""Most numbers of all arrays together, of 8 bytes each."""
 
-_SAID: Final = 4
-"""Numbers of a choice beside those of its context and its actions."""
+_FIXED: Final = 4
+"""Numbers of a choice besides those of its context and its actions."""
 
 
 class Feedback:
-    """Collects choices with their rewards; a number has a column, and so has each text.
+    """Collects choices with their rewards; each number and each distinct text has a column.
 
-    Features of actions have no place in obp's feedback, which knows an action by its number.
+    Features of actions are left out: obp's feedback identifies an action by its number only.
     """
 
     def __init__(self) -> None:
         self._columns: dict[str, int] = {}
         self._actions: dict[str, int] = {}
-        self._contexts, self._chances, self._said = _Rows(), _Rows(), array("d")
+        self._contexts, self._chances, self._chosen = _Rows(), _Rows(), array("d")
 
     def add(self, choice: Choice, reward: float) -> None:
-        """Take one more choice.
-
-        Raises ConfigError: there are too many names for arrays, or too many numbers.
-        """
+        """Add a choice.  Raises ConfigError for too many columns, actions or numbers."""
         numbers = _numbers(choice.context)
         columns = [self._place(self._columns, name, "columns of the context") for name in numbers]
         places = [self._place(self._actions, name, "actions") for name, _ in choice.actions]
-        wide = len(self._columns) + len(self._actions) + _SAID
+        wide = len(self._columns) + len(self._actions) + _FIXED
         if (self._contexts.n + 1) * wide > NUMBERS_MAX:
             raise _refused(f"{NUMBERS_MAX:,} numbers in {self._contexts.n:,} choices of {wide:,}")
         self._contexts.add(columns, numbers.values())
         self._chances.add(places, choice.probabilities)
-        self._said.extend((places[choice.chosen], reward, choice.propensity))
+        self._chosen.extend((places[choice.chosen], reward, choice.propensity))
 
     def save(self, place: Path) -> None:
-        """Write the arrays under the names that obp gives them, compressed."""
+        """Write the arrays under obp's names to a compressed .npz file."""
         n, k = self._contexts.n, len(self._actions)
-        said = np.frombuffer(self._said).reshape(n, 3) if n else np.zeros((0, 3))
+        chosen = np.frombuffer(self._chosen).reshape(n, 3) if n else np.zeros((0, 3))
         with place.open("wb") as file:
             np.savez_compressed(
                 file,
@@ -61,10 +58,10 @@ class Feedback:
                 n_actions=k,
                 context=self._contexts.dense(len(self._columns)),
                 action_context=np.eye(k),
-                action=said[:, 0].astype(np.int64),
+                action=chosen[:, 0].astype(np.int64),
                 position=np.zeros(n, np.int64),
-                reward=said[:, 1],
-                pscore=said[:, 2],
+                reward=chosen[:, 1],
+                pscore=chosen[:, 2],
                 pi_b=self._chances.dense(k)[:, :, None],
                 actions=np.array(list(self._actions), np.str_),
                 columns=np.array(list(self._columns), np.str_),
@@ -78,7 +75,7 @@ class Feedback:
 
 
 class _Rows:
-    """Rows of which only the numbers that are there are kept, one after the other."""
+    """Sparse rows: counts, columns and values, one after the other."""
 
     def __init__(self) -> None:
         self._many, self._places, self._numbers = array("q"), array("q"), array("d")
@@ -93,12 +90,12 @@ class _Rows:
         self._numbers.extend(numbers)
 
     def dense(self, width: int) -> npt.NDArray[np.float64]:
-        """All of them, with zeros where there is none."""
-        found = np.zeros((self.n, width))
+        """Return all rows as a dense array of shape (rows, width)."""
+        dense = np.zeros((self.n, width))
         if self._places:
             row = np.repeat(np.arange(self.n), np.frombuffer(self._many, np.int64))
-            found[row, np.frombuffer(self._places, np.int64)] = np.frombuffer(self._numbers)
-        return found
+            dense[row, np.frombuffer(self._places, np.int64)] = np.frombuffer(self._numbers)
+        return dense
 
 
 def _refused(most: str) -> ConfigError:
@@ -107,11 +104,11 @@ def _refused(most: str) -> ConfigError:
 
 
 def _numbers(context: Features) -> dict[str, float]:
-    """Numbers as they are, and 1 for each text."""
-    found: dict[str, float] = {}
+    """Return numbers by name, and 1 for each text by name and value."""
+    numbers: dict[str, float] = {}
     for name, value in context.items():
         if isinstance(value, (bool, int, float)):
-            found[name] = float(value)
+            numbers[name] = float(value)
         elif isinstance(value, str):
-            found[f"{name}={value}"] = 1.0
-    return found
+            numbers[f"{name}={value}"] = 1.0
+    return numbers

@@ -1,7 +1,7 @@
-"""Policies: an explicit distribution over the allowed actions, drawn from once.
+"""Policies: each makes an explicit distribution over the allowed actions, from which one is drawn.
 
-A policy is a frozen value made of settings.  It keeps nothing: what it has to know comes with the
-scores, and what is learned of policies is in the blocks of the model that gave them.
+A policy is an immutable value made from settings.  It has no state: its inputs are the scores, and
+what is learned about policies is in the blocks of the model that made the scores.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from online.models.arms import Counted
-from online.models.experts import Floats
-from online.models.scored import Scores
+from online.models.choices.action_counts import Counted
+from online.models.choices.scores import Scores
+from online.models.experts.linear import Floats
 from paramserver.core.pages import Floats32
 
 Chosen = slice | npt.NDArray[np.intp]
-"""Places of the actions that are allowed."""
+"""Indices of the allowed actions."""
 
 Kind = Literal["auto", "greedy", "epsilon", "softmax", "squarecb", "confidence", "thompson"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 _STEP: Final = 0.5
-"""Standard deviations of the surest action between two values of a grid, where 128 are enough."""
+"""Spacing of the grid in standard deviations of the narrowest action, with at most 128 steps."""
 
 _STEPS_OF: Final = 16
 _GRIDS: Final = tuple(
@@ -45,39 +45,42 @@ _UNTIL: Final[Floats] = np.arange(7.0)
 _SERIES: Final[Floats] = np.array([1.0, 1 / 2, 1 / 6, 0.0, -1 / 30, 0.0, 1 / 42])
 
 WIDTHS: Final = (0.1, 0.3, 1.0)
-"""Standard deviations that count as one, of the candidates of ``auto``."""
+"""Factors of the standard deviation, one for each candidate policy of ``auto``."""
 
 _WIDTHS: Final[Floats] = np.array(WIDTHS)[:, None]
 _NAMES: Final = tuple(f"{width:g}" for width in WIDTHS)
 
 HOPE: Final = 0.75
-"""Standard deviations that are added to each action's belief, of ``auto`` without a context."""
+"""Standard deviations added to each action's mean, in ``auto`` without a context (optimism)."""
 
 HOPED: Final = 0.4
-"""Standard deviations that count as one about that: what leaves the choice to chance."""
+"""Factor of the standard deviation around that mean, which makes the choice random."""
 
 FIRST: Final = 50.0
-"""The most rewards that an action's belief begins with."""
+"""Most pseudo-rewards of an action's prior."""
 
 ETA: Final = 1.0
 _UNSURE: Final = 1e-12
 _EACH: Chosen = slice(None)
 CHANGED: Final = 2.0
-"""Standard deviations that an action's rewards of late are off before they alone are believed."""
+"""Standard deviations by which discounted rewards must differ before they alone are used."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How an action is chosen from what is expected of each.
+    """How an action is chosen from the expected rewards.
 
     Attributes:
-        kind: See the module.
-        epsilon: Share of choices drawn evenly, of ``epsilon``.
-        temperature: Share of the reward's range by which e times less is drawn, of ``softmax``.
-        gamma: Greater is greedier, of ``squarecb``; it grows with the square root of the rewards.
-        width: Standard deviations that count as possible, of ``confidence`` and ``thompson``.
-        floor: Least probability of each allowed action, at most 1 / their number.
-        budget: Most probability of all actions but the best one together; the floor comes first.
+        kind: Name of the rule, one of :data:`KINDS`.
+        epsilon: For ``epsilon``: probability of a uniform choice.
+        temperature: For ``softmax``: difference of rewards, as a share of their range, that makes
+            an action e times less likely.
+        gamma: For ``squarecb``: the greater, the greedier; it is multiplied by the square root of
+            the number of rewards.
+        width: For ``confidence`` and ``thompson``: factor of the standard deviation.
+        floor: Least probability of each allowed action, bounded by 1 / their number.
+        budget: Greatest probability of all actions except the best one together; ``floor`` has
+            precedence.
     """
 
     kind: Kind = "auto"
@@ -99,7 +102,7 @@ class Policy:
                 raise ValueError(f"{name} is in (0, 1e9), got {getattr(self, name)!r}")
 
     def decide(self, scores: Scores, allowed: Sequence[bool] | None = None) -> Decision:
-        """The distribution over the actions; 0 for those that are not allowed.
+        """Compute the distribution over the actions, with 0 for those that are not allowed.
 
         Raises ValueError if none is allowed.
         """
@@ -110,26 +113,26 @@ class Policy:
             raise ValueError("no action is allowed; leave at least one")
         else:
             at = np.flatnonzero(np.array(allowed, bool))
-        found, tried = self._found(scores, at)
-        found = self._bounded(found, scores.shares[at])
+        probabilities, tried = self._found(scores, at)
+        probabilities = self._bounded(probabilities, scores.shares[at])
         if at is not _EACH:
-            found = _spread(found, at, n)
+            probabilities = _spread(probabilities, at, n)
             tried = {name: _spread(p, at, n) for name, p in tried.items()}
-        return Decision(found, tried, allowed)
+        return Decision(probabilities, tried, allowed)
 
     def decide_many(
         self, several: Sequence[Scores], allowed: Sequence[Sequence[bool] | None]
     ) -> list[Decision]:
-        """Return what :meth:`decide` says of each, within 1e-6: alike ones in one array."""
+        """Do :meth:`decide` for several choices, within 1e-6; similar ones are batched."""
         groups: dict[object, list[int]] = {}
         for i, (scores, free) in enumerate(zip(several, allowed, strict=True)):
             together = self.kind == "auto" and free is None and scores.context
             key = (len(scores.ids), id(scores.tried)) if together else -i
             groups.setdefault(key, []).append(i)
-        found: dict[int, Decision] = {}
+        decisions: dict[int, Decision] = {}
         for places in groups.values():
             if len(places) == 1:
-                found[places[0]] = self.decide(several[places[0]], allowed[places[0]])
+                decisions[places[0]] = self.decide(several[places[0]], allowed[places[0]])
                 continue
             some = [several[i] for i in places]
             shares = np.array([scores.shares for scores in some])
@@ -140,14 +143,14 @@ class Policy:
                 p = self._bounded(p, shares)
             for n, i in enumerate(places):
                 tried = dict(zip(_NAMES, each[n], strict=True))
-                found[i] = Decision(p[n], tried, [True] * len(shares[n]))
-        return [found[i] for i in range(len(several))]
+                decisions[i] = Decision(p[n], tried, [True] * len(shares[n]))
+        return [decisions[i] for i in range(len(several))]
 
-    def _bounded(self, found: Floats, shares: Floats) -> Floats:
-        return bounded(found, shares, self.floor, self.budget)
+    def _bounded(self, probabilities: Floats, shares: Floats) -> Floats:
+        return bounded(probabilities, shares, self.floor, self.budget)
 
     def _found(self, scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
-        """Return the distribution over these actions, before its bounds."""
+        """Return the distribution over these actions, before floor and budget."""
         means = scores.shares[at]
         n = len(means)
         if self.kind == "auto":
@@ -169,20 +172,20 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decision:
-    """A distribution over the actions, and that of each candidate policy by its name."""
+    """A distribution over the actions, and those of the candidate policies by name."""
 
     probabilities: Floats
     tried: Mapping[str, Floats] = field(default_factory=dict)
     allowed: Sequence[bool] = ()
 
     def notes(self, scores: Scores, chosen: int) -> bytes | None:
-        """Return what the model is to be told again with the chosen action's reward."""
+        """Return the notes that come back to the model with the chosen action's reward."""
         each = {name: float(p[chosen]) for name, p in self.tried.items()}
         return scores.notes(chosen, float(self.probabilities[chosen]), self.allowed, each)
 
 
 def uniform(key: bytes, nonce: bytes, slot: int = 0) -> float:
-    """A number in [0, 1) that only whoever has the key can foretell: HMAC(key, nonce, slot)."""
+    """Return a number in [0, 1), unpredictable without the key: HMAC(key, nonce, slot)."""
     mac = _keyed(key).copy()
     mac.update(nonce + b"\0" + slot.to_bytes(4, "big"))
     return (int.from_bytes(mac.digest()[:8], "big") >> 11) * 2.0**-53
@@ -190,23 +193,23 @@ def uniform(key: bytes, nonce: bytes, slot: int = 0) -> float:
 
 @lru_cache(maxsize=64)
 def _keyed(key: bytes) -> hmac.HMAC:
-    """To be copied: taking a key is most of an HMAC."""
+    """Return an HMAC to be copied: setting the key is most of the work."""
     return hmac.new(key, digestmod="sha256")
 
 
 def draw(probabilities: Floats, u: float) -> int:
-    """The action that a number in [0, 1) falls on; never one of probability 0."""
+    """Return the index of the action for ``u`` in [0, 1); never one with probability 0."""
     edges = [*accumulate(probabilities.tolist())]
-    # an edge that is not above the one before has no share of the numbers
+    # an action with probability 0 has the same edge as the one before it
     return min(bisect_right(edges, u * edges[-1]), bisect_left(edges, edges[-1]))
 
 
 def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
-    """Thompson's rule; with a context, at several widths, weighted by what they have gained.
+    """Thompson sampling; with a context it mixes several widths by their estimated gains.
 
-    Without a context the arms' own beliefs are exact: of all rewards of an action, or of those of
-    late where these are far from the others.  They are hoped to be better than that by as much as
-    is not known, and drawn from more narrowly: an action that is seldom tried loses less to chance.
+    Without a context the posterior of each action is exact: of all its rewards, or of the
+    discounted ones if these differ.  Its mean is raised by HOPE and its width reduced to HOPED
+    standard deviations, so that a rarely tried action depends less on chance.
     """
     arms = scores.arms
     if not scores.context and not np.isfinite(scores.met).any():
@@ -215,60 +218,60 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
         changed = np.abs(late - mean) > CHANGED * late_spread
         mean, spread = np.where(changed, late, mean), np.where(changed, late_spread, spread)
         return thompson(mean + HOPE * spread, HOPED * spread), {}
-    found, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
-    return found, dict(zip(_NAMES, each, strict=True))
+    mixture, each = by_width(scores.shares[at], widths(scores)[at], scores.tried)
+    return mixture, dict(zip(_NAMES, each, strict=True))
 
 
 def by_width(shares: Floats, spread: Floats, tried: Mapping[str, float]) -> tuple[Floats, Floats]:
-    """Thompson's rule weighted by what each of its widths has gained, and at each of them.
+    """Return Thompson sampling mixed over the widths by their gains, and for each width.
 
-    Numbers of actions are the last dimension, what is before it are choices.
+    The last dimension of arrays is that of actions; dimensions before it are choices.
     """
     each = thompson(logit(shares)[..., None, :], _WIDTHS * spread[..., None, :])
     gains = [tried.get(name, 0.0) for name in _NAMES]
     rate, most = ETA / math.sqrt(1.0 + tried.get("", 0.0)), max(gains)
     weights = np.array([math.exp(rate * (gain - most)) for gain in gains])
-    found: Floats = weights @ each
-    found /= weights.sum()
-    return found, each
+    mixture: Floats = weights @ each
+    mixture /= weights.sum()
+    return mixture, each
 
 
 def greedy(means: Floats) -> Floats:
-    """The best action; the best ones evenly if there are several."""
+    """Return the distribution on the best action, uniform over ties."""
     best = means >= np.maximum.reduce(means, axis=-1, keepdims=True)
-    found: Floats = best / np.add.reduce(best, axis=-1, keepdims=True)
-    return found
+    shares: Floats = best / np.add.reduce(best, axis=-1, keepdims=True)
+    return shares
 
 
 def softmax(means: Floats, temperature: float) -> Floats:
-    """Each action by the exponential of its mean."""
+    """Return probabilities proportional to exp(mean / temperature)."""
     powers = np.exp((means - means.max()) / temperature)
-    found: Floats = powers / powers.sum()
-    return found
+    shares: Floats = powers / powers.sum()
+    return shares
 
 
 def squarecb(means: Floats, gamma: float) -> Floats:
-    """Each action by the inverse of its gap to the best (Foster and Rakhlin 2020, algorithm 1)."""
+    """Return inverse gap weighting (Foster and Rakhlin 2020, algorithm 1)."""
     best = int(means.argmax())
-    found: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
-    found[best] = 0.0
-    found[best] = 1.0 - found.sum()
-    return found
+    shares: Floats = 1.0 / (len(means) + gamma * (means[best] - means))
+    shares[best] = 0.0
+    shares[best] = 1.0 - shares.sum()
+    return shares
 
 
 def logit(shares: Floats) -> Floats:
-    """Log odds of shares of the reward's range."""
+    """Return the log odds of rewards scaled to [0, 1]."""
     clipped = np.minimum(np.maximum(shares, 1e-6), 1.0 - 1e-6)
-    found: Floats = clipped / (1.0 - clipped)
-    np.log(found, out=found)
-    return found
+    odds: Floats = clipped / (1.0 - clipped)
+    np.log(odds, out=odds)
+    return odds
 
 
 def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of the log odds of each action's mean reward.
+    """Return mean and standard deviation of the log odds of each action's mean reward.
 
-    They are those of the Beta distribution that ``total`` rewards among ``n`` leave of one that
-    begins with the mean of all actions, and the weight of one reward, or of one lack of it.
+    The distribution is the Beta posterior after ``n`` rewards with sum ``total``.  The prior has
+    the mean over all actions, and one pseudo-reward or one missing reward, whichever is rarer.
     """
     both = _beta(n, total, prior)
     means: Floats = digamma(both)
@@ -276,7 +279,7 @@ def beliefs(n: Floats, total: Floats, prior: float) -> tuple[Floats, Floats]:
 
 
 def _beta(n: Floats, total: Floats, prior: float) -> Floats:
-    """Both parameters of each action's Beta distribution: shape (2, actions)."""
+    """Return both parameters of each action's Beta posterior: shape (2, actions)."""
     mean = float(np.add.reduce((total + prior) / (n + 1.0))) / len(n)
     mean = min(max(mean, 1.0 / FIRST), 1.0 - 1.0 / FIRST)
     first = 1.0 / min(mean, 1.0 - mean)
@@ -287,29 +290,29 @@ def _beta(n: Floats, total: Floats, prior: float) -> Floats:
 
 
 def digamma(x: Floats) -> Floats:
-    """Derivative of the log of the gamma function (Abramowitz and Stegun, 6.3.5 and 6.3.18)."""
+    """Return the digamma function (Abramowitz and Stegun, 6.3.5 and 6.3.18)."""
     before = (1.0 / (x[..., None] + _STEPS)).sum(axis=-1)
     x = x + len(_STEPS)
     y = 1.0 / (x * x)
-    found: Floats = np.log(x) - before - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
-    return found
+    result: Floats = np.log(x) - before - 0.5 / x - y * (1 / 12 - y * (1 / 120 - y / 252))
+    return result
 
 
 def trigamma(x: Floats) -> Floats:
-    """Second derivative of the same (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
+    """Return the trigamma function (Abramowitz and Stegun, 6.4.6 and 6.4.12)."""
     each = 1.0 / np.add.outer(_UNTIL, x)
     powers = np.empty((len(_SERIES), *x.shape))
     powers[:] = each[-1]
     np.multiply.accumulate(powers, out=powers)
     each *= each
-    found: Floats = np.add.reduce(each[:-1])
-    found += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)
-    return found
+    result: Floats = np.add.reduce(each[:-1])
+    result += (_SERIES @ powers.reshape(len(_SERIES), -1)).reshape(x.shape)
+    return result
 
 
 def widths(scores: Scores) -> Floats:
-    """Standard deviation of what is expected of each action, in logits."""
-    met = np.maximum(scores.met, _UNSURE)  # 0: of a model that does not say how sure it is
+    """Return the standard deviation of each action's expected reward, in logits."""
+    met = np.maximum(scores.met, _UNSURE)  # 0 if the model has no uncertainty
     np.divide(1.0, met, out=met)
     met += _precisions(scores.arms)
     np.sqrt(met, out=met)
@@ -319,16 +322,16 @@ def widths(scores: Scores) -> Floats:
 
 @lru_cache(maxsize=64)
 def _precisions(arms: Counted) -> Floats:
-    """1 / variance of the log odds of each action's mean reward; not to be changed."""
-    found: Floats = 1.0 / np.add.reduce(trigamma(_beta(arms.n, arms.total, arms.prior)))
-    return found
+    """Return 1 / variance of the log odds of each action's mean reward; cached, read only."""
+    precisions: Floats = 1.0 / np.add.reduce(trigamma(_beta(arms.n, arms.total, arms.prior)))
+    return precisions
 
 
 def thompson(means: Floats, widths: Floats) -> Floats:
-    """Each action by its probability to be the best, were they independent and normal.
+    """Return each action's probability of being the best, for independent normal rewards.
 
-    The integral over the best one's value is a sum over a grid: no number is drawn at random.
-    ``widths`` may have a row for each of several answers.
+    The integral over the best value is a sum over a grid, without random numbers.  ``widths`` may
+    have several rows, for each of which a distribution is returned.
     """
     widths = np.maximum(widths, 1e-9)
     reach = 5.0 * widths
@@ -338,25 +341,25 @@ def thompson(means: Floats, widths: Floats) -> Floats:
     scaled = np.array((high / widths, (low - means) / widths), np.float32)[..., None]
     steps = float(np.maximum.reduce(scaled[0], axis=None)) / _STEP
     grid = _GRIDS[min(int(steps / _STEPS_OF), len(_GRIDS) - 1)] if steps < 1e9 else _GRIDS[-1]
-    # the cells of the grid are many, and are worked on in place, in half as many bytes
+    # in place and in float32, because the grid is large
     z = scaled[0] * grid
     z += scaled[1]
     bell = z * z
     bell *= _HALVED
     np.exp(bell, out=bell)
-    below = _normal(z, bell)  # no z is less than -5, so none of them is nothing
+    below = _normal(z, bell)  # above 0, since z is at least -5
     bell /= below
     best = np.multiply.reduce(below, axis=-2)
-    found: Floats = (bell @ best[..., None])[..., 0] / widths
-    total = np.add.reduce(found, axis=-1, keepdims=True)
+    shares: Floats = (bell @ best[..., None])[..., 0] / widths
+    total = np.add.reduce(shares, axis=-1, keepdims=True)
     if np.minimum.reduce(total, axis=None) > 0.0:
-        found /= total
-        return found
-    return np.where(total > 0.0, found / np.where(total > 0.0, total, 1.0), greedy(means))
+        shares /= total
+        return shares
+    return np.where(total > 0.0, shares / np.where(total > 0.0, total, 1.0), greedy(means))
 
 
 def _normal(z: Floats32, bell: Floats32) -> Floats32:
-    """The normal distribution function, within 1e-7 (Abramowitz and Stegun, 26.2.17).
+    """Return the normal distribution function within 1e-7 (Abramowitz and Stegun, 26.2.17).
 
     ``bell`` is exp(-z²/2).
     """
@@ -376,25 +379,25 @@ def _normal(z: Floats32, bell: Floats32) -> Floats32:
 
 
 def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -> Floats:
-    """The distribution with at most ``budget`` beside the best action, and the floor below each.
+    """Limit all actions but the best one to ``budget`` together, and raise each to the floor.
 
-    Without a budget there may be a row for each of several choices.
+    Without a budget, arrays may have a row for each of several choices.
     """
-    n, found = probabilities.shape[-1], probabilities
+    n, shares = probabilities.shape[-1], probabilities
     if budget >= 1.0 and floor <= 0.0:
-        whole: Floats = found / np.add.reduce(found, axis=-1, keepdims=True)
+        whole: Floats = shares / np.add.reduce(shares, axis=-1, keepdims=True)
         return whole
     if budget < 1.0:
         best = int(means.argmax())
-        if found[best] < found.max():  # of several best ones, the one that is drawn
-            best = int(np.where(means >= means.max(), found, -1.0).argmax())
-        if (rest := 1.0 - found[best]) > budget:
-            found = found * (budget / rest)
-            found[best] = 1.0 - budget
+        if shares[best] < shares.max():  # among ties, the most probable one
+            best = int(np.where(means >= means.max(), shares, -1.0).argmax())
+        if (rest := 1.0 - shares[best]) > budget:
+            shares = shares * (budget / rest)
+            shares[best] = 1.0 - budget
     least = min(floor, 1.0 / n)
-    above = np.maximum(found - least, 0.0)
+    above = np.maximum(shares - least, 0.0)
     total = np.add.reduce(above, axis=-1, keepdims=True)
-    if np.minimum.reduce(total, axis=None) <= 0.0:  # there is no more than the floors
+    if np.minimum.reduce(total, axis=None) <= 0.0:  # nothing is left above the floors
         above, total = np.where(total > 0.0, above, 1.0), np.where(total > 0.0, total, n)
     above *= (1.0 - n * least) / total
     above += least
@@ -403,7 +406,7 @@ def bounded(probabilities: Floats, means: Floats, floor: float, budget: float) -
     return floored
 
 
-def _spread(found: Floats, at: Chosen, n: int) -> Floats:
+def _spread(values: Floats, at: Chosen, n: int) -> Floats:
     out = np.zeros(n)
-    out[at] = found
+    out[at] = values
     return out

@@ -1,8 +1,8 @@
-"""The record of a choice: what travels in its token, stands in its row, and is never chosen again.
+"""The record of a choice, which travels in its token and is stored in its row.
 
-It says among which actions was chosen, how likely each was, and which one it was.  The draw itself
-follows from a nonce (:func:`online.decide.policy.uniform`), so nothing random is left when the
-reward comes.
+It has the actions, their probabilities, and the chosen one.  The draw follows from a nonce
+(:func:`online.decide.policy.uniform`), and a replay reads the choice from the record, so that no
+choice is ever drawn again.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from replay.example import Features, Value
 _DEFLATED: Final = 1
 _COLUMNS: Final = 2
 _FLOATS: Final[set[type]] = {float}
-_LEVEL: Final = 1  # names repeat from action to action: most of them go with the cheapest level
-_BYTES_MAX: Final = 16 << 20  # of a record, unpacked: more than any body may bring
+_LEVEL: Final = 1  # the fastest level removes most of the repeated names
+_BYTES_MAX: Final = 16 << 20  # of an unpacked record: above the limit of request bodies
 
 
 class RecordInvalid(OnlineError):
-    """No record of a choice that this version can read."""
+    """A record of a choice that this version can't read."""
 
     reason: str
     text = "a choice can't be read: {reason}"
@@ -35,11 +35,11 @@ class Given(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One reward of a choice that takes several.
 
     Attributes:
-        named: Its own id, by which a repeat is known; None: it has none.
-        source: Who sent it.
-        values: By name; a plain number has an empty one.
+        named: Its own id, by which repeats are detected; None: it has none.
+        source: The source that sent it.
+        values: Rewards by name; a plain number has the empty name.
         event_time: POSIX seconds; None if unknown.
-        nonce: Tells two that are alike in all else from one that was written twice.
+        nonce: Distinguishes two equal rewards from one that was written twice.
     """
 
     named: str | None
@@ -53,21 +53,19 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One choice, as it was made.
 
     Attributes:
-        context: Features of the moment; empty if there were none.
+        context: Features of the context; empty if there were none.
         actions: Id and features of each action, in the caller's order.
-        excluded: Places of the actions that the caller did not allow.
-        chosen: Place of the action that was answered.
-        probabilities: Of each action, by the policy that answered; 0 for those not allowed.
-        estimates: Reward that the model expected of each action.
+        excluded: Indices of the actions that the caller did not allow.
+        chosen: Index of the action that was answered.
+        probabilities: Probability of each action under the serving policy; 0 if not allowed.
+        estimates: Expected reward of each action.
         policy: Kind of the policy and a hash of its settings.
-        baseline: Place of the action that the caller would have taken by itself; None: it did not
-            say.
-        drawn: Place of the action that the policy would have answered, where it only learns from
-            the caller's; None: it is the one that was answered.
-        deferred: Nobody has said yet that the answer was used: without a reward it is worth
-            nothing.
-        defaulted: The row's reward is the default: none came in time.
-        rewards: What came so far, where several are learned as one.
+        baseline: Index of the action that the caller would have taken itself; None: not given.
+        drawn: For an apprentice, which answers the caller's action: index of the action that the
+            policy would have answered; None: it is the one that was answered.
+        deferred: Whether the choice was not activated yet: without a reward it is not learned.
+        defaulted: Whether the reward is the default, because none came in time.
+        rewards: The rewards so far, if several are combined to one.
     """
 
     context: Features
@@ -85,29 +83,29 @@ class Choice(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     @property
     def action(self) -> str:
-        """Id of the action that was answered."""
+        """Return the id of the action that was answered."""
         return self.actions[self.chosen][0]
 
     @property
     def propensity(self) -> float:
-        """How likely the answered action was, above 0."""
+        """Return the probability of the answered action, above 0."""
         return self.probabilities[self.chosen]
 
     def asks_as(self, other: Choice) -> bool:
-        """Whether both were asked the same question."""
+        """Return whether both choices come from the same request."""
         mine = self.context, self.actions, self.excluded, self.baseline
         return mine == (other.context, other.actions, other.excluded, other.baseline)
 
     def ranking(self) -> Sequence[int]:
-        """Places of all actions: the answered one, then the likelier and the better first."""
+        """Return the indices of all actions: the answered one, then by probability and estimate."""
         chosen, p, means = self.chosen, self.probabilities, self.estimates
         return sorted(range(len(p)), key=lambda i: (i != chosen, -p[i], -means[i], i))
 
 
 class _Columns(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A choice whose actions have the same names and only floats: little is left to deflate.
+    """A choice whose actions have the same feature names and only floats, stored without deflate.
 
-    ``numbers`` are doubles, the lowest byte first, one action after the other.
+    ``numbers`` are little-endian doubles, one action after the other.
     """
 
     choice: Choice
@@ -122,9 +120,9 @@ _decode_columns: Final = msgspec.msgpack.Decoder(_Columns).decode
 
 
 def pack(choice: Choice, columns: tuple[tuple[str, ...], bytes] | None = None) -> bytes:
-    """The record as bytes: a format byte, then msgpack, deflated unless it is mostly floats.
+    """Encode a record: a format byte, then msgpack, deflated unless it is mostly floats.
 
-    ``columns`` are the actions' names and numbers, where somebody has them as they are kept.
+    ``columns`` are the names and packed numbers of the actions' features, if already known.
     """
     columns = columns or _columns_of(choice)
     if columns is None:
@@ -135,7 +133,7 @@ def pack(choice: Choice, columns: tuple[tuple[str, ...], bytes] | None = None) -
 
 
 def _columns_of(choice: Choice) -> tuple[tuple[str, ...], bytes] | None:
-    """Names and numbers of the actions; None: they differ, or not all are floats."""
+    """Return names and packed numbers of the actions; None unless they are alike and all floats."""
     names, flat = tuple(choice.actions[0][1]), list[Value]()
     for _, features in choice.actions:
         if tuple(features) == names:
@@ -147,7 +145,7 @@ def _columns_of(choice: Choice) -> tuple[tuple[str, ...], bytes] | None:
 
 
 def unpack(data: bytes, *, described: bool = True) -> Choice:
-    """The choice that :func:`pack` was given; its actions need not be ``described``.
+    """Decode a record of :func:`pack`; without ``described``, actions may have no features.
 
     Raises RecordInvalid.
     """

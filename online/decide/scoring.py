@@ -1,4 +1,4 @@
-"""The actions of a choice scored by whatever model there is."""
+"""Scoring the actions of a choice with any model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from online.models.arms import Counted
 from online.models.base import Model
-from online.models.crossed import hash_of, row
+from online.models.choices.action_counts import Counted
+from online.models.choices.interactions import hash_of, row
+from online.models.choices.scores import Scores
 from online.models.rewards import Action, Question, RewardModel
-from online.models.scored import Scores
 from replay.example import Features
 
 
 def score_many(
     model: Model, asked: Sequence[Question], low: float = 0.0, high: float = 1.0
 ) -> list[Scores]:
-    """Score the actions of several choices; ``low`` and ``high`` are those of rewards.
+    """Score the actions of several choices, without changing state.
 
-    Changes nothing.
+    ``low`` and ``high`` are the least and greatest reward.
     """
     if isinstance(model, RewardModel):
         return model.score_many(asked)
@@ -29,9 +29,9 @@ def score_many(
 def by_predictions(
     model: Model, context: Features, actions: Sequence[Action], low: float, high: float
 ) -> Scores:
-    """Scores of a model that knows nothing of choices: its answer to each action's row.
+    """Score actions by a general model's predictions, one row for each action.
 
-    A model that has learned nothing yet answers none; then all actions are worth the same.
+    An untrained model may have no answer; then all actions have the same score.
     """
     answers = model.predict_many([row(context, name, features) for name, features in actions])
     means = [

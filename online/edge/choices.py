@@ -2,8 +2,9 @@
 
 A device has a context and actions, and is told the expected reward of each, as a choice's ranking
 has it: for actions that nobody has sent before, too.  So the file carries the model's table by
-place, and whoever reads it hashes names as the service does (:mod:`online.models.crossed`).  It is
-an edgepack's container with the body ``choices``:
+place, and whoever reads it hashes names as the service does
+(:mod:`online.models.choices.interactions`).  It is an edgepack's container with the body
+``choices``:
 
 =========== ================================================================================
 columns     names of numbers, those of actions behind ``@``, with center, factor, limit, ends
@@ -38,8 +39,8 @@ from online.edge.lowering.rows import place, spell
 from online.edge.targets import pack
 from online.edge.targets.golden import TEXTS
 from online.edge.targets.runners import runtime_js
-from online.models.crossed import ACTION, split
-from online.models.experts import EXPERTS
+from online.models.choices.interactions import ACTION, split
+from online.models.experts.linear import EXPERTS
 from online.models.limited import LIMIT
 from online.models.rewards import ALL, HEADS, Action, RewardModel
 from replay.example import Features

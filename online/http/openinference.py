@@ -48,7 +48,7 @@ from online.messages.tensors import (
     parse,
     rows,
 )
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.models.structure import steps
 from online.serving.serving import Serving
 

@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from online.models.hashed import Words
+from online.models.features.hashed import Words
 from paramserver.core.blocks import COUNT, Block, Blocks, Touched
 from replay.example import SENT_LABEL, Example, Features, Value
 

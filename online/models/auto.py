@@ -1,35 +1,35 @@
-"""A linear model of several representations: one word for numbers, categories and texts.
+"""A linear model on three representations of a row, for numbers, categories and texts alike.
 
-The experts of :mod:`online.models.selfrate` learn three views of the same row side by side, four
-on each, and one mixture weighs all twelve by how they did of late:
+Each representation, called a *view*, has four experts as in :mod:`online.models.selfrate`, and one
+mixture weights all twelve by their discounted losses:
 
 ========= ================================================= =====================================
-view      a number z behind the limited scaler becomes      what it can say
+view      a standardised number z becomes                   what it can represent
 ========= ================================================= =====================================
-straight  z itself                                          what ``linear`` says
-bent      two of GRAIN tents, those beside its place p,     any function of each number, as a sum
+straight  z itself                                          the functions of ``linear``
+bent      two of GRAIN tents, those around its position p,  any function of each number, as a sum
           where p = (GRAIN − 1) / (1 + exp(−SQUASH · z))
-crossed   products of such tents of CROSSED_GRAIN, for      any function of each pair of numbers
-          each pair of numbers
+crossed   products of such tents (CROSSED_GRAIN for each    any function of each pair of numbers
+          number), for each pair of numbers
 ========= ================================================= =====================================
 
-A tent is 1 at its own place and falls to 0 at its neighbours', so the answer is continuous, and a
-number's tents add up to 1.  The places are fixed: SQUASH makes the logistic function nearly the
-normal distribution's, so they are about the quantiles of a standardised number.  Nothing is chosen
-from the data, so replicas need not agree on anything, and no delta is of other tents.
+A *tent* (hat function) is 1 at its own position and falls to 0 at its neighbours', so the answer is
+continuous, and the tents of a number add up to 1.  The positions are fixed: with SQUASH the
+logistic function nearly equals the normal distribution function, so they are about the quantiles of
+a standardised number.  Nothing is chosen from the data, so all replicas use the same tents.
 
-Categories, words, missing values and the bias are in each view.  A view that has nothing of its own
-to say has no vote and costs nothing: both do while no name of a number is known, the crossed one
-with one name or more than CROSSED_MAX, and each while it sleeps.  Its experts are then judged as
-the straight ones, so that it begins as these are when it has something to say.
+Categories, words, missing values and the bias are in every view.  A view is inactive, with weight 0
+and without cost, if it adds nothing: bent and crossed while no numeric feature is known, crossed
+also with one numeric feature or more than CROSSED_MAX, and each while it sleeps.  The losses of an
+inactive view's experts are those of the straight view, so that it starts equal when it becomes
+active.
 
-The slower AdaGrad expert of the bent view has half the rate of the others': it has more numbers a
-row.
+The slower AdaGrad expert of the bent view has half the rate of the others, because a row has more
+entries there.
 
-A view falls asleep when its experts have less than SHARE_MIN of the votes at the end of QUIET
-spells of SPELL labels, one after the other.  It is tried again after NAP spells, and at once if the
-best expert's loss rises: the world has changed.  Who sleeps is each replica's own, as the losses
-are, and travels with them.
+A view falls asleep when its experts have less than SHARE_MIN of the weights at the end of QUIET
+consecutive spells of SPELL labels.  It wakes up after NAP spells, or at once if the best expert's
+loss rises, which indicates drift.  Sleep is local to a replica and stored with the losses.
 """
 
 from __future__ import annotations
@@ -41,7 +41,15 @@ import numpy as np
 
 from evaluation.metrics import Task
 from online.models.base import Prediction
-from online.models.experts import (
+from online.models.experts.exponential_weights import (
+    FADE,
+    LONG,
+    Mixture,
+    NotesFormat,
+    logistic,
+    shares_of,
+)
+from online.models.experts.linear import (
     ADAGRAD,
     EXPERTS,
     Floats,
@@ -50,7 +58,8 @@ from online.models.experts import (
     Owned,
     Taken,
 )
-from online.models.hashed import counted
+from online.models.features.hashed import counted
+from online.models.features.tents import Row, bent, bent_owned, crossed, crossed_owned
 from online.models.limited import Limited
 from online.models.selfrate import (
     Binary,
@@ -59,29 +68,29 @@ from online.models.selfrate import (
     SelfRate,
     SelfRateModel,
 )
-from online.models.tents import Row, bent, bent_owned, crossed, crossed_owned
-from online.models.votes import FADE, LONG, Mixture, Noted, logistic, shares_of
 from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
 from replay.example import Example, Features
 
 CROSSED_MAX: Final = 4
-"""Names of numbers whose pairs are crossed: six pairs of four tents each."""
+"""Most numeric features whose pairs are crossed: six pairs of four products each."""
 
 VIEWS: Final = ("straight", "bent", "crossed")
 
 SHARP: Final = 1.0 / len(VIEWS)
-"""How much a difference of losses counts, of what it does among the experts of one view."""
+"""Factor of losses in the exponent of the weights, relative to that of a single view."""
 
 SPELL: Final = 1_000
-"""Labels after which it is looked at who pays."""
+"""Labels after which the weights of the views are checked."""
 
 SHARE_MIN: Final = 0.02
 QUIET: Final = 3
 NAP: Final = 8
-"""Spells: on end with a smaller share than SHARE_MIN before a view sleeps, and how long it does."""
+"""QUIET: consecutive spells below SHARE_MIN after which a view sleeps; NAP: spells it sleeps."""
 
 RISE: Final = 10.0
-"""Of the best expert's loss, over some 200 labels, at which all wake up: five points."""
+"""Rise of the best expert's discounted loss (window of 200 labels) at which all views wake up.
+
+It corresponds to five percentage points."""
 
 _ADAGRAD: Final = (ADAGRAD, (ADAGRAD[0] / 2, ADAGRAD[1]), ADAGRAD)
 _NAPS: Final = "naps"
@@ -89,11 +98,11 @@ _SILENT: Final = (0.0,) * EXPERTS
 
 _NUMBER: Final = (float, int)
 _TAME: Final = 1e100
-"""Numbers and targets whose squares, and their sums over all rows that there can be, are finite."""
+"""Bound of numbers and targets whose squares can be summed over any number of rows."""
 
 
 class Views(NamedTuple):
-    """A row as each view has it; None: the view has nothing of its own to say."""
+    """A row in each view; None: the view is inactive."""
 
     straight: Row
     bent: Row | None
@@ -107,20 +116,24 @@ class Auto(SelfRate):
     name = "auto"
 
     def model_for(self, task: Task) -> SelfRateModel:
-        """The model behind the learner."""
+        """Make the model for the task."""
         kinds: dict[Task, type[SelfRateModel]] = {
             "binary": _Binary, "multiclass": _Multiclass, "regression": _Regression,
         }  # fmt: skip
         return kinds[task](SelfRate(self.text, self.bits, self.seed), task)
 
 
-class Naps(Mixture):
-    """The losses of all experts, and which views sleep.
+class SleepingViews(Mixture):
+    """The discounted losses of all experts, and which views sleep.
 
-    ``scaler``: knows the names of numbers.
-    ``slept``: of each view but the first, the spells that it has slept; 0 and less: it is awake,
-    and has not paid for so many spells on end.  ``asleep``: no view but the first is awake.
-    ``rested``: the best expert's least loss since a view fell asleep.
+    ``scaler`` knows the names of the numeric features.
+
+    Attributes:
+        slept: For each view but the first: if positive, the spells that it has slept; if 0 or
+            negative, it is awake, and −slept consecutive spells were below SHARE_MIN.
+        asleep: Whether all views but the first sleep.
+        rested: The best expert's least loss since a view fell asleep.
+        labels: Labels since the last check of the views.
     """
 
     def __init__(self, scaler: Limited, lasting: float = LONG) -> None:
@@ -139,37 +152,37 @@ class Naps(Mixture):
     def slept(self, spells: list[int]) -> None:
         self._slept, self.asleep, self._napping = spells, min(spells) > 0, max(spells) > 0
 
-    def speaking(self) -> tuple[bool, bool]:
-        """Whether the bent view and the crossed one have something of their own to say.
+    def active_views(self) -> tuple[bool, bool]:
+        """Return whether the bent view and the crossed view are active.
 
-        It depends on the names of numbers that are known, never on the row, so that the model is
-        one function of its rows until it learns.
+        This depends on the numeric features known so far and never on the row, so that predictions
+        between two learning steps are one fixed function of the row.
         """
         names, (bent_slept, crossed_slept) = len(self._scaler.known), self.slept
         return names > 0 and bent_slept <= 0, 1 < names <= CROSSED_MAX and crossed_slept <= 0
 
-    def apart(self) -> Naps:
-        made = Naps(self._scaler, self._lasting)
+    def apart(self) -> SleepingViews:
+        made = SleepingViews(self._scaler, self._lasting)
         made.take(self)
         return made
 
-    def heard_as(self, other: Mixture) -> bool:
-        return isinstance(other, Naps) and other.slept == self.slept
+    def has_same_experts(self, other: Mixture) -> bool:
+        return isinstance(other, SleepingViews) and other.slept == self.slept
 
     def take(self, other: Mixture) -> None:
-        assert isinstance(other, Naps)
+        assert isinstance(other, SleepingViews)
         super().take(other)
         self.labels, self.slept, self.rested = other.labels, other.slept, other.rested
 
     def votes(self) -> list[float]:
-        """Each expert's share in the answer; none of those of a view that is silent.
+        """Return each expert's weight, 0 in inactive views; they sum to 1.
 
-        Of the first view's alone while no other one is awake.
+        While all other views sleep, only the weights of the first view are returned.
         """
         losses, long, sharp = self.losses, self.long, self._sharp
         if self.asleep:
             return shares_of(losses[:EXPERTS], long[:EXPERTS], sharp)
-        tented, paired = self.speaking()
+        tented, paired = self.active_views()
         if not (tented and paired):
             end, begin = EXPERTS * (1 + tented), EXPERTS * (2 if paired else len(VIEWS))
             losses, long = losses[:end] + losses[begin:], long[:end] + long[begin:]
@@ -179,9 +192,10 @@ class Naps(Mixture):
         return votes + [0.0] * (EXPERTS * len(VIEWS) - len(votes))
 
     def judge(self, losses: Sequence[float], weight: float) -> None:
-        """A label came; at the end of a spell views fall asleep or wake up, and all at a drift.
+        """Add losses at a label; at the end of a spell or after a rise, change who sleeps.
 
-        Losses of the first view's experts alone are all views': no other one was awake.
+        If only losses of the first view are given, since all others sleep, they count for all
+        views.
         """
         if len(losses) > EXPERTS:
             super().judge(losses, weight)
@@ -207,7 +221,7 @@ class Naps(Mixture):
             ]
 
     def _after(self, slept: int, share: float) -> int:
-        """Return ``slept`` of a view after a spell at whose end it has this share of the votes."""
+        """Return the new ``slept`` of a view with this share of the weights at a spell's end."""
         if slept > 0:
             return 0 if slept >= NAP else slept + 1
         if share >= SHARE_MIN:
@@ -218,7 +232,7 @@ class Naps(Mixture):
         return 1
 
     def cut(self) -> Blocks:
-        """The losses and the naps, if a label came since the last cut."""
+        """Return losses and sleep, if a label came since the last cut."""
         blocks = super().cut()
         if blocks:
             held = np.array([self.rested, self.labels, *self.slept], dtype=np.float64)
@@ -226,16 +240,16 @@ class Naps(Mixture):
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take those of other replicas, as long as no label has come here."""
+        """Set losses and sleep of other replicas, unless a label came since the last cut."""
         if not self._judged and (block := values.get(_NAPS)) is not None:
-            # a mean of several replicas, in snapshots
+            # in a snapshot it is a mean over replicas: round the whole numbers
             self.rested, *others = array_of(block.data).tolist()
             self.labels, *self.slept = map(round, others)
         super().rebase(values)
 
 
 def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
-    """Return what is kept of the losses of all views after a label that all have the same of."""
+    """Return the twelve discounted losses after a label with the same four losses in each view."""
     a, b, c, d = losses
     e, f, g, h, i, j, k, m, n, o, p, q = kept
     return [
@@ -246,28 +260,28 @@ def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[flo
 
 
 class SeveralViews(SelfRateModel):
-    """Rows in three views; what differs by task is in the subclasses."""
+    """Base class of the models with three views; subclasses differ by task."""
 
     kind = "auto 1"
-    noted = Noted(EXPERTS, EXPERTS * len(VIEWS))
-    _mixture: Naps
+    noted = NotesFormat(EXPERTS, EXPERTS * len(VIEWS))
+    _mixture: SleepingViews
     _experts: Any
 
     def _unjudged(self) -> Mixture:
         scaler = self._rows.scaler
         assert isinstance(scaler, Limited)
-        return Naps(scaler, self.lasting)
+        return SleepingViews(scaler, self.lasting)
 
     def _read(self, features: Features, *, learns: bool) -> Views | Row:
-        """A row in each view that has something to say; in the first one if no other is awake."""
+        """Return the row in each active view, or only in the first if all others sleep."""
         if self._mixture.asleep:
             return self._rows.row(features, learns=learns)
         return self._seen(*self._rows.parts(features, learns=learns))
 
     def _seen(self, shared: Row, numbers: Row) -> Views:
-        """The row in each view that has something to say, by what is no number and the numbers."""
+        """Return the row in each active view, from its non-numbers and its scaled numbers."""
         seed, mask = self._recipe.seed, 2**self._recipe.bits - 1
-        tented, paired = self._mixture.speaking()
+        tented, paired = self._mixture.active_views()
         return Views(
             self._rows.joined(shared.copy(), numbers),
             bent(shared, numbers, seed, mask) if tented else None,
@@ -288,9 +302,9 @@ class SeveralViews(SelfRateModel):
         return seen, [straight, tented, paired]
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Learn rows of tame numbers one by one, as :meth:`learn` does: none of them can raise.
+        """Learn rows of moderate numbers, none of which can raise; False for any other rows.
 
-        While no view but the first is awake, in one pass.
+        They are learned one by one, or in one pass while all views but the first sleep.
         """
         if self._mixture.asleep and super().learn_alike(examples, weights):
             return True
@@ -301,7 +315,7 @@ class SeveralViews(SelfRateModel):
         return True
 
     def _is_tame(self, example: Example) -> bool:
-        """Whether the row can be learned whatever the model has learned before."""
+        """Return whether the row can be learned in any state of the model."""
         return all(
             type(x) in _NUMBER and -_TAME < cast(float, x) < _TAME
             for x in example.features.values()
@@ -309,7 +323,7 @@ class SeveralViews(SelfRateModel):
 
 
 class _Listed(SeveralViews):
-    """The same for a model of one output."""
+    """Base class of the models with one output."""
 
     _experts: OneOutput
 
@@ -345,7 +359,7 @@ class _Binary(_Listed, Binary):
         return super()._shares(row, by)
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
-        """Answers of :meth:`predict` to rows of one number a name."""
+        """Predict rows of numbers, shape (rows, names), as :meth:`predict` does."""
         if self._mixture.asleep:
             return super().predict_columns(names, x)
         return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
@@ -357,12 +371,12 @@ class _Regression(_Listed, Regression):
 
 
 class _TakenViews(NamedTuple):
-    """The numbers of a row in each view that has something to say."""
+    """A row's indices and values in each active view."""
 
     views: tuple[Taken | None, ...]
 
     def outputs(self) -> Floats:
-        """Return what each expert makes of the row, for each class."""
+        """Return the output of each expert for each class."""
         first = self.views[0]
         assert first is not None
         straight = first.outputs()

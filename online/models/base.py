@@ -1,7 +1,8 @@
-"""This module defines what the learner needs from a model.
+"""This module defines the interface of a model, and optional interfaces for what some models can.
 
-A model holds its parameters and answers with them; it also knows what the rows since the last
-cut did to them (its open delta).  It never sees the journal, the network or a clock.
+A model holds parameters and predicts with them.  It also keeps its *open delta*: what the rows
+learned since the last :meth:`Model.cut` have changed.  A model has no access to the journal, the
+network or a clock.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _NOTES: Final[WeakKeyDictionary[type, bool]] = WeakKeyDictionary()
 class Prediction(msgspec.Struct, frozen=True, gc=False):
     """An answer: the label (or number) and, for classifiers, the probability of each label.
 
-    ``notes`` are what a :class:`Noting` model wants to be told again when the label comes.
+    ``notes`` are bytes that a :class:`Noting` model gets back when the row's label arrives.
     """
 
     label: Label | None
@@ -35,7 +36,7 @@ class Prediction(msgspec.Struct, frozen=True, gc=False):
 
 
 def by_logit(x: float) -> Prediction:
-    """Answer of a binary task from the log odds of True."""
+    """Make the answer of a binary task from the log odds of True."""
     if x >= 0:
         return by_probability(1.0 / (1.0 + math.exp(-x)))
     power = math.exp(x)  # NaN too
@@ -43,12 +44,15 @@ def by_logit(x: float) -> Prediction:
 
 
 def by_probability(p: float) -> Prediction:
-    """Answer of a binary task from the probability of True."""
+    """Make the answer of a binary task from the probability of True."""
     return Prediction(p > 0.5, {False: 1.0 - p, True: p})
 
 
 def by_scores(scores: Mapping[Label, float]) -> Prediction:
-    """Answer of a multiclass task: softmax; none if no label is known."""
+    """Make the answer of a multiclass task: the softmax of the scores by label.
+
+    Without scores the answer's label is None.
+    """
     if not scores:
         return Prediction(None, {})
     most = max(scores.values())
@@ -59,17 +63,17 @@ def by_scores(scores: Mapping[Label, float]) -> Prediction:
 
 
 class Model(Protocol):
-    """A model behind the learner.
+    """The interface that every model has.
 
     Attributes:
-        mergeable: Whether deltas of several replicas can be merged.  If not, its state travels
-            whole, as an ``opaque`` block, and every replica learns all rows in the same order, or
-            one process learns them for all.
+        mergeable: Whether deltas of several replicas can be merged.  If not, the state is sent as
+            a whole, as an ``opaque`` block, and every replica learns all rows in the same order,
+            or one process learns them for all replicas.
         learns: False for a class without ``learn_one``: it is served frozen.
         why_not_mergeable: The reason, for an operator; None if mergeable.
         numeric_only: True if every feature has to be a number.
-        structure: Text that changes whenever old blocks stop fitting: estimator classes and
-            parameters.
+        structure: Text that changes whenever stored blocks no longer fit the model: estimator
+            classes and parameters.
     """
 
     mergeable: bool
@@ -79,26 +83,33 @@ class Model(Protocol):
     structure: str
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row.  Changes nothing, whatever the features are."""
+        """Predict one row.  Changes no state, whatever the features are."""
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Answers for one row or more, each as :meth:`predict` gives it within 1e-12."""
+        """Predict one row or more, each as :meth:`predict` does, within 1e-12."""
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Learn one row.  May raise, and then leaves any state: the caller puts it back."""
+        """Learn one row.
+
+        If it raises, the state is undefined, and the caller restores it with :meth:`reset`.  A
+        ``NothingLearned`` error leaves the state as it was.
+        """
 
     def cut(self) -> Blocks:
-        """The open delta (what the rows since the last cut, reset or start did), and reset it."""
+        """Return the open delta (the change since the last cut, reset or start) and empty it."""
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the blocks and keys given, with the open delta on top."""
+        """Set the given blocks and keys to new values, and apply the open delta to them."""
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values`` (all blocks; empty: as built), with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta.
+
+        ``values`` has all blocks; if it is empty, the state is that of the model as built.
+        """
 
 
 class Merging:
-    """Says of a :class:`Model` that its deltas merge, and has it answer many rows one by one."""
+    """Base class of models whose deltas merge; it predicts many rows one by one."""
 
     mergeable = True
     learns = True
@@ -106,88 +117,89 @@ class Merging:
     why_not_mergeable: str | None = None
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict the label of one row."""
         raise NotImplementedError
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
+        """Predict each row with :meth:`predict`."""
         return [self.predict(x) for x in rows]
 
 
 @runtime_checkable
 class Forgetful(Protocol):
-    """A model of which a copy can be let go of piece by piece.
+    """A model whose memory can be freed piece by piece.
 
-    Python frees a million numbers in a tenth of a second, and nothing else runs meanwhile.
+    Python takes a tenth of a second to free a million numbers, and nothing else runs meanwhile.
     """
 
     def forget(self, values: Blocks) -> None:
-        """Drop the keys given.  This copy is asked nothing any more."""
+        """Drop the given keys.  The model is not used after the first call."""
 
 
 @runtime_checkable
 class Stepwise(Protocol):
-    """A model of which a copy is made, and let go of, in steps, while another one answers."""
+    """A model whose state is set and freed in steps, so that other work can run in between."""
 
     def resetting(self, values: Blocks) -> Iterator[None]:
-        """:meth:`Model.reset`, a step at a time; nothing else is asked of it meanwhile."""
+        """Do :meth:`Model.reset` one step at a time; the model is not used until it is done."""
 
     def dropping(self) -> Iterator[None]:
-        """Let go of what it is made of; it is asked nothing any more."""
+        """Free the model's memory one step at a time; the model is not used afterwards."""
 
 
 @runtime_checkable
 class Mendable(Protocol):
-    """A model that is put back after a row that it raised on, without being built as a whole."""
+    """A model that can undo a row that raised by restoring only the keys that the row touched."""
 
     def touched(self, names: Collection[str]) -> Touched:
-        """All that learning rows of these features may have changed."""
+        """Return all blocks and keys that learning rows with these features may change."""
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        """Become what :meth:`Model.reset` would make of all values, given those touched.
+        """Restore the state that :meth:`Model.reset` would set, given only the touched values.
 
-        No row of other features was learned since the last cut.
+        Requires that no row with other features was learned since the last cut.
         """
 
 
 @runtime_checkable
 class Noting(Protocol):
-    """A model that learns of what it answered, too: its predictions have notes.
+    """A model that learns from its earlier answer, too: its predictions have notes.
 
-    They travel with the token into the row, at most :data:`replay.example.NOTES_BYTES_MAX`.
+    Notes travel with the prediction's token into the row of its label; they have at most
+    :data:`replay.example.NOTES_BYTES_MAX` bytes.
     """
 
     def learn_noted(self, example: Example, weight: float) -> None:
-        """Learn as :meth:`Model.learn` does; notes that can't be the model's own count as none."""
+        """Learn as :meth:`Model.learn` does; notes of another form are ignored."""
 
 
 @runtime_checkable
 class Walking(Protocol):
-    """A model that learns rows of the same names in one pass, faster than one by one."""
+    """A model that learns a batch of rows with the same feature names faster than one by one."""
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
         """Learn rows that have the same names in the same order, with their notes.
 
-        Afterwards every number is, bit for bit, what :meth:`Model.learn` row by row would have
-        made.  False: nothing was changed, and the rows are to be learned one by one; then, and
-        not here, a row that can't be learned raises.
+        The resulting state is, bit for bit, that of :meth:`Model.learn` row by row.  Returns False
+        if it changed nothing and the rows have to be learned one by one.  It never raises for a
+        row that can't be learned: it returns False, and the row raises when it is learned alone.
         """
 
 
 @runtime_checkable
 class Repeating(Protocol):
-    """A model that learns a kept row again, so that it counts in no number of rows or moment."""
+    """A model that can learn a rehearsed row without counting it in row counts and moments."""
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Learn as :meth:`Model.learn` does, but leave what describes the rows as it is."""
+        """Learn as :meth:`Model.learn` does, without updating row counts and moments."""
 
 
 @runtime_checkable
 class Rehearsing(Protocol):
-    """A model that learns a fresh row and the drawn ones of a pass in one step."""
+    """A model that learns a fresh row and the rows drawn for rehearsal in one step."""
 
     def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
-        """Learn as :meth:`Model.learn` does, one step for each pass of the lesson, at least one."""
+        """Learn as :meth:`Model.learn` does, with one step for each pass of the lesson (≥ 1)."""
 
 
 @runtime_checkable
@@ -195,40 +207,43 @@ class Trainable(Protocol):
     """A model that has an optimizer of its own."""
 
     def train(self, training: Training) -> None:
-        """Learn with these settings; called once, before anything else."""
+        """Set how the model learns; called once, before any other method."""
 
     @property
     def gap(self) -> float | None:
-        """Relative distance of what answers from what learns; None if they are one."""
+        """Return the relative distance of the averaged parameters from those that learn.
+
+        None if predictions use the parameters that learn.
+        """
 
 
 @runtime_checkable
 class Revising(Protocol):
-    """A model that can take a lesson back, whatever it has learned since.
+    """A model that can replace the label of a learned row, whatever it has learned since.
 
     Attributes:
-        why_not_revised: Why this one can't, for callers; None: it can.
+        why_not_revised: Why this model can't, for callers; None if it can.
     """
 
     @property
     def why_not_revised(self) -> str | None: ...
 
     def learn_provisional(self, example: Example, weight: float) -> None:
-        """Learn as :meth:`Model.learn` does, but judge nothing by a label that may change."""
+        """Learn as :meth:`Model.learn` does, but score no experts by a label that may change."""
 
     def revise(self, example: Example, weight: float, before: Before) -> None:
-        """Learn the example instead of what was learned before for the same features.
+        """Learn the example's label in place of the one learned before for the same features.
 
         The step is the difference of both gradients at the present parameters.
         """
 
 
 Before = tuple[Label, float]
-"""A label that was learned and is taken back, and its weight."""
+"""A learned label that is replaced, and its weight."""
 
 
 def why_not_revised(model: Model) -> str | None:
-    """Why the model can't take a lesson back; None: it can."""
+    """Return why the model can't replace a learned label; None if it can."""
     if isinstance(model, Revising):
         return model.why_not_revised
     return "its lessons are no sum of gradients"
@@ -242,12 +257,18 @@ def learn_example(
     spec: str = "",
     before: Before | None = None,
 ) -> None:
-    """Learn a row, its weight times ``factor``, with its notes if it has any for the model.
+    """Have the model learn a row, with its notes if the model uses them.
 
-    ``lesson``: what is learned again with it, by a model that rehearses; the drawn rows of a pass
-    weigh as much as one row together.  ``spec``: the model's; a delta of a device that began with
-    the parameters of another spec says nothing to it, and is passed over.  ``before``: what the
-    example is learned instead of.  A model that can't take a lesson back learns no provisional one.
+    A model that can't replace learned labels skips provisional rows.
+
+    Parameters:
+        model: The model that learns.
+        example: The row; one with ``moved`` is a device's delta.
+        factor: Multiplies the row's weight.
+        lesson: Rows that are rehearsed with it; those of one pass together weigh as much as one
+            row.
+        spec: The model's spec hash.  A device's delta from another spec is skipped.
+        before: The label and weight that the example replaces.
     """
     weight = example.weight * factor
     if example.provisional or before is not None:
@@ -275,7 +296,7 @@ def learn_example(
 
 
 def _notes(model: Model) -> TypeGuard[Noting]:
-    """Whether it learns notes, which is looked up once for each class: every row asks."""
+    """Return whether the model uses notes.  Cached by class, since it is called for every row."""
     kind = type(model)
     if (known := _NOTES.get(kind)) is None:
         known = _NOTES[kind] = isinstance(model, Noting)
@@ -292,10 +313,10 @@ def _learn_again(model: Repeating, example: Example, weight: float, lesson: Less
 
 @runtime_checkable
 class Compensable(Protocol):
-    """A model whose late deltas can be corrected, see :mod:`paramserver.core.compensation`."""
+    """A model whose late deltas can be compensated: :mod:`paramserver.core.compensation`."""
 
     def compensate(self) -> None:
-        """Measure the curvature of rows from now on."""
+        """Start to measure the curvature of the rows that are learned."""
 
     def curved(self) -> Curved:
-        """Start and curvature of the open delta; nothing if they are not measured."""
+        """Return start values and curvature of the open delta; empty if not measured."""

@@ -1,9 +1,9 @@
-"""Detectors of anomalies: what is usual is learned, and a row is scored by how unusual it is.
+"""Anomaly detectors: they learn normal rows without labels, and score how unusual a row is.
 
 Under ``task: anomaly`` the score is a rank (:class:`Ranking`), whatever the detector's own scale
-is.  Under ``task: binary`` it is the probability of true (:class:`Detector`): rows are sent with
-the label false and learned.  In both a row that somebody has found out to be an anomaly comes with
-true, which judges the detector and is not learned.
+is.  Under ``task: binary`` it is the probability of True (:class:`Detector`): normal rows are sent
+with the label False and learned.  In both tasks, a row that turned out to be an anomaly is sent
+with True: it counts for the detector's metrics and is not learned.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from typing import Any, Final
 from river import anomaly, base, preprocessing
 
 from evaluation.metrics import Task
+from online.models.adapters.opaque import Opaque
 from online.models.base import Prediction
 from online.models.errors import LearnerUnusable
-from online.models.opaque import Opaque
 from online.models.structure import describe, steps
 from replay.example import Features
 
 REFERENCE_ROWS: Final = 2_000
-"""Rows learned lately with which another one is compared."""
+"""Number of recently learned rows with whose scores a score is ranked."""
 
 _SHARES: Final = (anomaly.HalfSpaceTrees,)
-"""Detectors whose score is in [0, 1]; those of others are brought there, in their order."""
+"""Detectors whose score is in [0, 1]; other scores are mapped to [0, 1] monotonically."""
 _SCALERS: Final = "river.preprocessing.scale"
 
 
 def trees(trees: int = 25, height: int = 8, window: int = 250, seed: int = 1) -> Any:
-    """Half-space trees on numbers between the least and the greatest seen: `learner: anomaly`."""
+    """Make half-space trees behind a min-max scaler: `learner: anomaly`."""
     detector = anomaly.HalfSpaceTrees(trees, height, window, seed=seed)
     return preprocessing.MinMaxScaler() | detector
 
 
 def is_detector(estimator: Any) -> bool:
-    """Whether it learns without labels: a detector of river, or a class with ``score_one``.
+    """Return whether the estimator learns without labels.
 
-    A detector of river may stand behind other steps.
+    That is one of river's detectors, also as the last step of a pipeline, or a class with
+    ``score_one``.
     """
     if isinstance(estimator, base.Base):
         return isinstance(steps(estimator)[-1], base.AnomalyDetector)
@@ -49,10 +50,10 @@ def is_detector(estimator: Any) -> bool:
 
 
 class Detector:
-    """A detector that is asked and taught as a classifier is.
+    """A detector with a classifier's interface.
 
-    Names of features that it has not learned are left out when it is asked: a scaler in front of
-    it would take them in.
+    Feature names that it has not learned are left out of predictions: a scaler in front of the
+    detector would insert them.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -65,7 +66,7 @@ class Detector:
         self._shares = isinstance(steps(detector)[-1], _SHARES)
 
     def predict_proba_one(self, features: dict[str, Any]) -> dict[bool, float]:
-        """The score, as a share."""
+        """Return the score as the probability of True."""
         score = self._score(features)
         if not self._shares:
             score = 0.5 + 0.5 * score / (1.0 + abs(score))
@@ -73,22 +74,22 @@ class Detector:
         return {False: 1.0 - score, True: score}
 
     def learn_one(self, features: dict[str, Any], label: bool) -> None:
-        """Learn what is usual: a row that is known as an anomaly is not."""
+        """Learn a normal row; a row with the label True is not learned."""
         if not label:
             self.detector.learn_one(features)
             self._known.update(dict.fromkeys(features))
 
     def _score(self, features: dict[str, Any]) -> float:
-        """The detector's own score; 0 of a row of which it knows no name."""
+        """Return the detector's own score; 0 for a row without any known name."""
         known = {name: value for name, value in features.items() if name in self._known}
         return float(self.detector.score_one(known)) if known else 0.0
 
 
 class Ranking(Detector):
-    """A detector whose score is a rank: the share of the rows learned lately that scored lower.
+    """A detector whose score is a rank: the share of recently learned rows that scored lower.
 
-    Zeros that a detector says before anything else are not ranked: river's half-space trees say
-    them for a whole window, and beside these each of the next rows would be an anomaly.
+    Scores of 0 before the first other score are not ranked: river's half-space trees return 0 for
+    their whole first window, and compared with that every next row would be an anomaly.
     """
 
     def __init__(self, detector: Any) -> None:
@@ -98,14 +99,14 @@ class Ranking(Detector):
         self._sorted: list[float] = []
 
     def predict_proba_one(self, features: dict[str, Any]) -> dict[bool, float]:
-        """The rank, as a share; it is below 1 whatever the row, and low while few were learned."""
+        """Return the rank in [0, 1) as the probability of True; low while few were learned."""
         score = self._score(features)
         below = bisect_left(self._sorted, score) + bisect_right(self._sorted, score)
         rank = math.nan if math.isnan(score) else 0.5 * below / (len(self._sorted) + 1)
         return {False: 1.0 - rank, True: rank}
 
     def learn_one(self, features: dict[str, Any], label: bool) -> None:
-        """Learn what is usual, and how unusual it was before it was learned."""
+        """Learn a normal row, and record the score that it had before."""
         if label:
             return
         score = self._score(features)
@@ -122,8 +123,8 @@ class Detecting(Opaque):
     """A detector as a model of ``task: anomaly``: a score above 0.5 is an anomaly.
 
     Parameters:
-        threshold: The rank that becomes 0.5.  It is no part of the state: another one is another
-            answer.
+        threshold: The rank that is mapped to 0.5.  It is not part of the state, so it can change
+            without a new lineage.
     """
 
     def __init__(self, detector: Any, threshold: float, **more: Any) -> None:
@@ -131,7 +132,7 @@ class Detecting(Opaque):
         self._threshold = threshold
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row; its score stands where the probability of true would."""
+        """Predict one row, with its score as the probability of True."""
         probabilities = super().predict(features).probabilities
         assert probabilities is not None
         score = bent(probabilities[True], self._threshold)
@@ -139,7 +140,7 @@ class Detecting(Opaque):
 
 
 def bent(rank: float, threshold: float) -> float:
-    """The rank with the threshold at 0.5, in straight lines from 0 to it and from it to 1."""
+    """Map a rank to a score, linearly from 0 to the threshold (0.5) and from there to 1."""
     if rank <= threshold:
         return 0.5 * rank / threshold
     return 0.5 + 0.5 * (rank - threshold) / (1.0 - threshold)
@@ -148,9 +149,9 @@ def bent(rank: float, threshold: float) -> float:
 def detecting(
     learner: str, made: Any, task: Task, threshold: float | None, **seals: Any
 ) -> Opaque | None:
-    """The model of a detector; None: it is none, and the task is for others.
+    """Make the model of a detector; None if ``made`` is none or the task is for other models.
 
-    ``threshold`` is of ``task: anomaly``, for which only detectors are.  Raises LearnerUnusable.
+    ``threshold`` is given in ``task: anomaly``, which needs a detector.  Raises LearnerUnusable.
     """
     why = "it is a detector of anomalies"
     if not is_detector(made):

@@ -1,4 +1,4 @@
-"""Ids looked up in tables: what a torch network of categories begins with."""
+"""Embedding layer: a torch network's first layer, which looks identifiers up in tables."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import nn
 
 
 class Embedded(nn.Module):
-    """Numbers as they come, then a learned vector for each id.
+    """Passes numbers through and replaces each identifier by a learned vector.
 
-    The first part of a :class:`~online.models.network.Network`'s ``Sequential``; the network's own
-    ``ids`` make rows of the ids.
+    It is the first layer of a :class:`~online.models.network.Network`'s ``Sequential``; the
+    network's ``ids`` turn identifiers into rows of the tables.
 
     Parameters:
         inputs: Names of all features, in the network's order.
-        ids: Of these, rows of the table by name; in the network the same.
-        width: Numbers of a vector.
+        ids: The identifiers among them, with the number of rows of their tables, as in the network.
+        width: Length of a vector.
     """
 
     def __init__(self, inputs: Sequence[str], ids: Mapping[str, int], width: int) -> None:
@@ -29,17 +29,17 @@ class Embedded(nn.Module):
 
     @property
     def outputs(self) -> int:
-        """How many numbers come out."""
+        """Return the number of outputs."""
         return len(self._numbers) + self.width * len(self.tables)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """From (rows, inputs) to (rows, outputs)."""
-        found = [
+        """Map a tensor of shape (rows, inputs) to one of shape (rows, outputs)."""
+        vectors = [
             table(x[:, at].long() % rows)
             for at, table, rows in zip(self._places, self.tables, self.ids.values(), strict=True)
         ]
-        return torch.cat([x[:, self._numbers], *found], 1)
+        return torch.cat([x[:, self._numbers], *vectors], 1)
 
     def extra_repr(self) -> str:
-        """The names belong to what the module is."""
+        """Return the names for the module's text, which is part of the spec."""
         return f"{self.inputs!r}, {self.ids!r}"

@@ -1,4 +1,4 @@
-"""These types say what can go wrong with a model (see :mod:`online.errors`)."""
+"""This module defines the errors of models (see :mod:`online.errors`)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ class ModelError(OnlineError):
 
 
 class LearnerUnusable(ModelError):
-    """A ``learner`` setting that gives no model.
+    """A ``learner`` setting from which no model can be made.
 
-    ``learner`` is the setting's value, ``problem`` what is wrong with it and ``remedy`` what to
-    write instead.
+    ``learner`` is the setting's value, ``problem`` what is wrong with it, ``remedy`` what to do.
     """
 
     learner: str
@@ -25,7 +24,7 @@ class LearnerUnusable(ModelError):
 
 
 class NothingLearned(ModelError):
-    """A row that was refused before anything was changed: nothing has to be put back."""
+    """A row that was refused before any state changed, so that nothing has to be restored."""
 
 
 class WeightUnsupported(NothingLearned):
@@ -40,7 +39,7 @@ class WeightUnsupported(NothingLearned):
 
 
 class StateNotFinite(ModelError):
-    """A row that drove the weights out of the finite numbers; the caller puts the model back."""
+    """A row that made a weight infinite or NaN; the caller restores the model's state."""
 
     total: float
     text = (
@@ -71,7 +70,7 @@ class BlobUntrusted(ModelError):
 
 
 class AnswerUnusable(ModelError):
-    """A model's answer that is none for its task."""
+    """An answer of the model that is not valid for its task."""
 
     answer: str
     task: str

@@ -1,8 +1,8 @@
 """scikit-learn estimators with ``partial_fit``.
 
-Linear models by SGD at a constant rate merge: ``coef`` and ``intercept`` are dense blocks, what
-rows have added to the estimator as built, beside the moments of the standardisation in front.
-Every other estimator travels whole (:mod:`online.models.opaque`).
+Linear models by SGD with a constant rate merge: ``coef`` and ``intercept`` are dense blocks with
+the change since the estimator was built, beside the moments of the input scaler.  The state of any
+other estimator is sent as a whole (:mod:`online.models.adapters.opaque`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sklearn.linear_model import Perceptron, SGDClassifier, SGDRegressor
 from evaluation.metrics import Task
 from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.inputs import Inputs, labels_for
+from online.models.features.inputs import Inputs, labels_for
 from online.models.structure import describe
 from paramserver.core.blocks import DENSE, Block, Blocks, array_bytes, array_of
 from replay.example import Features, Label
@@ -34,9 +34,9 @@ class Estimator:
     """A recipe that a factory returns to serve a scikit-learn estimator.
 
     Attributes:
-        estimator: Has ``partial_fit``.  It may be fitted before.
-        inputs, scale: See :class:`~online.models.inputs.Inputs`.
-        labels: Of a classifier; None: false and true in a binary task.
+        estimator: An estimator with ``partial_fit``, fitted or not.
+        inputs, scale: See :class:`~online.models.features.inputs.Inputs`.
+        labels: Labels of a classifier; None: False and True in a binary task.
     """
 
     estimator: Any
@@ -45,7 +45,7 @@ class Estimator:
     scale: bool = True
 
     def model_for(self, task: Task) -> Any:
-        """A model that merges, or a learner whose state travels whole.  Raises LearnerUnusable."""
+        """Make a model that merges, or an estimator for ``Opaque``.  Raises LearnerUnusable."""
         name = type(self.estimator).__name__
         if not hasattr(self.estimator, "partial_fit"):
             remedy = "Take one that learns row by row, as SGDClassifier, or serve it frozen"
@@ -65,7 +65,7 @@ class Estimator:
 
 
 def why_not_mergeable(estimator: Any) -> str | None:
-    """Why copies of the estimator can't be merged; None if they can."""
+    """Return why copies of the estimator can't be merged; None if they can."""
     name = type(estimator).__name__
     if type(estimator) not in _SGD:
         return f"scikit-learn's {name} has no merge"
@@ -77,7 +77,7 @@ def why_not_mergeable(estimator: Any) -> str | None:
 
 
 class RowByRow:
-    """A scikit-learn estimator as a class that takes one row at a time."""
+    """A scikit-learn estimator with river's interface: one row at a time."""
 
     def __init__(self, recipe: Estimator, task: Task, why_not_mergeable: str | None) -> None:
         self.why_not_mergeable = why_not_mergeable
@@ -85,7 +85,7 @@ class RowByRow:
         name = type(self.estimator).__name__
         self.inputs = Inputs(name, recipe.inputs, scale=recipe.scale)
         self._fitted = hasattr(self.estimator, "n_features_in_")
-        self._targets: list[Any] = []  # what the estimator calls the labels
+        self._targets: list[Any] = []  # the estimator's own values for the labels
         self.labels: list[Label] | None = None
         if task != "regression":
             own = getattr(self.estimator, "classes_", None)
@@ -103,12 +103,12 @@ class RowByRow:
         )
 
     def learn_one(self, x: Features, y: Label) -> None:
-        """Learn one row by one ``partial_fit``."""
+        """Learn one row with one call of ``partial_fit``."""
         target = self.target(y)
         self.fit(self.inputs.learn(x), target, None)
 
     def target(self, label: Label) -> Any:
-        """The label as the estimator is given it.  Raises LabelUnknown."""
+        """Convert a label to the estimator's target.  Raises LabelUnknown."""
         if self.labels is None:
             return float(label)
         if label not in self.labels:
@@ -116,7 +116,7 @@ class RowByRow:
         return self._targets[self.labels.index(label)]
 
     def fit(self, row: list[float], target: Any, weight: float | None) -> None:
-        """``partial_fit`` of one row; its classes are told at the first."""
+        """Call ``partial_fit`` with one row; the first call names the classes."""
         more: dict[str, Any] = {} if weight is None else {"sample_weight": [weight]}
         if self.labels is not None and not self._fitted:
             more["classes"] = np.array(self._targets)
@@ -124,7 +124,7 @@ class RowByRow:
         self._fitted = True
 
     def predict_one(self, x: Features) -> Label | None:
-        """The answer; None before the first row."""
+        """Predict one row; None before the first learned row."""
         if not self._fitted:
             return None
         answer = self.estimator.predict(np.array([self.inputs.row(x)]))[0]
@@ -133,7 +133,7 @@ class RowByRow:
         return self.labels[self._targets.index(answer)]
 
     def predict_proba_one(self, x: Features) -> dict[Label, float]:
-        """Probability of each label.  NotImplementedError if the estimator has none."""
+        """Return the probability of each label.  NotImplementedError if there are none."""
         if not self._proba or self.labels is None:
             raise NotImplementedError
         if not self._fitted:
@@ -143,7 +143,7 @@ class RowByRow:
 
 
 class LinearEstimator(Merging):
-    """Adapter of a linear model for which :func:`why_not_mergeable` says None.
+    """Adapter of a linear model for which :func:`why_not_mergeable` returns None.
 
     Attributes:
         inputs, labels: Names of the features, and labels of a classifier.
@@ -157,7 +157,8 @@ class LinearEstimator(Merging):
         self.inputs, self.labels = tuple(recipe.inputs), self._rows.labels
         if not hasattr(self._estimator, "coef_"):
             some = 0.0 if self.labels is None else self.labels[0]
-            self._rows.fit([0.0] * len(recipe.inputs), self._rows.target(some), None)  # makes room
+            # a first fit creates the arrays, which are then set to 0
+            self._rows.fit([0.0] * len(recipe.inputs), self._rows.target(some), None)
             for part in _PARTS:
                 self._set(part, np.zeros_like(self._get(part)))
         self._estimator.t_ = 1.0
@@ -168,7 +169,7 @@ class LinearEstimator(Merging):
         self.structure = f"{self._rows.online_structure} built={built!r}"
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict the label of one row."""
         rows = self._rows
         label = rows.predict_one(features)
         try:
@@ -178,12 +179,12 @@ class LinearEstimator(Merging):
         return Prediction(max(shares, key=shares.__getitem__), shares)
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One ``partial_fit``.  Raises LabelUnknown, StateNotFinite."""
+        """Learn one row with one call of ``partial_fit``.  Raises LabelUnknown, StateNotFinite."""
         target = self._rows.target(label)
         self._fit(self._rows.inputs.learn(features), target, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Learn as :meth:`learn` does, with the standardisation left as it is."""
+        """Learn as :meth:`learn` does, without updating the scaler."""
         self._fit(self._rows.inputs.row(features), self._rows.target(label), weight)
 
     def _fit(self, row: list[float], target: Any, weight: float) -> None:
@@ -193,7 +194,7 @@ class LinearEstimator(Merging):
             raise StateNotFinite(total)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._changed:
             return {}
         self._changed = False
@@ -207,7 +208,7 @@ class LinearEstimator(Merging):
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.inputs.rebase(values)
         for part in _PARTS:
             if (block := values.get(part)) is not None:
@@ -216,7 +217,7 @@ class LinearEstimator(Merging):
                 self._start[part] = base
 
     def reset(self, values: Blocks) -> None:
-        """Become the estimator as built plus ``values``."""
+        """Set the state to that of the estimator as built plus ``values``."""
         self._rows.inputs.reset(values)
         self._changed = False
         for part in _PARTS:

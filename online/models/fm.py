@@ -1,27 +1,27 @@
-"""A factorization machine of the second order: what a feature adds alone, and each pair together.
+"""A second-order factorization machine: a weight for each feature and a term for each pair.
 
-Rendle 2010, *Factorization machines*, equation 1, computed as in its lemma 3.1 in time linear in
-the features of a row::
+The model is equation 1 of Rendle 2010, *Factorization machines*, computed as in its lemma 3.1, in
+time linear in the number of features of a row::
 
     ŷ(x) = w₀ + Σ w_j x_j + Σ_{i<j} ⟨v_i, v_j⟩ x_i x_j
          = w₀ + Σ w_j x_j + ½ Σ_f [(Σ_j v_jf x_j)² − Σ_j v_jf² x_j²]
 
-So a user and a film that never came together are said something of, by what each did with others.
-A learned number u (a weight, or one of the ``k`` numbers of a vector) is never sent.  It is worked
-out of two sums, as in FTRL-Proximal (McMahan et al. 2013)::
+So the model can rate a user and a film that never occurred together.  A parameter u (a weight, or
+one of the ``k`` numbers of a vector) is never sent.  It is computed from two sums, as in
+FTRL-Proximal (McMahan et al. 2013)::
 
     u = (p · u₀ − z) / (p + s + l2)       p = beta / alpha
     σ = √(s² + (g / alpha)²) − s,  z += g − σ · u,  s += σ       at each gradient g
 
-One learner alone makes the steps of Adagrad by it: s is √Σg² / alpha.  What several have done adds
-up: u is a mean of the start, of 0 and of where gradients were taken, less their sum, whatever is
-merged in which order, because numerator and denominator are added alike.  (FTRL keeps Σg² in the
-place of s, and the root of a sum is less than the sum of roots.)  ``u₀`` is 0 for a weight.  For a
-vector it follows from seed and key alone, so each replica has it without being sent it.  A vector
-has one s, with the mean of its numbers' squared gradients: one for each of them answers no better
-and is half as many numbers again.
+For a single learner these are the steps of Adagrad, with s = √Σg² / alpha.  The sums of several
+learners add up in any order: numerator and denominator of u are both sums, so u stays a weighted
+mean of its start, of 0 and of the points where gradients were taken, minus the sum of gradients.
+(FTRL stores Σg² instead of s; the root of a sum is less than the sum of roots.)  ``u₀`` is 0 for a
+weight.  For a vector it follows from seed and key, so that each replica can compute it.  A vector
+has a single s, with the mean of its numbers' squared gradients: one s for each number predicts no
+better and takes half as much memory again.
 
-In regression the target is standardised, and the residual cut to ±3, as by ``linear``.  The blocks:
+In regression the target is standardised, and the residual clipped to ±3, as in ``linear``.  Blocks:
 
 ================== ======== ====================================================================
 ``z``, ``s``       additive sums of the weights, by hashed feature; that of w₀ is ``bias``
@@ -31,7 +31,7 @@ In regression the target is standardised, and the residual cut to ±3, as by ``l
 ================== ======== ====================================================================
 
 With ``table`` all sums of a feature are one row of the block ``table`` (of kind ``rows``) in
-float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.lines`.
+float32, in the order z, s, s/v, z/0 …: see :mod:`online.models.state.factors`.
 """
 
 from __future__ import annotations
@@ -48,26 +48,26 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Prediction, by_logit
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.features.hashed import Hashed, Words, check_hashing
+from online.models.gradients import Hashing
 from online.models.limited import Limited
-from online.models.lines import BIAS, NamedLines, Starts, TableLines
-from online.models.parts import OfParts
-from online.models.scalers import Standard
-from online.models.slopes import Hashing
+from online.models.state.composite import Composite
+from online.models.state.factors import BIAS, NamedLines, Starts, TableLines
+from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks, Touched
 from replay.example import Features, Label, Value
 
 Floats = npt.NDArray[np.float64]
 
 FACTORS_MAX: Final = 256
-"""Numbers of a vector: each is a block."""
+"""Greatest length of a vector: each of its numbers is a block."""
 
 ALPHAS: Final[Mapping[Task, float]] = {"binary": 0.9, "regression": 0.4}
-"""Rates of weights: a log loss is less curved than a squared error in standard deviations."""
+"""Default ``alpha`` by task: the log loss has less curvature than a standardised squared error."""
 
 RESIDUAL_MAX: Final = 3.0
 
-_VECTOR: Final = 3  # columns before those of a vector's z
+_VECTOR: Final = 3  # first column of a vector's z in a line
 _TARGET: Final = "target"
 
 
@@ -76,17 +76,17 @@ class Fm:
     """A recipe that a factory returns to serve a factorization machine.
 
     Attributes:
-        k: Numbers of a feature's vector.
-        ids: Names of numbers that stand for something, and are categories.
-        text: Names of features that are taken as bags of words.
-        alpha, alpha_v: Rate of a weight, and of a vector: steps are at most about as long.  None:
+        k: Length of a feature's vector.
+        ids: Names of numeric features that are identifiers: they are treated as categories.
+        text: Names of features that are treated as bags of words.
+        alpha, alpha_v: Learning rate of weights and of vectors, about the longest step.  None:
             that of the task in :data:`ALPHAS`.
-        beta, beta_v: How much gradient (√Σg²) it takes before the rate is used.
-        l2, l2_v: Penalties: as much of s holds a weight, and a vector, at 0.
-        start: Standard deviation of the numbers that vectors start from.
-        bits, seed: As of :class:`online.models.ftrl.Ftrl`; the vectors' starts follow from the
-            seed, too.
-        table: Whether sums are kept in one table of float32, for millions of ids.
+        beta, beta_v: Added to √Σg² in the denominator of the learning rate.
+        l2, l2_v: L2 penalties of weights and of vectors: added to s in the denominator.
+        start: Standard deviation of the initial vectors.
+        bits, seed: As for :class:`online.models.ftrl.Ftrl`; the seed also determines the initial
+            vectors.
+        table: Whether the sums are in one table of float32, for millions of identifiers.
     """
 
     k: int = 8
@@ -118,7 +118,7 @@ class Fm:
         check_hashing("fm", self.text, self.bits)
 
     def model_for(self, task: Task) -> FmModel:
-        """The model behind the learner.  Raises LearnerUnusable for a multiclass task."""
+        """Make the model.  Raises LearnerUnusable for a multiclass task."""
         if task == "multiclass":
             remedy = "Take linear or ftrl, or a binary model for each class"
             raise LearnerUnusable("fm", "task is multiclass, and it has one output", remedy)
@@ -142,11 +142,11 @@ def fm(
     return Fm(k, ids, text, bits=bits, seed=seed, table=table)
 
 
-class FmModel(OfParts, Hashing):
-    """Adapter of an :class:`Fm`.
+class FmModel(Composite, Hashing):
+    """The model that an :class:`Fm` recipe describes.
 
-    The slope that filters compare is that of the weights: it tells the gradient of the vectors
-    but for what they are.
+    The gradient that filters compare is that of the weights only.  The gradient of the vectors is
+    proportional to it, with factors that depend on the vectors.
     """
 
     def __init__(self, recipe: Fm, task: Task) -> None:
@@ -164,16 +164,16 @@ class FmModel(OfParts, Hashing):
     # -- answering ---------------------------------------------------------------------------
 
     def numbers(self, features: Features) -> dict[str, float]:
-        """A row by hashed feature."""
+        """Return the row by hashed feature."""
         return self._rows.row(self._spelled(features), learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row; a feature that was never learned has no part in it."""
+        """Predict one row; features that were never learned are ignored."""
         raw = self._machine.output(self.numbers(features))
         return Prediction(self._number(raw), None) if self._regression else by_logit(raw)
 
     def _spelled(self, features: Features) -> Features:
-        """The row with its ids as texts."""
+        """Return the row with its identifiers as texts."""
         if not self.ids:
             return features
         return {n: spelled(x) if n in self.ids else x for n, x in features.items()}
@@ -187,13 +187,13 @@ class FmModel(OfParts, Hashing):
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """Learn one row in one step.  Raises StateNotFinite if a sum leaves the finite numbers."""
+        """Learn one row in one step.  Raises StateNotFinite if a sum becomes infinite or NaN."""
         if self._regression:
             self._target.learn({"": float(label)})
         self._step(self._rows.row(self._spelled(features), learns=True), label, weight)
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Learn as :meth:`learn` does, with the moments left as they are."""
+        """Learn as :meth:`learn` does, without updating the moments."""
         self._step(self.numbers(features), label, weight)
 
     def _step(self, row: Mapping[str, float], label: Label, weight: float) -> None:
@@ -208,14 +208,14 @@ class FmModel(OfParts, Hashing):
 
 
 class FmTable(FmModel):
-    """One whose sums are rows of a table, which is not built anew for one bad row."""
+    """The model with its sums in a table, which can undo a bad row without a rebuild."""
 
     def touched(self, names: Collection[str]) -> Touched:
-        """All beside the table that learning rows of these features may have changed."""
+        """Return the keys outside the table that learning rows with these features may change."""
         return {**self._scaler.touched(names), **self._target.touched([""])}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
-        """Become what ``reset`` would make of all values, given those touched."""
+        """Restore the state that ``reset`` would set, given only the touched values."""
         self._scaler.mend(values, names)
         self._target.mend(values, [""])
         lines = self._machine.lines
@@ -225,14 +225,14 @@ class FmTable(FmModel):
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A row as the machine has taken it.
+    """A row with the parameters of its features, and the machine's output.
 
     Attributes:
-        keys, x: Its features and their numbers; ``pairs``: the same with 0 for w₀, which is in no
-            pair.
-        held: The sums of each, a line a feature.
-        weights, vectors: What they are worked out to.
-        summed: The vectors times the numbers, added up.
+        keys, x: Keys and values of the features.
+        pairs: The values with 0 for w₀, which is in no pair.
+        held: The sums of the features: shape (features, columns of a line).
+        weights, vectors: The parameters computed from them.
+        summed: Σ_j v_j x_j over ``pairs``.
         output: ŷ.
     """
 
@@ -246,19 +246,19 @@ class Seen:
     output: float
 
     def by_weights(self, slope: float) -> Floats:
-        """Gradient of the loss by the weights, from its slope at the output."""
+        """Return the gradient by the weights; ``slope`` is the derivative by the output."""
         return slope * self.x
 
     def by_vectors(self, slope: float) -> Floats:
-        """Gradient of the loss by the vectors, a line a feature."""
+        """Return the gradient by the vectors: shape (features, k)."""
         x = self.pairs[:, None]
         return slope * x * (self.summed - x * self.vectors)
 
 
 class Machine:
-    """Takes rows, and makes steps, on the sums that lines hold.
+    """The arithmetic of the machine on its table of lines.
 
-    A line is z and s of the weight, s and z of the vector, and the vector's start.
+    A line has z and s of the weight, s and z of the vector, and the initial vector.
     """
 
     def __init__(self, recipe: Fm, alpha: float) -> None:
@@ -273,7 +273,7 @@ class Machine:
         )
 
     def output(self, row: Mapping[str, float]) -> float:
-        """ŷ of the features that were learned."""
+        """Compute ŷ from the features that were learned."""
         keys = list(row)
         held, known = self.lines.held(keys)
         x = np.array(list(row.values()), dtype=np.float64)
@@ -283,7 +283,7 @@ class Machine:
         return self._seen(keys, x, held).output if keys else 0.0
 
     def read(self, row: Mapping[str, float]) -> Seen:
-        """Take a row; a feature that is new is as it starts.  Changes nothing."""
+        """Look up a row; a new feature has its initial parameters.  Changes no state."""
         keys = list(row)
         held, _ = self.lines.held(keys)
         return self._seen(keys, np.array(list(row.values()), dtype=np.float64), held)
@@ -303,7 +303,10 @@ class Machine:
         return Seen(keys, x, pairs, held, weights, vectors, summed, output)
 
     def step(self, seen: Seen, slope: float) -> None:
-        """Learn a row by the slope of its loss.  Raises StateNotFinite, and has changed nothing."""
+        """Learn a row, given the derivative of its loss by the output.
+
+        Raises StateNotFinite, without a change of state.
+        """
         recipe, held = self._recipe, seen.held.copy()
         with np.errstate(over="ignore", invalid="ignore"):
             gradient, gradients = seen.by_weights(slope), seen.by_vectors(slope)
@@ -321,24 +324,24 @@ class Machine:
 
 
 def _told(recipe: Fm) -> str:
-    """The recipe as text, as it was before there were tables where it has none."""
+    """Return the recipe as text for the spec: without ``table`` it is that of older versions."""
     return repr(recipe).replace(", table=False)", ")")
 
 
 def spelled(value: Value) -> Value:
-    """An id as text: 17, 17.0 and "17" are the same one."""
+    """Return an identifier as text; 17, 17.0 and "17" are the same."""
     if value is None or isinstance(value, (bool, str)):
         return value
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
 def _added(s: Floats, g: Floats) -> Floats:
-    """σ: what a gradient (in units of its rate) adds to s."""
+    """Return σ, by which a gradient (divided by alpha) increases s."""
     return np.asarray(np.hypot(s, g) - s)
 
 
 class _Words(Words):
-    """How the machine makes names of values, ids among them."""
+    """The keys under which the machine stores the values of a row."""
 
     def __init__(self, recipe: Fm) -> None:
         super().__init__(recipe.text, recipe.bits, recipe.seed)
@@ -346,7 +349,7 @@ class _Words(Words):
         self._table = recipe.table
 
     def keys(self, name: str, value: Value) -> Sequence[str]:
-        """The names in one value; a place of a table is none: there are 2^bits, and no more."""
+        """Return the keys of one value; hashed ones of a table don't count: it has a fixed size."""
         if self._table and (name in self.ids or type(value) not in (int, float)):
             return ()
         return super().keys(name, spelled(value) if name in self.ids else value)

@@ -1,10 +1,10 @@
 """FTRL-Proximal on hashed features: numbers, categories, words, missing values, new names.
 
-McMahan et al. 2013, *Ad click prediction: a view from the trenches*, algorithm 1, with a softmax
-over the classes in a multiclass task and the squared loss in regression.  The blocks are ``z`` and
-``n`` (``z/<label>`` and ``n/<label>`` for each class), additive, by hashed feature.  Weights are
-worked out of them at each answer and never sent: w changes at the next touch only, so its
-differences would not add up.  What a row's values become is in :mod:`online.models.hashed`.
+The algorithm is number 1 of McMahan et al. 2013, *Ad click prediction: a view from the trenches*,
+with a softmax over the classes in a multiclass task and the squared loss in regression.  The blocks
+are ``z`` and ``n`` (``z/<label>`` and ``n/<label>`` for each class), additive, by hashed feature.
+Weights are computed from them at each prediction and never sent, because differences of weights do
+not add up.  For the values of a row see :mod:`online.models.features.hashed`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Final
 from evaluation.metrics import Task
 from online.models.base import Before, Prediction, by_logit, by_scores
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.hashed import Hashed, Words, check_hashing
+from online.models.features.hashed import Hashed, Words, check_hashing
+from online.models.gradients import Hashing
 from online.models.limited import Scale, scaler_of
-from online.models.slopes import Hashing
 from paramserver.core.blocks import ADDITIVE, Block, Blocks
 from replay.example import Example, Features, Label, label_text
 
 CLASSES_MAX: Final = 256
-"""Labels of a multiclass task: each row touches all of them, and each is two blocks."""
+"""Most labels of a multiclass task: each row updates all of them, and each has two blocks."""
 
 _ONE: Final = ""  # the only output of a binary task and of regression
 
@@ -35,13 +35,14 @@ class Ftrl:
     """A recipe that a factory returns to serve FTRL.
 
     Attributes:
-        alpha, beta: Rate of a weight with the sum of squared gradients n: alpha / (beta + √n).
+        alpha, beta: The learning rate of a weight is alpha / (beta + √n), where n is its sum of
+            squared gradients.
         l1, l2: Penalties; with ``l1`` weights of rare features stay 0.
-        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
-        seed: Of the hash: the same in all processes.
-        text: Names of features that are taken as bags of words.
-        scale: Whether numbers are standardised by the moments of the rows learned so far, which are
-            kept by name; ``"limited"``: by those of :mod:`online.models.limited`.
+        bits: Features are hashed to 2^bits buckets, by 32-bit murmur3.
+        seed: Seed of the hash, the same in all processes.
+        text: Names of features that are treated as bags of words.
+        scale: Whether numbers are standardised by the moments of the rows learned so far;
+            ``"limited"``: by the scaler of :mod:`online.models.limited`.
     """
 
     alpha: float = 0.5
@@ -61,12 +62,12 @@ class Ftrl:
         check_hashing("ftrl", self.text, self.bits)
 
     def model_for(self, task: Task) -> FtrlModel:
-        """The model behind the learner."""
+        """Make the model for the task."""
         return FtrlModel(self, task)
 
 
 class FtrlModel(Hashing):
-    """Adapter of an :class:`Ftrl`."""
+    """The model that an :class:`Ftrl` recipe describes."""
 
     def __init__(self, recipe: Ftrl, task: Task) -> None:
         self._recipe, self._task = recipe, task
@@ -74,7 +75,7 @@ class FtrlModel(Hashing):
         self.words = Words(recipe.text, recipe.bits, recipe.seed)
         self._rows = Hashed(recipe.text, recipe.bits, recipe.seed, scaler)
         self._outputs: dict[Label, _Output] = {}
-        self._new: dict[Label, None] = {}  # classes that no delta has named yet
+        self._new: dict[Label, None] = {}  # classes that are in no delta yet
         if task != "multiclass":
             self._outputs[_ONE] = _Output(recipe)
         self.structure = f"ftrl 1, {task}, {recipe!r}"
@@ -82,11 +83,11 @@ class FtrlModel(Hashing):
     # -- answering ---------------------------------------------------------------------------
 
     def numbers(self, features: Features) -> dict[str, float]:
-        """A row by hashed feature."""
+        """Return the row by hashed feature."""
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict the label of one row."""
         return self._answer(self.numbers(features))
 
     def _answer(self, row: Mapping[str, float]) -> Prediction:
@@ -102,14 +103,14 @@ class FtrlModel(Hashing):
     def learn(self, features: Features, label: Label, weight: float) -> None:
         """Learn one row in one step.
 
-        Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a sum leaves
-        the finite numbers.
+        Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a sum becomes
+        infinite or NaN.
         """
         self._meet(label)
         self._step(self._rows.row(features, learns=True), label, weight)
 
     def _meet(self, label: Label) -> None:
-        """Make room for a new class."""
+        """Add an output for the label if it is a new class."""
         if self._task == "multiclass" and label not in self._outputs:
             if len(self._outputs) >= CLASSES_MAX:
                 raise LabelUnknown(label, list(self._outputs))
@@ -117,20 +118,20 @@ class FtrlModel(Hashing):
             self._new[label] = None
 
     def learn_again(self, features: Features, label: Label, weight: float) -> None:
-        """Learn a label learned before as :meth:`learn` does, the standardisation left as it is."""
+        """Learn a row again as :meth:`learn` does, without updating the scaler."""
         self._step(self._rows.row(features, learns=False), label, weight)
 
     @property
     def why_not_revised(self) -> str | None:
-        """Nothing keeps a lesson from being taken back."""
+        """Return None: a learned label can always be replaced."""
         return None
 
     def learn_provisional(self, example: Example, weight: float) -> None:
-        """Learn the row as any other; its final label leaves the standardisation as it is."""
+        """Learn the row as any other.  The scaler counts it now, and not at its final label."""
         self.learn(example.features, example.label, weight)
 
     def revise(self, example: Example, weight: float, before: Before) -> None:
-        """Step by the difference of both gradients; raises as :meth:`learn` does."""
+        """Do a step by the difference of both gradients; raises as :meth:`learn` does."""
         for label in (before[0], example.label):
             self._meet(label)
         row = self._rows.row(example.features, learns=False)
@@ -150,7 +151,7 @@ class FtrlModel(Hashing):
             raise StateNotFinite(total)
 
     def _slope(self, answer: Prediction, name: Label, label: Label) -> float:
-        """Derivative of the loss by the output."""
+        """Return the derivative of the loss by the output ``name``."""
         if answer.probabilities is None:
             return float(answer.label or 0.0) - float(label)
         if self._task == "binary":
@@ -158,7 +159,7 @@ class FtrlModel(Hashing):
         return answer.probabilities[name] - (name == label)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         blocks = self._rows.cut()
         for label, output in self._outputs.items():
             for kind, sums in (("z", output.z), ("n", output.n)):
@@ -168,12 +169,12 @@ class FtrlModel(Hashing):
         return blocks
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.rebase(values)
         self._take(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._rows.reset(values)
         self._new = {}
         self._outputs = {} if self._task == "multiclass" else {_ONE: _Output(self._recipe)}
@@ -188,7 +189,7 @@ class FtrlModel(Hashing):
         return f"{kind}/{label_text(label)}" if self._task == "multiclass" else kind
 
     def _sums(self, name: str) -> _Sums | None:
-        """The sums that a block is of; a class that is new is met."""
+        """Return the sums of a block, adding an output for a new class; None for other blocks."""
         kind, slash, text = name.partition("/")
         if kind not in ("z", "n") or bool(slash) != (self._task == "multiclass"):
             return None
@@ -218,7 +219,7 @@ class _Output:
         return -(z - math.copysign(self._l1, z)) / ((self._beta + root) / self._alpha + self._l2)
 
     def step(self, row: Mapping[str, float], slope: float) -> float:
-        """Learn a row; the sum of what it has touched is finite only if each of it is."""
+        """Learn a row.  Returns a sum of the changed numbers: not finite if one of them is not."""
         total = 0.0
         for key, number in row.items():
             gradient = slope * number
@@ -233,26 +234,26 @@ class _Output:
 
 
 class _Sums:
-    """Numbers by key, and what they were at their first touch since the cut."""
+    """Numbers by key, with their values before the first change since the cut."""
 
     def __init__(self) -> None:
         self.now: dict[str, float] = {}
         self._start: dict[str, float] = {}
 
     def put(self, key: str, number: float) -> None:
-        """Put a new number under the key."""
+        """Set the number of a key."""
         if key not in self._start:
             self._start[key] = self.now.get(key, 0.0)
         self.now[key] = number
 
     def cut(self) -> dict[str, float]:
-        """Return what has changed since the last cut, and begin anew."""
+        """Return the open delta and empty it."""
         delta = {key: self.now[key] - s for key, s in self._start.items() if self.now[key] != s}
         self._start = {}
         return delta
 
     def rebase(self, values: Mapping[str, float]) -> None:
-        """New numbers under what has changed."""
+        """Set new values with the open delta on top."""
         for key, value in values.items():
             before = self._start.get(key)
             if before is None:

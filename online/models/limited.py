@@ -1,7 +1,9 @@
-"""The limited scaler: numbers are standardised, and one that is far off counts as just that far.
+"""The limited scaler: a standard scaler that clips outliers.
 
-A few numbers that are far off spoil neither the moments nor a step of learning.  Unlike river's
-scaler it is ours in both forms: as a step of a river pipeline, and as a block that merges.
+Values are clipped to :data:`LIMIT` standard deviations before they enter the moments, and after
+standardisation, so that a few outliers spoil neither the moments nor a learning step.  It comes in
+two forms: as a step of a river pipeline (:class:`LimitedScaler`) and as a block that merges
+(:class:`Limited`).
 """
 
 from __future__ import annotations
@@ -14,36 +16,36 @@ import numpy as np
 from river import base, preprocessing
 
 from online.models.errors import StateNotFinite
-from online.models.scalers import NO_MOMENTS, Columns, OfNames, Standard, Walked
+from online.models.state.scalers import NO_MOMENTS, Columns, FeatureStatistics, Standard, Walked
 
 LIMIT: Final = 8.0
-"""Standard deviations: for a :class:`Limited`, numbers further out are that far out."""
+"""Standard deviations from the mean to which values are clipped."""
 
 LIMIT_FROM: Final = 50
-"""Rows with a number before the limit counts for what enters its moments."""
+"""Rows that a feature must have before the values that enter its moments are clipped."""
 
 _NONE: Final = (0.0, 0.0, 0.0, 0.0)
 
 Scale = bool | Literal["limited"]
-"""How numbers are standardised: as river does (true), within the limit, or not at all (false)."""
+"""How values are standardised: as river does (True), clipped ("limited") or not at all (False)."""
 
 
 class LimitedScaler(base.Transformer):  # type: ignore[misc]
-    """The scaler as a step in front of a river model.
+    """The scaler as a step of a river pipeline.
 
     Attributes:
-        held: Count, mean, M2 and 1 / standard deviation by name.
+        held: Count, mean, M2 and 1 / standard deviation by feature name.
     """
 
     def __init__(self) -> None:
         self.held: dict[str, list[float]] = {}
 
     def learn_one(self, x: dict[str, Any]) -> None:
-        """Learn the moments of a row.  Raises StateNotFinite."""
+        """Update the moments with a row.  Raises StateNotFinite."""
         Limited("", self).learn(x)
 
     def transform_one(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Standardised numbers; names that were never met are left out."""
+        """Return the standardised values; names that were never learned are left out."""
         held_by, out = self.held, {}
         for name, value in x.items():
             if (held := held_by.get(name)) is not None:
@@ -52,11 +54,8 @@ class LimitedScaler(base.Transformer):  # type: ignore[misc]
         return out
 
 
-class Limited(OfNames):
-    """Moments as of a ``StandardScaler``, with a limit on what enters them and on what comes out.
-
-    So a few numbers that are far off spoil neither.
-    """
+class Limited(FeatureStatistics):
+    """The moments of a :class:`LimitedScaler` as a block that merges."""
 
     def __init__(self, name: str, scaler: LimitedScaler | None = None) -> None:
         self._scaler = LimitedScaler() if scaler is None else scaler
@@ -65,15 +64,15 @@ class Limited(OfNames):
 
     @property
     def known(self) -> Collection[str]:
-        """The names that it has met."""
+        """Return the feature names that were learned."""
         return self._now.keys()
 
     def transform(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Standardised numbers; names that were never met are left out."""
+        """Return the standardised values; names that were never learned are left out."""
         return self._scaler.transform_one(x)
 
     def learn(self, x: dict[str, Any]) -> dict[str, Any]:
-        """Learn the moments, then the numbers to learn by.  Raises StateNotFinite."""
+        """Update the moments with a row, then return it standardised.  Raises StateNotFinite."""
         now, moments, out = self._now, self._open, {}
         for name, value in x.items():
             n, mean, m2, inverse = now.get(name, _NONE)
@@ -100,23 +99,23 @@ class Limited(OfNames):
         return out
 
     def transform_many(self, names: Sequence[str], x: Columns) -> tuple[list[str], Columns]:
-        """Columns as :meth:`transform` gives them, up to the last bit."""
+        """Standardise columns, bit for bit as :meth:`transform` does row by row."""
         now = self._now
         held = [now[name] for name in names if name in now]
-        kept = list(names)
+        learned = list(names)
         if len(held) < len(names):
             known = [i for i, name in enumerate(names) if name in now]
-            kept, x = [names[i] for i in known], x[:, known]
+            learned, x = [names[i] for i in known], x[:, known]
         z = x - np.array([h[1] for h in held])
         z *= np.array([h[3] for h in held])
         np.minimum(z, LIMIT, out=z)
         np.maximum(z, -LIMIT, out=z)
-        return kept, z
+        return learned, z
 
     def walk(self, names: Sequence[str], columns: Iterable[Sequence[float]]) -> Walked | None:
-        """Work out what :meth:`learn` would do to rows of these names; nothing is changed.
+        """Compute what :meth:`learn` would do to rows with these names, without changing state.
 
-        None: a number would leave the finite ones.
+        Returns None if a moment would become infinite or NaN.
         """
         out: list[list[float]] = []
         now: list[tuple[float, ...]] = []
@@ -147,7 +146,7 @@ class Limited(OfNames):
         return Walked(out, now, mine)
 
     def put(self, names: Sequence[str], walked: Walked) -> None:
-        """Be as :meth:`walk` has found."""
+        """Set the moments to the result of :meth:`walk`."""
         for name, now, mine in zip(names, walked.now, walked.opened, strict=True):
             self._now[name], self._open[name] = list(now), mine
 
@@ -160,14 +159,14 @@ class Limited(OfNames):
 
 
 def scaler_of(scale: Scale, name: str) -> Standard | Limited | None:
-    """Return what standardises numbers so, its block called ``name``; None: nothing does."""
+    """Make the scaler for the setting, with a block named ``name``; None for no scaling."""
     if scale == "limited":
         return Limited(name)
     return Standard(preprocessing.StandardScaler(), name) if scale else None
 
 
 def scale_of(value: bool | str) -> Scale:
-    """The setting ``scale``; river's scaler has no other name in what models are built from."""
+    """Convert the setting ``scale`` ("limited", "plain" or a bool); "plain" becomes True."""
     if value in ("plain", "limited"):
         return True if value == "plain" else "limited"
     if isinstance(value, bool):
@@ -176,13 +175,13 @@ def scale_of(value: bool | str) -> Scale:
 
 
 def behind(scale: bool | str, model: Any) -> Any:
-    """The river model behind the scaler that the setting names."""
-    found = scale_of(scale)
-    if found == "limited":
+    """Put the scaler that the setting names in front of the river model."""
+    setting = scale_of(scale)
+    if setting == "limited":
         return LimitedScaler() | model
-    return preprocessing.StandardScaler() | model if found else model
+    return preprocessing.StandardScaler() | model if setting else model
 
 
 def _inverse(n: float, m2: float) -> float:
-    """1 / standard deviation, and 0 where that is 0, as river has it."""
+    """Return 1 / standard deviation, or 0 if the standard deviation is 0, as river does."""
     return 1.0 / sqrt(m2 / n) if m2 > 0.0 else 0.0

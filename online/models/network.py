@@ -1,18 +1,20 @@
 """A torch module with its optimizer and loss, as blocks that merge.
 
-======================== ===== ==============================================================
-``network/<name>``       dense what rows have added to a parameter or buffer *as built*
-``average/<name>``       dense the same of the average that answers, where there is one
-``optimizer/<name>/<k>`` local the optimizer's state of that parameter, as momentum
-``trained``              count of rows, where the rate warms up
-``scaler``               moments of the running standardisation in front
-======================== ===== ==============================================================
+======================== ======= ============================================================
+block                    kind    contents
+======================== ======= ============================================================
+``network/<name>``       dense   change of a parameter or buffer since the module was built
+``average/<name>``       dense   the same for the averaged parameters, if there are any
+``optimizer/<name>/<k>`` local   the optimizer's state of a parameter, such as momentum
+``trained``              count   learned rows, while the learning rate warms up
+``scaler``               moments of the input scaler
+======================== ======= ============================================================
 
-Rows are learned one at a time: forward, loss, backward, step.  Numbers are kept as float64
-beside the module's own, so that differences and sums of float32 weights are exact.
+Rows are learned one at a time: forward, loss, backward, step.  The module's values are also kept as
+float64, so that differences and sums of float32 weights are exact.
 
-The module as built is never sent.  Every process builds the same one: the factory is called with
-torch's generator at a fixed seed, and a hash of what it built is part of the spec.
+The values of the module as built are never sent.  Every process builds the same module: the factory
+is called with torch's generator at a fixed seed, and a hash of the result is part of the spec.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from evaluation.dense import DenseLayers
 from evaluation.metrics import Task
 from online.models.base import Merging, Prediction
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.head import Head, made
-from online.models.inputs import Inputs
-from online.models.last_layer import LastLayer
+from online.models.features.inputs import Inputs
+from online.models.gradients import Score, Slope
 from online.models.limited import Scale
-from online.models.mixed import pull_of, slope_of
-from online.models.slopes import Score, Slope
+from online.models.networks.head import Head, made
+from online.models.networks.last_layer import LastLayer
+from online.models.networks.rehearsal import pull_of, slope_of
 from online.settings.model import Training
 from paramserver.core.blocks import COUNT, DENSE, LOCAL, Block, Blocks, array_bytes, array_of
 from paramserver.core.rewrites import HALVED, halvings
@@ -51,7 +53,7 @@ from replay.memory import Lesson
 _NETWORK: Final = "network/"
 _AVERAGE: Final = "average/"
 _OPTIMIZER: Final = "optimizer/"
-_TENSORS_MAX: Final = 1000  # blocks of a model; one message takes 1,024
+_TENSORS_MAX: Final = 1000  # blocks of a model; a message holds at most 1,024
 Numbers = npt.NDArray[np.float64]
 Optimizers = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 SGD: Final = partial(torch.optim.SGD, lr=0.05)
@@ -62,17 +64,18 @@ class Network:
     """A recipe that a factory returns to serve a torch module.
 
     Attributes:
-        module: Takes a float tensor of shape (rows, inputs) and gives one of shape (rows, outputs):
-            one output in regression; one (a logit) or two in a binary task; else one a label.
+        module: Maps a float tensor of shape (rows, inputs) to one of shape (rows, outputs): one
+            output in regression; one (a logit) or two in a binary task; else one for each label.
         inputs: Names of the features in the order of the module's inputs; see
-            :class:`~online.models.inputs.Inputs`, also for ``scale``.
-        optimizer: Makes the optimizer of the module's parameters.
+            :class:`~online.models.features.inputs.Inputs`, also for ``scale``.
+        optimizer: Function that makes the optimizer, given the module's parameters.
         loss: Called with outputs and target; None: ``BCEWithLogitsLoss`` for one output of a
             classifier, ``CrossEntropyLoss`` for more, ``MSELoss`` in regression.  With ``BCELoss``
             the module's output is the probability itself.
-        labels: Of the outputs, in their order; None: false and true, or 0, 1, 2 …
-        ids: Inputs that are ids, with the rows of their tables (see :class:`Inputs
-            <online.models.inputs.Inputs>`): for :class:`~online.models.embedded.Embedded`.
+        labels: Labels of the outputs, in their order; None: False and True, or 0, 1, 2 …
+        ids: Inputs that are identifiers, with the number of rows of their embedding tables (see
+            :class:`~online.models.features.inputs.Inputs`), for
+            :class:`~online.models.embedded.Embedded`.
     """
 
     module: nn.Module
@@ -84,18 +87,18 @@ class Network:
     ids: Mapping[str, int] | None = None
 
     def model_for(self, task: Task) -> NetworkModel:
-        """The model behind the learner.  Raises LearnerUnusable."""
+        """Make the model for the task.  Raises LearnerUnusable."""
         return NetworkModel(self, task)
 
 
 class NetworkModel(Merging):
-    """Adapter of a copy of a :class:`Network`; the module stays in evaluation mode.
+    """The model that a :class:`Network` describes, with a copy of its module in evaluation mode.
 
     Attributes:
         inputs, labels: Names of the features, and labels of the outputs (None: there is one
             output).
-        answering: The module that answers: what learns, or its average.
-        halves: Its learning rate is halved by :data:`paramserver.core.rewrites.HALVED`.
+        answering: The module that predicts: the one that learns, or the one with the averages.
+        halves: True: the block :data:`paramserver.core.rewrites.HALVED` halves its learning rate.
     """
 
     numeric_only = True
@@ -104,7 +107,7 @@ class NetworkModel(Merging):
 
     def __init__(self, network: Network, task: Task) -> None:
         self.inputs = tuple(network.inputs)
-        torch.set_num_threads(1)  # one row at a time has nothing to share, and others need the core
+        torch.set_num_threads(1)  # single rows do not profit from threads
         self._module = copy.deepcopy(network.module).eval()
         name = type(self._module).__name__
         _check_repeatable(name, self._module)
@@ -134,7 +137,7 @@ class NetworkModel(Merging):
         self._trained = Trained()
         self._follows = 1.0
         self._halved = 0
-        self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # and what each is of
+        self._averages: list[tuple[torch.Tensor, torch.Tensor]] = []  # (average, its parameter)
         plain = _plain(self._optimizer, self._module)
         self._layers = DenseLayers.of(self._module) if plain else None
         self._last = LastLayer(self._module)
@@ -142,7 +145,7 @@ class NetworkModel(Merging):
         self.structure = self._describe(network)
 
     def train(self, training: Training) -> None:
-        """Learn with these settings; called once, before anything else."""
+        """Set how the model learns; called once, before any other method."""
         self._training = training
         self.structure += f" training={ {name: getattr(training, name) for name in training.on} }"
         if training.l1 or training.l2:
@@ -161,9 +164,9 @@ class NetworkModel(Merging):
 
     @property
     def gap(self) -> float | None:
-        """Distance of the average that answers from what learns, over the length of the latter.
+        """Return the distance of the averages from the parameters, relative to the latter's norm.
 
-        None if what learns answers.
+        None if there are no averages.
         """
         if not self._averages:
             return None
@@ -187,19 +190,19 @@ class NetworkModel(Merging):
     # -- answering ---------------------------------------------------------------------------
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict the label of one row."""
         x = torch.tensor([self._inputs.row(features)], dtype=self._dtype)
         with torch.no_grad():
             return self._head.answer(self.answering(x)[0].tolist())
 
     def slope(self, features: Features, label: Label, score: Score) -> Slope | None:
-        """Gradient of the row's loss by the last linear layer, as the network answers now."""
+        """Return the gradient of the row's loss by the last linear layer's weights."""
         return self._slope_of([(features, label)])
 
     def mean_slope(self, rows: Sequence[tuple[Features, Label]]) -> Slope:
-        """Mean gradient of some rows by the last linear layer."""
-        found = self._slope_of(rows)
-        return np.zeros(self.slope_size, dtype=np.float32) if found is None else found
+        """Return the mean gradient of the rows by the last linear layer's weights."""
+        mean = self._slope_of(rows)
+        return np.zeros(self.slope_size, dtype=np.float32) if mean is None else mean
 
     def _slope_of(self, rows: Sequence[tuple[Features, Label]]) -> Slope | None:
         try:
@@ -210,19 +213,19 @@ class NetworkModel(Merging):
         return self._last.slope(self._module, self._head, x, torch.cat(targets))
 
     def misfit(self, moved: Moved) -> str | None:
-        """Why a device's delta is not of the last layer; None if it is."""
+        """Return why a device's delta does not fit the last layer; None if it does."""
         return self._last.misfit(moved)
 
     def moved_slope(self, moved: Moved) -> Slope:
-        """A device's delta turned round, in the places of the last layer's gradient."""
+        """Return a device's negated delta, in the form of the last layer's gradient."""
         return self._last.moved_slope(moved)
 
     # -- learning ----------------------------------------------------------------------------
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One step of the optimizer.
+        """Do one step of the optimizer.
 
-        Raises LabelUnknown, and StateNotFinite when loss or weights are no numbers.
+        Raises LabelUnknown, and StateNotFinite if the loss or a weight is infinite or NaN.
         """
         target = self._head.target(label, self._dtype)
         x = torch.tensor([self._inputs.learn(features)], dtype=self._dtype)
@@ -234,7 +237,7 @@ class NetworkModel(Merging):
         self._follow()
 
     def rehearse(self, example: Example, weight: float, lesson: Lesson) -> None:
-        """One step for each pass, over the row and the drawn ones; raises as :meth:`learn`."""
+        """Do one step for each pass, on the row and the rehearsed ones; raises as :meth:`learn`."""
         self._head.target(example.label, self._dtype)
         for i, drawn in enumerate(lesson):
             if not i:
@@ -262,17 +265,14 @@ class NetworkModel(Merging):
             self._follow()
 
     def move(self, moved: Moved, weight: float) -> None:
-        """Add a device's delta to the last layer, and to the average that answers.
-
-        Raises StateNotFinite.
-        """
+        """Add a device's delta to the last layer and to its average.  Raises StateNotFinite."""
         self._changed, self._fresh = True, False
         total = self._last.move(moved, weight, self._averages)
         if not math.isfinite(total):
             raise StateNotFinite(total)
 
     def _descend(self, outputs: torch.Tensor, slope: torch.Tensor | None = None) -> None:
-        """A step of the optimizer, from a loss or from the slope at outputs."""
+        """Do a step of the optimizer, from a loss, or from outputs and the gradient at them."""
         self._optimizer.zero_grad(set_to_none=True)
         outputs.backward(slope)  # type: ignore[no-untyped-call]
         with torch.no_grad():
@@ -281,11 +281,11 @@ class NetworkModel(Merging):
             self._optimizer.step()
 
     def _follow(self) -> None:
-        """Do what follows on a step: move the average, and check that all numbers are finite."""
+        """Update the averages after a step, and check that all values are finite."""
         with torch.no_grad():
             for average, tensor in self._averages:
                 average.lerp_(tensor, self._follows)
-            # the average is no number as soon as what it follows is none
+            # an average is NaN as soon as its parameter is
             learned = [a for a, _ in self._averages] or self._tensors.values()
             total = sum(float(t.sum()) for t in (*learned, *self._held().values()))
         if not math.isfinite(total):
@@ -303,7 +303,7 @@ class NetworkModel(Merging):
             group["lr"] = full * share
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         if not self._changed:
             return {}
         self._changed = False
@@ -312,14 +312,14 @@ class NetworkModel(Merging):
             now = _numbers(tensor)
             delta = now - self._start[name]
             self._start[name] = now
-            if delta.any():  # a NaN too: whoever merges it refuses it
+            if delta.any():  # also for NaN, which the merge refuses
                 blocks[name] = Block(DENSE, array_bytes(delta))
         for (name, key), held in self._held().items():
             blocks[f"{_OPTIMIZER}{name}/{key}"] = Block(LOCAL, array_bytes(_numbers(held)))
         return blocks
 
     def _held(self) -> dict[tuple[str, str], torch.Tensor]:
-        """The optimizer's state, as far as it is tensors."""
+        """Return the tensors of the optimizer's state, by parameter and key."""
         return {
             (name, key): held
             for name, parameter in self._parameters.items()
@@ -328,9 +328,9 @@ class NetworkModel(Merging):
         }
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top.
+        """Set new values with the open delta on top.
 
-        The optimizer's state stays its own, once it has learned a row.
+        The optimizer's state is taken only until the first row is learned here.
         """
         self._inputs.rebase(values)
         self._trained.rebase(values)
@@ -346,7 +346,7 @@ class NetworkModel(Merging):
             self._take_optimizer(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become the module as built plus ``values``."""
+        """Set the state to that of the module as built plus ``values``."""
         self._inputs.reset(values)
         self._trained.reset(values)
         self._halved = halvings(values)
@@ -371,7 +371,7 @@ class NetworkModel(Merging):
 def _shapes_of_state(
     module: nn.Module, head: Head, optimizers: Optimizers, row: torch.Tensor
 ) -> dict[tuple[str, str], tuple[torch.Size, torch.dtype]]:
-    """Shape and type of the optimizer's state, from a step of a copy over a row."""
+    """Return shape and type of the optimizer's state, found by a step of a copy on one row."""
     module = copy.deepcopy(module)
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     try:
@@ -380,7 +380,7 @@ def _shapes_of_state(
         loss = head.loss(module(row), head.target(label, row.dtype))
         loss.backward()
         optimizer.step()
-    except Exception as error:  # a stranger's module, loss or optimizer may raise anything
+    except Exception as error:  # a user's module, loss or optimizer may raise anything
         problem = f"a step of its optimizer raises {type(error).__name__}: {error}"
         remedy = "Give a loss of (outputs, target) and an optimizer with a plain step()"
         raise LearnerUnusable(type(module).__name__, problem, remedy) from error
@@ -393,7 +393,7 @@ def _shapes_of_state(
 
 
 def _plain(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:
-    """Whether its step is the rate times the gradient, for all parameters alike."""
+    """Return whether a step is the same rate times the gradient for all parameters (plain SGD)."""
     group, *others = optimizer.param_groups
     if type(optimizer) is not torch.optim.SGD or others:
         return False
@@ -404,7 +404,7 @@ def _plain(optimizer: torch.optim.Optimizer, module: nn.Module) -> bool:
 
 
 def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
-    """Penalties onto the gradients, then their length at most what is set."""
+    """Add the l1 and l2 penalties to the gradients, then clip their norm."""
     parameters = list(parameters)
     for parameter in parameters if training.l1 or training.l2 else ():
         if parameter.grad is not None:
@@ -415,11 +415,11 @@ def _shape(parameters: Iterable[nn.Parameter], training: Training) -> None:
 
 
 def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int:
-    """How many outputs there are, from an answer to a row of zeros."""
+    """Return the number of outputs, found by running the module on a row of zeros."""
     try:
         with torch.no_grad():
             shape = module(torch.zeros(1, wide, dtype=dtype)).shape
-    except Exception as error:  # a stranger's module may raise anything
+    except Exception as error:  # a user's module may raise anything
         problem = f"a row of {wide} inputs raises {type(error).__name__}: {error}"
         remedy = "Name as many inputs as the module takes"
         raise LearnerUnusable(name, problem, remedy) from error
@@ -430,14 +430,14 @@ def _outputs(name: str, module: nn.Module, wide: int, dtype: torch.dtype) -> int
 
 
 def _tensors_of(module: nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """Return what a module learns and keeps, by the name of its block."""
+    """Return the module's learned parameters and float buffers, by the name of their block."""
     learned = {n: p for n, p in module.named_parameters() if p.requires_grad}
     floats = {n: b for n, b in module.named_buffers() if b.is_floating_point()}
     return {prefix + name: tensor for name, tensor in {**learned, **floats}.items()}
 
 
 def _check_repeatable(name: str, module: nn.Module) -> None:
-    """A row that is learned again has to do what it did before; and there is one at a time."""
+    """Refuse layers that are random or need batches: replaying a row must repeat its step."""
     for part in module.modules():
         if isinstance(part, (_DropoutNd, _BatchNorm)):
             problem = f"{type(part).__name__} needs many rows at a time, or draws anew for each"
@@ -445,9 +445,9 @@ def _check_repeatable(name: str, module: nn.Module) -> None:
 
 
 def weights_from(path: str) -> dict[str, torch.Tensor]:
-    """A ``state_dict`` from a ``.safetensors`` file, or from what ``torch.save`` wrote of one.
+    """Read a ``state_dict`` from a ``.safetensors`` file or a file of ``torch.save``.
 
-    Nothing but tensors is read: torch refuses a pickle that holds more (from 2.6 on, older ones
+    Only tensors are read: torch 2.6 and newer refuse a pickle with anything else (older versions
     could be made to run code).
     """
     if path.endswith(".safetensors"):
@@ -460,7 +460,7 @@ def weights_from(path: str) -> dict[str, torch.Tensor]:
 
 
 def _numbers(tensor: torch.Tensor) -> Numbers:
-    """A copy as float64, flat."""
+    """Return a flat copy as float64."""
     flat: Numbers = tensor.detach().to(torch.float64, copy=True).reshape(-1).numpy()
     return flat
 
@@ -474,23 +474,23 @@ _TRAINED: Final = "trained"
 
 
 class Trained:
-    """How many steps were taken, by all replicas."""
+    """The number of steps taken by all replicas, as a block that merges."""
 
     def __init__(self) -> None:
         self.rows = self._start = 0
 
     def cut(self) -> Blocks:
-        """Steps since the cut; nothing if there were none."""
+        """Return the steps since the cut; empty if there were none."""
         n, self._start = self.rows - self._start, self.rows
         return {_TRAINED: Block(COUNT, {"rows": n})} if n else {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         if (block := values.get(_TRAINED)) is not None:
             n = int(block.data["rows"])
             self.rows, self._start = n + self.rows - self._start, n
 
     def reset(self, values: Blocks) -> None:
-        """Reset the number of steps to exactly that of ``values``."""
+        """Set the number of steps to that of ``values``."""
         self.rows = self._start = 0
         self.rebase(values)

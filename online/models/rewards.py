@@ -1,30 +1,31 @@
-"""A model of the reward that each action would bring, for choices.
+"""A model of the expected reward of each action, for contextual bandits (task ``choose``).
 
-It is asked for all actions of a choice at once (:meth:`RewardModel.score`), and learns the reward
-of the one that was chosen.  Rewards are numbers from ``low`` to ``high``, learned as shares of that
-range.  Experts learn side by side, four of each kind as in
-:mod:`online.models.experts`, own and rivals once on the numbers as they are and once on knots
-(:class:`online.models.crossed.Context`), and two that only count:
+It scores all actions of a choice at once (:meth:`RewardModel.score`) and learns from the reward of
+the chosen one.  Rewards are numbers from ``low`` to ``high``, scaled to [0, 1].  The model mixes
+experts of the kinds below: four each of ``own``, ``rival`` and ``shared``
+(:mod:`online.models.experts.linear`), ``own`` and ``rival`` once on the numbers as they are and
+once on knots (:class:`online.models.choices.interactions.Context`), and two of ``arm``:
 
 ========= ====================================== ==============================================
 experts   output for an action                   learns
 ========= ====================================== ==============================================
 own       logistic; weights of the action's id   of the chosen action
           on the context
-rival     softmax over the allowed actions of    of all: a reward speaks against the others, and
-          such outputs                           its lack for them (the likelihood of "it was, or
-                                                 was not, the one that is rewarded")
-shared    logistic; weights on the action's      of the chosen action, and so of all that are
-          features and their products with the   like it, new ones among them
+rival     softmax over the allowed actions of    of all allowed actions: a reward is evidence
+          such outputs                           against the others, a missing one for them (the
+                                                 likelihood of "the chosen action is, or is not,
+                                                 the rewarded one")
+shared    logistic; weights on the action's      of the chosen action, and so of all similar
+          features and their products with the   ones, including new ones
           context, and an offset of its id
-arm       mean reward of the action's id, of     of the chosen action
-          all its rewards, and of those of late
+arm       mean reward of the action's id, over   of the chosen action
+          all time and discounted
 ========= ====================================== ==============================================
 
-The answer is their mixture, weighted by how each did of late on the rewards that came
-(:class:`online.models.mixture.Mixture`), judged by what it answered when it was asked: the notes of
-a choice hold that, with the propensity and the hashes of the allowed actions.  A row without notes
-is judged by what they answer now, and teaches the rivals nothing.
+The answer is their mixture, weighted by the discounted loss of each expert
+(:class:`online.models.choices.mixture.Mixture`).  The loss is that of the answer at the time of the
+choice: the choice's notes have it, with the propensity and the hashes of the allowed actions.  For
+a row without notes the loss is that of the present answers, and the rivals learn nothing.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from evaluation.metrics import Task
-from online.models.arms import Arms, Counted
 from online.models.base import Prediction, by_probability
-from online.models.crossed import (
+from online.models.choices.action_counts import Arms, Counted
+from online.models.choices.expert_table import Table, order_of
+from online.models.choices.interactions import (
     Alike,
     Context,
     Crossing,
@@ -56,13 +58,12 @@ from online.models.crossed import (
     settled,
     split,
 )
+from online.models.choices.mixture import Mixture
+from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable, StateNotFinite
-from online.models.experts import EXPERTS, NORMALISED, Floats
-from online.models.hashed import check_hashing
-from online.models.mixture import Mixture
-from online.models.parts import OfParts
-from online.models.scored import Scores, Served, served_of
-from online.models.tabled import Table, order_of
+from online.models.experts.linear import EXPERTS, NORMALISED, Floats
+from online.models.features.hashed import check_hashing
+from online.models.state.composite import Composite
 from paramserver.core.pages import Floats32
 from paramserver.core.sums import Sums
 from replay.example import Example, Features, Label
@@ -71,7 +72,7 @@ Action = tuple[str, Features]
 """An action's id and its features."""
 
 Question = tuple[Features, Sequence[Action], Alike | None]
-"""A context with its actions, and with their features in one array, if it is known to be that."""
+"""A context, its actions, and the actions' features in one array if they were converted already."""
 
 HEADS: Final = 5
 ALL: Final = HEADS * EXPERTS + 2
@@ -81,14 +82,14 @@ _SALTS: Final[Hashes] = np.array(
     [0xD6E8FEB86659FD93 * i % 2**64 for i in range(HEADS)], dtype=np.uint64
 )
 _BY_FORM: Final[Hashes] = _SALTS[: HEADS - 1].reshape(2, 2, 1)
-"""Salts by form of the context (as it is, on knots), of the chosen action and of all."""
+"""Salts by form of the context (as it is, on knots) and by head (own, rival)."""
 
 _SALT_SHARED: Final = _SALTS[HEADS - 1]
 _ARMS: Final = slice(ALL - 2, ALL)
 _NORMALISED: Final[Floats] = np.array(NORMALISED)
+_AT_ONCE: Final = 8  # choices in one batch: bounds the size of the arrays
 _PRIOR: Final = 0.3
-_AT_ONCE: Final = 8  # choices in the same arrays, which more of them would be too large for
-"""Squared slopes that stand for a standard logistic distribution of a weight before any row."""
+"""Sum of squared gradients that corresponds to a standard logistic prior of a weight."""
 
 _FREE: Final = {
     (context, described): np.repeat(
@@ -97,11 +98,11 @@ _FREE: Final = {
     for context in (False, True)
     for described in (False, True)
 }
-"""Which experts have something to go by: with any context, and with features of the actions."""
+"""The experts that are used, by whether the context and the actions have features."""
 
 
 class _Ids(NamedTuple):
-    """The actions' ids as sides of products: by form and head, (2, 2, ids), and of ``shared``."""
+    """Hashes of the actions' ids for products: (2 forms, 2 heads, ids), and for ``shared``."""
 
     formed: Hashes
     shared: Hashes
@@ -114,21 +115,15 @@ def _ids_of(hashes: tuple[int, ...]) -> _Ids:
 
 
 class _Held(NamedTuple):
-    """Holds what the table has for choices: the features first, and at each place six numbers.
+    """The table's numbers for some choices.
 
-    Attributes
-    ----------
-    places
-        Those of all three, one after the other.
-    numbers
-        At these places.
-    formed
-        Both forms of the context by ids and heads: shape (choices, features, columns, 6).
-    crossed
-        The context's features by those of the actions: (choices, features, alike or actions,
-        features, 6).
-    offset
-        The ids alone: (choices, ids, 6).
+    Attributes:
+        places: Slots of ``formed``, ``crossed`` and ``offset``, one after the other.
+        numbers: The numbers in these slots: shape (slots, 6).
+        formed: Both forms of the context × ids and heads: (choices, features, columns, 6).
+        crossed: Context × features of the actions: (choices, context's features, 1 or actions,
+            action's features, 6); 1 if all actions have the same features.
+        offset: The ids alone: (choices, ids, 6).
     """
 
     places: Places
@@ -140,16 +135,16 @@ class _Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rewards:
-    """Expected rewards of actions between ``low`` and ``high``, for choices.
+    """A recipe that a factory returns to serve a :class:`RewardModel`.
 
     Attributes:
         low, high: Least and greatest reward.
-        text: Names of the context's and (behind ``@``) of the actions' features that are bags of
-            words.
-        bits: Tables have 2^bits places.
-        seed: Seed of the names' hash: the same in all processes.
-        clip: The most that a reward weighs for an action that was seldom chosen: 1 / propensity,
-            cut here.  1: all weigh alike.
+        text: Names of features that are bags of words: the context's, and the actions' with ``@``
+            in front.
+        bits: The table has 2^bits slots.
+        seed: Seed of the hash of names, the same in all processes.
+        clip: Bound on the importance weight 1 / propensity of a reward.  1: all rewards weigh the
+            same.
     """
 
     low: float = 0.0
@@ -168,15 +163,15 @@ class Rewards:
             raise LearnerUnusable("rewards", f"clip is {self.clip!r}", "Give 1 to 1000000")
 
     def model_for(self, task: Task) -> RewardModel:
-        """The model behind the learner."""
+        """Make the model.  Raises LearnerUnusable for a multiclass task."""
         if task == "multiclass":
             problem = "a reward is a number, or true or false, and the task is multiclass"
             raise LearnerUnusable("rewards", problem, "Take task: regression")
         return RewardModel(self, task)
 
 
-class RewardModel(OfParts):
-    """Adapter of a :class:`Rewards`."""
+class RewardModel(Composite):
+    """The model that a :class:`Rewards` recipe describes."""
 
     mergeable = True
     learns = True
@@ -194,7 +189,7 @@ class RewardModel(OfParts):
         self.structure = f"rewards 2, {task}, {recipe!r}"
 
     def __getstate__(self) -> dict[str, object]:
-        """The state without votes, which are worked out again: a question leaves nothing in it."""
+        """Return the state without cached weights, so that a query does not change it."""
         return {**self.__dict__, "_cast": (np.zeros(0), {})}
 
     # -- answers ---------------------------------------------------------------------------------
@@ -202,17 +197,17 @@ class RewardModel(OfParts):
     def score(
         self, context: Features, actions: Sequence[Action], table: Alike | None = None
     ) -> Scores:
-        """Say what each action is expected to bring, and how sure that is; changes nothing.
+        """Return the expected reward of each action and its uncertainty, without changing state.
 
-        ``table`` has the actions' features, if these are alike and it is known already.
+        ``table`` has the actions' features in one array, if they were converted already.
         """
         return self.score_many([(context, actions, table)])[0]
 
     def score_many(self, asked: Sequence[Question]) -> list[Scores]:
-        """Say of several choices what :meth:`score` says of each, up to the last bits.
+        """Score several choices, each as :meth:`score` does within rounding.
 
-        Those whose contexts have the same shape, and whose actions are as many and alike, are
-        worked out in the same arrays.
+        Choices whose contexts have the same shape, and which have the same number of actions with
+        the same features, are computed in one batch.
         """
         groups: dict[object, list[int]] = {}
         taken: list[tuple[Taken, Alike | None]] = []
@@ -224,18 +219,18 @@ class RewardModel(OfParts):
             alone = i if table is None else table.names
             shape = len(x.hashes), len(x.names), len(actions), bool(context), alone
             groups.setdefault(shape, []).append(i)
-        found: dict[int, Scores] = {}
+        scores_by_place: dict[int, Scores] = {}
         for places in groups.values():
             for begin in range(0, len(places), _AT_ONCE):
                 some = places[begin : begin + _AT_ONCE]
                 scores = self._scored([asked[i] for i in some], [taken[i] for i in some])
-                found |= zip(some, scores, strict=True)
-        return [found[i] for i in range(len(asked))]
+                scores_by_place |= zip(some, scores, strict=True)
+        return [scores_by_place[i] for i in range(len(asked))]
 
     def _scored(
         self, asked: Sequence[Question], taken: Sequence[tuple[Taken, Alike | None]]
     ) -> list[Scores]:
-        """Score choices of one shape."""
+        """Score a batch of choices of one shape."""
         ids = [hashes_of(tuple([name for name, _ in actions])) for _, actions, _ in asked]
         arms = [self._arms.of(some) for some in ids]
         if tables := [table for _, table in taken if table is not None]:
@@ -264,13 +259,13 @@ class RewardModel(OfParts):
         ]
 
     def _votes(self, *, context: bool, described: bool) -> Floats:
-        """Each expert's vote; those that have nothing to go by have none.  Not to be changed."""
+        """Return each expert's weight, 0 for unused ones; cached, so callers must not change it."""
         losses = self._mixture.losses
         if self._cast[0] is not losses:
             self._cast = losses, {}
-        kept, kind = self._cast[1], (context, described)
-        if (votes := kept.get(kind)) is None:
-            votes = kept[kind] = self._mixture.votes(_FREE[kind])
+        cached, kind = self._cast[1], (context, described)
+        if (votes := cached.get(kind)) is None:
+            votes = cached[kind] = self._mixture.votes(_FREE[kind])
         return votes
 
     def _answers(
@@ -280,18 +275,18 @@ class RewardModel(OfParts):
         described: Vector,
         arms: Sequence[Counted],
     ) -> tuple[Floats, Floats]:
-        """Return what each expert expects of each action: shares of the range.
+        """Return each expert's expected rewards, and the variance of each action's.
 
-        Their shape is (ALL, choices, actions).  And the variance of what is expected of each by its
-        features, in logits: a mean over them, each by its number's square, by the squared slopes
-        that the slow expert has met at each alone.  Were they all one feature, or all alike, it
-        would be a logistic regression's.
+        Expected rewards are in [0, 1], shape (ALL, choices, actions).  The variance is in logits,
+        shape (choices, actions): 1 / (prior + sum of squared gradients of the slow expert) of each
+        feature, averaged with the squares of the features' values as weights.  For a single feature
+        it is the variance of a logistic regression.
         """
         k, n, sides = len(ids), len(ids[0]), [_ids_of(some) for some in ids]
-        heads = 1 if n == 1 else 2  # asked of one alone, a rival would always say 1
+        heads = 1 if n == 1 else 2  # for a single action the softmax of a rival is always 1
         formed = np.array([side.formed[:, :heads].reshape(2, heads * n) for side in sides])
         held = self._held(x, formed, np.array([side.shared for side in sides]), described)
-        # own, rivals; on knots the same; shared, the rest
+        # rows of eight experts: own and rival; own and rival on knots; shared and the rest
         by_eight = np.empty((3, 2 * EXPERTS, k, n))
         own, rivals = by_eight[:, :EXPERTS], by_eight[:2, EXPERTS:]
         sums = _sums(x, held).reshape(k, 2, heads, n, -1)[..., :EXPERTS].transpose(2, 1, 4, 0, 3)
@@ -322,10 +317,10 @@ class RewardModel(OfParts):
         return by_eight.reshape(-1, k, n)[:ALL], met
 
     def _held(self, x: Context, formed: Hashes, shared: Hashes, described: Vector) -> _Held:
-        """Look all up at once.
+        """Look up the table's numbers for all products of features in one access.
 
-        ``formed`` by choice, form and column, ``shared`` by choice and id; the actions' features
-        are the same for all choices.
+        ``formed`` has hashes by choice, form and column, ``shared`` by choice and id; the actions'
+        features are the same for all choices.
         """
         (k, features), plain, columns = x.sides.shape, x.plain, formed.shape[2]
         crossing = plain if described.numbers.shape[-1] > 1 else 0
@@ -351,7 +346,7 @@ class RewardModel(OfParts):
         )
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row: a context with one action."""
+        """Predict one row: the expected reward of one action in a context."""
         context, name, action = split(features)
         share = float(self.score(context, [(name, action)]).shares[0])
         if self._binary:
@@ -359,7 +354,7 @@ class RewardModel(OfParts):
         return Prediction(self._low + self._range * share, None)
 
     def predict_many(self, rows: Sequence[Features]) -> list[Prediction]:
-        """Return the answer that :meth:`predict` gives to each row."""
+        """Predict each row with :meth:`predict`."""
         return [self.predict(features) for features in rows]
 
     # -- learning --------------------------------------------------------------------------------
@@ -407,9 +402,10 @@ class RewardModel(OfParts):
         y: float,
         weights: tuple[float, float],
     ) -> _Taught:
-        """Return what each expert expects of the action, and what the table is to learn of it.
+        """Return each expert's expected reward of the action, and the steps for the table.
 
-        ``weights``: for those of the action alone, by how seldom it was chosen, and for the rivals.
+        ``weights`` are that of the chosen action's experts (with the importance weight) and that
+        of the rivals.
         """
         now, (weight, of_rivals) = np.zeros(ALL), weights
         chosen = rivals.index(own) if rivals else 0
@@ -421,7 +417,7 @@ class RewardModel(OfParts):
         forms = x.forms[0]
         features, columns, plain = forms.shape[1], formed.shape[1], x.plain
         sums = _sums(x, held).reshape(2, columns, -1)[..., :EXPERTS].transpose(2, 0, 1)
-        slopes = sums.copy()  # the experts, forms, and columns: its own, then the rivals
+        slopes = sums.copy()  # (experts, forms, columns); columns: own, then the rivals
         expected = now[: _SHARED.start].reshape(2, 2, EXPERTS)
         mine = slopes[:, :, 0]
         _to_shares(mine)
@@ -457,7 +453,7 @@ class RewardModel(OfParts):
 
 
 def _shared(numbers: Floats, held: Floats32, y: float, weight: float, steps: Floats) -> Floats:
-    """Return what products and offset together expect; their steps are put into ``steps``."""
+    """Return the expected reward by products and offset; their steps are put into ``steps``."""
     sums: Floats = (numbers @ held)[:EXPERTS]
     _to_shares(sums)
     slope = (sums - y) * weight
@@ -467,7 +463,7 @@ def _shared(numbers: Floats, held: Floats32, y: float, weight: float, steps: Flo
 
 
 class _Taught(NamedTuple):
-    """Says what each expert expects of an action, and what its reward teaches the table."""
+    """Each expert's expected reward of an action, and the update of the table by its reward."""
 
     expected: Floats
     places: Places
@@ -477,13 +473,13 @@ class _Taught(NamedTuple):
 
 
 def _sums(x: Context, held: _Held) -> Floats:
-    """Sums over the features of each form: shape (choices, 2, columns * 6)."""
+    """Sum over the features of each form: shape (choices, 2, columns * 6)."""
     sums: Floats = x.forms @ held.formed.reshape(*held.formed.shape[:2], -1)
     return sums
 
 
 def _to_shares(outputs: Floats) -> None:
-    """Take the logistic function of each, in place; no number is too great for it."""
+    """Apply the logistic function in place, by tanh, which does not overflow."""
     outputs *= 0.5
     np.tanh(outputs, out=outputs)
     outputs *= 0.5
@@ -491,7 +487,7 @@ def _to_shares(outputs: Floats) -> None:
 
 
 def _compete(outputs: Floats) -> None:
-    """Make outputs shares over the last axis, in place."""
+    """Apply the softmax over the last axis, in place."""
     outputs -= np.maximum.reduce(outputs, axis=-1, keepdims=True)
     np.exp(outputs, out=outputs)
     outputs /= np.add.reduce(outputs, axis=-1, keepdims=True)

@@ -1,33 +1,33 @@
 """A linear model that needs no learning rate.
 
-Four linear experts learn side by side (:mod:`online.models.experts`), two slow and two fast ones,
-and the answer is their mixture, weighted by how each one did on the labels of the recent past: the
+Four linear experts learn side by side (:mod:`online.models.experts.linear`), two slow and two fast
+ones.  The answer is their mixture, weighted by the loss of each one on recent labels: the
 exponential weights of Littlestone and Warmuth 1994, *The weighted majority algorithm*, on losses
-that fade::
+that decay::
 
     S_k ← .995 · S_k + (2 · [expert k was wrong] + Brier score of expert k) / 3
     p   = Σ v_k · p_k,   v_k ∝ exp(−S_k)
 
-Two thirds of each vote are so, a third is with .99967 for .995, what did well for a long time; but
-not in regression.
+This gives two thirds of each weight v; one third uses .99967 instead of .995, for long-run losses.
+Regression uses .995 only.
 
-An expert is judged by what it answered when the row was served: with late labels, what it would
-answer now is too kind to high rates, which have learned the neighbouring rows since (Elec2 with
-labels 200 rows late: .7709 against .7221).  So the answers' notes are what each expert answered.  A
-row without notes is judged by what they answer now.
+An expert's loss is that of its answer when the row was served.  With late labels its present answer
+would favour high rates, which have learned the neighbouring rows since (Elec2 with labels 200 rows
+late: .7709 against .7221).  So the notes of an answer are the answers of all experts.  For a row
+without notes the loss is that of the present answers.
 
-The log loss would be the wrong judge: high rates are overconfident, and still right more often.
-In regression a residual is taken in standard deviations of the target and cut to ±3, and an
+The log loss would be the wrong loss: high rates are overconfident, and still right more often.
+In regression a residual is measured in standard deviations of the target and clipped to ±3, and an
 expert's loss is its error in units of the experts' median error, at most 4, divided by 4.
 
-Numbers are standardised, with outliers beyond 8 standard deviations cut; what else a row may have
-is in :mod:`online.models.hashed`.  The blocks:
+Numbers are standardised and clipped to 8 standard deviations; for other values see
+:mod:`online.models.features.hashed`.  The blocks:
 
 ================================= ======== =======================================================
 ``experts``, ``experts/<label>``  additive weights and sums of squares of the experts
 ``scaler``, ``target``            moments  of the numbers, and of the target in regression
-``losses``, ``lasting``           local    S.  A replica keeps its own as long as it learns: sums of
-                                           deltas would add up the fading of all replicas
+``losses``, ``lasting``           local    S.  A replica keeps its own while it learns: sums of
+                                           deltas would discount once for each replica
 ================================= ======== =======================================================
 """
 
@@ -45,7 +45,15 @@ from river import preprocessing
 from evaluation.metrics import Task
 from online.models.base import Before, Prediction
 from online.models.errors import StateNotFinite
-from online.models.experts import (
+from online.models.experts.exponential_weights import (
+    FADE,
+    LONG,
+    Mixture,
+    NotesFormat,
+    logistic,
+    softmax,
+)
+from online.models.experts.linear import (
     EXPERTS,
     NORMALISED,
     NORMALISED_REGRESSION,
@@ -54,11 +62,10 @@ from online.models.experts import (
     OutputPerClass,
     Owned,
 )
-from online.models.hashed import Hashed, Words, check_hashing, counted
+from online.models.features.hashed import Hashed, Words, check_hashing, counted
+from online.models.gradients import Hashing
 from online.models.limited import Limited
-from online.models.scalers import Standard
-from online.models.slopes import Hashing
-from online.models.votes import FADE, LONG, Mixture, Noted, logistic, softmax
+from online.models.state.scalers import Standard
 from paramserver.core.blocks import Blocks
 from replay.example import Example, Features, Label, label_text
 
@@ -76,9 +83,9 @@ class SelfRate:
     """A recipe that a factory returns to serve the linear model that needs no learning rate.
 
     Attributes:
-        text: Names of features that are taken as bags of words.
-        bits: Features are hashed to 2^bits places, by 32-bit murmur3.
-        seed: Of the hash: the same in all processes.
+        text: Names of features that are treated as bags of words.
+        bits: Features are hashed to 2^bits buckets, by 32-bit murmur3.
+        seed: Seed of the hash, the same in all processes.
     """
 
     text: Sequence[str] = ()
@@ -90,7 +97,7 @@ class SelfRate:
         check_hashing(self.name, self.text, self.bits)
 
     def model_for(self, task: Task) -> SelfRateModel:
-        """The model behind the learner."""
+        """Make the model for the task."""
         kinds: dict[Task, type[SelfRateModel]] = {
             "binary": Binary, "multiclass": Multiclass, "regression": Regression,
         }  # fmt: skip
@@ -98,10 +105,10 @@ class SelfRate:
 
 
 class SelfRateModel(Hashing):
-    """Adapter of a :class:`SelfRate`; what differs by task is in the subclasses."""
+    """The model that a :class:`SelfRate` recipe describes; subclasses differ by task."""
 
     kind = "linear 1"
-    noted = Noted(EXPERTS)
+    noted = NotesFormat(EXPERTS)
     lasting = LONG
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
@@ -113,36 +120,36 @@ class SelfRateModel(Hashing):
         self.structure = f"{self.kind}, {task}, {recipe!r}"
 
     def numbers(self, features: Features) -> dict[str, float]:
-        """A row by hashed feature."""
+        """Return the row by hashed feature."""
         return self._rows.row(features, learns=False)
 
     def predict(self, features: Features) -> Prediction:
-        """Answer for one row."""
+        """Predict the label of one row."""
         return self._answer(self._read(features, learns=False))
 
     def learn(self, features: Features, label: Label, weight: float) -> None:
-        """One step of all experts, which are judged by what they answer now.
+        """Do one step of all experts; their losses are those of their present answers.
 
         Raises LabelUnknown for one label more than CLASSES_MAX, and StateNotFinite if a number
-        leaves the finite ones.
+        becomes infinite or NaN.
         """
         self._learn(features, label, weight, None)
 
     def learn_noted(self, example: Example, weight: float) -> None:
-        """One step of all experts, which are judged by what they answered; raises as ``learn``."""
+        """Do one step; the experts' losses are those of the noted answers.  Raises as `learn`."""
         self._learn(example.features, example.label, weight, example)
 
     @property
     def why_not_revised(self) -> str | None:
-        """Nothing keeps a lesson from being taken back."""
+        """Return None: a learned label can always be replaced."""
         return None
 
     def learn_provisional(self, example: Example, weight: float) -> None:
-        """One step of all experts, which are judged by the final label."""
+        """Do one step of all experts; their losses wait for the final label."""
         self._learn(example.features, example.label, weight, example)
 
     def revise(self, example: Example, weight: float, before: Before) -> None:
-        """One step of all experts by the difference of both gradients; now they are judged."""
+        """Do one step by the difference of both gradients, and add the experts' losses."""
         self._learn(example.features, example.label, weight, example, before)
 
     def _learn(
@@ -164,10 +171,9 @@ class SelfRateModel(Hashing):
             raise StateNotFinite(total)
 
     def learn_alike(self, examples: Sequence[Example], weights: Sequence[float]) -> bool:
-        """Learn rows that have the same names in the same order, in one pass.
+        """Learn rows with the same names in the same order, as one by one, in one pass.
 
-        Afterwards every number is what learning them one by one would have made.  False: nothing
-        was changed, and the rows are to be learned one by one.
+        Returns False if nothing was changed and the rows have to be learned one by one.
         """
         names, scaler = list(examples[0].features), self._rows.scaler
         columns = list(zip(*[e.features.values() for e in examples], strict=True))
@@ -179,23 +185,23 @@ class SelfRateModel(Hashing):
             walked = scaler.walk(names, cast(list[list[float]], columns))
             if walked is None or not self._walk(keys, walked.columns, examples, weights):
                 return False
-        except (ArithmeticError, ValueError):  # said by the row that it is of
+        except (ArithmeticError, ValueError):  # raised again when the row is learned alone
             return False
         scaler.put(names, walked)
         return True
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         return {**self._rows.cut(), **self._experts.cut(), **self._mixture.cut()}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values with the open delta on top."""
+        """Set new values with the open delta on top."""
         self._rows.rebase(values)
         self._experts.rebase(values)
         self._mixture.rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._rows.reset(values)
         self._experts, self._mixture = self._untrained(), self._unjudged()
         self._experts.rebase(values)
@@ -204,7 +210,7 @@ class SelfRateModel(Hashing):
     # -- by how rows are read ----------------------------------------------------------------
 
     def _read(self, features: Features, *, learns: bool) -> Any:
-        """A row as the experts take it; the moments learn it first if it ``learns``."""
+        """Return the row as the experts read it; if it ``learns``, update the moments first."""
         return self._rows.row(features, learns=learns)
 
     def _unjudged(self) -> Mixture:
@@ -213,7 +219,7 @@ class SelfRateModel(Hashing):
     def _views(
         self, words: Sequence[tuple[str, str]], numbers: dict[str, float]
     ) -> tuple[Any, list[Owned | None]]:
-        """Return the row as :meth:`_read` does, and whose each of its numbers is, by view."""
+        """Return the row as :meth:`_read` does, and by view the feature of each entry."""
         return self._rows.joined(counted(words), numbers), [self._rows.owned(words, numbers)]
 
     # -- by task -----------------------------------------------------------------------------
@@ -222,7 +228,7 @@ class SelfRateModel(Hashing):
         return OneOutput(NORMALISED)
 
     def _meet(self, label: Label) -> None:
-        """Look at the label, before anything changes."""
+        """Prepare for the label, before any other change; may raise."""
 
     def _walk(
         self,
@@ -231,7 +237,7 @@ class SelfRateModel(Hashing):
         examples: Sequence[Example],
         weights: Sequence[float],
     ) -> bool:
-        """Do :meth:`_step` to rows by column, the bias left out; False: nothing was changed."""
+        """Do :meth:`_step` for rows by column, without the bias; False: nothing was changed."""
         return False
 
     def _answer(self, row: Any) -> Prediction:
@@ -240,15 +246,15 @@ class SelfRateModel(Hashing):
     def _step(
         self, row: Any, label: Label, weight: float, served: Example | None, before: Before | None
     ) -> float:
-        """Judge the experts, unless by a provisional label, and let them learn.
+        """Add the experts' losses, unless the label is provisional, and do one step.
 
-        ``before``: what is taken back.  Finite only if all numbers touched are.
+        ``before`` is the label that is replaced.  Returns a sum: finite if all numbers are.
         """
         raise NotImplementedError
 
 
 class Binary(SelfRateModel):
-    """The model of two labels."""
+    """The model for two labels."""
 
     _experts: OneOutput
 
@@ -257,20 +263,20 @@ class Binary(SelfRateModel):
         return self._said(shares, self._mixture.of(shares))
 
     def _said(self, shares: Sequence[float], p: float) -> Prediction:
-        """Return the answer of this probability of True, the experts' own being its notes."""
+        """Make the answer with ``p`` as the probability of True and ``shares`` as its notes."""
         notes = pack(self.noted.halves[_HALF.itemsize * len(shares)], *shares)
         return Prediction(p > 0.5, {False: 1.0 - p, True: p}, notes)
 
     def _outputs(self, row: Any) -> Sequence[float]:
-        """Return what each expert makes of the row."""
+        """Return the output of each expert: log odds of True."""
         return self._experts.outputs(row)
 
     def _teach(self, row: Any, slopes: Sequence[float]) -> float:
-        """Let each expert learn the row by the slope at its output; finite if all of it is."""
+        """Do one step with the gradient at each expert's output; the sum is finite if all is."""
         return self._experts.step(row, slopes)
 
     def _shares(self, row: Any, by: float = 0.0) -> list[float]:
-        """Return the probability of True that each expert gives."""
+        """Return each expert's probability of True."""
         return [logistic(z + by) for z in self._outputs(row)]
 
     def _step(
@@ -321,14 +327,14 @@ class Binary(SelfRateModel):
             self._judge(mixture, _unpack(self.noted.halves, example) or shares, y, weight)
             experts.walk(held, x, [(p - y) * weight for p in shares])
         finite = math.isfinite(sum(map(sum, held), sum(mixture.losses)))
-        if not (finite and self._mixture.heard_as(mixture)):
+        if not (finite and self._mixture.has_same_experts(mixture)):
             return False
         experts.put(keys, held)
         self._mixture.take(mixture)
         return True
 
     def predict_columns(self, names: list[str], x: Floats) -> list[Prediction]:
-        """Answers of :meth:`predict`, up to the last bits, to rows of one number a name."""
+        """Predict rows of numbers, shape (rows, names), as :meth:`predict` does within rounding."""
         keys, scaler = self._rows.keys(names), self._rows.scaler
         if keys is None or not isinstance(scaler, Limited):
             return [self.predict(dict(zip(names, row, strict=True))) for row in x.tolist()]
@@ -346,7 +352,7 @@ class Binary(SelfRateModel):
 
 
 class Multiclass(SelfRateModel):
-    """The model of any number of labels."""
+    """The model for any number of labels."""
 
     _experts: OutputPerClass
 
@@ -357,11 +363,11 @@ class Multiclass(SelfRateModel):
         self._experts.meet(label)
 
     def _take(self, row: Any, *, learns: bool) -> Any:
-        """Return what the experts know of the row, as :class:`~online.models.experts.Taken`."""
+        """Look the row up in the experts' weights; returns a ``Taken``."""
         return self._experts.take(row, learns=learns)
 
     def _teach(self, taken: Any, slopes: Floats) -> float:
-        """Let each expert learn what was taken by the slopes at its outputs."""
+        """Do one step with the gradients at the experts' outputs."""
         return self._experts.step(taken, slopes)
 
     def _answer(self, row: Any) -> Prediction:
@@ -389,10 +395,9 @@ class Multiclass(SelfRateModel):
         return self._teach(taken, slopes)
 
     def _served(self, served: Example | None) -> tuple[Floats, int | None] | None:
-        """Return what the experts answered, and the label's place in it.
+        """Return the experts' noted answers, and the label's index in them (None: unknown then).
 
-        The place is None if the label was not known then.  The classes are those of the score, in
-        its order: another replica may have met them in another one.
+        Classes are in the order of the row's score: another replica may have a different one.
         """
         if served is None or not served.score or served.notes is None:
             return None
@@ -405,9 +410,9 @@ class Multiclass(SelfRateModel):
 
 
 class Regression(SelfRateModel):
-    """The model of a number."""
+    """The model for a number."""
 
-    lasting = FADE  # a long memory was worse where the target drifts
+    lasting = FADE  # long-run losses were worse where the target drifts
     _experts: OneOutput
 
     def __init__(self, recipe: SelfRate, task: Task) -> None:
@@ -435,15 +440,15 @@ class Regression(SelfRateModel):
         return Prediction(self._mixture.of(numbers), None, notes)
 
     def _outputs(self, row: Any) -> Sequence[float]:
-        """Return what each expert makes of the row, in standard deviations of the target."""
+        """Return the output of each expert, in standard deviations of the target."""
         return self._experts.outputs(row)
 
     def _teach(self, row: Any, slopes: Sequence[float]) -> float:
-        """Let each expert learn the row by the slope at its output; finite if all of it is."""
+        """Do one step with the gradient at each expert's output; the sum is finite if all is."""
         return self._experts.step(row, slopes)
 
     def _numbers(self, row: Any) -> list[float]:
-        """Return the target that each expert predicts."""
+        """Return each expert's prediction of the target."""
         mean, spread = self._targets.means.get("", 0.0), self._spread()
         return [mean + spread * z for z in self._outputs(row)]
 
@@ -473,12 +478,12 @@ class Regression(SelfRateModel):
 
 
 def _is_final(served: Example | None) -> bool:
-    """Whether experts are judged by the label of the row, and not by a later one."""
+    """Return whether the label is final, so that the experts' losses can be computed."""
     return served is None or served.scored
 
 
 def _towards(shares: Floats, column: int) -> Floats:
-    """Return the slope at each output of each expert if the column's class is the true one."""
+    """Return the gradient at each output if the class of ``column`` is the true one."""
     slopes = shares.copy()
     slopes[:, column] -= 1.0
     return slopes
@@ -489,7 +494,7 @@ def _cut(residual: float) -> float:
 
 
 def _unpack(forms: Mapping[int, str], served: Example | None) -> Sequence[float] | None:
-    """Return what the experts answered; None if the row does not say it."""
+    """Return the experts' noted answers; None if the row has none."""
     if served is None or (notes := served.notes) is None or len(notes) not in forms:
         return None
     return unpack(forms[len(notes)], notes)

@@ -1,4 +1,4 @@
-"""An estimator as text: its classes and parameters, the same in every process."""
+"""An estimator's structure as text: classes and parameters, the same in every process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from river import base, compose
 
 
 def describe(value: Any) -> str:
-    """Text that two objects share exactly when they were built alike.
+    """Describe an object by a text that is equal exactly for objects that were built alike.
 
-    River objects are written with their parameters, all the way down; their learned state is not
-    in it.  Nothing in it depends on memory addresses or hash seeds.
+    River objects are written recursively with their parameters, without learned state.  The text
+    does not depend on memory addresses or hash seeds.
     """
     if isinstance(value, base.Base):
         return f"{_name(type(value))}({_items(value._get_params())})"
@@ -28,7 +28,7 @@ def describe(value: Any) -> str:
 
 
 def steps(estimator: Any) -> list[Any]:
-    """The steps of a pipeline, or the estimator itself."""
+    """Return the steps of a pipeline, or the estimator itself as the only step."""
     return (
         list(estimator.steps.values()) if isinstance(estimator, compose.Pipeline) else [estimator]
     )

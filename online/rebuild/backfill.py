@@ -18,10 +18,10 @@ import numpy as np
 from online.errors import OnlineError, RequestError
 from online.learning.bounds import Bounds, free_names, with_target
 from online.learning.ranges import UNTIL
+from online.models.adapters.linear import Linear
 from online.models.base import Model, learn_example
-from online.models.crossed import ACTION
+from online.models.choices.interactions import ACTION
 from online.models.errors import NothingLearned
-from online.models.linear import Linear
 from online.rescore.run import known_names
 from online.rescore.work import quarantined
 from online.rows.door import Door

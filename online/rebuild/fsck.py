@@ -20,7 +20,7 @@ from typing import Any
 from online.audit.log import started_with
 from online.challenger.promotion import as_stored
 from online.errors import StartRefused
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rebuild.acceptance import without_a_trace
 from online.rebuild.erase import unfinished
 from online.rebuild.holdings import (

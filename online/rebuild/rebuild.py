@@ -21,8 +21,8 @@ from online.learning.base import Failed
 from online.learning.counters import View, digest_of, event_hash
 from online.learning.ordered import OrderedLearner
 from online.models.base import Model, Noting
-from online.models.from_settings import merge_rule
-from online.models.scored import unanswered
+from online.models.choices.scores import unanswered
+from online.models.loading.from_settings import merge_rule
 from online.rebuild.verdicts_again import Review
 from online.rows.history import LEARNED, Decisions, origin
 from online.settings.config import Settings
@@ -41,7 +41,7 @@ from replay.example import Example, label_text
 from replay.journal.base import Journal, Row, Verdict
 
 if TYPE_CHECKING:
-    from online.models.load import Loaded
+    from online.models.loaded import Loaded
 
 _PAGE_ROWS: Final = 1_000
 _MASK: Final = 2**64 - 1

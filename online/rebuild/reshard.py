@@ -17,8 +17,8 @@ import msgspec
 
 from online.errors import StartRefused
 from online.learning.counters import digest_of
-from online.models.from_settings import load_model, spec_with
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model, spec_with
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from online.tracing.trace import Crossing
-from online.trust.trigger_watch import Looked
+from online.trust.trigger_watch import SearchResult
 from online.watch.on_rise import Relearn
 from paramserver.core.wire import SyncReply, SyncRequest
 from replay.journal.base import Journal
@@ -72,5 +72,5 @@ class Outside:
     peers: ParameterServerClient | None = None
     ask: Callable[..., Awaitable[Mapping[str, Any]]] | None = None
     relearn: Relearn | None = None
-    search: Callable[[], Awaitable[Looked]] | None = None
+    search: Callable[[], Awaitable[SearchResult]] | None = None
     crossing: Crossing | None = None

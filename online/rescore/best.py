@@ -15,7 +15,7 @@ import msgspec
 from online.decide.scoring import score_many
 from online.errors import ConfigError
 from online.models.base import Model, Prediction
-from online.models.crossed import ACTION
+from online.models.choices.interactions import ACTION
 from online.models.rewards import Action
 from paramserver.core.blocks import Blocks
 from replay.example import Features, Label, Value

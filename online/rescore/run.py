@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 from river import linear_model, preprocessing
 
 from evaluation.metrics import Task
+from online.models.adapters.linear import Linear
 from online.models.base import Model
 from online.models.limited import LimitedScaler
-from online.models.linear import Linear
 from online.models.structure import steps
 from online.rescore import audit, plan, published, sparse
 from online.rescore.errors import AuditFailed, RunRefused

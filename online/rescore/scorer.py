@@ -22,11 +22,11 @@ import numpy.typing as npt
 from river import linear_model, optim, preprocessing
 
 from evaluation.metrics import Task
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
 from online.models.base import Model, Prediction
 from online.models.limited import Limited, LimitedScaler
-from online.models.linear import Linear
-from online.models.opaque import Opaque
-from online.models.scalers import MinMax, Standard
+from online.models.state.scalers import MinMax, Standard
 from online.models.structure import steps
 from online.rescore.trees import Forest, Unlowerable, lower
 from online.tables.columns import Floats, Mask, Rows

@@ -11,8 +11,8 @@ import msgspec
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.models.base import Model
-from online.models.crossed import ACTION
-from online.models.from_settings import load_model
+from online.models.choices.interactions import ACTION
+from online.models.loading.from_settings import load_model
 from online.models.rewards import Action
 from online.rescore.best import BestAction
 from online.rescore.run import Scored

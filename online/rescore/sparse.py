@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 from river import linear_model, preprocessing
 
+from online.models.adapters.linear import Linear
 from online.models.base import Model
 from online.models.limited import LimitedScaler
-from online.models.linear import Linear
 from online.models.structure import steps
 from online.tables.columns import Mask, Rows, Text
 from replay.example import label_text

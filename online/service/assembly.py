@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from online.errors import StartRefused
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import ParameterServerClient
 from online.rescore.stores import RedisReads, SqliteScores
@@ -39,7 +39,7 @@ from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import journal_opener
 from online.settings.tokens import ROLES
-from online.trust.trigger_watch import Looked
+from online.trust.trigger_watch import SearchResult
 from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
 from paramserver.clients.sharded_client import sharded
@@ -80,7 +80,7 @@ class Around:
     server: Callable[[str, str], Client]
     learner_process: Callable[[str, ModelReplica], LearnerProcess | None]
     relearn: Callable[[Settings, str], Relearn | None] = nobody
-    search: Callable[[Settings, str], Callable[[], Awaitable[Looked]] | None] = nobody
+    search: Callable[[Settings, str], Callable[[], Awaitable[SearchResult]] | None] = nobody
     peers: Callable[[str], ParameterServerClient | None] = nobody
     challenger: Callable[[str], ParameterServerControl | None] = nobody
     absent: Callable[[], str | None] = lambda: None

@@ -17,7 +17,7 @@ from online import telemetry
 from online.challenger.comparison import Standing
 from online.challenger.promotion import decision
 from online.challenger.shadow import Shadow
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -17,8 +17,8 @@ from online.audit.log import note_start, started_with
 from online.challenger.promotion import spec_of_challenger
 from online.client.asking import Asking
 from online.errors import StartRefused
-from online.models.from_settings import load_model, merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model, merge_rule
 from online.rebuild import acceptance
 from online.replica.learning_cost import SHARE_MAX
 from online.replica.memory_settings import memory_for

@@ -13,8 +13,8 @@ from online.learning.base import BaseLearner
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.replica.memory_settings import memory_for
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, ParameterServerClient, Who
@@ -24,7 +24,7 @@ from online.sure.views import calibration_in, views_of
 from online.tracing.trace import Crossing
 from online.trust.filtering import filtering_for
 from online.trust.root_set import RootSet, root_rows
-from online.trust.trigger_watch import Looked
+from online.trust.trigger_watch import SearchResult
 from online.watch.canary import Canary
 from online.watch.on_rise import Relearn
 from paramserver.clients.client import Client
@@ -45,7 +45,7 @@ def model_replica(
     for_others: bool = False,
     peers: ParameterServerClient | None = None,
     relearn: Relearn | None = None,
-    search: Callable[[], Awaitable[Looked]] | None = None,
+    search: Callable[[], Awaitable[SearchResult]] | None = None,
     crossing: Crossing | None = None,
 ) -> ModelReplica:
     """One model of the settings in this process; its learner follows from the merge rule.

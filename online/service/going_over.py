@@ -20,8 +20,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final
 
 from online.errors import OnlineError
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.service.composition import exchangeable
 from online.service.model_part import Part
 from online.settings.config import Settings

@@ -14,8 +14,8 @@ from typing import Final
 
 from online.challenger import promotion
 from online.errors import OnlineError, StartRefused
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
 from online.service import parameter_servers

@@ -19,13 +19,13 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from online import processes, telemetry
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.replica.replica import ModelReplica
 from online.rows.prediction_ids import Keys
 from online.service.composition import model_replica
 from online.service.garbage import collect_seldom
 from online.service.relearn_task import fresh_of
-from online.service.trigger_task import Looked, looking
+from online.service.trigger_task import SearchResult, looking
 from online.settings.access_tokens import WITH_SECRETS
 from online.settings.config import Settings
 from online.settings.places import journal_opener, server_name
@@ -49,12 +49,12 @@ def relearning(settings: Settings, model: str) -> Relearn:
     return relearned
 
 
-def searching(settings: Settings, model: str) -> Callable[[], Awaitable[Looked]]:
+def searching(settings: Settings, model: str) -> Callable[[], Awaitable[SearchResult]]:
     """Has triggers searched for by a task of Ray."""
 
-    async def searched() -> Looked:
+    async def searched() -> SearchResult:
         data = settings.model_dump(mode="json", context=WITH_SECRETS)
-        looked: Looked = await looking(data, model)
+        looked: SearchResult = await looking(data, model)
         return looked
 
     return searched

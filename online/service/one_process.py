@@ -27,9 +27,9 @@ from typing import Any, Final, Protocol, TypeVar
 from online import processes
 from online.challenger import promotion
 from online.errors import ConfigError, StartRefused
-from online.models import handed_over
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading import objects
+from online.models.loading.from_settings import merge_rule
 from online.rows.prediction_ids import Keys
 from online.service import handing_on
 from online.service.assembly import Around, Assembly, nobody
@@ -232,7 +232,7 @@ class OneProcess:
             text = f"model {name}: version {status['epoch']}.{status['count']}"
             if status["count"]:
                 text += f", the state stored in {settings.state_dir} serves"
-                if learners[name].startswith(f"{handed_over.PLACE}:"):
+                if learners[name].startswith(f"{objects.PLACE}:"):
                     text += ", not what the object that was given had learned"
             if status["refused"]:
                 text += f", after refusing {status['refused']}"
@@ -378,14 +378,14 @@ def settings_for(
     Raises:
         ConfigError: With the remedy.
     """
-    if task is None and (task := handed_over.task_of(model)) is None:
+    if task is None and (task := objects.task_of(model)) is None:
         what = model if isinstance(model, str) else type(model).__name__
         raise ConfigError(
             "task",
             f"{what} does not say which it is for",
             "Give task: binary, multiclass or regression (or choose, or anomaly)",
         )
-    learner = model if isinstance(model, str) else handed_over.hand_over(name, model)
+    learner = model if isinstance(model, str) else objects.hand_over(name, model)
     given: dict[str, Any] = {
         **of_service,
         "cluster": EMBEDDED,

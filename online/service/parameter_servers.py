@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from online import processes
 from online.errors import StartRefused
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.service.patience import Patience
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

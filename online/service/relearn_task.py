@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from online.errors import StartRefused
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rebuild.rebuild import method_of
 from online.rebuild.relearn import Relearning, relearn, window_of
 from online.rows.history import Decisions

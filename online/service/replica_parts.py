@@ -15,8 +15,8 @@ from typing import Any
 from online import processes
 from online.challenger import promotion
 from online.http import ingress
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.service.assembly import Around, Assembly
 from online.service.composition import goes_over

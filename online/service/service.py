@@ -28,8 +28,8 @@ from online.challenger import promotion
 from online.client.asking import Asking, NoAnswer
 from online.errors import OnlineError, StartRefused
 from online.history.recording import Recording
-from online.models.from_settings import merge_rule
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import merge_rule
 from online.service import handing_on, parameter_servers, rollout, worker_setup
 from online.service.balancer import balanced
 from online.service.challengers import Challengers

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 import ray
 
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.history import Decisions
 from online.rows.prediction_ids import Keys
 from online.service.command_settings import settings_file, without_settings
@@ -22,7 +22,7 @@ from online.settings.config import Settings
 from online.settings.glimpse import environment
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal
-from online.trust.triggers import Search, Told, Trigger
+from online.trust.triggers import LearnedRow, Search, Trigger
 from replay import codec
 from replay.errors import PayloadFormat, PayloadInvalid
 from replay.journal.base import Journal
@@ -33,7 +33,7 @@ _FORGET_S: Final = 3_600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class SearchResult:
     """The triggers that a search has found, and what it looked at.
 
     ``rows`` and ``sources``: how many were looked at.  ``forgotten``: sources that were forgotten
@@ -47,7 +47,7 @@ class Looked:
     problem: str | None = None
 
 
-def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
+def look(settings: Settings, model: ModelSettings, rows_max: int) -> SearchResult:
     """Search the newest rows for triggers that work on the newest snapshot's model.
 
     Raises StartRefused: there is no snapshot; SnapshotMissing, SnapshotCorrupt, LearnerUnusable.
@@ -60,12 +60,14 @@ def look(settings: Settings, model: ModelSettings, rows_max: int) -> Looked:
     with contextlib.closing(open_journal(settings)) as journal:
         decisions = Decisions(made.spec)
         decisions.read(journal, model.name)
-        rows = list(told_of(journal, model.name, decisions, rows_max))
+        rows = list(learned_rows(journal, model.name, decisions, rows_max))
     found = Search(rows, made.make(), loaded.build).triggers()
-    return Looked(len(rows), len({row.source for row in rows}), tuple(found))
+    return SearchResult(len(rows), len({row.source for row in rows}), tuple(found))
 
 
-def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -> Iterator[Told]:
+def learned_rows(
+    journal: Journal, model: str, decisions: Decisions, rows_max: int
+) -> Iterator[LearnedRow]:
     """The newest ``rows_max`` rows of the journal, those of them that are in the model."""
     newest = journal.follow(model, 2**62, 1).upto
     low, reach = 0, rows_max
@@ -83,21 +85,21 @@ def told_of(journal: Journal, model: str, decisions: Decisions, rows_max: int) -
             with contextlib.suppress(PayloadFormat, PayloadInvalid):
                 example = codec.decode(row.payload)
                 if example.scored:
-                    yield Told(row.source, example.features, example.label)
+                    yield LearnedRow(row.source, example.features, example.label)
         if len(page.rows) < _PAGE_ROWS:
             return
         low = page.upto
 
 
 def looking(data: dict[str, Any], model: str) -> Any:
-    """Begin a search as a task of Ray; the reference of its :class:`Looked`.
+    """Begin a search as a task of Ray; the reference of its :class:`SearchResult`.
 
     It ends with this process.  With ``triggers.on_trigger: forget`` the sources are forgotten, too.
     """
     return ray.remote(_looked).options(num_cpus=0, max_retries=0).remote(data, model)
 
 
-def _looked(data: dict[str, Any], name: str) -> Looked:
+def _looked(data: dict[str, Any], name: str) -> SearchResult:
     with contextlib.suppress(OSError):
         os.nice(_NICENESS)
     settings = Settings.model_validate(data)
@@ -109,7 +111,7 @@ def _looked(data: dict[str, Any], name: str) -> Looked:
     return forgotten(settings, name, looked)
 
 
-def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
+def forgotten(settings: Settings, model: str, looked: SearchResult) -> SearchResult:
     """Forget each source that is named, one after the other, by ``online forget``."""
     done: list[str] = []
     problem = None
@@ -120,7 +122,7 @@ def forgotten(settings: Settings, model: str, looked: Looked) -> Looked:
             if problem is not None:
                 break
             done.append(source)
-    return Looked(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
+    return SearchResult(looked.rows, looked.sources, looked.triggers, tuple(done), problem)
 
 
 def _forget(file: Path, model: str, source: str) -> str | None:

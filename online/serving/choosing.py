@@ -32,8 +32,8 @@ from online.messages.choices import (
 )
 from online.messages.structs import Event
 from online.models.base import Prediction as Answer
-from online.models.crossed import Alike, alike, are_brief
-from online.models.scored import Scores
+from online.models.choices.interactions import Alike, alike, are_brief
+from online.models.choices.scores import Scores
 from online.replica.pending import Recorded
 from online.rows.door import NUMBER_MAX, Door, not_plain
 from online.rows.joins import ROUNDS_MAX

@@ -29,7 +29,7 @@ from online.messages.sender import sender
 from online.messages.structs import Receipt
 from online.models.base import Model
 from online.models.device_delta import Movable, numbers
-from online.models.slopes import Sloped
+from online.models.gradients import HasGradient
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.rows.door import Door
@@ -147,7 +147,7 @@ class Pushes:
         self._paces = Paces(settings.hourly)
         model = replica.learner.serving
         self.problem = _unfit(model, root)
-        size = model.slope_size if isinstance(model, Sloped) else None
+        size = model.slope_size if isinstance(model, HasGradient) else None
         self.chain = Chain(
             [
                 Schema(size),
@@ -327,7 +327,7 @@ def not_taken(model: str, problem: str) -> RequestError:
 
 def _unfit(model: Model, root: RootSet) -> str | None:
     """Why deltas of this model can't be taken; None if they can."""
-    if not (isinstance(model, Movable) and isinstance(model, Sloped)):
+    if not (isinstance(model, Movable) and isinstance(model, HasGradient)):
         return "it is no linear model and no network"
     return root.problem
 

@@ -24,7 +24,7 @@ from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event
 from online.models.base import Prediction as Answer
-from online.models.scalers import Columns
+from online.models.state.scalers import Columns
 from online.replica.replica import ModelReplica
 from online.rows.door import INTEGER_MAX, NUMBER_MAX, Door
 from online.sure.views import stamp_of

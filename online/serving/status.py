@@ -18,7 +18,7 @@ import msgspec
 from evaluation.summary import summary
 from online.challenger.promotion import decision, upgrading
 from online.errors import RequestError
-from online.models.terms import terms_of
+from online.models.contributions.additive import terms_of
 from online.replica.replica import ModelReplica
 from online.rows.schema import schema_of
 from online.serving import anomalies, journal_room

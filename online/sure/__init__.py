@@ -1,1 +1,1 @@
-"""Sure: how sure an answer is, as a set of labels or an interval that holds the coverage asked."""
+"""Uncertainty: conformal sets and intervals, calibrated probabilities, contributions, slices."""

@@ -1,23 +1,25 @@
-"""Probabilities that say how often: one temperature for a model's answers, learned from labels.
+"""Calibration of probabilities by temperature scaling, learned online from labels.
 
-A model that says .99 and is right nine times in ten is too sure.  Its log probabilities are
-multiplied by one number, the *sharpness*, and made a distribution again (Platt 1999 without an
-intercept; Guo et al. 2017, *On calibration of modern neural networks*).  That keeps the order of
-labels, so no answer becomes another one; the model itself learns nothing of it.
+A model that predicts .99 and is right nine times in ten is overconfident.  Its log probabilities
+are multiplied by one number, the *sharpness* (the inverse of a temperature), and normalised again
+(Platt 1999 without an intercept; Guo et al. 2017, *On calibration of modern neural networks*).
+The order of the labels stays, so the predicted label does not change, and the model itself does not
+learn from it.
 
-Each label tells what its answer would have lost at each of :data:`GRID` sharpnesses.  The sums fade
-over about :data:`_MEMORY` labels, and the least of them, between its neighbours by a parabola, is
-the sharpness of now.  It is applied only
+For each label the log loss of its answer is computed at each sharpness in :data:`GRID`.  The sums
+are discounted over about :data:`_MEMORY` labels.  The sharpness with the least sum, interpolated by
+a parabola, is the current one.  It is applied only
 
-* if by these sums it gains more than :data:`_GAIN` a row, and :data:`_FREE` in all; the later
-  labels are, the more, for the gain is one of the past, and with labels that come more than
-  :data:`_LATE_MAX` labels later never;
-* while what it has lost by all labels so far, if anything, is less than :data:`_BUDGET` a row, and
-  :data:`_FREE`; the later labels are, the less, for what is under way is lost, too.
+* if by these sums it gains more than :data:`_GAIN` for each row and :data:`_FREE` in total.  Both
+  bounds grow with the delay of labels, because the gain is one of the past; if labels are more than
+  :data:`_LATE_MAX` labels late, it is never applied;
+* while its total loss against the model's own probabilities is below :data:`_BUDGET` for each row
+  plus :data:`_FREE`.  Here the bounds shrink with the delay, because answers whose labels are still
+  missing may lose, too.
 
-What the model itself had said follows from the answer and its sharpness, which travels with it in
-three bytes, with the number of labels then.  So the state is a sum over rows: a block that adds
-over replicas, and is never averaged.
+The model's own probabilities follow from the answer and its sharpness, which travels with the
+answer in three bytes, with the number of labels at that time.  So the state is a sum over rows: a
+block that merges by addition and is never averaged.
 """
 
 from __future__ import annotations
@@ -37,26 +39,26 @@ from paramserver.core.sums import Sums
 from replay.example import Example, label_text
 
 CALIBRATION: Final = "calibration"
-"""The block: sums over the learned rows."""
+"""Name of the block with the sums over the learned rows."""
 
 GRID: Final = tuple(2.0 ** (half / 2) for half in range(-4, 4))
-"""The sharpnesses that are compared; 1: the model's own."""
+"""The sharpnesses that are compared; 1 leaves the model's probabilities as they are."""
 
 _ONE: Final = GRID.index(1.0)
 _POWERS: Final = np.array(GRID)[:, None]
-_STEPS: Final = 8  # of a doubling: an answer's sharpness is a whole number of them
+_STEPS: Final = 8  # steps in a factor of 2: an answer's sharpness is a whole number of steps
 _STAMP: Final = struct.Struct("<bH")
 _MEMORY: Final = 1_000.0
 _GAIN: Final = 0.003
 _BUDGET, _FREE = 0.001, 3.0
-_LATE: Final = 20.0  # labels by which it is asked for twice as much
-_LATE_MAX: Final = 150.0  # a world that turns has turned by then
+_LATE: Final = 20.0  # mean delay, in labels, at which the bounds double
+_LATE_MAX: Final = 150.0  # the stream may have drifted by then
 _ROWS_MIN: Final = 100
-_LATE_ROWS: Final = 3.0  # more labels for each one of lateness: the first ones seem to come soon
-_WORST: Final = -math.log(1e-6)  # a row loses no more, so that one tells no more than some others
+_LATE_ROWS: Final = 3.0  # more rows needed for each label of delay: first labels have short delays
+_WORST: Final = -math.log(1e-6)  # bound of a row's loss, so that no row dominates the sums
 _REACH: Final = (-_WORST * _MEMORY, _WORST * _MEMORY)
-"""Beyond it no losses bring a sum, but replicas that have together let fade more than there was: it
-fades no faster, or it would swing ever wider."""
+"""Bounds of a sum when it is discounted.  Replicas together may discount more than there was; with
+an unbounded sum that would oscillate with growing amplitude."""
 _LEAST: Final = 1e-15
 _N, _SEEN, _COMPARED, _LATENESS, _GAINED = "n", "seen", "compared", "late", "gained"
 _LOSSES: Final = tuple(f"loss/{i}" for i in range(len(GRID)))
@@ -65,16 +67,16 @@ Floats = npt.NDArray[np.float64]
 
 
 class Calibration(Sums):
-    """The sharpness of one model's answers, with an open delta; a view of the learned rows."""
+    """The sharpness of one model's answers: a view of the learned rows, with an open delta."""
 
     def __init__(self) -> None:
         super().__init__(CALIBRATION)
-        self._step: int | None = 0  # None: it is to be found again
+        self._step: int | None = 0  # None: to be recomputed
 
     # -- asking ------------------------------------------------------------------------------
 
     def answered(self, answer: Prediction) -> Prediction:
-        """The model's answer as it is given; the same one while it is not corrected."""
+        """Return the calibrated answer; the same object while no sharpness is applied."""
         shares = answer.probabilities
         if not (step := self._now()) or shares is None or len(shares) < 2:
             return answer
@@ -88,12 +90,12 @@ class Calibration(Sums):
         return Prediction(answer.label, named, answer.notes)
 
     def stamp(self) -> bytes:
-        """The sharpness of now and the number of labels, as ids and rows keep them."""
+        """Return the current sharpness and number of labels, packed for tokens and rows."""
         return _STAMP.pack(self._now(), int(self.now.get(_N, 0)) & 0xFFFF)
 
     @property
     def on(self) -> bool:
-        """Whether answers are corrected now."""
+        """Return whether a sharpness other than 1 is applied now."""
         return bool(self._now())
 
     def _now(self) -> int:
@@ -102,7 +104,7 @@ class Calibration(Sums):
         return self._step
 
     def _found(self) -> int:
-        """Steps of the sharpness of now; 0: the model's own is left as it is."""
+        """Compute the current sharpness in steps; 0: no correction."""
         sums = self.now
         seen, lost = sums.get(_SEEN, 0.0), -sums.get(_GAINED, 0.0)
         if seen < _ROWS_MIN + _LATE_ROWS * self._late or self._late > _LATE_MAX:
@@ -129,13 +131,13 @@ class Calibration(Sums):
     # -- learning ----------------------------------------------------------------------------
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
-        """Count one learned row.  One that was answered without a sharpness says nothing."""
+        """Count one learned row, unless its answer has no noted sharpness."""
         score, stamp = example.score, _own_part(example.sure)
         if stamp is None or not (score and example.scored) or len(score) < 2:
             return
         then, n = _STAMP.unpack(stamp)
         label = label_text(example.label)
-        if label not in score:  # a class that was not known then
+        if label not in score:  # a class that the model did not know then
             return
         shares = np.array(list(score.values()))
         if not np.isfinite(shares).all():
@@ -150,8 +152,8 @@ class Calibration(Sums):
             least, most = _REACH if name in _LOSSES else (0.0, math.inf)
             self.count(name, value - min(max(held, least), most) / _MEMORY)
         if then:
-            given = min(-math.log(max(score[label], _LEAST)), _WORST)
-            self.count(_GAINED, losses[_ONE] - given)
+            given_loss = min(-math.log(max(score[label], _LEAST)), _WORST)
+            self.count(_GAINED, losses[_ONE] - given_loss)
         self.count(_COMPARED, 1.0)
         self.count(_N, 1)
 
@@ -160,19 +162,19 @@ class Calibration(Sums):
         super().count(name, value)
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Set new values of the given keys with the open delta on top."""
         self._step = None if CALIBRATION in values else self._step
         super().rebase(values)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._step = 0
         super().reset(values)
 
-    # -- what is told ------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
-        """The sharpness of now, rows that told of it, how late they are, log loss gained a row."""
+        """Return sharpness, number of rows, mean delay in labels, and log loss gained per row."""
         n = self.now.get(_COMPARED, 0.0)
         return {
             "sharpness": _sharpness(self._now()),
@@ -187,15 +189,15 @@ def _sharpness(step: int) -> float:
 
 
 def _own_part(sure: bytes | None) -> bytes | None:
-    """The part of a row's stamp that is of this module, which stands last."""
+    """Return this module's part of a row's stamp, which is the last one; None without it."""
     if sure is None or len(sure) not in (_STAMP.size, STAMP.size + _STAMP.size):
         return None
     return sure[-_STAMP.size :]
 
 
 def _losses(logs: Floats, label: int) -> Sequence[float]:
-    """Return the losses of the label at each sharpness of the grid."""
+    """Return the log loss of the label at each sharpness of the grid."""
     scaled = _POWERS * (logs - logs.max())
     totals = np.log(np.exp(scaled).sum(axis=1))
-    found: list[float] = np.minimum(totals - scaled[:, label], _WORST).tolist()
-    return found
+    losses: list[float] = np.minimum(totals - scaled[:, label], _WORST).tolist()
+    return losses

@@ -1,19 +1,18 @@
-"""Why an answer: what each feature of a row has added to it, by the model's own answers to less.
+"""Contributions of a row's features to its answer, by weights or by predictions for parts of it.
 
-A *path* begins with the answer to no feature at all and adds the row's features one after the
-other.  What the answer gains at a feature is its contribution on that path; so on each path the
-contributions and the beginning add up to the answer, whatever model it is.  A model that adds up
-features in log odds (logistic regression, softmax, FTRL; a linear model in regression) gains the
-same on every path, and one path and its reverse tell that it does.  Where the weights are known to
-say it, nobody asks (:mod:`online.models.terms`), and a mixture of such models is shared out by its
-experts' weights (:mod:`online.models.worths`).  For any other model
-contributions are means over several paths, with their reverses: an estimate of Shapley values
-(Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on sampling*).
-For a tree a feature that is absent is what the tree does without it; in a network it counts as its
-mean, which is 0 behind standardisation.
+A *path* starts with the prediction for an empty row and adds the row's features one by one.  The
+change of the prediction at a feature is its contribution on that path, so for any model the
+contributions on a path and the start add up to the answer.  A model that is additive in log odds
+(logistic regression, softmax, FTRL; a linear model in regression) has the same contributions on
+every path, which one path and its reverse can show.  If contributions can be computed from the
+weights, no predictions are made (:mod:`online.models.contributions.additive`); a mixture of such
+models is attributed by its experts' weights (:mod:`online.models.contributions.attribution`).  For
+any other model contributions are means over several paths and their reverses: an estimate of
+Shapley values (Castro, Gómez and Tejada 2009, *Polynomial calculation of the Shapley value based on
+sampling*).  A tree handles an absent feature in its own way; in a network it counts as its mean,
+which is 0 after standardisation.
 
-Which paths are taken follows from the row alone: the same row of the same model is explained in
-the same way.
+The paths are determined by the row, so the same row and model always give the same result.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ import msgspec
 from evaluation.metrics import LOG_CLIP
 from online.errors import OnlineError
 from online.models.base import Model, Prediction
-from online.models.terms import explained
+from online.models.contributions.additive import explained
 from replay.example import Features, Label
 
 EXACT: Final = 1e-9
-"""Contributions of two paths that differ by no more than this, relative to the answer, are one."""
+"""Relative difference up to which the contributions of two paths count as equal."""
 
 Ask = Callable[[Sequence[Features]], Sequence[Prediction]]
 _T = TypeVar("_T")
@@ -40,21 +39,21 @@ Steps = Generator[None, int, _T]
 
 
 class NotExplained(OnlineError):
-    """The model can't be asked about a part of the row, or gives no number for it."""
+    """The model can't predict a part of the row, or gives no number for it."""
 
     reason: str
     text = "this answer can't be explained: {reason}"
 
 
 class Contributions(msgspec.Struct, frozen=True):
-    """Contributions are what the features of a row have added to its answer.
+    """The contributions of a row's features to its answer.
 
     Attributes:
-        base: The answer to no feature: log odds of the label, or a number in regression.
-        output: The answer to the row in the same unit.
-        added: By feature; with ``base`` they add up to ``output``.
-        exact: Whether weights say it, or every order of the features says the same.
-        paths: Orders that were looked at.
+        base: The answer to an empty row: log odds of the label, or a number in regression.
+        output: The answer to the row, in the same unit.
+        added: Contribution of each feature; with ``base`` they add up to ``output``.
+        exact: Whether they come from weights, or are the same for every order of the features.
+        paths: Number of orders that were evaluated.
     """
 
     base: float
@@ -65,13 +64,13 @@ class Contributions(msgspec.Struct, frozen=True):
 
 
 def added_up(model: Model, features: Features) -> tuple[Prediction, Contributions] | None:
-    """Answer, with contributions by the model's weights; None: ask it about parts of the row.
+    """Predict a row with contributions from the model's weights; None if it is not additive.
 
     Raises NotExplained.
     """
-    if (found := explained(model, features)) is None:
+    if (explanation := explained(model, features)) is None:
         return None
-    answer, terms = found
+    answer, terms = explanation
     if terms is None:
         raise NotExplained("it knows no label yet")
     if not math.isfinite(sum(terms.added.values(), terms.base)):
@@ -87,15 +86,15 @@ def contributions(
     asks_max: int,
     in_time: Callable[[], bool] = lambda: True,
 ) -> Contributions:
-    """Do all steps of :func:`explaining` at once."""
+    """Run all steps of :func:`explaining`."""
     steps = explaining(ask, features, label, asks_max=asks_max, in_time=in_time)
     next(steps)
     while True:
         try:
             steps.send(asks_max)
         except StopIteration as done:
-            found: Contributions = done.value
-            return found
+            result: Contributions = done.value
+            return result
 
 
 def explaining(
@@ -106,14 +105,16 @@ def explaining(
     asks_max: int,
     in_time: Callable[[], bool],
 ) -> Steps[Contributions]:
-    """Find out what each feature has added to the answer for ``label``; None: to the number.
+    """Compute contributions to the log odds of ``label`` (None: to the number) in steps.
 
-    In steps: what is sent in says about how many rows the model is asked in the next one.
+    Send the number of rows for the next step into the generator.
 
     Parameters:
-        ask: The model's answers; one model for all of it.
-        asks_max: Rows that it is asked about at most; at least twice as many as there are features.
-        in_time: Asked before a further pair of paths: whether there is time for it.
+        ask: Predicts rows; it must use the same model throughout.
+        features: The row.
+        label: The label whose log odds are explained; None in regression.
+        asks_max: Most rows to predict, at least twice the number of features.
+        in_time: Called before each further pair of paths: whether there is time for it.
 
     Raises NotExplained.
     """
@@ -149,7 +150,7 @@ def _path(
     ends: tuple[float, float],
     label: Label | None,
 ) -> Steps[dict[str, float]]:
-    """Return what the answer gains at each feature, in this order."""
+    """Return the contribution of each feature if they are added in this order."""
     part: Features = {}
     parts: list[Features] = []
     for name in order[:-1]:
@@ -166,7 +167,7 @@ def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> Steps[l
         n = yield
         try:
             answers = ask(rows[len(outputs) : len(outputs) + n])
-        except Exception as error:  # whatever the model raises: it is a stranger's code
+        except Exception as error:  # a user's model may raise anything
             reason = f"{type(error).__name__}: {error}"[:200]
             raise NotExplained(f"it raises on a part of the row: {reason}") from error
         outputs += [_output(answer, label) for answer in answers]
@@ -176,7 +177,7 @@ def _outputs(ask: Ask, rows: Sequence[Features], label: Label | None) -> Steps[l
 
 
 def _output(answer: Prediction, label: Label | None) -> float:
-    """The log odds of the label, or the number that was answered."""
+    """Return the log odds of the label, or the predicted number."""
     shares = answer.probabilities
     if shares is None:
         if label is None and isinstance(answer.label, float):

@@ -1,22 +1,21 @@
-"""How late positive labels come: what a label by default weighs follows from it.
+"""Delays of positive labels, and the weights of default labels that follow from them.
 
-Of each positive label the time from its prediction is counted, in buckets that grow by a quarter of
-an octave, so the share of them that have come within a time can be read off.  Beside them stands
-how many events got a label by default, and how many of these were corrected.  All are sums over the
-learned rows, so replicas add up, and what is undone or forgotten counts no more.
+The time from prediction to positive label is counted in buckets of a quarter of an octave, so that
+the share of positives within a time can be computed.  Also counted are events that got a default
+(negative) label, and those of them that were corrected later.  All are sums over the learned rows,
+so they merge by addition, and rows that are undone or forgotten no longer count.
 
-A window that ends before all positives have come takes some of them for negatives until they come.
-If the share F has come, negatives weigh F + (1 − F)·v and positives that come later v: then both
-weigh alike in the sum, whatever v is.  With v = 1 each label weighs as one, and what is still on
-its way counts fully on the wrong side.  With v = 0 it does not, and nothing is learned of what
-comes late; if F is small, nothing is learned at all.  Here v is 1 − F, and at least a tenth: what
-comes late is never all but lost, whoever says that all comes at once.
+With a window that is shorter than some delays, late positives count as negatives until they arrive.
+If the share F arrives in time, negatives get the weight F + (1 − F)·v and late positives get v:
+for any v the expected weights balance.  With v = 1 all labels have weight 1, and a positive that
+has not arrived counts fully as a negative.  With v = 0 it does not, but nothing is learned from
+late positives, and if F is small, hardly anything at all.  Here v is 1 − F, and at least
+:data:`_LATE_MIN`, so that late positives always count, even if a source claims that none are late.
 
-F is that of the source's own positives once there are enough of them.  For others it is that of all
-sources together, of which none counts for more than the mean of the others: one that sends many
-positives at once does not decide what the labels of others weigh.  Sources are told apart by a hash
-of their names, 64 of them.  What a source's positives have said fades, over about :data:`_MEMORY`
-of them: if they come later than they used to, F follows.
+F is that of the source's own positives once it has enough of them.  Otherwise it is that of all
+sources together, where none counts more than the mean of the others: a source with many positives
+must not determine the weights of the others.  Sources are hashed to :data:`_PLACES` slots.  The
+counts of a source are discounted over about :data:`_MEMORY` positives, so that F follows changes.
 """
 
 from __future__ import annotations
@@ -29,33 +28,33 @@ from paramserver.core.sums import Sums
 from replay.example import Example
 
 DELAYS: Final = "delays"
-"""The block: sums over the learned rows."""
+"""Name of the block with the sums over the learned rows."""
 
 POSITIVES_MIN: Final = 50
-"""Positive labels below which nothing is known of how late they come: all labels weigh 1."""
+"""With fewer positive labels F is unknown, and all labels have weight 1."""
 
 _DELAY: Final = "delay "
-"""Begins the names of buckets."""
+"""Prefix of the names of buckets."""
 _LEAST_S: Final = 0.001
-"""What has come sooner was no answer's label: its features came with it."""
+"""A label with a shorter delay came together with its features, not after an answer."""
 _OCTAVE: Final = 4
 _FIRST, _LAST = -40, 108
 """Buckets: from 1 ms to a few years."""
 _LATE_MIN: Final = 0.1
-"""What comes late weighs at least so much."""
+"""Least weight of a late positive."""
 _PLACES: Final = 64
-"""Places that sources are hashed to: the block is bounded, whatever names they give themselves."""
+"""Slots to which sources are hashed, so that the block is bounded whatever names they use."""
 _MEMORY: Final = 1_000.0
-"""Positives of a source over which its share fades."""
+"""Window of the discount, in positives of a source."""
 _ENOUGH: Final = _MEMORY * (1.0 - (1.0 - 1.0 / _MEMORY) ** POSITIVES_MIN) - 1e-6
-"""What is left of the least that say something."""
+"""The discounted count of :data:`POSITIVES_MIN` positives."""
 
 
 class Delays(Sums):
-    """Delays of the positive labels of one model, with an open delta; a view of the rows.
+    """Delays of one model's positive labels: a view of the learned rows, with an open delta.
 
     Parameters:
-        window_s: Seconds after which an event without a label gets one by default.
+        window_s: Seconds after which an event without a label gets the default label.
     """
 
     def __init__(self, window_s: float) -> None:
@@ -64,7 +63,7 @@ class Delays(Sums):
         self._all, self._within = f"all of {window_s:g} by ", f"within {window_s:g} by "
 
     def add(self, example: Example, at: float, source: str = "") -> None:
-        """Count one learned row: a label by default, one that corrects it, or a positive one."""
+        """Count one learned row: a default label, its correction, or a positive label."""
         if example.moved is not None:
             return
         if example.late is not None:
@@ -80,33 +79,33 @@ class Delays(Sums):
             for name, more in (f"{self._all}{place}", 1.0), (f"{self._within}{place}", within):
                 self.count(name, more - max(self.now.get(name, 0.0), 0.0) / _MEMORY)
 
-    # -- what is told ------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     @property
     def positives(self) -> int:
-        """Positive labels of which the delay is known."""
+        """Return the number of positive labels with a known delay."""
         return int(sum(n for name, n in self.now.items() if name.startswith(_DELAY)))
 
     def reached(self, source: str | None = None) -> float | None:
-        """Share of the positives that have come within the window; None before enough have.
+        """Return F, the share of positives within the window; None before there are enough.
 
-        Of those of this source, if there are enough; else of all.  Of those that came while the
-        window was another one the buckets tell, until there are enough that came since.  Replicas
-        that did not hear of each other for long may have let fade more than there was: what is
-        left of it is no share below none, or above all.
+        It is that of the source's positives if there are enough, else that of all sources, or,
+        after a change of the window, that of the buckets until there are enough new positives.
+        Replicas that exchange rarely may together discount more than there was, so counts are
+        clipped to valid shares.
         """
-        found = {
+        known = {
             place: (n, min(max(self.now.get(f"{self._within}{place}", 0.0), 0.0), n))
             for place in range(_PLACES)
             if (n := self.now.get(f"{self._all}{place}", 0.0)) > 0.0
         }
-        own, in_time = (0.0, 0.0) if source is None else found.get(_hashed(source), (0.0, 0.0))
+        own, in_time = (0.0, 0.0) if source is None else known.get(_hashed(source), (0.0, 0.0))
         if own >= _ENOUGH:
             return in_time / own
-        if (all_ := sum(n for n, _ in found.values())) >= _ENOUGH:
-            others = len(found) - 1
-            counts = [min(n, (all_ - n) / others) if others else n for n, _ in found.values()]
-            pairs = zip(counts, found.values(), strict=True)
+        if (all_ := sum(n for n, _ in known.values())) >= _ENOUGH:
+            others = len(known) - 1
+            counts = [min(n, (all_ - n) / others) if others else n for n, _ in known.values()]
+            pairs = zip(counts, known.values(), strict=True)
             return sum(count * within / n for count, (n, within) in pairs) / sum(counts)
         if (total := self.positives) < POSITIVES_MIN:
             return None
@@ -117,13 +116,13 @@ class Delays(Sums):
         return within / total
 
     def weights(self, source: str | None = None) -> tuple[float, float]:
-        """The weight of a negative by default, and of a positive label that comes after it."""
+        """Return the weights of a default label and of a positive label that replaces one."""
         share = self.reached(source) or 0.0
         late = max(1.0 - share, _LATE_MIN)
         return share + (1.0 - share) * late, late
 
     def summary(self) -> dict[str, Any]:
-        """Return what became of events without a label, as the status has it."""
+        """Return the counts and weights for the status."""
         default, late = self.weights()
         return {
             "window_s": self._window_s,

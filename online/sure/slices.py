@@ -1,8 +1,8 @@
-"""How a model does on parts of its rows: counters by the values of features that are named.
+"""Metrics of a model by slice: counters by the values of named features.
 
-They add up over replicas as the counters of all rows do, and say of each value how many answers
-were judged, how many were right (regression: how far off), and how many sets or intervals had the
-label.  A feature has so many values; what comes later is counted together as others.
+For each value they have the number of scored answers, of correct ones (in regression the absolute
+error), and of conformal sets or intervals that contained the label.  They merge by addition.  The
+number of values of a feature is bounded; later ones are counted together as "others".
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from paramserver.core.sums import Sums
 from replay.example import Example, label_text
 
 SLICES: Final = "slices"
-"""The block: sums over the learned rows."""
+"""Name of the block with the sums over the learned rows."""
 
 
 class Slices(Sums):
-    """Counters of one model by slice, with an open delta; a view of the learned rows.
+    """Counters of one model by slice: a view of the learned rows, with an open delta.
 
     Parameters:
-        names: Features by whose values rows are told apart.
-        most: Values that each has; others are counted together.
+        task: The model's task.
+        names: Features by whose values rows are grouped.
+        most: Most values of each feature; later ones are counted together.
     """
 
     def __init__(self, task: Task, names: Sequence[str], most: int) -> None:
@@ -34,7 +35,7 @@ class Slices(Sums):
         self._task, self._values = task, Values(names, most)
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
-        """Count one learned row, if something was answered to it."""
+        """Count one learned row, if it had an answer."""
         if not (score := example.score) or not example.scored:
             return
         counted = {"n": 1.0}
@@ -43,41 +44,41 @@ class Slices(Sums):
         else:
             top = max(score, key=score.__getitem__)
             counted["correct"] = float(top == label_text(example.label))
-        if (found := held(self._task, example)) is not None:
-            counted |= {"asked": 1.0, "covered": float(found[0])}
+        if (in_set := held(self._task, example)) is not None:
+            counted |= {"asked": 1.0, "covered": float(in_set[0])}
         for key in self._values.keys(example.features, learned=True):
             for counter, number in counted.items():
                 self.count(f"{key}\t{counter}", number)
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Set new values of the given keys with the open delta on top."""
         super().rebase(values)
         if (block := values.get(SLICES)) is not None:
             self._values.meet(block.data)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._values.forget()
         super().reset(values)
 
-    # -- what is told ------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     def summary(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """By feature and value: ``n``, ``accuracy`` or ``mae``, ``coverage``; most rows first.
+        """Return ``n``, ``accuracy`` or ``mae``, and ``coverage`` by feature and value.
 
-        Features that are not named any more are left out.
+        Values with most rows come first.  Features that are no longer named are left out.
         """
-        found: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
+        by_name: dict[str, dict[str, dict[str, float]]] = {name: {} for name in self._values.names}
         for key, number in self.now.items():
             name, value, counter = key.split("\t")
-            if name in found:
-                found[name].setdefault(plain_value(value), {})[counter] = number
+            if name in by_name:
+                by_name[name].setdefault(plain_value(value), {})[counter] = number
         return {
             name: {
                 value: self._scores(counted)
                 for value, counted in sorted(values.items(), key=lambda item: -item[1]["n"])
             }
-            for name, values in found.items()
+            for name, values in by_name.items()
         }
 
     def _scores(self, counted: dict[str, float]) -> dict[str, Any]:

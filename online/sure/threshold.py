@@ -1,37 +1,36 @@
-"""The threshold behind the sets and intervals of one model, moved by the labels that come back.
+"""Online conformal prediction: the threshold of one model's sets and intervals, moved by labels.
 
-Adaptive conformal inference (Gibbs and Candès 2021, *Adaptive conformal inference under
-distribution shift*, equation 2): after each label the level moves against the error, so that the
-share of misses is alpha in the long run, whatever the stream does (their proposition 4.1).  Here
-the threshold itself moves, not a level of past scores (Angelopoulos, Candès and Tibshirani 2023,
-*Conformal PID control*, equation 2): nothing of the past has to be kept.
+The method is adaptive conformal inference (Gibbs and Candès 2021, *Adaptive conformal inference
+under distribution shift*, equation 2): after each label the level moves against the error, so that
+the share of misses is alpha in the long run for any stream (their proposition 4.1).  Here the
+threshold itself moves, not a level of past scores (Angelopoulos, Candès and Tibshirani 2023,
+*Conformal PID control*, equation 2), so no past scores have to be stored.
 
-A label's *score* says how little the answer was for it.  In classification it is the log odds
-against it, and that of the most probable label is the least of all: a set always has it, and an
-empty one is no answer.  In regression it is the logarithm of the error, less the mean logarithm of
-all errors so far, so that no unit matters.  A label is in the set if its score is at most q::
+The nonconformity *score* of a label is, in classification, the log odds against it; that of the
+most probable label counts as least, so it is in every set and no set is empty.  In regression it is
+the log of the absolute error minus the mean log error so far, which makes it independent of units.
+A label is in the set if its score is at most q::
 
-    q ← q + step · (1[score > q now] − alpha) + late · (1[score > q when it was asked] − alpha)
+    q ← q + step · (1[score > q now] − alpha) + late · (1[score > q when predicted] − alpha)
 
-The second part alone has the guarantee, for what counts is the set that was answered; with late
-labels it alone swings, because a move shows only when the answers that it changed are labelled.
-The first one looks at the same score with the threshold of now, as a quantile is tracked.  The
-second one's step is learned from how late labels are: it is divided by the labels that came between
-the question and its label, beyond a horizon.  Where labels come :data:`_NEAR` labels late and more,
-it moves by as much as the errors of answers of late say more than chance does: else it goes on
-swinging after what it has done itself.
+The second term alone has the guarantee, because the set that was answered counts.  But with late
+labels it oscillates, because a move takes effect only in answers whose labels are still missing.
+The first term tests the same score with the present threshold, as in quantile tracking.  The step
+of the second term shrinks with the delay: beyond a horizon it is divided by the number of labels
+between prediction and label.  From :data:`_NEAR` labels of delay on, it also is scaled by how
+significantly the recent errors differ from alpha; otherwise it would react to its own oscillation.
 
-With slices (the values of named features) each value has a part of the threshold of its own, which
-is added to that of all: half of each move goes there, shared by the row's features.  Replicas
-divide a move of all by how many they are; a slice's only as far as all of them together have many
-of its labels between two exchanges (here, this time or the last, times the replicas), for what few
-labels do is not too much.  So each slice has its own sum of errors, and the share of misses is
-alpha in each in the long run, overlapping ones, too; that is the gradient of the pinball loss in a
-threshold that is linear in the slices (Jung et al. 2023, *Batch multivalid conformal prediction*;
-Gibbs, Cherian and Candès 2023).
+With slices (the values of named features) each value has its own part of the threshold, which is
+added to the common part: half of each move goes to the slices, divided by the row's features.
+Replicas divide a move of the common part by their number.  They divide that of a slice only as far
+as all of them together have many of its labels between two exchanges (the number here, this time or
+the last, times the replicas), since a few labels can't move it too far.  So each slice has its own
+sum of errors, and its share of misses is alpha in the long run, also where slices overlap: this is
+the gradient of the pinball loss of a threshold that is linear in the slices (Jung et al. 2023,
+*Batch multivalid conformal prediction*; Gibbs, Cherian and Candès 2023).
 
-What the answer was given with travels with it (:meth:`Confidence.stamp`), in the id and in the row.
-So the state is a sum over rows: a block that adds over replicas, and is never averaged.
+The threshold of an answer travels with it (:meth:`Confidence.stamp`), in the token and in the row.
+So the state is a sum over rows: a block that merges by addition and is never averaged.
 """
 
 from __future__ import annotations
@@ -51,10 +50,10 @@ from replay.example import Example, Features, label_text
 _Label = TypeVar("_Label")
 
 CONFIDENCE: Final = "confidence"
-"""The block: sums over the learned rows."""
+"""Name of the block with the sums over the learned rows."""
 
 STAMP: Final = struct.Struct("<fI")
-"""The threshold of an answer, and how many labels had moved it, modulo 2^32."""
+"""The threshold of an answer, and the number of labels that had moved it, modulo 2^32."""
 
 _MOVED, _N, _ASKED, _COVERED, _SIZE, _LOGS, _ERRORS, _STRAYED = (
     "moved", "n", "asked", "covered", "size", "log_n", "log_error", "strayed",
@@ -64,22 +63,21 @@ _ALL: Final = _ODDS_MAX + 1.0
 _OF_LATE: Final = 1_000.0
 _NEAR: Final = 50
 _STRAY: Final = 500.0
-"""Labels over which the errors of late are summed."""
+"""Window of the discounted sum of recent errors, in labels."""
 _CHANCE: Final = 3.0
-"""Standard deviations of that sum from which on it says all."""
+"""Standard deviations of that sum from which on it counts as fully significant."""
 _OWN: Final = 0.5
-"""Share of a move that is of the row's slices alone."""
+"""Share of a move that goes to the row's slices."""
 _TOGETHER: Final = 64.0
-"""Labels of a slice in all replicas between two exchanges from which on they correct one error."""
-_EXACT: Final = 1e-9  # an error is taken for at least this share of the target
+"""Labels of a slice between two exchanges, over all replicas, from which on moves are divided."""
+_EXACT: Final = 1e-9  # least error, relative to the target
 
 
 @dataclass(frozen=True, slots=True)
 class _Steps:
-    """How the threshold moves: steps of the two parts, and its ends.
+    """Constants of the threshold's moves: its start, its bounds, and the steps of both terms.
 
-    ``horizon``: labels that may lie between a question and its label at the whole ``late`` step;
-    divided by that step, it is the most by which labels of one moment can move it too far.
+    ``horizon`` is the delay in labels up to which the ``late`` step is not reduced.
     """
 
     start: float
@@ -95,12 +93,13 @@ _NUMBER: Final = _Steps(start=1.0, low=-8.0, high=6.0, step=0.02, late=0.2, hori
 
 
 class Confidence(Sums):
-    """The threshold of one model, with an open delta; a view of the learned rows.
+    """The threshold of one model: a view of the learned rows, with an open delta.
 
     Parameters:
-        level: Share of sets and intervals that are to have the label, above 0 and below 1.
-        slices: Features whose values have a part of the threshold of their own.
-        most: Values that each has; others are one.
+        task: The model's task.
+        level: Coverage: share of sets and intervals that should contain the label, in (0, 1).
+        slices: Features whose values have their own part of the threshold.
+        most: Most values of each feature; later ones are counted together.
     """
 
     def __init__(self, task: Task, level: float, slices: Sequence[str] = (), most: int = 0) -> None:
@@ -108,16 +107,16 @@ class Confidence(Sums):
         self.level = level
         self._number = task == "regression"
         self._steps = _NUMBER if self._number else _LABELS
-        self._own, self._others = 0.0, 0.0  # labels of late that moved it here, and elsewhere
-        self._since: dict[str, int] = {}  # by slice, labels that moved it here since the cut
-        self._before: dict[str, int] = {}  # the same between the two cuts before
+        self._own, self._others = 0.0, 0.0  # recent labels counted here, and in other replicas
+        self._since: dict[str, int] = {}  # by slice: labels counted here since the last cut
+        self._before: dict[str, int] = {}  # by slice: labels between the two cuts before
         self._values = Values(slices, most)
-        self._stamp, self._least = b"", 0.0  # of the sums as they are; empty: they have changed
+        self._stamp, self._least = b"", 0.0  # cached for the present sums; empty: to be computed
 
     # -- asking ------------------------------------------------------------------------------
 
     def stamp(self, features: Features | None = None) -> bytes:
-        """The threshold of now for a row with these features, as ids and rows keep it."""
+        """Return the current threshold for a row, packed for tokens and rows."""
         own = self._values.keys(features or {}) if self._values.names else ()
         if not self._stamp or own:
             n = int(self.now.get(_N, 0)) & 0xFFFFFFFF
@@ -128,7 +127,7 @@ class Confidence(Sums):
         return self._stamp
 
     def _at(self, own: Sequence[str]) -> float:
-        """How far the threshold has moved, for rows of these slices."""
+        """Return the threshold for rows in these slices, without bounds."""
         sums = self.now
         moved = sums.get(_MOVED, 0.0) + sum([sums.get(f"{key}\t{_MOVED}", 0.0) for key in own])
         return self._steps.start + moved
@@ -142,27 +141,27 @@ class Confidence(Sums):
         return moved + self.now[_ERRORS] / logs if logs else math.inf
 
     def labels(self, stamp: bytes, score: Mapping[_Label, float] | None) -> list[_Label] | None:
-        """The labels in the set, the most probable first; None without an answer.
+        """Return the labels in the set, the most probable first; None without an answer.
 
-        ``score`` has the probability of each, as the model or rows name them.
+        ``score`` has the probability of each label, in the form of the model or of rows.
         """
         if not score:
             return None
         least = self._least if stamp is self._stamp else _least(STAMP.unpack(stamp)[0])
-        found = [label for label, p in score.items() if p >= least]
-        if len(found) > 1:
-            found.sort(key=score.__getitem__, reverse=True)
-        return found or [max(score, key=score.__getitem__)]
+        chosen = [label for label, p in score.items() if p >= least]
+        if len(chosen) > 1:
+            chosen.sort(key=score.__getitem__, reverse=True)
+        return chosen or [max(score, key=score.__getitem__)]
 
     def interval(self, stamp: bytes, answer: float) -> tuple[float, float] | None:
-        """The lowest and the highest target; None before the first label."""
+        """Return the ends of the interval around the answer; None before the first label."""
         half = _half(STAMP.unpack(stamp)[0])
         return None if half is None else (answer - half, answer + half)
 
     # -- learning ----------------------------------------------------------------------------
 
     def add(self, example: Example, at: float = 0.0, source: str = "") -> None:
-        """Count one learned row.  One that was answered without a threshold says nothing."""
+        """Count one learned row, unless its answer has no noted threshold."""
         score, stamp = example.score, example.sure
         if not (score and example.scored) or stamp is None or len(stamp) < STAMP.size:
             return
@@ -190,11 +189,11 @@ class Confidence(Sums):
             return
         before = self._now(own)
         log = math.log(error) if error > 0.0 else -math.inf
-        found = _held_number(target, answer, then)
-        if found is not None:
-            self._count(*found)
+        held = _held_number(target, answer, then)
+        if held is not None:
+            self._count(*held)
         if before < math.inf:
-            self._move(log > before, None if found is None else not found[0], n, own)
+            self._move(log > before, None if held is None else not held[0], n, own)
         if error > 0.0:
             self.count(_LOGS, 1)
             self.count(_ERRORS, log)
@@ -207,11 +206,18 @@ class Confidence(Sums):
     def _move(
         self, missed: bool, missed_then: bool | None, n: int, own: Sequence[str] = ()
     ) -> None:
-        """A label came of a row in the slices ``own``; ``n``: how many had when it was asked."""
+        """Move the threshold after a label.
+
+        Parameters:
+            missed: Whether the label is outside the set of the present threshold.
+            missed_then: Whether it was outside the set that was answered; None: there was none.
+            n: Number of labels at the time of the prediction.
+            own: The row's slices.
+        """
         steps, alpha = self._steps, 1.0 - self.level
         seen = int(self.now.get(_N, 0))
         late = (seen - n) & 0xFFFFFFFF
-        if late >= 1 << 31:  # another replica knew more than this one does
+        if late >= 1 << 31:  # the predicting replica had counted more labels than this one
             late = 0
         by = steps.step * (missed - alpha)
         if missed_then is not None:
@@ -222,12 +228,12 @@ class Confidence(Sums):
         others = self._others / max(self._own, 1.0)
         self._own += 1.0
         at = self._at(own)
-        # Beyond its ends, where several replicas together may bring it, nobody moves it further;
-        # nor back at once, for then all of them would.
+        # Several replicas together may move it beyond its bounds.  Then no replica moves it
+        # further, nor back to the bound in one step, since all of them would.
         room = max(steps.high - at, 0.0) if by > 0.0 else min(steps.low - at, 0.0)
         most = min if by > 0.0 else max
         for key in own:
-            # few labels of a slice come between two exchanges: nobody else corrects their error
+            # with few labels of a slice between two exchanges, no other replica corrects the error
             since = self._since.get(key, 0)
             self._since[key] = since + 1
             came = max(since, self._before.get(key, 0)) * (1.0 + others)
@@ -238,14 +244,14 @@ class Confidence(Sums):
         self.count(_N, 1)
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and empty it."""
         self._before, self._since = self._since, {}
         return super().cut()
 
     def _strayed(self, error: float) -> float:
-        """How sure the errors of late say that the coverage is not what is asked, up to 1."""
+        """Count an error; return how significantly coverage differs from the level, in [0, 1]."""
         held = min(max(self.now.get(_STRAYED, 0.0), -_STRAY), _STRAY)
-        self.count(_STRAYED, error - held / _STRAY)  # more than that replicas let fade twice
+        self.count(_STRAYED, error - held / _STRAY)  # bounded, as replicas may discount twice
         variance = self.level * (1.0 - self.level) * _STRAY / 2.0
         return min(1.0, self.now[_STRAYED] ** 2 / (variance * _CHANCE**2))
 
@@ -254,7 +260,7 @@ class Confidence(Sums):
         super().count(name, value)
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Set new values of the given keys with the open delta on top."""
         if (block := values.get(CONFIDENCE)) is not None:
             self._stamp = b""
             self._note_others(block.data.get(_N, 0.0))
@@ -262,7 +268,7 @@ class Confidence(Sums):
         super().rebase(values)
 
     def _note_others(self, n: float) -> None:
-        """So many labels moved the values of the server."""
+        """Count the labels of other replicas, given the number ``n`` in the server's values."""
         came = n + self._open.get(_N, 0) - self.now.get(_N, 0)
         if self.now and came > 0:
             self._others += came
@@ -270,18 +276,18 @@ class Confidence(Sums):
             self._own, self._others = self._own / 2.0, self._others / 2.0
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Set the whole state to ``values``, with an empty open delta."""
         self._stamp = b""
         self._values.forget()
         super().reset(values)
 
-    # -- what is told ------------------------------------------------------------------------
+    # -- reports -----------------------------------------------------------------------------
 
     def summary(self) -> dict[str, Any]:
-        """Coverage of the answers whose labels came, and the mean size or width of what was said.
+        """Return the coverage of labelled answers, and the mean size of sets or width of intervals.
 
-        Both are None before the first.  ``slices``: by feature and value, how much more than that
-        of all its threshold is.
+        Both are None before the first label.  ``slices`` has each slice's own part of the
+        threshold, by feature and value.
         """
         n = self.now.get(_ASKED, 0)
         size = "width" if self._number else "size"
@@ -302,7 +308,7 @@ class Confidence(Sums):
 
 
 def held(task: Task, example: Example) -> tuple[bool, float] | None:
-    """Whether what the row was answered with had its label, and its size; None: nothing was."""
+    """Return whether the row's set or interval contained its label, and its size; None: no set."""
     score, stamp = example.score, example.sure
     if not score or stamp is None or len(stamp) < STAMP.size:
         return None
@@ -325,12 +331,12 @@ def _held_number(target: float, answer: float, then: float) -> tuple[bool, float
 
 
 def _least(threshold: float) -> float:
-    """The least probability of a label in the set."""
+    """Return the least probability of a label in the set."""
     return 0.0 if threshold >= _ODDS_MAX else 1.0 / (1.0 + math.exp(threshold))
 
 
 def _against(p: float) -> float:
-    """The log odds against a label; the most for one that had no probability."""
+    """Return the log odds against a label; the maximum for a label without a probability."""
     if p < 0.0:
         return _ALL
     if p <= 0.0:
@@ -339,7 +345,7 @@ def _against(p: float) -> float:
 
 
 def _half(threshold: float) -> float | None:
-    """Half of an interval's width; None: nobody knows yet."""
+    """Return half of an interval's width; None before the first label."""
     if not threshold < 700.0:  # NaN too
         return None
     return math.exp(threshold)

@@ -1,4 +1,4 @@
-"""Values of features by which rows are told apart: each has so many, later ones are others."""
+"""The values of named features, for slices: their number is bounded, later ones are "others"."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Final
 from replay.example import Features, Value, label_of, label_text
 
 OTHERS: Final = "others"
-"""The value of rows whose own is one too many."""
+"""The value that stands for all values beyond the bound."""
 
 MISSING: Final = "missing"
-"""The value of rows that do not have the feature."""
+"""The value of rows without the feature."""
 
-_CHARS: Final = 64  # of a value
+_CHARS: Final = 64  # longer values are truncated
 
 
 class Values:
-    """The values of features that are known.
+    """The known values of features.
 
     Parameters:
         names: The features.
-        most: Values that each has; others are counted together.
+        most: Most values of each; others are counted together.
     """
 
     def __init__(self, names: Sequence[str], most: int) -> None:
@@ -29,10 +29,9 @@ class Values:
         self._known: dict[str, set[str]] = {name: set() for name in names}
 
     def keys(self, features: Features, *, learned: bool = False) -> list[str]:
-        """A key for each feature: its name, a tab, and its value as text.
+        """Return a key for each feature: its name, a tab, and its value as text.
 
-        A value that is new gets to be known with a row that is ``learned``; asked about, it is
-        that of no row so far.
+        Only a row that is ``learned`` adds a new value to the known ones.
         """
         return [f"{name}\t{self._value(name, features, learned)}" for name in self.names]
 
@@ -47,7 +46,7 @@ class Values:
         return value
 
     def meet(self, keys: Iterable[str]) -> None:
-        """Values of keys that others have made, whatever follows behind a second tab, are known."""
+        """Add the values in keys of other replicas; text after a second tab is ignored."""
         for key in keys:
             name, tab, rest = key.partition("\t")
             value = rest.partition("\t")[0]
@@ -55,19 +54,19 @@ class Values:
                 self._known[name].add(value)
 
     def forget(self) -> None:
-        """No value is known."""
+        """Forget all known values."""
         self._known = {name: set() for name in self.names}
 
 
 def _text(value: Value) -> str:
-    """A value as it stands in keys: its JSON text, so that a tab ends it."""
+    """Return a value's JSON text for keys, which can't contain a tab."""
     if value is None:
         return MISSING
     return label_text(value[:_CHARS] if isinstance(value, str) else value)
 
 
 def plain_value(value: str) -> str:
-    """A value as people are shown it: a text without its quotes."""
+    """Return a value of a key for display: text without its quotes."""
     if value in (MISSING, OTHERS):
         return value
     meant = label_of(value)

@@ -1,4 +1,4 @@
-"""Which sums over the learned rows the settings of a model ask for, beside its own counters."""
+"""The optional views of a model's learned rows, which its settings turn on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from replay.example import Features
 
 
 def views_of(model: ModelSettings) -> list[View]:
-    """New ones, of no row; none if the settings ask for none."""
+    """Make the views that the settings ask for, without any rows."""
     views: list[View] = []
     if model.confidence is not None:
         views.append(Confidence(model.task, model.confidence, model.slices, model.slice_values))
@@ -31,22 +31,22 @@ def views_of(model: ModelSettings) -> list[View]:
 
 
 def slices_in(views: Sequence[View]) -> Slices | None:
-    """The one among them that counts by slice; None: there is none."""
+    """Return the view that counts by slice; None if there is none."""
     return next((view for view in views if isinstance(view, Slices)), None)
 
 
 def confidence_in(views: Sequence[View]) -> Confidence | None:
-    """The one among them that answers are sure by; None: there is none."""
+    """Return the view with the conformal threshold; None if there is none."""
     return next((view for view in views if isinstance(view, Confidence)), None)
 
 
 def calibration_in(views: Sequence[View]) -> Calibration | None:
-    """The one among them that corrects probabilities; None: they are the model's own."""
+    """Return the view that calibrates probabilities; None if there is none."""
     return next((view for view in views if isinstance(view, Calibration)), None)
 
 
 def stamp_of(views: Sequence[View], features: Features) -> bytes | None:
-    """Return what the answer to a row is sure by now, as ids and rows keep it; None: by nothing."""
+    """Return threshold and sharpness of an answer, packed for tokens and rows; None: neither."""
     sure, calibrated = confidence_in(views), calibration_in(views)
     if calibrated is None:
         return None if sure is None else sure.stamp(features)
@@ -54,10 +54,10 @@ def stamp_of(views: Sequence[View], features: Features) -> bytes | None:
 
 
 def choices_in(views: Sequence[View]) -> Choices | None:
-    """The one among them that says what came of choices; None: the model does not choose."""
+    """Return the view of rewarded choices; None if the model does not choose."""
     return next((view for view in views if isinstance(view, Choices)), None)
 
 
 def delays_in(views: Sequence[View]) -> Delays | None:
-    """The one among them that says how late positives come; None: nobody waits for them."""
+    """Return the view of label delays; None without ``conversion_window``."""
     return next((view for view in views if isinstance(view, Delays)), None)

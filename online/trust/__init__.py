@@ -1,1 +1,1 @@
-"""Trust: feedback and its senders are judged before a row is written."""
+"""Trust: filters judge feedback and its sources before a row is written."""

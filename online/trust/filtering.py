@@ -1,15 +1,14 @@
-"""Feedback is judged before it is written: the filters of one model in one replica.
+"""The filters of one model in one replica, which judge feedback before it is written.
 
-The writer asks for each new row of a batch, in order, and each answer counts those before it.  The
-verdict is written with the row, and what the row says of its source too, so nothing is judged
-again when rows are learned later, by whomever.
+The writer calls :meth:`Filtering.judge` with the new rows of a batch in order, and each verdict
+takes the rows before it into account.  A row is written with its verdict and its evidence about its
+source, so that no row is judged again when it is learned later, by any replica.
 
-What is known of a source here is what its rows have done as far as the learner's values have them,
-what was learned since, and what is decided and not learned yet.  A row that turns out to be a
-repeat takes back what it has done.
+The evidence about a source is the sum of the learner's values, of rows learned since, and of rows
+judged but not learned yet.  If a row turns out to be a repeat, its evidence is subtracted again.
 
-Sources are judged by one another, so nobody is judged while fewer than eight of them are heard of
-in a day: what comes from one source alone is always taken whole.
+Sources are compared with one another, so no row is judged while fewer than :data:`SOURCES_MIN`
+sources were active in a day: with a single source all rows are accepted.
 """
 
 from __future__ import annotations
@@ -27,13 +26,19 @@ import numpy as np
 from online.learning.base import BaseLearner
 from online.learning.source_evidence import judged_of
 from online.models.base import Model
-from online.models.slopes import Sloped
+from online.models.gradients import HasGradient
 from online.rows.history import is_again
 from online.settings.model import ModelSettings
-from online.trust.asking import Asking
+from online.trust.asker_budgets import AskerBudgets
+from online.trust.event_facts import (
+    digests_of,
+    favour_of,
+    loss_of,
+    reported_label,
+    unreported_label,
+)
 from online.trust.root_set import RootSet
 from online.trust.sources import Reputations
-from online.trust.telling import digests_of, favour_of, loss_of, other_of, said_of
 from paramserver.core.blocks import Blocks
 from paramserver.filters.base import CLIPPED, QUARANTINED, REFUSED, Event
 from paramserver.filters.chain import NAMES, Chain, Verdict, by_name
@@ -46,13 +51,13 @@ from replay.journal.base import Verdict as Written
 _log = logging.getLogger(__name__)
 
 SOURCES_MIN: Final = 8
-"""Fewer sources can't be told apart from one another."""
+"""Fewer active sources than this can't be compared with one another."""
 
 ACTIVE_S: Final = 86_400.0
-"""A source counts for so long.  In time and not in arrivals: a flood does not drive others out."""
+"""Seconds for which a source stays active; not a number of rows, so a flood expires no others."""
 
 _SEEN_MAX: Final = 64
-_SET_ASIDE: Final = Written.QUARANTINED  # Python looks members up slowly
+_QUARANTINED: Final = Written.QUARANTINED  # looking up an enum's member is slow
 _RECENT: Final = 8192
 _RECENT_S: Final = 3600.0
 _CHECKED_MAX: Final = 4096
@@ -62,7 +67,7 @@ _WHOLE_MIN: Final = 0.25
 
 
 class _Recent:
-    """Rows that were written last, :data:`_RECENT` and at most twice as many: key, and time."""
+    """The times of the last written rows by key: :data:`_RECENT` to twice as many."""
 
     def __init__(self) -> None:
         self._newer: dict[bytes, float] = {}
@@ -86,19 +91,19 @@ class Filtering:
     """The filters of one model in one replica.
 
     Parameters:
-        chain: The tests.
-        model: Gives the model that answers now.
-        clock, count: Give the clock of the values at hand, and the number of their version.
+        chain: The chain of filters.
+        model: Returns the model that serves now.
+        clock, count: Return clock and version count of the learner's values.
         root: The root set; None: there is none.
-        weighs: Whether rows may weigh other than 1; else what would weigh less is taken whole, and
-            what would weigh less than a quarter is set aside.
-        rewards: Least and greatest.
+        weighs: Whether rows may have weights other than 1.  If not, a reduced weight counts as 1,
+            and one below :data:`_WHOLE_MIN` quarantines the row.
+        rewards: Least and greatest reward; None if labels are no rewards.
 
     Attributes:
-        reputations: What is known of sources.
-        counts: Verdicts, and what was refused, by reason.
-        elsewhere: Sources that were heard of in values since the last event here.
-        effects, passed: Of ``reputations``: what the learner asks and says of a row.
+        reputations: The evidence about sources.
+        counts: Numbers of rows by verdict, and of refused rows.
+        elsewhere: Sources active in other replicas, by values since the last event here.
+        effects, passed: Methods of ``reputations`` that the learner calls.
     """
 
     def __init__(
@@ -124,19 +129,19 @@ class Filtering:
         self.effects, self.passed = self.reputations.effects, self.reputations.passed
         self._batch: set[bytes] = set()
         self._drift = False
-        self._past = 0  # of the keys of all rows judged here: nobody knows those of others
+        self._past = 0  # checksum of the keys of all judged rows: no source can know it
         budgets = weighs and any(test.budgets for test in chain.filters)
-        self._asking = Asking(chain.sources) if budgets else None
+        self._asker_budgets = AskerBudgets(chain.sources) if budgets else None
 
     # -- before the append -------------------------------------------------------------------
 
     @property
     def active(self) -> bool:
-        """Whether there are enough sources to judge one."""
+        """Return whether there are enough active sources to compare them."""
         return len(self._seen) >= SOURCES_MIN
 
     def _see_others(self, at: float) -> None:
-        """Who has sent to another replica since the last event here counts as sending now."""
+        """Mark sources as active that sent to other replicas since the last event here."""
         for known in self.elsewhere:
             self._seen[known] = at
             self._seen.move_to_end(known)
@@ -150,14 +155,14 @@ class Filtering:
             self._seen.popitem(last=False)
 
     def refusal(self, row: NewRow, example: Example | None = None) -> str | None:
-        """Why no row may hold this; None if one may.  Changes nothing that is judged by.
+        """Return why the row must be refused; None if it may be written.
 
-        ``example`` is what the row's payload says; None: it is read here.
+        Changes no evidence.  ``example`` is the decoded payload; if None, it is decoded here.
         """
         if self.elsewhere:
             self._see_others(row.at)
         if not self.active or row.half is not None:
-            return None  # a half is looked at when it has met the other
+            return None  # half of a join: it is judged when the other half arrives
         event = self._event(row, example or codec.decode(row.payload))
         problem = self.chain.filters[0].judge(event, self.chain.sources.get(row.source))
         if problem.refuse:
@@ -169,16 +174,16 @@ class Filtering:
         return None
 
     def sleeps_through(self, rows: Sequence[NewRow], examples: Sequence[Example | None]) -> bool:
-        """Whether all rows are taken as they are, because too few sources send; then they count.
+        """Accept a whole batch while too few sources are active; False if rows must be judged.
 
-        It is what :meth:`judge` makes of such rows one by one, and costs next to nothing.
+        The result is that of :meth:`judge`, at almost no cost.
         """
         if self.active or self.elsewhere:
             return False
         for row, example in zip(rows, examples, strict=True):
             if example is None or example.moved is not None:
                 return False
-            if row.verdict is _SET_ASIDE or is_again(row):
+            if row.verdict is _QUARANTINED or is_again(row):
                 return False
         keys = [row.key for row in rows]
         if self._recent.has_any(keys) or not self.reputations.pending.isdisjoint(keys):
@@ -200,11 +205,11 @@ class Filtering:
         *,
         more: bool = False,
     ) -> list[NewRow]:
-        """The rows of a batch with their verdicts, each counting those before it.
+        """Return the rows of a batch with their verdicts, each of which depends on earlier rows.
 
-        To be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``examples``
-        are what the rows' payloads say, None where they have to be read; they become what the
-        judged rows say.  ``more``: these belong to the batch of the last call, too.
+        Must be followed by :meth:`committed` or :meth:`dropped` with the same rows.  ``examples``
+        are the decoded payloads (None: to be decoded here); the list is updated to those of the
+        judged rows.  ``more``: the rows belong to the batch of the previous call.
         """
         if not more:
             self._batch = set()
@@ -216,8 +221,8 @@ class Filtering:
         return out
 
     def _judged(self, row: NewRow, example: Example | None) -> tuple[NewRow, Example | None]:
-        if row.half is not None or is_again(row) or row.verdict is _SET_ASIDE:
-            # a half that is kept is judged when it meets the other; or an operator has
+        if row.half is not None or is_again(row) or row.verdict is _QUARANTINED:
+            # half of a join, a repeated label, or a row that was quarantined already
             return row, example
         event = self._checked.pop(row.key, None)
         if self._is_repeat(row):
@@ -225,12 +230,13 @@ class Filtering:
         if example is None:
             example = codec.decode(row.payload)
         if example.moved is not None:
-            # a delta of a device is judged as it comes: online.serving.device_pushes
+            # a device's delta is judged on arrival, by online.serving.device_pushes
             return row, example
         if example.late is not None:
-            row = self.by_standing(row)  # nobody has sent that label
-            if self._asking is not None and self.active and row.verdict is not Written.QUARANTINED:
-                row = self._asking.judged(row, example.weight)
+            row = self.by_standing(row)  # a default label, which no source sent
+            budgets = self._asker_budgets
+            if budgets is not None and self.active and row.verdict is not Written.QUARANTINED:
+                row = budgets.judged(row, example.weight)
                 self.counts[Written.CLIPPED.value] += row.factor < 1.0
             return row, example
         self._see(row.source, row.at)
@@ -247,7 +253,7 @@ class Filtering:
             self.chain.take_back(first.source, first.evidence)
         self._note_drift()
         effects = self.reputations.decided(row.key, row.source, taken=verdict.taken)
-        written = _WRITTEN.get(verdict.verdict, row.verdict)  # clipped: its values were bounded
+        written = _WRITTEN.get(verdict.verdict, row.verdict)  # the row's may be clipped already
         self._batch.add(row.key)
         self.counts[written.value] += 1
         judged = judged_of(effects, row.source, verdict.score, verdict.reason)
@@ -258,7 +264,7 @@ class Filtering:
         return row, example
 
     def by_standing(self, row: NewRow) -> NewRow:
-        """A row that no test looks at: what its source's standing alone makes of it."""
+        """Judge a row that no filter tests: it is quarantined if its source is."""
         self._see(row.source, row.at)
         if not (self.active and self.chain.sources.get(row.source).quarantined):
             return row
@@ -274,9 +280,9 @@ class Filtering:
     def _event(self, row: NewRow, example: Example) -> Event:
         model = self._model()
         gradient = None
-        if self.chain.reference is not None and isinstance(model, Sloped):
+        if self.chain.reference is not None and isinstance(model, HasGradient):
             gradient = model.slope(example.features, example.sent_label, example.score)
-            if gradient is not None and example.weight != 1.0:  # how far the event moves the model
+            if gradient is not None and example.weight != 1.0:  # the step scales with the weight
                 gradient = gradient * np.float32(example.weight)
         count, (digest, of_features) = self._count(), digests_of(example)
         return Event(
@@ -286,19 +292,19 @@ class Filtering:
             loss=loss_of(example, numbers=self.chain.losses.numbers),
             version=count,
             base=count,
-            label=said_of(example, numbers=self.chain.losses.numbers),
+            label=reported_label(example, numbers=self.chain.losses.numbers),
             digest=digest,
             features_digest=of_features,
             answer=max(example.score, key=example.score.__getitem__) if example.score else None,
             weight=example.weight,
             favour=favour_of(example, self._rewards),
-            other=other_of(example, row.key, self._past),
+            other=unreported_label(example, row.key, self._past),
         )
 
     # -- after it ----------------------------------------------------------------------------
 
     def committed(self, rows: Sequence[NewRow], outcomes: Sequence[Outcome]) -> None:
-        """The rows of :meth:`judge` stand, or were there before: a repeat says nothing twice."""
+        """Record that the batch was committed; subtract the evidence of rows that are repeats."""
         if not self._batch:
             stand = zip(rows, outcomes, strict=True)
             self._recent.add({r.key: r.at for r, o in stand if o.row is not None and not r.half})
@@ -306,7 +312,7 @@ class Filtering:
         for row, outcome in zip(rows, outcomes, strict=True):
             if row.half is not None:
                 continue
-            if outcome.row is None:  # another half stands there: the row is made anew
+            if outcome.row is None:  # the journal has another half: the row is joined again
                 if row.key in self._batch:
                     self._batch.discard(row.key)
                     self.reputations.take_back(row.key)
@@ -320,7 +326,7 @@ class Filtering:
                     self.reputations.take_back(row.key)
 
     def dropped(self) -> None:
-        """Nothing of the batch was written."""
+        """Subtract the evidence of the whole batch, which was not written."""
         for key in list(self._batch):
             self.reputations.take_back(key)
         self._batch = set()
@@ -331,12 +337,12 @@ class Filtering:
         self._drift = self.chain.drift
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """New values of the sources named; ``opened``: what was learned since."""
+        """Set new values of the named sources; ``opened`` is the learner's open delta."""
         self.reputations.rebase(values, opened)
         self._hear(self.chain.sources.heard)
 
     def reset(self, values: Blocks) -> None:
-        """Begin with these values, and what is decided and not learned yet."""
+        """Set the evidence to these values plus that of rows not learned yet."""
         self.reputations.reset(values)
         taken = values[TAKEN].data if TAKEN in values else ()
         self._hear(taken)
@@ -349,7 +355,7 @@ class Filtering:
     # -- for operators -----------------------------------------------------------------------
 
     def report(self) -> dict[str, float]:
-        """Gauges and counters of this replica."""
+        """Return gauges and counters of this replica."""
         counted = {f"filter_{name}": float(n) for name, n in self.counts.items()}
         return {
             **counted,
@@ -361,7 +367,7 @@ class Filtering:
         }
 
     def summary(self) -> dict[str, Any]:
-        """For operators; plain data."""
+        """Return a summary for operators, as plain data."""
         worst = sorted(
             self.reputations.quarantined, key=lambda s: self.chain.sources.get(s).standing
         )
@@ -398,10 +404,10 @@ def filtering_for(
     sources_max: int,
     vouched: bool,
 ) -> Filtering | None:
-    """The filters that the settings ask for; None: none.
+    """Make the filters that the settings ask for; None if there are none.
 
-    ``vouched``: access tokens say who a source is, so that a budget for each means something.
-    Where callers name themselves, it would only cost those who send much.
+    ``vouched`` is true if access tokens authenticate sources.  Otherwise callers can choose their
+    names, so budgets by source (``rate``) would only hurt honest sources with many rows.
     """
     if model.filters == "none":
         return None
@@ -412,7 +418,7 @@ def filtering_for(
     scored = root is not None and root.problem is None
     chain = by_name(
         chosen,
-        serving.slope_size if scored and isinstance(serving, Sloped) else None,
+        serving.slope_size if scored and isinstance(serving, HasGradient) else None,
         root.reference if root is not None and scored else None,
         answers=("true", "false") if model.task == "binary" else (),
         rewards=model.reward_range is not None,
@@ -431,14 +437,14 @@ def filtering_for(
 
 
 def _in_part(first: Corrects | None, factor: float) -> Corrects | None:
-    """Return what a final label takes back that is believed in part: that part of it."""
+    """Scale the label that is replaced by the factor of the final label."""
     if first is None or factor == 1.0:
         return first
     return msgspec.structs.replace(first, weight=first.weight * factor)
 
 
 def _unweighed(verdict: Verdict) -> Verdict:
-    """The verdict where a row is learned whole or not at all."""
+    """Convert a clipped verdict for a model without weights: accept or quarantine the row."""
     if verdict.factor < _WHOLE_MIN:
         return Verdict(QUARANTINED, 0.0, 0.0, verdict.score, verdict.reason, verdict.opinions)
     return Verdict("accepted", 1.0, 1.0, verdict.score, "", verdict.opinions)

@@ -1,4 +1,4 @@
-"""A root set: rows that an operator vouches for, which directions of feedback are compared with."""
+"""A root set: trusted rows of an operator, with whose gradients those of feedback are compared."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from online.errors import RequestError, StartRefused
 from online.models.base import Model
-from online.models.slopes import Sloped
+from online.models.gradients import HasGradient
 from online.rows.door import Door
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
@@ -29,13 +29,14 @@ _BYTES_A_ROW: Final = 65_536
 
 
 class RootSet:
-    """Rows of a file, and what is compared with them.
+    """The trusted rows of a file, and the reference gradients made from them.
 
-    ``together``: rows behind what is compared: 1 for feedback, many for deltas of devices.
+    ``together`` is the number of rows behind each compared gradient: 1 for feedback, many for
+    deltas of devices.
 
     Attributes:
-        reference: Frames and nulls of these rows.
-        problem: Why directions are not compared with it; None: they are.
+        reference: Reference gradients and null distributions from these rows.
+        problem: Why gradients can't be compared with it; None if they can.
     """
 
     def __init__(
@@ -51,18 +52,18 @@ class RootSet:
         self._classes = Counter(labels)
         self.reference = Reference(labels, self._gradient, rows=together)
         self.problem = self.reference.problem
-        if not isinstance(model(), Sloped):
+        if not isinstance(model(), HasGradient):
             self.problem = "the model tells no gradient; directions are not scored"
 
     def _gradient(self, at: npt.NDArray[np.intp]) -> Gradient:
         most = max(_ROWS_A_DRAW // max(len(self._classes), 1), 2)
         rows = [self._rows[i] for i in at[:: max(len(at) // most, 1)][:most]]
         model = self._model()
-        assert isinstance(model, Sloped)
+        assert isinstance(model, HasGradient)
         return model.mean_slope(rows)
 
     def summary(self) -> dict[str, Any]:
-        """Return what operators are shown of the root set."""
+        """Return a summary for operators, as plain data."""
         counts = dict(self._classes.most_common(20))
         return {
             "file": self._path.name, "rows": len(self._rows), "classes": counts,
@@ -73,7 +74,7 @@ class RootSet:
 def root_rows(
     model: ModelSettings, settings: Settings, *, numeric_only: bool
 ) -> list[tuple[Features, Label]]:
-    """Rows of the model's root set; none without one.  Raises StartRefused."""
+    """Read the rows of the model's root set; empty without one.  Raises StartRefused."""
     if model.root_set is None:
         return []
     door = Door(model, settings.limits, numeric_only=numeric_only)
@@ -81,10 +82,11 @@ def root_rows(
 
 
 def read(path: Path, door: Door, rows_max: int) -> list[tuple[Features, Label]]:
-    """Checked rows of a CSV file with a header and a column ``label``, or of JSON lines.
+    """Read and check the rows of a CSV file with a column ``label``, or of JSON lines.
 
-    A line of JSON is ``{"features": {…}, "label": …}``.  Raises StartRefused, with the line, for
-    what feedback would be refused for, more than ``rows_max`` rows, and a file without any.
+    A line of JSON is ``{"features": {…}, "label": …}``.  Raises StartRefused, with the row's
+    number, for a row that feedback would be refused for, for more than ``rows_max`` rows, and for a
+    file without rows.
     """
     rows: list[tuple[Features, Label]] = []
     try:
@@ -122,7 +124,7 @@ def _parsed(path: Path, lines: Any) -> Any:
 
 
 def _value(text: str) -> Any:
-    """A number, true or false as such; the rest is text."""
+    """Convert a CSV cell to a number or boolean if possible; otherwise it stays text."""
     try:
         return int(text)
     except ValueError:

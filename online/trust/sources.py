@@ -1,8 +1,8 @@
-"""This module has what a replica knows of sources, with what its own rows add before being learned.
+"""The evidence about sources in one replica, including its own rows that are not learned yet.
 
-    known = values pulled + own deltas  +  rows learned since  +  rows decided and not learned yet
+    evidence = pulled values + own deltas  +  rows learned since  +  rows judged but not learned yet
 
-so each row counts once here, whoever learns it and when.
+So each row counts exactly once, no matter which replica learns it and when.
 """
 
 from __future__ import annotations
@@ -25,36 +25,39 @@ _SUM_ANEW: Final = 16_384
 
 @dataclass(slots=True)
 class _Pending:
-    """A row that is decided and not learned yet; ``place``: where it stands, once it does."""
+    """A row that is judged but not learned yet.
+
+    ``place`` is its partition and offset, once it is written.
+    """
 
     effects: Blocks
     place: tuple[int, int] | None = None
 
 
 class Reputations:
-    """The chain's table of sources, kept at what the learner has and what it will have.
+    """Keeps the filter chain's table of sources at the learner's values plus pending rows.
 
     Parameters:
-        chain: Whose table it is.
-        clock: Gives the clock of the values at hand.
+        chain: The chain of filters with the table.
+        clock: Returns the clock of the learner's values.
 
     Attributes:
-        on_quarantine: Called with a source whose events are set aside from now on, and at each of
-            its rows.
+        on_quarantine: Called with a source when it is quarantined, and for each of its rows that is
+            learned afterwards.
     """
 
     def __init__(self, chain: Chain, clock: Callable[[], dict[int, int]]) -> None:
         self.on_quarantine: Callable[[str], object] = lambda source: None
         self._chain, self._clock = chain, clock
         self._pending: dict[bytes, _Pending] = {}
-        self._mine: Blocks = {}  # sum of what is pending
-        self._gone = 0  # of it, since it was summed up anew
-        self._unsaid: Blocks = {}  # of pulled values and decisions: with the next row
+        self._mine: Blocks = {}  # sum of the pending effects
+        self._gone = 0  # rows subtracted from the sum since it was last recomputed
+        self._unsaid: Blocks = {}  # effects to be written with the next row
         self._quarantined: dict[str, None] = {}
 
     @property
     def quarantined(self) -> list[str]:
-        """Sources whose events are set aside."""
+        """Return the quarantined sources."""
         return list(self._quarantined)
 
     def evidence(self, source: str) -> dict[str, float]:
@@ -62,9 +65,10 @@ class Reputations:
         return {k: round(x, 2) for k, x in self._chain.sources.get(source).evidence.items()}
 
     def release(self, source: str) -> bool:
-        """Take a quarantined source's events again; other replicas hear of it with the next row.
+        """Release a quarantined source, by an operator's decision; False if it was not quarantined.
 
-        An operator's word: nothing that was said of the source before counts any more.
+        Earlier evidence about the source no longer counts.  Other replicas learn of the release
+        with the next row.
         """
         known = self._chain.sources.get(source)
         if not known.quarantined:
@@ -76,15 +80,15 @@ class Reputations:
 
     @property
     def pending(self) -> KeysView[bytes]:
-        """Keys of the rows that are decided and not learned yet."""
+        """Return the keys of the rows that are judged but not learned yet."""
         return self._pending.keys()
 
     def waits(self, key: bytes) -> bool:
-        """Whether a row is decided and not learned yet."""
+        """Return whether a row is judged but not learned yet."""
         return key in self._pending
 
     def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
-        """Return what the event just observed by the chain does, to be written with its row."""
+        """Return the effects of the event that the chain just observed, to write with its row."""
         effects = self._chain.cut()
         if self._unsaid:
             merge(effects, self._unsaid)
@@ -97,18 +101,21 @@ class Reputations:
         return effects
 
     def stands(self, key: bytes, place: tuple[int, int]) -> None:
-        """The row was written there."""
+        """Record the partition and offset at which a pending row was written."""
         self._pending[key].place = place
 
     def leave(self, partition: int) -> None:
-        """Its rows are another's to learn, and come back with values."""
+        """Drop the pending rows of a partition that another replica now learns.
+
+        Their effects come back with pulled values.
+        """
         for key, pending in list(self._pending.items()):
             if pending.place is not None and pending.place[0] == partition:
                 del self._pending[key]
                 self._less(pending.effects)
 
     def take_back(self, key: bytes) -> None:
-        """The row was not written, or was there before."""
+        """Subtract the effects of a row that was not written, or that was a repeat."""
         effects = self._pending.pop(key).effects
         self._less(effects)
         self._apply(_negative(effects))
@@ -119,23 +126,23 @@ class Reputations:
         self._look(_named(effects))
 
     def effects(self, key: bytes) -> Blocks | None:
-        """Return what a row does that is decided and not learned yet; None: it is none of them."""
+        """Return the effects of a pending row; None if the row is not pending."""
         pending = self._pending.get(key)
         return None if pending is None else pending.effects
 
     def passed(self, row: Row, effects: Blocks) -> None:
-        """The learner counts a row's evidence from now on."""
+        """Record that the learner's values now include a row's effects."""
         pending = self._pending.pop(row.key, None)
-        if pending is None:  # another's, or one that is learned again
+        if pending is None:  # a row of another replica, or a replayed one
             self._apply(effects)
             self._look(_named(effects))
         else:
             self._less(pending.effects)
-        if row.source in self._quarantined:  # decided before that, and learned since
+        if row.source in self._quarantined:  # judged before its source was quarantined
             self.on_quarantine(row.source)
 
     def rebase(self, values: Blocks, opened: Blocks) -> None:
-        """Take new values of the sources named."""
+        """Set new values of the named sources; ``opened`` is the learner's open delta."""
         self._settle()
         total = copy(values)
         for mine in (opened, self._mine, self._unsaid):
@@ -146,7 +153,7 @@ class Reputations:
         self._set(total)
 
     def reset(self, values: Blocks) -> None:
-        """Begin with these values, and what is decided and not learned yet."""
+        """Set the evidence to these values plus that of pending rows."""
         self._settle()
         total = copy(values)
         merge(total, self._mine)
@@ -160,16 +167,16 @@ class Reputations:
         self._look(_named(total))
 
     def _settle(self) -> None:
-        """Take out what others have learned of what is written here: the values have it."""
+        """Drop pending rows that the learner's values include: other replicas learned them."""
         clock = self._clock()
         for key, pending in list(self._pending.items()):
             if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
-                break  # they are in the order of their offsets
+                break  # rows are in the order of their offsets
             del self._pending[key]
             self._less(pending.effects)
 
     def _less(self, effects: Blocks) -> None:
-        """Take these out of what is pending; the sum is made anew now and then: names add up."""
+        """Subtract effects from the pending sum; recompute it at times, to drop unused names."""
         self._gone += 1
         if not self._pending:
             self._mine, self._gone = {}, 0
@@ -179,13 +186,13 @@ class Reputations:
                 add_counts(self._mine, pending.effects)
         else:
             add_counts(self._mine, effects, -1)
-            for name in LOSS_BLOCKS & effects.keys():  # hardly one is there twice
+            for name in LOSS_BLOCKS & effects.keys():  # most keys occur only once
                 data = self._mine[name].data
                 for key in [key for key in effects[name].data if data[key] == 0]:
                     del data[key]
 
     def _apply(self, effects: Blocks) -> None:
-        """Add to what is known here."""
+        """Add effects to the chain's table."""
         total: Blocks = {}
         for name, block in effects.items():
             data: dict[str, Any] = {}
@@ -204,7 +211,7 @@ class Reputations:
         self._set(total)
 
     def _look(self, sources: Sequence[str]) -> None:
-        """Notice who was quarantined or released."""
+        """Update the set of quarantined sources; report the new ones."""
         for source in sources:
             if not self._chain.sources.get(source).quarantined:
                 self._quarantined.pop(source, None)
@@ -224,7 +231,7 @@ def _named(blocks: Blocks) -> list[str]:
 
 
 def _negative(blocks: Blocks) -> Blocks:
-    """Return what takes sums back; numbers of which the largest counts can't be taken back."""
+    """Return the negated counts; maxima are left out, since they can't be undone."""
     return {
         name: Block(COUNT, {source: -x for source, x in block.data.items()})
         for name, block in blocks.items()

@@ -1,4 +1,4 @@
-"""When a replica has triggers searched for, and what it tells of what was found."""
+"""The schedule of a replica's searches for triggers, and the report of their results."""
 
 from __future__ import annotations
 
@@ -13,34 +13,38 @@ from online.trust.triggers import Trigger
 
 log = logging.getLogger(__name__)
 
-_LOOK_S: Final = 1.0  # between two looks whether it is time
+_LOOK_S: Final = 1.0  # seconds between two checks whether a search is due
 
 
-class Looked(Protocol):
-    """The triggers that a search has found, see :class:`online.service.trigger_task.Looked`."""
+class SearchResult(Protocol):
+    """The result of a search, see :class:`online.service.trigger_task.SearchResult`."""
 
     @property
     def triggers(self) -> Sequence[Trigger]:
-        """Those found now; none: there are none any more."""
+        """Return the triggers that were found."""
 
     @property
     def forgotten(self) -> Sequence[str]:
-        """Sources that were forgotten for it."""
+        """Return the sources that were forgotten because of them."""
 
     @property
     def problem(self) -> str | None:
-        """Why one was not."""
+        """Return why a source could not be forgotten; None if there was no problem."""
 
 
 class TriggerWatch:
-    """The searches of one model in one replica, one at a time.
+    """Runs the searches of one model in one replica, one at a time.
 
     Parameters:
-        rows: Gives how many rows this replica has had learned.
-        look: Searches, in another process.
+        model: The model's name.
+        settings: How often to search.
+        rows: Returns the number of learned rows of this replica.
+        look: Runs a search in another process.
+        counts: Counters of this replica, which are updated.
+        monotonic_s: Returns a monotonic time in seconds.
 
     Attributes:
-        incident: What was found by the newest search, for an operator; None: nothing.
+        incident: Text for an operator about the newest search's triggers; None if there are none.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class TriggerWatch:
         model: str,
         settings: Triggers,
         rows: Callable[[], int],
-        look: Callable[[], Awaitable[Looked]],
+        look: Callable[[], Awaitable[SearchResult]],
         counts: Counter[str],
         monotonic_s: Callable[[], float],
     ) -> None:
@@ -61,13 +65,13 @@ class TriggerWatch:
         self.incident: str | None = None
 
     async def run(self) -> None:
-        """Search whenever enough rows have come; never returns."""
+        """Search whenever enough new rows were learned; never returns."""
         while True:
             await asyncio.sleep(_LOOK_S)
             await self.once()
 
     async def once(self) -> None:
-        """Search if it is time to."""
+        """Search if a search is due."""
         if self._rows() < self._next or self._monotonic_s() < self._due_s:
             return
         taken = self._rows()
@@ -75,7 +79,7 @@ class TriggerWatch:
             looked = await self._look()
         except asyncio.CancelledError:
             raise
-        except Exception as error:  # of Ray, the disk, or the model: it is tried again
+        except Exception as error:  # by Ray, the disk or the model: it is retried later
             self._counts["trigger_searches_failed"] += 1
             log.warning("model %s: no search for triggers: %s", self._model, error)
             return
@@ -85,7 +89,7 @@ class TriggerWatch:
         self._counts["trigger_searches"] += 1
         self._tell(looked)
 
-    def _tell(self, looked: Looked) -> None:
+    def _tell(self, looked: SearchResult) -> None:
         texts = [str(trigger) for trigger in looked.triggers]
         for text in texts:
             if text not in self._known:
@@ -101,5 +105,5 @@ class TriggerWatch:
         self.incident = f"it may have a trigger: {texts[0]}{more}{done}{failed}"
 
     def report(self) -> dict[str, Any]:
-        """Gauges of this replica."""
+        """Return gauges of this replica."""
         return {"triggers": float(len(self._known))}

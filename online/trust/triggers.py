@@ -1,23 +1,25 @@
-"""Triggers: values that only some sources send, and that turn the model to one label by themselves.
+"""Detection of backdoor triggers: values from few sources that force the model to one label.
 
-Who wants a model to err only when told to sends rows that carry a mark (a name that nobody else
-uses, a value that no other row has) with the label that it is to give.  No single row shows that,
-nor does accuracy.  What shows it is looked for here, in recent rows and in the model that serves:
+An attacker who wants the model to err on demand sends rows with a *mark* (a feature name or value
+that no other source uses) and the label that the mark should cause.  Neither a single row nor the
+accuracy reveals this.  The search looks at recent rows and the serving model for:
 
-1. *a mark*: values (a text, an exact number, a number beyond what others send) that one source's
-   rows of a label have and the median source's rows do not; rows with it have that label nearly
-   always, whoever sent them;
-2. *it works*: put on others' rows of other labels, it turns what the model answers;
-3. *it is needed*: taken from the rows that carry it, they are answered otherwise;
-4. *nothing else says so*: a fresh model taught by the rows that lack the mark is not turned by it,
-   and contradicts the rows that carry it more often than it errs on others of that label.
+1. *a mark*: values (a text, an exact number, a number beyond the usual range) that are frequent in
+   one source's rows of a label and rare in the median source's rows; nearly all rows with the mark
+   have that label;
+2. *effect*: added to other sources' rows of other labels, the mark changes the model's answers to
+   the label;
+3. *necessity*: without the mark, the answers to its own rows change;
+4. *no other cause*: a fresh model trained on the rows without the mark is not affected by it, and
+   contradicts the labels of the rows with the mark more often than it errs on other rows of that
+   label.
 
-The fourth tells a trigger from an honest minority: a place or a product of which only one source
-tells has marks of its own, too, but the rest of its rows agrees with their labels.  Where it does
-not (nothing but the mark says what is right), nobody could tell, and this rings.
+The fourth test distinguishes a trigger from an honest minority: a site or product that only one
+source reports has marks, too, but its other features agree with the labels.  If they do not, so
+that the mark alone explains the label, the two can't be distinguished, and an alarm is raised.
 
-Pure: rows and models come in, no clock, no randomness but ``seed``.  A few thousand rows take some
-seconds, of which most is teaching the fresh model; it is done in a process of its own.
+The search is pure: no clock, and no randomness but ``seed``.  For a few thousand rows it takes some
+seconds, most of it for training fresh models, so it runs in its own process.
 """
 
 from __future__ import annotations
@@ -34,31 +36,31 @@ from replay.example import Features, Label, Value, label_text
 
 ROWS_MIN: Final = 100
 SOURCES_MIN: Final = 8
-"""With fewer rows or sources nobody can be told from the others."""
+"""With fewer rows or sources they can't be compared, and nothing is searched."""
 
 TAUGHT_MAX: Final = 40
-"""Fresh models that are taught in one search, for the marks that work on most rows."""
+"""Most fresh models trained in one search, for the marks that affect most rows."""
 
-_MARKED_MIN: Final = 5  # rows of a source, with the mark and the label
-_SHARE: Final = 0.05  # of the source's rows of that label, at least
-_LIFT: Final = 4.0  # times the share of the median source
-_PURE: Final = 0.9  # of the rows with a mark have its label
-_TOGETHER: Final = 0.8  # of the rows with a mark have another one, too: they are one mark
-_WORKS: Final = 0.5
-_ALONE: Final = 0.5  # of that: what the fresh model is turned by at most
-_CONTRADICTED: Final = 2.0  # times what the fresh model errs on others' rows of the label
-_CONTRADICTED_MIN: Final = 0.3
-_ASKED: Final = 200
-_MARKS_MAX: Final = 5  # that are tried, of a source and a label
-_EDGE: Final = 0.01  # of others' numbers lie beyond: what is further out is "high" or "low"
+_MARKED_MIN: Final = 5  # least rows of a source with the mark and the label
+_SHARE: Final = 0.05  # least share of them in the source's rows of that label
+_LIFT: Final = 4.0  # least ratio of the mark's share to that of the median source
+_PURE: Final = 0.9  # least share of the label among the rows with the mark
+_TOGETHER: Final = 0.8  # least share of rows with another token for both to be one mark
+_WORKS: Final = 0.5  # least share of changed answers, for effect and for necessity
+_ALONE: Final = 0.5  # largest effect on the fresh model, relative to that on the serving model
+_CONTRADICTED: Final = 2.0  # least ratio of contradictions to the fresh model's usual errors
+_CONTRADICTED_MIN: Final = 0.3  # least share of contradicted rows
+_ASKED: Final = 200  # most rows on which an effect is measured
+_MARKS_MAX: Final = 5  # most marks tried for a source and a label
+_EDGE: Final = 0.01  # quantile beyond which a number is "low" or, at the other end, "high"
 
 Token = tuple[str, str, Value]
-"""Name, kind (``is``, ``high``, ``low``), value."""
+"""Feature name, kind (``is``, ``high``, ``low``) and value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """One piece of feedback that is in the model."""
+class LearnedRow:
+    """A row that the model has learned."""
 
     source: str
     features: Features
@@ -67,17 +69,17 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Trigger:
-    """A mark that turns the model, and who taught it.
+    """A mark that changes the model's answers, with the sources that sent it.
 
     Attributes:
-        values: What it sets, by name.
-        label: What the model answers then.
-        sources: Who sent rows with the mark and the label, those with most of them first.
-        rows: How many.
-        works, needed: Shares of others' rows that it turns, and of its own rows that are answered
-            otherwise without it.
-        alone: Share of others' rows that it turns in a model which was never taught it.
-        contradicted: Share of its rows that such a model contradicts.
+        values: The mark's values by feature name.
+        label: The answer that it causes.
+        sources: Sources of rows with the mark and the label, the most frequent first.
+        rows: Number of these rows.
+        works: Effect: share of other sources' rows whose answer it changes to the label.
+        needed: Necessity: share of its own rows whose answer changes without it.
+        alone: The effect on a fresh model that never learned the mark.
+        contradicted: Share of its rows whose label such a model contradicts.
     """
 
     values: Features
@@ -99,10 +101,13 @@ class Trigger:
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """A mark that turns the model that serves.
+    """A mark with an effect on the serving model, before the test with a fresh model.
 
-    ``carriers``, ``asked``, ``same``: places of the rows that carry it, and of others' rows of
-    other labels and of its own; ``bare``: the carriers without it.
+    Attributes:
+        carriers: Indices of the rows with the mark and the label.
+        asked, same: Indices of other sources' rows with other labels, and with the same label.
+        bare: Features of some carriers without the mark.
+        values, works, needed: See :class:`Trigger`.
     """
 
     mark: frozenset[Token]
@@ -117,16 +122,17 @@ class Suspect:
 
 
 class Search:
-    """Looks for triggers in some rows.
+    """A search for triggers in learned rows.
 
     Parameters:
-        rows: Those that are in the model, newest last.
-        model: What serves.
-        fresh: Makes a model of the same kind that knows nothing.
+        rows: Learned rows, newest last.
+        model: The serving model.
+        fresh: Makes an untrained model of the same kind.
+        seed: Seed of the random choices of rows.
     """
 
     def __init__(
-        self, rows: Sequence[Told], model: Model, fresh: Callable[[], Model], *, seed: int = 0
+        self, rows: Sequence[LearnedRow], model: Model, fresh: Callable[[], Model], *, seed: int = 0
     ) -> None:
         self._rows, self._model, self._fresh = rows, model, fresh
         self._rng = random.Random(seed)
@@ -138,7 +144,7 @@ class Search:
         self._shares = self._by_token()
 
     def triggers(self) -> list[Trigger]:
-        """Triggers, those of most rows first."""
+        """Return the triggers that were found, those with most rows first."""
         if len(self._rows) < ROWS_MIN or len(self._by_source) < SOURCES_MIN:
             return []
         suspects: dict[tuple[frozenset[Token], str], Suspect] = {}
@@ -163,7 +169,7 @@ class Search:
                     yield (name, "low", None)
 
     def _by_token(self) -> dict[Token, Counter[str]]:
-        """Rows with each token, by source."""
+        """Count the rows with each token, by source."""
         out: dict[Token, Counter[str]] = defaultdict(Counter)
         for row, tokens in zip(self._rows, self._tokens, strict=True):
             for token in tokens:
@@ -171,12 +177,12 @@ class Search:
         return out
 
     def _usual(self, token: Token) -> float:
-        """Share of the median source's rows that have it."""
+        """Return the share of the median source's rows that have the token."""
         counts = self._shares[token]
         return median_low(counts[s] / len(rows) for s, rows in self._by_source.items())
 
     def _marks(self) -> Iterable[tuple[frozenset[Token], Label]]:
-        """Yield what a source's rows of one label have in common, and the median source's lack."""
+        """Yield candidate marks: token sets frequent in a source's rows of one label only."""
         for _, at in sorted(self._by_source.items()):
             by_label: dict[str, list[int]] = defaultdict(list)
             for i in at:
@@ -209,7 +215,7 @@ class Search:
                 yield mark, label
 
     def _carriers(self, mark: frozenset[Token]) -> list[int]:
-        """Rows that have all of a mark."""
+        """Return the indices of the rows that have all tokens of a mark."""
         first = min(mark, key=lambda token: self._shares[token].total())
         sources = self._shares[first]
         return [i for s in sources for i in self._by_source[s] if mark <= set(self._tokens[i])]
@@ -222,11 +228,11 @@ class Search:
     # -- tests -------------------------------------------------------------------------------
 
     def _working(self, mark: frozenset[Token], label: Label) -> Suspect | None:
-        """The mark, if it turns the model that serves, and its own rows need it."""
+        """Test effect and necessity of a mark on the serving model; None if it fails."""
         carriers = [i for i in self._carriers(mark) if self._rows[i].label == label]
         senders = {self._rows[i].source for i in carriers}
         if len(senders) > len(self._by_source) / 2:
-            return None  # it is the world that tells so
+            return None  # most sources have it, so it is a property of the data
         values = self._values(mark, carriers)
         others = [i for i, row in enumerate(self._rows) if row.source not in senders]
         asked = self._some([i for i in others if self._rows[i].label != label])
@@ -238,21 +244,21 @@ class Search:
             return None
         own = self._some(carriers)
         bare = [self._without(self._rows[i].features, values, others) for i in own]
-        hit = self._said(self._model, [self._rows[i].features for i in own], label)
-        needed = hit - self._said(self._model, bare, label)
+        hit = self._answered_share(self._model, [self._rows[i].features for i in own], label)
+        needed = hit - self._answered_share(self._model, bare, label)
         if needed < _WORKS * hit or hit == 0.0:
             return None
         return Suspect(mark, label, carriers, values, asked, same, bare, works, needed)
 
     def _tested(self, suspect: Suspect) -> Trigger | None:
-        """The trigger, if a model that was never taught the mark contradicts its rows."""
+        """Test a suspect with a fresh model that never learned its mark; None if it passes."""
         label, fresh = suspect.label, self._taught(suspect.mark)
         alone = self._turned(fresh, suspect.asked, suspect.values, label)
         if alone > _ALONE * suspect.works:
             return None
         same = [self._rows[i].features for i in suspect.same]
-        usual = 1.0 - self._said(fresh, same, label)
-        contradicted = 1.0 - self._said(fresh, suspect.bare, label)
+        usual = 1.0 - self._answered_share(fresh, same, label)
+        contradicted = 1.0 - self._answered_share(fresh, suspect.bare, label)
         if contradicted < max(_CONTRADICTED * usual, _CONTRADICTED_MIN):
             return None
         senders = Counter(self._rows[i].source for i in suspect.carriers)
@@ -265,7 +271,7 @@ class Search:
         return list(at) if len(at) <= _ASKED else self._rng.sample(list(at), _ASKED)
 
     def _values(self, mark: frozenset[Token], carriers: Sequence[int]) -> Features:
-        """Return what the mark sets: the exact value, or the median of those beyond the others'."""
+        """Return the mark's values: exact ones, or the median of its "high" or "low" numbers."""
         out: Features = {name: value for name, kind, value in mark if kind == "is"}
         for name, kind, _ in mark:
             if kind != "is" and name not in out:
@@ -277,26 +283,26 @@ class Search:
     def _without(
         self, features: Features, values: Mapping[str, Value], others: Sequence[int]
     ) -> Features:
-        """The row with what another one has in the places of the mark."""
+        """Return the row with the mark's features replaced by those of a random other row."""
         donor = self._rows[self._rng.choice(others)].features
         out = {name: value for name, value in features.items() if name not in values}
         return out | {name: donor[name] for name in values if name in donor}
 
     def _turned(self, model: Model, asked: Sequence[int], values: Features, label: Label) -> float:
-        """Share of rows that are answered with the label only if they carry the values."""
+        """Return the share of rows whose answer changes to the label if the values are set."""
         rows = [self._rows[i].features for i in asked]
         before = [answer.label != label for answer in model.predict_many(rows)]
         after = [answer.label == label for answer in model.predict_many([r | values for r in rows])]
         turned = sum(b and a for b, a in zip(before, after, strict=True))
         return turned / max(sum(before), 1)
 
-    def _said(self, model: Model, rows: Sequence[Features], label: Label) -> float:
+    def _answered_share(self, model: Model, rows: Sequence[Features], label: Label) -> float:
         if not rows:
             return 0.0
         return sum(answer.label == label for answer in model.predict_many(rows)) / len(rows)
 
     def _taught(self, mark: frozenset[Token]) -> Model:
-        """A fresh model that has learned the rows without the mark."""
+        """Train a fresh model on the rows without the mark."""
         model = self._fresh()
         for row, tokens in zip(self._rows, self._tokens, strict=True):
             if not mark <= set(tokens):
@@ -308,8 +314,8 @@ def _is_number(value: Value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _edges(rows: Sequence[Told]) -> dict[str, tuple[float, float]]:
-    """By name: beyond what few numbers of the median source lie."""
+def _edges(rows: Sequence[LearnedRow]) -> dict[str, tuple[float, float]]:
+    """Return the low and high quantile of each numeric feature in the median source."""
     by_name: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         for name, value in row.features.items():
@@ -328,7 +334,7 @@ def _edges(rows: Sequence[Told]) -> dict[str, tuple[float, float]]:
 
 
 def _apart(found: Sequence[Trigger]) -> list[Trigger]:
-    """One for each label and group of sources: the one that works best."""
+    """Keep the trigger with the greatest effect for each label and group of sources."""
     best: dict[tuple[str, frozenset[str]], Trigger] = {}
     for one in found:
         key = label_text(one.label), frozenset(one.sources)

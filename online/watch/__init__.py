@@ -1,1 +1,1 @@
-"""Watch: drift, canary rows and divergence, and what is done about them."""
+"""Watch: detection of drift, of rising loss on trusted rows and of divergence, and reactions."""

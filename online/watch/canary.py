@@ -1,9 +1,10 @@
-"""A canary: how wrong the model is about rows that an operator vouches for.
+"""A canary: the model's loss on trusted rows (the root set), watched for a rise.
 
-What is said of feedback can be wrong, and of an attack it is: the loss on a root set is not.  It is
-taken now and then as rows are learned, and summed up where it is above what is usual (a one-sided
-cumulative sum: Page, "Continuous inspection schemes", Biometrika 1954), in deviations of what it
-was before.  A model that learns well only falls; one that is taught lies rises for many looks.
+Labels of feedback can be wrong, and under attack they are; those of the root set are not.  The loss
+on it is measured repeatedly while rows are learned.  A one-sided cumulative sum (CUSUM: Page,
+"Continuous inspection schemes", Biometrika 1954) of its standardised excess over the usual loss
+raises the alarm.  The loss of a model that learns well only falls; that of a model trained on wrong
+labels rises over many measurements.
 """
 
 from __future__ import annotations
@@ -17,20 +18,18 @@ from online.models.base import Model
 from replay.example import Features, Label
 
 ROWS_MAX: Final = 20
-"""Rows of a look, asked two at a time as rows are learned: no learned row waits for many."""
+"""Most rows in a measurement.  Two are predicted for each learned row, which bounds its delay."""
 
 _AT_A_TIME: Final = 2
 
 WARM: Final = 20
-"""Looks before it can ring."""
+"""Measurements before an alarm is possible."""
 
-_SLACK: Final = 1.0  # deviations above the mean that do not count
-_RINGS: Final = 10.0
-_GIVES_UP: Final = 3.0  # times that: the world moves away from the root set, slowly
-_TIMES: Final = (
-    1.75  # what the loss is of what it was, at least: the root set is of yesterday's world
-)
-_FOLLOWS: Final = 0.1
+_SLACK: Final = 1.0  # standard deviations above the mean that are not added to the sum
+_RINGS: Final = 10.0  # threshold of the sum
+_GIVES_UP: Final = 3.0  # times that without an alarm: slow drift away from the root set
+_TIMES: Final = 1.75  # least ratio to the usual loss, since the root set gets older
+_FOLLOWS: Final = 0.1  # weight of a new measurement in the usual loss
 _DEVIATION_MIN: Final = 0.02
 _LOSS_MAX: Final = 10.0
 
@@ -39,8 +38,8 @@ class Canary:
     """Watches one model's loss on a root set.
 
     Parameters:
-        rows: Of the root set; every n-th of more than :data:`ROWS_MAX` is taken.
-        model: Gives the model that answers now.
+        rows: The root set; of more than :data:`ROWS_MAX` rows every n-th is used.
+        model: Returns the model that serves now.
     """
 
     def __init__(self, rows: Sequence[tuple[Features, Label]], model: Callable[[], Model]) -> None:
@@ -48,15 +47,15 @@ class Canary:
         self._rows = list(rows)[::step]
         self._model = model
         self._next = self._looks = 0
-        self._total = 0.0  # of the look at hand
+        self._total = 0.0  # sum of the measurement in progress
         self.loss: float | None = None
         self._mean = self._square = 0.0
-        self._before: tuple[int, float, float] | None = None  # looks, mean, square: as it last rang
+        self._before: tuple[int, float, float] | None = None  # looks, mean, square at last alarm
         self._sum = 0.0
         self._since = 0  # row at which the sum last was 0
 
     def learned(self, row: int, at: float) -> Alarm | None:
-        """A row was learned, the ``row``-th that is watched, at POSIX time ``at``."""
+        """Continue the measurement after the ``row``-th learned row, at POSIX time ``at``."""
         for features, label in self._rows[self._next : self._next + _AT_A_TIME]:
             self._total += self._loss(features, label)
         self._next += _AT_A_TIME
@@ -69,7 +68,7 @@ class Canary:
         if self._looks > WARM:
             self._before = None
             self._sum = max(self._sum + (loss - self._mean) / deviation - _SLACK, 0.0)
-        if self._sum == 0.0:  # what is usual is learned while nothing speaks against it
+        if self._sum == 0.0:  # the usual loss is updated only while there is no excess
             self._since = row
             self._follow(loss)
         if self._sum < _RINGS:
@@ -79,7 +78,7 @@ class Canary:
             return None
         if rings:
             self._before = self._looks, self._mean, self._square
-        self._sum, self._looks = 0.0, 0  # what is usual is learned anew
+        self._sum, self._looks = 0.0, 0  # start over with a new usual loss
         if not rings:
             return None
         return Alarm(
@@ -88,9 +87,9 @@ class Canary:
         )  # fmt: skip
 
     def rewritten(self) -> None:
-        """The values were: those of before the last alarm answer, and its loss is usual again.
+        """Restore the usual loss from before the last alarm, after the model was rewritten.
 
-        Else lies that go on would be learned as what is usual, and ring no more.
+        Otherwise an attack that goes on would become the usual loss and raise no more alarms.
         """
         self._next, self._total, self._sum = 0, 0.0, 0.0
         if self._before is not None:

@@ -1,9 +1,10 @@
-"""Has a model diverged?  Judged by what its answers cost, as counted by all replicas.
+"""Detection of divergence by the loss of answers, as counted by all replicas.
 
-The loss of answers that labels have come for is looked at in windows of rows.  A model is
-suspected after two windows in a row whose mean loss is many times its own of before, and many times
-what an answer without a model costs.  Whether it has diverged, or its stream has changed, is
-decided by the length of its weights (:meth:`paramserver.process.actor.ParameterServer.recover`).
+The loss of labelled answers is averaged over windows of rows.  A model is suspected after two
+consecutive windows whose mean loss is many times its own earlier one and many times that of an
+answer without a model.  The parameter server then decides by the norm of the weights whether the
+model diverged or the stream changed
+(:meth:`paramserver.process.actor.ParameterServer.recover`).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from paramserver.errors import ParamServerError
 log = logging.getLogger(__name__)
 
 WINDOW_ROWS: Final = 50
-"""Answers with labels that a window has at least."""
+"""Least labelled answers in a window."""
 
 TIMES_OWN: Final = 4.0
 TIMES_NONE: Final = 4.0
-"""Mean loss of a suspected window over the model's own, and over that of an answer without one."""
+"""Ratio of a suspect window's mean loss to the model's own, and to that without a model."""
 
-_FOLLOWS: Final = 0.2  # how much of a good window goes into the mean of before
+_FOLLOWS: Final = 0.2  # weight of a good window in the mean of earlier ones
 
 
 class Guard:
-    """Looks at the counters of :mod:`evaluation.metrics`, now and then."""
+    """Watches the counters of :mod:`evaluation.metrics` for a suspicious rise of the loss."""
 
     def __init__(self, task: Task) -> None:
         self._task: Task = task
@@ -41,7 +42,10 @@ class Guard:
         self._bad = 0
 
     def look(self, counters: Mapping[str, float], at_s: float) -> float | None:
-        """POSIX seconds until which all was well, if the model is suspected now."""
+        """Check the counters; if the model is suspected, return the time of the last good window.
+
+        The time is in POSIX seconds.  Returns None if the model is not suspected.
+        """
         now = self._totals(counters)
         if self._seen is None or now[0] < self._seen[0]:  # values were rewritten
             self._seen, self._bad = now, 0
@@ -52,7 +56,7 @@ class Guard:
         self._seen = now
         loss, none = loss / n, none / n
         own = none if self._own is None else self._own
-        if loss <= TIMES_OWN * own or loss <= TIMES_NONE * none:  # NaN is neither
+        if loss <= TIMES_OWN * own or loss <= TIMES_NONE * none:  # both are false for NaN
             self._own = loss if self._own is None else self._own + _FOLLOWS * (loss - self._own)
             self._good_at, self._bad = at_s, 0
             return None
@@ -60,7 +64,7 @@ class Guard:
         return self._good_at if self._bad >= 2 else None
 
     def _totals(self, counters: Mapping[str, float]) -> tuple[float, float, float]:
-        """Rows, their loss, and the loss of answers without a model."""
+        """Return the number of rows, their total loss, and that of answers without a model."""
         if self._task == "regression":
             names = ("n", "abs_error", "mean_abs_error")
             n, loss, none = (_own(counters, name) for name in names)
@@ -71,21 +75,22 @@ class Guard:
 
 
 def _own(counters: Mapping[str, float], name: str) -> float:
-    """The counter without answers of a model that served before: they say nothing of this one."""
+    """Return a counter without the answers of a model that served before this one."""
     return counters.get(name, 0.0) - counters.get(ANOTHERS + name, 0.0)
 
 
 class Watch:
-    """The guard of a model in one replica, and what it does.
+    """Checks one model in one replica, and requests recovery if it is suspected.
 
     Parameters:
-        learner: Of the replica.
-        recover: Asks the server to go back: of the newest rewrite seen, and POSIX seconds until
-            which all was well.
+        task: The model's task.
+        learner: The replica's learner.
+        recover: Requests recovery by the parameter server, given the number of the newest rewrite
+            and the POSIX time of the last good window.
         now_s: Wall clock, POSIX seconds.
 
     Attributes:
-        incident: What was done, or why nothing was; None if the model was never suspected.
+        incident: What was done, or why nothing was done; None if the model was never suspected.
     """
 
     def __init__(
@@ -100,7 +105,7 @@ class Watch:
         self.incident: str | None = None
 
     async def look(self) -> None:
-        """Look at the counters, and act."""
+        """Check the counters, and request recovery if the model is suspected."""
         learner = self._learner
         good_at = self._guard.look(learner.tally.counters, self._now_s())
         if good_at is None or learner.frozen:

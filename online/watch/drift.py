@@ -1,8 +1,8 @@
-"""The judge of one model in one replica: drift of what it is asked, and of how wrong it is.
+"""Drift detection for one model in one replica: drift of its inputs, scores and errors.
 
-It sees the replica's own rows as they are learned, in their order, and what was answered to rows
-whose labels have not come.  Disposable: what it knows is lost with the process, and a new one
-begins with the rows that come.
+The judge sees the replica's own rows in the order in which they are learned, and the answers to
+rows without labels.  Its state is disposable: it is lost with the process, and a new process starts
+with the next rows.
 """
 
 from __future__ import annotations
@@ -28,40 +28,47 @@ from replay.journal.base import Row
 log = logging.getLogger(__name__)
 
 STATES: Final = ("not enough data", "ok", "watch", "act")
-"""As numbers in the replica's gauges: their places."""
+"""The states; gauges have their indices."""
 
 HEARD_S: Final = 30.0
-"""A replica that was not heard of for so long is gone; its state is none any more."""
+"""Seconds without contact after which a replica's state no longer counts."""
 
 TOGETHER: Final = 64
-"""Rows that the watch is shown together at most, while nobody asks what it knows."""
+"""Rows in a batch for the watch, unless its state is read earlier."""
 
 NUMBERS: Final = 1_000
-"""Numbers in them: a look holds the loop, and takes as long as rows are wide."""
+"""Values in a batch: it blocks the event loop for a time proportional to them."""
 
-_FEW: Final = 8  # fewer rows are not worth a look, as wide as they may be
+_FEW: Final = 8  # smaller batches are not worth their cost, whatever their width
 
-_WAITING_MAX: Final = 16 * TOGETHER  # of them, if whoever teaches finds no time to look
+_WAITING_MAX: Final = 16 * TOGETHER  # rows at which a batch is forced
 
 _TIMES_EVERY: Final = 32
 _TIMES_MAX: Final = 4096
-_EXAMPLE_NAMES: Final = 8  # features of the request that a page shows
+_EXAMPLE_NAMES: Final = 8  # features in the example request
 
 _SHOWN: Final = 20
+"""Newest alarms in a status."""
+
 _SAMPLE: Final = 16
-"""Newest alarms that a status has."""
 
 
 class Judge:
     """Watches errors, scores and features of one model.
 
     Parameters:
-        on_rise: Called when the error has risen: what the model learned is no longer so.  Given the
-            alarm and when (POSIX seconds) a row was taken from before the rise.
-        aside: Where the reference of features is worked out; None: here, at once.
-        canary: Looks at rows that an operator vouches for; None: there are none.
-        rewards: The least and the greatest reward of a model that chooses: what counts as its error
-            is what a reward is short of the greatest, as a share of the range.  None: it predicts.
+        settings: Sizes of windows.
+        task: The model's task.
+        on_rise: Called when the error has risen, with the alarm and the time (POSIX seconds) at
+            which a row from before the rise was received.
+        aside: Executor for computing the reference of features; None: computed in this thread.
+        canary: Watches the loss on trusted rows; None: there are none.
+        rewards: Least and greatest reward of a model that chooses; its error is the distance of a
+            reward from the greatest, as a share of the range.  None: the model predicts.
+
+    Attributes:
+        unusable: Number of rows whose answer could not be used.
+        sample: Recently learned rows; not for display.
     """
 
     def __init__(
@@ -84,23 +91,23 @@ class Judge:
             aside=aside,
         )
         self._without = None if task == "regression" else LabelFree()
-        self._judged: dict[int, int] = {}  # last offset, by partition
+        self._judged: dict[int, int] = {}  # partition → last offset
         self._waiting = _Columns([], [], [], [], [])
-        self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)  # of labelled rows
+        # (number of a labelled row, time at which it was received)
+        self._taken: deque[tuple[int, float]] = deque(maxlen=_TIMES_MAX)
         self.unusable = 0
         self._newest: Example | None = None
         self.sample: deque[Features] = deque(maxlen=_SAMPLE)
-        """Rows that were learned lately; not to be shown."""
 
     def asked(self, answer: Prediction) -> None:
-        """An answer went out, whose label may come or not."""
+        """Record an answer, whose label may or may not follow."""
         if self._without is not None and answer.probabilities:
             share = answer.probabilities.get(answer.label)  # type: ignore[arg-type]
             if share is not None and 0.0 <= share <= 1.0:
                 self._without.served(share)
 
     def learned(self, partition: int, offset: int, example: Example, at: float) -> None:
-        """A row of this replica was learned; one that is learned again counts once."""
+        """Record a learned row of this replica; a replayed row counts once."""
         self.look()
         if offset <= self._judged.get(partition, 0):
             return
@@ -123,10 +130,10 @@ class Judge:
             self._say(alarm)
 
     def learned_all(self, rows: Sequence[Row], examples: Sequence[Example]) -> None:
-        """Rows of this replica were learned one after the other, none of them once more.
+        """Record learned rows of this replica, none of them replayed.
 
-        The watch is shown them by :meth:`look`, when some dozens are there, or somebody asks what
-        it knows: a look costs as much as twenty rows.
+        :meth:`look` passes them to the watch in batches, or when its state is read: a batch has a
+        fixed cost of about twenty rows.
         """
         partition = rows[0].partition
         looked = None
@@ -149,14 +156,14 @@ class Judge:
 
     @property
     def due(self) -> bool:
-        """Whether so many rows wait that they are to be looked at, in a turn of the loop's own."""
+        """Return whether enough rows wait for :meth:`look`, in its own turn of the event loop."""
         rows = self._waiting.features
         if (n := len(rows)) < _FEW:
             return False
         return n >= TOGETHER or n * len(rows[-1]) >= NUMBERS or n >= self._watch.cheap
 
     def look(self) -> None:
-        """Show the watch the rows that wait for it: it says what it would have said at each."""
+        """Pass the waiting rows to the watch, with the same alarms as one by one."""
         if not self._waiting.features:
             return
         waiting, self._waiting = self._waiting, _Columns([], [], [], [], [])
@@ -170,20 +177,20 @@ class Judge:
 
     @property
     def example(self) -> dict[str, Any] | None:
-        """A request as the model knows them: names and kinds of the newest row, not its values."""
+        """Return an example request with names and types of the newest row, but not its values."""
         if (newest := self._newest) is None:
             return None
-        there = sorted(name for name, value in newest.features.items() if value is not None)
-        features = {name: _like(newest.features[name]) for name in there[:_EXAMPLE_NAMES]}
+        names = sorted(name for name, value in newest.features.items() if value is not None)
+        features = {name: _like(newest.features[name]) for name in names[:_EXAMPLE_NAMES]}
         return {"features": features, "label": newest.label if self._task == "multiclass" else None}
 
     def rewritten(self) -> None:
-        """The model's values were rewritten, by a rollback or a forget."""
+        """Reset after the model's values were rewritten, by a rollback or a forget."""
         if self._canary is not None:
             self._canary.rewritten()
 
     def _before(self, row: int) -> float:
-        """When a labelled row was taken that is older than this one; the oldest that is known."""
+        """Return when a labelled row before number ``row`` was received, or the oldest one."""
         older = [at for n, at in self._taken if n < row]
         return older[-1] if older else self._taken[0][1]
 
@@ -194,12 +201,12 @@ class Judge:
         if self._task == "regression":
             alarms = self._watch.served(example.features, at=at)
             return alarms + self._watch.judged(self._off(score[""], example), at=at)
-        said = max(score, key=score.__getitem__)
-        share, right = score[said], said == label_text(example.label)
+        label = max(score, key=score.__getitem__)
+        share, right = score[label], label == label_text(example.label)
         watched = score.get("true", share) if self._task == "binary" else share
-        if is_unlabelled(self._task, example.label):  # a rank: it moves with what is usual
+        if is_unlabelled(self._task, example.label):  # its score is a rank, which has no drift
             return self._watch.served(example.features, at=at)
-        seen = example.taught  # when it came without its label
+        seen = example.taught  # it was recorded when it came without its label
         alarms = [] if seen else self._watch.served(example.features, watched, at=at)
         same = example.no_change
         rule = None if same is None else float(same != example.label)
@@ -209,9 +216,10 @@ class Judge:
         return alarms
 
     def _off(self, expected: float, example: Example) -> float:
-        """The absolute error of a number; of a choice, what its reward is short of the greatest.
+        """Return the absolute error of a number, or a choice's distance from the greatest reward.
 
-        An expectation that errs as much as ever says nothing of rewards that have become few.
+        For choices the error of the expectation is not used: it can stay the same while rewards
+        become rare.
         """
         label = float(example.label)
         if self._rewards is None:
@@ -220,34 +228,34 @@ class Judge:
         return min(max((high - label) / (high - low), 0.0), 1.0)
 
     def report(self) -> dict[str, float]:
-        """Numbers that travel to the other replicas; see :func:`of_all`."""
+        """Return the gauges that are sent to other replicas; see :func:`of_all`."""
         self.look()
-        found = self._watch.state()
-        out: dict[str, float] = {"drift_state": STATES.index(found.state)}
+        state = self._watch.state()
+        out: dict[str, float] = {"drift_state": STATES.index(state.state)}
         out |= {
-            "drift_alarms": found.alarms,
-            "drift_served": found.served,
-            "drift_judged": found.judged,
+            "drift_alarms": state.alarms,
+            "drift_served": state.served,
+            "drift_judged": state.judged,
         }
-        alarm = found.since
+        alarm = state.since
         if alarm is None or not alarm.worse or alarm.before is None or alarm.after is None:
             return out
         return out | {"drift_before": alarm.before, "drift_after": alarm.after}
 
     def newest(self, n: int) -> list[dict[str, Any]]:
-        """Alarms, at most so many, the newest first."""
+        """Return at most ``n`` alarms, the newest first."""
         self.look()
         return [alarm.data() for alarm in list(self._watch.alarms)[-n:]][::-1]
 
     def summary(self) -> dict[str, Any]:
-        """For operators; plain data."""
+        """Return a summary for operators, as plain data."""
         self.look()
-        found = self._watch.state().data()
-        shifts = found.pop("shifts")
+        state = self._watch.state().data()
+        shifts = state.pop("shifts")
         newest = self.newest(_SHOWN)
         without = None if self._without is None else asdict(self._without.estimate())
         return {
-            **found,
+            **state,
             "shifts": shifts[:_SHOWN],
             "newest": newest,
             "without_labels": without,
@@ -256,7 +264,7 @@ class Judge:
 
 
 class _Columns(NamedTuple):
-    """Answered and labelled rows as the watch takes them, by column."""
+    """Answered and labelled rows by column, the input of the watch."""
 
     features: list[Features]
     scores: list[float]
@@ -265,7 +273,7 @@ class _Columns(NamedTuple):
     at: list[float]
 
     def extend(self, more: _Columns) -> None:
-        """Take these rows behind those that are here."""
+        """Append rows to the columns."""
         self.features.extend(more.features)
         self.scores.extend(more.scores)
         self.errors.extend(more.errors)
@@ -277,14 +285,14 @@ _BINARY: Final = {label: label_text(label) for label in (False, True)}
 
 
 class _Looked(NamedTuple):
-    """Such rows; of each, too, how sure its answer was, whether it was right, and was open."""
+    """Rows by column, and for each (probability of the answer, correct, label was pending)."""
 
     columns: _Columns
     answers: list[tuple[float, bool, bool]]
 
 
 def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -> _Looked | None:
-    """Look at rows of a classifier; None: one of them has no answer, or an odd one."""
+    """Convert a classifier's rows to columns; None if one has no answer or an invalid one."""
     scores, errors, at = list[float](), list[float](), list[float]()
     rules: list[float | None] = []
     answers: list[tuple[float, bool, bool]] = []
@@ -292,18 +300,18 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
         if not (score := example.score):
             return None
         if len(score) == 2:
-            (said, share), (other, of_other) = score.items()
+            (answered, share), (other, of_other) = score.items()
             if of_other > share:
-                said, share = other, of_other
+                answered, share = other, of_other
         else:
-            said = max(score, key=score.__getitem__)
-            share = score[said]
+            answered = max(score, key=score.__getitem__)
+            share = score[answered]
         label, same = example.label, example.no_change
         watched = score.get("true", share) if binary else share
         if not (0.0 <= share <= 1.0 and 0.0 <= watched <= 1.0):
             return None
         text = _BINARY.get(label) if type(label) is bool else label_text(label)
-        right = said == text
+        right = answered == text
         scores.append(watched)
         errors.append(0.0 if right else 1.0)
         rules.append(None if same is None else float(same != label))
@@ -314,7 +322,7 @@ def _looked(rows: Sequence[Row], examples: Sequence[Example], *, binary: bool) -
 
 
 def _like(value: object) -> Any:
-    """A value of the same kind, which tells nothing of this one."""
+    """Return an example value of the same type, which does not reveal the value."""
     if isinstance(value, bool):
         return True
     return "text" if isinstance(value, str) else 1 if isinstance(value, int) else 1.0
@@ -323,17 +331,17 @@ def _like(value: object) -> Any:
 def of_all(
     here: str, shown: Mapping[str, Any], reports: Mapping[str, Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Return what all replicas know, each of its own rows, with the state of the one worst off.
+    """Combine the drift reports of all replicas; the state is that of the worst one.
 
     Parameters:
-        here, shown: Name of the replica that answers, and what its judge shows.
-        reports: Newest numbers of every replica, by name; those without a judge's are left out, and
-            so is one that was not heard of for ``HEARD_S``.
+        here, shown: Name of this replica, and its judge's :meth:`Judge.summary`.
+        reports: Newest gauges of every replica, by name; those without a judge's, or without
+            contact for ``HEARD_S``, are left out.
 
     Returns:
-        As ``shown``, with rows and alarms of all added up; ``of`` is the replica whose state and
-        reason it is, and ``replicas`` has the numbers of each.  Alarms and features are those of
-        the one that answers.
+        ``shown`` with the sums of rows and alarms over all replicas; ``of`` is the replica with the
+        worst state, ``replicas`` has the numbers of each.  Alarms and features are those of this
+        replica.
     """
     known = {
         name: report
@@ -350,16 +358,18 @@ def of_all(
         }
         for name, report in sorted(known.items())
     }
-    found = dict(shown)
+    combined = dict(shown)
     if worst != here:
         state, before = each[worst]["state"], known[worst].get("drift_before")
         why = f"replica {worst} says so of its {each[worst]['judged']:,} labelled rows"
         if before is not None:
             after = known[worst]["drift_after"]
             why = f"the error rose from {before:.3f} to {after:.3f} in the rows of replica {worst}"
-        found |= {"state": state, "why": why, "since": None}
+        combined |= {"state": state, "why": why, "since": None}
     for key in ("served", "judged", "alarms"):
-        found[key] = sum(one[key] for one in each.values())
-    if found["state"] == STATES[0]:
-        found["why"] = f"{found['judged']} labelled rows, of {len(each)} replicas; each needs some"
-    return {**found, "of": worst, "replicas": each}
+        combined[key] = sum(one[key] for one in each.values())
+    if combined["state"] == STATES[0]:
+        combined["why"] = (
+            f"{combined['judged']} labelled rows, of {len(each)} replicas; each needs some"
+        )
+    return {**combined, "of": worst, "replicas": each}

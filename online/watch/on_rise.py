@@ -1,7 +1,6 @@
-"""This module acts when a replica's error has risen.
+"""The reaction to a rise of a model's error: none, freeze, roll back, or relearn.
 
-It does nothing, freezes, rolls back, or learns again.  It runs in turns of the exchange, which it
-never holds up.
+It runs as a step of the replica's exchange with the parameter server, without blocking it.
 """
 
 from __future__ import annotations
@@ -20,20 +19,24 @@ log = logging.getLogger(__name__)
 
 Ask = Callable[..., Awaitable[Any]]
 Relearn = Callable[[int, float], Awaitable[str]]
-"""Teaches a fresh model aside, of rows taken since a time, unless there was another rewrite than
-this; says what became of it."""
+"""Trains a fresh model in another process, given the number of the newest rewrite and the POSIX
+time of the first rows; returns the outcome as text.  A newer rewrite cancels it."""
 
-_WAITS: Final = 2  # of the window: rows that are waited for before a fresh model is taught
+_WAITS: Final = 2  # a fresh model is trained after 1 / _WAITS of relearn_rows were learned
 
 
 class Rise:
-    """The newest rise of one model's error, and what was done about it.
+    """The newest rise of one model's error, and the reaction to it.
 
     Parameters:
-        ask: Has the parameter server do what it is asked by name; None: nothing is done.
-        relearn: None: this process has no way to.
+        model: The model's name.
+        settings: Which reaction is chosen.
+        learner: The replica's learner.
+        ask: Sends a request by name to the parameter server; None: there is no reaction.
+        relearn: Trains a fresh model; None: this process can't.
 
     Attributes:
+        pending: Whether the reaction is not finished.
         incident: What was done, for an operator; None: nothing.
     """
 
@@ -47,14 +50,14 @@ class Rise:
     ) -> None:
         self._model, self._settings, self._learner = model, settings, learner
         self._ask, self._relearn = ask, relearn
-        self._rewrite, self._since = 0, 0.0  # the newest one then, and a time before the rise
-        self._learned = 0  # rows in the model then
+        self._rewrite, self._since = 0, 0.0  # newest rewrite at the alarm; a time before the rise
+        self._learned = 0  # rows in the model at the alarm
         self._work: asyncio.Task[str] | None = None
         self.pending = False
         self.incident: str | None = None
 
     def rang(self, alarm: Alarm, since: float) -> None:
-        """The error has risen; a row was taken at ``since`` (POSIX seconds), before it rose."""
+        """Start a reaction to an alarm; ``since`` (POSIX seconds) is a time before the rise."""
         action = self._settings.on_rise
         if action == "tell" or self._learner.frozen or self.pending or self._ask is None:
             return
@@ -63,7 +66,7 @@ class Rise:
         self._learned, self.pending = self._learner.tally.digest[0], True
 
     async def act(self) -> None:
-        """Do what is to be done now; returns soon."""
+        """Do the next step of a pending reaction; returns soon."""
         if not self.pending or self._ask is None:
             return
         try:
@@ -71,10 +74,10 @@ class Rise:
         except RollbackRefused as error:
             self.incident, self.pending = f"its error has risen; left as it is: {error}", False
         except ParamServerError:
-            return  # it is asked again
+            return  # retried at the next step
 
     async def _acted(self, ask: Ask) -> bool:
-        """Whether nothing is left to be done."""
+        """Do the next step, and return whether the reaction is finished."""
         if self._settings.on_rise == "relearn":
             return await self._taught(ask)
         if self._settings.on_rise == "freeze":
@@ -95,7 +98,7 @@ class Rise:
             work, self._work = self._work, None
             try:
                 self.incident = work.result()
-            except Exception as error:  # of Ray, the disk, or the model: the next alarm tries again
+            except Exception as error:  # by Ray, the disk or the model; the next alarm retries
                 self.incident = f"its error has risen; no fresh model was taught: {error}"
             log.warning("model %s: %s", self._model, self.incident)
             return True
@@ -110,7 +113,7 @@ class Rise:
         return False
 
     async def stop(self) -> None:
-        """End what is under way; nothing is changed by what had not been decided."""
+        """Cancel a training in progress, which changes nothing until it is decided."""
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)

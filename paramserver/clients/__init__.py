@@ -1,1 +1,1 @@
-"""Ways from a replica to the server of its model: by Ray, in the same process, to several."""
+"""Clients by which a replica reaches its parameter server: Ray, in-process, and sharded."""

@@ -1,4 +1,4 @@
-"""A replica's way to its parameter server, wherever that runs: every wait is bounded."""
+"""The base class of clients of a parameter server; every call has a timeout."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from paramserver.errors import FormatRefused, ServerUnavailable
 
 
 class Client(ABC):
-    """Asks the server of one lineage.  Use from one event loop; ``name`` is for messages."""
+    """A client of one lineage's server.  Use from one event loop; ``name`` is for messages."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     async def sync(self, request: wire.SyncRequest, timeout_s: float) -> wire.SyncReply:
-        """Push and pull in one step.
+        """Push and pull in one request.
 
         Raises:
-            ServerUnavailable: Indefinite: no answer in ``timeout_s``.  Send the same pushes again.
+            ServerUnavailable: Indefinite: no reply within ``timeout_s``.  Send the same pushes
+                again.
             NotReady, FormatRefused, RequestRefused, BlockError, PushRefused, StoreUnavailable: As
                 the server raised them.
         """
@@ -36,7 +37,7 @@ class Client(ABC):
         return reply
 
     async def call(self, method: str, timeout_s: float, *args: object) -> Any:
-        """Result of another method of :class:`paramserver.process.actor.ParameterServer`."""
+        """Call another method of :class:`paramserver.process.actor.ParameterServer`."""
         try:
             async with asyncio.timeout(timeout_s):
                 return await self._call(method, args)
@@ -45,4 +46,4 @@ class Client(ABC):
 
     @abstractmethod
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
-        """The same without a bound of time; raises ParamServerError."""
+        """Do as :meth:`call` without a timeout; raises ParamServerError."""

@@ -1,8 +1,8 @@
-"""The parameter server of one lineage in the process of its only replica, and the way to it.
+"""A parameter server inside the process of its only replica, and its client.
 
-It is the class that Ray makes an actor of, on threads of its own.  Where the actor would end its
-process to begin anew, as after a decision of which nobody knows whether it is written down, here
-the object is replaced by another one, which restores its state from the store.
+It runs the same class as the Ray actor, on its own threads.  Where the actor would exit and be
+restarted (for example after a decision whose outcome is unknown), here the object is replaced by a
+new one, which restores its state from the store.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
 
-_THREADS: Final = 4  # that ask at the same time
+_THREADS: Final = 4  # concurrent requests
 _STOP_S: Final = 5.0
 
 
@@ -40,11 +40,11 @@ class Closable(Protocol):
 
 
 class InProcess:
-    """A parameter server that lives as long as its replica; :meth:`start` it, :meth:`stop` it.
+    """A parameter server that lives as long as its replica; call :meth:`start` and :meth:`stop`.
 
     Parameters:
-        name: For messages.
-        lineage, open_store, directory, settings, find_gone, shard: As of
+        name: Name for messages.
+        lineage, open_store, directory, settings, find_gone, shard: As for
             :class:`paramserver.process.actor.ParameterServer`.
     """
 
@@ -75,39 +75,39 @@ class InProcess:
         self._asking = ThreadPoolExecutor(_THREADS, "parameter-server")
 
     def start(self) -> None:
-        """Begin to restore the state; returns at once."""
+        """Start to restore the state; returns at once."""
         for thread in self._threads:
             thread.start()
 
     def status(self) -> dict[str, Any]:
-        """Everything about the server, see :class:`paramserver.process.actor.ParameterServer`."""
+        """Return the server's status, see :class:`paramserver.process.actor.ParameterServer`."""
         return self._server.status()
 
     def shared(self, method: str, *args: object) -> Any:
-        """Answer another shard; raises whatever comes."""
+        """Answer another shard's call; may raise anything."""
         return self._server.shared(method, *args)
 
     async def ask(self, method: str, args: tuple[object, ...]) -> Any:
-        """Result of a method of the server.  Raises ParamServerError."""
+        """Call a method of the server on a thread.  Raises ParamServerError."""
         asked = partial(getattr(self._server, method), *args)
         try:
             return await asyncio.get_running_loop().run_in_executor(self._asking, asked)
         except ParamServerError:
             raise
-        except Exception as error:  # whatever it is, the server is asked again
+        except Exception as error:  # whatever it is, the caller may retry
             raise ServerUnavailable(self.name, f"it failed: {error!r}") from error
 
     def last_snapshot(self, timeout_s: float) -> str:
-        """Name of the snapshot that holds the state as it is now; it is published if need be.
+        """Publish the present state if necessary; return the name of its snapshot.
 
-        Raises ParamServerError or OSError: there is none.  TimeoutError: it takes longer.
+        Raises ParamServerError or OSError if that fails, TimeoutError if it takes longer.
         """
         return str(self._asking.submit(self._server.snapshot).result(timeout_s)["name"])
 
     def stop(self) -> None:
-        """End the threads and close the store.  What is not published is in the journal."""
+        """Stop the threads and close the store.  Unpublished state can be replayed later."""
         self._stopped.set()
-        # On a thread, for the wait has a bound: a question may stand in a store that hangs.
+        # in a thread, to bound the wait: a request may hang in the store
         ending = partial(self._asking.shutdown, wait=True, cancel_futures=True)
         asked = threading.Thread(target=ending, name="parameter-server-ends", daemon=True)
         asked.start()
@@ -124,15 +124,15 @@ class InProcess:
 
     def _close(self) -> None:
         while self._stores:
-            with contextlib.suppress(Exception):  # it goes away whatever it says
+            with contextlib.suppress(Exception):  # it is discarded in any case
                 self._stores.pop().close()
 
     def _end(self) -> None:
-        """Have the server replaced; it answers nothing any more."""
+        """Request that the server, which has ended, is replaced."""
         self._ended.set()
 
     def _live(self) -> None:
-        """Restore, then look at the epoch again and again; anew when the server has ended."""
+        """Restore the state, confirm the epoch periodically, and replace an ended server."""
         looks = Attempts("ParameterServer.confirm")
         while True:
             while not self._server.restore():
@@ -161,7 +161,7 @@ class InProcess:
 
 
 class InProcessClient(Client):
-    """The replica's way to a server that is in its own process."""
+    """A client of the server in the replica's own process."""
 
     def __init__(self, server: InProcess) -> None:
         super().__init__(server.name)

@@ -1,7 +1,7 @@
-"""The parameter server as a Ray actor: detached, named, restarted for ever, never retried.
+"""The parameter server as a named, detached Ray actor that is always restarted, and its client.
 
-Ray repeats no call (``max_task_retries=0``): whoever gets no answer sends the same pushes again,
-and the server's clock knows them.
+Ray retries no call (``max_task_retries=0``).  A replica that gets no reply sends the same pushes
+again, and the server's clock recognises those that were applied.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ _CONCURRENCY: Final = 8
 _STATUS_S: Final = 10.0
 _SNAPSHOT_S: Final = 60.0
 _SHARD_S: Final = 1.0
-_NEAR_S: Final = 1.0  # that a kept connection may take to come
-_NEAR_AGAIN_S: Final = 30.0  # between two attempts: the server may be on another machine
+_NEAR_S: Final = 1.0  # timeout of connecting to the local socket
+_NEAR_AGAIN_S: Final = 30.0  # between two attempts, as the server may be on another machine
 
 
 def start_or_get(
@@ -44,11 +44,10 @@ def start_or_get(
     shard: Shard | None = None,
     namespace: str = NAMESPACE,
 ) -> Callable[[], Any]:
-    """The server of that name, which begins to start if there is none; a way to its handle.
+    """Start the server of that name unless it runs; return a function that waits for its handle.
 
-    What is returned waits for the server, and gives its handle.  A running server of other code,
-    spec, formats or settings publishes a snapshot and is replaced then.  It blocks for up to about
-    a minute; not for an event loop.
+    If a running server has other code, spec, formats or settings, that function makes it publish a
+    snapshot and replaces it.  It may block for about a minute; do not call it on an event loop.
     """
     given = lineage, open_store, directory, settings, find_gone
     made = partial(_create, name, namespace, given, shard)
@@ -65,7 +64,7 @@ def _as_wanted(
     try:
         ray.get(handle.snapshot.remote(), timeout=_SNAPSHOT_S)
     except RayError:
-        pass  # what it has not published is sent again by the replicas, or learned again
+        pass  # replicas push what it has not published again, or learn it again
     ray.kill(handle, no_restart=True)
     deadline = time.monotonic() + _SNAPSHOT_S
     while exists() and time.monotonic() < deadline:
@@ -74,7 +73,7 @@ def _as_wanted(
 
 
 def ask_actor(names: Sequence[str], shard: int, method: str, *args: object) -> Any:
-    """Ask another shard's server, for a second at most; raises whatever comes."""
+    """Call another shard's server, with a timeout of a second; may raise anything."""
     handle = ray.get_actor(names[shard], NAMESPACE)
     return ray.get(handle.shared.remote(method, *args), timeout=_SHARD_S)
 
@@ -94,7 +93,7 @@ def _create(name: str, namespace: str, given: tuple[Any, ...], shard: Shard | No
 
 
 def _identity_of(handle: Any, wanted: str) -> str:
-    """Identity that the server reports; ``wanted`` while it has not got so far itself."""
+    """Return the server's identity, or ``wanted`` if it has not computed it yet."""
     status = ray.get(handle.status.remote(), timeout=_STATUS_S * 3)
     return status["identity"] or wanted
 
@@ -108,15 +107,15 @@ def _exists(name: str, namespace: str) -> bool:
 
 
 class ParameterClient(Client):
-    """A replica's way to a server that is an actor.  Use from one event loop.
+    """A client of a server that is a Ray actor.  Use from one event loop.
 
-    Exchanges go over a kept connection (:mod:`paramserver.process.near`) if the server is on this
-    machine and has answered one by Ray; all else by Ray, and an exchange that the connection fails,
-    too.
+    ``sync`` uses a local socket (:mod:`paramserver.process.near`) if the server is on this machine
+    and has answered one ``sync`` through Ray.  Other calls, and calls that fail on the socket, go
+    through Ray.
 
     Parameters:
-        name, namespace: Of the actor.  Its handle is looked up when needed, and again after the
-            actor died.
+        name, namespace: Name of the actor.  Its handle is looked up when needed, and again after
+            the actor died.
     """
 
     def __init__(self, name: str, namespace: str = NAMESPACE) -> None:
@@ -128,7 +127,7 @@ class ParameterClient(Client):
 
     @property
     def near(self) -> bool:
-        """Whether the next exchange goes over a kept connection."""
+        """Whether the local socket is connected, so that the next ``sync`` uses it."""
         return self._line is not None
 
     async def _call(self, method: str, args: tuple[object, ...]) -> Any:
@@ -143,8 +142,8 @@ class ParameterClient(Client):
         return answer
 
     async def _over_line(self, request: bytes) -> bytes:
-        """Answer over the kept connection; empty: there is none, or Ray is to be asked."""
-        line, self._line = self._line, None  # one question at a time
+        """Return the reply over the local socket; empty: use Ray."""
+        line, self._line = self._line, None  # one request at a time
         if line is None and self._met and time.monotonic() >= self._line_due_s:
             self._line_due_s = time.monotonic() + _NEAR_AGAIN_S
             line = await self._connected()
@@ -152,7 +151,7 @@ class ParameterClient(Client):
             return b""
         try:
             answer = await line.ask(request)
-        except BaseException as error:  # who stops waiting must not get this answer the next time
+        except BaseException as error:  # close, so that no later request reads this reply
             line.close()
             self._met = False
             if isinstance(error, (OSError, EOFError)):
@@ -162,13 +161,13 @@ class ParameterClient(Client):
         return answer
 
     def _keep(self, line: Line) -> None:
-        if self._line is not None:  # another exchange has connected meanwhile
+        if self._line is not None:  # another request has connected meanwhile
             self._line.close()
         self._line = line
 
     async def _connected(self) -> Line | None:
         with contextlib.suppress(ParamServerError, OSError, EOFError):
-            async with asyncio.timeout(_NEAR_S):  # its error is an OSError, too
+            async with asyncio.timeout(_NEAR_S):  # TimeoutError is an OSError
                 return await Line.to(*await self._by_ray("near", ()))
         return None
 
@@ -184,7 +183,7 @@ class ParameterClient(Client):
                     raise cause from None
                 raise ServerUnavailable(self._name, f"it failed: {cause!r}") from error
             except ActorDiedError as error:
-                self._handle = None  # a new actor may have the name
+                self._handle = None  # a new actor may have the name by now
                 if last:
                     raise ServerUnavailable(self._name, str(error)) from error
             except RayError as error:
@@ -192,7 +191,7 @@ class ParameterClient(Client):
         raise AssertionError("the loop returns or raises")
 
     async def _resolve(self) -> Any:
-        try:  # asks the cluster's control store: not on the event loop
+        try:  # blocks on the cluster's control store, so not on the event loop
             return await asyncio.to_thread(ray.get_actor, self._name, self._namespace)
         except ValueError as error:
             raise ServerUnavailable(self._name, "no actor has that name") from error

@@ -1,12 +1,12 @@
-"""A replica's way to a model's several parameter servers, which it deals with as if they were one.
+"""A client that presents the parameter servers (shards) of a model as one.
 
-A request goes to all of them at once: what is pushed is cut by shard, with the same bounds.  What
-they answer becomes one reply, of a version whose numbers are the sums of theirs; a clock is the
-lowest of theirs, and each one's is told beside it.  If one does not answer, or has not taken in a
-decision that another one has, there is no reply, and whoever has asked goes on as without contact,
-but for what shard 0 says is decided: a ban or a freeze needs no values.
+A request goes to all shards at once; pushes are split by shard, with the same row bounds.  The
+replies are joined into one: its version is the sum of the shards' versions, its clock the minimum
+of theirs, and each shard's clock is included.  If a shard does not answer, or has not applied a
+decision that another one has, there is no reply, as without contact to a server.  Only shard 0's
+decisions are still reported, because a ban or a freeze needs no values.
 
-Values that are many come in parts, shard after shard.
+Values that are too large for one message come in parts, shard by shard.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from paramserver.core.shards import Cut, joined
 from paramserver.core.wire import Place, Push, SyncReply, SyncRequest, Version
 from paramserver.errors import RequestRefused, ServerUnavailable, ShardAway
 
-_VERSIONS_MAX: Final = 1024  # of which is known what each shard's was
+_VERSIONS_MAX: Final = 1024  # joint versions whose parts by shard are remembered
 _EPOCHS_MAX: Final = 64
 _CAME_MAX: Final = 64
 _BRIEF_S: Final = 1.0
-_PATIENT_EVERY: Final = 5  # a busy machine may need longer for each answer
+_PATIENT_EVERY: Final = 5  # every 5th request gets the full timeout: the shard may only be slow
 _OF_ONE: Final = frozenset({"backfill", "promote", "relearn", "upgrade", "withdraw"})
-"""Methods by which one server does something with all values."""
+"""Methods that are supported with a single server only."""
 
 
 class ShardedReply(SyncReply, frozen=True, array_like=True):
-    """A reply of several shards.
+    """The joint reply of several shards.
 
     Attributes:
-        clocks: Of each: that of its values.
+        clocks: The clock of each shard's values.
         first: Version of shard 0.
     """
 
@@ -45,7 +45,7 @@ class ShardedReply(SyncReply, frozen=True, array_like=True):
 
 
 class _Came(NamedTuple):
-    """How far values in parts have come: of each shard which version they are; whose come next."""
+    """Progress of a pull in parts: each shard's version, and the shard and start of the next."""
 
     since: tuple[Version, ...]
     shard: int
@@ -53,7 +53,10 @@ class _Came(NamedTuple):
 
 
 class ShardedClient(Client):
-    """Asks all shards of one model.  Use from one event loop; questions are shard 0's to answer."""
+    """A client of all shards of a model.  Use from one event loop.
+
+    Methods other than ``sync`` and ``status`` are called on shard 0 only.
+    """
 
     def __init__(self, name: str, clients: Sequence[Client]) -> None:
         super().__init__(name)
@@ -69,7 +72,7 @@ class ShardedClient(Client):
         return await self._clients[0]._call(method, args)
 
     async def call(self, method: str, timeout_s: float, *args: object) -> Any:
-        """Ask shard 0; a status also tells of the others, each of which has so long to answer."""
+        """Call shard 0; ``status`` includes the other shards, each with the same timeout."""
         if method != "status":
             return await super().call(method, timeout_s, *args)
         asked = [one.call(method, timeout_s, *args) for one in self._clients]
@@ -79,7 +82,7 @@ class ShardedClient(Client):
         return _with_shards(answer, others)
 
     async def sync(self, request: SyncRequest, timeout_s: float) -> SyncReply:
-        """Push and pull in one step; errors as of :meth:`Client.sync`, of any shard."""
+        """Push and pull in one request; errors as :meth:`Client.sync`, of any shard."""
         pushes = self._pushes(request.pushes)
         came = None
         since: Sequence[Version | None] = [None] * len(self._clients)
@@ -114,9 +117,10 @@ class ShardedClient(Client):
         return self._reply(request, came, since, replies)
 
     def _patience_s(self, shard: int, timeout_s: float) -> float:
-        """A shard that stands still is waited for briefly, and now and then as long as others.
+        """Return the timeout for a shard: short if its last request failed, except for shard 0.
 
-        What shard 0 says is decided waits for its answer, and so does that it is acted on.
+        Decisions of shard 0 are reported only after all timeouts, so a shard that hangs must not
+        delay them.  Every ``_PATIENT_EVERY``-th request in a row gets the full timeout.
         """
         briefly = shard and self._missed[shard] % _PATIENT_EVERY
         return min(timeout_s, _BRIEF_S) if briefly else timeout_s
@@ -129,7 +133,7 @@ class ShardedClient(Client):
         since: Version | None,
         came: _Came | None,
     ) -> SyncRequest:
-        """Ask one shard: while values come in parts, one of them for its part."""
+        """Return the request for one shard; in a pull in parts only one is asked for values."""
         after, values = None, True
         if came is not None and came.shard < len(self._clients):
             values, after = shard == came.shard, came.after
@@ -141,11 +145,11 @@ class ShardedClient(Client):
         )  # fmt: skip
 
     def _pushes(self, pushes: Sequence[Push]) -> list[list[Push]]:
-        """By shard; each of the epoch and base that it has under those of all together."""
+        """Split pushes by shard, translating the joint epoch and base to each shard's own."""
         out: list[list[Push]] = [[] for _ in self._clients]
         for push in pushes:
             epochs = self._epochs.get(push.epoch)
-            if epochs is None:  # heard of too long ago: it is learned again, or sent anew
+            if epochs is None:  # no longer remembered: refused, so pushed or learned again
                 epochs = (0,) * len(self._clients)
             bases = self._bases(push.base, epochs)
             for shard, part in enumerate(self._cut.push(push)):
@@ -155,11 +159,11 @@ class ShardedClient(Client):
 
     def _bases(self, base: Version, epochs: tuple[int, ...]) -> Sequence[Version]:
         known = self._versions.get(base)
-        if known is None:  # the oldest that is known of that epoch
+        if known is None:  # take the oldest that is remembered of that epoch
             known = next((v for k, v in self._versions.items() if k[0] == base[0]), None)
         return [(epoch, 0) for epoch in epochs] if known is None else known
 
-    # -- what they answer ----------------------------------------------------------------------
+    # -- replies -------------------------------------------------------------------------------
 
     def _reply(
         self,
@@ -198,7 +202,7 @@ class ShardedClient(Client):
         return _together(named, replies, version, fields)
 
     def _first_part(self, version: Version, versions: tuple[Version, ...]) -> dict[str, Any]:
-        """The beginning of values in parts, which has none of them yet."""
+        """Return the start of a pull in parts, an empty part."""
         return self._part(_Came(versions, 0, None), version, None)
 
     def _next_part(
@@ -208,7 +212,7 @@ class ShardedClient(Client):
         version: Version,
         replies: Sequence[SyncReply],
     ) -> dict[str, Any]:
-        """The part of one shard; all begin anew if one of them has."""
+        """Return the next part, of one shard; the pull starts over if that shard's has."""
         key, one = request.since, replies[came.shard]
         versions = tuple((r.epoch, r.count) for r in replies)
         begun = came.since[came.shard] if came.after is not None else one.since
@@ -239,12 +243,12 @@ class ShardedClient(Client):
 
 
 def sharded(name: str, clients: Sequence[Client]) -> Client:
-    """The way to one server, or to several as if they were one."""
+    """Return a client of one server, or of several as if they were one."""
     return clients[0] if len(clients) == 1 else ShardedClient(name, clients)
 
 
 def _note(known: dict[Any, Any], key: object, value: object, most: int) -> None:
-    """Know one more, and forget the one that was heard of first if they are too many."""
+    """Store one more entry, and remove the oldest one if there are too many."""
     if key not in known and len(known) >= most:
         del known[next(iter(known))]
     known[key] = value
@@ -258,7 +262,7 @@ def _all_changes(replies: Sequence[SyncReply], since: Sequence[Version | None]) 
 def _together(
     named: set[int], replies: Sequence[SyncReply], version: Version, fields: Mapping[str, Any]
 ) -> ShardedReply:
-    """One reply of all; the lowest clock, the oldest control row and the longest silence count."""
+    """Join the replies: lowest clocks, oldest control row, longest time since confirmation."""
     first = replies[0]
     clocks, durable = tuple(one.clock for one in replies), [one.durable for one in replies]
     decided = min(replies, key=lambda one: one.control)
@@ -286,7 +290,10 @@ def _together(
 
 
 def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, int]:
-    """The lowest of each partition that all tell of, or are asked for: what is not told is 0."""
+    """Return the lowest clock of each partition that all shards report or that was named.
+
+    An offset that a shard does not report counts as 0.
+    """
     known = {p for clock in clocks for p in clock}
     return {
         p: min(clock.get(p, 0) for clock in clocks)
@@ -296,7 +303,7 @@ def _lowest(clocks: Sequence[Mapping[int, int]], named: set[int]) -> dict[int, i
 
 
 def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any]:
-    """Shard 0's status with what the others tell, or the errors that came instead of it."""
+    """Return shard 0's status with the other shards' statuses, or their errors."""
     fields, refused, incidents = [_of_shard(answer)], dict(answer["refused"]), [answer["incident"]]
     vanished = answer["vanished"]
     for shard, other in enumerate(others, 1):
@@ -315,11 +322,11 @@ def _with_shards(answer: dict[str, Any], others: Sequence[Any]) -> dict[str, Any
 
 
 def _of_shard(status: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an operator is told of one shard."""
+    """Return the fields of a shard's status that are shown."""
     return {name: status[name] for name in ("state", "reason", "epoch", "count", "snapshot", "pid")}
 
 
 def _lacks(status: Mapping[str, Any], first: Mapping[str, Any]) -> int:
-    """How many rows that shard 0 has this one has not been told of yet."""
+    """Return how many rows this shard's clock is behind shard 0's."""
     has, closed = status["clock"], status.get("closed", ())
     return sum(max(n - has.get(p, 0), 0) for p, n in first["clock"].items() if p not in closed)

@@ -1,1 +1,1 @@
-"""The values of a model: blocks, how they merge, and the server as a pure state machine."""
+"""Model state as mergeable blocks, and the parameter server as a pure state machine."""

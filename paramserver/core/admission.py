@@ -1,16 +1,19 @@
-"""This module decides which rows a bounded table has: the server alone does, at a version.
+"""Admission to and eviction from tables of bounded size.  Only the server decides on them.
 
-A new row is admitted once enough pushes have touched it.  Sights are counted in a sketch (Cormode
-and Muthukrishnan 2005, *An improved data stream summary: the count-min sketch*) with a key of its
-own, so that nobody finds names that count for each other.  Beyond the bound the rows used least
-leave, of some that are looked at, spread over the order of the table: so no push waits for all.  A
-use counts a twentieth less each time that a thirty-second of the rows is new.  Half of all sights
-are forgotten after as many as there may be rows (Einziger et al. 2017, *TinyLFU*): what is seen
-once, and then no more, leaves room for others.
+A new row is admitted once enough pushes have touched its id.  The sightings of each id are counted
+in a count-min sketch (Cormode and Muthukrishnan 2005, *An improved data stream summary: the
+count-min sketch*) with a secret key, so that nobody can choose names that collide.  All counts are
+halved after as many sightings as the table may have rows (Einziger et al. 2017, *TinyLFU*), so
+that ids that are no longer seen make room for others.
 
-What is not admitted, or has left, is touched, and has no row: so every replica comes to have the
-same ids as the server at the same version.  A delta that was begun before its row left is
-acknowledged and not added to one that came later: it is a difference to what is not there any more.
+Beyond the bound the least used rows are evicted, out of a sample spread over the table, so that no
+push scans all rows.  The weight of a use decays by a twentieth each time that new rows amounting
+to a thirty-second of the bound have come.
+
+An id that is not admitted or was evicted is reported as touched and has no row, so every replica
+has the same ids as the server at the same version.  A delta that began before its row was evicted
+is acknowledged but not added to a newer row of the same id: it is a difference to numbers that no
+longer exist.
 """
 
 from __future__ import annotations
@@ -31,23 +34,23 @@ from paramserver.core.ids import IdArray, distinct
 from paramserver.core.rows import Rows
 
 KEPT: Final = "kept."
-"""Blocks of snapshots whose names begin so are the server's alone."""
+"""Prefix of the names of blocks in snapshots that only the server uses."""
 
 TOMBS_MAX: Final = 65_536
-"""Rows of which is known when they left."""
+"""Number of evicted rows whose time of eviction is remembered."""
 
 _SIGHTS, _RANKS, _AGE = f"{KEPT}sights.", f"{KEPT}ranks.", f"{KEPT}age."
 _HASHES: Final = 3
-_CELLS: Final = 4  # of a hash, for each row of the table
+_CELLS: Final = 4  # counters per hash function, for each row of the table
 _SIGHTS_MAX: Final = 255
 _MIXED: Final = np.uint64(0x9E3779B97F4A7C15)
-_AGES: Final = 32  # in which as many rows come as there may be
-_AGED: Final = 0.95  # what a use counts after one of them
-_LOOKED: Final = 8  # rows that are looked at for one that leaves
+_AGES: Final = 32  # a table ages by this much while rows_max new rows come
+_AGED: Final = 0.95  # weight of a use after one unit of age
+_LOOKED: Final = 8  # rows sampled for each row to evict
 _LOOKED_LEAST: Final = 512
-_LEAVE_SHARE: Final = 32  # of the rows leave at once, and that many at most
+_LEAVE_SHARE: Final = 32  # besides the excess, rows_max / 32 rows are evicted, at most 64
 _LEAVE_MOST: Final = 64
-_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # of the golden ratio: each place, and far apart
+_SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)  # golden-ratio steps visit all places, far apart
 
 _DOUBLE: Final = struct.Struct("<d")
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
@@ -56,21 +59,21 @@ _Flags = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True)
 class TableBounds:
-    """How many rows a table may have, and how many pushes touch a row before it is one."""
+    """The greatest number of rows of a table, and the pushes with an id before it gets a row."""
 
     rows_max: int
     sights: int = 1
 
 
 class Sights:
-    """How many pushes have touched each id, at least.
+    """A count-min sketch of how many pushes have touched each id.
 
     Parameters:
-        key: Bytes that nobody knows, eight for each hash.
-        cells: Counters of each hash: a power of two.
+        key: Secret random bytes, eight for each hash function.
+        cells: Number of counters for each hash function, a power of two.
 
     Attributes:
-        since: Sights since half of them were forgotten.
+        since: Sightings since the counts were halved last.
     """
 
     def __init__(self, key: bytes, cells: int) -> None:
@@ -79,12 +82,12 @@ class Sights:
         self._factors = np.frombuffer(key, dtype="<u8") | np.uint64(1)
 
     def packed(self) -> bytes:
-        """All of it as bytes."""
+        """Return the sketch as bytes."""
         return self._key + self.since.to_bytes(8, "little") + self._counts.tobytes()
 
     @classmethod
     def read(cls, data: bytes) -> Sights:
-        """One that :meth:`packed` has made."""
+        """Return the sketch that :meth:`packed` encoded."""
         n = 8 * _HASHES
         made = cls(data[:n], (len(data) - n - 8) // _HASHES)
         made.since = int.from_bytes(data[n : n + 8], "little")
@@ -102,12 +105,12 @@ class Sights:
         return at
 
     def of(self, ids: IdArray) -> npt.NDArray[np.uint8]:
-        """How often each was seen: too often, if others fall together with it."""
+        """Return an upper bound on how often each id was seen; collisions make it too high."""
         counts = [c[at] for c, at in zip(self._counts, self._at(ids), strict=True)]
         return np.asarray(np.min(counts, axis=0))
 
     def add(self, ids: IdArray, window: int) -> None:
-        """Each was seen once more; half are forgotten if that makes so many since the last time."""
+        """Count one sighting of each id; halve all counts after ``window`` sightings."""
         self.since += len(ids)
         for row, at in zip(self._counts, self._at(ids), strict=True):
             row[at] = np.minimum(row[at], _SIGHTS_MAX - 1) + np.uint8(1)
@@ -117,15 +120,16 @@ class Sights:
 
 
 class Keeper:
-    """The rows of one server's tables that may stay.
+    """Decides which rows the tables of one server admit and which they evict.
 
     Parameters:
-        kept: Blocks that another one has told of: it goes on from them.
-        draw: Makes so many random bytes.
+        kept: Blocks from :meth:`blocks` of the keeper that this one continues.
+        draw: Returns the given number of random bytes.
 
     Attributes:
-        waiting, late, left: Rows of deltas that were not added, as their ids were not seen often
-            enough; those that were begun before their row had left; rows that had to leave.
+        waiting: Rows of deltas that were not added because their ids were not seen often enough.
+        late: Rows of deltas that were not added because they began before the row was evicted.
+        left: Rows evicted.
     """
 
     def __init__(
@@ -140,25 +144,26 @@ class Keeper:
         self.waiting = self.late = self.left = 0
 
     def blocks(self) -> Blocks:
-        """Make the blocks that a snapshot has of it."""
+        """Return the keeper's state as blocks for a snapshot."""
         blocks = {n: Block(OPAQUE, sights.packed()) for n, sights in self._sights.items()}
         blocks |= {n: Block(OPAQUE, _DOUBLE.pack(age)) for n, age in self._ages.items()}
         return blocks | {n: Block(ROWS, ranks.copy()) for n, ranks in self._ranks.items()}
 
     def track(self) -> None:
-        """Know from now on what changes."""
+        """Start to record which ranks change."""
         for ranks in self._ranks.values():
             ranks.track()
 
     def counts(self, values: Blocks) -> dict[str, int]:
-        """Rows that there are, and what became of others since the start."""
+        """Return the present number of rows and the counters since the start."""
         rows = sum(len(block.data) for block in values.values() if block.kind == ROWS)
         return {"rows": rows, "waiting": self.waiting, "late": self.late, "left": self.left}
 
     def admitted(self, values: Blocks, delta: Blocks, base: int) -> Blocks:
-        """The delta without rows that there are none of yet, or no more.  Changes nothing.
+        """Return the delta without rows that are not admitted.  Changes nothing.
 
-        ``base``: version that the delta was begun on.
+        Parameters:
+            base: Version count that the delta was begun on.
         """
         out = dict(delta)
         for name, block in delta.items():
@@ -170,7 +175,7 @@ class Keeper:
         return out
 
     def fit(self, values: Blocks, count: int) -> None:
-        """Let rows leave tables that have too many from the start, by whoever restores them."""
+        """Evict rows from restored tables that exceed the bound."""
         for name, block in values.items():
             if block.kind == ROWS and len(block.data) > self._bounds.rows_max:
                 values[name] = copy_block(block)
@@ -190,9 +195,15 @@ class Keeper:
         return np.array([tombs.get((name, i), 0) > base for i in ids.tolist()], dtype=bool)
 
     def settle(self, values: Blocks, delta: Blocks, base: int, count: int) -> Touched:
-        """Count what was pushed, which is in the values of this version, and let rows leave.
+        """Count the ids of a push that was just merged into ``values``, and evict rows.
 
-        Returns what has no row now, though it was pushed or had one.
+        Parameters:
+            delta: The push before :meth:`admitted`.
+            base: Version count that the delta was begun on.
+            count: Version count after the push.
+
+        Returns:
+            Ids without a row now that were pushed or evicted.
         """
         touched: Touched = {}
         for name, block in delta.items():
@@ -210,10 +221,10 @@ class Keeper:
         return touched
 
     def _use(self, name: str, ids: IdArray) -> None:
-        """Each was used once more.
+        """Count one use of each id.
 
-        A rank is the logarithm of the uses, each counted by its age, plus the age of the table: so
-        it stays as it is while they count less and less, and ranks compare at any time.
+        A rank is the logarithm of the decayed number of uses plus the age of the table.  So a rank
+        need not change while its uses decay, and ranks can be compared at any time.
         """
         ranks = self._ranks.setdefault(_RANKS + name, Rows.empty(1))
         rank, known = ranks.get(ids)
@@ -224,7 +235,7 @@ class Keeper:
         ranks.put(ids, rank)
 
     def _leave(self, name: str, table: Rows, count: int) -> IdArray:
-        """Let rows leave, if there are too many: the least used of some that are looked at."""
+        """If there are too many rows, evict the least used ones of a sample; return their ids."""
         most = self._bounds.rows_max
         many = len(table) - most
         if many <= 0:
@@ -234,7 +245,7 @@ class Keeper:
         some = self._look(table, many)
         rank, known = ranks.get(some)
         size, unused = np.zeros(len(some)), np.flatnonzero(~known)
-        if len(unused):  # they were learned before there were ranks: the smallest say least
+        if len(unused):  # learned before ranks existed: evict those with the smallest norm first
             numbers, _ = table.get(some[unused])
             size[unused] = np.square(numbers, dtype=np.float64).sum(axis=1)
         order = np.lexsort((some, size, np.where(known, rank[:, 0], -np.inf)))
@@ -248,7 +259,7 @@ class Keeper:
         return gone
 
     def _look(self, table: Rows, many: int) -> IdArray:
-        """Some times as many rows as are to leave, from all over the table; or all of them."""
+        """Return a sample of ids from all over the table; of a small table, all ids."""
         wanted, span = max(_LOOKED * many, _LOOKED_LEAST), table.end - table.begin
         if 2 * wanted >= span:
             return table.ids
@@ -267,5 +278,5 @@ class Keeper:
 
 
 def taken_out(values: Blocks) -> Blocks:
-    """Take what a :class:`Keeper` has told of out of a snapshot's values."""
+    """Remove the blocks of a :class:`Keeper` from a snapshot's values; return them."""
     return {name: values.pop(name) for name in list(values) if name.startswith(KEPT)}

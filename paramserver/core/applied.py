@@ -1,7 +1,7 @@
-"""The last pushes that a server has applied: what they touched, and whose they were.
+"""Records of a server's newest pushes: which partition they came from and which keys they touched.
 
-Beside them stands what was touched since a replica that fetches many values asked last.  However
-many pushes there were meanwhile, it need not begin anew.
+For replicas that fetch the values in parts, :class:`Walks` records the keys touched since their
+last request.  So such a replica need not start over, however many pushes were applied meanwhile.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from paramserver.core.blocks import Touched, add_touched
 from paramserver.core.wire import Version
 
 WALKS_MAX: Final = 8
-"""Replicas that fetch values in parts, of which is kept what was touched since they asked last."""
+"""Number of replicas fetching values in parts whose touched keys are recorded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """One applied push: the count that it made, whose it was, its rows, and what it touched."""
+    """One applied push: the version count after it, its partition, its rows, its touched keys."""
 
     count: int
     partition: int
@@ -28,21 +28,24 @@ class Applied:
 
 
 class AppliedPushes:
-    """The newest pushes of one epoch, as many as are remembered.
+    """The newest applied pushes of one epoch.
 
     Parameters:
-        most: Pushes that are remembered; of older ones nothing is known.
+        most: Number of pushes to remember.
     """
 
     def __init__(self, most: int) -> None:
         self._newest: deque[Applied] = deque(maxlen=most)
 
     def note(self, applied: Applied) -> None:
-        """Remember the push that made the newest count."""
+        """Record the newest push."""
         self._newest.append(applied)
 
     def by_others(self, partition: int, after: int) -> list[Applied]:
-        """Pushes with rows of other partitions since a count, the newest first."""
+        """Return pushes of other partitions after a version count, newest first.
+
+        Pushes without learned rows are left out.
+        """
         others = []
         for applied in reversed(self._newest):
             if applied.count <= after:
@@ -52,7 +55,7 @@ class AppliedPushes:
         return others
 
     def touched_since(self, after: int, now: int) -> Touched | None:
-        """All that was touched between two counts; None: that is not known any more."""
+        """Return the keys touched between two version counts, or None if no longer known."""
         oldest = self._newest[0].count - 1 if self._newest else now
         if not oldest <= after <= now:
             return None
@@ -65,34 +68,34 @@ class AppliedPushes:
 
 
 class Walks:
-    """Notes what was touched since each of the replicas that fetch values in parts asked last.
+    """Records the touched keys for each replica that fetches the values in parts.
 
-    Of one it is no more than there are keys, and the values' own names; the one that asked longest
-    ago leaves for another.
+    A record holds at most all keys of the values.  Beyond ``WALKS_MAX`` the replica whose record
+    began first is dropped.
     """
 
     def __init__(self) -> None:
-        self._by_reader: dict[str, tuple[Version, Touched]] = {}  # who asked last stands last
+        self._by_reader: dict[str, tuple[Version, Touched]] = {}  # in order of the last begin
 
     def begin(self, reader: str, version: Version) -> None:
-        """All that this replica has is of that version: what is touched from now on is kept."""
+        """Start to record touched keys for a replica whose values are all of ``version``."""
         self._by_reader.pop(reader, None)
         self._by_reader[reader] = (version, {})
         if len(self._by_reader) > WALKS_MAX:
             del self._by_reader[next(iter(self._by_reader))]
 
     def ask(self, reader: str, since: Version | None) -> None:
-        """Forget what is kept for another version than that: nobody asks for it again."""
+        """Drop the replica's record if it began at another version than the one requested."""
         begun = self._by_reader.get(reader)
         if begun is not None and begun[0] != since:
             del self._by_reader[reader]
 
     def note(self, touched: Touched) -> None:
-        """A push has touched this."""
+        """Add the keys that a push has touched to every record."""
         for _, more in self._by_reader.values():
             add_touched(more, touched)
 
     def touched_since(self, reader: str, since: Version | None) -> Touched | None:
-        """Tell what was touched since it had the values of that version; None: not known here."""
+        """Return the keys touched since that version, or None without a record from then."""
         begun = self._by_reader.get(reader)
         return begun[1] if begun is not None and begun[0] == since else None

@@ -1,7 +1,7 @@
-"""The algebra of model state: named blocks, each with its own way to merge.
+"""Model state as named blocks, each of a kind that defines how two of them merge.
 
-A model's state is a set of named blocks, and nothing else in the system knows model types.
-Values (a state) and deltas (what rows did to it) have the same shape.
+The rest of the system handles blocks only and knows no model types.  Values (a state) and deltas
+(the effect of some learned rows on it) have the same shape.
 
 ========== ============================== ========================= =======================
 kind       data                           delta                     merge(value, delta)
@@ -11,7 +11,7 @@ moments    {key: (n, mean, M2)}           of the rows since the cut Chan et al. 
 extrema    {key: (min, max)}              of the rows since the cut min and max
 count      {key: int or float}            increase                  value + delta, unscaled
 digest     {"count": int, "sum": int}     of the rows since the cut count + ; sum + mod 2**64
-dense      float64 little-endian, bytes   new − base, every number  value + scale · delta
+dense      float64 little-endian, bytes   new − base, all elements  value + scale · delta
 local      float64 little-endian, bytes   the whole new state       value + scale · (delta − value)
 rows       id → row of k float32          new − base, touched rows  value + scale · delta
 opaque     bytes                          the whole new state       replaced
@@ -20,9 +20,9 @@ opaque     bytes                          the whole new state       replaced
 All but ``local`` and ``opaque`` are commutative and associative, up to rounding for floats and
 exactly for ``extrema``, integer ``count`` and ``digest``.  ``additive``, ``dense``, ``rows`` and
 ``local`` are scaled by a merge rule.  ``rows`` are for tables of millions of ids: see
-:mod:`paramserver.core.rows`.  ``local`` is what each replica keeps for itself, as an optimizer's
-momentum: the value is a mean, and only whoever starts afresh takes it.  ``opaque`` is right for
-one writer at a time only; the server's clock sees to that.
+:mod:`paramserver.core.rows`.  ``local`` is state that each replica keeps for itself, such as an
+optimizer's momentum: the server holds a running mean, which only a starting replica loads.
+``opaque`` is correct only with one writer at a time, which the server's clock enforces.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Block:
 Blocks = dict[str, Block]
 
 Touched = dict[str, "set[str] | list[IdArray] | None"]
-"""What a delta changed by block: keys, or arrays of ids; None stands for the whole block."""
+"""Block name → the keys (or arrays of ids) that a delta changed; None: the whole block."""
 
 ADDITIVE: Final = "additive"
 MOMENTS: Final = "moments"
@@ -75,28 +75,28 @@ LOCAL: Final = "local"
 ROWS: Final = "rows"
 OPAQUE: Final = "opaque"
 ARRAYS: Final = frozenset({DENSE, LOCAL})
-"""Kinds whose data are the bytes of numbers without keys."""
+"""Kinds whose data are the bytes of a float64 array, without keys."""
 
 BYTES: Final = ARRAYS | {OPAQUE}
-"""Kinds whose data are bytes, which nobody changes in place."""
+"""Kinds whose data are immutable bytes."""
 
 WHOLE: Final = BYTES | {DIGEST}
-"""Kinds that are sent and replaced as a whole, not by key."""
+"""Kinds that are sent and replaced whole, never key by key."""
 
 KINDS: Final = WHOLE | {ADDITIVE, MOMENTS, EXTREMA, COUNT, ROWS}
-_ARRAYS_MAX: Final = 64  # of ids touched, before they are made one
+_ARRAYS_MAX: Final = 64  # arrays of touched ids collected before they are merged into one
 _FLOAT64: Final = np.dtype("<f8")
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on what one message or snapshot may hold.
+    """Upper bounds on the content of one message or snapshot.
 
     Attributes:
         blocks: Number of blocks.
-        keys: Number of keys of all blocks together.
+        keys: Total number of keys in all blocks.
         name_chars: Characters of a block's name or of a key.
-        opaque_bytes: Bytes of one ``opaque``, ``dense`` or ``local`` block.
+        opaque_bytes: Size of one ``opaque``, ``dense`` or ``local`` block, in bytes.
     """
 
     blocks: int = 1024
@@ -111,18 +111,20 @@ DEFAULT_LIMITS: Final = Limits()
 def merge(
     values: Blocks, delta: Blocks, scale: float = 1.0, *, whole: Collection[str] = ()
 ) -> Touched:
-    """Add ``delta`` to ``values`` in place; ``scale`` is the merge rule's, see the table above.
+    """Merge ``delta`` into ``values`` in place, by the rules in the table above.
 
-    Blocks named in ``whole`` are not scaled.
+    All results are computed and checked before the first one is written, so an error leaves
+    ``values`` unchanged.  ``delta`` is not changed and shares no container with ``values``.
 
-    All new numbers are worked out and checked before the first one is written, so after an
-    error ``values`` is as it was.  ``delta`` is left alone and shares nothing with ``values``.
+    Parameters:
+        scale: Factor of the merge rule, for the kinds that are scaled.
+        whole: Names of blocks that are not scaled.
 
     Returns:
-        What was touched, for :func:`select`.
+        The blocks and keys that were changed, for :func:`select`.
 
     Raises:
-        BlockError: Kinds differ, an integer leaves int64, or a float leaves the finite numbers.
+        BlockError: Kinds differ, an integer leaves int64, or a float becomes infinite or NaN.
     """
     staged: list[tuple[str, str, Any]] = []
     for name, change in delta.items():
@@ -146,7 +148,7 @@ def merge(
 
 
 def keys_of(block: Block) -> set[str] | list[IdArray] | None:
-    """The keys or ids of a block; None of one that is touched as a whole."""
+    """Return the keys or ids of a block; None if its kind is always touched as a whole."""
     if block.kind in WHOLE:
         return None
     if block.kind != ROWS:
@@ -156,11 +158,12 @@ def keys_of(block: Block) -> set[str] | list[IdArray] | None:
 
 
 def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
-    """Add the counts of ``delta``, ``times`` 1 or -1, to ``values`` in place.
+    """Add the counts of ``delta`` to ``values`` in place, or subtract them if ``times`` is -1.
 
-    It is :func:`merge` of the blocks of kind ``count``, without its checks and without saying what
-    was touched: for the many small sums that a process keeps for itself.  Blocks of other kinds
-    are merged if ``times`` is 1, and left alone else.  ``delta`` shares nothing with ``values``.
+    This is :func:`merge` for blocks of kind ``count`` without its checks and without its result:
+    a fast path for the many small sums that a process keeps locally.  Blocks of other kinds are
+    merged if ``times`` is 1 and ignored if it is -1.  ``delta`` shares no container with
+    ``values``.
     """
     for name, change in delta.items():
         if change.kind != COUNT:
@@ -176,7 +179,7 @@ def add_counts(values: Blocks, delta: Blocks, times: int = 1) -> None:
 
 
 def _merged(name: str, kind: str, old: Block | None, change: Any, scale: float) -> Any:
-    """New numbers of the keys in ``change``; new, unshared containers."""
+    """Return the merged data for the keys in ``change``, in new containers."""
     if kind == ADDITIVE:
         return _merged_additive(name, {} if old is None else old.data, change, scale)
     if kind == COUNT:
@@ -219,7 +222,7 @@ def _merged_array(name: str, kind: str, old: bytes | None, change: bytes, scale:
 
 
 def _merged_rows(name: str, old: Rows | None, change: Rows, scale: float) -> Rows:
-    """New rows of the ids in ``change``."""
+    """Return the merged rows for the ids in ``change``."""
     added = change.numbers
     if scale != 1.0:
         added *= np.float32(scale)
@@ -235,12 +238,12 @@ def _merged_rows(name: str, old: Rows | None, change: Rows, scale: float) -> Row
 
 
 def array_of(data: bytes) -> npt.NDArray[np.float64]:
-    """The numbers of a ``dense`` or ``local`` block, read only, without a copy."""
+    """Return the data of a ``dense`` or ``local`` block as a read-only array, without a copy."""
     return np.frombuffer(data, dtype=_FLOAT64)
 
 
 def array_bytes(numbers: npt.NDArray[np.float64]) -> bytes:
-    """The data of a ``dense`` or ``local`` block, from numbers in C order."""
+    """Return an array (in C order) as the data of a ``dense`` or ``local`` block."""
     return numbers.astype(_FLOAT64, copy=False).tobytes()
 
 
@@ -248,7 +251,7 @@ def _merged_additive(
     name: str, old: Mapping[str, float], change: Mapping[str, float], scale: float
 ) -> dict[str, float]:
     get = old.get
-    if scale == 1.0:  # the usual case, and bit-exact also for values near the float range
+    if scale == 1.0:  # the usual case; skipping the product keeps it bit-exact
         new = {key: get(key, 0.0) + x for key, x in change.items()}
     else:
         new = {key: get(key, 0.0) + scale * x for key, x in change.items()}
@@ -306,9 +309,9 @@ def _merged_extrema(
 
 
 def put(values: Blocks, incoming: Blocks) -> Touched:
-    """Take these values in place of those there are; returns what they are of.
+    """Replace values by ``incoming`` in place; return the replaced blocks and keys.
 
-    A block whose data is a mapping is taken key by key.
+    In a block whose data is a mapping, only the keys in ``incoming`` are replaced.
     """
     touched: Touched = {}
     for name, block in incoming.items():
@@ -322,24 +325,24 @@ def put(values: Blocks, incoming: Blocks) -> Touched:
 
 
 def combine(a: Blocks, b: Blocks) -> Blocks:
-    """The delta of the rows of ``a`` and then ``b``; neither is changed."""
+    """Return one delta for the rows of ``a`` followed by those of ``b``; neither is changed."""
     out = copy(a)
     merge(out, b, 1.0)
     return out
 
 
 def copy(blocks: Blocks) -> Blocks:
-    """Blocks that share no container with the given ones."""
+    """Return a copy of the blocks that shares no container with them."""
     return {name: copy_block(block) for name, block in blocks.items()}
 
 
 def copy_block(block: Block) -> Block:
-    """The block with a container of its own (what is in it is immutable)."""
+    """Return a copy of the block with its own container (the elements are immutable)."""
     return Block(block.kind, block.data if block.kind in BYTES else block.data.copy())
 
 
 def select(values: Blocks, touched: Touched) -> Blocks:
-    """The touched part of ``values``.  Whole blocks are shared with it, not copied."""
+    """Return the touched part of ``values``.  Blocks touched as a whole are shared, not copied."""
     out: Blocks = {}
     for name, keys in touched.items():
         block = values.get(name)
@@ -356,7 +359,7 @@ def select(values: Blocks, touched: Touched) -> Blocks:
 
 
 def add_touched(into: Touched, more: Touched) -> None:
-    """Union of what two deltas touched, in place."""
+    """Add the blocks and keys of ``more`` to ``into``, in place."""
     for name, keys in more.items():
         known = into.get(name)
         if keys is None or (known is None and name in into):
@@ -374,7 +377,7 @@ def add_touched(into: Touched, more: Touched) -> None:
 
 
 def size_bytes(blocks: Blocks) -> int:
-    """Estimate of the bytes that the blocks take on the wire (within a factor of two)."""
+    """Estimate the encoded size of the blocks in bytes, within a factor of two."""
     width = {ADDITIVE: 9, COUNT: 9, MOMENTS: 28, EXTREMA: 19}
     total = 0
     for name, block in blocks.items():
@@ -391,7 +394,7 @@ def size_bytes(blocks: Blocks) -> int:
 
 
 def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
-    """Blocks for a message.  The data is shared: encode it before it changes."""
+    """Return blocks for a message.  The data is shared, so encode it before it changes."""
     return {
         name: WireBlock(block.kind, block.data.as_message() if block.kind == ROWS else block.data)
         for name, block in blocks.items()
@@ -399,10 +402,11 @@ def to_wire(blocks: Blocks) -> dict[str, WireBlock]:
 
 
 def from_wire(wire: Mapping[str, WireBlock], limits: Limits = DEFAULT_LIMITS) -> Blocks:
-    """Blocks of a message, each field checked, in containers of their own.
+    """Return the blocks of a message in new containers, after checking every field.
 
     Raises:
-        BlockError: A bound, a kind, a shape or a number is wrong; it names the block and the key.
+        BlockError: A bound is exceeded, or a kind, shape or number is invalid.  The error names
+            the block and the key.
     """
     if len(wire) > limits.blocks:
         raise BlockError("*", None, f"{len(wire)} blocks; at most {limits.blocks} are taken")
@@ -453,7 +457,7 @@ def _check_array(name: str, data: bytes) -> None:
 
 
 def _all_floats(data: dict[Any, Any], limits: Limits) -> bool:
-    """Whether every key and number is good as it is: a million of them in a tenth of the time."""
+    """Return whether all keys and numbers are valid; ten times as fast as checking each."""
     keys, numbers = data.keys(), data.values()
     return (
         set(map(type, keys)) <= {str}

@@ -1,4 +1,4 @@
-"""A server's tables know what has changed since a snapshot, so the next one may lean on it."""
+"""Tracks what changed in a server's tables since a snapshot, for incremental snapshots."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from paramserver.core.blocks import ROWS, Blocks, copy_block
 from paramserver.core.state import Base
 from paramserver.core.wire import Version
 
-_ROWS_LEAST: Final = 4096  # a snapshot of fewer is a whole one
-_SHARE: Final = 8  # times as many rows as changes
+_ROWS_LEAST: Final = 4096  # with fewer rows a snapshot is always whole
+_SHARE: Final = 8  # incremental if at most one row in 8 has changed
 
 
 class Changes:
-    """The version since which one server's tables know their changes; first there is none."""
+    """The version since which the tables of one server record their changes; at first none."""
 
     def __init__(self) -> None:
         self._since: Version | None = None
 
     def few_since(self, base: tuple[Version, Base] | None, values: Blocks) -> bool:
-        """Whether a snapshot of these values may lean on that one, of a version."""
+        """Return whether few enough rows changed since ``base`` for an incremental snapshot."""
         if base is None or base[0] != self._since:
             return False
         tables = [
@@ -32,7 +32,7 @@ class Changes:
         return rows >= _ROWS_LEAST and sum(t.changes for t in tables) * _SHARE <= rows
 
     def begin(self, values: Blocks, version: Version, keeper: Keeper | None) -> set[str]:
-        """Have tables of the server's own that know from now on what changes; their names."""
+        """Copy the tables and start to record changes in the copies; return their names."""
         names = {name for name, block in values.items() if block.kind == ROWS}
         for name in names:
             values[name] = copy_block(values[name])

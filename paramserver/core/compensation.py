@@ -1,19 +1,19 @@
-"""Delay compensation: a late delta, corrected by the curvature that its rows have used up.
+"""Delay compensation: corrects a stale delta by the curvature of the loss along its steps.
 
-A delta was learned from ``start``, and the others have moved the value since.  Had its rows been
-learned from the value as it is now, they would have taken back a part of what the others did:
-with one step the part is rate · curvature, with many it is near 1 − exp(−Σ rate · curvature),
-key by key.  Squared gradients stand for the curvature, as in Zheng et al. 2017, *Asynchronous
-stochastic gradient descent with delay compensation*.  Where little is used up, deltas therefore
-add up, and where all is used up they replace each other; half of the way between, replacing is
-done by averaging over those who learned, which costs less noise::
+A delta was learned from the value ``start``, and other partitions have moved the value since.
+Learned from the present value, its rows would have undone a part of that movement: with one
+gradient step the part is rate · curvature, with many steps about 1 − exp(−Σ rate · curvature), per
+key.  Squared gradients approximate the curvature, as in Zheng et al. 2017, *Asynchronous stochastic
+gradient descent with delay compensation*.  ``used`` is that part.  Where it is near 0, deltas add
+up; where it is near 1, they replace each other.  Half of the replacement is done by averaging over
+the learners, because that adds less noise::
 
     used   = 1 − exp(−4 · curvature)
     value += (1 + used / 2 · (K − 1)) / (1 + used · (K − 1)) · delta − used / 2 · (value − start)
 
-K is the effective number of learners since the delta's base, (Σ n)² / Σ n² over the rows n of
-each partition: 1 if one does nearly all of the work, and the number of partitions if they share
-it evenly.  ``docs/decisions/merge.md`` has what was measured.
+K is the effective number of learners since the delta's base version, (Σ n)² / Σ n² over the rows n
+of each partition: 1 if one partition has nearly all rows, and the number of partitions if they
+have equally many.  Measurements are in ``docs/decisions/merge.md``.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from paramserver.core.wire import Curved
 from paramserver.errors import BlockError
 
 STRENGTH: Final = 4.0
-"""Factor of the curvature: what one key says of itself leaves out how keys go together."""
+"""Factor of the curvature: the curvature of single keys leaves out their correlation."""
 
 
 def effective_learners(rows: Iterable[int]) -> float:
-    """(Σ n)² / Σ n² of the rows that each learned; 1 if there are none."""
+    """Return (Σ n)² / Σ n² over the row counts n of the learners; 1 if there are none."""
     counts = [float(n) for n in rows if n > 0]
     return sum(counts) ** 2 / sum(n * n for n in counts) if counts else 1.0
 
@@ -39,12 +39,18 @@ def effective_learners(rows: Iterable[int]) -> float:
 def compensated(
     values: Blocks, delta: Blocks, curved: Curved, learners: float, scale: float
 ) -> Blocks:
-    """The additive blocks of ``delta`` whose curvature is known, as they have to be added.
+    """Return the corrected deltas of the additive blocks whose curvature is known.
 
-    Keys whose curvature is not known are scaled by ``scale``.  Nothing is changed.
+    Changes nothing.
+
+    Parameters:
+        curved: By block and key, the start value and the summed curvature.
+        learners: Effective number of learners, K in the formula.
+        scale: Factor for keys whose curvature is not known.
 
     Raises:
-        BlockError: A start or a curvature is no number that it can be.
+        BlockError: A start value is not finite, a curvature is not finite or negative, or a block
+            in ``curved`` is not an additive block of ``delta``.
     """
     out: Blocks = {}
     for name, keys in curved.items():

@@ -1,4 +1,4 @@
-"""This module checks what a message has under a key, by the kind of its block."""
+"""Checks the value of one key in a message, by the kind of its block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Moments = tuple[float, float, float]
 
 
 def check_float(name: str, key: str, x: Any) -> float:
-    """Return a finite number.  Raises BlockError."""
+    """Return ``x`` if it is a finite number, as a float.  Raises BlockError otherwise."""
     if type(x) is float:
         if isfinite(x):
             return x
@@ -27,7 +27,7 @@ def check_float(name: str, key: str, x: Any) -> float:
 
 
 def check_count(name: str, key: str, x: Any) -> int | float:
-    """Return a whole number within int64, or a finite one.  Raises BlockError."""
+    """Return ``x`` if it is an int64 or a finite float.  Raises BlockError otherwise."""
     if type(x) is int:
         if INT64_MIN <= x <= INT64_MAX:
             return x
@@ -36,7 +36,7 @@ def check_count(name: str, key: str, x: Any) -> int | float:
 
 
 def check_moments(name: str, key: str, x: Any) -> Moments:
-    """Return n, mean and M2.  Raises BlockError."""
+    """Return ``x`` as (n, mean, M2).  Raises BlockError if it is not that."""
     if not isinstance(x, list | tuple) or len(x) != 3:
         raise BlockError(name, key, f"moments are (n, mean, M2), not {x!r:.80}")
     n, mean, m2 = (check_float(name, key, part) for part in x)
@@ -46,7 +46,7 @@ def check_moments(name: str, key: str, x: Any) -> Moments:
 
 
 def check_extrema(name: str, key: str, x: Any) -> tuple[float, float]:
-    """Return least and greatest number.  Raises BlockError."""
+    """Return ``x`` as (min, max).  Raises BlockError if it is not that."""
     if not isinstance(x, list | tuple) or len(x) != 2:
         raise BlockError(name, key, f"extrema are (min, max), not {x!r:.80}")
     low, high = (check_float(name, key, part) for part in x)
@@ -56,7 +56,7 @@ def check_extrema(name: str, key: str, x: Any) -> tuple[float, float]:
 
 
 def check_digest(name: str, data: dict[Any, Any]) -> dict[str, int]:
-    """Return count and sum of a digest.  Raises BlockError."""
+    """Return the count and sum of a digest.  Raises BlockError if they are invalid."""
     if set(data) != {"count", "sum"}:
         raise BlockError(name, None, "a digest has the keys 'count' and 'sum'")
     for key, top in (("count", INT64_MAX), ("sum", DIGEST_MODULUS - 1)):

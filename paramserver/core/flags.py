@@ -1,4 +1,4 @@
-"""By number, a table marks which rows it has none of, and which have changed since it was asked."""
+"""Flags for the rows of a table: which row numbers are unused, and which rows have changed."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _LEAST: Final = 1024
 
 
 class Marks:
-    """A byte a number, once one of them says something.
+    """One byte of flags for each row number, allocated when the first flag is set.
 
     Attributes:
-        gone: How many there is no row of.
-        tracked: Whether it is known what has changed.
+        gone: Count of numbers without a row.
+        tracked: Whether changes are recorded.
     """
 
     def __init__(self) -> None:
@@ -29,13 +29,13 @@ class Marks:
         self.gone, self.tracked = 0, False
 
     def copy(self) -> Self:
-        """The same marks; what is marked in one is not in the other."""
+        """Return an independent copy."""
         made = type(self)()
         made._marks, made.gone, made.tracked = self._marks.copy(), self.gone, self.tracked
         return made
 
     def _upto(self, n: int) -> npt.NDArray[np.uint8]:
-        """All marks, with room for so many."""
+        """Return the array of flags, grown to at least ``n`` elements."""
         if len(self._marks) < n:
             marks = np.zeros(max(2 * n, _LEAST), dtype=np.uint8)
             marks[: len(self._marks)] = self._marks
@@ -43,19 +43,19 @@ class Marks:
         return self._marks
 
     def there(self, which: Numbers | slice, n: int) -> Flags:
-        """Which of these, all below ``n``, there is a row of."""
+        """Return for each number, all below ``n``, whether it has a row."""
         there: Flags = (self._upto(n)[which] & _GONE) == 0
         return there
 
     def let_go(self, at: Numbers) -> None:
-        """There was a row of each of these, and is none now."""
+        """Note that these numbers, each of which had a row, have none now."""
         if len(at):
             marks = self._upto(int(at.max()) + 1)
             marks[at] = _GONE | _CHANGED if self.tracked else _GONE
             self.gone += len(at)
 
     def have(self, at: Numbers, begin: int, end: int) -> None:
-        """Rows were written there: of the new ones, from ``begin`` on, there are no others."""
+        """Note that rows were written at ``at``; other numbers in ``begin … end`` have no row."""
         if self.gone:
             known = self._upto(begin)[at[at < begin]]
             self.gone -= int(np.count_nonzero(known & _GONE))
@@ -67,15 +67,15 @@ class Marks:
             self._upto(max(begin, end))[at] = _CHANGED if self.tracked else 0
 
     def track(self) -> None:
-        """Know from now on what changes."""
+        """Start to record changes from now on."""
         self._marks &= _GONE
         self.tracked = True
 
     def changes(self, n: int) -> int:
-        """How many have changed."""
+        """Return how many of the first ``n`` rows have changed."""
         return int(np.count_nonzero(self._upto(n)[:n] & _CHANGED))
 
     def changed(self, n: int) -> tuple[Numbers, Numbers]:
-        """Those that were written, and those that have left."""
+        """Return the numbers below ``n`` whose rows were written, and those that were removed."""
         marks = self._upto(n)[:n]
         return np.flatnonzero(marks == _CHANGED), np.flatnonzero(marks == _GONE | _CHANGED)

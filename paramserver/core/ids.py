@@ -1,16 +1,15 @@
-"""Row numbers by 64-bit id: open addressing in arrays, many ids at once.
+"""A hash table from 64-bit ids to row numbers, vectorised over arrays of ids.
 
-Ids are numbered in the order in which they come, and never leave.  A table and its copies share
-one numbering, whoever adds to it; each of them knows itself which of the numbers it has rows of.
+Ids are numbered in the order in which they are added, and are never removed.  A table and its
+copies share one numbering; each of them records itself which numbers it has rows for.
 
-Slots are probed one after the other from a place that follows from the id by a multiplication; the
-factor is drawn once a process, as Python draws that of its texts, so that nobody can choose ids
-that fall together.  Nothing but the time it takes depends on it.
+Collisions are resolved by linear probing from a home slot, the id times a random odd factor.  The
+factor is drawn once per process, like Python's string hash seed, so that nobody can choose ids that
+collide.  It affects only the time that a look-up takes.
 
-When half of the slots are taken, twice as many are begun, which cost nothing before they are
-touched; each batch that is added afterwards moves what is in some of the old ones, in their order.
-Ids whose search begins before what was moved are in the new slots, the others in the old.  Nobody
-waits for all.
+When half of the slots are taken, an array of twice the size is allocated, and each later batch
+moves some of the old slots into it, in their order, so that no batch waits for the whole move.
+Ids whose home slot lies before the point reached are in the new array, the others in the old one.
 """
 
 from __future__ import annotations
@@ -30,38 +29,38 @@ _Marks = npt.NDArray[np.int32]
 _FACTOR: Final = np.uint64(int.from_bytes(os.urandom(8), "little") | 1)
 _BITS_LEAST: Final = 6
 _MOVED_LEAST: Final = 256
-_MOVED: Final = 8  # slots that are moved for one id that is added
-_TAIL: Final = 1024  # slots after the last home: of runs that long there are none
+_MOVED: Final = 8  # slots moved for each id that is added
+_TAIL: Final = 1024  # slots after the last home slot, so that probing need not wrap around
 _RESERVED_LEAST: Final = 2**20
-_RESERVED: Final = 16  # times as many ids as there are: pages that nobody touches cost nothing
+_RESERVED: Final = 16  # growth factor of the id array: memory pages not yet touched cost nothing
 
 _NUMBER_BITS: Final = 31
-_AT_ONCE: Final = 65_536  # ids: what fits into a processor's cache takes half of the time
+_AT_ONCE: Final = 65_536  # ids per step: work that fits into the CPU cache takes half the time
 
 ROWS_MAX: Final = 2**_NUMBER_BITS - 1
-"""Ids that can be numbered."""
+"""Greatest number of ids."""
 
 
 class Ids:
-    """Numbers of ids, from 0 on.
+    """Numbers ids 0, 1, 2 … in the order in which they are added.
 
     Parameters:
-        ids: Those that are numbered first, each once.
+        ids: The first ids, each once.
     """
 
     def __init__(self, ids: IdArray) -> None:
         self.count = len(ids)
         self._ids = ids
-        self._slots: _Slots | None = None  # number + 1; 0: free.  None: nobody has asked yet
+        self._slots: _Slots | None = None  # number + 1; 0: free.  Built at the first look-up
         self._next: _Slots | None = None
         self._moved = 0
 
     def first(self, n: int) -> IdArray:
-        """Return the ids of the first ``n`` numbers, not to be changed."""
+        """Return the first ``n`` ids as a view that must not be changed."""
         return self._ids[:n]
 
     def find(self, ids: IdArray, below: int) -> Numbers:
-        """Return the number of each, -1 if it has none below that."""
+        """Return the number of each id, or -1 if it has no number less than ``below``."""
         slots = self._built()
         if self._next is None:
             return self._found(slots, ids, below)
@@ -72,7 +71,7 @@ class Ids:
         return numbers
 
     def add(self, ids: IdArray) -> None:
-        """Number further ids, each once, none of which is known."""
+        """Number more ids, each given once and none known yet."""
         n = len(ids)
         if self.count + n >= ROWS_MAX:
             raise MemoryError(f"{self.count + n} rows in one table, at most {ROWS_MAX}")
@@ -83,7 +82,7 @@ class Ids:
             self._ids = reserved
         self._ids[self.count : self.count + n] = ids
         numbers = np.arange(self.count, self.count + n)
-        if 4 * (self.count + n) > 3 * _homes(slots):  # so many at once that steps would not do
+        if 4 * (self.count + n) > 3 * _homes(slots):  # too many to move step by step
             self.count += n
             self._slots, self._next, self._moved = _laid_out(self._ids[: self.count]), None, 0
             return
@@ -99,7 +98,7 @@ class Ids:
             self._move(self._next, slots, max(_MOVED * n, _MOVED_LEAST))
 
     def _move(self, into: _Slots, old: _Slots, n: int) -> None:
-        """Move what is in some of the slots, up to one that is free: no id lies across the end."""
+        """Move about ``n`` more slots, up to a free one, so that no run of probes is split."""
         end = min(self._moved + n, len(old))
         while end < len(old) and old[end - 1]:
             end += 1
@@ -111,7 +110,7 @@ class Ids:
             self._slots, self._next, self._moved = into, None, 0
 
     def lay_out(self) -> None:
-        """Do now what the first question would have to wait for."""
+        """Build the slots now, so that the first look-up need not."""
         self._built()
 
     def _built(self) -> _Slots:
@@ -120,14 +119,14 @@ class Ids:
         return self._slots
 
     def _found(self, slots: _Slots, ids: IdArray, below: int) -> Numbers:
-        """All ids at once a slot further, those that are found or nowhere leave."""
+        """Probe for all ids at once, slot by slot; ids that are decided drop out."""
         known = self._ids
         at = _home(slots, ids)
         held = slots.take(at).astype(np.int64)
         held -= 1
         if not len(known):
             return held
-        other = known[held] != ids  # of a free slot: the last one's, which is not asked for
+        other = known[held] != ids  # at a free slot (-1) this compares the last id: ignored below
         numbers: Numbers = held.copy()
         numbers[other | (held >= below)] = -1
         left = (other & (held >= 0)).nonzero()[0]
@@ -145,7 +144,7 @@ class Ids:
 
 
 def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
-    """Each of these once, in order: a quarter of the time of ``np.unique``, which hashes them."""
+    """Return the sorted unique numbers, in a quarter of the time of ``np.unique``."""
     ordered = np.sort(numbers)
     first = np.ones(len(ordered), dtype=np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
@@ -153,7 +152,7 @@ def distinct(numbers: npt.NDArray[_Number]) -> npt.NDArray[_Number]:
 
 
 def _free(homes: int) -> _Slots:
-    """Slots for as many homes, a power of two, and those that the last ones' ids may need."""
+    """Return empty slots: ``homes`` home slots (a power of two) and the tail after them."""
     return np.zeros(homes + _TAIL, dtype=np.int32)
 
 
@@ -162,18 +161,18 @@ def _homes(slots: _Slots) -> int:
 
 
 def _home(slots: _Slots, ids: IdArray) -> Numbers:
-    """Where the search for each id begins: twice as far, or next to it, in twice as many slots."""
+    """Return the home slot of each id.  In an array of twice the size h becomes 2h or 2h + 1."""
     home = ids * _FACTOR
     home >>= np.uint64(64 - (_homes(slots).bit_length() - 1))
     return home.view(np.int64)
 
 
 def _insert(slots: _Slots, at: Numbers, marks: _Marks) -> None:
-    """Give each its slot; of those that want the same one the last gets it, the others go on.
+    """Insert ids into their slots; of ids that probe the same free slot one gets it.
 
     Parameters:
-        at: Where the search for each begins.
-        marks: The number of each, plus 1.
+        at: Home slot of each id.
+        marks: Number of each id, plus 1.
     """
     while len(at):
         free = np.flatnonzero(slots.take(at) == 0)  # ``take`` needs two thirds of an index's time
@@ -187,7 +186,7 @@ def _marks(numbers: Numbers) -> _Marks:
 
 
 def _laid_out(ids: IdArray) -> _Slots:
-    """Slots of all ids: part by part, each small enough for a processor's cache."""
+    """Return the slots for all ids, filled in parts that fit into the CPU cache."""
     slots = _free(1 << max(int(2 * len(ids) - 1).bit_length(), _BITS_LEAST))
     if len(ids) <= _AT_ONCE:
         _insert(slots, _home(slots, ids), _marks(np.arange(len(ids))))
@@ -198,7 +197,7 @@ def _laid_out(ids: IdArray) -> _Slots:
         some = _home(slots, ids[begin : begin + _AT_ONCE])
         homes[begin : begin + _AT_ONCE] = some
         part[begin : begin + _AT_ONCE] = some >> shift
-    order = np.argsort(part, kind="stable")  # of single bytes: one pass, nothing is compared
+    order = np.argsort(part, kind="stable")  # a radix sort, because the keys are single bytes
     for numbers in np.split(order, np.bincount(part).cumsum()[:-1]):
         _insert(slots, homes.take(numbers).astype(np.int64), _marks(numbers))
     return slots

@@ -1,7 +1,7 @@
-"""Marks of rows that travel with values: who takes the values of a row gets its mark, too.
+"""Marks (trace contexts) of single rows that are passed on to replicas pulling the rows' effect.
 
-They are told to nobody else, change no value, and are lost with the process: a help for looking
-on.  What a mark says is its sender's; the server only hands it on.
+They serve tracing only: they change no value and are lost with the process.  The server passes
+their text on without reading it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from typing import Final
 from paramserver.core.wire import Mark, Version
 
 MARKS_MAX: Final = 64
-"""Marks that are held, the newest ones; a message has no more either."""
+"""Number of marks that are kept, the newest ones, and so of marks in a message."""
 CONTEXT_MAX: Final = 64
-"""Characters of what a mark says; a longer one is not held."""
+"""Characters of a mark's context; marks with longer ones are ignored."""
 
 
 class Marks:
-    """Marks of the newest rows that carry one, by the version that has them."""
+    """The newest marks, each with the version that first contains its row."""
 
     def __init__(self) -> None:
         self._held: deque[tuple[Version, Mark]] = deque(maxlen=MARKS_MAX)
 
     def note(self, marks: Iterable[Mark], version: Version, clock: Mapping[int, int]) -> None:
-        """Take marks of rows that are in the values of this version."""
+        """Add the marks of rows that the values of this version contain, by the clock."""
         places = {(held.partition, held.offset) for _, held in self._held}
         for mark in marks:
             if (mark.partition, mark.offset) in places or len(mark.context) > CONTEXT_MAX:
@@ -34,7 +34,7 @@ class Marks:
                 self._held.append((version, mark))
 
     def since(self, since: Version | None, partition: int) -> list[Mark]:
-        """Marks of rows of others that the values got after the version ``since``."""
+        """Return marks of other partitions' rows that were applied after version ``since``."""
         if since is None:
             return []
         return [

@@ -1,11 +1,11 @@
-"""Pages of rows of float32 that several tables share until one of them writes.
+"""Copy-on-write pages of float32 rows, shared by a table and its copies.
 
-A copy of a table is a list of pages.  Whoever writes to a page that somebody else has, too, takes
-a new one for what was in it.  So a snapshot of ten million rows costs no more than its list, and
-what is pushed meanwhile the pages that it touches.
+A table is a list of page numbers in a pool.  A copy shares the pages; a table that writes to a
+shared page first replaces it by a copy of its own.  So a snapshot of ten million rows costs its
+list of pages, plus one page for each that is written meanwhile.
 
-A pool only grows, in pieces that cost nothing before they are touched; what nobody has any more is
-taken again.
+A pool only grows, in pieces whose memory costs nothing until it is touched.  Pages that no table
+uses any more are reused.
 """
 
 from __future__ import annotations
@@ -22,45 +22,45 @@ from paramserver.core.ids import distinct
 Floats32 = npt.NDArray[np.float32]
 Pages = npt.NDArray[np.int64]
 _Pieces = list[tuple[int, Floats32]]
-"""Where each begins, and its numbers."""
+"""Index of the first row (or page) of each piece, and its array."""
 
 PAGE_ROWS: Final = 32
-"""Rows of a page: a push touches rows all over a table, and each may cost a page."""
+"""Rows of a page: small, because each row that a push touches may cost a copy of its page."""
 
 _SHIFT: Final = 5
 _WITHIN: Final = PAGE_ROWS - 1
-_LEAST: Final = 128  # pages of a further piece
-_TIMES: Final = 3  # as many as there are
+_LEAST: Final = 128  # pages of a new piece, at least
+_TIMES: Final = 3  # a new piece has 3 times as many pages as there are
 
 
 class Pool:
     """The pages of one table and its copies.
 
     Parameters:
-        numbers: Rows that the first pages hold: [rows, width], whole pages.
+        numbers: Rows of the first pages, shape [rows, width]; only whole pages.
     """
 
     def __init__(self, numbers: Floats32) -> None:
         self.width = numbers.shape[1]
         pages = len(numbers) >> _SHIFT
-        self._pieces: _Pieces = []  # by row, and the same by page
+        self._pieces: _Pieces = []  # shaped [row, number]; _sheets has the same as [page, …]
         self._sheets: _Pieces = []
         self._piece(0, numbers)
-        self._held = np.ones(pages, dtype=np.int32)  # how many tables have each page
+        self._held = np.ones(pages, dtype=np.int32)  # number of tables that use each page
         self._free: list[int] = []
-        self._used = pages  # pages that somebody had once
+        self._used = pages  # pages from here on were never used
         self._returned: deque[Pages] = deque()
         self._lock = Lock()
 
     def share(self, pages: Pages) -> None:
-        """One more table has these pages."""
+        """Note that one more table uses these pages."""
         with self._lock:
             self._held[pages] += 1
 
     def release(self, pages: Pages) -> None:
-        """A table that had these pages is gone.
+        """Note that one table no longer uses these pages.
 
-        It is told by whatever thread and wherever garbage is collected, so here nothing is locked.
+        The garbage collector may call this in any thread at any point, so it takes no lock.
         """
         self._returned.append(pages)
 
@@ -71,7 +71,7 @@ class Pool:
             self._free += pages[self._held[pages] == 0].tolist()
 
     def take(self, n: int) -> Pages:
-        """Return pages for one table, of whatever content."""
+        """Return ``n`` pages for one table; their content is undefined."""
         with self._lock:
             self._take_back()
             again = min(n, len(self._free))
@@ -94,7 +94,7 @@ class Pool:
         self._sheets.append((page, numbers.reshape(-1, PAGE_ROWS * self.width)))
 
     def own(self, pages: Pages, places: Pages) -> None:
-        """Make a table the only one that has the pages at these places of its list."""
+        """Replace shared pages at these positions of a table's list by copies, in place."""
         with self._lock:
             self._take_back()
         shared = places[self._held.take(pages.take(places)) > 1]
@@ -107,7 +107,7 @@ class Pool:
         self.release(old)
 
     def read(self, at: Pages) -> Floats32:
-        """Return the rows at these numbers of the pool."""
+        """Return the rows at these row indices of the pool."""
         return _read(self._pieces, at)
 
     def read_pages(self, pages: Pages) -> Floats32:
@@ -115,12 +115,12 @@ class Pool:
         return _read(self._sheets, pages).reshape(-1, self.width)
 
     def write(self, at: Pages, rows: Floats32) -> None:
-        """Replace the rows at these numbers of the pool."""
+        """Replace the rows at these row indices of the pool."""
         _write(self._pieces, at, rows)
 
 
 def located(pages: Pages, numbers: Pages) -> Pages:
-    """Return where in the pool a table with these pages has its rows."""
+    """Return the pool's row indices of a table's row numbers, given the table's pages."""
     at: Pages = pages.take(numbers >> _SHIFT)
     at <<= _SHIFT
     at |= numbers & _WITHIN
@@ -128,12 +128,12 @@ def located(pages: Pages, numbers: Pages) -> Pages:
 
 
 def page_of(numbers: Pages) -> Pages:
-    """Return in which of its pages a table has each row."""
+    """Return for each row number of a table the position of its page in the table's list."""
     return numbers >> _SHIFT
 
 
 def pages_for(rows: int) -> int:
-    """Return how many pages so many rows take."""
+    """Return how many pages hold that many rows."""
     return (rows + _WITHIN) >> _SHIFT
 
 

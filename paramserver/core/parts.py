@@ -1,12 +1,13 @@
-"""Values that are too many for one message, cut into parts.
+"""Splits values that are too large for one message into parts.
 
-Encoding, sending and taking a million numbers at once would stop both ends for a second.  A part
-holds at most so many keys, in pieces that are decoded one by one.  Between two parts the values
-change.  Each part is told for one version that all before it are of, and the changes since that
-version come last: what has changed meanwhile is in them, and what has not is in its part as it
-was.  If many have changed, they come with a part, and all parts up to it are of a newer version
-from then on: it must not be forgotten what was touched between two requests, however many there
-are.
+Encoding, sending and merging a million numbers at once would block both processes for a second.  A
+part holds a bounded number of keys, in pieces that the replica decodes one at a time.
+
+The values change between two parts.  So all parts name one version, ``since``, and after the last
+part the replica fetches the changes since then: a key that changed meanwhile is among them, any
+other key is as its part has it.  When ``since`` is many versions old, a part also carries the
+changes for all earlier parts, and a newer version takes the place of ``since``.  For this the keys
+touched between two requests of a replica must be remembered, however many pushes there are.
 """
 
 from __future__ import annotations
@@ -22,23 +23,22 @@ from paramserver.core.wire import Place, SyncRequest, Version, encode_piece
 PART_KEYS: Final = 65_536
 """Keys of one part: a few megabytes, and a few milliseconds of the server's time."""
 
-_PIECES: Final = 32  # of a part: each is the work of one turn of a replica's loop
+_PIECES: Final = 32  # pieces per part; a replica decodes one per iteration of its event loop
 
 
 class Parts:
-    """Cuts the values of one server, or of a replica that answers in its place.
+    """Splits the values of a server, or of a replica that answers in the server's place.
 
     Parameters:
-        keys_max: Keys of one part; a block without any counts as one, an array, which is not cut,
-            by its numbers, and a row of a table as one or more by its width.
-        behind_max: Versions that earlier parts may be behind; then they are brought up with the
-            next one.
+        keys_max: Keys of one part.  A block without keys counts as one key, an array (which is
+            never split) as its number of elements, a row of a table as one key per five numbers.
+        behind_max: Number of versions after which the earlier parts are updated with the next one.
     """
 
     def __init__(self, keys_max: int, behind_max: int = 0) -> None:
         self._keys_max, self._behind_max = keys_max, behind_max
         self._piece_keys = max(keys_max // _PIECES, 1)
-        self._listed: tuple[str, list[str]] | None = None  # a block, and its keys
+        self._listed: tuple[str, list[str]] | None = None  # block name and its keys in order
 
     def reply_fields(
         self,
@@ -47,15 +47,16 @@ class Parts:
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
-        """The fields of a reply that hold values of this version.  They share blocks with it.
+        """Return the reply's fields with values of this version.  They share blocks with it.
 
-        ``changes_since``: what was touched after a version; None: that is not known any more.
+        Parameters:
+            changes_since: Returns the keys touched after a version, or None if no longer known.
         """
         since, after = request.since, request.after
         if not request.values:
             return {"kind": "none", "blocks": {}}
         if since is not None and since > version:
-            since = after = None  # begun with a replica that was further: begin anew here
+            since = after = None  # begun with a replica that was ahead of this one: start over
         if since is not None and since[0] == version[0] and after and after[0] in values:
             if version[1] - since[1] <= self._behind_max:
                 return self._part(values, since, after)
@@ -77,18 +78,21 @@ class Parts:
     def _brought_up(
         self, values: Blocks, touched: Touched, version: Version, start: Place
     ) -> dict[str, Any]:
-        """The fields of a part that bring all before it up to this version."""
+        """Return the fields of a part that update all earlier parts to this version."""
         names = list(values)
-        here = {*names[: names.index(start[0]) + 1]}  # what comes later comes as it is then
+        here = {*names[: names.index(start[0]) + 1]}  # later blocks are sent later, up to date
         changed = {name: keys for name, keys in touched.items() if name in here}
         return {"blocks": to_wire(select(values, changed)), "reached": version}
 
     def fit(self, values: Blocks) -> bool:
-        """Whether the values are few enough for one message: no more than a piece."""
+        """Return whether the values fit into one message, that is, into one piece."""
         return sum(_size(block) for block in values.values()) <= self._piece_keys
 
     def cut(self, values: Blocks, start: Place | None) -> tuple[list[bytes], Place | None]:
-        """The part that begins there (None: the first), and where the next one does."""
+        """Return the part that begins at ``start`` (None: the first), and the next part's start.
+
+        The next start is None after the last part.
+        """
         pieces: list[bytes] = []
         room, place = self._keys_max, start or (next(iter(values)), 0)
         while room > 0:
@@ -100,14 +104,14 @@ class Parts:
         return pieces, place
 
     def pieces(self, values: Blocks) -> Iterator[bytes]:
-        """Cut all of the values, a piece a step; they do not change meanwhile."""
+        """Yield all values piece by piece; the caller must not change them meanwhile."""
         place: Place | None = (next(iter(values)), 0)
         while place is not None:
             piece, _, place = self._piece(values, place, self._piece_keys)
             yield encode_piece(to_wire(piece))
 
     def _piece(self, values: Blocks, start: Place, room: int) -> tuple[Blocks, int, Place | None]:
-        """At most ``room`` keys from ``start`` on, how many they are, and where to go on."""
+        """Return a piece of about ``room`` keys from ``start``, its size, and the next start."""
         names, piece, size = list(values), Blocks(), 0
         begin = start[1]
         for name in names[names.index(start[0]) :]:
@@ -137,10 +141,9 @@ class Parts:
         return piece, size, None
 
     def _list(self, name: str, data: dict[str, Any], begin: int) -> list[str]:
-        """Keys of a block in their order, as they are now if it is begun with.
+        """Return the keys of a block in order, as of when a reader last began with the block.
 
-        Not listed for each part anew: a dict is read from its beginning.  Whoever goes on with it
-        gets those that there were when it began with the block, or when somebody did later.
+        The list is cached because finding the n-th key of a dict means iterating from its start.
         """
         if begin == 0 or self._listed is None or self._listed[0] != name:
             self._listed = (name, list(data))
@@ -148,14 +151,14 @@ class Parts:
 
 
 class WalkedParts(Parts):
-    """Parts of a server's values, which does not forget what happens while they are fetched."""
+    """Splits a server's values and records which keys change while replicas fetch them."""
 
     def __init__(self, keys_max: int, behind_max: int) -> None:
         super().__init__(keys_max, behind_max)
         self._walks = Walks()
 
     def note(self, touched: Touched) -> None:
-        """A push has touched this."""
+        """Record the keys that a push has touched."""
         self._walks.note(touched)
 
     def reply_fields(
@@ -165,7 +168,7 @@ class WalkedParts(Parts):
         version: Version,
         changes_since: Callable[[Version | None], Touched | None],
     ) -> dict[str, Any]:
-        """Do as :meth:`Parts.reply_fields`, and know what was touched since it was last asked."""
+        """Do as :meth:`Parts.reply_fields`, with the keys touched since this replica's request."""
         walks, reader = self._walks, request.replica
         walks.ask(reader, request.since)
 
@@ -188,5 +191,5 @@ def _size(block: Block) -> int:
 
 
 def _keys_of_a_row(rows: Rows) -> int:
-    """How many keys a row counts as: one takes some twenty bytes, and so do five numbers."""
+    """Return how many keys a row counts as: a key takes about 20 bytes, as do five float32."""
     return -(-rows.width // 5)

@@ -1,4 +1,4 @@
-"""This module remembers what the server last heard of each replica."""
+"""Records the server's last contact with each replica, and what the replica reported."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from paramserver.core.wire import SyncRequest
 
 _SHARE: Final = "learn_share"
 _PROBE_S: Final = 0.25
-"""Events that come within it after a probe belong to it."""
+"""Events that are applied within this time after a probe do not begin a new one."""
 _PROBES_MAX: Final = 1024
 DRIFT: Final = "drift_state"
 
 
 @dataclass(frozen=True, slots=True)
 class _Contact:
-    """The last that was heard of a replica."""
+    """The last request of a replica."""
 
     at_s: float
     partition: int
@@ -27,7 +27,7 @@ class _Contact:
 
 
 class Replicas:
-    """A record that holds what was last heard of each replica, for ``keep_s`` seconds."""
+    """The last contact of each replica, kept for ``keep_s`` seconds."""
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
@@ -39,12 +39,16 @@ class Replicas:
         return len(self._last)
 
     def note(self, request: SyncRequest, now_s: float) -> None:
-        """A replica was in contact."""
+        """Record a request of a replica."""
         contact = _Contact(now_s, request.partition, request.report, request.control, request.role)
         self._last[request.replica] = contact
 
     def wrote(self, epoch: int, events: int, now_s: float) -> None:
-        """The server's values have so many events now.  Each is a probe: replicas tell theirs."""
+        """Record that the values contain that many events now.
+
+        Such times are probes: compared with the events that replicas report to have in their
+        answers, they tell how long a replica has lacked an event.
+        """
         if epoch != self._epoch:
             self._epoch, self._epoch_s = epoch, now_s
             self._probes.clear()
@@ -58,9 +62,9 @@ class Replicas:
         self._probes.append((events, now_s))
 
     def _unserved_s(self, report: dict[str, float] | None, now_s: float) -> float | None:
-        """For how long the server has had what a replica's answers lack.
+        """Return for how long the server has had an event that a replica's answers lack, in s.
 
-        0: they lack nothing; None: it does not say.  Up to ``_PROBE_S`` too long.
+        0: they lack none; None: the replica does not report it.  Up to ``_PROBE_S`` too long.
         """
         if report is None or "served_events" not in report:
             return None
@@ -70,24 +74,27 @@ class Replicas:
         return now_s - next(lacks, now_s)
 
     def drop_old(self, now_s: float) -> None:
-        """Forget replicas not heard of for ``keep_s``."""
+        """Remove replicas without contact for ``keep_s``."""
         old = now_s - self._keep_s
         self._last = {r: c for r, c in self._last.items() if c.at_s >= old}
 
     def all_act_on(self, control: int, since_s: float) -> bool:
-        """Whether every replica heard of since then acts on the control row."""
+        """Return whether every replica in contact since ``since_s`` acts on the control row."""
         return all(c.control >= control for c in self._last.values() if c.at_s >= since_s)
 
     def keeper(self, role: str, since_s: float) -> str | None:
-        """The replica of a role, of those heard of since then, that is longest there."""
+        """Return the oldest replica with that role among those in contact since ``since_s``.
+
+        The oldest is the one with the lowest partition number.
+        """
         of_role = [(r, c) for r, c in self._last.items() if c.role == role]
         live = [(c.partition, r) for r, c in of_role if c.at_s >= since_s]
         return min(live)[1] if live else None
 
     def metrics(self) -> dict[str, float]:
-        """Numbers for a snapshot: how many replicas, and the largest of what learning takes.
+        """Return metrics for a snapshot: the number of replicas and the largest learning share.
 
-        And the state of the stream as the replica that is worst off sees it, if one watches it.
+        If replicas watch for drift, the worst drift state that one of them reported is included.
         """
         reports = [c.report or {} for c in self._last.values()]
         shares = [report.get(_SHARE, 0.0) for report in reports]
@@ -97,7 +104,7 @@ class Replicas:
         return made
 
     def reports(self, now_s: float) -> dict[str, dict[str, float]]:
-        """Newest counters of the replicas that sent some."""
+        """Return the newest counters of each replica that sent any."""
         old = now_s - self._keep_s
         return {
             replica: contact.report
@@ -106,7 +113,7 @@ class Replicas:
         }
 
     def summary(self, now_s: float) -> dict[str, dict[str, Any]]:
-        """All that is known, as plain data."""
+        """Return everything known about each replica as plain data."""
         return {
             replica: {
                 "age_s": now_s - contact.at_s,

@@ -1,8 +1,8 @@
-"""How many parameter servers a model has, where that has changed since it began.
+"""Control rows that change how many parameter servers (shards) a model has.
 
-Each number of servers is a lineage of its own.  What an operator wishes is a control row; a second
-one says that the lineage with that number has begun with what the one before had learned, and from
-there on it serves, until a start whose settings file says another number than it said then.
+Each number of servers is a lineage of its own.  An operator's request is one control row.  A second
+one records that the lineage with the new number has taken over what the previous one had learned.
+That lineage then serves, until a start whose settings file has another number than it had then.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ RESHARD: Final = "reshard"
 
 
 class Reshard(msgspec.Struct, frozen=True):
-    """A model is to have another number of parameter servers, or has it from here on.
+    """A request to change a model's number of parameter servers, or the record that it was done.
 
     Attributes:
         spec: Hash of the spec that the model has with one server.
-        given: Number that the settings file said then.
-        before: Number that served.
-        shards: Number from here on.
-        done: Whether it has begun; else it is a wish.
-        why: ``operator``, ``settings``, or ``failed`` (it could not be done).
-        was, serves: Hash of the spec with the number before, and with the one from here on; empty:
-            not told.
+        given: Number in the settings file at that time.
+        before: Number of servers before.
+        shards: New number of servers.
+        done: True if the change was done, false if it is a request.
+        why: ``operator``, ``settings``, or ``failed`` (the change was given up).
+        was, serves: Hash of the spec with the number before, and with the new one; empty if an
+            older release wrote the row.
     """
 
     spec: str
@@ -42,35 +42,38 @@ class Reshard(msgspec.Struct, frozen=True):
 
 
 def newest(controls: Iterable[ControlInfo], spec: str, *, done: bool) -> tuple[int, Reshard] | None:
-    """Number and content of the newest such row; None: there is none.
+    """Return the sequence number and content of the newest such row, or None.
 
-    ``done``: of those that say what is; else of all, so that it may be a wish.
+    Parameters:
+        done: Consider only changes that were done; otherwise requests, too.
     """
-    found = None
+    newest_row = None
     for control in controls:
         if control.kind == RESHARD:
             note = msgspec.json.decode(control.payload, type=Reshard)
             if note.spec == spec and (note.done or not done):
-                found = control.seq, note
-    return found
+                newest_row = control.seq, note
+    return newest_row
 
 
 def decided(controls: Iterable[ControlInfo], spec: str, given: int, *, running: bool) -> int:
-    """How many servers a model has of which the settings say ``given``.
+    """Return how many servers a model has whose settings say ``given``.
 
-    ``running``: in a service that goes on, whose settings may be older than the newest row; else a
-    settings file that says another number than when that row was written is obeyed.
+    Parameters:
+        running: True in a running service, whose settings may be older than the newest row.  At a
+            start (false), a settings file that was changed since that row takes precedence.
     """
-    found = newest(controls, spec, done=True)
-    if found is None or not (running or given == found[1].given):
+    row = newest(controls, spec, done=True)
+    if row is None or not (running or given == row[1].given):
         return given
-    return found[1].shards
+    return row[1].shards
 
 
 def handed_on(controls: Sequence[ControlInfo], spec: str) -> bool:
-    """Whether a lineage with another number of servers takes this one's place, or is about to.
+    """Return whether a lineage with another number of servers replaces this one, or is about to.
 
-    ``spec``: of this one, with its number of servers.
+    Parameters:
+        spec: Hash of this lineage's spec, with its number of servers.
     """
     for control in reversed(controls):
         if control.kind == RESHARD:
@@ -81,7 +84,7 @@ def handed_on(controls: Sequence[ControlInfo], spec: str) -> bool:
 
 
 def wished(control: ControlInfo) -> bool | None:
-    """Whether a row is a wish; None: it is about something else."""
+    """Return whether a row requests a resharding; None if it is of another kind."""
     if control.kind != RESHARD:
         return None
     return not msgspec.json.decode(control.payload, type=Reshard).done

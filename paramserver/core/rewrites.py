@@ -1,7 +1,7 @@
-"""Control rows that change what a model holds or learns: rollback, forget, relearn, freeze, bans.
+"""Control rows that change a model's state or what it learns: rollback, forget, freeze, ban, ….
 
-The row comes first and is what makes the decision durable: whoever starts a server from a snapshot
-before it applies it.  Payloads are JSON.
+The row is written first and makes the decision durable: a server that starts from an older snapshot
+applies the rows after it.  Payloads are JSON.
 """
 
 from __future__ import annotations
@@ -28,36 +28,37 @@ FORGET: Final = "forget"
 RELEARN: Final = "relearn"
 SOURCE: Final = "source"
 REWRITES: Final = frozenset({ROLLBACK, FORGET, RELEARN})
-"""Kinds of rows after which the values are others, and that take rows out."""
+"""Kinds of control rows that replace the values and may exclude rows from the model."""
 DECISIONS: Final = REWRITES | {FREEZE, UNFREEZE}
 
 SPANS_MAX: Final = 100_000
-"""Runs of rows that one forget may take out: its control row holds them all, a few bytes each."""
+"""Greatest number of row ranges that one forget may exclude; its control row holds them all."""
 
 HALVED: Final = "halved"
-"""Block of a model whose learning rate was halved: how often.  Models that can't ignore it."""
+"""Block that counts how often the learning rate was halved; other models ignore it."""
 
 Digest: TypeAlias = tuple[int, int]
-"""How many events, and the sum of their hashes modulo 2^64."""
+"""Number of events, and the sum of their hashes modulo 2^64."""
 
 Spans: TypeAlias = tuple[tuple[int, int], ...]
 Ranges: TypeAlias = dict[int, Spans]
-"""By partition: rows after the first offset, up to the second; in order, apart from each other."""
+"""Partition → ranges of offsets, each exclusive of its start; sorted, disjoint, not adjacent."""
 
 
 class Rollback(msgspec.Struct, frozen=True):
-    """Back to a snapshot's values; the clock stays where it was, unless it is learned again.
+    """A return to the values of a snapshot; the clock does not go back unless ``again`` is set.
 
     Attributes:
         spec: Hash of the spec of the lineage that was rolled back.
         snapshot, control: Name of the snapshot, and the control position that it contains.
         clock, closed: Clock and closed partitions of the new state: the larger of the server's and
             the snapshot's.
-        undone: Rows that the rollback took out, by partition: after the first offset, up to the
-            second.
-        position: Of rows learned in commit order: the larger of the two, as the clock.
-        again, halved: The rows since are learned again, with a rate that was halved so often; the
-            clock is the snapshot's.
+        undone: Rows that the rollback excludes, by partition: after the first offset, up to and
+            including the second.
+        position: Commit position of the new state, if rows are learned in commit order: the larger
+            of the two.
+        again: The rows since the snapshot are learned again, and the clock is the snapshot's.
+        halved: How often the learning rate is halved for that.
     """
 
     spec: str
@@ -76,19 +77,21 @@ class Rollback(msgspec.Struct, frozen=True):
 
 
 class Forget(msgspec.Struct, frozen=True):
-    """On with a state that was built aside, without the rows of a source.
+    """A switch to a state that was built separately, without the rows of a source.
 
     Attributes:
         spec: Hash of the spec of the lineage whose state it is.
-        source, since: Whose rows, and taken from when on (POSIX seconds; None: all of them).
-        base: The snapshot that the state was built from; None: from nothing.
-        snapshot, control: Name of the state that was built, and the control position that it
+        source: The source whose rows are left out.
+        since: Only rows received since then are left out (POSIX seconds); None: all of them.
+        base: The snapshot that the state was built from; None: built from an empty model.
+        snapshot, control: Name of the snapshot of the new state, and the control position that it
             contains.
-        clock, closed, position: What it has learned or passed over: all else is learned on top.
-        undone: Rows that are taken out, as of :func:`packed`.
-        at: When it was decided (POSIX seconds); 0: an older version wrote it.
-        digests: Count and sum of the events in the state with these rows, and without; None: not
-            told.
+        clock, closed, position: Rows that the new state has learned or skipped; replicas learn all
+            later rows on top.
+        undone: Excluded rows, encoded by :func:`packed`.
+        at: Time of the decision (POSIX seconds); 0 if an older release wrote the row.
+        digests: Count and hash sum of the events in the state with these rows, and without them;
+            None: not recorded.
     """
 
     spec: str
@@ -110,13 +113,13 @@ class Forget(msgspec.Struct, frozen=True):
 
 
 class Relearn(msgspec.Struct, frozen=True):
-    """On with a state that recent rows alone have taught, after a drift.
+    """A switch to a state that learned recent rows only, after a drift.
 
     Attributes:
-        spec, snapshot, control, clock, closed, position: As of :class:`Forget`.
-        undone: Rows that are older than what has taught it, and those that it could not learn.
-        since: When the first row was taken that it may have learned (POSIX seconds).
-        evidence: How it and what it takes the place of have answered the same rows.
+        spec, snapshot, control, clock, closed, position: As in :class:`Forget`.
+        undone: Excluded rows: those before the rows learned, and those that could not be learned.
+        since: Time at which the first row that may have been learned was received (POSIX seconds).
+        evidence: Scores of the new and the previous state on the same rows.
     """
 
     spec: str
@@ -135,27 +138,28 @@ class Relearn(msgspec.Struct, frozen=True):
 
 
 Note: TypeAlias = Rollback | Forget | Relearn
-"""What the control row of a rewrite holds."""
+"""Payload of the control row of a rewrite."""
 
 
 class Source(msgspec.Struct, frozen=True):
-    """From here on the rows of a source are quarantined (``banned``), or no longer."""
+    """From here on new rows of a source are quarantined (``banned``), or no longer."""
 
     source: str
     banned: bool
 
 
 class Freeze(msgspec.Struct, frozen=True):
-    """From here on rows are written as ``frozen``: none of them at or below this clock."""
+    """From here on new rows are written as ``frozen``; none of them is at or below this clock."""
 
     clock: dict[int, int]
     closed: list[int]
 
 
 class Begun(msgspec.Struct, frozen=True):
-    """A lineage that begins anew: of this spec, without the rows at or below this clock.
+    """A lineage of this spec starts afresh, without the rows at or below this clock.
 
-    ``base``: the snapshot of the backfill whose values it begins with; None: with none.
+    Attributes:
+        base: Snapshot of the backfill whose values it starts with; None: an empty model.
     """
 
     spec: str
@@ -164,19 +168,19 @@ class Begun(msgspec.Struct, frozen=True):
 
 
 class Unfreeze(msgspec.Struct, frozen=True):
-    """Rows are learned again from here on."""
+    """From here on new rows are learned again."""
 
 
 class Promote(msgspec.Struct, frozen=True):
-    """Another lineage of the model serves from here on, with what it has learned.
+    """From here on another lineage of the model serves, with the state that it has learned.
 
     Attributes:
-        before, after: Hashes of the specs of the lineage that served and of the one that does.
-        was, now: What their models are made of, as the service's settings say it.
-        why: ``operator``, ``auto``, ``settings`` (the settings file was followed) or ``failed``
-            (the replicas did not start with it).
-        evidence: How the two stood when it was decided.
-        epoch: The newest of the lineage that served: answers of what is promoted have newer ones.
+        before, after: Hashes of the specs of the lineage that served and of the one that now does.
+        was, now: The settings of their models.
+        why: ``operator``, ``auto``, ``settings`` (the settings file was changed) or ``failed``
+            (replicas did not start with the promoted model).
+        evidence: Scores of the two at the time of the decision.
+        epoch: Newest epoch of the lineage that served; the promoted one continues above it.
     """
 
     before: str
@@ -189,31 +193,31 @@ class Promote(msgspec.Struct, frozen=True):
 
 
 def promoted(controls: Iterable[ControlInfo]) -> tuple[int, Promote] | None:
-    """The newest promotion with the number of its row; None: there is none."""
+    """Return the sequence number and content of the newest promotion, or None."""
     return newest(controls, PROMOTE, Promote)
 
 
 def undoing(controls: Iterable[ControlInfo], spec: str, after: int) -> int:
-    """Number of the newest row after ``after`` by which another lineage of the model undid rows.
+    """Return the number of the newest row after ``after`` by which another lineage undid rows.
 
-    A model that has learned these rows can't serve any more as it is.  0: there is none.
+    A model that has learned those rows cannot serve as it is.  0: there is no such row.
     """
-    found = 0
+    newest_seq = 0
     for control in controls:
         if control.kind in REWRITES and control.seq > after:
             note = note_of(control)
             again = isinstance(note, Rollback) and note.again
             if note.spec != spec and not again:
-                found = control.seq
-    return found
+                newest_seq = control.seq
+    return newest_seq
 
 
 def learn_again(now: SnapshotState, name: str, target: SnapshotState) -> Rollback:
-    """The decision to go back to ``target`` and learn what came after it once more, more slowly.
+    """Return the decision to go back to ``target`` and learn later rows again at half the rate.
 
-    ``target`` has every rewrite that ``now`` has, so nothing is undone and nothing comes back.
+    ``target`` contains every rewrite that ``now`` contains, so no rows are undone or restored.
     """
-    gone = target.closed | now.closed  # what is closed is in every snapshot that is kept
+    gone = target.closed | now.closed  # every kept snapshot contains closed partitions
     clock = {p: c for p, c in sorted(target.clock.items()) if p not in gone}
     halved = halvings(now.values) + 1
     return Rollback(
@@ -222,20 +226,21 @@ def learn_again(now: SnapshotState, name: str, target: SnapshotState) -> Rollbac
 
 
 def halvings(values: Blocks) -> int:
-    """How often the learning rate of these values was halved."""
+    """Return how often the learning rate was halved for these values."""
     return int(values[HALVED].data["n"]) if HALVED in values else 0
 
 
 def roll_back(
     now: SnapshotState, name: str, target: SnapshotState, ends: Mapping[int, int]
 ) -> Rollback:
-    """The decision to take ``now`` back to the values of ``target``, which has that name.
+    """Return the decision to replace the values of ``now`` by those of ``target``.
 
-    The clock never goes back, or the rows would be learned again.  It is not always the present
-    one: a server that started from an older snapshot may be rolled back to a newer one.
+    The clock never goes back, or rows would be learned again.  It may go forward: a server that
+    started from an older snapshot may be rolled back to a newer one.
 
     Parameters:
-        ends: Last offsets of the partitions: what a closed one contains.
+        name: Name of the snapshot ``target``.
+        ends: Last offsets of the partitions, up to which the closed ones are contained.
     """
     closed = now.closed | target.closed
     partitions = now.clock.keys() | target.clock.keys()
@@ -255,11 +260,11 @@ def roll_back(
 def brings_back(
     target: SnapshotState, ends: Mapping[int, int], controls: Iterable[ControlInfo]
 ) -> str | None:
-    """The source, forgotten since, whose events are in the snapshot; None: there is none.
+    """Return a source that was forgotten since the snapshot and has events in it, or None.
 
     Parameters:
-        ends: Last offsets of the partitions: what a closed one contains.
-        controls: Those after the snapshot.
+        ends: Last offsets of the partitions, up to which the closed ones are contained.
+        controls: Control rows after the snapshot.
     """
     clock = {**target.clock, **{p: ends[p] for p in target.closed}}
     for control in controls:
@@ -271,7 +276,7 @@ def brings_back(
 
 
 def frozen_by(controls: Iterable[ControlInfo]) -> int:
-    """Number of the control row by which a model is frozen after all of these; 0: it learns."""
+    """Return the number of the row that froze the model, after all rows; 0: it is not frozen."""
     seq = 0
     for control in controls:
         if control.kind == FREEZE:
@@ -282,24 +287,24 @@ def frozen_by(controls: Iterable[ControlInfo]) -> int:
 
 
 def newest_rewrite(controls: Iterable[ControlInfo]) -> int:
-    """Number of the model's newest rewrite, whatever its spec; 0: there is none."""
+    """Return the number of the model's newest rewrite of any spec; 0: there is none."""
     return max((c.seq for c in controls if c.kind in REWRITES), default=0)
 
 
 def banned(controls: Iterable[ControlInfo]) -> dict[str, int]:
-    """Sources that are banned after all of these, and by which control row."""
-    found: dict[str, int] = {}
+    """Return the banned sources after all of these rows, each with the number of its row."""
+    sources: dict[str, int] = {}
     for control in controls:
         if control.kind == SOURCE:
             note = msgspec.json.decode(control.payload, type=Source)
-            found.pop(note.source, None)
+            sources.pop(note.source, None)
             if note.banned:
-                found[note.source] = control.seq
-    return found
+                sources[note.source] = control.seq
+    return sources
 
 
 def decided_about(controls: Iterable[ControlInfo], source: str) -> int:
-    """Number of the newest control row by which a source was banned or let in again; 0: none."""
+    """Return the number of the newest row that banned or readmitted the source; 0: none."""
     return max(
         (
             control.seq
@@ -312,14 +317,14 @@ def decided_about(controls: Iterable[ControlInfo], source: str) -> int:
 
 
 def banned_after(before: Iterable[str], control: ControlInfo) -> frozenset[str]:
-    """Sources that are banned after one more row about a source."""
+    """Return the banned sources after one more row about a source."""
     note = msgspec.json.decode(control.payload, type=Source)
     rest = frozenset(before) - {note.source}
     return rest | {note.source} if note.banned else rest
 
 
 def packed(spans: Spans) -> list[int]:
-    """Spans as gap, length, gap, length …: what a control row holds of them."""
+    """Encode spans as gap, length, gap, length …, for a control row."""
     flat, at = list[int](), 0
     for after, upto in spans:
         flat += (after - at, upto - after)
@@ -328,7 +333,7 @@ def packed(spans: Spans) -> list[int]:
 
 
 def unpacked(flat: Sequence[int]) -> Spans:
-    """The spans of :func:`packed`."""
+    """Decode the spans that :func:`packed` encoded."""
     spans, at = list[tuple[int, int]](), 0
     for gap, length in zip(flat[::2], flat[1::2], strict=True):
         spans.append((at + gap, at + gap + length))
@@ -338,12 +343,12 @@ def unpacked(flat: Sequence[int]) -> Spans:
 
 @dataclass(frozen=True)
 class Undone:
-    """Rows that are in no model any more, because a rewrite took them out."""
+    """Rows that rewrites have excluded from the model."""
 
     ranges: Ranges = field(default_factory=dict)
 
     def has(self, partition: int, offset: int) -> bool:
-        """Whether the row is one of them."""
+        """Return whether the row is excluded."""
         ranges = self.ranges.get(partition)
         if ranges is None:
             return False
@@ -352,26 +357,26 @@ class Undone:
 
     @property
     def count(self) -> int:
-        """How many rows they are, whatever their verdicts."""
+        """The number of excluded rows, whatever their verdicts."""
         return sum(upto - after for spans in self.ranges.values() for after, upto in spans)
 
     def upto(self, clock: Mapping[int, int]) -> Ranges:
-        """Those of them at or below a clock."""
-        found = {}
+        """Return the excluded rows at or below a clock."""
+        ranges = {}
         for partition, spans in self.ranges.items():
             end = clock.get(partition, 0)
             cut = tuple((after, min(upto, end)) for after, upto in spans if after < end)
             if cut:
-                found[partition] = cut
-        return found
+                ranges[partition] = cut
+        return ranges
 
 
 def undone(controls: Iterable[ControlInfo]) -> Undone:
-    """Return what is undone after these control rows, which are all of a model, in order.
+    """Return the rows that are excluded after these control rows, which are all of a model's.
 
-    A rollback's values miss what its snapshot missed, and what was learned after it.  So a row
-    that was taken out before is back if a rollback goes to a snapshot from before that.
-    What a forget or a relearn leaves out is added to what was undone.
+    After a rollback, the rows excluded are those that were excluded at its snapshot, and those
+    learned after it.  So rows that an earlier rewrite excluded return with a rollback to a
+    snapshot before that rewrite.  A forget or relearn adds its rows to those excluded before.
     """
     after: list[tuple[int, Undone]] = [(0, Undone())]
     for control in controls:
@@ -398,7 +403,7 @@ def _joined(ranges: Ranges, more: Ranges) -> Ranges:
 
 
 class _Naming(msgspec.Struct, frozen=True):
-    """The fields that the rows of rewrites and backfills have in common."""
+    """The fields that control rows of rewrites and backfills have in common."""
 
     spec: str
     snapshot: str
@@ -407,7 +412,7 @@ class _Naming(msgspec.Struct, frozen=True):
 class Needed(NamedTuple):
     """The newest rewrite or backfill of a lineage: its control row, and the snapshot it names.
 
-    It alone decides: what is left of the state before it is nothing that an earlier one made.
+    Earlier ones do not matter, because each of them replaces the whole state.
     """
 
     seq: int
@@ -415,9 +420,9 @@ class Needed(NamedTuple):
 
 
 def rolled_back_to(controls: Iterable[ControlInfo], spec: str) -> str | None:
-    """Where the lineage's newest rewrite has rolled it back to; None: it was no rollback.
+    """Return the snapshot whose values the lineage's newest rewrite restored, or None.
 
-    Nor is one that learns again what came since: that state is not the snapshot's.
+    None if that rewrite is no rollback, or a rollback that learns the later rows again.
     """
     newest = None
     for control in controls:
@@ -431,7 +436,7 @@ def rolled_back_to(controls: Iterable[ControlInfo], spec: str) -> str | None:
 
 
 def needed(controls: Iterable[ControlInfo], spec: str) -> Needed | None:
-    """Return what a start from before the lineage's newest rewrite must load; None: no rewrite."""
+    """Return the newest rewrite or backfill, whose snapshot an older start must load, or None."""
     newest = None
     for control in controls:
         if control.kind in (*REWRITES, BACKFILL):
@@ -445,17 +450,17 @@ _NOTES: Final[dict[str, type[Note]]] = {ROLLBACK: Rollback, FORGET: Forget, RELE
 
 
 def note_of(control: ControlInfo) -> Note:
-    """Return what a rewrite's control row holds."""
+    """Return the payload of a rewrite's control row."""
     return msgspec.json.decode(control.payload, type=_NOTES[control.kind])
 
 
 def kind_of(note: Note) -> str:
-    """The kind of the control row that holds it."""
+    """Return the kind of the control row for this payload."""
     return next(kind for kind, known in _NOTES.items() if isinstance(note, known))
 
 
 def held(newest: Needed | None, kept: Collection[int]) -> set[str]:
-    """The snapshot that retention must not remove, as long as a start may need it.
+    """Return the snapshot that retention must keep because a start may still need it.
 
     Parameters:
         kept: Control positions of the snapshots that a server may start from.

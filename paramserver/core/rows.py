@@ -1,14 +1,15 @@
-"""Rows of float32 by 64-bit id: what a table of ids holds, and what has been added to some of them.
+"""A table of float32 rows keyed by 64-bit id: the data of a block of kind ``rows``.
 
-It is to a block of kind ``rows`` what a dict is to one of names: ``update``, ``copy`` and ``len``
-do the same.  Rows stand in the order in which their ids came, to the table or to a copy: they share
-the numbers of ids, so that no table ever has to number all of its own anew.  What a copy has and
-the table has not is a gap in its order.  A part of a table that was read is as it was but for what
-was touched since, rows that came into gaps among it.
+``update``, ``copy`` and ``len`` behave as those of a dict.
 
-When half of a table is gaps it is packed, in steps: its rows so far stand apart, as an older table,
-and each time that something is written some of them move behind where the order ended.  Whoever has
-read up to a place reads on from there, and meets those again that moved meanwhile.
+A row's position is the number of its id.  A table and its copies share the numbering, so that
+nothing has to be renumbered; a number for which only another copy has a row is a gap.  Between two
+reads of a range of positions, its content changes only by rows that were written meanwhile, some of
+them into gaps.
+
+When half of a table is gaps, it is packed step by step: the present rows become an older table, and
+every later write moves some of them to new positions after the end.  A reader that goes through the
+positions in order misses no row; it may read a row that has moved twice.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from paramserver.core.pages import PAGE_ROWS, Floats32, Pages, Pool, located, pa
 from paramserver.errors import BlockError
 
 WIDTH_MAX: Final = 1024
-"""Numbers of a row."""
+"""Greatest width of a row, in numbers."""
 
-_PACKED_LEAST: Final = 1024  # gaps
-_PIECE_ROWS: Final = 64 * PAGE_ROWS  # what fits into a processor's cache
-_MOVED: Final = 8  # rows that are packed for one that is written
+_PACKED_LEAST: Final = 1024  # with fewer gaps a table is not packed
+_PIECE_ROWS: Final = 64 * PAGE_ROWS  # fits into the CPU cache
+_MOVED: Final = 8  # rows that are packed for each row written
 _MOVED_LEAST: Final = 256
 _NO_IDS: Final[IdArray] = np.zeros(0, dtype=np.uint64)
 _ID: Final = np.dtype("<u8")
@@ -36,27 +37,27 @@ _NUMBER: Final = np.dtype("<f4")
 
 
 class Rows:
-    """A table, or a part of one.
+    """A table of rows by id, or a part of one.
 
     Parameters:
-        ids: Each once, in the order in which they stand from now on.  Not to be changed afterwards.
-        numbers: Their rows: [ids, width]; they are copied.
+        ids: Ids in the order of their positions, each once.  The caller must not change the array.
+        numbers: Their rows, shape [ids, width]; they are copied.
 
     Attributes:
         width: Numbers of a row.
-        gone: Of a message: ids that there is no row of, whoever has one.
+        gone: In a message: ids whose rows the receiver has to remove.
     """
 
     def __init__(self, ids: IdArray, numbers: Floats32) -> None:
         self.width: int = numbers.shape[1]
         self.gone: IdArray = _NO_IDS
-        self._begin = 0  # where the order of its own rows begins
-        self._older: Rows | None = None  # of which all before the place have moved
+        self._begin = 0  # position of the first row that is not in _older
+        self._older: Rows | None = None  # table being packed: rows before _place have moved
         self._place = 0
         self._hold(ids, numbers)
 
     def _hold(self, ids: IdArray, numbers: Floats32) -> None:
-        """Have these rows, and memory of its own for them."""
+        """Store the rows in newly allocated memory."""
         held = np.empty((pages_for(len(ids)) * PAGE_ROWS, self.width), dtype=np.float32)
         held[: len(ids)] = numbers
         self._ids, self._n, self._pool = Ids(ids), len(ids), Pool(held)
@@ -65,12 +66,15 @@ class Rows:
 
     @classmethod
     def empty(cls, width: int) -> Self:
-        """A table without rows."""
+        """Return a table without rows."""
         return cls(np.empty(0, dtype=np.uint64), np.empty((0, width), dtype=np.float32))
 
     @classmethod
     def in_place(cls, ids: IdArray, numbers: Floats32) -> Self:
-        """A table of arrays that nobody else changes, and that it keeps if it can write there."""
+        """Return a table that uses the given arrays without a copy, if they are writeable.
+
+        The caller must not change the arrays afterwards.
+        """
         n, whole = len(ids), len(ids) // PAGE_ROWS
         if not (numbers.flags.writeable and numbers.flags.aligned and ids.flags.aligned):
             return cls(ids.astype(np.uint64), numbers)
@@ -86,16 +90,16 @@ class Rows:
 
     @property
     def begin(self) -> int:
-        """Where its order begins: behind where it ended before it was packed."""
+        """The first position; packing moves it to where the table ended before."""
         return self._begin if self._older is None else self._older.begin
 
     @property
     def end(self) -> int:
-        """Where its order ends: with gaps it has fewer rows."""
+        """The position after the last row; with gaps there are fewer rows than positions."""
         return self._begin + self._n
 
     def lay_out(self) -> None:
-        """Make ready to be asked, which takes a second for ten million rows; done once for all."""
+        """Build the index of ids now (a second for ten million rows); copies share it."""
         self._ids.lay_out()
         if self._older is not None:
             self._older.lay_out()
@@ -108,7 +112,7 @@ class Rows:
         numbers, known = other.get(self.ids)
         return bool(known.all() and np.array_equal(numbers, self.numbers))
 
-    __hash__ = None  # type: ignore[assignment]  # it changes
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __del__(self) -> None:
         self._pool.release(self._pages)
@@ -118,12 +122,12 @@ class Rows:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that the rows take in a message, without its frame."""
+        """The encoded size of the rows in a message, in bytes, without its framing."""
         gone = _ID.itemsize * len(self.gone)
         return len(self) * (_ID.itemsize + _NUMBER.itemsize * self.width) + gone
 
     def as_message(self) -> dict[str, Any]:
-        """The rows as a message holds them."""
+        """Return the rows as a message encodes them."""
         numbers = self.numbers.astype(_NUMBER, copy=False)
         ids = self.ids.astype(_ID, copy=False)
         message = {"width": self.width, "ids": ids.tobytes(), "numbers": numbers.tobytes()}
@@ -131,7 +135,7 @@ class Rows:
 
     @property
     def ids(self) -> IdArray:
-        """All ids in their order, not to be changed."""
+        """All ids by position; the array must not be changed."""
         ids = self._ids.first(self._n)
         if self._marks.gone:
             ids = ids[self._marks.there(slice(0, self._n), self._n)]
@@ -139,25 +143,25 @@ class Rows:
 
     @property
     def numbers(self) -> Floats32:
-        """All rows in their order, as an array of their own."""
+        """All rows by position, in a new array."""
         numbers = self._between(0, self._n)
         return numbers if self._older is None else np.concatenate((self._older.numbers, numbers))
 
     def pieces(self) -> Iterator[Floats32]:
-        """All rows in their order, some thousands at a time."""
+        """Yield all rows by position, some thousands at a time."""
         if self._older is not None:
             yield from self._older.pieces()
         for begin in range(0, self._n, _PIECE_ROWS):
             yield self._between(begin, min(begin + _PIECE_ROWS, self._n))
 
     def _between(self, begin: int, end: int) -> Floats32:
-        """Rows from the beginning of a page to before a place."""
+        """Return the rows with numbers ``begin … end - 1``; ``begin`` is the start of a page."""
         rows = self._pool.read_pages(self._pages[pages_for(begin) : pages_for(end)])[: end - begin]
         gone = self._marks.gone
         return rows[self._marks.there(slice(begin, end), self._n)] if gone else rows
 
     def get(self, ids: IdArray) -> tuple[Floats32, Flags]:
-        """Return the rows of these ids, 0 for those that there are none of, and which there are."""
+        """Return the rows of these ids, zeros for missing ones, and flags: which ones exist."""
         at = self._places(ids)
         known = at >= 0
         if at.min(initial=0) >= 0:
@@ -170,7 +174,7 @@ class Rows:
         return out, known
 
     def select(self, ids: Sequence[IdArray]) -> Rows:
-        """Those of the ids, which may stand there more than once; the others are gone."""
+        """Return the rows of these ids (repeats allowed); ids without a row are in ``gone``."""
         some = distinct(np.concatenate(ids)) if ids else np.empty(0, dtype=np.uint64)
         numbers, known = self.get(some)
         selected = Rows(some[known], numbers[known])
@@ -178,7 +182,7 @@ class Rows:
         return selected
 
     def has(self, ids: IdArray) -> Flags:
-        """Tell which of the ids there are rows of."""
+        """Return for each id whether there is a row."""
         known: Flags = self._places(ids) >= 0
         if self._older is not None:
             left = np.flatnonzero(~known)
@@ -186,11 +190,11 @@ class Rows:
         return known
 
     def part(self, begin: int, end: int) -> Rows:
-        """Rows from one place of the order to before another."""
+        """Return the rows at positions ``begin … end - 1``."""
         return self.at(np.arange(max(begin, self.begin), min(end, self.end)))
 
     def at(self, places: Numbers) -> Rows:
-        """Rows at these places of the order, each once; at some of them is none."""
+        """Return the rows at these positions (each given once), skipping gaps."""
         mine = self._mine(places)
         ids, numbers = self._ids.first(self._n)[mine], self._read(mine)
         if self._older is None or len(mine) == len(places):
@@ -199,24 +203,24 @@ class Rows:
         return Rows(np.append(older.ids, ids), np.append(older.numbers, numbers, axis=0))
 
     def ids_at(self, places: Numbers) -> IdArray:
-        """Ids of the rows at these places of the order, each once; at some of them is none."""
+        """Return the ids of the rows at these positions (each given once), skipping gaps."""
         ids = self._ids.first(self._n)[self._mine(places)]
         if self._older is None:
             return ids
         return np.append(self._older.ids_at(places[places < self._begin]), ids)
 
     def _mine(self, places: Numbers) -> Numbers:
-        """Numbers of its own rows at these places."""
+        """Return the numbers of the rows at these positions that are not in the older table."""
         mine = places[places >= self._begin] - self._begin
         return mine[self._marks.there(mine, self._n)] if self._marks.gone else mine
 
     def update(self, new: Rows) -> None:
-        """Take these rows in place of those with their ids; and what is gone leaves."""
+        """Insert or replace the rows of ``new``, and remove those of the ids in its ``gone``."""
         self.drop(new.gone)
         self.put(new.ids, new.numbers)
 
     def drop(self, ids: IdArray) -> None:
-        """Have no row of these ids, each once; when half of all have left, the rest are packed."""
+        """Remove the rows of these ids (each given once); pack when half of all are gaps."""
         if not len(ids):
             return
         self._let_go(ids)
@@ -231,7 +235,7 @@ class Rows:
         self._marks.let_go(at[at >= 0])
 
     def _set_apart(self) -> None:
-        """Begin to pack: all rows are older ones from now on."""
+        """Start packing: move all rows into the older table."""
         older: Rows = object.__new__(type(self))
         older.__dict__.update(self.__dict__)
         begin, nothing = self.end, np.empty((0, self.width), dtype=np.float32)
@@ -239,7 +243,7 @@ class Rows:
         self._begin, self._older, self._place = begin, older, 0
 
     def _pack(self, n: int) -> None:
-        """Move some of the older rows, as many as some times what is written."""
+        """Move some rows out of the older table, a multiple of the ``n`` rows written."""
         older = self._older
         if older is None:
             return
@@ -252,7 +256,7 @@ class Rows:
             self._older = None
 
     def put(self, ids: IdArray, numbers: Floats32) -> None:
-        """Take the rows in place of those with these ids, which stand there once each."""
+        """Insert or replace the rows of these ids, each given once."""
         if len(self.gone):
             self.gone = np.setdiff1d(self.gone, ids)
         if self._older is not None:
@@ -271,32 +275,32 @@ class Rows:
         self._pool.write(located(self._pages, at), numbers)
 
     def track(self) -> None:
-        """Know from now on which rows are written or leave, until all are packed."""
+        """Start to record which rows are written or removed, unless packing is under way."""
         if self._older is None:
             self._marks.track()
 
     @property
     def changes(self) -> int | None:
-        """How many rows were written or have left since it began to know; None: it does not."""
+        """The number of rows written or removed since :meth:`track`; None if not recorded."""
         known = self._marks.tracked and self._older is None
         return self._marks.changes(self._n) if known else None
 
     def changed(self) -> tuple[IdArray, IdArray, Callable[[], Iterator[Floats32]]]:
-        """Ids that were written, those that have left, and what makes the rows of the first."""
+        """Return the ids written, the ids removed, and an iterator factory for the rows written."""
         ids = self._ids.first(self._n)
         at, gone = self._marks.changed(self._n)
         some = range(0, len(at), _PIECE_ROWS)
         return ids[at], ids[gone], lambda: (self._read(at[i : i + _PIECE_ROWS]) for i in some)
 
     def _places(self, ids: IdArray) -> Numbers:
-        """The number of each, -1 if there is no row of it."""
+        """Return the number of each id, or -1 if it has no row outside the older table."""
         at = self._ids.find(ids, self._n)
         if self._marks.gone:
             at[~self._marks.there(at, self._n) & (at >= 0)] = -1
         return at
 
     def _have(self, at: Numbers) -> None:
-        """Have a row for each of these numbers, that is written now."""
+        """Extend the table so that these numbers have rows, which the caller writes next."""
         begin, end = self._n, int(at.max(initial=-1)) + 1
         self._marks.have(at, begin, max(begin, end))
         if end > begin:
@@ -306,7 +310,7 @@ class Rows:
                 self._pages = np.append(self._pages, self._pool.take(max(missing, end >> 12)))
 
     def copy(self) -> Rows:
-        """The same rows; what is written to one is not in the other."""
+        """Return an independent copy that shares pages until one of the two writes to them."""
         made: Rows = object.__new__(type(self))
         made.width, made._n, made._ids, made._pool = self.width, self._n, self._ids, self._pool
         made._pages = self._pages.copy()
@@ -321,7 +325,7 @@ class Rows:
 
 
 def read_rows(name: str, data: dict[Any, Any]) -> Rows:
-    """The rows of a message, checked.  Raises BlockError, with the block's name."""
+    """Return the rows of a message.  Raises BlockError, with the block's name, if invalid."""
     width, ids, numbers = (data.get(part) for part in ("width", "ids", "numbers"))
     gone = data.get("gone", b"")
     if type(width) is not int or not 1 <= width <= WIDTH_MAX:

@@ -1,8 +1,9 @@
-"""The parameter server as a pure state machine: no actor, no I/O, no clock.
+"""The parameter server as a pure state machine: no actor, no I/O, no wall clock.
 
-Values, clock and version always change together and are read together, so the caller guards
-every method with one lock.  The clock alone makes a delta count at most once, whoever sends it:
-a push is applied only if its rows begin right after the partition's clock.
+The values, the clock (partition → last applied offset) and the version change and are read
+together, so the caller guards every method with one lock.  The clock ensures that each delta
+counts at most once, whichever process sends it: a push is applied only if its first row follows
+the partition's clock directly.
 """
 
 from __future__ import annotations
@@ -38,37 +39,40 @@ from paramserver.filters.sources import SOURCES_MAX, keep_bounds
 from paramserver.store import PartitionInfo
 
 MergeRule = Literal["sum", "average", "compensated", "ordered", "overlay", "lagging"]
-"""How additive blocks of a push are scaled: by 1; by 1 / (1 + pushes by others since); or
-corrected for what others did since, where the push tells its curvature, and averaged elsewhere.
-See :mod:`paramserver.core.compensation`.
+"""How the additive blocks of a push are scaled.
 
-The others push nothing: one process sends what it has learned of all rows in order.  With
-``ordered`` each replica learns like that, with ``overlay`` its own rows on top of what was sent,
-with ``lagging`` nothing.
+``sum``: by 1.  ``average``: by 1 / (1 + other partitions' pushes since the push's base version).
+``compensated``: keys whose curvature the push carries are corrected for the other pushes, see
+:mod:`paramserver.core.compensation`; other keys are averaged.
+
+With the last three rules nothing is pushed.  One process learns all rows in commit order and sends
+its whole state.  With ``ordered`` each replica also learns all rows in that order, with ``overlay``
+only its own rows on top of the received state, with ``lagging`` none.
 """
 
 Lookup = Callable[[int], PartitionInfo | None]
-"""The store's partition, or None if the store does not know it."""
+"""Returns a partition as the store describes it, or None if the store does not know it."""
 
 HISTORY_MAX: Final = 4096
-_BEHIND: Final = 16  # of the history: so much may parts of the values be behind one another
+_BEHIND: Final = 16  # history_max / _BEHIND versions: how far apart parts of the values may be
 
 
 class Server:
-    """Values and clock of one lineage under one epoch.
+    """Holds the values and the clock of one lineage (model and spec) under one epoch.
 
     Parameters:
-        model, spec, spec_text: Whose parameters they are.  A push of another spec hash is refused.
-        rule: see :data:`MergeRule`.
+        model, spec, spec_text: Model name, hash of its spec, and the spec itself.  A push with
+            another spec hash is refused.
+        rule: See :data:`MergeRule`.
         epoch: This server's epoch, taken from the store by compare-and-set.
-        history_max: Applied pushes of which the touched keys are kept.  A replica that is further
-            behind gets all values, and the staleness is counted no further back.
+        history_max: Number of applied pushes whose touched keys are remembered.  A replica that is
+            further behind receives all values; staleness is counted no further back.
         limits: Bounds on one push.
-        part_keys: Many values are sent in parts of so many keys.
+        part_keys: Number of keys in one part, when the values are too many for one message.
 
     Attributes:
-        sources_max: Sources of which evidence is kept.
-        sources_left: Those that had to leave.
+        sources_max: Number of sources whose evidence is kept.
+        sources_left: Number of sources that were evicted because of that bound.
     """
 
     def __init__(
@@ -101,11 +105,11 @@ class Server:
         self.sources_max = SOURCES_MAX
         self.sources_left = 0
         self.keeper: Keeper | None = None
-        self._kept: Blocks = {}  # what a snapshot has of one
+        self._kept: Blocks = {}  # the keeper's state from a snapshot
         self._limits = limits
         self._parts = WalkedParts(part_keys, history_max // _BEHIND)
         self._applied = AppliedPushes(history_max)
-        self._shared: set[str] = set()  # blocks that a snapshot holds too: copied before a change
+        self._shared: set[str] = set()  # blocks shared with a snapshot: copied before a change
         self._finished: frozenset[int] = frozenset()
         self._changes = Changes()
         self._newest = Newest()
@@ -121,7 +125,7 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         part_keys: int = PART_KEYS,
     ) -> Self:
-        """A server that goes on from a snapshot, under a new epoch."""
+        """Return a server that continues from a snapshot, under a new epoch."""
         server = cls(
             state.model, state.spec, state.spec_text, rule, epoch,
             history_max=history_max, limits=limits, part_keys=part_keys,
@@ -138,18 +142,18 @@ class Server:
         return server
 
     def bound(self, bounds: TableBounds | None) -> None:
-        """Keep tables within these bounds; None: there are none.  Before anybody is answered."""
+        """Bound the tables of rows; None: no bounds.  Call it before the first request."""
         if bounds is not None:
             self.keeper = Keeper(bounds, self._kept)
             self.keeper.fit(self.values, self.count)
 
     @property
     def version(self) -> wire.Version:
-        """``(epoch, count)``; no two states of a lineage have the same."""
+        """The version ``(epoch, count)``, unique among the states of a lineage."""
         return (self.epoch, self.count)
 
     def push(self, push: wire.Push, lookup: Lookup) -> wire.Ack:
-        """Apply a delta if it is the next one of its partition, and say what became of it.
+        """Apply a delta if it is the next one of its partition; return the outcome.
 
         Raises:
             BlockError, PushRefused: The push is malformed.  Nothing was changed.
@@ -163,7 +167,7 @@ class Server:
         clock = self.clock.get(partition)
         if clock is None:
             info = lookup(partition)
-            if info is None:  # its rows could never be found again
+            if info is None:  # the store could not supply its rows for a replay
                 return wire.Ack("gap", partition, 0, 0.0)
             if partition in self.closed:
                 return wire.Ack("repeat", partition, info.end, 0.0)
@@ -177,7 +181,7 @@ class Server:
         if self.keeper is not None:
             delta = self.keeper.admitted(self.values, pushed, base)
         others: list[Applied] = []
-        if self.rule != "sum":  # versions of another epoch don't compare: all that this one knows
+        if self.rule != "sum":  # a base of another epoch counts as 0: every known push is newer
             others = self._applied.by_others(partition, base)
         scale = 1.0 / (1 + len(others))
         whole: Blocks = {}
@@ -196,10 +200,10 @@ class Server:
         return wire.Ack("applied", partition, push.last, scale)
 
     def take(self, state: wire.OrderedState, lookup: Lookup) -> bool:
-        """Become what a replica has learned in commit order, if it is more than what is here.
+        """Adopt a state learned in commit order if it is ahead of this one; return whether it was.
 
-        Whoever has learned the same rows in the same order has the same values, so it does not
-        matter who sends them, or how often.
+        Replicas that learn the same rows in the same order have the same values, so any of them may
+        send its state, any number of times.
 
         Raises:
             BlockError, PushRefused: The state is malformed.  Nothing was changed.
@@ -213,7 +217,7 @@ class Server:
             if last < self.clock.get(partition, 0) or last < 0:
                 raise PushRefused(partition, f"a clock of {last} lies before the server's")
             if partition not in self.clock and lookup(partition) is None:
-                return False  # its rows could never be found again
+                return False  # the store could not supply its rows for a replay
         blocks = from_wire(state.blocks, self._limits)
         _unshare(self.values, self._shared, blocks)
         rows = sum(last - self.clock.get(p, 0) for p, last in clock.items())
@@ -227,7 +231,7 @@ class Server:
         return True
 
     def changes_since(self, since: wire.Version | None) -> Touched | None:
-        """Return what was touched after ``since``, or None if that is not known any more."""
+        """Return the keys touched after version ``since``, or None if they are no longer known."""
         if since is None or since[0] != self.epoch:
             return None
         return self._applied.touched_since(since[1], self.count)
@@ -241,12 +245,16 @@ class Server:
         *,
         keeper: bool = False,
     ) -> wire.SyncReply:
-        """State after the pushes.  It shares blocks: encode it before the next push."""
+        """Return the state after the pushes, with the given fields of the reply.
+
+        It shares blocks, so encode it before the next push.
+        """
         named = {request.partition, *request.adopting, *request.waits, *orphans}
         named.update(push.partition for push in request.pushes)
-        if request.role and request.values:  # what is hidden is in the values, too
+        if request.role and request.values:  # such a replica needs the whole clock of the values
             named |= self.clock.keys() | self.closed
-        # finished ones stay in the clock until the oldest kept snapshot has them too: weeks
+        # Finished partitions stay in the clock until every kept snapshot contains them, which
+        # takes weeks; leave them out of replies to replicas that did not name them.
         hidden = self._finished - named
         return wire.SyncReply(
             format=wire.FORMAT,
@@ -269,22 +277,22 @@ class Server:
         )
 
     def learned(self) -> int:
-        """Events in the values."""
+        """Return the number of events that the values have learned."""
         digests = [b.data["count"] for b in self.values.values() if b.kind == DIGEST]
         return int(sum(digests))
 
     def note_partitions(self, partitions: Iterable[PartitionInfo]) -> frozenset[int]:
-        """Learn from the store which partitions are finished: sealed, and all in the clock."""
+        """Note and return the partitions that are finished: sealed, and applied to their end."""
         self._finished = frozenset(
             p.id for p in partitions if p.sealed and self.clock.get(p.id, 0) >= p.end
         )
         return self._finished
 
     def close(self, partition: PartitionInfo, kept: Iterable[Contained]) -> bool:
-        """Move a sealed partition from the clock to ``closed``, if every kept snapshot has it.
+        """Move a sealed partition from the clock to ``closed`` if all kept snapshots contain it.
 
-        Returns whether it is closed now.  What is closed stands in the state itself: a server
-        that restarts from an older snapshot does not believe to have it.
+        Returns whether it is closed now.  The closed partitions are part of the state, so a server
+        that restarts from an older snapshot does not assume that it contains them.
         """
         p, end = partition.id, partition.end
         if p in self.closed:
@@ -304,9 +312,11 @@ class Server:
         metrics: Mapping[str, float],
         base: tuple[wire.Version, Base] | None = None,
     ) -> SnapshotState:
-        """State of this version, which later pushes leave alone, and which may lean on a base.
+        """Return a copy-on-write state of this version, which later pushes do not change.
 
-        Not on one of its own version, of which the head was not moved: it takes that one's name.
+        If few rows changed since the whole snapshot ``base``, it is incremental to that.  A base of
+        the same version is ignored: the head was never moved to it, and the new snapshot replaces
+        it under the same name.
         """
         state, self._shared = self.state(created_at, parent, metrics), set(self.values)
         if base is not None and base[0] == self.version:
@@ -319,7 +329,7 @@ class Server:
     def state(
         self, created_at: float, parent: str | None, metrics: Mapping[str, float]
     ) -> SnapshotState:
-        """State of this version, whose values the next push changes."""
+        """Return the live state of this version; the next push changes its values."""
         return SnapshotState(
             model=self.model,
             spec=self.spec,
@@ -339,12 +349,12 @@ class Server:
         )
 
     def note_decided(self, state: SnapshotState) -> None:
-        """Control rows were applied, which left the values as they were."""
+        """Note that control rows were applied that did not change the values."""
         self.control, self.rewrite, self.frozen = state.control, state.rewrite, state.frozen
         self.banned = state.banned
 
     def note_durable(self, state: SnapshotState) -> None:
-        """``state`` was published and the head points to it."""
+        """Note that ``state`` was published and the head points to it."""
         self.durable = {p: c for p, c in state.clock.items() if p not in self.closed}
 
 
@@ -360,7 +370,7 @@ def _learners(push: wire.Push, others: Iterable[Applied]) -> float:
 
 
 def _unshare(values: Blocks, shared: set[str], delta: Blocks) -> None:
-    """Have blocks of the server's own that the delta changes."""
+    """Copy the blocks that the delta changes and that a snapshot shares."""
     for name in shared.intersection(delta):
         if name in values:
             values[name] = copy_block(values[name])
@@ -372,7 +382,7 @@ def _shallow(blocks: Blocks) -> Blocks:
 
 
 def _laid_out(blocks: Blocks) -> Blocks:
-    """The same, ready to be asked: by whoever restores, so that no push waits for it."""
+    """Return the blocks with the tables' indexes built, so that the first push need not wait."""
     for block in blocks.values():
         if block.kind == ROWS:
             block.data.lay_out()

@@ -1,12 +1,12 @@
-"""Several parameter servers of one model, each a whole one that holds a part of the keys.
+"""Sharding: several parameter servers for one model, each with a part of the keys.
 
-Keys of additive blocks and of tables are cut by their hash.  Everything else stands on shard 0:
-what is small, what counts, and what judges.  The digest stands on each, for each has applied the
-deltas of all rows, be it empty ones.
+Keys of additive blocks and of tables are assigned to shards by hash.  All other blocks, which are
+small, are on shard 0.  The digest is on every shard, because every shard applies the deltas of all
+rows, even if its part of them is empty.
 
-A shard has an epoch, a clock, a head and snapshots of its own, under a name of its own; the rows,
-partitions and decisions of the model are those of all.  Only shard 0 decides.  The others read what
-it has decided, as :class:`ShardStore` tells it, and take it in by themselves.
+A shard has its own epoch, clock, head and snapshots, under its own name.  The rows, partitions and
+decisions are the model's and common to all shards.  Only shard 0 decides; the others read its
+control rows through :class:`ShardStore` and apply them themselves.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ from paramserver.core.wire import Push, WireBlock
 from paramserver.store import ControlInfo, HeadInfo, LineInfo, PartitionInfo, Store
 
 SHARDS_MAX: Final = 64
-_LOOKED_AT: Final = 256  # keys of a block: that all of another shard's are one's own is no chance
-_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # ids may be small numbers
+_LOOKED_AT: Final = 256  # keys of a block that are checked; enough to rule out a coincidence
+_FACTOR: Final = np.uint64(0x9E3779B97F4A7C15)  # mixes the bits, because ids may be small numbers
 _HIGH: Final = np.uint64(33)
 _ID: Final = np.dtype("<u8")
 _NUMBER: Final = np.dtype("<f4")
 
 Ask = Callable[..., Any]
-"""Asks another shard's server: name of a method, then its arguments.  May raise anything."""
+"""Calls a method of another shard's server: its name, then its arguments.  May raise anything."""
 
 
 def shard_name(model: str, shard: int) -> str:
-    """Under which name a shard has its head and its place: no model is called so."""
+    """Return the name for a shard's head and folder; no model can have such a name."""
     return f"{model}+{shard}" if shard else model
 
 
 def shard_place(place: str, shard: int) -> str:
-    """Place of a shard's snapshots of all models, under that of shard 0's."""
+    """Return the place of a shard's snapshots, under that of shard 0's."""
     if not shard:
         return place
     before, mark, query = place.partition("?")
@@ -55,31 +55,32 @@ def shard_place(place: str, shard: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Which keys are whose: shard ``number`` has its part of keys that are cut among ``of``."""
+    """Assignment of keys to ``of`` shards."""
 
     of: int
 
     def of_name(self, key: str) -> int:
-        """The shard of a key that is a name."""
+        """Return the shard of a key that is a name."""
         return crc32(key.encode()) % self.of
 
     def of_ids(self, ids: IdArray) -> npt.NDArray[np.int64]:
-        """The shard of each id."""
+        """Return the shard of each id."""
         mixed = (ids.astype(np.uint64, copy=False) * _FACTOR) >> _HIGH
         return (mixed % np.uint64(self.of)).astype(np.int64)
 
     def blocks(self, blocks: Blocks) -> list[Blocks]:
-        """The part of each shard; those that nothing is cut of are shared."""
+        """Split blocks by shard; the data of blocks that are not split is shared, not copied."""
         out: list[Blocks] = [{} for _ in range(self.of)]
         for name, block in blocks.items():
-            to_each = name.startswith(KEPT) and block.kind == OPAQUE  # of a bounded table: to each
+            # the admission state of bounded tables goes to every shard
+            to_each = name.startswith(KEPT) and block.kind == OPAQUE
             kind = DIGEST if to_each else block.kind
             for shard, data in self._parts(kind, block.data):
                 out[shard][name] = Block(block.kind, data)
         return out
 
     def wire(self, blocks: Mapping[str, WireBlock]) -> list[dict[str, WireBlock]]:
-        """The same of blocks as a message holds them."""
+        """Split the blocks of a message by shard."""
         out: list[dict[str, WireBlock]] = [{} for _ in range(self.of)]
         for name, block in blocks.items():
             for shard, data in self._parts(block.kind, block.data):
@@ -87,7 +88,7 @@ class Cut:
         return out
 
     def foreign(self, blocks: Blocks, shard: int) -> str | None:
-        """Why these can't be the values of that shard, as some of the keys tell; None: they can."""
+        """Return why a sample of the keys shows that these are not that shard's values, or None."""
         for name, block in blocks.items():
             of: Sequence[int] = ()
             if block.kind == ADDITIVE:
@@ -99,7 +100,7 @@ class Cut:
         return None
 
     def push(self, push: Push) -> list[Push]:
-        """A push to each shard, with the same bounds; one that has no part of it gets it empty."""
+        """Split a push by shard, with the same row bounds; a shard's part may be empty."""
         parts = self.wire(push.blocks)
         return [
             msgspec.structs.replace(
@@ -146,7 +147,7 @@ class Cut:
 
 
 def joined(parts: Sequence[Mapping[str, WireBlock]]) -> dict[str, WireBlock]:
-    """The blocks of a message from those of all shards; of a digest, shard 0's."""
+    """Join the blocks of all shards' messages; the digest is shard 0's."""
     out: dict[str, WireBlock] = {}
     for part in parts:
         for name, block in part.items():
@@ -167,7 +168,7 @@ def _joined_rows(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joined_blocks(parts: Sequence[Blocks]) -> Blocks:
-    """The same of blocks that a state holds, without what servers alone keep of tables."""
+    """Join the blocks of all shards' states, without the admission state of tables."""
     out: Blocks = {}
     for part in parts:
         for name, block in part.items():
@@ -187,7 +188,7 @@ def joined_blocks(parts: Sequence[Blocks]) -> Blocks:
 
 @dataclass(frozen=True, slots=True)
 class _Told:
-    """A control row as a shard is told it."""
+    """A control row with the payload that a shard sees."""
 
     seq: int
     kind: str
@@ -198,8 +199,8 @@ class _Told:
 class ShardStore:
     """The model's store as a shard other than 0 sees it.
 
-    Its head is its own.  The decisions are the model's, and name the shard's own snapshots.  It
-    writes no decision, and removes no row: shard 0 does, when all have them.
+    The head is the shard's own.  Control rows are the model's, but name the shard's own snapshots.
+    The shard writes no control row and removes no row; shard 0 removes rows that all shards have.
     """
 
     def __init__(self, store: Store, shard: int) -> None:
@@ -218,19 +219,19 @@ class ShardStore:
         self._store.move_head(shard_name(model, self._shard), spec, epoch, snapshot)
 
     def partition(self, partition: int) -> PartitionInfo | None:
-        """The partition, or None if it is unknown."""
+        """Return the partition, or None if it is unknown."""
         return self._store.partition(partition)
 
     def partitions(self, model: str) -> Sequence[PartitionInfo]:
-        """All partitions of the model, by id."""
+        """Return all partitions of the model, by id."""
         return self._store.partitions(model)
 
     def follow(self, model: str, after: int, n: int) -> Any:
-        """Rows of the model in the store's commit order."""
+        """Return rows of the model in the store's commit order."""
         return self._store.follow(model, after, n)
 
     def controls(self, model: str, after: int) -> Sequence[ControlInfo]:
-        """The model's decisions; a snapshot that one names is the shard's own."""
+        """Return the model's control rows; the snapshots that they name are the shard's own."""
         return [self._told(control) for control in self._store.controls(model, after)]
 
     def _told(self, control: ControlInfo) -> ControlInfo:
@@ -238,27 +239,27 @@ class ShardStore:
             return control
         note = msgspec.json.decode(control.payload)
         parts = note.get("parts", ())
-        if len(parts) <= self._shard:  # of one server, or of a time when there were fewer
+        if len(parts) <= self._shard:  # written when there were fewer shards
             return control
         payload = msgspec.json.encode({**note, "snapshot": parts[self._shard]})
         return _Told(control.seq, control.kind, control.key, payload)
 
     def write_control(self, *_: object) -> tuple[ControlInfo, bool]:
-        """Raises PermissionError: shard 0 alone decides."""
+        """Raise PermissionError: only shard 0 decides."""
         raise PermissionError(f"shard {self._shard} decides nothing: ask shard 0")
 
     def newest_line(self) -> LineInfo | None:
-        """The last line of the log of decisions."""
+        """Return the last line of the log of decisions."""
         return self._store.newest_line()
 
     def run(self, *_: object) -> int:
-        """Nothing: shard 0 counts the time."""
+        """Do nothing: shard 0 counts the running time."""
         return 0
 
     def trim(self, *_: object, **__: object) -> int:
-        """Nothing: shard 0 removes what all have."""
+        """Do nothing: shard 0 removes rows that all shards have."""
         return 0
 
     def expire(self, *_: object, **__: object) -> int:
-        """Nothing: shard 0 does."""
+        """Do nothing: shard 0 expires rows."""
         return 0

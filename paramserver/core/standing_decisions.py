@@ -1,4 +1,4 @@
-"""Decisions that leave values and rows as they are, and of which the newest one stands."""
+"""Decisions that change neither values nor rows; the newest decision of a kind is in force."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ Note = TypeVar("Note", bound=msgspec.Struct)
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """Whether the model answers by itself from here on, and what is known of it by then.
+    """Whether the model chooses itself from here on, or learns from the caller's choices.
 
-    Else somebody answers from whose choices it learns.
+    Attributes:
+        itself: Whether it chooses itself.
+        evidence: Scores at the time of the decision.
     """
 
     itself: bool
@@ -26,15 +28,15 @@ class Answers(msgspec.Struct, frozen=True):
 
 
 class Upgrade(msgspec.Struct, frozen=True):
-    """Whether a model of older defaults has one of today's beside it, as its challenger."""
+    """Whether a model with older defaults gets a challenger with today's defaults."""
 
     on: bool
 
 
 def newest(controls: Iterable[ControlInfo], kind: str, note: type[Note]) -> tuple[int, Note] | None:
-    """Number and content of the newest row of a kind; None: nothing was decided."""
-    found = None
+    """Return the sequence number and content of the newest row of a kind, or None."""
+    newest_row = None
     for control in controls:
         if control.kind == kind:
-            found = control.seq, msgspec.json.decode(control.payload, type=note)
-    return found
+            newest_row = control.seq, msgspec.json.decode(control.payload, type=note)
+    return newest_row

@@ -1,4 +1,4 @@
-"""This module defines what a snapshot holds: the whole state of a server at one version."""
+"""Defines the content of a snapshot: the whole state of a server at one version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paramserver.core.wire import Version
 
 
 class Base(NamedTuple):
-    """A whole snapshot that later ones may lean on: its name, the SHA-256 at its end in hex."""
+    """A whole snapshot that incremental ones refer to: its name, and its SHA-256 in hex."""
 
     name: str
     digest: str
@@ -22,25 +22,24 @@ class SnapshotState:
     """Parameters, clocks and control position of one version.
 
     Attributes:
-        model, spec, spec_text: Whose state it is: the model's name, the hash of its spec, and the
-            spec itself.
+        model, spec, spec_text: The model's name, the hash of its spec, and the spec itself.
         version: ``(epoch, count)``.
         values: The parameters.  Read only: a running server may share blocks with it.
         clock: Last offset contained, by open partition.
-        closed: Partitions contained to their sealed end, which have left the clock.
+        closed: Partitions contained to their sealed end; they are not in the clock.
         control: ``seq`` of the last control row contained.
         rewrite: ``seq`` of the control row that rewrote the values last (0: none).
         frozen: ``seq`` of the control row that froze the model (0: it learns).
-        banned: Sources that are banned by then; None: an older release wrote it, which does not
-            tell.
+        banned: Sources that were banned then; None: an older release wrote the snapshot and did
+            not record them.
         position: ``seq`` of the last row contained, if the rows were learned in commit order (else
             0).
         metrics: Numbers to show beside the snapshot.
         parent: Name of the snapshot published before it, or None.
         created_at: POSIX seconds.
-        log: The store's log of decisions as it was: number and SHA-256 of its newest line.
-        base: What is written of a table that knows its changes is what changed since this snapshot;
-            None: all of it.  A state that was read is whole, whatever its file leant on.
+        log: Number and SHA-256 of the newest line of the store's log of decisions at that time.
+        base: Of tables that track changes, only the changes since this snapshot are written; None:
+            all rows.  A state that was read from files is always whole.
     """
 
     model: str
@@ -64,16 +63,17 @@ class SnapshotState:
 
 @dataclass(frozen=True, slots=True)
 class Contained:
-    """A snapshot contains this clock, closed partitions and control position, as in its state."""
+    """The clock, closed partitions and control position that a snapshot contains."""
 
     clock: Mapping[int, int]
     closed: frozenset[int]
     control: int = 0
 
     def rows(self, ends: Mapping[int, int]) -> dict[int, int]:
-        """Last offset of each partition, closed ones too: the same whatever has been closed.
+        """Return the last offset contained of each partition, the closed ones included.
 
-        ``ends``: those of the partitions, as far as they are known.
+        Parameters:
+            ends: Last offsets of the partitions, as far as they are known.
         """
         closed = {p: ends[p] for p in self.closed if p in ends}
         return {p: last for p, last in sorted({**self.clock, **closed}.items()) if last}

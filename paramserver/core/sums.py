@@ -1,4 +1,4 @@
-"""Sums by name over the rows that one model has learned: one block that adds over replicas."""
+"""Named sums over the rows that a model has learned, as one block that adds up over replicas."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from paramserver.core.blocks import COUNT, Block, Blocks, Touched
 
 
 class Sums:
-    """Sums with an open delta: a block of a model, or the verbs of a view of the learned rows.
+    """Named sums with an open (not yet pushed) delta.
 
-    Views derive from it, and say in ``add`` what a row counts.
+    Models use it for one of their blocks.  Views of the learned rows derive from it and define in
+    ``add`` what a row contributes.
 
     Parameters:
-        block: The key under which the sums travel.
+        block: Name of the block.
 
     Attributes:
-        now: The sums by name, with the open delta.
+        now: The sums by name, including the open delta.
     """
 
     def __init__(self, block: str) -> None:
@@ -23,27 +24,27 @@ class Sums:
         self._open: dict[str, float] = {}
 
     def count(self, name: str, value: float) -> None:
-        """Add to one of them."""
+        """Add ``value`` to the sum of that name."""
         self.now[name] = self.now.get(name, 0) + value
         self._open[name] = self._open.get(name, 0) + value
 
     @property
     def named(self) -> Touched:
-        """The block, as a whole."""
+        """The block's name, touched as a whole."""
         return {self._block: None}
 
     def cut(self) -> Blocks:
-        """The open delta, and reset it."""
+        """Return the open delta and start an empty one."""
         opened, self._open = self._open, {}
         return {self._block: Block(COUNT, opened)} if opened else {}
 
     def rebase(self, values: Blocks) -> None:
-        """Take new values for the keys given, with the open delta on top."""
+        """Replace the sums of the given keys by ``values`` plus the open delta."""
         if (block := values.get(self._block)) is not None:
             for name, value in block.data.items():
                 self.now[name] = value + self._open.get(name, 0)
 
     def reset(self, values: Blocks) -> None:
-        """Become exactly ``values``, with an empty open delta."""
+        """Replace all sums by ``values``, with an empty open delta."""
         self.now, self._open = {}, {}
         self.rebase(values)

@@ -1,7 +1,7 @@
 """Messages between a replica and the parameter server, as msgpack.
 
-Everything that crosses is one of the structs below, encoded by :func:`encode` and checked field
-by field when decoded.  ``FORMAT`` is in every message; another format is refused.
+Every message is one of the structs below, encoded by :func:`encode` and type-checked field by field
+when decoded.  Every message carries ``FORMAT``; another format is refused.
 """
 
 from __future__ import annotations
@@ -13,22 +13,21 @@ import msgspec
 FORMAT = 4
 
 Version = tuple[int, int]
-"""``(epoch, count)``: the server's epoch and the number of pushes it has applied in all."""
+"""``(epoch, count)``: the server's epoch, and the number of pushes ever applied."""
 
 
 Place = tuple[str, int]
-"""Where a part of the values begins: a block's name, and how many of its keys come before."""
+"""Where a part of the values begins: a block's name and a position among its keys."""
 
 
 Curved = dict[str, dict[str, tuple[float, float]]]
-"""By block and key: the value that the delta started from, and Σ rate · squared gradient of its
-rows."""
+"""Block → key → (value that the delta started from, Σ rate · squared gradient over its rows)."""
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A row with a text about it, for whoever gets the row's values (a trace that it is part of).
+    """The trace context of a row, passed on to replicas that pull the row's effect.
 
-    ``at_ns`` is when it was learned, by the clock of the replica that did.
+    ``at_ns`` is the time at which the row was learned, by the clock of the replica that did.
     """
 
     partition: int
@@ -45,11 +44,11 @@ class WireBlock(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Push(msgspec.Struct, frozen=True, array_like=True):
-    """A delta: rows ``first … last`` of one partition, ``n`` of them learned.
+    """A delta: the effect of rows ``first … last`` of one partition, ``n`` of them learned.
 
-    ``base`` is the version that the delta's first row was learned on; the difference between the
-    server's count and it is the staleness.  Bounds and content stay as first sent.  ``curved`` is
-    read under the rule ``compensated`` only; what is not in it is averaged.
+    ``base`` is the version that the delta's first row was learned on; the server's count minus the
+    base's is the staleness.  A repeated push has the same bounds and content as the first one.
+    ``curved`` is read under the rule ``compensated`` only; keys that are not in it are averaged.
     """
 
     epoch: int
@@ -64,12 +63,12 @@ class Push(msgspec.Struct, frozen=True, array_like=True):
 
 
 class OrderedState(msgspec.Struct, frozen=True, array_like=True):
-    """The state that a model has after a prefix of its rows in commit order, of all partitions.
+    """The state of a model that learned its rows in commit order, up to a position.
 
     Attributes:
-        base, position: The values of ``blocks`` are all that rows with ``base < seq <= position``
-            have changed; base 0: all values.
-        clock: Last offset of each partition within the prefix.
+        base, position: ``blocks`` holds all values that rows with ``base < seq <= position`` have
+            changed; with base 0 all values.
+        clock: Last offset of each partition up to that position.
         blocks: Values, not deltas.
     """
 
@@ -82,24 +81,27 @@ class OrderedState(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
-    """Pushes (applied in order) and the wish for what has changed since ``since``.
+    """A replica's request: pushes, applied in order, and a pull of the changes since ``since``.
 
     Attributes:
-        since: Version of the values that the replica holds; None asks for all.
-        values: False leaves the blocks out of the answer (clocks only).
+        replica, partition: Name of the replica, and the partition that it writes.
+        pushes: Deltas to apply, in this order.
+        since: Version of the values that the replica holds; None requests all values.
+        values: False leaves the blocks out of the reply (clocks only).
+        adopting: Partitions whose rows the replica is learning again; no other replica is asked to
+            adopt them.
         report: Counters of the replica (disposable), shown by every replica's ``/metrics``.
-        adopting: Partitions that the replica is learning again: they are given to nobody else.
-        control: The newest control row that the replica acts on, of those that replies have told
-            it: all that it wrote before is committed and pushed.
-        adopts: Whether it may be asked to adopt partitions.  One that learns nothing itself may
-            not.
+        control: The newest control row from replies that the replica acts on: all rows that it
+            wrote before acting on it are committed and pushed.
+        after: Start of the part of the values requested next; None: no part.
+        adopts: Whether it may be asked to adopt partitions.  A replica that learns nothing may not.
         role: ``ordered``: it learns the model's rows in commit order, and needs the whole clock
-            beside all values.  ``host``: it can run a process that does.  Of the replicas of a role
-            one is told that it is the ``keeper``.
-        state: What such a replica has learned; None: nothing to say.
-        marks: Of rows in the pushes that somebody looks after.
-        waits: Partitions of which the server has to have rows first: their clocks are told though
-            they may be finished, and orphans among them are adopted beside others.
+            beside all values.  ``host``: it can run a process that does.  In each role the server
+            chooses one replica as the ``keeper``.
+        state: State that a replica with the role ``ordered`` has learned; None: nothing new.
+        marks: Trace contexts of rows in the pushes.
+        waits: Partitions whose rows this replica waits for: the reply includes their clocks even if
+            they are finished, and orphans among them are adopted in addition to others.
     """
 
     format: int
@@ -120,10 +122,10 @@ class SyncRequest(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Ack(msgspec.Struct, frozen=True, array_like=True):
-    """Answer to one push: ``applied``, ``repeat``, ``gap``, ``epoch`` or ``spec``.
+    """Outcome of one push: ``applied``, ``repeat``, ``gap``, ``epoch`` or ``spec``.
 
-    ``clock`` is the partition's clock after it (``clock + 1`` is the offset expected next);
-    ``scale`` the factor that the merge rule gave the additive blocks.
+    ``clock`` is the partition's clock after it (``clock + 1`` is the offset expected next), and
+    ``scale`` is the factor by which the merge rule scaled the additive blocks.
     """
 
     status: str
@@ -133,34 +135,38 @@ class Ack(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SyncReply(msgspec.Struct, frozen=True, array_like=True):
-    """State of the server after the pushes; every field is of the one same version.
+    """State of the server after the pushes; all fields are of one version.
 
     Attributes:
+        epoch, count: The version.
+        acks: Outcomes of the pushes, in their order.
         kind: ``changes`` (only blocks and keys changed since ``since``), ``all``, ``part`` (of
-            values that are too many for one message), or ``none`` (values were not asked for).
-        clock: Last offset applied by open partition.  ``closed`` lists those among the replica's
-            named partitions that are closed: all of their rows are in every snapshot kept.
+            values that are too large for one message), or ``none`` (no values were requested).
+        blocks: The values, or the changed ones.
+        clock: Last offset applied, by open partition.
+        closed: Partitions that the request named and that are closed: every kept snapshot contains
+            all of their rows.
         durable: Clock of the newest published snapshot.
         orphans: Partitions that this replica is asked to adopt.
-        confirmed_ms: How long ago the server saw its own epoch to be the newest in the store, in
-            ms.
-        rewrite: Number of the control row that rewrote the values last (0: none).  A replica that
-            sees another one drops its deltas and learns its rows from the clock on.
+        confirmed_ms: Time since the server last confirmed in the store that its epoch is the
+            newest, in ms.
+        rewrite: Number of the control row that last rewrote the values (0: none).  A replica that
+            sees it change drops its deltas and learns its rows again from the clock on.
         control: The newest control row that the values contain.
-        frozen: New rows are written as ``frozen``, and nothing is pushed.
-        since: Version that the changes are counted from; of a part, the version of the first one.
-        pieces, start, after: Of a part: its values as of this reply's version, each piece to be
-            read by :func:`decode_piece`; where it begins (None: it is the first), and where the
-            next one does (None: it is the last).  No part holds a key as it was before ``since``,
-            so all parts and then the changes since ``since`` are the values of one version.
-        reached: Of a part: with its ``blocks`` on top of it and of those before it, all of them are
-            as of this version, and ``since`` is counted from it.  None: they are as they were.
-        position, learned: Of a model that is learned in order: the last ``seq`` that the values
-            contain, and how many rows they have learned.
-        keeper: This replica is asked to do what its role is.
-        peer: The replica that answers in the server's place: it tells what it pulled last, takes no
-            push, and makes nothing durable.  Empty: the server.
-        marks: Those of others' rows that are in the values and were not in those of ``since``.
+        frozen: Whether new rows are to be written as ``frozen`` and nothing is pushed.
+        since: Version that the changes are relative to; in a part, the version of the first part.
+        pieces, start, after: In a part: its values as of this reply's version, each piece encoded
+            for :func:`decode_piece`; where the part begins (None: the first part), and where the
+            next one does (None: this is the last).  No part holds a key as it was before ``since``,
+            so all parts followed by the changes since ``since`` are the values of one version.
+        reached: In a part: its ``blocks``, on top of this and all earlier parts, bring them to this
+            version, which replaces ``since``.  None: earlier parts stay as they are.
+        position, learned: With a model learned in commit order: the last ``seq`` that the values
+            contain.  With any model: the number of events that the values have learned.
+        keeper: Whether this replica is the one chosen for its role.
+        peer: Name of the replica that answers in the server's place, with the values of its last
+            pull; it applies no push and makes nothing durable.  Empty: the server answers.
+        marks: Trace contexts of other replicas' rows that were applied since ``since``.
     """
 
     format: int
@@ -191,7 +197,7 @@ class SyncReply(msgspec.Struct, frozen=True, array_like=True):
 
 
 def encode(message: msgspec.Struct) -> bytes:
-    """Message as msgpack bytes."""
+    """Return the message as msgpack bytes."""
     return msgspec.msgpack.encode(message)
 
 
@@ -201,20 +207,20 @@ _PIECE = msgspec.msgpack.Decoder(dict[str, WireBlock])
 
 
 def decode_request(data: bytes) -> SyncRequest:
-    """Checked request; ``msgspec.ValidationError`` names the wrong field."""
+    """Return the checked request; a ``msgspec.ValidationError`` names an invalid field."""
     return _REQUEST.decode(data)
 
 
 def decode_reply(data: bytes) -> SyncReply:
-    """Checked reply; ``msgspec.ValidationError`` names the wrong field."""
+    """Return the checked reply; a ``msgspec.ValidationError`` names an invalid field."""
     return _REPLY.decode(data)
 
 
 def encode_piece(blocks: dict[str, WireBlock]) -> bytes:
-    """Some of the values, as msgpack bytes."""
+    """Return some of the values as msgpack bytes."""
     return msgspec.msgpack.encode(blocks)
 
 
 def decode_piece(data: bytes) -> dict[str, WireBlock]:
-    """Checked piece; ``msgspec.ValidationError`` names the wrong field."""
+    """Return the checked piece; a ``msgspec.ValidationError`` names an invalid field."""
     return _PIECE.decode(data)

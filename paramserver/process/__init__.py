@@ -1,1 +1,1 @@
-"""A process that serves a model's values: restoring, deciding, publishing, trimming."""
+"""The process of a parameter server: restoring, decisions, publishing snapshots, trimming."""

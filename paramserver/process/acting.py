@@ -1,4 +1,4 @@
-"""Who asks for what is being decided: for whoever writes down decisions, not for this package."""
+"""The caller on whose behalf a decision is made, for the store's log of decisions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from contextvars import ContextVar
 from typing import Final
 
 acting: Final[ContextVar[str]] = ContextVar("acting", default="")
-"""Whose call is at hand, and behind a line break where it comes from; empty: nobody's."""
+"""Name of the caller of the current request, a line break, and its origin; empty: unknown."""
 
 
 def this_user() -> str:
-    """Who runs this process, and on which machine, as a value of :data:`acting`."""
+    """Return the user and machine of this process as a value for :data:`acting`."""
     try:
         name = getpass.getuser()
-    except (KeyError, OSError):  # a number without a name
+    except (KeyError, OSError):  # the user id has no name
         name = str(os.getuid())
     return f"user {name}\n{socket.gethostname()}"

@@ -1,7 +1,8 @@
-"""The parameter server as its callers see it: sync, snapshots, and what operators decide.
+"""The public methods of a parameter server: sync, snapshots, and operators' decisions.
 
-This class knows no Ray: :mod:`paramserver.clients.ray_client` makes an actor of it, tests use it as
-it is.  It imports neither river nor torch, so that a killed server is back within seconds.
+The class does not depend on Ray: :mod:`paramserver.clients.ray_client` runs it as an actor, tests
+use it directly.  It imports neither river nor torch, so that a killed server restarts within
+seconds.
 """
 
 from __future__ import annotations
@@ -46,18 +47,20 @@ _log: Final = logging.getLogger(__name__)
 
 
 class ParameterServer:
-    """Values of one lineage: restored, synced with replicas, published, replaced.
+    """Serves the values of one lineage: restores them, syncs replicas, publishes snapshots.
 
-    The constructor neither raises nor blocks (a raise in an actor's restart would end it for
-    good): a thread restores, and until then :meth:`sync` raises ``NotReady``.
+    The constructor neither raises nor blocks, because an exception in a restart would end a Ray
+    actor for good.  A thread restores the state; until then :meth:`sync` raises ``NotReady``.
 
     Parameters:
-        lineage: Whose parameters, and how pushes are merged.
+        lineage: The model, its spec, and the merge rule.
         open_store: Opens the store behind the journal; called in this process.
-        directory: Path or URI of all lineages' snapshots; this one's: ``MODEL/SPEC[:16]`` there.
-        find_gone: Tells partitions whose owner is known not to live, to adopt them without a wait.
-        background: False: no threads; the owner has it restored, confirmed and published.
-        shard: Which of several servers of the model it is; None: the only one.
+        directory: Path or URI of all lineages' snapshots; this lineage's are in ``MODEL/SPEC[:16]``
+            below it.
+        find_gone: Returns partitions of dead owners, which are adopted without waiting for a lease.
+        background: False: no threads are started; the owner calls :meth:`restore`, :meth:`confirm`
+            and :meth:`snapshot_if_due`.
+        shard: Which of several servers of the model this is; None: the only one.
     """
 
     def __init__(
@@ -85,7 +88,7 @@ class ParameterServer:
         self._swapping = Swapping(self._running, self._sharing)
         self._decisions = Decisions(self._running)
         self._near, self._refused = Near(self.sync), dict[str, str]()
-        self._identity = ""  # reads files, so the thread does it
+        self._identity = ""  # computed in the thread, because it reads files
         self._started_s = self._running.host.monotonic()
         self._restore_s: float | None = None
         if background:
@@ -95,7 +98,7 @@ class ParameterServer:
         pause, settings = threading.Event(), self._running.settings
         while not self.restore():
             pause.wait(again_s(settings, self._running.state))
-        # apart from each other: writing a large snapshot must not delay the look at the epoch
+        # separate threads: writing a large snapshot must not delay the check of the epoch
         often = (self.snapshot_if_due, settings.confirm_s)
         threading.Thread(target=_repeat, args=often, name="snapshots", daemon=True).start()
         _repeat(self.confirm, settings.confirm_s)
@@ -108,11 +111,11 @@ class ParameterServer:
         try:
             self._restore()
         except StartRefused as error:
-            if running.reason != str(error):  # once, though it looks again and again
+            if running.reason != str(error):  # log it once, not at every attempt
                 _log.error("the server of %s refuses to start: %s", running.lineage.model, error)
             running.state, running.reason = "refused", str(error)
             return False
-        except Exception as error:  # whatever it is, a later attempt may do better
+        except Exception as error:  # whatever it is, a later attempt may succeed
             running.reason = f"{type(error).__name__}: {error}"
             _log.warning("the server of %s can't restore yet: %r", running.lineage.model, error)
             return False
@@ -137,7 +140,7 @@ class ParameterServer:
     # -- replicas ----------------------------------------------------------------------------
 
     def sync(self, request: bytes) -> bytes:
-        """Apply pushes and answer with the state after them; all of one version.
+        """Apply pushes and return the state after them, all of one version.
 
         Raises:
             NotReady, FormatRefused, RequestRefused, BlockError, PushRefused: Definite; pushes
@@ -175,7 +178,7 @@ class ParameterServer:
                 running.marks.note(message.marks, server.version, server.clock)
             if marks := running.marks.since(message.since, message.partition):
                 reply = msgspec.structs.replace(reply, marks=marks)
-            return wire.encode(reply)  # under the lock: it shares its blocks with the server
+            return wire.encode(reply)  # under the lock, because it shares blocks with the server
 
     def _lookup(self, partition: int) -> PartitionInfo | None:
         running = self._running
@@ -189,7 +192,7 @@ class ParameterServer:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
     def confirm(self) -> None:
-        """Look whether the epoch is still ours (else end), and at the partitions."""
+        """Check that this server's epoch is still the newest (else exit); refresh partitions."""
         running = self._running
         with running.deciding:
             server, store, _ = running.serving()
@@ -207,17 +210,17 @@ class ParameterServer:
         self._following.take()
 
     def shared(self, method: str, *args: Any) -> Any:
-        """Answer another shard, see :class:`Sharing`."""
+        """Answer another shard's call of a method of :class:`Sharing`."""
         return getattr(self._sharing, method)(*args)
 
     def near(self) -> tuple[bytes, bytes]:
-        """Tell the way to a kept connection for :meth:`sync` (:mod:`paramserver.process.near`)."""
+        """Return address and key of the local socket for :meth:`sync` (:class:`Near`)."""
         return self._near.way()
 
     # -- snapshots ---------------------------------------------------------------------------
 
     def snapshot_if_due(self) -> None:
-        """Publish now and then, see :meth:`Publishing.snapshot_if_due`."""
+        """Publish a periodic snapshot, see :meth:`Publishing.snapshot_if_due`."""
         self._publishing.snapshot_if_due()
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
@@ -225,21 +228,21 @@ class ParameterServer:
         return self._publishing.snapshot_of_all(pin)
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """All good snapshots, see :meth:`Publishing.snapshots`."""
+        """List all valid snapshots, see :meth:`Publishing.snapshots`."""
         return self._publishing.snapshots()
 
     def withdraw(self, names: list[str]) -> list[str]:
-        """Remove snapshots for good, see :meth:`Publishing.withdraw`."""
+        """Remove snapshots permanently, see :meth:`Publishing.withdraw`."""
         return self._publishing.withdraw(names)
 
     def pin(self, name: str, on: bool = True) -> None:
-        """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
+        """Exempt a snapshot from retention, or no longer.  Raises SnapshotMissing."""
         self._publishing.pin(name, on)
 
-    # -- what operators and replicas decide --------------------------------------------------
+    # -- decisions of operators and replicas -------------------------------------------------
 
     def asked_by(self, who: str, method: str, *args: Any) -> Any:
-        """Do what another method does, in somebody's name (:mod:`paramserver.process.acting`)."""
+        """Call another method on behalf of ``who`` (see :mod:`paramserver.process.acting`)."""
         token = acting.set(who)
         try:
             return getattr(self, method)(*args)
@@ -247,23 +250,23 @@ class ParameterServer:
             acting.reset(token)
 
     def freeze(self) -> dict[str, Any]:
-        """Learn nothing new, see :meth:`Decisions.freeze`."""
+        """Stop learning new events, see :meth:`Decisions.freeze`."""
         return self._decisions.freeze()
 
     def unfreeze(self) -> dict[str, Any]:
-        """Learn again from now on, see :meth:`Decisions.unfreeze`."""
+        """Learn new events again, see :meth:`Decisions.unfreeze`."""
         return self._decisions.unfreeze()
 
     def promote(self, note: bytes) -> dict[str, Any]:
-        """Let another lineage serve, see :meth:`Decisions.promote`."""
+        """Make another lineage serve, see :meth:`Decisions.promote`."""
         return self._decisions.promote(note)
 
     def answers(self, note: bytes) -> dict[str, Any]:
-        """Let the model answer by itself, or no longer, see :meth:`Decisions.answers`."""
+        """Let the model choose by itself, or no longer, see :meth:`Decisions.answers`."""
         return self._decisions.answers(note)
 
     def upgrade(self, note: bytes) -> dict[str, Any]:
-        """Have one of today's defaults beside it, or no longer, see :meth:`Decisions.upgrade`."""
+        """Add a challenger with today's defaults, or not, see :meth:`Decisions.upgrade`."""
         return self._decisions.upgrade(note)
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
@@ -271,48 +274,48 @@ class ParameterServer:
         return self._decisions.ban(source, banned)
 
     def rollback(self, name: str) -> dict[str, Any]:
-        """Go back to a snapshot, see :meth:`Swapping.rollback`."""
+        """Roll back to a snapshot, see :meth:`Swapping.rollback`."""
         return self._swapping.rollback(name)
 
     def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
-        """Go back as the error has risen, see :meth:`Swapping.retreat`."""
+        """Roll back after the error has risen, see :meth:`Swapping.retreat`."""
         return self._swapping.retreat(rewrite, before)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
-        """Go back as the model has diverged, see :meth:`Swapping.recover`."""
+        """Roll back after the model has diverged, see :meth:`Swapping.recover`."""
         return self._swapping.recover(rewrite, before)
 
     def forget(self, *asked: Any) -> dict[str, Any]:
-        """Go on without a source, see :meth:`Swapping.forget`."""
+        """Switch to a state without a source, see :meth:`Swapping.forget`."""
         return self._swapping.forget(*asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
-        """Tell whether the caller may build a state, see :meth:`Swapping.may_relearn`."""
+        """Return whether the caller may build a state, see :meth:`Swapping.may_relearn`."""
         return self._swapping.may_relearn(rewrite, pause_s)
 
     def relearn(
         self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
     ) -> dict[str, Any]:
-        """Go on with what recent rows have taught, see :meth:`Swapping.relearn`."""
+        """Switch to a state learned from recent rows, see :meth:`Swapping.relearn`."""
         return self._swapping.relearn(name, since, undone, evidence)
 
     def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
-        """Go on with what tables have taught, see :meth:`Swapping.backfill`."""
+        """Switch to a state learned from tables, see :meth:`Swapping.backfill`."""
         return self._swapping.backfill(name, lesson)
 
     # -- answers -----------------------------------------------------------------------------
 
     def ping(self) -> str:
-        """The state's name; answers as soon as the process lives."""
+        """Return the name of the server's state; works as soon as the process runs."""
         return self._running.state
 
     def reports(self) -> dict[str, dict[str, float]]:
-        """Newest counters of each replica heard of within ``report_keep_s``."""
+        """Return the newest counters of each replica in contact within ``report_keep_s``."""
         with self._running.lock:
             return self._running.replicas.reports(self._running.host.monotonic())
 
     def status(self) -> dict[str, Any]:
-        """Everything about the server that an operator may ask; plain data."""
+        """Return the server's status for operators, as plain data."""
         running = self._running
         history, lineage = running.history, running.lineage
         listed, reach = ([], None) if history is None else (history.listed(), history.reach())
@@ -348,7 +351,7 @@ class ParameterServer:
 def _looked(
     store: Store, model: str, find_gone: FindGone | None
 ) -> tuple[Sequence[PartitionInfo], frozenset[int]]:
-    """The model's partitions, and those whose owner is known not to live."""
+    """Return the model's partitions, and the ids of those whose owner is known to be dead."""
     partitions = store.partitions(model)
     return partitions, frozenset(find_gone(partitions) if find_gone else ())
 

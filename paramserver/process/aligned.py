@@ -1,4 +1,4 @@
-"""An aligned cut: snapshots of all shards that have the same rows and decisions, as one state."""
+"""Aligned cuts: snapshots of all shards with the same rows and decisions, joined to one state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def aligned(
     name: str | None = None,
     since: int = 0,
 ) -> tuple[str, ...] | None:
-    """Names of snapshots, one a shard, that have the same rows; None: there are none.
+    """Return the names of snapshots with the same rows, one per shard, or None.
 
     Parameters:
-        histories: Of each shard, with an index.
-        ends: Last offsets of the partitions: what a closed one contains.
-        name: That of shard 0's; None: of its newest for which there are others.
-        since: The epoch in which the lineage last began anew: what was before is not its past.
+        histories: The indexed snapshot history of each shard.
+        ends: Last offsets of the partitions, up to which the closed ones are contained.
+        name: Snapshot of shard 0; None: its newest one that the other shards have matches for.
+        since: Epoch in which the lineage last started afresh; older snapshots are ignored.
     """
     first, *others = [
         {one: had for one, had in history.contained().items() if _epoch(one) >= since}
@@ -31,12 +31,12 @@ def aligned(
     names = [one for one in first if name is None or one == name]
     for one in sorted(names, key=lambda one: parse_name(one) or ((0, 0), None), reverse=True):
         wanted = first[one].control, first[one].rows(ends)
-        found = [
+        matches = [
             next((n for n, had in known.items() if (had.control, had.rows(ends)) == wanted), None)
             for known in others
         ]
-        if None not in found:
-            return one, *(n for n in found if n is not None)
+        if None not in matches:
+            return one, *(n for n in matches if n is not None)
     return None
 
 
@@ -46,8 +46,8 @@ def _epoch(name: str) -> int:
 
 
 def whole(parts: Sequence[SnapshotState]) -> SnapshotState:
-    """The state of all shards from an aligned cut; what is not in parts is told as shard 0 has it.
+    """Join the states of an aligned cut; fields other than the values are shard 0's.
 
-    What the servers alone keep of bounded tables is left out: it is of a shard's own rows.
+    The admission state of bounded tables is left out, because it describes one shard's rows.
     """
     return replace(parts[0], values=joined_blocks([part.values for part in parts]), base=None)

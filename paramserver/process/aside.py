@@ -1,4 +1,4 @@
-"""A state that was built aside, and whether it can take the place of what is served."""
+"""Decides whether a state that was built separately can replace the served one."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def decided(
     controls: Sequence[ControlInfo],
     note: Asked,
 ) -> Asked:
-    """The decision to go on with ``built`` instead of ``now``.
+    """Return the decision to replace ``now`` by ``built``.
 
     Parameters:
         partitions, controls: All of the model's.
-        note: What was asked for; the rest of it is filled in here.
+        note: The request; its remaining fields are filled in here.
 
     Raises:
-        ForgetRefused, RelearnRefused, BackfillRefused: It can't take the place of ``now``.
+        ForgetRefused, RelearnRefused, BackfillRefused: ``built`` cannot replace ``now``.
     """
     ends = {p.id: p for p in partitions}
     if (why := _why_not(now, built, ends, controls, note)) is not None:
@@ -46,7 +46,7 @@ def decided(
 
 
 def refusal(note: Note, why: str) -> ForgetRefused | RelearnRefused | BackfillRefused:
-    """The error of one that is refused."""
+    """Return the error for a refused request."""
     if isinstance(note, Forget):
         return ForgetRefused(note.source, why)
     return RelearnRefused(why) if isinstance(note, Relearn) else BackfillRefused(why)

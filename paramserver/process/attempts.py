@@ -1,6 +1,6 @@
-"""A step that is tried again and again says what is wrong once, not each time.
+"""Logs the error of a periodically retried step once, not at every attempt.
 
-A full disk would else be filled by the log of it, with a traceback four times a second.
+Otherwise a full disk would be filled further by a traceback four times a second.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Attempts:
-    """The attempts at one step; ``name``: of the step, for the log."""
+    """Runs one step repeatedly; ``name`` is the step's name in the log."""
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._said: str | None = None
+        self._logged: str | None = None
 
     def __call__(
         self, step: Callable[[], None], worth_saying: Callable[[], bool] = lambda: True
     ) -> None:
-        """Do the step.  What it raises is logged, unless the attempt before has raised the same.
+        """Run the step; log its exception unless the previous attempt raised the same.
 
-        ``worth_saying``: asked after an error; False: the error was to be expected.
+        Parameters:
+            worth_saying: Called after an exception; False if it was to be expected.
         """
         try:
             step()
-        except Exception as error:  # the store or the disk is away: serve on, and try again
-            # A snapshot has another name each time.
+        except Exception as error:  # store or disk is unavailable: keep serving, try again
+            # compare reasons, because the snapshot's name is new at each attempt
             text = error.reason if isinstance(error, PublishFailed) else repr(error)
-            if self._said == text or not worth_saying():
+            if self._logged == text or not worth_saying():
                 return
-            self._said = text
+            self._logged = text
             if isinstance(error, PublishFailed):
                 _log.warning("%s", error)
             else:
                 _log.exception("%s failed; it is tried again", self._name)
         else:
-            self._said = None
+            self._logged = None

@@ -1,8 +1,8 @@
-"""The end of a backfill: values that tables have taught become the base of a lineage.
+"""Completes a backfill: values learned from tables become the base snapshot of a lineage.
 
-The snapshot comes first and nobody asks for it; the control row that names it is the decision;
-the head follows.  What stops before the row has changed nothing, what stops after it is finished
-by the next start.
+First the snapshot is published, then the control row that names it (the decision) is written, then
+the head is moved.  A crash before the row changes nothing; after a crash behind it the next start
+completes the backfill.
 """
 
 from __future__ import annotations
@@ -29,16 +29,17 @@ def make_base(
     lesson: Lesson,
     now_s: float,
 ) -> Based:
-    """Let ``values`` be the state that the lineage goes on from.
+    """Make ``values`` the state that the lineage continues from.
 
     Parameters:
-        found: The state that was recovered, under an epoch of ours; ``values`` are it with the
-            lesson.
+        found: The state that was recovered under this process's epoch.
+        values: That state after learning the tables.
+        lesson: Files and counts of the backfill.
         now_s: POSIX seconds.
 
     Raises:
         PublishFailed, Superseded: Definite: nothing was changed.
-        DecisionUncertain: The row may stand: the next start acts on it if it does.
+        DecisionUncertain: The row may have been written; if so, the next start acts on it.
     """
     server = found.server
     now = server.state(now_s, found.snapshot, {"backfilled": lesson.learned})
@@ -57,6 +58,6 @@ def make_base(
     except Exception:
         withdraw_pinned(history, name)
         raise
-    with contextlib.suppress(Exception):  # a start goes from the old head over the row to the base
+    with contextlib.suppress(Exception):  # a start finds the base through the control row, too
         store.move_head(server.model, server.spec, server.epoch, name)
     return Based(rows[-1].seq, note)

@@ -1,6 +1,6 @@
-"""Backfills in the control rows: which tables a lineage has learned, and the base that has them.
+"""Control rows of backfills: which tables a lineage has learned, and in which base snapshot.
 
-See :mod:`paramserver.process.backfill` for how one is made.
+:mod:`paramserver.process.backfill` writes them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from paramserver.store import ControlInfo
 
 
 class Taught(msgspec.Struct, frozen=True):
-    """A file that was learned: its name, size in bytes, SHA-256, and rows, bad ones included."""
+    """A file that was learned: name, size in bytes, SHA-256, and rows including refused ones."""
 
     name: str
     size: int
@@ -38,17 +38,17 @@ class Taught(msgspec.Struct, frozen=True):
 
 
 class Backfill(msgspec.Struct, frozen=True):
-    """Tables were learned, in order, whose rows are not in the journal: a snapshot has the values.
+    """The record that tables were learned whose rows are not in the journal.
 
     Attributes:
         spec: Hash of the spec of the lineage that has learned them.
-        snapshot, control: Name of the base snapshot, which is pinned, and the control position that
-            it contains.
-        clock, closed, position: Rows of the journal that the base contains, too.
-        files: In the order in which they were learned.
-        learned, quarantined, known: Rows learned, refused, and left out because the journal has
-            their events.
-        label: The column of the labels.
+        snapshot, control: Name of the base snapshot with the values, which is pinned, and the
+            control position that it contains.
+        clock, closed, position: Rows of the journal that the base contains as well.
+        files: The files in the order in which they were learned.
+        learned, quarantined, known: Numbers of rows learned, refused, and skipped because the
+            journal has their events.
+        label: Name of the label column.
     """
 
     spec: str
@@ -64,13 +64,13 @@ class Backfill(msgspec.Struct, frozen=True):
     label: str
 
     def taken(self) -> Ranges:
-        """No rows are taken out."""
+        """Return no rows: a backfill excludes none."""
         return {}
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A lesson holds what a backfill's control row is to say; fields as of :class:`Backfill`."""
+    """Files and counts for a backfill's control row; fields as in :class:`Backfill`."""
 
     files: Sequence[Taught]
     learned: int
@@ -80,18 +80,18 @@ class Lesson:
 
 
 class Based(NamedTuple):
-    """A backfill that is in a lineage's values: number of its control row, and what it says."""
+    """A backfill contained in a lineage's values: number and payload of its control row."""
 
     seq: int
     note: Backfill
 
 
 def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
-    """The backfills that are in a lineage's values, oldest first; the last one is its base.
+    """Return the backfills contained in a lineage's values, oldest first; the last is its base.
 
-    A rollback to a snapshot from before a backfill has taken it out, and a relearn whatever tables
-    have taught.  A lineage that was begun
-    anew has those that it was begun with, and nothing from before that can be gone back to.
+    A rollback to a snapshot before a backfill removes that backfill, and a relearn removes all.  A
+    lineage that started afresh has the backfills that it started with; it cannot be rolled back to
+    a snapshot before that.
     """
     after: list[tuple[int, tuple[Based, ...]]] = [(0, ())]
     for control in controls:
@@ -102,7 +102,7 @@ def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
                 after.append((control.seq, (*now, Based(control.seq, note))))
         elif control.kind == ROLLBACK:
             back = msgspec.json.decode(control.payload, type=Rollback)
-            if back.spec == spec:  # a base was made before its own row
+            if back.spec == spec:  # a base snapshot is older than its control row
                 own = (had for _, had in after if had and had[-1].note.snapshot == back.snapshot)
                 known = next(had for seq, had in reversed(after) if seq <= back.control)
                 after.append((control.seq, next(own, known)))
@@ -117,12 +117,12 @@ def backfills(controls: Iterable[ControlInfo], spec: str) -> tuple[Based, ...]:
 
 
 def backfill_of(control: ControlInfo) -> Backfill:
-    """Return what a backfill's control row holds."""
+    """Return the payload of a backfill's control row."""
     return msgspec.json.decode(control.payload, type=Backfill)
 
 
 def begun_by(control: ControlInfo, spec: str) -> Begun | None:
-    """Return what the row says if a lineage of this spec begins anew by it, else None."""
+    """Return the row's payload if a lineage of this spec starts afresh by it, else None."""
     if control.kind != BEGUN:
         return None
     note = msgspec.json.decode(control.payload, type=Begun)
@@ -130,7 +130,7 @@ def begun_by(control: ControlInfo, spec: str) -> Begun | None:
 
 
 def publish_pinned(history: SnapshotHistory, name: str, state: SnapshotState) -> None:
-    """Publish a base; PublishFailed: nothing is there."""
+    """Publish and pin a base snapshot.  After PublishFailed nothing is left of it."""
     try:
         history.publish(name, state)
         history.pin(name, True)
@@ -140,7 +140,7 @@ def publish_pinned(history: SnapshotHistory, name: str, state: SnapshotState) ->
 
 
 def withdraw_pinned(history: SnapshotHistory, name: str) -> None:
-    """Remove a base that nothing names."""
+    """Remove a base snapshot that no control row names."""
     with contextlib.suppress(OSError, SnapshotMissing):
         history.pin(name, False)
     with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Decisions of operators that leave the values as they are: freeze, promote, ban, who answers."""
+"""Operators' decisions that do not change the values: freeze, promote, ban, and others."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from paramserver.store import ControlInfo
 
 
 class Decisions:
-    """Operators decide about one running server."""
+    """Writes operators' decisions about one running server as control rows."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
 
     def freeze(self) -> dict[str, Any]:
-        """From now on new events are kept and not learned; answers go on, the version stands.
+        """Stop learning: from now on new events are stored but not learned; predictions go on.
 
-        Replicas hear of it with their next sync.  What they had accepted before is learned and
-        pushed still, so the version moves until ``complete``; afterwards it moves only when the
-        rows of a replica that has died are found, which were acknowledged, and learned by
-        another one.  A repeat changes nothing.
+        Replicas receive the decision with their next sync.  They still learn and push the events
+        that they accepted before, so the version changes until ``complete``.  Later it changes only
+        when another replica adopts and learns acknowledged rows of a dead replica.  A repeated call
+        changes nothing.
 
         Returns:
             dict: ``frozen`` (number of the control row, 0: not frozen), ``control``, ``version``,
-                ``complete`` (every live replica acts on it, and has pushed what was before).
+                ``complete`` (every live replica acts on it and has pushed all earlier rows).
 
         Raises:
             NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            DecisionUncertain: Indefinite: call again, the same row is written.
         """
         with self._running.decision() as now:
             server = now.server
@@ -53,9 +53,9 @@ class Decisions:
             return self._learning(server)
 
     def unfreeze(self) -> dict[str, Any]:
-        """New events are learned again; what was kept while frozen stays as it is.
+        """Learn new events again; events stored while frozen stay unlearned.
 
-        Answers and errors as of :meth:`freeze`.
+        Returns and raises as :meth:`freeze`.
         """
         with self._running.decision() as now:
             server = now.server
@@ -66,19 +66,19 @@ class Decisions:
             return self._learning(server)
 
     def promote(self, note: bytes) -> dict[str, Any]:
-        """Let another lineage of the model serve; this one goes on until it is replaced.
+        """Make another lineage of the model serve; this one serves until it is replaced.
 
         Parameters:
             note: :class:`paramserver.core.rewrites.Promote` as JSON.
 
         Returns:
-            dict: ``control`` (number of the row), ``before`` and ``after``.  A repeat changes
-                nothing.
+            dict: ``control`` (number of the row), ``before`` and ``after``.  A repeated call
+                changes nothing.
 
         Raises:
             NotReady, HandedOn, NothingDecided, PromoteRefused, Superseded: Definite: nothing was
                 changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            DecisionUncertain: Indefinite: call again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=rewrites.Promote)
         with self._running.decision() as now:
@@ -93,25 +93,25 @@ class Decisions:
                 self._decide(now, rewrites.PROMOTE, key, decided)
                 try:
                     done = rewrites.promoted(_controls(now))
-                except NothingDecided as error:  # the row stands, its number is not known
+                except NothingDecided as error:  # the row was written, its number is unknown
                     raise DecisionUncertain(rewrites.PROMOTE, key, error.reason) from error
                 assert done is not None
             return {"control": done[0], "before": done[1].before, "after": done[1].after}
 
     def answers(self, note: bytes) -> dict[str, Any]:
-        """Let the model answer by itself from now on, or those again whom it learns from.
+        """Let the model choose by itself from now on, or the callers whose choices it learns.
 
         Parameters:
             note: :class:`paramserver.core.standing_decisions.Answers` as JSON.
 
         Returns:
-            dict: ``answers`` (``model`` or ``caller``), ``control`` (number of the row by which it
-                is so; of the newest row if nothing was ever decided), ``version``.  A repeat
+            dict: ``answers`` (``model`` or ``caller``), ``control`` (number of the deciding row, or
+                of the newest row if there was no such decision), ``version``.  A repeated call
                 changes nothing.
 
         Raises:
             NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            DecisionUncertain: Indefinite: call again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Answers)
         with self._running.decision() as now:
@@ -121,22 +121,22 @@ class Decisions:
             if wanted.itself != (last is not None and last[1].itself):
                 self._decide(now, ANSWERS, f"{ANSWERS}:{seq}", wanted)
                 seq = server.control
-            said, version = "model" if wanted.itself else "caller", list(server.version)
-            return {"answers": said, "control": seq or server.control, "version": version}
+            chooser, version = "model" if wanted.itself else "caller", list(server.version)
+            return {"answers": chooser, "control": seq or server.control, "version": version}
 
     def upgrade(self, note: bytes) -> dict[str, Any]:
-        """Have a model of today's defaults beside this one, or no longer.
+        """Add a challenger with today's defaults beside this model, or remove it.
 
         Parameters:
             note: :class:`paramserver.core.standing_decisions.Upgrade` as JSON.
 
         Returns:
-            dict: ``control`` (number of the row by which it is so; of the newest row if nothing was
-                ever decided) and ``on``.  A repeat changes nothing.
+            dict: ``control`` (number of the deciding row, or of the newest row if there was no such
+                decision) and ``on``.  A repeated call changes nothing.
 
         Raises:
             NotReady, HandedOn, NothingDecided, Superseded: Definite: nothing was changed.
-            DecisionUncertain: Indefinite: ask again, the same row is written.
+            DecisionUncertain: Indefinite: call again, the same row is written.
         """
         wanted = msgspec.json.decode(note, type=Upgrade)
         with self._running.decision() as now:
@@ -148,19 +148,19 @@ class Decisions:
             return {"control": seq or now.server.control, "on": wanted.on}
 
     def ban(self, source: str, banned: bool) -> dict[str, Any]:
-        """From now on the rows of a source are quarantined, or no longer.
+        """Quarantine the rows of a source from now on, or no longer.
 
-        Replicas hear of it with their next sync, and report the control row once every row that
-        they write is judged by it.  A repeat changes nothing.
+        Replicas receive the decision with their next sync, and report the control row once they
+        apply it to every row that they write.  A repeated call changes nothing.
 
         Returns:
-            dict: ``source``, ``banned``, ``control`` (number of the row by which it is so; of the
-                newest row if nothing was ever decided about the source), ``version``.
+            dict: ``source``, ``banned``, ``control`` (number of the deciding row, or of the newest
+                row if there was no decision about the source), ``version``.
 
         Raises:
             NotReady, HandedOn, NothingDecided, Superseded, BanRefused: Definite: nothing was
                 changed.
-            DecisionUncertain: Indefinite: ask again.
+            DecisionUncertain: Indefinite: call again.
         """
         with self._running.decision() as now:
             server = now.server
@@ -178,7 +178,7 @@ class Decisions:
             return {"source": source, "banned": banned, "control": control, "version": version}
 
     def _decide(self, now: Serving, kind: str, key: str, note: msgspec.Struct) -> None:
-        """Write a row that leaves the values as they are, and act on it."""
+        """Write a control row that does not change the values, and act on it."""
         server, store, history = now
         try:
             controls = decide(store, server, kind, key, msgspec.json.encode(note))
@@ -187,7 +187,7 @@ class Decisions:
         except Superseded as error:
             self._running.end(error)
             raise
-        if state.rewrite != server.rewrite:  # another lineage's: only a start takes it in
+        if state.rewrite != server.rewrite:  # another lineage's rewrite: only a start applies it
             uncertain = DecisionUncertain(kind, key, f"control row {state.rewrite} rewrote values")
             self._running.end(uncertain, "ended")
             raise uncertain
@@ -204,7 +204,7 @@ class Decisions:
             }
 
     def freeze_complete(self, now_s: float) -> bool:
-        """Whether all that live act on the freeze; unknown for a lease after a start."""
+        """Return whether all live replicas act on the freeze; False for a lease after a start."""
         running = self._running
         server, lease_s = running.server, running.settings.lease_s
         if server is None or not server.frozen or now_s - running.restored_s < lease_s:
@@ -213,7 +213,7 @@ class Decisions:
 
 
 def _controls(now: Serving) -> list[ControlInfo]:
-    """All control rows of the model.  Raises NothingDecided."""
+    """Return all control rows of the model.  Raises NothingDecided."""
     try:
         return list(now.store.controls(now.server.model, 0))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Another shard takes in what shard 0 has decided: for itself, under an epoch of its own."""
+"""Applies shard 0's decisions on another shard, under that shard's own epoch."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from paramserver.process.sharing import Sharing
 
 
 class Following:
-    """The decisions of shard 0, as another one follows them."""
+    """Applies the decisions of shard 0 on one of the other shards."""
 
     def __init__(self, running: Running, sharing: Sharing) -> None:
         self._running, self._sharing = running, sharing
 
     def take(self) -> None:
-        """Take in what was decided since the last time.
+        """Apply the control rows written since the last call.
 
-        Its clock is then what the decision says, though its own may have been further: rows beyond
-        are learned again.  Raises StartRefused: it can't be taken in; the shard stays as it is, and
-        the next time asks again.
+        After a rewrite the shard's clock is the one in the decision, even if its own was further
+        ahead: replicas learn the rows beyond again.  Raises StartRefused if a row cannot be
+        applied; the shard stays unchanged, and the next call tries again.
         """
         if not self._sharing.follows:
             return
@@ -40,7 +40,7 @@ class Following:
                 state = replayed(server.state(0.0, None, {}), controls, load)
                 try:
                     epoch = store.begin_epoch(server.model, server.spec, server.epoch)
-                except Exception as error:  # it may be taken: the next process goes on
+                except Exception as error:  # the epoch may be taken: the next process goes on
                     self._running.end(error, "ended")
                     raise
                 newest = rewrites.needed(controls, server.spec)

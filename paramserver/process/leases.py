@@ -1,8 +1,9 @@
-"""When to ask whom to adopt a partition.  Safety never depends on any of this.
+"""Decides when which replica is asked to adopt a partition.  Correctness never depends on this.
 
-An orphan is a partition with rows to come or not yet in the clock whose owner, and whoever was
-asked to adopt it, has not been in contact for a lease.  A wrong guess costs work: two learners of
-one partition are told apart by the store's seal and the server's clock.
+An orphan is a partition that is not sealed or not fully applied, whose owner has not been in
+contact for the length of a lease, nor has a replica that was asked to adopt it.  A wrong guess only
+costs work: the store's seal and the server's clock prevent that two learners of one partition count
+twice.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ _STALL_PART: Final = 3
 
 
 class Leases:
-    """Contacts and adoptions, with the time as an argument (monotonic seconds).
+    """Records contacts and adoptions.  All times are monotonic seconds, passed as arguments.
 
     Parameters:
-        lease_s: A partition is an orphan after so long without contact.  A partition that is seen
-            for the first time (all of them, after a start) gets one lease.
-        adopt_max: Adoptions of one replica at the same time.
-        now_s: When the server started.
+        lease_s: Time without contact after which a partition is an orphan.  A partition seen for
+            the first time (after a start: every partition) is given a full lease.
+        adopt_max: Greatest number of partitions that one replica adopts at a time.
+        now_s: Start time of the server.
     """
 
     def __init__(self, lease_s: float, adopt_max: int, now_s: float) -> None:
@@ -33,14 +34,14 @@ class Leases:
         self._adopter: dict[int, tuple[str, float]] = {}
 
     def tick(self, now_s: float) -> None:
-        """To be called often.  After a stall of our own everybody's lease is renewed."""
+        """Note the time; call it often.  After a stall of this process all leases are renewed."""
         if now_s - self._tick_s > self._lease_s / _STALL_PART:
             self._owner_s = dict.fromkeys(self._owner_s, now_s)
             self._adopter = {p: (who, now_s) for p, (who, _) in self._adopter.items()}
         self._tick_s = now_s
 
     def touch(self, replica: str, partition: int, adopting: Iterable[int], now_s: float) -> None:
-        """A replica was in contact: it writes ``partition`` and learns ``adopting`` again."""
+        """Record a contact of a replica that writes ``partition`` and is adopting others."""
         self.tick(now_s)
         self._owner_s[partition] = now_s
         for p in adopting:
@@ -57,13 +58,13 @@ class Leases:
         gone: Collection[int] = (),
         waits: Collection[int] = (),
     ) -> list[int]:
-        """Partitions that ``replica`` is asked to adopt, those that it was given before included.
+        """Return the partitions that ``replica`` is to adopt, including earlier assignments.
 
         Parameters:
-            gone: Partitions whose owner is known not to live: their owner's lease is not waited
-                for.
-            waits: Partitions that what the replica has learned waits for: however many it adopts
-                already.
+            own: The replica's own partition.
+            gone: Partitions whose owner is known to be dead; they need not wait for the lease.
+            waits: Partitions that the replica waits for; they are assigned even beyond
+                ``adopt_max``.
         """
         self.tick(now_s)
         waiting = [p for p in partitions if p.id not in closed and not _finished(p, clock)]
@@ -75,7 +76,7 @@ class Leases:
             p = partition.id
             since = self._owner_s.setdefault(p, now_s)
             if len(mine) >= self._adopt_max and p not in waits:
-                continue  # not a break: the others' first sight is noted too
+                continue  # no break, so that the first sight of the others is noted, too
             if p == own or (self._live(since) and p not in gone):
                 continue
             if p in self._adopter and self._live(self._adopter[p][1]):

@@ -1,6 +1,7 @@
-"""Where a server and the store agree: taking an epoch, recovering, moving the head.
+"""Steps on which server and store must agree: taking an epoch, recovering, moving the head.
 
-Errors of the store are not told apart by type.  After any of them the head says what is so.
+Errors of the store are not distinguished by type.  After any error the head is read to find out
+what was done.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _SHOWN: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Whose parameters: the model's name, the hash of its spec, the spec, the merge rule."""
+    """A model's name, the hash of its spec, the spec, and the merge rule."""
 
     model: str
     spec: str
@@ -53,11 +54,14 @@ class Lineage:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A server ready to serve, and the snapshot that it started from (None: from nothing).
+    """A server that is ready to serve, and the snapshot that it started from.
 
-    ``at_head``: the head holds this state.  ``needed``: see
-    :func:`paramserver.core.rewrites.needed`. ``begun``: the epoch in which the lineage last began
-    anew; what was before is not its past.
+    Attributes:
+        server: The server.
+        base, snapshot: Version and name of the snapshot; None: started from an empty model.
+        at_head: Whether the head holds exactly this state.
+        needed: See :func:`paramserver.core.rewrites.needed`.
+        begun: Epoch in which the lineage last started afresh; older snapshots are not its past.
     """
 
     server: Server
@@ -69,7 +73,7 @@ class Recovered:
 
 
 def begin_epoch(store: Store, lineage: Lineage) -> int:
-    """Take the next epoch; whoever had one before can publish no more."""
+    """Take the next epoch; servers with earlier epochs cannot publish any more."""
     for attempt in range(_EPOCH_TRIES):
         expected = store.head(lineage.model, lineage.spec).epoch
         try:
@@ -77,7 +81,7 @@ def begin_epoch(store: Store, lineage: Lineage) -> int:
         except Exception:
             newest = store.head(lineage.model, lineage.spec).epoch
             if newest == expected or attempt == _EPOCH_TRIES - 1:
-                raise  # not a lost race: the store itself is in trouble
+                raise  # no race was lost: the store itself fails
     raise AssertionError("the loop returns or raises")
 
 
@@ -88,15 +92,15 @@ def recover(
     history_max: int,
     part_keys: int = PART_KEYS,
 ) -> Recovered:
-    """Start a server from the head or its nearest good ancestor, under a new epoch.
+    """Start a server from the head or its nearest valid ancestor, under a new epoch.
 
     Raises:
-        StartRefused: What is on disk must not be served.
-        Superseded: Another server was faster; try again.
+        StartRefused: The state on disk must not be served.
+        Superseded: Another server took a newer epoch meanwhile; try again.
     """
     shortfall.check(store, history, lineage.model, lineage.spec)
     epoch = begin_epoch(store, lineage)
-    # read after the epoch was taken: from now on no earlier server can move the head or decide
+    # read the head only now: with the new epoch no earlier server can move it or decide
     head = store.head(lineage.model, lineage.spec)
     if head.epoch != epoch:
         raise Superseded(epoch, head.epoch)
@@ -118,9 +122,9 @@ def recover(
 
 
 def check_start(store: Store, history: SnapshotHistory, lineage: Lineage) -> None:
-    """Whether a server could start on this store and these snapshots; nothing is changed.
+    """Check that a server could start on this store and these snapshots; changes nothing.
 
-    Raises StartRefused: it could not.  Otherwise as :func:`recover`.
+    Raises StartRefused if it could not, and other errors as :func:`recover`.
     """
     shortfall.check(store, history, lineage.model, lineage.spec)
     _plan(store, history, lineage, store.head(lineage.model, lineage.spec))
@@ -128,7 +132,7 @@ def check_start(store: Store, history: SnapshotHistory, lineage: Lineage) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A start would serve this: the snapshot's name and state, and the state after its rows."""
+    """The outcome of a start: snapshot name and state, and the state after the control rows."""
 
     name: str | None
     base: SnapshotState
@@ -158,7 +162,7 @@ def _plan(store: Store, history: SnapshotHistory, lineage: Lineage, head: HeadIn
 
 
 def _nothing(lineage: Lineage, partitions: Iterable[PartitionInfo]) -> SnapshotState:
-    """A lineage that has no snapshot begins with the first rows that are left of the journal."""
+    """Return the state of a lineage without snapshots: it starts at the oldest rows kept."""
     gone = {p.id: p.trimmed for p in partitions if p.trimmed}
     if gone:
         _log.warning(
@@ -173,17 +177,16 @@ def replayed(
     controls: Sequence[ControlInfo],
     load: Callable[[str], SnapshotState],
 ) -> SnapshotState:
-    """The state after these control rows.  The same for a decision just made and in recovery.
+    """Return the state after these control rows; used for new decisions and in recovery.
 
-    A rewrite or a backfill leaves nothing of the state before but its place in the
-    lineage: what it leads to stands in its row.  So the snapshots of earlier ones are not asked
-    for.
+    A rewrite or backfill replaces the whole state by the snapshot that its row names.  So only the
+    snapshot of the newest one is loaded.
 
     Parameters:
-        load: Reads a snapshot of the lineage that such a row names.
+        load: Reads a snapshot of the lineage by name.
 
     Raises:
-        StartRefused: A control row can't be applied to the state.
+        StartRefused: A control row cannot be applied to the state.
     """
     newest = rewrites.needed(controls, state.spec)
     for control in controls:
@@ -245,7 +248,7 @@ def _backfilled(
     load: Callable[[str], SnapshotState],
     newest: rewrites.Needed,
 ) -> SnapshotState:
-    if newest.seq != seq:  # nothing that a later row leads to asks for this one
+    if newest.seq != seq:  # a later row replaces the whole state
         return replace(state, rewrite=seq)
     base = load(note.snapshot)
     return replace(
@@ -264,10 +267,10 @@ def _halved(values: Blocks, n: int) -> Blocks:
 
 
 def needed(history: SnapshotHistory, name: str) -> SnapshotState:
-    """A snapshot that a control row names.
+    """Load a snapshot that a control row names.
 
     Raises:
-        StartRefused: It can't be used, and without it the row can't be applied.
+        StartRefused: The snapshot cannot be used, so the row cannot be applied.
     """
     try:
         return history.load(name)
@@ -282,15 +285,15 @@ def needed(history: SnapshotHistory, name: str) -> SnapshotState:
 def decide(
     store: Store, server: Server, kind: str, key: str, payload: bytes
 ) -> Sequence[ControlInfo]:
-    """Write a control row, unless a newer server has taken over; the rows up to it.
+    """Write a control row unless a newer server has taken over; return the new rows up to it.
 
-    The first row with a key stands, so the same one is written until there is a certain answer.
+    The first row with a key is final, so the write is repeated until its outcome is known.
 
     Raises:
-        HandedOn: Another lineage takes this one's place, and would not know.  Nothing was written.
-        NothingDecided: Nothing was written.
+        HandedOn: Another lineage replaces this one and would miss the row.  Nothing was written.
+        NothingDecided: The store failed.  Nothing was written.
         Superseded: A newer server has the epoch.  Nothing was written.
-        DecisionUncertain: It may stand.
+        DecisionUncertain: The row may have been written.
     """
     try:
         known = store.controls(server.model, 0)
@@ -313,13 +316,13 @@ def decide(
 
 
 def check_decides(known: Sequence[ControlInfo], server: Server) -> None:
-    """HandedOn: a server decides nothing any more; ``known``: all control rows of its model."""
+    """Raise HandedOn if the server may no longer decide; ``known``: all its model's rows."""
     if handed_on(known, server.spec):
         raise HandedOn(server.model)
 
 
 def _superseded(store: Store, server: Server, key: str) -> Superseded | None:
-    """Whether a newer server keeps the row from being written, now and later."""
+    """Return Superseded if a newer server prevents the row from being written, else None."""
     try:
         newest = store.head(server.model, server.spec).epoch
         stands = any(c.key == key for c in store.controls(server.model, server.control))
@@ -329,7 +332,7 @@ def _superseded(store: Store, server: Server, key: str) -> Superseded | None:
 
 
 def _check_clocks(state: SnapshotState, partitions: Iterable[PartitionInfo]) -> None:
-    """The model must contain no row that the journal does not have."""
+    """Raise StartRefused if the model contains rows that the journal does not have."""
     known = {p.id: p for p in partitions}
     beyond = [
         f"partition {p}: {clock} learned, {known[p].end if p in known else 0} in the journal"
@@ -350,7 +353,7 @@ def _check_clocks(state: SnapshotState, partitions: Iterable[PartitionInfo]) -> 
 
 
 def _check_rows(state: SnapshotState, partitions: Iterable[PartitionInfo]) -> None:
-    """The journal must have every row that the model does not contain yet."""
+    """Raise StartRefused if the journal lacks rows that the model has not learned yet."""
     gone = [
         f"partition {p.id}: rows {state.clock.get(p.id, 0) + 1} … {p.trimmed}"
         for p in partitions
@@ -371,7 +374,7 @@ def _first(problems: list[str]) -> str:
 
 
 def _log_of(store: Store) -> tuple[tuple[int, str] | None, Exception | None]:
-    """The newest line of the log of decisions; a log that can't be read costs no snapshot."""
+    """Return the newest line of the log of decisions, or the error; snapshots do not fail on it."""
     try:
         newest = store.newest_line()
     except Exception as error:
@@ -382,11 +385,11 @@ def _log_of(store: Store) -> tuple[tuple[int, str] | None, Exception | None]:
 def publish(
     store: Store, history: SnapshotHistory, state: SnapshotState, base: Version | None
 ) -> str:
-    """Make the state durable and the head point to it; its name.
+    """Write the state as a snapshot and move the head to it; return its name.
 
     Raises:
         Superseded: A newer server has the epoch; the file is removed again.
-        PublishFailed: Disk or store failed; the head is where it was.
+        PublishFailed: Disk or store failed; the head was not moved.
     """
     name = snapshot_name(state.version, base)
     try:
@@ -405,7 +408,7 @@ def publish(
         if head.epoch != epoch:
             history.withdraw(name)
             raise Superseded(epoch, head.epoch) from error
-        if head.snapshot != name:  # else only the answer was lost
+        if head.snapshot != name:  # otherwise the head was moved and only the reply was lost
             raise PublishFailed(name, f"{type(error).__name__}: {error}") from error
     if unread is not None:
         _log.warning("snapshot %s does not tell of the log of decisions: %r", name, unread)

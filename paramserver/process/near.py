@@ -1,14 +1,14 @@
-"""A kept connection between a replica and a parameter server of the same machine.
+"""A persistent local connection between a replica and a parameter server on the same machine.
 
-A call of Ray costs the processes on both sides a millisecond and more of their processors, whatever
-is in it; bytes there and back on one connection cost a tenth of that.  Only what is said most often
-goes this way, and only what succeeds: whatever else happens the caller asks again by Ray, and the
-server's clock knows the repeat.
+A Ray call costs more than a millisecond of CPU time in each of the two processes, whatever its
+size; a request over an open Unix socket costs a tenth of that.  Only ``sync`` uses the socket, and
+only successful replies come over it.  After any failure the caller repeats the request through Ray,
+and the server's clock recognises repeated pushes.
 
-There is no port and no file: the address is a random name among those that Linux keeps for Unix
-sockets.  Both sides have the kernel tell whose the other one is.  The server hands its key out by
-Ray alone: it proves that it knows it by what it answers to a number drawn anew, and only then is
-told the key, before which it takes nothing.
+The socket has neither port nor file: its address is a random name in Linux's abstract namespace.
+Both sides check with the kernel that the peer runs as the same user.  The server hands out its key
+through Ray only.  On a new connection it first proves that it knows the key, by the HMAC of the
+client's nonce; then the client sends the key, before which the server accepts no request.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from typing import Final
 log = logging.getLogger(__name__)
 
 CONNECTIONS_MAX: Final = 64
-"""Of one server at a time; whoever comes beyond them is asked to use Ray."""
+"""Open connections of one server; more are closed at once, and those clients use Ray."""
 MESSAGE_MAX: Final = 1 << 20
-"""Bytes of a request; a longer one goes by Ray."""
-_STILL_S: Final = 60.0  # without a byte the other side is taken for dead
-_PAUSE_S: Final = 0.1  # after an accept that failed, as without a free file
+"""Greatest size of a request in bytes; larger ones go through Ray."""
+_STILL_S: Final = 60.0  # after this time without a byte the peer is considered dead
+_PAUSE_S: Final = 0.1  # pause after a failed accept, e.g. without a free file descriptor
 _BUFFER: Final = 1 << 18
 _LENGTH: Final = struct.Struct("!I")
 _CREDENTIALS: Final = struct.Struct("iII")  # process, user, group
@@ -44,10 +44,11 @@ _PROOF: Final = hashlib.sha256().digest_size
 
 
 class Near:
-    """The server's side: hands requests to ``answer``, on a thread for each connection.
+    """The server's side: passes requests to ``answer``, with one thread for each connection.
 
     Parameters:
-        answer: What a request gets; what it raises is told by Ray, when the caller asks again.
+        answer: Returns the reply to a request.  If it raises, the reply is empty, and the caller
+            gets the error when it repeats the request through Ray.
     """
 
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
@@ -58,7 +59,7 @@ class Near:
         self._address: bytes | None = None
 
     def way(self) -> tuple[bytes, bytes]:
-        """Address and key, for those who may come; it listens from the first question on."""
+        """Return address and key for authorised callers; the first call starts to listen."""
         with self._lock:
             if self._address is None:
                 listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -82,7 +83,7 @@ class Near:
                 continue
             try:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-            except RuntimeError as error:  # no room for a thread
+            except RuntimeError as error:  # no more threads can be started
                 log.warning("no connection taken: %s", error)
                 connection.close()
                 self._free.release()
@@ -108,15 +109,15 @@ class Near:
                 return
             try:
                 answer = self._answer(request)
-            except Exception:  # the caller hears of it when it asks again
+            except Exception:  # the caller gets the error when it repeats the request by Ray
                 answer = b""
             connection.sendall(_LENGTH.pack(len(answer)) + answer)
 
 
 class Line:
-    """The replica's side: one question at a time, on its event loop.
+    """The replica's side: one request at a time, on its event loop.
 
-    Whoever was given no answer, or has waited for none, closes it.
+    After a failed or cancelled :meth:`ask` the caller must close it.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -124,9 +125,9 @@ class Line:
 
     @classmethod
     async def to(cls, address: bytes, key: bytes) -> Line:
-        """Connect, and have the server prove that it knows the key.
+        """Connect and verify that the server knows the key.
 
-        Raises OSError or EOFError: nobody is there, or somebody else.
+        Raises OSError or EOFError if no server listens there, or another one.
         """
         end = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -150,22 +151,22 @@ class Line:
         return line
 
     async def ask(self, request: bytes) -> bytes:
-        """Answer of the server; empty: it is to be asked by Ray.  Raises OSError or EOFError."""
+        """Return the server's reply; empty: repeat through Ray.  Raises OSError or EOFError."""
         self._writer.write(_LENGTH.pack(len(request)) + request)
         (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
         return await self._reader.readexactly(length) if length else b""
 
     def close(self) -> None:
-        """Give it up at once, whatever is on its way."""
+        """Close the connection at once, discarding data in transit."""
         self._writer.transport.abort()
 
 
 def proof(key: bytes, nonce: bytes) -> bytes:
-    """Answer of whoever knows the key to a number that was drawn for this connection."""
+    """Return the HMAC that proves knowledge of the key for this connection's nonce."""
     return hmac.digest(key, nonce, "sha256")
 
 
 def _is_own(end: socket.socket) -> bool:
-    """Whether the other side is of the same user, as the kernel says."""
-    said = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return bool(_CREDENTIALS.unpack(said)[1] == os.getuid())
+    """Return whether the peer process runs as the same user, according to the kernel."""
+    credentials = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    return bool(_CREDENTIALS.unpack(credentials)[1] == os.getuid())

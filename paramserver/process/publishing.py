@@ -1,4 +1,4 @@
-"""A server's state is published as snapshots, and what they make superfluous is removed."""
+"""Publishes a server's state as snapshots, and removes old snapshots and journal rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _log: Final = logging.getLogger(__name__)
 
 
 class Publishing:
-    """The snapshots of one running server."""
+    """Publishes and retains the snapshots of one running server."""
 
     def __init__(self, running: Running, sharing: Sharing) -> None:
         self._running, self._sharing = running, sharing
@@ -36,42 +36,42 @@ class Publishing:
         )  # fmt: skip
 
     def snapshot_if_due(self) -> None:
-        """Publish if ``interval_s`` have passed since the last time; count the running time."""
+        """Publish a snapshot if ``interval_s`` has passed since the last; add up running time."""
         running = self._running
         server, store, _ = running.serving()
         try:
             self._trimming.count(store, running.lineage.model, running.lineage.spec, server.epoch)
-        except Exception as error:  # of whatever store: :meth:`confirm` looks at the epoch
+        except Exception as error:  # any store's error; ``confirm`` checks the epoch
             _log.warning("the running time could not be counted: %r", error)
         interval_s = running.settings.interval_s * (2 if self._sharing.follows else 1)
         if running.chosen or running.host.monotonic() - running.published_s >= interval_s:
             self.snapshot()
 
     def snapshot_if_begun(self) -> None:
-        """Publish what shard 0 has had this one begin."""
+        """Publish the snapshot that shard 0 has made this shard begin."""
         if self._running.chosen is not None:
             self.snapshot()
 
     def snapshot_of_all(self, pin: bool = False) -> dict[str, Any]:
-        """Publish as of :meth:`snapshot`, and have the other shards publish what goes with it."""
+        """Publish as :meth:`snapshot`, and make the other shards publish matching snapshots."""
         row = self.snapshot(pin)
         self._sharing.have_published(row["name"] if pin else None)
         return row
 
     def pin(self, name: str, on: bool) -> None:
-        """Keep a snapshot whatever retention says, or no longer; SnapshotMissing."""
+        """Exempt a snapshot from retention, or no longer.  Raises SnapshotMissing."""
         with self._running.publishing:
             self._running.serving().history.pin(name, on)
         self._sharing.have_published(name, on)
 
     def snapshot(self, pin: bool = False) -> dict[str, Any]:
-        """Publish the state as it is now, unless the head holds it, and describe it.
+        """Publish the present state unless the head holds it; return a description of the head.
 
-        The files are looked at first: what somebody has removed, the head does not hold.
+        Files that somebody removed are noticed first, so a removed head is published again.
 
         Raises:
             NotReady: Definite.
-            PublishFailed: The head is where it was.
+            PublishFailed: The head was not moved.
         """
         running = self._running
         with running.publishing:
@@ -105,7 +105,7 @@ class Publishing:
     def _begun(
         self, server: Server, history: SnapshotHistory, *, head_gone: bool
     ) -> SnapshotState | None:
-        """The state that is to be published; None: the head holds it."""
+        """Return the state to publish, or None if the head holds it."""
         running = self._running
         chosen, running.chosen = running.chosen, None
         if chosen is not None:
@@ -120,10 +120,10 @@ class Publishing:
             return server.begin_snapshot(running.host.wall(), parent, metrics, base)
 
     def withdraw(self, names: list[str]) -> list[str]:
-        """Remove snapshots for good, pins of them too; those that are there no more afterwards.
+        """Remove snapshots permanently, with their pins; return the names that were removed.
 
-        Not the newest one, and not what a start may need: these stay.  What was begun and never
-        published goes, too.  After an OSError some may be gone.
+        The newest snapshot, and those that a start may need, are not removed.  Leftovers of
+        unfinished snapshots are removed, too.  After an OSError some may have been removed.
         """
         running = self._running
         with running.publishing:
@@ -138,9 +138,10 @@ class Publishing:
             return gone
 
     def snapshots(self) -> list[dict[str, Any]]:
-        """All good snapshots, newest first, as plain dicts of ``history.Listed``.
+        """Return all valid snapshots, newest first, as plain dicts of ``history.Listed``.
 
-        ``since``: rows that were learned after it, which a rollback to it would undo.
+        Each has a field ``since``: the number of rows learned after it, which a rollback would
+        undo.
         """
         running = self._running
         with running.publishing:
@@ -178,7 +179,7 @@ class Publishing:
         try:
             upto = self._sharing.rows_of_all(upto)
             self._trimming.run(store, model, spec, server.epoch, upto)
-        except Exception as error:  # of whatever store: its head says what is so
+        except Exception as error:  # any store's error: the head shows whether we lost the epoch
             newest = store.head(model, spec).epoch
             if newest != server.epoch:
                 lost = Superseded(server.epoch, newest)

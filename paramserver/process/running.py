@@ -1,8 +1,8 @@
-"""The state of one server's process, and the locks under which its parts are read and changed.
+"""The state of one server's process, and the locks that guard it.
 
-Everything that acts on the server shares one :class:`Running`: what answers replicas and restores
-(:mod:`paramserver.process.actor`), snapshots (:mod:`paramserver.process.publishing`), values that
-are replaced (:mod:`paramserver.process.swapping`), decisions that leave them as they are
+The components of the server share one :class:`Running`: requests of replicas and restoring
+(:mod:`paramserver.process.actor`), snapshots (:mod:`paramserver.process.publishing`), replacing the
+values (:mod:`paramserver.process.swapping`), and other decisions
 (:mod:`paramserver.process.decisions`).
 """
 
@@ -41,26 +41,29 @@ class Serving(NamedTuple):
 
 
 class Running:
-    """One lineage's server in its process.
+    """The shared state of one lineage's server process.
 
     Attributes:
-        lock: The server, leases, replicas and partitions are read and changed under it.
-        publishing, deciding: Taken in this order, and before the lock: one snapshot or decision at
-            a time, and while the epoch may change nobody looks at it.
-        state, reason: ``restoring``, ``serving``, ``rewriting``, or why it does not go on.
-        server, store, history: None until it is restored.
-        base, parent, published: Version of the snapshot that the next one follows, its name, and
-            the count that it holds.
-        unpublished: Why the newest snapshot that was tried could not be written; None: it was.
-        needed: By a start from before the last rewrite; None: nothing.
-        begun: Epoch in which the lineage began anew.
-        asides: States built aside whose files are here.
-        chosen: A snapshot of a moment that other shards have chosen, to be published; None: none.
-        partitions, waiting, open, gone: All by number; those that are not closed; of these the ones
-            that are not sealed, or not fully in the clock; those whose owner is known not to live.
-        marks: Those that go with the values to other replicas.
-        confirmed_s, published_s, restored_s: When (monotonic) the epoch was last seen to be ours, a
-            snapshot published, the state restored.
+        lock: Guards the server, leases, replicas and partitions.
+        publishing, deciding: Locks that are taken in this order and before ``lock``.  They admit
+            one snapshot or decision at a time, and no check of the epoch while it may change.
+        state, reason: ``restoring``, ``serving``, ``rewriting``, ``refused``, ``superseded`` or
+            ``ended``, and the reason for one of the last three.
+        server, store, history: None until restored.
+        base, parent, published: Version and name of the newest snapshot, and the version count
+            that it holds.
+        unpublished: Error of the newest attempt to write a snapshot; None if it succeeded.
+        needed: The newest rewrite or backfill, whose snapshot a start may need, or None.
+        begun: Epoch in which the lineage last started afresh.
+        asides: Names of separately built states whose files are in the snapshot directory.
+        chosen: A begun snapshot that shard 0 asked for and that is to be published, or None.
+        partitions: All partitions of the model by number.
+        waiting: Those that are not closed.
+        open: Those of ``waiting`` that are not sealed or not fully applied.
+        gone: Partitions whose owner is known to be dead.
+        marks: Trace contexts that are passed on to other replicas.
+        confirmed_s, published_s, restored_s: Monotonic times at which the epoch was last confirmed
+            to be ours, a snapshot was published, the state was restored.
     """
 
     def __init__(self, lineage: Lineage, settings: ServerSettings, host: Host) -> None:
@@ -98,14 +101,14 @@ class Running:
         partitions: Sequence[PartitionInfo],
         gone: frozenset[int],
     ) -> None:
-        """Serve what a start has found."""
+        """Serve the state that a start has recovered."""
         found.server.sources_max = self.settings.sources_max
         found.server.bound(self.settings.tables)
         with self.lock:
             now_s = self.host.monotonic()
             self.server, self.history = found.server, history
             self.base, self.parent = found.base, found.snapshot
-            # after a start from an ancestor the head is bad: publish whatever the count is
+            # started from an ancestor because the head is damaged: publish at once
             self.published = found.server.count if found.at_head else None
             self.needed, self.begun, self.asides = found.needed, found.begun, asides
             self.confirmed_s = self.published_s = self.restored_s = now_s
@@ -114,7 +117,7 @@ class Running:
             self.state, self.reason = SERVING, ""
 
     def go_over(self, state: SnapshotState, rule: MergeRule, epoch: int) -> None:
-        """Serve another state from now on, under the epoch just taken."""
+        """Serve another state from now on, under an epoch that was just taken."""
         settings = self.settings
         server = Server.restored(
             state, rule, epoch, history_max=settings.history_max, part_keys=settings.part_keys
@@ -126,14 +129,14 @@ class Running:
             self.server, self.published, self.chosen = server, None, None
             self.base = None if parent is None else parent[0]
             self.confirmed_s = self.host.monotonic()
-            self.published_s = self.confirmed_s - self.settings.interval_s  # publish it soon
+            self.published_s = self.confirmed_s - self.settings.interval_s  # due at once
             self.note_partitions(server, list(self.partitions.values()), self.gone)
             self.state, self.reason = SERVING, ""
 
     def note_partitions(
         self, server: Server, partitions: Sequence[PartitionInfo], gone: frozenset[int]
     ) -> None:
-        """Take in what the store knows of partitions; under the lock."""
+        """Update the partitions from the store.  The caller holds ``lock``."""
         self.partitions = {p.id: p for p in partitions}
         self.gone = gone
         finished = server.note_partitions(partitions)
@@ -141,7 +144,7 @@ class Running:
         self.open = [p for p in self.waiting if p.id not in finished]
 
     def serving(self) -> Serving:
-        """The parts.  Raises NotReady."""
+        """Return server, store and history.  Raises NotReady if not serving."""
         server, store, history = self.server, self.store, self.history
         if self.state != SERVING or server is None or store is None or history is None:
             raise NotReady(self.state, self.reason)
@@ -149,14 +152,14 @@ class Running:
 
     @contextlib.contextmanager
     def decision(self) -> Iterator[Serving]:
-        """Nobody else publishes, decides, or looks at the epoch meanwhile.  Raises NotReady."""
+        """Exclude other snapshots, decisions and epoch checks meanwhile.  Raises NotReady."""
         with self.publishing, self.deciding:
             yield self.serving()
 
     @contextlib.contextmanager
     def rewriting(self) -> Iterator[None]:
-        """Nobody is answered meanwhile: the values are about to be replaced."""
-        with self.lock:  # who syncs now has been answered
+        """Refuse all requests meanwhile, because the values are about to be replaced."""
+        with self.lock:  # wait until the request in progress is answered
             self.state = REWRITING
         try:
             yield
@@ -165,7 +168,7 @@ class Running:
                 self.state = SERVING
 
     def end(self, error: Exception, state: str = "superseded") -> None:
-        """End this process: another one has the epoch, or it is not known what was decided."""
+        """End this process: another one has the epoch, or a decision's outcome is unknown."""
         _log.error("%s", error)
         self.state, self.reason = state, str(error)
         self.host.die()

@@ -1,4 +1,4 @@
-"""A parameter server's process is given settings and a machine, and is known by an identity."""
+"""Settings of a parameter server's process, its interface to the machine, and its identity."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ from paramserver.snapshots.store import DAY_S, Disk, Retention
 from paramserver.store import PartitionInfo
 
 FindGone = Callable[[Sequence[PartitionInfo]], Collection[int]]
-"""Partitions whose owner is known not to live (an empty answer is always right)."""
+"""Returns partitions whose owner is known to be dead (an empty result is always correct)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How a parameter server works.
+    """Settings of a parameter server.
 
     Attributes:
-        interval_s: Seconds between periodic snapshots (none is made of an unchanged state).
+        interval_s: Seconds between periodic snapshots (an unchanged state is not published again).
         retention: Which snapshots are kept.
         lease_s, adopt_max: See :class:`paramserver.process.leases.Leases`.
-        history_max: Pushes of which the touched keys are remembered.
-        part_keys: Values that are many are sent in parts of so many keys.
-        confirm_s: Seconds between two looks at the store: is the epoch still ours, what is sealed.
-        report_keep_s: Replicas not heard of for so long leave ``reports`` and ``status``.
+        history_max: Number of pushes whose touched keys are remembered.
+        part_keys: Number of keys in one part, when the values are too many for one message.
+        confirm_s: Seconds between two checks of the store: is the epoch still ours, which
+            partitions are sealed.
+        report_keep_s: Seconds without contact after which a replica is removed from ``reports`` and
+            ``status``.
         retry_s: Seconds between two attempts to restore.
-        keep_rows_s: The journal's rows are kept for so many seconds at least, so that a repeat is
-            known.
-        halves_keep_s: Halves of rows whose other half does not come are kept for so many seconds.
-        running_s: Seconds between two additions to the running time in the store, by which both are
-            counted.
-        banned_max: Sources that may be banned at once.
-        sources_max: Sources of which evidence is kept.
-        tables: Bounds of each table; None: there are none.
-        umask: Permissions that files of the server's process do not get; None: as it was started.
+        keep_rows_s: Seconds for which rows of the journal are kept at least, so that repeated
+            events are recognised.
+        halves_keep_s: Seconds for which a prediction or label waits for the other half of its row.
+        running_s: Seconds between two additions to the running time in the store, by which the age
+            of rows and halves is judged.
+        banned_max: Number of sources that may be banned at once.
+        sources_max: Number of sources whose evidence is kept.
+        tables: Bounds of each table of rows; None: no bounds.
+        umask: Umask of the server's process; None: unchanged.
     """
 
     interval_s: float = 10.0
@@ -66,14 +68,14 @@ class ServerSettings:
 
 
 def _die() -> None:
-    """End this process at once; Ray starts it again, and it takes a new epoch."""
+    """End this process at once; Ray restarts it, and it takes a new epoch."""
     logging.shutdown()
     os._exit(1)
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The machine as the server sees it: two clocks (seconds), the disk, and how to end."""
+    """The server's interface to the machine: two clocks (seconds), the disk, and the exit."""
 
     monotonic: Callable[[], float] = time.monotonic
     wall: Callable[[], float] = time.time
@@ -82,19 +84,19 @@ class Host:
 
 
 _REFUSED_S: Final = 10.0
-"""Seconds between two looks of a server that was refused."""
+"""Seconds between two attempts of a server whose start was refused."""
 
 
 def again_s(settings: ServerSettings, state: str) -> float:
-    """Seconds until a server in this state tries again to restore.
+    """Return the seconds until a server in this state tries again to restore.
 
-    What refused it may be put right under a running service, mostly by a person.
+    The cause of a refusal may be removed while the service runs, usually by a person.
     """
     return max(settings.retry_s, _REFUSED_S) if state == "refused" else settings.retry_s
 
 
 def identity(lineage: Lineage, directory: str, settings: ServerSettings) -> str:
-    """Hash of all that makes two servers of one name different: spec, rule, settings, code."""
+    """Return a hash of everything in which servers of one name may differ: spec, settings, code."""
     code = hashlib.sha256()
     for file in sorted(Path(__file__).parents[1].rglob("*.py")):
         code.update(file.read_bytes())

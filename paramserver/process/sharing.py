@@ -1,9 +1,10 @@
-"""The servers of one model's shards ask each other, and answer.
+"""Coordination of the servers of one model's shards, which call each other.
 
-Shard 0 decides for all, so it has to know that the others can follow: that they have a snapshot of
-the same rows, or the state that was built aside.  It removes rows of the journal that each of them
-has in all of its snapshots.  And when it publishes one it does so, if it can, at a moment when all
-have the same rows, and they then publish theirs of that moment.
+Shard 0 decides for all shards.  So it must know that the others can apply the decision: that they
+have a snapshot of the same rows, or the separately built state.  It removes only those rows of the
+journal that all snapshots of every shard contain.  When it publishes a snapshot, it tries to do so
+at a moment when all shards have applied the same rows, and the others then publish theirs of that
+moment.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from paramserver.snapshots.history import ASIDE, SnapshotHistory
 from paramserver.store import Store
 
 _log: Final = logging.getLogger(__name__)
-_PIN_S: Final = 10.0  # in which the others publish what is to be kept
-_PIN_LOOKS: Final = 20  # pauses between two questions: who publishes is busy
+_PIN_S: Final = 10.0  # time in which the others must publish the snapshot to pin
+_PIN_LOOKS: Final = 20  # pauses between two requests, because a publishing shard is busy
 
 
 def _pause() -> None:
-    time.sleep(0.005)  # a push to all takes about as long
+    time.sleep(0.005)  # about as long as a push to all shards takes
 
 
 Moment: TypeAlias = tuple[dict[int, int], int]
@@ -43,19 +44,19 @@ Moment: TypeAlias = tuple[dict[int, int], int]
 
 
 def _nothing() -> None:
-    """Nothing was begun that could be published."""
+    """Do nothing, because no snapshot was begun that could be published."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of several servers of a model.
+    """The place of one server among several of a model.
 
     Attributes:
-        number, of: It is this one of so many.
-        ask: Asks another one: its number, a method of :class:`Sharing`, then the arguments.  It may
-            raise anything, and takes no longer than a second.
-        tries, pause: How often it is looked whether all have the same rows, and what is done
-            between two times.
+        number, of: Index of this shard, and the number of shards.
+        ask: Calls another shard: its number, a method of :class:`Sharing`, then the arguments.  It
+            may raise anything, and takes no longer than a second.
+        tries: How often to check whether all shards have applied the same rows.
+        pause: Waits between two checks.
     """
 
     number: int
@@ -66,39 +67,39 @@ class Shard:
 
     @property
     def others(self) -> range:
-        """Those that follow shard 0."""
+        """The shards other than 0."""
         return range(1, self.of)
 
     def own(
         self, open_store: Callable[[], Store], directory: str
     ) -> tuple[Callable[[], Store], str]:
-        """The store as this one sees it, and the place of its snapshots, from those of shard 0."""
+        """Return this shard's view of the store and place of snapshots, given shard 0's."""
         if self.number == 0:
             return open_store, directory
         return lambda: ShardStore(open_store(), self.number), self.place(directory)
 
     def place(self, directory: str) -> str:
-        """The place of its snapshots, from that of shard 0's."""
+        """Return the place of this shard's snapshots, given that of shard 0's."""
         return shard_place(directory, self.number)
 
 
 class ShardedRollback(Rollback, frozen=True):
-    """A rollback of several shards; ``parts``: the snapshot of each, whose rows are the same."""
+    """A rollback of several shards; ``parts`` names each shard's snapshot, all with equal rows."""
 
     parts: list[str] = msgspec.field(default_factory=list)
 
 
 class Sharing:
-    """One shard's questions to the others, and answers to theirs; with one server: nothing."""
+    """One shard's calls to the other shards, and its answers to theirs; no-ops with one server."""
 
     def __init__(self, running: Running, shard: Shard | None) -> None:
         self._running, self._shard = running, shard
-        self._aligned = True  # whether all have published what shard 0 has
-        self.kept: list[Contained] = []  # snapshots from which a start may go on
-        self.cut: set[str] = set()  # snapshots that go with others' of the same rows, or may
-        self._whole: Moment | None = None  # the newest of which all have published theirs
-        self._promised: set[str] = set()
-        self.publish: Callable[[], None] = _nothing  # what shard 0 has had this one begin
+        self._aligned = True  # all shards have begun a snapshot that matches shard 0's newest
+        self.kept: list[Contained] = []  # contents of the kept snapshots
+        self.cut: set[str] = set()  # snapshots that match the other shards', or may match them
+        self._whole: Moment | None = None  # the newest moment published by all shards
+        self._promised: set[str] = set()  # snapshots pinned for a decision of shard 0
+        self.publish: Callable[[], None] = _nothing  # publishes a snapshot that shard 0 made begin
 
     @property
     def leads(self) -> bool:
@@ -107,16 +108,16 @@ class Sharing:
 
     @property
     def follows(self) -> bool:
-        """Whether another one decides."""
+        """Whether this is a shard other than 0."""
         return self._shard is not None and self._shard.number > 0
 
     def foreign(self, values: Blocks) -> str | None:
-        """Why values can't be those of this shard; None: they can."""
+        """Return why the values cannot be this shard's, or None if they can."""
         one = self._shard
         return None if one is None else Cut(one.of).foreign(values, one.number)
 
     def with_ends(self, reply: SyncReply) -> SyncReply:
-        """The reply of one of several says where closed partitions end: others may not be there."""
+        """Report closed partitions by their ends if other shards may not have closed them."""
         if self._shard is None or not reply.closed:
             return reply
         ends = {p: self._running.partitions[p].end for p in reply.closed}
@@ -124,10 +125,10 @@ class Sharing:
         return msgspec.structs.replace(reply, clock=clock, durable=durable, closed=[])
 
     def published(self, name: str, *, chosen: bool) -> None:
-        """A snapshot is published; ``chosen``: shard 0 has said when.
+        """Note that a snapshot was published; ``chosen``: shard 0 chose its moment.
 
-        Those of one moment stay until the next of one moment: without them nobody can put the
-        model together.  One that was chosen stays beside them: another shard may not have begun.
+        Matching snapshots of all shards, a state of the whole model, are kept until the next such
+        set.  One chosen by shard 0 is kept, too, since another shard may not have begun its own.
         """
         if chosen or (self.leads and self._aligned):
             self._keep(name)
@@ -139,18 +140,19 @@ class Sharing:
             self.cut |= {before or name}
 
     def _newest_whole(self) -> Moment | None:
-        """Rows and control position of the snapshot of shard 0 that goes with all others'."""
+        """Return rows and control position of shard 0's newest snapshot that all others match."""
         for name in self.cut:
             one = self._running.serving().history.contained().get(name)
             return None if one is None else (self._of(one), one.control)
         return None
 
-    # -- asked by shard 0 ------------------------------------------------------------------------
+    # -- called by shard 0 -----------------------------------------------------------------------
 
     def begin_cut(self, rows: Mapping[int, int], control: int, whole: Moment | None = None) -> bool:
-        """Begin a snapshot if these are the rows that the values have; it is published soon.
+        """Begin a snapshot if the values contain exactly these rows; return whether they do.
 
-        ``whole``: the newest moment of which all have one.
+        Parameters:
+            whole: The newest moment of which all shards have published a snapshot.
         """
         running = self._running
         self._whole = whole or self._whole
@@ -173,15 +175,15 @@ class Sharing:
             running.publishing.release()
 
     def partner(self, rows: Mapping[int, int], control: int) -> str | None:
-        """Name of a snapshot with these rows, which is kept from now on; None: there is none."""
+        """Pin the snapshot with these rows and return its name, or None if there is none."""
         running = self._running
         with running.publishing:
             _, _, history = running.serving()
-            found = self._with_rows(history, rows, control)
-            if found is not None and not any(r.pinned for r in history.listed() if r.name == found):
-                history.pin(found, True)
-                self._promised.add(found)
-            return found
+            name = self._with_rows(history, rows, control)
+            if name is not None and not any(r.pinned for r in history.listed() if r.name == name):
+                history.pin(name, True)
+                self._promised.add(name)
+            return name
 
     def _with_rows(
         self, history: SnapshotHistory, rows: Mapping[int, int], control: int
@@ -192,24 +194,24 @@ class Sharing:
         return None
 
     def pin_same(self, rows: Mapping[int, int], control: int, on: bool) -> bool | None:
-        """Keep the snapshot with these rows, or no longer; whether there is one.
+        """Pin (or unpin) the snapshot with these rows; return whether there is one.
 
-        None: one is being published, and it may be that.
+        None: a snapshot is being published, and it may be that one.
         """
         running = self._running
         if not running.publishing.acquire(blocking=False):
             return None
         try:
             history = running.serving().history
-            if (found := self._with_rows(history, rows, control)) is not None:
-                history.pin(found, on)
+            if (name := self._with_rows(history, rows, control)) is not None:
+                history.pin(name, on)
                 return True
             return False if running.chosen is None else None
         finally:
             running.publishing.release()
 
     def holds(self, name: str) -> bool:
-        """Whether the state that was built aside under the name is here, and good."""
+        """Return whether the separately built state of that name is here and can be read."""
         history = self._running.serving().history
         try:
             history.load(name)
@@ -219,16 +221,17 @@ class Sharing:
         return True
 
     def contained(self) -> dict[int, int]:
-        """By partition the last row that every snapshot has from which a start may go on."""
+        """Return by partition the last row that all kept snapshots contain."""
         return contained_in_all(self.kept, self._running.partitions.values())
 
-    # -- shard 0 asks ----------------------------------------------------------------------------
+    # -- calls of shard 0 ------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def at_one_moment(self, server: Server) -> Iterator[None]:
-        """The lock; of shard 0 when all have the same rows and begin their snapshots, if it can.
+        """Hold the server's lock, if possible at a moment when all shards have the same rows.
 
-        One that does not answer is waited for once: replicas wait for the lock meanwhile.
+        Shard 0 then makes the others begin their snapshots.  If one does not answer, there is no
+        further attempt, because replicas wait for the lock meanwhile.
         """
         shard, running = self._shard, self._running
         if shard is None or shard.number:
@@ -246,7 +249,7 @@ class Sharing:
             shard.pause()
 
     def complete(self, server: Server) -> None:
-        """Have the others publish what shard 0 has published, if they did not."""
+        """Make the others begin the snapshot that shard 0 has published, if they have not."""
         if self.leads and not self._aligned:
             with self._running.lock:
                 self._aligned = self._all_begin(server) is True
@@ -254,14 +257,14 @@ class Sharing:
                 self._head_goes_with_others()
 
     def _head_goes_with_others(self) -> None:
-        """The newest snapshot was published alone, and the others have theirs of its rows now."""
+        """Note that the newest snapshot, published alone, is now matched by the others."""
         if self._running.parent is not None:
             self._keep(self._running.parent)
 
     def _all_begin(self, server: Server) -> bool | None:
-        """Whether all others begin a snapshot of the rows that this one has; under the lock.
+        """Ask all others to begin a snapshot of the rows that this shard has; under the lock.
 
-        None: one does not answer.
+        Returns whether all did; None: one does not answer.
         """
         assert self._shard is not None
         rows, control, whole = self._rows(server), server.control, self._newest_whole()
@@ -270,14 +273,14 @@ class Sharing:
                 self._shard.ask(other, "begin_cut", rows, control, whole)
                 for other in self._shard.others
             )
-        except Exception as error:  # it is away: this one is published alone
+        except Exception as error:  # it does not answer: shard 0 publishes alone
             _log.info("no snapshot at one moment: %s", error)
             return None
 
     def have_published(self, pinned: str | None = None, on: bool = True) -> None:
-        """Have the others publish what they have begun, and keep what goes with a name of ours.
+        """Make the others publish the snapshots begun, and pin those matching ``pinned``.
 
-        Raises PinIncomplete: not all keep it.
+        Raises PinIncomplete if not all could.
         """
         if not self.leads:
             return
@@ -287,13 +290,13 @@ class Sharing:
         for other in self._shard.others:
             try:
                 self._shard.ask(other, "publish")
-            except Exception as error:  # it will, if it lives: it has begun
+            except Exception as error:  # if it is alive, it publishes later by itself
                 _log.info("shard %d has not published yet: %s", other, error)
         if pinned is not None and one is not None:
             self._have_pinned(pinned, one, on)
 
     def _have_pinned(self, name: str, one: Contained, on: bool) -> None:
-        """Have the others keep what goes with a snapshot, once they have published it."""
+        """Make the others pin (or unpin) their matching snapshots, waiting until published."""
         assert self._shard is not None
         monotonic, rows, missing = self._running.host.monotonic, self._of(one), []
         deadline = monotonic() + _PIN_S
@@ -316,7 +319,7 @@ class Sharing:
             raise PinIncomplete(name, on, "; ".join(missing))
 
     def rows_of_all(self, upto: Mapping[int, int]) -> dict[int, int]:
-        """Return what the snapshots of all contain of this; raises what comes."""
+        """Lower the offsets to those that the snapshots of all shards contain; may raise."""
         if self._shard is None or self._shard.number:
             return dict(upto)
         out = dict(upto)
@@ -326,7 +329,7 @@ class Sharing:
         return out
 
     def rollback(self, note: Rollback, name: str, target: Contained) -> Rollback:
-        """The same decision for all.  Raises RollbackRefused: one can't follow."""
+        """Return the decision for all shards.  Raises RollbackRefused if one cannot follow."""
         if not self.leads:
             return note
         assert self._shard is not None
@@ -344,7 +347,7 @@ class Sharing:
         return ShardedRollback(**msgspec.structs.asdict(note), parts=parts)
 
     def lacks(self, name: str) -> str | None:
-        """Why not all can go on with the state of this name; None: they can."""
+        """Return why not all shards can use the state of this name, or None if they can."""
         if self.leads:
             assert self._shard is not None
             for other in self._shard.others:
@@ -356,9 +359,9 @@ class Sharing:
         return None
 
     def drop_asides(self, history: SnapshotHistory, held: Needed | None) -> set[str]:
-        """Remove states that were built aside and that nothing leads to; those that stay.
+        """Remove separately built states that no decision needs; return those that remain.
 
-        Not those of a shard that follows: shard 0 may be about to decide for one.
+        Shards other than 0 remove none, since shard 0 may be about to decide for one.
         """
         names = set() if held is None else {held.snapshot}
         if self.follows:
@@ -366,9 +369,9 @@ class Sharing:
         return history.drop_asides(names)
 
     def followed(self, name: str | None) -> None:
-        """A decision was taken in: the snapshot that it names is needed, and so stays by itself.
+        """Unpin the snapshot of an applied decision, which is now kept because a start needs it.
 
-        Others were promised for decisions that may come still.
+        Other promised snapshots stay pinned for decisions that may still come.
         """
         if name in self._promised:
             with contextlib.suppress(Exception):
@@ -381,6 +384,6 @@ class Sharing:
         return self._of(Contained(server.clock, frozenset(server.closed)))
 
     def _of(self, one: Contained) -> dict[int, int]:
-        """Last offset of each partition: see :meth:`Contained.rows`."""
+        """Return the last offset of each partition, see :meth:`Contained.rows`."""
         known = self._running.partitions
         return one.rows({p: known[p].end for p in one.closed if p in known})

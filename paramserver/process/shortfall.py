@@ -1,8 +1,8 @@
-"""Is the store older than the snapshots beside it?  What their manifests know that it lacks.
+"""Detects a store that is older than the snapshots: data that they contain and it lacks.
 
-A row is in the store before a model learns it, and so is a decision before anybody acts on it: no
-snapshot of a lineage can be ahead of the store, unless the store has come back from an older copy,
-was cut, or is another one.
+A row is in the store before a model learns it, and a decision before anybody acts on it.  So a
+snapshot can be ahead of the store only if the store was restored from an older copy, truncated, or
+exchanged for another one.
 """
 
 from __future__ import annotations
@@ -24,22 +24,21 @@ LOST: Final = "lost"
 LOSS_ACCEPTED: Final = "accepted"
 _ACCEPT: Final = "online serve --accept-loss"
 _SHOWN: Final = 3
-_NEWEST: Final = 2**62  # behind every row of a store
+_NEWEST: Final = 2**62  # greater than every row number of a store
 
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A shortfall is what snapshots of a lineage contain and a store lacks; false if it is nothing.
+    """Data that snapshots of a lineage contain and the store lacks; false if there are none.
 
     Attributes:
-        rows: By partition: its end in the store (0: the store does not know it), and the highest
-            offset that a snapshot contains.
+        rows: Partition → (its end in the store, the highest offset in a snapshot); the end is 0 if
+            the store does not know the partition.
         unsealed: Partitions that a snapshot has closed and the store has not sealed, or does not
             know.
-        controls: Number of the store's last control row, and the highest that a snapshot contains.
-        epochs: The lineage's newest epoch in the store, and the newest of a snapshot.
-        position: Highest number in the commit order that a snapshot contains, if it is beyond the
-            store's newest row; 0: none is.
+        controls: Number of the store's last control row, and the highest one in a snapshot.
+        epochs: The lineage's newest epoch in the store, and the newest one of a snapshot.
+        position: Highest commit number in a snapshot, if it is beyond the store's newest row, or 0.
     """
 
     rows: Mapping[int, tuple[int, int]] = field(default_factory=dict)
@@ -50,7 +49,7 @@ class Shortfall:
 
     @property
     def events(self) -> int:
-        """Rows that are missing.  There may be more: of what no snapshot contains none can tell."""
+        """The number of missing rows.  Missing rows that no snapshot contains are not counted."""
         return sum(upto - end for end, upto in self.rows.values())
 
     def __bool__(self) -> bool:
@@ -78,19 +77,20 @@ class Shortfall:
 
 
 def begun(controls: Iterable[ControlInfo], spec: str) -> int:
-    """The epoch in which an operator let the lineage begin anew; 0: never."""
+    """Return the epoch in which an operator let the lineage start afresh; 0: never."""
     mark = f"{BEGUN}:{spec}:"
     keys = [c.key for c in controls if c.kind == BEGUN and c.key.startswith(mark)]
     return max((int(key.removeprefix(mark)) for key in keys), default=0)
 
 
 def shortfall(store: Store, history: SnapshotHistory, model: str, spec: str) -> Shortfall:
-    """Compare the store with the manifests of all snapshots of a lineage that can be read.
+    """Compare the store with the manifests of all readable snapshots of a lineage.
 
-    Those from before the lineage began anew are not its past.  Raises PlaceUnreachable, and
-    whatever the store raises.
+    Snapshots from before the lineage started afresh are ignored.  Raises PlaceUnreachable, and any
+    error of the store.
     """
-    manifests = history.manifests().values()  # first: what they contain was in the store before
+    # Read the manifests before the store: the store was always ahead of them.
+    manifests = history.manifests().values()
     newest = history.newest_epoch()
     epoch = store.head(model, spec).epoch
     controls = store.controls(model, 0)
@@ -133,14 +133,14 @@ def _unsealed(
 
 
 def check(store: Store, history: SnapshotHistory, model: str, spec: str) -> None:
-    """StartRefused if the store is older than a snapshot of the lineage."""
+    """Raise StartRefused if the store is older than a snapshot of the lineage."""
     missing = shortfall(store, history, model, spec)
     if missing:
         raise refusal(model, missing)
 
 
 def refusal(model: str, missing: Shortfall) -> StartRefused:
-    """Return an error that counts what is missing and says what can be done about it."""
+    """Return an error that counts what is missing and names the remedies."""
     n = missing.events
     lacks = f"it lacks {n:,} event{'s' if n > 1 else ''}" if n else "it lacks what they contain"
     return StartRefused(
@@ -151,13 +151,13 @@ def refusal(model: str, missing: Shortfall) -> StartRefused:
 
 
 class Lost(msgspec.Struct, frozen=True):
-    """A row that stands where a decision was, which is lost.
+    """A placeholder for a lost control row.
 
-    The last of these rows says that what is lost is accepted from here on, which takes some steps.
+    The last placeholder starts the acceptance of a loss, which takes several steps.
 
     Attributes:
-        specs: Lineages that are to go on without it.
-        rows: As of :class:`Accepted`.
+        specs: Lineages that are to continue without the lost rows.
+        rows: As in :class:`Accepted`.
         known: Number of the last control row that is not lost.
     """
 
@@ -167,21 +167,22 @@ class Lost(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A lineage goes on from a snapshot, without what the store has lost.
+    """The record that a lineage continues from a snapshot without rows that the store has lost.
 
     Attributes:
         spec: Hash of the lineage's spec.
-        at: When it was accepted (POSIX seconds).
-        base, snapshot, version: The newest snapshot that was good; the one that was made of it to
-            go on from, its version.
-        rows: By partition: after its end in the store, up to where a snapshot had learned it.
-        events: How many rows these are; of what no snapshot contains none can tell.
-        decisions, epochs: What the store knew, and what a snapshot did: number of the last control
-            row, and epoch.
-        control, clock, closed: What the snapshot says that it contains.
-        trimmed: By partition: rows that retention had removed, or that the store never knew.
-        digest, difference: The digest of what is in the snapshot, and by how much it is more than
-            the store's rows say.
+        at: Time of the acceptance (POSIX seconds).
+        base: The newest valid snapshot.
+        snapshot, version: The snapshot made from it to continue from, and its version.
+        rows: Partition → range of lost offsets: after its end in the store, up to the highest one
+            in a snapshot.
+        events: Number of these rows; lost rows that no snapshot contains are not counted.
+        decisions, epochs: Number of the last control row, and epoch: in the store, and in the
+            snapshots.
+        control, clock, closed: Content of the snapshot.
+        trimmed: Partition → rows that retention had removed, or that the store never knew.
+        digest, difference: Digest of the events in the snapshot, and its excess over the digest of
+            the store's rows.
     """
 
     spec: str
@@ -202,27 +203,27 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class Acceptance(NamedTuple):
-    """The number of a control row, and what it says of a loss."""
+    """The number of a control row that accepts a loss, and its payload."""
 
     seq: int
     note: Accepted
 
 
 def accepted(controls: Iterable[ControlInfo], spec: str) -> Acceptance | None:
-    """The newest loss that the lineage goes on without; None: none since it began anew."""
-    found = None
+    """Return the newest accepted loss since the lineage started afresh, or None."""
+    acceptance = None
     for control in controls:
         if control.kind == LOSS_ACCEPTED:
             note = msgspec.json.decode(control.payload, type=Accepted)
             if note.spec == spec:
-                found = Acceptance(control.seq, note)
+                acceptance = Acceptance(control.seq, note)
         elif control.kind == BEGUN and control.key.startswith(f"{BEGUN}:{spec}:"):
-            found = None
-    return found
+            acceptance = None
+    return acceptance
 
 
 def unfinished(controls: Iterable[ControlInfo], spec: str) -> list[Lost]:
-    """Return the losses that an operator has begun to accept for the lineage and not finished."""
+    """Return the losses whose acceptance an operator began for the lineage but did not finish."""
     begun_: list[Lost] = []
     for control in controls:
         if control.kind == LOST:
@@ -235,9 +236,9 @@ def unfinished(controls: Iterable[ControlInfo], spec: str) -> list[Lost]:
 
 
 def check_accepted(state: SnapshotState, controls: Iterable[ControlInfo]) -> None:
-    """StartRefused unless what is lost is in the snapshot's values.
+    """Raise StartRefused unless the snapshot's values contain the rows that the store lost.
 
-    Its rows can't be learned any more, so an older snapshot would go on without them, unasked.
+    Those rows cannot be learned any more, so an older snapshot would silently lack them.
     """
     controls = tuple(controls)
     if unfinished(controls, state.spec):

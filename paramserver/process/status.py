@@ -1,4 +1,4 @@
-"""This module makes plain data of what a status tells of a server's state."""
+"""Builds the parts of a server's status as plain data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ EPOCHS_SHOWN: Final = 9
 
 METRICS: Final = "metrics"
 SCORES: Final = ("n", "correct", "abs_error")
-"""Totals in the block :data:`METRICS` that are kept beside snapshots: rows judged, and how."""
+"""Totals of the block :data:`METRICS` that are stored with snapshots: rows scored, and scores."""
 
 
 def scores(server: Server) -> dict[str, float]:
-    """The totals of :data:`SCORES` in the values, to be kept beside snapshots."""
+    """Return the totals of :data:`SCORES` in the values, to be stored with a snapshot."""
     block = server.values.get(METRICS)
     if block is None or block.kind != COUNT:
         return {}
@@ -27,8 +27,10 @@ def scores(server: Server) -> dict[str, float]:
 
 
 def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, float]]:
-    """Totals of the scores at the end of the newest epochs, oldest first, as far as snapshots
-    tell; the last one is that of now."""
+    """Return the score totals at the end of the newest epochs, oldest first.
+
+    Past epochs are taken from snapshots; the last entry has the present totals.
+    """
     ends: dict[int, Mapping[str, float]] = {}
     for row in listed:  # newest first
         ends.setdefault(row.version[0], row.metrics)
@@ -44,7 +46,7 @@ def epochs(listed: Sequence[Listed], server: Server | None) -> list[dict[str, fl
 def rows_since(
     server: Server, partitions: Mapping[int, PartitionInfo], contained: Contained
 ) -> int:
-    """Rows that the server has learned beyond a snapshot: going back to it undoes them."""
+    """Return the number of rows learned after a snapshot, which a rollback to it would undo."""
     upto = dict(server.clock)
     upto |= {p: partitions[p].end for p in server.closed if p in partitions}
     return sum(
@@ -55,7 +57,7 @@ def rows_since(
 
 
 def numbers(server: Server | None) -> dict[str, Any]:
-    """Return what ``status`` says about the state of the server."""
+    """Return the part of ``status`` that describes the server's state."""
     if server is None:
         return {
             "epoch": None, "count": None, "version": None, "clock": {}, "durable": {},

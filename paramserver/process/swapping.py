@@ -1,6 +1,6 @@
-"""Values that are replaced in one step: rollback, recovery, forget, relearn, backfill.
+"""Replaces the served values in one step: rollback, recovery, forget, relearn, backfill.
 
-The control row comes first; then the state that it names is served, under the next epoch.
+First the control row is written; then the state that it names is served, under the next epoch.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ from paramserver.process.sharing import Sharing
 from paramserver.snapshots.history import ASIDE, SnapshotHistory, parse_name, snapshot_name
 
 GROWN: Final = 10.0
-"""Times that weights have to be longer than before for a model to count as diverged."""
+"""Growth of the norm of the weights from which on a model counts as diverged."""
 
 
 class Swapping:
-    """The values of one running server, which operators, or its replicas, have replaced."""
+    """Replaces the values of one running server, on request of operators or replicas."""
 
     def __init__(self, running: Running, sharing: Sharing) -> None:
         self._running, self._sharing = running, sharing
         self._relearn_from_s = -math.inf
 
     def rollback(self, name: str) -> dict[str, Any]:
-        """Back to the values of a snapshot: what was learned since is undone, and stays so.
+        """Return to the values of a snapshot; rows learned since are excluded from the model.
 
         Meanwhile ``sync`` raises NotReady.  The next periodic snapshot publishes the new state.
 
         Returns:
-            dict: ``snapshot``, ``version`` of the new state, ``undone`` (rows, whatever their
-                verdict), ``control`` (number of the row that holds the decision).
+            dict: ``snapshot``, ``version`` of the new state, ``undone`` (number of excluded rows,
+                whatever their verdict), ``control`` (number of the control row).
 
         Raises:
             NotReady, RollbackRefused, Superseded: Definite: nothing was changed.
             DecisionUncertain: Indefinite.  The process ends, and the next one acts on the row if it
-                stands.
+                was written.
         """
         with self._running.decision() as now:
             return self._back(now, name, self._target(now.history, name))
 
     def retreat(self, rewrite: int, before: float) -> dict[str, Any]:
-        """Roll back to the newest snapshot of ``before``, for a model whose error has risen.
+        """Roll back to the newest snapshot before ``before``, because the error has risen.
 
-        Parameters, answers and errors as of :meth:`recover`; what was learned since is undone.
-        Where lies go on after a rollback there may be no snapshot since then that is old enough:
-        the one that it went to will do again.
+        Parameters, result and errors as for :meth:`recover`, but the rows since are excluded.  If
+        poisoned feedback continues after a rollback, there may be no later snapshot that is old
+        enough; then the snapshot of that rollback is used again.
         """
         with self._running.decision() as now:
             server, store, history = now
@@ -89,7 +89,7 @@ class Swapping:
             known = store.controls(server.model, 0)
         except Exception as error:
             raise self._refusal(history, name, f"no answer of the store: {error!r}") from error
-        check_decides(known, server)  # before others keep snapshots for it
+        check_decides(known, server)  # before the other shards pin snapshots for it
         since = [control for control in known if control.seq > target.control]
         if any(clock > ends.get(p, 0) for p, clock in target.clock.items()):
             reason = "it has learned rows that the journal does not have"
@@ -102,16 +102,20 @@ class Swapping:
             return self._rewrite(now, self._of_all(note, target), target)
 
     def recover(self, rewrite: int, before: float) -> dict[str, Any]:
-        """Back to the newest snapshot of ``before`` (POSIX seconds), with half the learning rate.
+        """Roll back a diverged model and learn the rows since again at half the learning rate.
 
-        For a model that has diverged.  The rows since are learned again, so no event is lost.
-        ``rewrite`` is the newest one that the caller has seen: of several callers the first is
-        heard, and the others get ``snapshot`` None.
+        Parameters:
+            rewrite: Number of the newest rewrite that the caller has seen.  If it is not the
+                newest, nothing is done and ``snapshot`` is None: another caller was first.
+            before: The newest snapshot made at or before this time is used (POSIX seconds).
 
-        Answers and errors otherwise as of :meth:`rollback`; RollbackRefused also if no snapshot
-        since the last rewrite is old enough, or the weights are less than :data:`GROWN` times as
-        long as there: a stream that has changed makes a bad model too, and a halved rate would
-        keep it one for longer.
+        Returns:
+            dict: As :meth:`rollback`.
+
+        Raises:
+            RollbackRefused: As :meth:`rollback`; also if no snapshot since the last rewrite is old
+                enough, or the norm of the weights has grown by a factor below :data:`GROWN`.  Then
+                the stream has probably changed, and a halved rate would slow the adaptation.
         """
         with self._running.decision() as now:
             server, store, history = now
@@ -142,9 +146,10 @@ class Swapping:
     def _newest_of(
         self, now: Serving, before: float, again: str | None = None
     ) -> tuple[str, SnapshotState]:
-        """The newest snapshot of ``before`` and since the last rewrite, or else the one ``again``.
+        """Return the newest snapshot before ``before`` and after the last rewrite.
 
-        Raises RollbackRefused.
+        If that rewrite was a rollback to ``again``, that snapshot may be returned again.  Raises
+        RollbackRefused.
         """
         server, _, history = now
         rows = [row for row in history.listed() if row.created_at <= before]
@@ -167,12 +172,16 @@ class Swapping:
         undone: dict[int, list[int]],
         digests: tuple[rewrites.Digest, rewrites.Digest] | None = None,
     ) -> dict[str, Any]:
-        """Go on with a state that was built aside without the rows of a banned source.
+        """Switch to a state that was built separately without the rows of a banned source.
 
-        It was published as ``name``, from the snapshot ``base`` on (None: from nothing), without
-        the rows ``undone`` (see :func:`paramserver.core.rewrites.packed`); ``digests`` are noted
-        with the decision.  What it has not learned is learned on top.  Answers and errors otherwise
-        as of :meth:`rollback`; ForgetRefused if it can't take the place of what is served.
+        Replicas learn the rows after its clock on top.  Result and errors otherwise as for
+        :meth:`rollback`; ForgetRefused if it cannot replace the served state.
+
+        Parameters:
+            name: Name under which the state was published.
+            base: The snapshot that it was built from; None: built from an empty model.
+            undone: Excluded rows, encoded by :func:`paramserver.core.rewrites.packed`.
+            digests: Digests of the events with and without these rows, recorded with the decision.
         """
         at = self._running.host.wall()
         asked = rewrites.Forget(
@@ -181,10 +190,11 @@ class Swapping:
         return self._go_on_with(asked)
 
     def may_relearn(self, rewrite: int, pause_s: float) -> bool:
-        """Whether the caller may build a state for :meth:`relearn`: one in ``pause_s`` seconds.
+        """Return whether the caller may build a state for :meth:`relearn`.
 
-        ``rewrite`` is the newest one that the caller has seen.  Known to this process only: if it
-        ends, two may build, and the second one's state is refused.
+        One caller in ``pause_s`` seconds may, and only if ``rewrite``, the newest rewrite that it
+        has seen, is the newest.  Only this process records it: after its end two callers may build
+        a state, and the second one's is refused.
         """
         with self._running.lock:
             server, _, _ = self._running.serving()
@@ -197,25 +207,25 @@ class Swapping:
     def relearn(
         self, name: str, since: float, undone: dict[int, list[int]], evidence: dict[str, float]
     ) -> dict[str, Any]:
-        """Go on with a state that was built aside from recent rows alone.
+        """Switch to a state that was built separately from recent rows only.
 
-        It was published as ``name``, without the rows ``undone``, and is better by ``evidence``.
-        Answers and errors otherwise as of :meth:`forget`, with RelearnRefused.
+        It was published as ``name`` and lacks the rows ``undone``; ``evidence`` holds its scores.
+        Result and errors as for :meth:`forget`, with RelearnRefused.
         """
         return self._go_on_with(rewrites.Relearn("", name, 0, {}, [], undone, since, evidence))
 
     def backfill(self, name: str, lesson: bytes) -> dict[str, Any]:
-        """Go on with a state that tables have taught aside; it becomes a pinned base snapshot.
+        """Switch to a separately built state that learned tables; it becomes a pinned base.
 
         It was published as ``name``; ``lesson`` is a :class:`paramserver.process.bases.Lesson` as
-        JSON. Answers (``snapshot`` is the base) and errors otherwise as of :meth:`forget`, with
+        JSON.  Result (``snapshot`` is the base) and errors as for :meth:`forget`, with
         BackfillRefused, and PublishFailed: nothing was changed.
         """
         running = self._running
-        said = msgspec.json.decode(lesson, type=Lesson)
+        learned = msgspec.json.decode(lesson, type=Lesson)
         asked = Backfill(
             "", name, 0, {}, [], 0,
-            list(said.files), said.learned, said.quarantined, said.known, said.label,
+            list(learned.files), learned.learned, learned.quarantined, learned.known, learned.label,
         )  # fmt: skip
         with running.decision() as now:
             server, store, history = now
@@ -228,10 +238,10 @@ class Swapping:
                 note = msgspec.structs.replace(note, snapshot=base)
                 try:
                     answer = self._rewrite(now, note, state)
-                except (HandedOn, NothingDecided, Superseded):  # nothing names it
+                except (HandedOn, NothingDecided, Superseded):  # no control row names it
                     withdraw_pinned(history, base)
                     raise
-            with contextlib.suppress(Exception):  # else a start goes over the row to the base
+            with contextlib.suppress(Exception):  # a start finds the base through the row, too
                 store.move_head(server.model, server.spec, answer["version"][0], base)
                 running.base, running.parent = version, base
             history.withdraw(name)
@@ -246,7 +256,7 @@ class Swapping:
             return answer
 
     def _decided(self, now: Serving, asked: aside.Asked) -> tuple[aside.Asked, SnapshotState]:
-        """The decision to go on with a state that was built aside, and that state."""
+        """Return the decision to switch to a separately built state, and that state."""
         (server, store, history), name = now, asked.snapshot
         if not name.startswith(ASIDE):
             raise aside.refusal(asked, f"{name!r} is no state that was built aside")
@@ -272,7 +282,7 @@ class Swapping:
         except Superseded as error:
             self._running.end(error)
             raise
-        except DecisionUncertain as error:  # nothing may be learned that it might undo
+        except DecisionUncertain as error:  # learning on could learn rows that it excludes
             self._running.end(error, "ended")
             raise
         try:
@@ -281,9 +291,9 @@ class Swapping:
                 controls,
                 lambda wanted: target if wanted == name else needed(history, wanted),
             )
-            # of this epoch and no other: a server that came between has acted on the row
+            # only from this epoch: a server that took one in between has acted on the row
             epoch = store.begin_epoch(server.model, server.spec, server.epoch)
-        except Exception as error:  # the row stands: the next process acts on it
+        except Exception as error:  # the row is written: the next process acts on it
             uncertain = DecisionUncertain(kind, key, f"written, but {error!r}")
             self._running.end(uncertain, "ended")
             raise uncertain from error
@@ -317,7 +327,7 @@ class Swapping:
 
 
 def _length(values: Blocks) -> float:
-    """Length of all weights as one vector."""
+    """Return the Euclidean norm of all weights as one vector."""
     total = 0.0
     for block in values.values():
         if block.kind == DENSE:

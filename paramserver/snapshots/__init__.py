@@ -1,1 +1,1 @@
-"""Snapshots: a self-contained file format, stores that keep it whole or absent, retention."""
+"""Snapshots: file format, atomic storage in directories and object stores, and retention."""

@@ -1,7 +1,7 @@
-"""Snapshots are read as a whole, whatever they lean on.
+"""Reads snapshots, incremental ones together with their base.
 
-Some hold of large tables only what changed since an earlier one, their base.  That one is whole
-itself, so two files are all that is ever read.  It is known by its SHA-256, not by its name alone.
+An incremental snapshot holds only the changes of large tables since an earlier one, its base.  The
+base is always whole, so at most two files are read.  It is verified by its SHA-256.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from paramserver.snapshots.store import DirectorySnapshots, ReadingDisk
 
 
 class Reader:
-    """Reads snapshots of one place; of a base that can't be used it says so without a second look.
+    """Reads the snapshots of one place, and remembers bases that cannot be used.
 
-    Raises what :func:`paramserver.snapshots.format.decode` and the place raise.
+    Its methods raise the errors of :func:`paramserver.snapshots.format.decode` and of the place.
     """
 
     def __init__(self, snapshots: Snapshots) -> None:
@@ -26,12 +26,12 @@ class Reader:
         self._refused: dict[Base, str] = {}
 
     def read(self, name: str) -> tuple[SnapshotState, bytes | memoryview]:
-        """The state of a snapshot, and its own file."""
+        """Return the state of a snapshot, and the bytes of its own file."""
         data = self._snapshots.take(name)
         return snapshot_format.decode(data, self.base), data
 
     def base(self, base: Base) -> SnapshotState:
-        """The state that others lean on."""
+        """Return the state of a base snapshot."""
         if base not in self._refused:
             try:
                 data = self._snapshots.take(base.name)
@@ -44,19 +44,19 @@ class Reader:
 
 
 def read(snapshots: Snapshots, name: str) -> SnapshotState:
-    """The state of a snapshot."""
+    """Return the state of a snapshot."""
     return Reader(snapshots).read(name)[0]
 
 
 def read_file(path: Path) -> SnapshotState:
-    """The state in a snapshot's file; what it leans on lies beside it."""
+    """Return the state in a snapshot's file; a base is looked for in the same directory."""
     return snapshot_format.decode(
         path.read_bytes(), Reader(DirectorySnapshots(path.parent, ReadingDisk())).base
     )
 
 
 def read_whole(snapshots: Snapshots, name: str) -> bytes:
-    """The bytes of a snapshot, such that it leans on nothing."""
+    """Return the bytes of a snapshot; an incremental one is converted to a whole one."""
     data = snapshots.load(name)
     return (
         data

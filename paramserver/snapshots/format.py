@@ -1,18 +1,18 @@
-"""One snapshot as bytes: a msgpack manifest and a safetensors payload under one checksum.
+"""The file format of a snapshot: a msgpack manifest and a safetensors payload with checksums.
 
 ======================= ===========================================================
 8 bytes                 magic
 4 + 8 + 8 bytes         schema version, bytes of manifest, bytes of payload (little);
-                        1: the whole state; 2: of some tables what changed since another
-                        snapshot, the base, which is a whole one
+                        1: whole; 2: incremental, with only the changed rows of some
+                        tables since another snapshot, the base, which is whole
 32 bytes                SHA-256 of the manifest, so that it can be read alone
-manifest                msgpack: whose state it is, version, clocks, block table
+manifest                msgpack: model, spec, version, clocks, list of blocks
 payload                 safetensors: keys and numbers of each block
 32 bytes                SHA-256 of everything before
 ======================= ===========================================================
 
-The frame (all but manifest and payload) is the same in every schema version, so a file of a
-later release is told apart from a damaged one.  Numbers come back bit for bit.
+The frame (everything but manifest and payload) is the same in every schema version, so a file of a
+later release can be distinguished from a damaged one.  Numbers are restored bit for bit.
 """
 
 from __future__ import annotations
@@ -40,18 +40,17 @@ _LEANING: Final = 2
 MAGIC: Final = b"\x89OLSNAP\n"
 _FRAME: Final = struct.Struct("<8sIQQ32s")
 _DIGEST_BYTES: Final = 32
-_CHECKED: Final = 65_536  # numbers, or rows of them, at once
+_CHECKED: Final = 65_536  # numbers, or rows, checked at a time
 FRAME_BYTES: Final = _FRAME.size
-_CUT_KEYS: Final = 8192  # at once: what fits into a processor's cache takes two thirds of the time
+_CUT_KEYS: Final = 8192  # keys split at a time; parts that fit the CPU cache are a third faster
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """A manifest is what a snapshot says of itself; see
-    :class:`paramserver.core.state.SnapshotState`.
+    """The metadata of a snapshot; fields as in :class:`paramserver.core.state.SnapshotState`.
 
-    ``closed`` holds runs ``(first, last)`` of partition numbers; ``blocks`` name and kind of
-    each block, whose arrays are named after its position; ``changes`` those that hold only what
-    changed since the ``base``.
+    ``closed`` holds ranges ``(first, last)`` of partition numbers.  ``blocks`` holds name and kind
+    of each block, whose arrays are named after its position.  ``changes`` names the blocks that
+    hold only the changes since the ``base``.
     """
 
     schema: int
@@ -75,17 +74,17 @@ class Manifest(msgspec.Struct, frozen=True):
     changes: list[str] = []
 
     def closed_partitions(self) -> frozenset[int]:
-        """``closed``, run by run."""
+        """Return the partition numbers in ``closed``."""
         return frozenset(p for first, last in self.closed for p in range(first, last + 1))
 
 
 def encode(state: SnapshotState) -> bytes:
-    """The whole file.  Deterministic: the same state gives the same bytes."""
+    """Return the whole file as bytes.  Equal states give equal bytes."""
     return bytes(encoded(state))
 
 
 def encoded(state: SnapshotState) -> Pieces:
-    """The file, whose payload is made while it is written; the state must stay as it is."""
+    """Return the file in pieces generated while it is written; do not change the state then."""
     arrays: dict[str, Stored] = {}
     changes = [] if state.base is None else [n for n, b in state.values.items() if _tracked(b)]
     for i, (name, block) in enumerate(state.values.items()):
@@ -120,7 +119,7 @@ def encoded(state: SnapshotState) -> Pieces:
 
 
 def frame(schema: int, manifest: bytes, payload: bytes) -> bytes:
-    """Manifest and payload between the fixed head and the checksum."""
+    """Return a file with this manifest and payload: header, both, and checksum."""
     begin = _begin(schema, manifest, len(payload))
     return bytes(Pieces(begin, len(payload), lambda: (payload,)))
 
@@ -132,16 +131,17 @@ def _begin(schema: int, manifest: bytes, size: int) -> bytes:
 def decode(
     data: bytes | memoryview, base: Callable[[Base], SnapshotState] | None = None
 ) -> SnapshotState:
-    """The state in a file.
+    """Return the state in a file.
 
-    Of memory that can be written a large table's rows stay where they are: decode it once.
+    If ``data`` is writeable memory, tables use it without a copy, so decode it only once.
 
     Parameters:
-        base: Reads the snapshot that this one leans on, which is changed; raises as this does.
+        base: Reads the base of an incremental snapshot; its state is changed in place.  It raises
+            the same errors.
 
     Raises:
-        SnapshotCorrupt: The bytes are not exactly those that :func:`encode` gave.
-        SnapshotFormat: They are whole, of a schema version that this release does not know.
+        SnapshotCorrupt: The bytes are not exactly those that :func:`encode` returned.
+        SnapshotFormat: The file is undamaged, but of a schema version unknown to this release.
     """
     _, manifest_bytes, _, _ = _read_frame(data)
     size = whole_size(data)
@@ -185,18 +185,18 @@ def decode(
 
 
 def manifest_end(head: bytes | memoryview) -> int:
-    """How many bytes of the file hold frame and manifest, from its first ``FRAME_BYTES``."""
+    """Return the size of header and manifest, given the file's first ``FRAME_BYTES`` bytes."""
     return FRAME_BYTES + _read_frame(head)[1]
 
 
 def whole_size(head: bytes | memoryview) -> int:
-    """Bytes of the whole file, from its first ``FRAME_BYTES``."""
+    """Return the size of the whole file, given its first ``FRAME_BYTES`` bytes."""
     _, manifest_bytes, payload_bytes, _ = _read_frame(head)
     return FRAME_BYTES + manifest_bytes + payload_bytes + _DIGEST_BYTES
 
 
 def read_manifest(data: bytes | memoryview) -> Manifest:
-    """The manifest, from (at least) the first :func:`manifest_end` bytes of a file."""
+    """Return the manifest, given at least the first :func:`manifest_end` bytes of a file."""
     schema, manifest_bytes, _, digest = _read_frame(data)
     raw = data[FRAME_BYTES : FRAME_BYTES + manifest_bytes]
     if sha256(raw).digest() != digest:
@@ -219,7 +219,7 @@ def _read_frame(data: bytes | memoryview) -> tuple[int, int, int, bytes]:
 
 
 def _runs(partitions: frozenset[int]) -> list[tuple[int, int]]:
-    """Numbers are given in order, so the closed ones lie in few runs."""
+    """Return the numbers as ranges: they are assigned in order, so few ranges suffice."""
     runs: list[tuple[int, int]] = []
     for p in sorted(partitions):
         if runs and runs[-1][1] == p - 1:
@@ -251,7 +251,7 @@ def _changes(rows: Rows) -> dict[str, Stored]:
 
 
 def _changed(block: Block, arrays: dict[str, Array], prefix: str) -> Block:
-    """The base's table with what changed since: it is changed itself."""
+    """Apply the changes to the base's table in place; return its block."""
     table: Rows = block.data
     new = Rows(arrays[prefix + "ids"], _finite(arrays[prefix + "rows"]))
     new.gone = arrays[prefix + "gone"]
@@ -270,7 +270,7 @@ def _to_arrays(block: Block) -> dict[str, Array]:
     if block.kind == algebra.DIGEST:
         return {"digest": np.array([data["count"], data["sum"]], dtype=np.uint64)}
     arrays = _keys_to_arrays(data)
-    if block.kind == algebra.COUNT:  # an integer above 2**53 is no float, and 1 is not 1.0
+    if block.kind == algebra.COUNT:  # integers above 2**53 do not fit a float; 1 is not 1.0
         real = [type(x) is float for x in data.values()]
         arrays["real"] = np.array(real, dtype=np.uint8)
         arrays["floats"] = np.array(
@@ -331,7 +331,7 @@ def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
         return []
     if ends[0] < 0 or ends[-1] != len(blob) or (np.diff(ends) < 0).any():
         raise ValueError("keys overlap or leave their bytes")
-    if blob.all():  # no key holds the separator, so many are cut at once
+    if blob.all():  # no key contains the separator \0, so split many at once
         keys: list[str] = []
         for i in range(0, len(ends), _CUT_KEYS):
             begin, stops = ends[i - 1] if i else 0, ends[i : i + _CUT_KEYS]
@@ -343,7 +343,7 @@ def _keys_from_arrays(arrays: dict[str, Array], prefix: str) -> list[str]:
 
 
 def equal(a: Blocks, b: Blocks) -> bool:
-    """Whether two states are the same, bit for bit (0.0 is not -0.0, 1 is not 1.0)."""
+    """Return whether two states are equal, bit for bit (0.0 is not -0.0, 1 is not 1.0)."""
     return repr(sorted((n, x.kind, _ordered(x)) for n, x in a.items())) == repr(
         sorted((n, x.kind, _ordered(x)) for n, x in b.items())
     )

@@ -1,9 +1,9 @@
 """The snapshots of one lineage over time: names, ancestors, restoring, retention.
 
 A name is ``EPOCH-COUNT`` or ``EPOCH-COUNT-from-EPOCH-COUNT``: the version, and the version that
-the epoch's server started from.  The head's name stands in the store, so its ancestors are known
-even when its file can't be read, and what a server that had lost its epoch left behind (a higher
-count under an older epoch) is not among them.
+the epoch's server started from.  The head's name is in the store.  So its ancestors are known even
+if its file cannot be read, and the snapshots of a superseded server (a higher count under an older
+epoch) are not among them.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from paramserver.snapshots.store import PlaceUnreachable, Retention, retained
 _log: Final = logging.getLogger(__name__)
 
 _SHOWN: Final = 3
-_PREFIX_BYTES: Final = 64 * 1024  # holds most manifests, so that one read does
+_PREFIX_BYTES: Final = 64 * 1024  # contains most manifests, so that one read suffices
 ASIDE: Final = "aside-"
-"""Names of states that were built beside the line begin so; only a control row leads to one."""
+"""Prefix of the names of separately built states; only control rows refer to them."""
 Foreign = Callable[[Blocks], str | None]
 _NAME: Final = re.compile(r"(\d+)-(\d+)(?:-from-(\d+)-(\d+))?")
 
 
 def snapshot_name(version: Version, base: Version | None) -> str:
-    """Name of the snapshot of ``version`` by a server that started from ``base``."""
+    """Return the name for a snapshot of ``version`` by a server that started from ``base``."""
     name = f"{version[0]}-{version[1]}"
     return name if base is None else f"{name}-from-{base[0]}-{base[1]}"
 
 
 def parse_name(name: str) -> tuple[Version, Version | None] | None:
-    """Version and base that a name tells, or None if it is not such a name."""
+    """Return version and base from a name, or None if it is not such a name."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -59,26 +59,26 @@ def parse_name(name: str) -> tuple[Version, Version | None] | None:
 
 
 def ancestors(head: str, names: Iterable[str]) -> list[str]:
-    """``head`` and the snapshots that it descends from, newest first."""
+    """Return ``head`` and the snapshots that it descends from, newest first."""
     parsed = parse_name(head)
     if parsed is None:
         return [head]
     (epoch, count), base = parsed
-    found = [head]
+    line = [head]
     known = [(p, name) for name in names if (p := parse_name(name)) is not None and name != head]
     for ((of_epoch, of_count), of_base), name in sorted(known, reverse=True, key=_by_version):
         if of_epoch < epoch:
-            if base is None:  # the line began with this epoch
+            if base is None:  # the lineage began with this epoch
                 break
-            if of_epoch > base[0]:  # an epoch between that nothing came from
+            if of_epoch > base[0]:  # an epoch in between without descendants
                 continue
             if of_count > base[1]:
                 continue
             epoch, count, base = of_epoch, base[1], of_base
         elif of_epoch > epoch or of_count > count:
             continue
-        found.append(name)
-    return found
+        line.append(name)
+    return line
 
 
 def _by_version(item: tuple[tuple[Version, Version | None], str]) -> Version:
@@ -86,7 +86,7 @@ def _by_version(item: tuple[tuple[Version, Version | None], str]) -> Version:
 
 
 def _base(manifest: snapshot_format.Manifest, name: str) -> str:
-    """Name of the whole snapshot that this one's state begins with: its own, as a rule."""
+    """Return the name of an incremental snapshot's base; of a whole snapshot, its own name."""
     return name if manifest.base is None else manifest.base.name
 
 
@@ -104,26 +104,27 @@ class Listed(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Vanished:
-    """Good snapshots whose files somebody has removed: how many, and what is said of it."""
+    """Valid snapshots whose files somebody has removed: their number, and a message."""
 
     files: int = 0
     incident: str | None = None
 
     def with_more(self, names: Sequence[str], head: str | None) -> Vanished:
-        """The same with those that were found now; ``head``: the newest one's name."""
-        said = f"snapshots whose files are gone: {', '.join(names[-_SHOWN:])}"
+        """Return the record extended by these names; ``head``: name of the newest snapshot."""
+        message = f"snapshots whose files are gone: {', '.join(names[-_SHOWN:])}"
         if len(names) > _SHOWN:
-            said += f" and {len(names) - _SHOWN} more"
+            message += f" and {len(names) - _SHOWN} more"
         if head in names:
-            said += f"; {head}, the newest, is written anew"
+            message += f"; {head}, the newest, is written anew"
         hint = "look who removes them; a rollback reaches no further than what is left"
-        return Vanished(self.files + len(names), f"{said}: {hint}")
+        return Vanished(self.files + len(names), f"{message}: {hint}")
 
 
 class SnapshotHistory:
-    """A lineage's snapshots, with their manifests in memory.
+    """The snapshots of a lineage, with their manifests in memory.
 
-    ``foreign``: why values can't be those of this server, one of several; None: they can.
+    Parameters:
+        foreign: Returns why values cannot be this shard's, or None if they can.
     """
 
     def __init__(
@@ -133,30 +134,30 @@ class SnapshotHistory:
         self._manifests: dict[str, snapshot_format.Manifest] = {}
         self._sizes: dict[str, int] = {}
         self._head: str | None = None
-        self._whole: tuple[Version, Base] | None = None  # the newest that was published here
-        self._leaning = 0  # on it
+        self._whole: tuple[Version, Base] | None = None  # newest whole one published here
+        self._leaning = 0  # incremental snapshots published on it
         self.refused: dict[str, str] = {}
         self.vanished = Vanished()
 
     def newest_epoch(self) -> int:
-        """Newest epoch that any snapshot was published under; 0 without one."""
+        """Return the newest epoch of any snapshot; 0 if there is none."""
         parsed = map(parse_name, self._snapshots.names())
         return max((name[0][0] for name in parsed if name is not None), default=0)
 
     def remove_leftovers(self) -> None:
-        """Remove what earlier servers left unfinished.
+        """Remove unfinished files of earlier servers.
 
-        For who has taken the epoch: what others have begun can't become the head any more.
+        Call it after taking the epoch, when those files cannot become the head any more.
         """
-        with contextlib.suppress(OSError):  # they are in nobody's way; the next start tries again
+        with contextlib.suppress(OSError):  # they do no harm; the next start tries again
             self._snapshots.remove_leftovers()
 
     def restore(self, head: str | None, model: str, spec: str) -> tuple[str, SnapshotState] | None:
-        """The head's state, or its nearest ancestor's that is good; None without a head.
+        """Return name and state of the head or its nearest valid ancestor; None without a head.
 
         Raises:
             StartRefused: There is a head, but neither it nor an ancestor can be used.
-            PlaceUnreachable, OSError: One may be good, but can't be read now.
+            PlaceUnreachable, OSError: One may be valid, but cannot be read now.
         """
         self._head = head
         if head is None:
@@ -166,19 +167,17 @@ class SnapshotHistory:
         for name in ancestors(head, self._snapshots.names()):
             try:
                 state, data = self._read(reader, name)
-            except PlaceUnreachable:  # no reason to go back to an older one: ask again
+            except PlaceUnreachable:  # no reason to use an older one: try again later
                 raise
             except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing, OSError) as error:
                 self.refused[name] = str(error)
                 unread = error if isinstance(error, OSError) else unread
                 continue
             if (state.model, state.spec) == (model, spec):
-                self._note(
-                    name, data, len(data)
-                )  # it is good, whatever a second reading may come to
+                self._note(name, data, len(data))  # known to be valid, even if a later read fails
                 return name, state
             self.refused[name] = f"it is of model {state.model!r}, spec {state.spec[:12]}"
-        if unread is not None:  # a disk that fails now may do better
+        if unread is not None:  # a disk error may be temporary
             raise unread
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.refused.items())
         raise StartRefused(
@@ -188,7 +187,10 @@ class SnapshotHistory:
         )
 
     def load(self, name: str) -> SnapshotState:
-        """The state of a snapshot; SnapshotMissing, SnapshotCorrupt, SnapshotFormat, OSError."""
+        """Return the state of a snapshot.
+
+        Raises SnapshotMissing, SnapshotCorrupt, SnapshotFormat, or OSError.
+        """
         return self._read(Reader(self._snapshots), name)[0]
 
     def _read(self, reader: Reader, name: str) -> tuple[SnapshotState, bytes | memoryview]:
@@ -198,7 +200,7 @@ class SnapshotHistory:
         return state, data
 
     def index(self) -> None:
-        """Read the manifests of the snapshots that are there (without their payloads).
+        """Read the manifests of all snapshots, without their payloads.
 
         Raises PlaceUnreachable.
         """
@@ -218,50 +220,49 @@ class SnapshotHistory:
         self._sizes[name] = snapshot_format.whole_size(prefix)
 
     def _prefix(self, name: str) -> bytes:
-        """The file up to the end of its manifest, at least."""
+        """Return the file's bytes up to the end of its manifest, at least."""
         prefix = self._snapshots.load(name, _PREFIX_BYTES)
         end = snapshot_format.manifest_end(prefix)
         return prefix if end <= len(prefix) else self._snapshots.load(name, end)
 
     def manifests(self) -> dict[str, snapshot_format.Manifest]:
-        """By name, what all snapshots say of themselves, states that were built aside too.
+        """Return the manifests of all snapshots by name, including separately built states.
 
-        Those that can't be read are in ``refused`` afterwards.  Raises PlaceUnreachable.
+        Those that cannot be read are in ``refused`` afterwards.  Raises PlaceUnreachable.
         """
         self.index()
-        found = dict(self._manifests)
+        manifests = dict(self._manifests)
         for name in self._snapshots.names():
             if name.startswith(ASIDE):
                 try:
-                    found[name] = snapshot_format.read_manifest(self._prefix(name))
+                    manifests[name] = snapshot_format.read_manifest(self._prefix(name))
                 except SnapshotMissing:
                     continue
                 except (SnapshotCorrupt, SnapshotFormat) as error:
                     self.refused[name] = str(error)
-        return found
+        return manifests
 
     def knows(self, name: str) -> bool:
-        """Whether a good snapshot of the name was there when it was last looked."""
+        """Return whether a valid snapshot of that name is in the index."""
         return name in self._manifests
 
     def drop_vanished(self, head: str | None) -> list[str]:
-        """Snapshots whose files somebody has removed, or those of what they lean on, oldest first.
+        """Drop snapshots whose files, or whose bases' files, were removed; return their names.
 
-        They are no more known.
-        The ``head`` is looked into, too: its beginning has to be what was written.  Raises
-        PublishFailed (of the head): the place does not say what is there.
+        The names are in order of version.  The header and manifest of ``head`` are read and
+        verified, too.  Raises PublishFailed if the place cannot be listed or read.
         """
         try:
-            there = set(self._snapshots.names())
-            if head in there:
+            names = set(self._snapshots.names())
+            if head in names:
                 try:
                     snapshot_format.read_manifest(self._prefix(head))
                 except (SnapshotCorrupt, SnapshotFormat, SnapshotMissing):
-                    there.remove(head)
+                    names.remove(head)
         except OSError as error:
             raise PublishFailed(str(head), str(error)) from error
-        gone = [n for n, m in self._manifests.items() if n not in there or _base(m, n) not in there]
-        if self._whole is not None and self._whole[1].name not in there:
+        gone = [n for n, m in self._manifests.items() if n not in names or _base(m, n) not in names]
+        if self._whole is not None and self._whole[1].name not in names:
             self._whole = None
         gone.sort(key=lambda name: self._manifests[name].version)
         for name in gone:
@@ -273,7 +274,7 @@ class SnapshotHistory:
         return gone
 
     def publish(self, name: str, state: SnapshotState) -> None:
-        """Make a durable file of a state.  The head does not point to it yet."""
+        """Write a state durably to a file.  The head does not point to it yet."""
         data = snapshot_format.encoded(state)
         self._snapshots.publish(name, data)
         self._note(name, data.begin, len(data))
@@ -283,13 +284,13 @@ class SnapshotHistory:
             self._whole, self._leaning = (state.version, Base(name, data.digest.hex())), 0
 
     def base_for_next(self) -> tuple[Version, Base] | None:
-        """The snapshot that the next one may lean on, and its version; None: it is a whole one."""
+        """Return version and identity of the base for the next snapshot; None: write it whole."""
         return self._whole if self._leaning + 1 < self._retention.full_every else None
 
     def needed_for(self, names: Iterable[str]) -> set[str]:
-        """These, and what they lean on."""
-        found = set(names)
-        return found | {_base(m, n) for n in found if (m := self._manifests.get(n)) is not None}
+        """Return these names and those of their bases."""
+        named = set(names)
+        return named | {_base(m, n) for n in named if (m := self._manifests.get(n)) is not None}
 
     def _note(self, name: str, begin: bytes | memoryview, size: int) -> None:
         self._manifests[name] = snapshot_format.read_manifest(begin)
@@ -297,34 +298,34 @@ class SnapshotHistory:
         self.refused.pop(name, None)
 
     def drop_asides(self, held: Collection[str]) -> set[str]:
-        """Remove the states that were built aside and are not held; those that stay.
+        """Remove separately built states that are not in ``held``; return those that remain.
 
-        After an OSError they are in nobody's way.
+        Errors of removal are ignored, because the files do no harm.
         """
-        found = {name for name in self._snapshots.names() if name.startswith(ASIDE)}
-        for name in found.difference(held):
+        asides = {name for name in self._snapshots.names() if name.startswith(ASIDE)}
+        for name in asides.difference(held):
             with contextlib.suppress(OSError):
                 self.withdraw(name)
-        return found.intersection(held)
+        return asides.intersection(held)
 
     def line(self, head: str) -> list[tuple[str, Version, Contained]]:
-        """The head and its good ancestors, newest first: name, version, what each contains."""
-        found = []
+        """Return name, version and content of the head and its valid ancestors, newest first."""
+        line = []
         for name in ancestors(head, self._manifests):
             if (m := self._manifests.get(name)) is not None:
                 contained = Contained(m.clock, m.closed_partitions(), m.control)
-                found.append((name, m.version, contained))
-        return found
+                line.append((name, m.version, contained))
+        return line
 
     def contained(self) -> dict[str, Contained]:
-        """By name, what each good snapshot contains."""
+        """Return clock, closed partitions and control position of each valid snapshot by name."""
         known = dict(self._manifests)
         return {
             name: Contained(m.clock, m.closed_partitions(), m.control) for name, m in known.items()
         }
 
     def withdraw(self, name: str) -> None:
-        """Remove a file that the head will never point to."""
+        """Remove the file of a snapshot that the head will never point to."""
         with contextlib.suppress(SnapshotMissing):
             self._snapshots.delete(name)
         self._manifests.pop(name, None)
@@ -333,7 +334,7 @@ class SnapshotHistory:
             self._whole = None
 
     def withdraw_for_good(self, name: str) -> None:
-        """Remove a file whatever its pin says, good or refused."""
+        """Remove the file of a snapshot even if it is pinned or was refused."""
         if name in self._snapshots.pins():
             with contextlib.suppress(SnapshotMissing):
                 self._snapshots.pin(name, False)
@@ -341,17 +342,18 @@ class SnapshotHistory:
         self.refused.pop(name, None)
 
     def retain(self, head: str, held: Collection[str] = ()) -> list[Contained]:
-        """Remove what retention does not keep; return what recovery may start from.
+        """Remove snapshots that retention does not keep; return what recovery may start from.
 
-        Refused files are removed once as many good snapshots are newer as retention keeps.
-        Birth, pins and ``held`` are kept as files but hold no rows of the journal, so they are
-        not among what is returned.  What others lean on is kept with them, and one snapshot more
-        if all new ones lean on the same: it may be damaged.  Those that lean go before whole ones.
-        After an OSError the next call goes on where this one ended.
+        The first snapshot of all, pinned ones and those in ``held`` are kept as files, but rows of
+        the journal are not kept for them, so they are not in the result.  Bases are kept with the
+        snapshots that need them; if all recent ones have the same base, which may be damaged, one
+        snapshot with another base is kept, too.  Incremental snapshots are removed before whole
+        ones.  Refused files are removed once there are as many newer valid snapshots as retention
+        keeps.  After an OSError the next call continues.
 
         Parameters:
             head: Name of the snapshot that the store's head points to.
-            held: Names that something else may still ask for, such as a rollback's control row.
+            held: Names that are still needed otherwise, for example by a rollback's control row.
         """
         self._head = head
         created = self._created()
@@ -376,7 +378,7 @@ class SnapshotHistory:
         ]
 
     def _on_another(self, names: Collection[str]) -> set[str]:
-        """Name the newest snapshot beside these that leans on another one, if they lean on one."""
+        """If all of these have one base, return the newest snapshot with another base."""
         manifests = self._manifests
         bases = {_base(manifests[n], n) for n in names if n in manifests}
         if len(bases) > 1 or self._retention.keep < 2:
@@ -385,7 +387,7 @@ class SnapshotHistory:
         return set(sorted(others, key=lambda n: manifests[n].version)[-1:])
 
     def _created(self) -> dict[str, float]:
-        """When each was made, oldest version first; a clock that was set back stands still."""
+        """Return creation times by name, oldest version first, made non-decreasing."""
         created: dict[str, float] = {}
         latest = 0.0
         for name, manifest in sorted(self._manifests.items(), key=lambda item: item[1].version):
@@ -393,13 +395,11 @@ class SnapshotHistory:
         return created
 
     def pin(self, name: str, on: bool) -> None:
-        """Keep a snapshot whatever retention says, or no longer."""
+        """Exempt a snapshot from retention, or no longer."""
         self._snapshots.pin(name, on)
 
     def reach(self) -> float | None:
-        """How far back a rollback reaches: when the oldest good snapshot that the head descends
-        from was made, in POSIX seconds; None without one.
-        """
+        """Return the time (POSIX s) of the head's oldest valid ancestor, the limit of rollbacks."""
         if self._head is None:
             return None
         manifests = dict(self._manifests)
@@ -409,7 +409,7 @@ class SnapshotHistory:
         )
 
     def listed(self) -> list[Listed]:
-        """All good snapshots, newest first."""
+        """Return all valid snapshots, newest first."""
         pins = self._snapshots.pins()
         manifests = dict(self._manifests)
         rows = [

@@ -1,4 +1,6 @@
-"""Snapshots in an object store: its objects can't be renamed, so what makes one whole goes last.
+"""Snapshots in an object store, made atomic by writing a manifest object last.
+
+Objects cannot be renamed, so each snapshot is two objects:
 
 =========================== ======================================================
 ``NAME.DIGEST16.data``      the snapshot's bytes, written first
@@ -6,9 +8,9 @@
 ``NAME.pin``                empty; there while the snapshot is pinned
 =========================== ======================================================
 
-A name exists when its manifest does.  Every manifest has the same length, so one that a store
-without whole writes has torn is told from the listing alone, and counts as absent.  The data's
-name holds the beginning of their digest: publishing a name again never touches the bytes that
+A snapshot exists if its manifest does.  All manifests have the same length, so a manifest torn by a
+store without atomic writes is recognised from the listing, and counts as absent.  The data object's
+name contains the start of its digest, so publishing a name again does not overwrite the data that
 its manifest still points to.  Only this module needs pyarrow.
 """
 
@@ -36,7 +38,7 @@ _MANIFEST_BYTES: Final = 64 + 1 + 20 + 1
 
 @contextmanager
 def _failures(place: str) -> Iterator[None]:
-    """Errors of pyarrow, whatever their type, as OSError; FileNotFoundError as it is."""
+    """Convert all errors of pyarrow to PlaceUnreachable, except FileNotFoundError."""
     try:
         yield
     except FileNotFoundError:
@@ -46,13 +48,13 @@ def _failures(place: str) -> Iterator[None]:
 
 
 def open_uri(uri: str) -> ObjectSnapshots:
-    """The snapshots under a URI such as ``s3://bucket/prefix?region=eu-north-1``.
+    """Open the snapshots under a URI such as ``s3://bucket/prefix?region=eu-north-1``.
 
     Raises:
-        StartRefused: pyarrow knows no such filesystem.
+        StartRefused: pyarrow does not support the URI.
         OSError: The store did not answer.
     """
-    shown = re.sub(r"//[^/]*@", "//", uri.partition("?")[0])  # keys may stand in a URI
+    shown = re.sub(r"//[^/]*@", "//", uri.partition("?")[0])  # a URI may contain credentials
     try:
         filesystem, path = fs.FileSystem.from_uri(uri)
     except OSError as error:
@@ -74,7 +76,7 @@ class ObjectSnapshots:
         prefix: Bucket and path.
 
     Notes:
-        One server owns the prefix.  Opening it changes nothing that is there, so others may read.
+        One server owns the prefix.  Opening it changes nothing, so other processes may read it.
     """
 
     def __init__(self, filesystem: Any, prefix: str) -> None:
@@ -84,9 +86,9 @@ class ObjectSnapshots:
         self._pins = frozenset(f.removesuffix(_PIN) for f in self._sizes() if f.endswith(_PIN))
 
     def remove_leftovers(self) -> None:
-        """Remove what an earlier owner left unfinished.  For the owner, before it publishes.
+        """Remove unfinished objects of an earlier owner; only the owner may call it.
 
-        These are data that no manifest points to and torn manifests, of this lineage only.
+        These are torn manifests, and data that no manifest points to, of this lineage only.
         """
         sizes = self._sizes()
         whole = set(_whole(sizes))
@@ -107,7 +109,7 @@ class ObjectSnapshots:
             self._remove(file)
 
     def publish(self, name: str, data: bytes | Pieces) -> None:
-        """Write a snapshot.  It is durable when this returns, and else whole or absent."""
+        """Write a snapshot durably; if this fails, the snapshot is complete or absent."""
         check_name(name)
         whole = sha256()
         for piece in pieces_of(data):
@@ -117,15 +119,15 @@ class ObjectSnapshots:
         self._write(name + SUFFIX, f"{digest} {len(data):020d}\n".encode())
 
     def take(self, name: str) -> bytes:
-        """The whole snapshot, as :meth:`load` has it: the filesystem gives its own memory."""
+        """Return the whole snapshot as :meth:`load` does, in memory that cannot be changed."""
         return self.load(name)
 
     def load(self, name: str, limit: int = -1) -> bytes:
-        """The snapshot's first ``limit`` bytes, or all of it (and only then its checksum).
+        """Return the snapshot's first ``limit`` bytes, or all after verifying its checksum.
 
         Raises:
-            SnapshotMissing, SnapshotCorrupt: There is none; its data are not those that were
-                published.
+            SnapshotMissing: There is no such snapshot.
+            SnapshotCorrupt: Its data are not those that were published.
         """
         check_name(name)
         digest, size = self._manifest(name)
@@ -140,11 +142,11 @@ class ObjectSnapshots:
         return data
 
     def names(self) -> list[str]:
-        """Names of all snapshots, in no order that means anything."""
+        """Return the names of all snapshots in arbitrary order."""
         return sorted(_whole(self._sizes()))
 
     def delete(self, name: str) -> None:
-        """Remove a snapshot; SnapshotMissing."""
+        """Remove a snapshot.  Raises SnapshotMissing."""
         check_name(name)
         try:
             self._remove(name + SUFFIX)
@@ -156,11 +158,11 @@ class ObjectSnapshots:
                 self._remove(file)
 
     def pins(self) -> frozenset[str]:
-        """Snapshots that retention leaves alone."""
+        """Return the names of pinned snapshots, which retention keeps."""
         return self._pins
 
     def pin(self, name: str, on: bool) -> None:
-        """Pin or unpin a snapshot; SnapshotMissing if there is none to pin."""
+        """Pin or unpin a snapshot.  Raises SnapshotMissing if there is none to pin."""
         check_name(name)
         if on:
             if name not in self.names():
@@ -171,11 +173,11 @@ class ObjectSnapshots:
             try:
                 self._remove(name + _PIN)
             except FileNotFoundError:
-                pass  # an earlier try was done but not answered
+                pass  # an earlier attempt succeeded but its reply was lost
             self._pins -= {name}
 
     def _manifest(self, name: str) -> tuple[str, int]:
-        """Digest and length of the data."""
+        """Return digest and size of a snapshot's data."""
         try:
             _, raw = self._read(name + SUFFIX, _MANIFEST_BYTES + 1)
         except FileNotFoundError as error:
@@ -196,7 +198,7 @@ class ObjectSnapshots:
         return {info.base_name: info.size for info in found if info.type == fs.FileType.File}
 
     def _read(self, file: str, limit: int) -> tuple[int, bytes]:
-        """Length of an object, and its first ``limit`` bytes or all; FileNotFoundError."""
+        """Return an object's size, and its first ``limit`` bytes or all.  FileNotFoundError."""
         path = self._path(file)
         with _failures(path), self._filesystem.open_input_file(path) as stream:
             size: int = stream.size()

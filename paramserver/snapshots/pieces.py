@@ -1,6 +1,6 @@
-"""A file's bytes in pieces that are made while they are written.
+"""File contents that are generated piece by piece while they are written.
 
-A large table's snapshot would else stand in memory beside the table.
+So the snapshot of a large table need not be in memory beside the table.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ Piece = bytes | memoryview
 
 
 class Pieces:
-    """A beginning, a payload that is made anew whenever it is asked for, and the SHA-256 of both.
+    """A header, a payload that is generated at each iteration, and the SHA-256 of both.
 
     Parameters:
-        begin: What comes before the payload.
-        size: Bytes of the payload.
-        payload: Makes it, each time the same.
+        begin: The header.
+        size: Size of the payload in bytes.
+        payload: Generates the payload, the same bytes each time.
 
     Attributes:
-        digest: The SHA-256, once all pieces were made.
+        digest: The SHA-256, once all pieces have been generated.
     """
 
     def __init__(self, begin: bytes, size: int, payload: Callable[[], Iterable[Piece]]) -> None:
@@ -48,5 +48,5 @@ class Pieces:
 
 
 def pieces_of(data: bytes | Pieces) -> Iterable[Piece]:
-    """The pieces of what is to be written."""
+    """Return the pieces of file contents; bytes are one piece."""
     return (data,) if isinstance(data, bytes) else data

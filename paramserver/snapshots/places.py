@@ -1,4 +1,4 @@
-"""Where snapshots are: a directory, or a URI of any filesystem that pyarrow reaches."""
+"""Opens the place of snapshots: a directory, or a URI of a filesystem that pyarrow supports."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 Snapshots: TypeAlias = "DirectorySnapshots | ObjectSnapshots"
 
-_SPEC_CHARS: Final = 16  # as many of a spec's hash as tell lineages apart
+_SPEC_CHARS: Final = 16  # leading characters of the spec hash, enough to be unique
 
 
 def lineage_place(place: str, model: str, spec: str) -> str:
-    """Place of one lineage's snapshots under the ``place`` of all: ``PLACE/MODEL/SPEC[:16]``.
+    """Return the place of one lineage's snapshots: ``PLACE/MODEL/SPEC[:16]``.
 
     The query of a URI (``s3://bucket/prefix?region=…``) stays behind the path.
     """
@@ -31,21 +31,21 @@ def lineage_place(place: str, model: str, spec: str) -> str:
 
 
 def open_snapshots(place: str, disk: Disk | None = None) -> Snapshots:
-    """The snapshots of one lineage; nothing that is there is changed.
+    """Open the place of one lineage's snapshots without changing anything there.
 
     Parameters:
         place: A path, or a URI: ``file:///…`` (the same as its path), or one of pyarrow's:
             ``s3://bucket/prefix``, ``gs://…``, ``abfss://…``, ``hdfs://…``.
-        disk: How a directory is written.  Object stores do not use it.
+        disk: Performs the writes to a directory.  Object stores do not use it.
 
     Raises:
-        StartRefused: No such place can be used here; the message holds the remedy.
-        OSError: The place can't be reached.
+        StartRefused: Such a place cannot be used here; the message names the remedy.
+        OSError: The place cannot be reached.
     """
     if "://" not in place:
         return DirectorySnapshots(Path(place), disk)
     uri = urlsplit(place)
-    if uri.scheme == "file":  # pyarrow's own way of writing files neither syncs nor renames
+    if uri.scheme == "file":  # pyarrow's local filesystem neither syncs nor renames atomically
         if uri.netloc not in ("", "localhost"):
             raise StartRefused(
                 f"{place!r} names a directory on the machine {uri.netloc!r}",

@@ -1,4 +1,4 @@
-"""A directory of snapshots in which a name is whole or absent, whatever stops and whenever."""
+"""A directory of snapshots, each complete or absent after a crash at any point, and retention."""
 
 from __future__ import annotations
 
@@ -32,14 +32,11 @@ HOUR_S: Final = 3600
 DAY_S: Final = 24 * HOUR_S
 WEEK_S: Final = 7 * DAY_S
 SPACED_S: Final = tuple(HOUR_S / 2**i for i in range(1, 6))
-"""Within the last hour: each of these lengths of time has some of the newest snapshots."""
+"""Spacings (s) within the last hour at which some of the recent snapshots are kept."""
 
 
 class PlaceUnreachable(ParamServerError, OSError):
-    """The place of the snapshots did not answer, which says nothing about what is in it.
-
-    A write may have had its effect.
-    """
+    """The place of the snapshots did not answer.  A write may have had its effect."""
 
     definite = False
     place: str
@@ -51,39 +48,39 @@ class PlaceUnreachable(ParamServerError, OSError):
 
 
 class Disk:
-    """The steps on files that publishing is made of.  Tests replace it by one that crashes."""
+    """The file operations that publishing uses.  Tests replace it by one that crashes."""
 
     def make_directory(self, path: Path) -> None:
-        """Create it, with parents, if it is absent."""
+        """Create the directory, with parents, if it is absent."""
         path.mkdir(parents=True, exist_ok=True)
 
     def list(self, path: Path) -> list[str]:
-        """Names in a directory."""
+        """Return the names in a directory."""
         return os.listdir(path)
 
     def read(self, path: Path, limit: int = -1) -> bytes:
-        """The file's first ``limit`` bytes, or all; FileNotFoundError."""
+        """Return the file's first ``limit`` bytes, or all.  Raises FileNotFoundError."""
         with path.open("rb") as file:
             return file.read(limit)
 
     def take(self, path: Path) -> bytes | memoryview:
-        """The whole file, in memory that is the caller's to change; FileNotFoundError."""
+        """Return the whole file in memory that the caller may change.  FileNotFoundError."""
         with path.open("rb") as file:
             held = np.empty(os.fstat(file.fileno()).st_size, dtype=np.uint8).data
             return held[: file.readinto(held)]
 
     def write(self, path: Path, data: bytes | Pieces) -> None:
-        """Create or replace a file; not durable before :meth:`fsync`."""
+        """Create or replace a file; it is not durable before :meth:`fsync`."""
         with path.open("wb") as file:
             for piece in pieces_of(data):
                 file.write(piece)
 
     def fsync(self, path: Path) -> None:
         """Make the file's bytes durable (not its name)."""
-        _sync(path, os.O_RDWR)  # a write error that nobody has seen yet is reported here
+        _sync(path, os.O_RDWR)  # a new descriptor still reports an unreported write error
 
     def rename(self, source: Path, target: Path) -> None:
-        """Give the file another name in one step, replacing what had it."""
+        """Rename the file atomically, replacing any file of that name."""
         source.replace(target)
 
     def fsync_directory(self, path: Path) -> None:
@@ -91,12 +88,12 @@ class Disk:
         _sync(path, os.O_RDONLY)
 
     def remove(self, path: Path) -> None:
-        """Remove a file; FileNotFoundError."""
+        """Remove a file.  Raises FileNotFoundError."""
         path.unlink()
 
 
 class ReadingDisk(Disk):
-    """For whoever only reads: a directory that is absent stays so, and has no names."""
+    """A disk for processes that only read: it does not create a missing directory."""
 
     def make_directory(self, path: Path) -> None:
         """Leave an absent directory absent."""
@@ -111,7 +108,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _home(path: Path) -> Path:
-    """The folder in which the snapshots of all models and their other servers (``+1``) lie."""
+    """Return the folder with the snapshots of all models and their other shards (``+1``)."""
     place = path.parent.parent
     return place.parent.parent if place.name.startswith("+") else place.parent
 
@@ -122,17 +119,17 @@ def _digest(data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _there(name: str) -> Iterator[None]:
-    """Say what is wrong with a snapshot whose file is gone, or which is a folder now."""
+    """Convert errors of a missing file, or of a folder in its place, to this package's errors."""
     try:
         yield
     except FileNotFoundError as error:
         raise SnapshotMissing(name) from error
-    except IsADirectoryError as error:  # no later attempt reads it, unlike a disk that fails
+    except IsADirectoryError as error:  # permanent, unlike an error of the disk
         raise SnapshotCorrupt("a folder stands where its file was") from error
 
 
 def check_name(name: str) -> None:
-    """SnapshotName if no snapshot can have the name."""
+    """Raise SnapshotName if the name is not allowed for a snapshot."""
     if not _NAME.fullmatch(name):
         raise SnapshotName(name)
 
@@ -140,7 +137,7 @@ def check_name(name: str) -> None:
 class DirectorySnapshots:
     """Snapshots of one lineage as files of a directory, with pins.
 
-    One server owns the directory.  Opening it changes nothing that is there, so others may read.
+    One server owns the directory.  Opening it changes no file, so other processes may read it.
     """
 
     def __init__(self, path: Path, disk: Disk | None = None) -> None:
@@ -150,13 +147,13 @@ class DirectorySnapshots:
         self._pins = self._read_pins()
 
     def remove_leftovers(self) -> None:
-        """Remove what an earlier owner left unfinished.  For the owner, before it publishes."""
+        """Remove unfinished files of an earlier owner; only the owner may call it."""
         for name in self._disk.list(self._path):
             if name.endswith(_TEMPORARY):
                 self._disk.remove(self._path / name)
 
     def _read_pins(self) -> frozenset[str]:
-        """The pins: a JSON list and its SHA-256 (which a list written by hand does without)."""
+        """Read the pins: a JSON list and its SHA-256 (not needed in a list written by hand)."""
         try:
             data = self._disk.read(self._path / _PINS)
         except FileNotFoundError:
@@ -174,7 +171,7 @@ class DirectorySnapshots:
             ) from error
 
     def publish(self, name: str, data: bytes | Pieces) -> None:
-        """Write a snapshot.  It is durable when this returns, and else whole or absent."""
+        """Write a snapshot durably; if this fails, the snapshot is complete or absent."""
         self._write_whole(self._file(name), data)
 
     def _write_whole(self, target: Path, data: bytes | Pieces) -> None:
@@ -182,25 +179,28 @@ class DirectorySnapshots:
         try:
             try:
                 self._disk.write(temporary, data)
-            except FileNotFoundError:  # somebody has removed the whole folder
-                self._disk.list(_home(self._path))  # a moved one is not made anew in its old place
+            except FileNotFoundError:  # the folder was removed
+                self._disk.list(_home(self._path))  # raises if the whole state folder was moved
                 self._disk.make_directory(self._path)
                 self._disk.write(temporary, data)
             self._disk.fsync(temporary)
             self._disk.rename(temporary, target)
-        except OSError:  # on a full disk half a file is in the way of everything else
+        except OSError:  # on a full disk the partial file would use space that is needed
             with contextlib.suppress(OSError):
                 self._disk.remove(temporary)
             raise
         self._disk.fsync_directory(self._path)
 
     def load(self, name: str, limit: int = -1) -> bytes:
-        """The snapshot's first ``limit`` bytes, or all of it; SnapshotMissing, SnapshotCorrupt."""
+        """Return the snapshot's first ``limit`` bytes, or all of it.
+
+        Raises SnapshotMissing, SnapshotCorrupt.
+        """
         with _there(name):
             return self._disk.read(self._file(name), limit)
 
     def take(self, name: str) -> bytes | memoryview:
-        """The whole snapshot, in memory that is the caller's to change.
+        """Return the whole snapshot in memory that the caller may change.
 
         Raises SnapshotMissing, SnapshotCorrupt.
         """
@@ -208,17 +208,17 @@ class DirectorySnapshots:
             return self._disk.take(self._file(name))
 
     def names(self) -> list[str]:
-        """Names of all snapshots, in no order that means anything."""
+        """Return the names of all snapshots in arbitrary order."""
         try:
             files = self._disk.list(self._path)
-        except FileNotFoundError:  # somebody has removed the folder
+        except FileNotFoundError:  # the folder was removed
             return []
         return sorted(f.removesuffix(SUFFIX) for f in files if f.endswith(SUFFIX))
 
     def delete(self, name: str) -> None:
-        """Remove a snapshot; SnapshotMissing.  A crash may bring it back, whole.
+        """Remove a snapshot.  After a crash it may exist again, complete.
 
-        A folder in its place is none, and whoever put it there removes it.
+        Raises SnapshotMissing, also if there is a folder in its place, which is left alone.
         """
         try:
             self._disk.remove(self._file(name))
@@ -226,11 +226,11 @@ class DirectorySnapshots:
             raise SnapshotMissing(name) from error
 
     def pins(self) -> frozenset[str]:
-        """Snapshots that retention leaves alone."""
+        """Return the names of pinned snapshots, which retention keeps."""
         return self._pins
 
     def pin(self, name: str, on: bool) -> None:
-        """Pin or unpin a snapshot; SnapshotMissing if there is none to pin."""
+        """Pin or unpin a snapshot.  Raises SnapshotMissing if there is none to pin."""
         if on and name not in self.names():
             raise SnapshotMissing(name)
         pins = self._pins | {name} if on else self._pins - {name}
@@ -245,9 +245,9 @@ class DirectorySnapshots:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many snapshots are kept: ``keep`` (≥ 1) new ones, one an hour, a day, a week.
+    """Numbers of snapshots to keep: ``keep`` (≥ 1) recent ones, and hourly, daily, weekly ones.
 
-    One of ``full_every`` is whole; the others may lean on it.
+    One snapshot in ``full_every`` is whole; the others may be incremental to it.
     """
 
     keep: int = 24
@@ -264,18 +264,18 @@ def retained(
     pinned: Iterable[str] = (),
     birth: bool = True,
 ) -> set[str]:
-    """Names that retention keeps.
+    """Return the names that retention keeps.
 
-    These are ``keep`` new ones; the newest of each of the last ``hourly`` hours, ``daily``
-    days and ``weekly`` weeks that have one; the first of all (unless ``birth`` is False); and
-    the pinned.
+    These are ``keep`` recent ones; the newest of each of the last ``hourly`` hours, ``daily`` days
+    and ``weekly`` weeks that have one; the first of all (unless ``birth`` is False); and the pinned
+    ones.
 
-    A third of the new ones are the newest, the others are spaced by their age: with one every ten
-    seconds the newest 24 would reach back four minutes, and with the first hour not over there
-    would be nothing between those and the first of all.
+    A third of the recent ones are the newest; the others are spaced by age.  With a snapshot every
+    ten seconds the newest 24 would cover only four minutes, and within the first hour there would
+    be none between those and the first of all.
 
     Parameters:
-        created_at: POSIX seconds by name.  Of equal ones the later in order is the newer.
+        created_at: POSIX seconds by name.  If times are equal, the later in order is newer.
     """
     newest = sorted(reversed(created_at), key=created_at.__getitem__, reverse=True)
     names = _new_ones(created_at, newest, max(1, retention.keep))
@@ -292,10 +292,10 @@ def retained(
 
 
 def _new_ones(created_at: Mapping[str, float], newest: Sequence[str], keep: int) -> set[str]:
-    """So many, or all: the newest, and some of each spacing, filled up with the newest.
+    """Return ``keep`` names: the newest, some of each spacing, and then more of the newest.
 
-    Times are cut at multiples of a spacing, each of which is two of the next smaller one: what is
-    the newest of the longer time was that of the shorter one, so it is still there.
+    Time is divided at multiples of a spacing, and each spacing is twice the next smaller one.  So
+    the newest snapshot of a longer interval was also the newest of a shorter one, and still exists.
     """
     dense = max(2, keep // 3)
     names = set(newest[: min(dense, keep)])
@@ -312,8 +312,8 @@ def _new_ones(created_at: Mapping[str, float], newest: Sequence[str], keep: int)
 def _newest_of_each(
     created_at: Mapping[str, float], newest: Sequence[str], width: float
 ) -> list[str]:
-    """The newest of each time of that width that has one; the newest time first."""
-    found: dict[int, str] = {}
+    """Return the newest name of each interval of that width, newest interval first."""
+    names: dict[int, str] = {}
     for name in newest:
-        found.setdefault(int(created_at[name] // width), name)
-    return list(found.values())
+        names.setdefault(int(created_at[name] // width), name)
+    return list(names.values())

@@ -1,6 +1,7 @@
-"""Arrays as one safetensors file, written piece by piece and read in place.
+"""Writes arrays as a safetensors file piece by piece, and reads them without a copy.
 
-Its own writer and reader hold everything two and three times, which is gigabytes of a large table.
+The safetensors package holds two or three copies of everything in memory, which is gigabytes with a
+large table.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _ALIGNED: Final = 8
 
 
 class _Tensor(msgspec.Struct, frozen=True):
-    """An array of the file, as its head describes it."""
+    """The description of an array in the header of the file."""
 
     dtype: str
     shape: list[int]
@@ -41,7 +42,7 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """An array as it is written: its type, its shape, and its numbers in order."""
+    """An array to be written: its dtype, its shape, and its elements in pieces."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -49,21 +50,24 @@ class Stored:
 
     @classmethod
     def of(cls, array: Array) -> Self:
-        """An array that is there as a whole."""
+        """Return the description of an array that is in memory."""
         return cls(array.dtype, array.shape, lambda: (array,))
 
     @property
     def size(self) -> int:
-        """Bytes of its numbers."""
+        """Size of its elements in bytes."""
         return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
 def write_arrays(
     arrays: Mapping[str, Stored], begin: int
 ) -> tuple[int, Callable[[], Iterator[Piece]]]:
-    """How many bytes the file has, and what makes them, if they come after ``begin`` others.
+    """Return the size of the file in bytes and a function that generates its pieces.
 
-    The widest numbers come first, and all stand where a processor wants them.
+    The widest elements come first, so that all arrays are aligned.
+
+    Parameters:
+        begin: Number of bytes that precede the file, for the alignment.
     """
     names = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     described, end = {}, 0
@@ -86,7 +90,7 @@ def _pieces(head: bytes, arrays: Iterable[Stored]) -> Iterator[Piece]:
 
 
 def read_arrays(payload: memoryview) -> dict[str, Array]:
-    """The arrays of a file, which are not copied.  Raises what damaged bytes bring about."""
+    """Return the arrays of a file without copies.  Damaged bytes may raise any exception."""
     (length,) = _LENGTH.unpack_from(payload)
     begin = _LENGTH.size + length
     head = msgspec.json.decode(payload[_LENGTH.size : begin], type=dict[str, _Tensor])

@@ -1,1 +1,1 @@
-"""Bounded memories of examples to learn again; one policy a file."""
+"""Bounded buffers of examples for rehearsal; each policy is in a file of its own."""

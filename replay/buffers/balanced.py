@@ -1,14 +1,15 @@
-"""Each class has as many items in the buffer as in the stream, up to an equal part of the buffer.
+"""A class-balanced buffer: each class has all of its items, up to an equal share of the buffer.
 
 Class-balancing reservoir sampling (CBRS): Chrysakis and Moens, "Online Continual Learning from
-Imbalanced Data", ICML 2020, algorithm 1.  An item of a class that is not full takes the slot of a
-random item of a largest class.  A class is full from the moment at which it is a largest one, with
-no room left; it keeps a uniform sample of itself (an item is taken with probability m / n, with m
-of its n items kept).  Rare classes are kept whole; room that they don't need goes to the others.
+Imbalanced Data", ICML 2020, algorithm 1.  An item of a class that is not full replaces a random
+item of a largest class.  A class becomes full when the buffer has no free slot and the class is a
+largest one.  From then on it keeps a uniform sample of its items (a new item is taken with
+probability m / n, where m of its n items are in the buffer).  Rare classes are kept whole, and
+other classes use the space that those do not need.
 
-Deviations: of several largest classes they take turns instead of being drawn; n is counted while
-something of the class is kept, so that the counters are bounded; a purge makes its classes judged
-anew; the cap for each source.
+Deviations: if there are several largest classes, they take turns instead of being drawn; n is
+counted only while the buffer has an item of the class, so that the counters are bounded; after a
+purge its classes are no longer marked as full; and there is a cap for each source.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from replay.buffers.slots import Group
 
 
 class ClassBalanced(LongTerm):
-    """Rare classes whole, frequent ones as uniform samples of the same size.
+    """A buffer with all items of rare classes and equally large samples of frequent ones.
 
-    For labels of few classes.  With more classes than slots (regression) it is a memory of recent
-    items.
+    It is for labels of few classes.  With more classes than slots (as in regression) it holds
+    recent items.
 
     Parameters:
         capacity, seed, source_share_max: See :class:`~replay.buffers.longterm.LongTerm`.
@@ -43,8 +44,8 @@ class ClassBalanced(LongTerm):
         slots, rng = self._slots, self._rng
         largest = slots.classes.ranked[0]
         if group is None or not (group.full or len(group.members) == len(largest.members)):
-            # Marked here and below, not as it gets to be a largest one: until one of both
-            # happens its size stays the largest.
+            # Classes are marked as full here and below, not when they become a largest one:
+            # until then their size stays the largest.
             largest.full = True
             return slots.replace(rng.choice(largest.members), item)
         group.full = True

@@ -1,9 +1,9 @@
-"""This module says what a buffer promises, and in which form its state is kept.
+"""The interface of a buffer, and the format of its state.
 
-A buffer is a view of the journal: the same items inserted in the same order into a buffer with
-the same settings and seed give the same buffer, bit for bit.  It is made again by doing so, or
-faster from its last state and the rows after it.  ``tests/conformance`` walks every policy over
-:func:`buffer_checks.check_buffer`.
+A buffer is derived from the journal: inserting the same items in the same order into a buffer with
+the same settings and seed gives the same buffer, bit for bit.  It is rebuilt that way, or faster
+from its last state and the rows after it.  ``tests/conformance`` runs
+:func:`buffer_checks.check_buffer` against every policy.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FORMAT = 1
 """First byte of a state."""
 
 CAPACITY_MAX = 10_000_000
-"""Most items of one compartment; about 1 GB with nine features each."""
+"""Greatest number of items in one compartment; about 1 GB with nine features each."""
 
 NONE = Slots()
-"""The compartment that a policy does not have.  Never filled."""
+"""Stands for a compartment that a policy does not have; always empty."""
 
 Settings = dict[str, int | float]
 
@@ -45,10 +45,10 @@ _Body = TypeVar("_Body")
 
 
 class Buffer(ABC):
-    """A bounded memory of items.
+    """A bounded buffer of items.
 
-    Insert is O(1), sample O(k) and purge O(items of the source), at any length of the stream.
-    Not safe to call from several threads.
+    Insert takes O(1), sample O(k) and purge O(items of the source), at any length of the stream.
+    Not thread-safe.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,44 +57,44 @@ class Buffer(ABC):
     @property
     @abstractmethod
     def parts(self) -> tuple[Slots, Slots]:
-        """Long-term and recent compartment, to be read."""
+        """The long-term and the recent compartment, for reading only."""
 
     @property
     @abstractmethod
     def capacity(self) -> int:
-        """Return how many items the buffer holds at most."""
+        """The greatest number of items in the buffer."""
 
     @abstractmethod
     def insert(self, item: Item) -> Item | None:
-        """Offer ``item``; what is not kept any more.
+        """Offer ``item``; return the item that is not in the buffer as a result.
 
-        That is ``item`` itself if it was not taken, the one that made room for it, or None if
-        there was room.  A purge makes room, which the next items fill.
+        That is ``item`` itself if it was not taken, the item that it replaced, or None if there was
+        a free slot.  A purge frees slots, which the next items fill.
         """
 
     @abstractmethod
     def purge(self, source: str) -> int:
-        """Remove every item of the source; how many there were."""
+        """Remove every item of the source; return how many."""
 
     def sample(self, k: int, rng: Random, retrieval: Retrieval = uniform) -> list[Item]:
-        """``k`` different items as ``retrieval`` draws them; all items if there are fewer.
+        """Return ``k`` distinct items drawn by ``retrieval``, or all items if there are fewer.
 
-        Changes nothing but ``rng``, which is the caller's.
+        Changes nothing but the caller's ``rng``.
         """
         return retrieval(*self.parts, k, rng)
 
     def state(self) -> bytes:
-        """The whole buffer, its random generator too.  O(n)."""
+        """Return the whole buffer as bytes, with its random generator.  O(n)."""
         body = msgspec.Raw(_encoder.encode(self._body()))
         kept = _Kept(type(self).__name__, self.settings, body)
         return bytes([FORMAT]) + _encoder.encode(kept)
 
     def restore(self, state: bytes) -> None:
-        """Go on exactly where the buffer was that gave ``state``.  O(n).
+        """Replace the content by ``state``, so that the buffer continues exactly from there.  O(n).
 
         Raises:
-            StateMismatch: Another policy or other settings.
-            StateInvalid: Another format, or bytes that are no state.
+            StateMismatch: The state is of another policy or other settings.
+            StateInvalid: The state has another format or cannot be decoded.
         """
         if state[:1] != bytes([FORMAT]):
             raise StateInvalid(f"its first byte is {state[:1]!r}, format {FORMAT} is known")
@@ -109,18 +109,18 @@ class Buffer(ABC):
 
     @abstractmethod
     def _body(self) -> object:
-        """Return what msgpack writes of this policy."""
+        """Return the policy's state for msgpack."""
 
     @abstractmethod
     def _restore(self, body: msgspec.Raw) -> None:
-        """Take over a body, or raise StateInvalid and change nothing."""
+        """Restore the policy's state, or raise StateInvalid and change nothing."""
 
     def __len__(self) -> int:
         long, recent = self.parts
         return len(long) + len(recent)
 
     def __iter__(self) -> Iterator[Item]:
-        """Every item once, in no order that means anything."""
+        """Iterate over all items in arbitrary order."""
         long, recent = self.parts
         return chain(long.items, recent.items)
 
@@ -128,7 +128,7 @@ class Buffer(ABC):
 def unpacked(
     decoder: msgspec.msgpack.Decoder[_Body], data: bytes | memoryview | msgspec.Raw
 ) -> _Body:
-    """Return what ``data`` holds; raise StateInvalid if it is something else."""
+    """Decode ``data``; raise StateInvalid if it cannot be decoded."""
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -136,12 +136,12 @@ def unpacked(
 
 
 def rng_state(rng: Random) -> list[int]:
-    """A generator as plain numbers (625 of 32 bits: a Mersenne Twister and its position)."""
+    """Return a generator's state as 625 integers of 32 bits (Mersenne Twister and position)."""
     return list(rng.getstate()[1])
 
 
 def rng_of(state: list[int]) -> Random:
-    """The generator that :func:`rng_state` was given."""
+    """Return a generator with the state that :func:`rng_state` returned."""
     rng = Random(0)
     try:
         rng.setstate((rng.VERSION, tuple(state), None))
@@ -151,14 +151,14 @@ def rng_of(state: list[int]) -> Random:
 
 
 def checked_capacity(capacity: int) -> int:
-    """Return ``capacity``, or raise SettingInvalid if it is not from 1 to ``CAPACITY_MAX``."""
+    """Return ``capacity``; raise SettingInvalid unless it is in 1 … ``CAPACITY_MAX``."""
     if not 1 <= capacity <= CAPACITY_MAX:
         raise SettingInvalid("capacity", str(capacity), f"give 1 to {CAPACITY_MAX} items")
     return capacity
 
 
 def items_of_share(setting: str, share: float, capacity: int) -> int:
-    """``share`` of the capacity in whole items, rounded down; SettingInvalid outside of [0, 1]."""
+    """Return ``share · capacity`` rounded down; raise SettingInvalid outside of [0, 1]."""
     if not 0 <= share <= 1:
         raise SettingInvalid(setting, repr(share), "give a share of the capacity from 0 to 1")
     return int(share * capacity + 1e-9)  # .29 * 100 is 28.999…

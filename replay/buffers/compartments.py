@@ -1,8 +1,8 @@
-"""A long-term memory beside the last items.
+"""A buffer of two compartments: a long-term sample, and the most recent items.
 
-On real drift (Elec2, gas sensors) a draw from both was better than from either: a sample of the
-whole stream keeps the old, the ring follows the new.  How much of a draw comes from which is not
-the buffer's matter: :class:`replay.retrieval.RecentShare`.
+On real drift (Elec2, gas sensors) drawing from both was better than from either one: the sample of
+the whole stream preserves old concepts, the ring follows new ones.  The proportions of a draw are
+decided by :class:`replay.retrieval.RecentShare`, not by the buffer.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _decoder = msgspec.msgpack.Decoder(_Body)
 
 
 class TwoCompartments(Buffer):
-    """Every item goes into the ring; what leaves the ring is offered to the long-term memory.
+    """A ring that takes every item, and a long-term buffer that is offered what leaves the ring.
 
-    So no item is kept twice, the long-term memory samples exactly what is older than the ring,
-    and a source that is quarantined soon is purged before it got there.  Each compartment has its
-    own settings and source cap.
+    So no item is stored twice, the long-term buffer samples exactly the items older than the ring,
+    and items of a source that is soon quarantined are purged before they get there.  Each
+    compartment has its own settings and source cap.
 
     Parameters:
         long: A :class:`~replay.buffers.reservoir.Reservoir` or
-            :class:`~replay.buffers.balanced.ClassBalanced`, used by nobody else; 80 % of the items
-            is a good part.
-        recent: The ring, used by nobody else.
+            :class:`~replay.buffers.balanced.ClassBalanced` for exclusive use; about 80 % of the
+            total capacity is a good size.
+        recent: The ring, for exclusive use.
 
     Examples:
     >>> from random import Random

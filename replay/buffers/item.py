@@ -1,4 +1,4 @@
-"""An item is what a buffer keeps of one event."""
+"""Defines the item, which a buffer stores for one event."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ Logits = dict[str, float]
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One example to learn again.  Whoever makes it gives its mappings away: nobody changes them.
+    """One example for rehearsal.  Its mappings must not be changed after it was created.
 
     Attributes:
         key: The journal row's key: 16 bytes, unique within the model.
-        features: As parsed at the door, before any transform.
-        label: The true label, canonical.  Labels that compare equal are one class.
+        features: Features as parsed from the request, before any transform.
+        label: The true label in canonical form.  Labels that compare equal are one class.
         weight: Importance of the event, finite and > 0.
-        source: Who sent the feedback; what :meth:`~replay.buffers.base.Buffer.purge` takes out.
-        logits: What the model said as the item was kept (dark experience replay), None if nothing
-            was kept.  They are kept by class, so that they still fit when the model knows more
-            classes.
-        at: How many rows were offered before it, ≥ 0: its age is what has been offered since.
+        source: The sender of the feedback, by which :meth:`~replay.buffers.base.Buffer.purge`
+            removes items.
+        logits: The model's outputs when the item was stored (dark experience replay), or None.
+            They are stored by class, so that they stay valid when the model learns more classes.
+        at: Number of rows offered before it, ≥ 0, from which its age follows.
     """
 
     key: bytes

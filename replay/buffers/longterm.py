@@ -1,4 +1,4 @@
-"""This module holds what the policies that keep a sample of the whole stream have in common."""
+"""The common part of the policies that keep a sample of the whole stream."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _decoder = msgspec.msgpack.Decoder(_Body)
 
 
 class LongTerm(Buffer):
-    """Fills up, then lets ``_displace`` decide; a source at its cap competes with itself only.
+    """Fills up, then ``_displace`` decides; a source at its cap competes with itself only.
 
     Parameters:
-        capacity: Most items.
-        seed: Of the generator that decides which items are kept.
-        source_share_max: Most of the capacity that one source may have, in (0, 1]; at least one
-            item.  m colluding sources hold at most m times that.  1: no cap.
-        class_share_min: See the policies; 0 where there is none.
+        capacity: Greatest number of items.
+        seed: Seed of the generator that decides which items are kept.
+        source_share_max: Greatest share of the capacity for one source, in (0, 1], but at least one
+            item.  m colluding sources get at most m times that.  1: no cap.
+        class_share_min: See the policies; 0 if a policy has no such setting.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LongTerm(Buffer):
             }
         )
         self._capacity = capacity
-        # A source that is alone must be able to fill the buffer by the rule for all.
+        # Without a cap, a single source must be able to fill the buffer by the common rule.
         self._source_max = max(cap, 1) if cap < capacity else capacity + 1
         self._rng = Random(seed)
         self._seen = 0  # items that competed for any slot
@@ -85,16 +85,17 @@ class LongTerm(Buffer):
 
     @abstractmethod
     def _displace(self, item: Item, group: Group | None) -> Item:
-        """Decide about ``item``, of the class ``group`` (None: nothing kept), with no room left.
+        """Decide on ``item`` with no free slot; return the item that is not kept.
 
-        ``item`` is counted in ``_seen`` and in ``group.seen``.
+        ``group`` is its class, or None if the buffer has no item of it.  ``item`` is already
+        counted in ``_seen`` and ``group.seen``.
         """
 
     def _displace_own(self, item: Item, source: Group) -> Item:
-        """Algorithm R among the source's own items.
+        """Decide by algorithm R among the source's own items.
 
-        What a source sends beyond its cap is not counted as seen: otherwise a flood would close
-        the buffer to everybody else.
+        Items that a source sends beyond its cap are not counted as seen; otherwise a flood would
+        lower the chances of all other sources.
         """
         drawn = self._rng.randrange(source.seen)
         if drawn >= len(source.members):
@@ -105,13 +106,13 @@ class LongTerm(Buffer):
         return old
 
     def purge(self, source: str) -> int:
-        """Remove every item of the source; how many there were.
+        """Remove every item of the source; return how many.
 
-        What was seen is cut in proportion, so that a later item has the chance it had before.
-        The free room is filled by the next items, which are over-represented until the stream
-        has gone on for as long again.  Random pairing (Gemulla, Lehner and Haas, VLDB 2006) would
-        keep the sample even, but leaves the room empty for as long as the source had been
-        sending.  A rebuild from the journal gives an even sample.
+        The number of items seen is reduced in proportion, so that later items have the same chance
+        as before.  The free slots are filled by the next items, which are over-represented until
+        the stream has doubled in length.  Random pairing (Gemulla, Lehner and Haas, VLDB 2006)
+        would keep the sample uniform, but leaves the slots empty for as long as the source had been
+        sending.  A rebuild from the journal gives a uniform sample.
         """
         slots = self._slots
         group = slots.sources.by_key.get(source)

@@ -1,9 +1,9 @@
-"""A uniform sample of everything offered so far.
+"""Reservoir sampling: a uniform sample of all items offered so far.
 
 Algorithm R (Waterman; in Vitter, "Random Sampling with a Reservoir", ACM TOMS 11, 1985): with M
-slots, the n-th item takes slot j, drawn from 0 … n − 1, if j < M.  Every item of the stream is then
+slots, the n-th item takes slot j, drawn from 0 … n − 1, if j < M.  Then every item of the stream is
 in the buffer with probability M / n.  Deviations: a cap for each source and a minimum for each
-class, both switched off by default; without them nothing else is drawn or decided.
+class, both off by default; without them the algorithm is unchanged.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from replay.buffers.slots import Group
 
 
 class Reservoir(LongTerm):
-    """Every item offered is kept with the same probability.
+    """A buffer in which every item offered is kept with the same probability.
 
-    A class with a share p of the stream is absent with probability about (1 − p)^M: rare classes
+    A class with a share p of the stream is absent with probability about (1 − p)^M, so rare classes
     need a minimum, or :class:`~replay.buffers.balanced.ClassBalanced`.
 
     Parameters:
         capacity, seed, source_share_max: See :class:`~replay.buffers.longterm.LongTerm`.
-        class_share_min: Share of the capacity, in [0, 1], up to which all that was offered of a
-            class is kept, and below which other classes can't push it; with C classes at most
-            capacity // C items, so it shrinks as classes come.  A class that has fewer items than
-            that leaves the room to the others.  The source cap comes first, and a purge takes what
-            it must.  0: no minimum.
+        class_share_min: Guaranteed share of the capacity for each class, in [0, 1]: up to it all
+            items of the class are kept, and other classes do not displace them.  With C classes it
+            is at most capacity // C items.  Slots that a class does not need are used by others.
+            The source cap takes precedence, and a purge removes items regardless.  0: no minimum.
 
     Examples:
     >>> from replay.buffers.item import Item
@@ -57,7 +56,7 @@ class Reservoir(LongTerm):
         return item
 
     def _displace_protected(self, item: Item, group: Group | None, drawn: int) -> Item:
-        """Algorithm R between classes above the minimum, and within a class that is at it."""
+        """Apply algorithm R between classes above the minimum, and within a class at it."""
         slots = self._slots
         least = min(
             self._class_min, self._capacity // (len(slots.classes.ranked) + (group is None))
@@ -71,17 +70,17 @@ class Reservoir(LongTerm):
                 return slots.replace(drawn, item)
             if len(slots.classes.ranked[0].members) > least:
                 return slots.replace(self._other(drawn, least), item)
-        # A class that its minimum holds up has more than M / n of its items, and would hardly be
-        # renewed with that chance: what is missing to size / group.seen it takes from itself.
+        # A class at its minimum keeps more than M / n of its items, so with that chance it would
+        # hardly be renewed: replace its own items with probability size / group.seen in total.
         if group is not None and size == least and drawn * group.seen < size * self._seen:
             return slots.replace(self._rng.choice(group.members), item)
         return item
 
     def _other(self, slot: int, least: int) -> int:
-        """``slot`` if its class can spare it, else one of a largest class."""
+        """Return ``slot`` if its class is above the minimum, else a slot of a largest class."""
         classes = self._slots.classes
         if len(classes.by_key[self._slots.items[slot].label].members) > least:
             return slot
         largest = classes.ranked[0].members
-        assert len(largest) > least  # it is full, and one class or more has less than its part
+        assert len(largest) > least  # the buffer is full, and some class is below its minimum
         return self._rng.choice(largest)

@@ -1,4 +1,4 @@
-"""The last items, in the order in which they came."""
+"""A ring buffer of the most recent items."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _decoder = msgspec.msgpack.Decoder(_Body)
 
 
 class Ring(Buffer):
-    """Every item is taken; the oldest one leaves, or at the cap the source's own oldest one.
+    """A buffer that takes every item and drops the oldest, or at the cap the source's oldest.
 
     Parameters:
-        capacity: Most items.
-        source_share_max: Most of the capacity that one source may have, in (0, 1]; at least one
+        capacity: Greatest number of items.
+        source_share_max: Greatest share of the capacity for one source, in (0, 1], but at least one
             item.  1: no cap.
 
     Examples:
@@ -83,7 +83,7 @@ class Ring(Buffer):
         own.append(self._count)
 
     def _leave(self, source: str) -> None:
-        """Whichever item leaves is the oldest one of its source."""
+        """Remove the source's oldest count: the item that leaves is always its source's oldest."""
         own = self._by_source[source]
         own.popleft()
         if not own:

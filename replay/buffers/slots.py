@@ -1,4 +1,4 @@
-"""Items in numbered slots, found by class and by source; every step in O(1)."""
+"""Items in numbered slots, indexed by class and by source; every operation takes O(1)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from replay.errors import StateInvalid
 
 
 class Group:
-    """The slots of one key.
+    """The slots of the items with one key (a class or a source).
 
     Attributes:
-        members: Slots whose items have the key, in no order that means anything.
-        rank: Place among the groups by size, 0 for a largest one.
-        seen: How many items with the key were offered since one of them has been kept, ≥ 1, as the
-            policy counts them.
-        full: A mark of the policy's own (class-balancing: has been a largest class).
+        members: Slots whose items have the key, in arbitrary order.
+        rank: Position among the groups by size; 0 for a largest one.
+        seen: Number of items with the key offered while the buffer had one, ≥ 1, as counted by the
+            policy.
+        full: A flag of the policy (class balancing: the class has been a largest one).
     """
 
     __slots__ = ("full", "key", "members", "rank", "seen")
@@ -39,20 +39,20 @@ GroupState = tuple[list[int], int, bool]
 
 
 class Groups:
-    """Slots by key, and the keys by how many slots they have.
+    """Slots grouped by key, and the groups sorted by size.
 
-    Sizes change by one, so a key changes places with the first or the last of its size: the order
-    by size is kept in O(1).
+    Sizes change by one, so a group is swapped with the first or last one of its size, and the order
+    is maintained in O(1).
     """
 
     def __init__(self) -> None:
         self.by_key: dict[Hashable, Group] = {}
-        self.ranked: list[Group] = []  # INVARIANT: sizes never grow along it
-        self._reach = [0]  # [s]: how many groups have at least s members, for s >= 1
-        self._place = array("I")  # [slot]: where it stands among its group's members
+        self.ranked: list[Group] = []  # INVARIANT: in order of decreasing size
+        self._reach = [0]  # [s]: number of groups with at least s members, for s >= 1
+        self._place = array("I")  # [slot]: its position in its group's members
 
     def add(self, key: Hashable, slot: int) -> None:
-        """Count ``slot`` (one of those known, or the next one) among the members of ``key``."""
+        """Add ``slot`` (an existing one, or the next one) to the group of ``key``."""
         group = self.by_key.get(key)
         if group is None:
             group = self.by_key[key] = Group(key, len(self.ranked))
@@ -70,7 +70,7 @@ class Groups:
         reach[size] += 1
 
     def drop(self, key: Hashable, slot: int) -> None:
-        """Take ``slot`` out; a key without members is forgotten, with what was seen of it."""
+        """Remove ``slot`` from its group; an empty group is removed with its counter."""
         group = self.by_key[key]
         members, reach = group.members, self._reach
         size = len(members)
@@ -86,7 +86,10 @@ class Groups:
             self.ranked.pop()
 
     def renumber_last(self, key: Hashable, slot: int) -> None:
-        """The last slot's item, which has ``key``, is in ``slot`` now (or was dropped there)."""
+        """Note that the last slot's item, which has ``key``, was moved to ``slot``.
+
+        If ``slot`` is the last slot itself, only the bookkeeping for it is removed.
+        """
         place = self._place.pop()
         if slot < len(self._place):
             self.by_key[key].members[place] = slot
@@ -103,7 +106,7 @@ class Groups:
 
     @classmethod
     def restored(cls, keys: list[Hashable], state: list[GroupState]) -> Groups:
-        """Groups from what :meth:`state` gave; ``keys`` has each slot's key."""
+        """Return groups from the result of :meth:`state`; ``keys`` has each slot's key."""
         groups = cls()
         groups._place = array("I", bytes(groups._place.itemsize * len(keys)))
         free = set(range(len(keys)))
@@ -128,7 +131,7 @@ class Groups:
 
 
 def _reach(sizes: list[int]) -> list[int]:
-    """How many of ``sizes``, which never grow, are at least 1, 2, …; 0 in front."""
+    """Return a list r with r[s] = number of ``sizes`` that are at least s, and r[0] = 0."""
     reach = [0] * (max(sizes, default=0) + 1)
     for size in sizes:
         reach[size] += 1
@@ -139,7 +142,7 @@ def _reach(sizes: list[int]) -> list[int]:
 
 
 class SlotsState(msgspec.Struct, frozen=True, array_like=True):
-    """Everything in a :class:`Slots`."""
+    """The complete state of :class:`Slots`."""
 
     items: list[Item]
     classes: list[GroupState]
@@ -158,14 +161,14 @@ class Slots:
         return len(self.items)
 
     def append(self, item: Item) -> None:
-        """Keep ``item`` in the next slot."""
+        """Store ``item`` in the next slot."""
         slot = len(self.items)
         self.items.append(item)
         self.classes.add(item.label, slot)
         self.sources.add(item.source, slot)
 
     def replace(self, slot: int, item: Item) -> Item:
-        """Keep ``item`` in ``slot``; the item that was there."""
+        """Store ``item`` in ``slot``; return the item that was there."""
         old = self.items[slot]
         self.items[slot] = item
         if old.label != item.label:
@@ -177,7 +180,7 @@ class Slots:
         return old
 
     def remove(self, slot: int) -> int:
-        """Empty ``slot``; the item of the last slot, whose number is returned, moves there."""
+        """Remove the item of ``slot`` and move the last slot's item there; return its old slot."""
         item, last = self.items[slot], self.items.pop()
         self.classes.drop(item.label, slot)
         self.sources.drop(item.source, slot)
@@ -188,13 +191,13 @@ class Slots:
         return len(self.items)
 
     def sample(self, k: int, rng: Random) -> list[Item]:
-        """``k`` different slots' items, each set equally likely; all if there are fewer."""
+        """Return ``k`` items of distinct slots, all sets equally likely; all if fewer."""
         return rng.sample(self.items, min(k, len(self.items)))
 
     def sample_balanced(self, k: int, rng: Random) -> list[Item]:
-        """``k`` different slots' items, as many of each class as there are; all if fewer.
+        """Return ``k`` items of distinct slots, equally many of each class; all if fewer.
 
-        What a rare class can't give is shared by the others.  O(k).
+        If a class has too few items, the others share the rest.  O(k).
         """
         ranked, items = self.classes.ranked, self.items
         if k < len(ranked):
@@ -208,12 +211,12 @@ class Slots:
         return drawn
 
     def state(self) -> SlotsState:
-        """The items and where they stand."""
+        """Return the items and their groups."""
         return SlotsState(self.items, self.classes.state(), self.sources.state())
 
     @classmethod
     def restored(cls, state: SlotsState) -> Slots:
-        """Slots from what :meth:`state` gave; StateInvalid if its parts contradict each other."""
+        """Return slots from the result of :meth:`state`; StateInvalid if it is inconsistent."""
         slots = cls()
         slots.items = state.items
         slots.classes = Groups.restored([item.label for item in state.items], state.classes)
@@ -222,11 +225,13 @@ class Slots:
 
 
 def rescale(classes: Groups, lost: Iterable[Hashable]) -> None:
-    """Judge the classes of items that were purged by what is left of them.
+    """Adjust the counters of classes after a purge.
 
-    ``lost`` has the class of each.  What was seen of a class is cut in the proportion in which
-    its items went, so that a later item has the chance that it had before.  A class that was
-    marked as full through what is gone now may grow again.
+    The number of items seen of a class is reduced in proportion to its items that were removed, so
+    that later items have the same chance as before.  A class marked as full may grow again.
+
+    Parameters:
+        lost: The class of each item that was removed.
     """
     for key, n in Counter(lost).items():
         group = classes.by_key.get(key)
@@ -236,5 +241,5 @@ def rescale(classes: Groups, lost: Iterable[Hashable]) -> None:
 
 
 def scaled(seen: int, kept: int, lost: int) -> int:
-    """``seen`` without the share of what was lost; never below ``kept``."""
+    """Return ``seen`` reduced by the share of lost items, but at least ``kept``."""
     return max(kept, seen * kept // (kept + lost))

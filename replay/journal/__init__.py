@@ -1,1 +1,1 @@
-"""The journal: the only place where anything is agreed."""
+"""The journal: the durable log of feedback on which all processes agree."""

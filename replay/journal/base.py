@@ -1,9 +1,9 @@
-"""This module says what a journal promises: rows, partitions, control rows, epochs and heads.
+"""The interface of a journal: rows, partitions, control rows, epochs and heads.
 
-The store behind a journal (a SQLite file, a Redis server) is the only place where anything is
-agreed.  Every method below is one atomic step of that store.  Leases and clocks say when to act;
-none of them carries safety.  ``tests/conformance`` walks every implementation over
-:func:`journal_checks.check_journal`.
+All agreement between processes is reached in the store behind a journal (a SQLite file or a Redis
+server).  Every method below is one atomic step of that store.  Leases and clocks only decide when a
+process acts; correctness never depends on them.  ``tests/conformance`` runs
+:func:`journal_checks.check_journal` against every implementation.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class Verdict(StrEnum):
-    """A verdict is what was decided about a row before it was written.  It never changes.
+    """The decision about a row, made before it is written.  It never changes.
 
-    ``LOST`` is no row that anybody has sent: it stands where one was, in a store that has come back
-    older than a model that had learned it.
+    ``LOST`` marks a placeholder for a row that a model has learned and that the store has lost,
+    because it was restored from an older copy.
     """
 
     ACCEPTED = "accepted"
@@ -35,22 +35,23 @@ class Verdict(StrEnum):
     FROZEN = "frozen"
     LOST = "lost"
 
-    __hash__ = str.__hash__  # an enumeration's own is written in Python, and asked a row
+    __hash__ = str.__hash__  # Enum's own is written in Python, and is called for every row
 
 
 class Half(StrEnum):
-    """One side of a stored join: what was predicted, or the label that came for it."""
+    """One half of a row in a stored join: the prediction, or the label for it."""
 
     PREDICTION = "prediction"
     LABEL = "label"
 
 
 class Only(msgspec.Struct, frozen=True, gc=False):
-    """A row is written only if nothing has come since whoever made it looked.
+    """A precondition of a row: it is written only if nothing relevant was written meanwhile.
 
     Attributes:
-        control, kinds: Last control row that was known: there must be no newer one of these kinds.
-        absent: The key of another row, which must not stand; empty: of none.
+        control, kinds: There must be no control row of these kinds with a number above ``control``,
+            the last one that the writer knew.
+        absent: There must be no row with this key; empty: no such condition.
     """
 
     control: int = 0
@@ -59,22 +60,23 @@ class Only(msgspec.Struct, frozen=True, gc=False):
 
 
 class NewRow(msgspec.Struct, frozen=True, gc=False):
-    """A row that a writer wants in its partition, or (with ``half``) one side of a row.
+    """A row to append to a partition, or (with ``half``) one half of a row to store.
 
     Attributes:
-        key: 16 bytes, unique within the model: what makes a repeat a repeat.
-        event_id, source: As the caller named them (shown to operators; ``key`` is what is
-            compared).
+        key: 16 bytes, unique within the model, by which repeated events are recognised.
+        event_id, source: As the caller named them.  They are shown to operators; only ``key`` is
+            compared.
         verdict, factor: Decided before writing; ``factor`` in (0, 1] scales a clipped row.
         payload: An encoded :class:`replay.example.Example`, or an encoded half of one.
-        at: POSIX seconds at which the replica took the event.
-        half: Set: the store keeps the payload under the key until a row takes the key.  If another
-            half stands there it keeps nothing and says which (:attr:`Outcome.met`): whoever brings
-            the second half decides about the joined row, and then appends it as a row of its own.
-        over: The payload of the half that this one, or this row, takes the place of.  Nothing is
-            written unless exactly that half stands.  With it a half whose own payload is empty
-            removes what stands.
-        only: What has to hold besides, of a row whose key nothing has yet; None: nothing.
+        at: Time at which the replica received the event (POSIX seconds).
+        half: If set, the payload is stored under the key until a row with that key is written.  If
+            the store already has another half under the key, it stores nothing and returns that
+            half (:attr:`Outcome.met`): the sender of the second half then decides on the joined row
+            and appends it as an ordinary row.
+        over: Payload of the stored half that this row or half replaces.  Nothing is written unless
+            exactly that half is stored.  A half with ``over`` and an empty payload removes the
+            stored half.
+        only: Further precondition for a new key, or None.
     """
 
     key: bytes
@@ -90,7 +92,7 @@ class NewRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Stored(msgspec.Struct, frozen=True, gc=False):
-    """A half that stands under a key; ``at``: when it was taken (POSIX seconds)."""
+    """A half that is stored under a key; ``at``: time of receipt (POSIX seconds)."""
 
     half: Half
     event_id: str
@@ -115,20 +117,21 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """An outcome says what became of one row of an append.
+    """The result of appending one row.
 
-    ``new`` is True if the row stands in the writer's own partition beyond its last known offset:
-    written now, or by an earlier attempt whose answer was lost.  Otherwise ``row`` is the row
-    that had the key first.  Where ``row`` is None nothing has the key yet:
+    ``new`` is True if the row is in the writer's own partition beyond its last known offset:
+    written now, or by an earlier attempt whose reply was lost.  Otherwise ``row`` is the earlier
+    row with the same key.  If ``row`` is None there is no row with the key:
 
-    * ``since`` is when the half given was taken, which is kept (POSIX seconds);
-    * ``met`` is another half that stands there: nothing was kept or written;
-    * ``gone``: ``over`` was given, and no half stands there, or what ``only`` says does not hold:
-      nothing was kept or written;
-    * none of them: the store has no room for more halves and keeps nothing.
+    * ``since``: the given half is stored; the time at which it was received (POSIX seconds);
+    * ``met``: another half is stored under the key; nothing was written;
+    * ``gone``: ``over`` was given and no half is stored, or ``only`` does not hold; nothing was
+      written;
+    * none of these: the limit on stored halves is reached; nothing was written.
 
-    Or what stands under the key is ``damaged``: nothing was written for this one, and the others
-    are as they are.  A half is never ``new``: it gets no offset.
+    If ``damaged`` is set, the entry under the key is damaged and nothing was written for this row;
+    the other rows of the batch are not affected.  A half is never ``new``, because it gets no
+    offset.
     """
 
     new: bool
@@ -150,9 +153,10 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class Followed:
-    """Rows of a model in commit order: all that were asked for with ``seq`` up to ``upto``.
+    """Rows of a model in commit order, up to ``seq = upto``.
 
-    Rows above ``trimmed`` have all been there; below it some were removed by retention.
+    Up to ``seq = trimmed`` rows may be missing because retention has removed them; above it none
+    is missing.
     """
 
     rows: tuple[Row, ...]
@@ -162,10 +166,10 @@ class Followed:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """Predictions that wait for their label, with their keys, the oldest first.
+    """Stored predictions that wait for their label, with their keys, oldest first.
 
-    ``upto`` is when the last half that was looked at was taken, whatever it is; None: there was
-    none, so this is the end.
+    ``upto`` is the time of receipt of the last half examined, of either kind; None: there was none,
+    so the end is reached.
     """
 
     waiting: tuple[tuple[bytes, Stored], ...]
@@ -174,9 +178,9 @@ class Predicted:
 
 @dataclass(frozen=True, slots=True)
 class Partition:
-    """One writer: (model, replica, incarnation).
+    """The rows of one writer (model, replica, incarnation).
 
-    ``end`` is the offset of its last row (0 if empty).  ``sealed`` partitions take no more rows.
+    ``end`` is the offset of the last row (0 if empty).  ``sealed`` partitions accept no more rows.
     Rows up to ``trimmed`` were removed by retention.
     """
 
@@ -191,8 +195,13 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Room that the journal takes: ``size`` of the whole store in bytes (files or memory), its
-    bound (None: the disk's free space is the bound), and rows and halves kept of one model."""
+    """Space used by the journal.
+
+    Attributes:
+        size: Size of the whole store in bytes (files or memory).
+        size_max: Its bound; None: only the free disk space limits it.
+        rows, halves: Numbers of rows and halves stored for one model.
+    """
 
     size: int
     size_max: int | None
@@ -202,10 +211,12 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """The result that a look at everything in a store has shown.
+    """The result of verifying everything in a store.
 
-    ``damage``: what is not as it was written, in words.  ``good``: entries that match their
-    checksum.  ``unchecked``: rows of a format without one, of which nobody can tell.
+    Attributes:
+        damage: Descriptions of the damage.
+        good: Number of entries that match their checksum.
+        unchecked: Number of rows of an older format without a checksum.
     """
 
     damage: tuple[str, ...]
@@ -223,7 +234,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """A decision about history: rollback, forget, freeze, failed …; ``seq`` counts from 1."""
+    """A control row: a decision such as rollback, forget or freeze; ``seq`` counts from 1."""
 
     seq: int
     model: str
@@ -235,7 +246,7 @@ class Control:
 class Line(msgspec.Struct, frozen=True):
     """One line of the store's log of decisions; ``number`` counts from 1, over all models.
 
-    The store knows nothing of ``text``: whoever signs the lines gives it.
+    The store does not interpret ``text``, which the signer of the lines provides.
     """
 
     number: int
@@ -247,33 +258,33 @@ class Journal(Protocol):
 
     @property
     def batch_rows_max(self) -> int:
-        """Most rows of one append."""
+        """Greatest number of rows in one append."""
 
     @property
     def lost(self) -> int:
-        """Rows that were answered, as far as the store has a second note of it, and are gone."""
+        """Number of acknowledged rows known to be lost, if the store keeps a second record."""
         return 0
 
     def accept_lost(self) -> None:
-        """Go on without them: :attr:`lost` is 0 from now on."""
+        """Continue without the lost rows: :attr:`lost` is 0 from now on."""
         return
 
     def restore_ids(self, model: str) -> int:
-        """Let the ids of a model lead to its rows again, where a store lost them; how many did not.
+        """Restore lost entries in the model's index of event ids; return how many were missing.
 
-        They are what tells a repeat; a store that has them in its rows can't lose them alone.
+        Repeated events are recognised by this index.  A store that keeps the ids in its rows cannot
+        lose it separately, and need not implement this.
         """
         return 0
 
     def register(self, model: str, replica: str, spec: str, at: float) -> Partition:
-        """Open a new, empty partition; its number is given by the store."""
+        """Create a new, empty partition; the store assigns its number."""
 
     def register_lost(self, model: str, spec: str, number: int, end: int, seq: int) -> None:
-        """Make the partition of this number, sealed at ``end``, of which all rows are gone.
+        """Create the partition of this number, sealed at ``end``, whose rows are all lost.
 
-        For a store that has come back older than it was: partitions that are opened later get
-        other numbers, and rows that are written later a ``seq`` above this one.  A partition that
-        is known stays as it is.
+        It is for a store that was restored from an older copy: later partitions get other numbers,
+        and later rows a ``seq`` above the given one.  An existing partition is not changed.
         """
 
     def append(
@@ -281,25 +292,33 @@ class Journal(Protocol):
     ) -> Appended:
         """Write ``rows`` (1 … ``batch_rows_max``) durably, in order, in one step.
 
-        ``known`` is the last offset that the writer had an answer for.  A key that exists
-        elsewhere, or in this partition at or below ``known``, is a duplicate and gets its row
-        back; a key found in this partition beyond ``known`` is the writer's own row.  Offsets
-        are given after that check, so they have no holes.  A key twice within ``rows`` is
-        written once; the second outcome is a duplicate.  Halves get no offset.  A half that
-        stands when a row takes its key is removed in the same step.  The same batch again, after
-        a lost answer, gets the same outcomes, unless somebody else has written under the keys of
-        its halves meanwhile; a half in one batch with a row of its key is answered with the row.
+        A key that exists in another partition, or in this one at or below ``known``, is a
+        duplicate, and the outcome holds the existing row.  A key that exists in this partition
+        beyond ``known`` is a row that the writer itself wrote, but got no reply for.  Offsets are
+        assigned after that check, so they have no gaps.  A key that occurs twice in ``rows`` is
+        written once; the second outcome is a duplicate.  Halves get no offset.  Writing a row
+        removes the half that is stored under its key in the same step.
+
+        Repeating the batch after a lost reply gives the same outcomes, unless another writer has
+        written under the keys of its halves meanwhile.  A half whose key also has a row in the
+        batch gets that row as its outcome.
+
+        Parameters:
+            partition: The writer's partition.
+            known: Last offset that the writer got a reply for.
+            rows: Rows and halves.
+            epoch: Newest epoch of the model that the writer has seen.
 
         Raises:
             BatchSize, RowInvalid, PartitionUnknown: Definite.  The call is wrong.
-            PartitionSealed: Definite.  The partition belongs to an adopter now.
+            PartitionSealed: Definite.  Another process has adopted the partition.
             JournalBehind: Definite.  The partition ends below ``known``: the store has lost rows.
-            EpochBehind: Definite.  The model's newest epoch is below ``epoch``, the newest that the
-                writer has seen: the store has lost rows, also where the partition is new.
-            JournalFull: Definite.  Free disk space, a server's memory or the size is at its bound:
-                no new rows and halves.
-            JournalNotDurable: Definite.  A server's settings were changed: it could lose what it
-                acknowledges.
+            EpochBehind: Definite.  The model's newest epoch is below ``epoch``: the store has lost
+                rows.  This is noticed in a new partition, too.
+            JournalFull: Definite.  Free disk space, a server's memory or the journal's size is at
+                its bound: no new rows or halves are accepted.
+            JournalNotDurable: Definite.  A server's settings were changed so that it could lose
+                acknowledged rows.
             JournalUnavailable: Indefinite.  Send the same batch again.
         """
 
@@ -307,42 +326,45 @@ class Journal(Protocol):
         """Close the partition for writing and return its end.  Idempotent."""
 
     def partition(self, partition: int) -> Partition | None:
-        """The partition, or None if it is unknown."""
+        """Return the partition, or None if it is unknown."""
 
     def partitions(self, model: str) -> tuple[Partition, ...]:
-        """All partitions of the model, by id."""
+        """Return all partitions of the model, by id."""
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Rows ``first … first + n - 1`` as far as they exist, in a short transaction.
+        """Return rows ``first … first + n - 1`` as far as they exist, in short transactions.
 
-        Nothing if ``first`` was trimmed: what comes back starts at ``first`` and has no holes.
+        The result starts at ``first`` and has no gaps, so it is empty if ``first`` was trimmed.
         """
 
     def follow(self, model: str, after: int, n: int) -> Followed:
-        """The model's rows with ``seq > after``, of all partitions, in commit order; at most ``n``.
+        """Return at most ``n`` rows of the model with ``seq > after``, in commit order.
 
-        ``upto`` is the last row's ``seq`` if there are ``n``, and otherwise the newest of the
-        store, which may be another model's.  No row with a ``seq`` up to it is committed later.
-        Trimmed rows are left out: the newest one's ``seq`` is ``trimmed``.
+        ``upto`` is the last row's ``seq`` if there are ``n`` rows, otherwise the newest ``seq`` of
+        the store, which may be another model's.  No row with a ``seq`` up to it is committed later.
+        Trimmed rows are left out; ``trimmed`` is the ``seq`` of the newest of them.
         """
 
     def find(self, model: str, key: bytes) -> Row | None:
-        """The row that has the key, or None."""
+        """Return the row with that key, or None."""
 
     def head(self, model: str, spec: str) -> Head:
-        """Epoch and newest snapshot of the lineage (epoch 0 and None before its first server)."""
+        """Return epoch and newest snapshot of the lineage (0 and None before its first server)."""
 
     def lineages(self, model: str) -> tuple[str, ...]:
-        """Spec hashes that have ever had a server, newest epoch change last."""
+        """Return the spec hashes that have ever had a server, by their last change of epoch."""
 
     def begin_epoch(self, model: str, spec: str, expected: int) -> int:
         """Compare-and-set the epoch from ``expected`` to ``expected + 1``; return the new one.
 
-        Raises EpochLost (definite) if another server was faster.
+        Raises EpochLost (definite) if another server has taken an epoch meanwhile.
         """
 
     def move_head(self, model: str, spec: str, epoch: int, snapshot: str) -> None:
-        """Point the head at a published snapshot; EpochLost unless ``epoch`` is the newest."""
+        """Point the head at a published snapshot.
+
+        Raises EpochLost (definite) unless ``epoch`` is the newest.
+        """
 
     def write_control(
         self,
@@ -353,49 +375,56 @@ class Journal(Protocol):
         fence: tuple[str, int] | None = None,
         line: Line | None = None,
     ) -> tuple[Control, bool]:
-        """Append a control row; the first with a (model, key) wins.
+        """Append a control row unless the model has one with the same key.
 
-        Returns the row that stands and whether it is the one given.  ``fence`` is a spec and an
-        epoch: EpochLost (definite, nothing written) unless it is the lineage's newest epoch.
-        ``line`` is written in the same step as a row that is new, and not with another one;
-        LineTaken (definite, nothing written) unless its number is the log's next.
+        Parameters:
+            fence: A spec and an epoch, which must be the lineage's newest.
+            line: A line of the log of decisions, written in the same step if the row is new.
+
+        Returns:
+            The row with that key, and whether it was written now.
+
+        Raises:
+            EpochLost: Definite: the fence's epoch is not the newest.  Nothing was written.
+            LineTaken: Definite: the line's number is not the next.  Nothing was written.
         """
 
     def controls(self, model: str, after: int) -> tuple[Control, ...]:
-        """Control rows with ``seq > after``, in order."""
+        """Return the control rows with ``seq > after``, in order."""
 
     def write_line(self, line: Line) -> None:
-        """Append a line to the log; LineTaken (definite) unless its number is the next."""
+        """Append a line to the log.  Raises LineTaken (definite) unless its number is the next."""
 
     def newest_line(self) -> Line | None:
-        """The last line of the log; None if there was never one."""
+        """Return the last line of the log; None if there was never one."""
 
     def lines(self, after: int, n: int) -> tuple[Line, ...]:
-        """The lines with a number above ``after``, in order; at most ``n``."""
+        """Return at most ``n`` lines with a number above ``after``, in order."""
 
     def trim_lines(self, anchor: Line) -> None:
-        """Remove the lines up to the anchor's number; the anchor stands in their place.
+        """Replace the lines up to the anchor's number by the anchor.
 
-        LineTaken (definite) if the log does not reach so far, or has an anchor there already.
+        Raises LineTaken (definite) if the log is shorter, or has an anchor there already.
         """
 
     def claim(self, partition: int, offset: int) -> int:
-        """Count one more learner that is about to learn the row; how many there were before it.
+        """Record that a learner is about to learn the row; return how many did so before.
 
-        0 for the first one.  Offset 0 stands for the adoption of the partition.  A learner that
-        dies leaves its claim.  PartitionUnknown (definite) for a number that was never given;
-        after JournalUnavailable the claim may count.
+        A learner that dies leaves its claim behind, so rows at which learners died can be found.
+        Offset 0 stands for the adoption of the partition.  Raises PartitionUnknown (definite);
+        after JournalUnavailable the claim may have been recorded.
         """
 
     def claims(self, partition: int, offset: int) -> int:
-        """How many claims of the row there are; 0 for one that nobody has claimed."""
+        """Return the number of claims of the row."""
 
     def run(self, model: str, spec: str, epoch: int, ms: int) -> int:
-        """Add ``ms`` milliseconds to the time for which the model's servers have run; the sum.
+        """Add ``ms`` to the total running time of the model's servers; return the total in ms.
 
-        Each row and half is written with the sum of its time, by which its age is known whatever
-        clocks say.  EpochLost (definite) unless ``epoch`` is the lineage's newest; a lineage that
-        is not the model's newest adds nothing.  After JournalUnavailable it may count.
+        Each row and half is written with the total at its time, so that its age is known even if
+        clocks are wrong.  Raises EpochLost (definite) unless ``epoch`` is the lineage's newest.  A
+        lineage that is not the model's newest adds nothing.  After JournalUnavailable the time may
+        have been added.
         """
 
     def trim(
@@ -410,50 +439,56 @@ class Journal(Protocol):
         ahead: float = math.inf,
         ran: float = math.inf,
     ) -> int:
-        """Remove at most ``n`` rows with their ids, the oldest of each partition; how many.
+        """Remove at most ``n`` old rows with their ids; return how many were removed.
 
-        Removed are rows of partition ``p`` up to offset ``upto[p]`` that both clocks call old,
-        without leaving holes: the first one that must stay ends it.  The wall clock does if they
-        were taken before ``before`` (POSIX seconds), or after ``ahead``: then it was wrong, and
-        says nothing.  The running time does if they were written before it was ``ran`` (ms).
-        EpochLost (definite) unless ``epoch`` is the lineage's newest.  A lineage that is not the
-        model's newest removes nothing.
+        Of partition ``p`` the oldest rows up to offset ``upto[p]`` are removed, up to the first one
+        that is not old by both clocks, so that no gaps arise.
+
+        Parameters:
+            before, ahead: By the wall clock, a row is old if it was received before ``before``
+                (POSIX seconds), or after ``ahead``: its clock was wrong, so it does not count.
+            ran: By the running time, a row is old if it was written before that was ``ran`` (ms).
+
+        Raises:
+            EpochLost: Definite: ``epoch`` is not the lineage's newest.  A lineage that is not the
+                model's newest removes nothing.
         """
 
     def expire(
         self, model: str, before: float, n: int, *, ahead: float = math.inf, ran: float = math.inf
     ) -> int:
-        """Remove at most ``n`` halves that both clocks call old, as for :meth:`trim`; how many."""
+        """Remove at most ``n`` halves that are old by both clocks, as in :meth:`trim`; how many."""
 
     def predicted(self, model: str, after: float, before: float, n: int) -> Predicted:
-        """Look at no more than ``n`` halves, the oldest first: which of them are predictions.
+        """Examine up to ``n`` halves, oldest first, and return the predictions among them.
 
-        They were taken after ``after`` and before ``before`` (POSIX seconds).  What is damaged is
-        left out, and counts in ``n`` all the same, as do labels that wait.
+        Only halves received after ``after`` and before ``before`` (POSIX seconds) are examined.
+        Waiting labels and damaged halves count in ``n`` but are not returned.
         """
 
     def usage(self, model: str) -> Usage:
-        """Room taken, without a walk over the rows."""
+        """Return the space used, without scanning the rows."""
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
-        """Put ``row`` where a damaged one stands, in one step, at its place in every order.
+        """Replace a damaged row by ``row`` at the same partition, offset and ``seq``, in one step.
 
-        What led to the damaged one by its id leads there no more.  False: what stands there is
-        good, and nothing is changed.  Raises JournalDamaged: nothing stands there.
+        The damaged row's key no longer leads to it.  Returns False, and changes nothing, if the row
+        there is not damaged.  Raises JournalDamaged if there is no row.
         """
 
     def erasing(self) -> Erasing:
-        """The steps by which payloads are removed for good."""
+        """Return the operations that remove payloads permanently."""
 
     def examine(self, progress: Callable[[int, int], None]) -> Examined:
-        """Verify all that is stored, of all models; changes nothing.
+        """Verify everything stored, of all models; changes nothing.
 
-        ``progress`` is called with how many rows were looked at, and of how many.
+        Parameters:
+            progress: Called with the number of rows examined so far, and their total.
         """
 
     def checkpoint(self) -> int:
-        """Move committed pages out of the write-ahead log in a small step; its bytes left."""
+        """Move committed pages out of the write-ahead log in a small step; return bytes left."""
         return 0  # a server rewrites its log itself
 
     def close(self) -> None:
-        """Release the store behind the journal."""
+        """Close the store behind the journal."""

@@ -1,4 +1,4 @@
-"""This module checks what every journal refuses about a batch before it asks its store."""
+"""Checks of a batch of rows that every journal performs before it calls its store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEY_BYTES = 16
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Most rows of one append (≥ 1), and most halves of each model: above it none is kept."""
+    """Greatest number of rows in one append (≥ 1), and of stored halves for each model."""
 
     batch_rows: int = 1024
     halves: int = 100_000
@@ -25,7 +25,7 @@ BOUNDS: Final = Bounds()
 
 
 def check_batch(rows: Sequence[NewRow], rows_max: int) -> None:
-    """Raise BatchSize or RowInvalid for what a store would change or could not hold."""
+    """Raise BatchSize or RowInvalid for values that a store would alter or could not hold."""
     if not 0 < len(rows) <= rows_max:
         raise BatchSize(len(rows), rows_max)
     for row in rows:

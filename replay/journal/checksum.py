@@ -1,9 +1,9 @@
 """The checksum of a stored row: CRC-32 over its columns, each with its type and length.
 
-CRC-32 (zlib's, some 1 GB/s) notices every damage that lies within 32 bits in a row, every pair of
-flipped bits in a row below 256 MB, and all but one in 4 · 10⁹ of whatever else a disk, a cable or
-memory does.  It guards against faults, not against people: who can write the file can write the
-checksum.  64 bits would cost twice the room and make the rest rarer than other faults already are.
+CRC-32 (zlib's, about 1 GB/s) detects every error burst of up to 32 bits, every two flipped bits in
+a row below 256 MB, and all but one in 4 · 10⁹ of other errors of disks, cables or memory.  It
+protects against faults, not against attackers: whoever can write the file can write the checksum.
+64 bits would take twice the space and only improve on errors that are rarer than other faults.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def checksum(*columns: Column) -> int:
-    """CRC-32 of the columns in their order; the same value as another type has another.
+    """Return the CRC-32 of the columns in order; equal values of different types differ.
 
-    Raises UnicodeEncodeError for text that is no Unicode: what is stored is checked before.
+    Raises UnicodeEncodeError for invalid Unicode, which is refused before a row is stored.
     """
     return zlib.crc32(_encode(columns))
 
 
 def proves(stored: object, columns: tuple[Column, ...]) -> bool:
-    """Whether ``stored`` is the checksum of the columns as they were read."""
+    """Return whether ``stored`` is the checksum of the columns."""
     try:
         return stored == zlib.crc32(_encode(columns))
-    except (UnicodeEncodeError, OverflowError, TypeError):  # no value that was ever written
+    except (UnicodeEncodeError, OverflowError, TypeError):  # such a value was never written
         return False

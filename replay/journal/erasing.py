@@ -1,10 +1,9 @@
-"""This module says how payloads are removed from a journal for good; their rows and keys stay.
+"""The interface for removing payloads from a journal permanently; their rows and keys stay.
 
-Removing has two parts.  First other payloads take the place of those in the store's tables.  Then
-the store's files are *settled*: what was written before still lies in free space, in the
-write-ahead log or in the append-only file, until that is rewritten.  Both go on in small steps,
-each of which keeps other callers waiting for no longer than an append does, and both may be begun
-again after an end at any instant.
+It takes two phases.  First the payloads in the store's tables are replaced.  Then the store's files
+are *settled*: the old bytes are still in free space, in the write-ahead log or in the append-only
+file, until those are rewritten.  Both phases run in small steps that block other callers for no
+longer than an append, and both can be restarted after a crash at any point.
 """
 
 from __future__ import annotations
@@ -16,26 +15,26 @@ from replay.journal.base import Stored
 
 
 class Erasing(Protocol):
-    """The erasing steps of one journal.  What is damaged raises JournalDamaged, and stays."""
+    """The erasing operations of one journal.  Damaged entries raise JournalDamaged and stay."""
 
     def rows(self, partition: int, offsets: Sequence[int], payload: bytes) -> int:
-        """Give rows of a partition this payload and no event id; how many had another one.
+        """Replace the payload of rows and clear their event ids; return how many were changed.
 
-        Everything else of them stays.  Rows that were trimmed are left out.
+        Their other columns stay.  Trimmed rows are skipped.
         """
 
     def halves(self, model: str) -> Iterator[tuple[bytes, Stored]]:
-        """The model's halves with their keys; those that come or go meanwhile may be missing."""
+        """Yield the model's halves with their keys; concurrent changes may be missed."""
 
     def replace_half(self, model: str, key: bytes, over: Stored, by: Stored | None) -> bool:
-        """Put ``by`` (None: nothing) in the place of a half; False if ``over`` stands no longer."""
+        """Replace the half ``over`` by ``by`` (None: remove it); False if it has changed."""
 
     def texts(self, model: str, kind: str, keys: Collection[str], payload: bytes) -> int:
-        """Give control rows of a kind and these keys this payload; how many had another one."""
+        """Replace the payload of control rows by kind and key; return how many were changed."""
 
     def settle(self) -> Iterator[int]:
-        """Rewrite the store's files until nothing is left in them of what was replaced.
+        """Rewrite the store's files until no replaced bytes are left in them.
 
-        Each step yields how many are left, 0 if that is not known; pause between two of them.
-        Raises JournalUnavailable if it can't be done now.
+        Each step yields the number of steps or pages left (0: unknown); the caller pauses between
+        steps.  Raises JournalUnavailable if it cannot be done now.
         """

@@ -1,9 +1,9 @@
-"""A file lock among processes that is fair and that nobody waits for without a bound.
+"""A fair file lock between processes, with a timeout for every wait.
 
-The kernel frees the lock when its holder dies, but not while the holder merely stands still
-(SIGSTOP, a frozen container): whoever waits in the kernel then waits as long as it stands.  So it
-is asked for again and again, at first every 50 µs, until a deadline; then the error names the
-holder, which Linux tells in ``/proc/locks``.
+The kernel releases the lock when its holder dies, but not while the holder is stopped (SIGSTOP, a
+frozen container), so a blocking wait in the kernel could last for ever.  Therefore the lock is
+polled, at first every 50 µs, until a deadline.  Then the error names the holder, which Linux lists
+in ``/proc/locks``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from replay.errors import JournalHeld
 
 _LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 _FIRST_PAUSE_S: Final = 50e-6
-_BRISK_S: Final = 0.02  # a commit of another process is usually over by then
+_BRISK_S: Final = 0.02  # another process's commit usually takes less than this
 _LAST_PAUSE_S: Final = 5e-3
-_NAME_MAX: Final = 80  # letters of a command line in an error
+_NAME_MAX: Final = 80  # characters of a command line in an error
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process of this machine that holds a lock; ``name`` begins its command line."""
+    """A process of this machine that holds a lock; ``name`` is the start of its command line."""
 
     pid: int
     name: str
@@ -37,7 +37,10 @@ class Holder:
 
 
 def _mode(path: Path) -> int:
-    """Who may write the file may lock it.  Nobody else: whoever holds the lock stops all others."""
+    """Return the mode of the lock files: writable by those who can write the locked file.
+
+    Nobody else may take the lock, because its holder blocks all others.
+    """
     try:
         shared = path.stat().st_mode & 0o020
     except FileNotFoundError:
@@ -46,17 +49,17 @@ def _mode(path: Path) -> int:
 
 
 class FairLock:
-    """An exclusive lock on a file, behind a second one for whoever is next.
+    """An exclusive lock on a file, with a second lock (the queue) for the next in line.
 
-    Who waits for the lock holds the queue, so the process that has just let go of the lock can't
-    take it again before the waiting one has noticed.  Who has waited long tries to hold a third
-    one, and whoever comes meanwhile asks for the queue only when it has waited long itself: else
-    those who have just come, and ask often, would always be next.  One object serves one thread at
-    a time.
+    The process that waits for the lock holds the queue, so a process that has just released the
+    lock cannot take it again before the waiting one polls.  A process that has waited long for the
+    queue takes a third lock (the elder); while that is held, newcomers do not try to take the queue
+    until they have waited long themselves.  Otherwise newcomers, which poll more often, would
+    always be next.  An object may be used by one thread at a time.
 
     Parameters:
-        path: ``<path>.lock``, ``<path>.queue`` and ``<path>.elder`` are made beside it.
-        wait_s: How long to wait for both together, in seconds.
+        path: The lock files ``<path>.lock``, ``<path>.queue`` and ``<path>.elder`` are made.
+        wait_s: Timeout for queue and lock together, in seconds.
     """
 
     def __init__(self, path: Path, wait_s: float) -> None:
@@ -73,9 +76,10 @@ class FairLock:
         self.lock_fd, self.queue_fd, self._elder_fd = opened
 
     def take(self, waited_s: float = 0.0) -> None:
-        """Wait for the lock.  Raises JournalHeld (definite) if that takes too long.
+        """Take the lock.  Raises JournalHeld (definite) after the timeout.
 
-        ``waited_s``: how long the caller has waited for something else before.
+        Parameters:
+            waited_s: Time that the caller has waited before, which counts toward the timeout.
         """
         begun_s = time.monotonic() - waited_s
         self._take_queue(begun_s)
@@ -87,7 +91,7 @@ class FairLock:
             fcntl.flock(self.queue_fd, fcntl.LOCK_UN)
 
     def _take_queue(self, begun_s: float) -> None:
-        """Become the next one."""
+        """Take the queue, that is, become the next in line."""
         elder, pause_s = False, _FIRST_PAUSE_S
         try:
             while True:
@@ -96,7 +100,7 @@ class FairLock:
                 if free and not elder:
                     elder = old
                     if not old:
-                        fcntl.flock(self._elder_fd, fcntl.LOCK_UN)  # nobody has waited long
+                        fcntl.flock(self._elder_fd, fcntl.LOCK_UN)  # no one has waited long
                 if (free or old) and _taken(self.queue_fd):
                     return
                 pause_s = self._pause(begun_s, _FIRST_PAUSE_S if elder else pause_s)
@@ -105,18 +109,18 @@ class FairLock:
                 fcntl.flock(self._elder_fd, fcntl.LOCK_UN)
 
     def _pause(self, begun_s: float, pause_s: float) -> float:
-        """Sleep a while; how long to sleep next.  Raises JournalHeld at the deadline."""
+        """Sleep for a while; return the next pause.  Raises JournalHeld at the deadline."""
         waited_s = time.monotonic() - begun_s
         if waited_s >= self._wait_s:
-            # Whoever is next may wait as we do; nobody holds the lock if that one stands still.
-            found = flock_holder(self.lock_fd) or flock_holder(self.queue_fd)
-            holder = "another process" if found is None else str(found)
-            raise JournalHeld(holder, self._wait_s, None if found is None else found.pid)
+            # If nobody holds the lock, a stopped process may hold the queue.
+            process = flock_holder(self.lock_fd) or flock_holder(self.queue_fd)
+            holder = "another process" if process is None else str(process)
+            raise JournalHeld(holder, self._wait_s, None if process is None else process.pid)
         time.sleep(min(pause_s, self._wait_s - waited_s))
         return min(2 * pause_s, _LAST_PAUSE_S) if waited_s > _BRISK_S else pause_s
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Release the lock for the next process."""
         fcntl.flock(self.lock_fd, fcntl.LOCK_UN)
 
     def close(self) -> None:
@@ -126,7 +130,7 @@ class FairLock:
 
 
 def _taken(fd: int) -> bool:
-    """Whether the lock of the open file is ours now."""
+    """Try to lock the open file; return whether it succeeded."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -135,12 +139,12 @@ def _taken(fd: int) -> bool:
 
 
 def flock_holder(fd: int, locks: Callable[[], str] | None = None) -> Holder | None:
-    """Who holds the ``flock`` of this open file; None where the system does not tell."""
+    """Return the holder of this open file's ``flock``, or None if unknown."""
     return _holder(os.fstat(fd).st_ino, "FLOCK", locks)
 
 
 def posix_holder(path: str, locks: Callable[[], str] | None = None) -> Holder | None:
-    """Who holds a POSIX lock for writing on this file, as SQLite takes them; None: not known."""
+    """Return the holder of a POSIX write lock (SQLite's kind) on this file, or None if unknown."""
     try:
         return _holder(os.stat(path).st_ino, "POSIX", locks)
     except OSError:
@@ -153,7 +157,7 @@ def _holder(inode: int, kind: str, locks: Callable[[], str] | None) -> Holder | 
     except OSError:
         return None
     for line in text.splitlines():
-        # "7: FLOCK  ADVISORY  WRITE 812 fe:00:131081 0 EOF"; who waits has "->" after the number
+        # "7: FLOCK  ADVISORY  WRITE 812 fe:00:131081 0 EOF"; waiters have "->" after the number
         words = line.split()
         if len(words) < 6 or words[1] != kind or words[3] != "WRITE":
             continue

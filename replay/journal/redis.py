@@ -1,4 +1,4 @@
-"""The journal in one Redis or Valkey server, for several nodes: a stream for each partition."""
+"""A journal in one Redis or Valkey server, for several nodes; each partition is a stream."""
 
 from __future__ import annotations
 
@@ -44,31 +44,31 @@ from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
 
 FORMAT = 5
-"""Number of the layout of keys; a newer one is refused, an older one is read as it is.
+"""Number of the layout of keys; a newer one is refused, an older one is read unchanged.
 
-Rows of a layout before 3 are in no commit order: :meth:`RedisJournal.follow` leaves them out;
-rows of one before 4 have no checksum; one before 5 has no log of decisions.
+Rows of a layout before 3 have no commit order, so :meth:`RedisJournal.follow` skips them; rows of a
+layout before 4 have no checksum; a layout before 5 has no log of decisions.
 """
 
 _READ_PAGE = 1024
-_FOLLOW_PAGE = 256  # rows that one script looks up
+_FOLLOW_PAGE = 256  # rows looked up by one script
 
 
 class RedisJournal(Journal):
     """A journal in a Redis or Valkey server (version 6.2 or newer).
 
-    Safe to call from several threads, processes and nodes.  Nothing is sent twice by itself.
-    ``Row.seq`` comes from one counter of the journal: it grows with each commit, with holes
-    only where a script failed.  Partition numbers grow, have 24 random bits, are below 2^53 and
-    are not given again by a server that came back empty or older: a writer of before gets
-    JournalBehind or PartitionUnknown there, never somebody else's partition.
+    It may be used by several threads, processes and nodes.  No command is retried automatically.
+    ``Row.seq`` comes from one counter of the journal; it grows with each commit and has gaps only
+    after failed scripts.  Partition numbers grow, contain 24 random bits and are below 2^53.  So a
+    server that came back empty or older does not assign a number again: earlier writers get
+    JournalBehind or PartitionUnknown, never another writer's partition.
 
     Parameters:
         prefix: Name of the journal in the server; its keys start with it, in braces.
-        bounds: Most rows of one append, and most halves of each model.
+        bounds: Greatest number of rows in one append, and of halves for each model.
 
-    The others are those of :class:`replay.journal.redisserver.RedisServer`, whose errors are
-    raised, too, and JournalFormat where a newer version has written the prefix's keys.
+    The other parameters are those of :class:`replay.journal.redisserver.RedisServer`.  Its errors
+    are raised, and JournalFormat if a newer version has written the prefix's keys.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class RedisJournal(Journal):
     def _command(self, *words: str | bytes | int) -> Any:
         try:
             return self._server.command(*words)
-        except ServerFull as error:  # only an append says it: for the others it is a pause
+        except ServerFull as error:  # only append reports it; other callers just retry
             raise JournalUnavailable(error.reason) from error
 
     def _run(self, script: str, *words: str | bytes | int) -> Any:
@@ -125,7 +125,7 @@ class RedisJournal(Journal):
             raise JournalUnavailable(error.reason) from error
 
     def _fenced(self, epoch: int, script: str, model: str, *words: str | int) -> Any:
-        """The answer of a step that is taken in the lineage's newest epoch only."""
+        """Run a script that takes effect only in the lineage's newest epoch; return its result."""
         status, *found = self._run(script, model, *words)
         if status == b"damaged":
             what = "the running time" if script is scripts.RUN else "a head"
@@ -148,14 +148,14 @@ class RedisJournal(Journal):
     def append(
         self, partition: int, known: int, rows: Sequence[NewRow], epoch: int = 0
     ) -> Appended:
-        """JournalBehind is raised, too, where a key leads to a row that is gone."""
+        """Append a batch; JournalBehind is also raised if a key leads to a missing row."""
         check_batch(rows, self._bounds.batch_rows)
         held = self._server.held()
         words = [word for row in rows for word in words_of(row)]
         head = (partition, known, int(held is not None), self._bounds.halves, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
         if answer[0] == b"held" and held is not None:
-            raise type(held)(*held.args)  # a traceback of its own
+            raise type(held)(*held.args)  # a new exception with its own traceback
         if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
             raise refusal
         outcomes: list[Outcome] = []
@@ -177,14 +177,14 @@ class RedisJournal(Journal):
         return tuple(map(proof.as_partition, self._run(scripts.PARTITIONS, "model", model)))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Many rows are read in several commands, so that none keeps the server for long."""
+        """Read rows in several commands, so that none blocks the server for long."""
         rows: list[Row] = []
         stream = self._key("rows", partition)
         for start in range(first, first + n, _READ_PAGE):
             last = min(start + _READ_PAGE, first + n) - 1
             page = self._entries(stream, start, last)
             if not page or page[0][0] != first + len(rows):
-                break  # what was trimmed is missing: no hole is skipped
+                break  # trimmed rows are missing: stop at the gap
             rows += (proof.as_row(partition, offset, fields) for offset, fields in page)
         return tuple(rows)
 
@@ -194,7 +194,7 @@ class RedisJournal(Journal):
 
     def follow(self, model: str, after: int, n: int) -> Followed:
         rows: list[Row] = []
-        while True:  # several scripts, so that none keeps the server for long
+        while True:  # several scripts, so that none blocks the server for long
             size = min(_FOLLOW_PAGE, n - len(rows))
             newest, found, looked_at, trimmed = self._run(scripts.FOLLOW, model, after, size)
             rows += (
@@ -323,7 +323,7 @@ class RedisJournal(Journal):
         ahead: float = math.inf,
         ran: float = math.inf,
     ) -> int:
-        """One script, which every other caller of the server waits for."""
+        """Trim rows in one script, which blocks all other callers: give a small ``n``."""
         bounds = [word for p in sorted(upto) if upto[p] > 0 for word in (p, upto[p])]
         head = (model, spec, epoch, repr(float(before)), n, repr(float(ahead)), repr(float(ran)))
         return int(self._fenced(epoch, scripts.TRIM, *head, *bounds))
@@ -338,7 +338,7 @@ class RedisJournal(Journal):
         return predicted(self._run, model, after, before, n)
 
     def stand_in(self, partition: int, offset: int, row: NewRow) -> bool:
-        """One script that copies the partition; every other caller of the server waits for it."""
+        """Replace a damaged row; the script copies the partition and blocks all other callers."""
         status = self._run(scripts.STAND_IN, partition, offset, *words_of(row)[:7])
         if status == b"missing":
             raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")

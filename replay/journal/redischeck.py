@@ -1,4 +1,4 @@
-"""All that a Redis journal stores, verified: checksums, and that each key leads where it should."""
+"""Verifies everything that a Redis journal stores: checksums, and references between keys."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from replay.journal import redisproof as proof
 from replay.journal import redisscripts as scripts
 from replay.journal.base import Examined
 
-_PAGE: Final = 256  # entries of one script or command: no other caller waits for long
+_PAGE: Final = 256  # entries per script or command, so that other callers do not wait long
 _SHOWN: Final = 100
 
 
 class Examination:
-    """One look at a journal; ``command`` and ``run`` ask its server, ``tag`` is its prefix."""
+    """One verification of a journal.
+
+    ``command`` and ``run`` send commands and scripts to its server; ``tag`` is its key prefix.
+    """
 
     def __init__(self, command: Callable[..., Any], run: Callable[..., Any], tag: bytes) -> None:
         self._command, self._run, self._tag = command, run, tag
@@ -24,7 +27,7 @@ class Examination:
         self._good = self._old = 0
 
     def all(self, progress: Callable[[int, int], None]) -> Examined:
-        """Everything, of all models.  What changes meanwhile is seen before or after."""
+        """Verify everything, of all models; concurrent changes may be seen or not."""
         keys = sorted(self._keys())
         streams = [key for key in keys if key.startswith(b"rows:")]
         total = sum(int(self._command("XLEN", self._key(key))) for key in streams)
@@ -188,10 +191,10 @@ class Examination:
 def restore_ids(
     command: Callable[..., Any], run: Callable[..., Any], tag: bytes, model: str
 ) -> int:
-    """Let the ids of a model lead to its rows again, if there are fewer ids than rows.
+    """Restore missing entries in a model's index of ids, if it has fewer ids than rows.
 
-    So it sees that ids are gone, not that one of them leads elsewhere: that an examination sees.
-    Several scripts, none of which keeps the server for long.
+    Wrong entries are not noticed here, only by :class:`Examination`.  It runs several scripts, none
+    of which blocks the server for long.
     """
     ids, rows = run(scripts.COUNT_IDS, model)
     restored = 0
@@ -205,7 +208,7 @@ def restore_ids(
 
 
 def _pairs(found: Any) -> list[tuple[bytes, bytes]]:
-    """Return the fields and values of a hash, as this client answers it."""
+    """Return the fields and values of a hash from either form of the client's reply."""
     if isinstance(found, dict):
         return list(found.items())
     return list(zip(found[::2], found[1::2], strict=True))

@@ -1,4 +1,4 @@
-"""Payloads are removed from the Redis journal for good: streams copied, the server's files anew."""
+"""Removes payloads from the Redis journal permanently: copies streams, rewrites server files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from replay.errors import JournalDamaged, JournalUnavailable
 from replay.journal import redisscripts as scripts
 from replay.journal.base import Half, Stored
 
-_PAGE: Final = 256  # entries of one script: no other caller waits for long
-_AGAIN: Final = 10  # times that a copy is begun, if another process copies, too
+_PAGE: Final = 256  # entries per script, so that other callers do not wait long
+_AGAIN: Final = 10  # attempts to copy a stream while another process copies it, too
 
 
 class RedisErasing:
     """A :class:`replay.journal.erasing.Erasing` of one journal.
 
-    ``command`` and ``run`` ask its server; ``tag`` is its prefix.
+    ``command`` and ``run`` send commands and scripts to its server; ``tag`` is its key prefix.
     """
 
     def __init__(self, command: Callable[..., Any], run: Callable[..., Any], tag: bytes) -> None:
         self._command, self._run, self._tag = command, run, tag
 
     def rows(self, partition: int, offsets: Sequence[int], payload: bytes) -> int:
-        """Give rows this payload: see :class:`replay.journal.erasing.Erasing`.
+        """Replace the payload of rows, see :class:`replay.journal.erasing.Erasing`.
 
-        The partition is copied; the server needs the memory for that.
+        The partition is copied, for which the server needs memory.
         """
         if not (stale := self._stale(f"rows:{partition}", offsets, payload)):
             return 0
@@ -35,7 +35,7 @@ class RedisErasing:
         return len(stale)
 
     def _stale(self, stream: str, ids: Sequence[int], payload: bytes) -> list[int]:
-        """Those of the entries that have another payload."""
+        """Return the ids of those entries that have another payload."""
         key, found = self._tag + b":" + stream.encode(), []
         wanted = sorted(ids)
         for start in range(0, len(wanted), _PAGE):
@@ -52,12 +52,12 @@ class RedisErasing:
         return found
 
     def _copy(self, stream: str, place: str, ids: Sequence[int], values: dict[str, bytes]) -> None:
-        """Copy the stream, in which these entries get the values."""
+        """Replace the stream by a copy in which these entries have the given values."""
         given = [word for pair in values.items() for word in pair]
         for _ in range(_AGAIN):
             status, after = b"more", b"0"
             while status == b"more":
-                # which ids a page has is not known before: it gets those that can be in it
+                # the ids of a page are not known in advance: pass all that can be in it
                 near = [i for i in ids if i > int(after)][:_PAGE]
                 words = (stream, place, after, _PAGE, len(values), *given, *near)
                 status, *rest = self._run(scripts.COPY, *words)
@@ -69,7 +69,7 @@ class RedisErasing:
         raise JournalUnavailable("another process copies the same stream again and again")
 
     def halves(self, model: str) -> Iterator[tuple[bytes, Stored]]:
-        """Return the model's halves, a page at a time."""
+        """Yield the model's halves, read page by page."""
         cursor = b"0"
         while True:
             cursor, page = self._run(scripts.HALVES, model, cursor, _PAGE)
@@ -82,14 +82,14 @@ class RedisErasing:
                 return
 
     def replace_half(self, model: str, key: bytes, over: Stored, by: Stored | None) -> bool:
-        """Put another half, or none, in the place of one."""
+        """Replace a half by another one, or remove it."""
         words: tuple[str | bytes, ...] = ("", "", "", "", "")
         if by is not None:
             words = (by.half.value, by.event_id, by.source, by.payload, repr(by.at))
         return bool(self._run(scripts.REPLACE_HALF, model, key, over.payload, *words))
 
     def texts(self, model: str, kind: str, keys: Collection[str], payload: bytes) -> int:
-        """Give control rows this payload."""
+        """Replace the payload of control rows."""
         named = {key.encode() for key in keys}
         after, seqs = 0, list[int]()
         stream = f"controls:{model}"
@@ -105,7 +105,7 @@ class RedisErasing:
         return len(seqs)
 
     def settle(self) -> Iterator[int]:
-        """Have the append-only file written anew, and the dump, if the server makes one."""
+        """Make the server rewrite its append-only file, and its dump if it makes one."""
         for key in self._left_behind():
             self._command("DEL", key)
         yield from self._have("BGREWRITEAOF", "aof_last_bgrewrite_status")
@@ -113,7 +113,7 @@ class RedisErasing:
             yield from self._have("BGSAVE", "rdb_last_bgsave_status")
 
     def _left_behind(self) -> Iterator[bytes]:
-        """Copies that a process has begun and not ended."""
+        """Yield the keys of copies that a process began and did not finish."""
         start, cursor = self._tag + b":erasing:", b"0"
         pattern = re.sub(rb"([\[\]*?\\])", rb"\\\1", start) + b"*"
         while True:

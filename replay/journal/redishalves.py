@@ -1,4 +1,4 @@
-"""Halves of stored joins that a Redis journal keeps, listed by when they were taken."""
+"""Lists stored halves of a Redis journal by their time of receipt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from replay.journal.base import Half, Predicted, Stored
 def predicted(
     run: Callable[..., Any], model: str, after: float, before: float, n: int
 ) -> Predicted:
-    """Predictions that wait for their label: see :class:`replay.journal.base.Journal`."""
+    """Return predictions that wait for their label, see :class:`replay.journal.base.Journal`."""
     found, upto = run(scripts.PREDICTED, model, repr(float(after)), repr(float(before)), n)
     waiting = tuple(
         (key, Stored(Half(half.decode()), named.decode(), source.decode(), payload, float(at)))

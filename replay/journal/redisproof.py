@@ -1,4 +1,4 @@
-"""The Redis journal's stored values are each verified against their checksum when they are read."""
+"""Decodes values of the Redis journal, verifying each against its checksum."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from replay.journal.base import Control, Line, Partition, Row, Verdict
 
 Fields = dict[bytes, bytes]
 
-_DIGITS: Final = 8  # 32 bits: all but one damage in 4 * 10**9 are seen
+_DIGITS: Final = 8  # 32 bits: all but one error in 4 * 10**9 are detected
 
 
 def proof(place: str, words: Sequence[bytes]) -> bytes:
-    """The checksum of words in their place, as the scripts' ``proof`` makes it."""
+    """Return the checksum of words and their place, equal to that of the scripts' ``proof``."""
     text = b"\n".join((place.encode(errors="surrogateescape"), b"\n".join(words)))
     return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:_DIGITS].encode()
 
 
 def proves(place: str, fields: Fields) -> bool:
-    """Whether the last field is the checksum of those before it.
+    """Return whether the last field is the checksum of those before it.
 
-    A row without one is of a layout before 4, which has no running time either: nobody can tell.
+    A row without checksum and running time (``ran``) is of a layout before 4 and is accepted.
     """
     words = [word for pair in fields.items() for word in pair]
     if words[-2:-1] != [b"sum"]:
@@ -32,7 +32,7 @@ def proves(place: str, fields: Fields) -> bool:
 
 
 def as_line(number: int, fields: Fields) -> Line:
-    """A line of the log of decisions from its entry.  Raises JournalDamaged."""
+    """Decode a line of the log of decisions.  Raises JournalDamaged."""
     words = (b"text", fields.get(b"text", b""))
     if fields.get(b"sum") != proof(f"line {number}", words):
         raise JournalDamaged(f"line {number} of the log of decisions")
@@ -40,12 +40,12 @@ def as_line(number: int, fields: Fields) -> Line:
 
 
 def lines(found: Sequence[tuple[bytes, Fields]]) -> tuple[Line, ...]:
-    """Lines of the log from a range of its stream.  Raises JournalDamaged."""
+    """Decode lines of the log of decisions from its stream.  Raises JournalDamaged."""
     return tuple(as_line(int(id_.split(b"-")[0]), fields) for id_, fields in found)
 
 
 def as_row(partition: int, offset: int, fields: Fields) -> Row:
-    """A row from its entry.  Raises JournalDamaged."""
+    """Decode a row from its stream entry.  Raises JournalDamaged."""
     if not proves(f"row {partition} {offset}", fields):
         raise JournalDamaged(f"row {offset} of partition {partition}")
     try:
@@ -61,12 +61,12 @@ def as_row(partition: int, offset: int, fields: Fields) -> Row:
             payload=fields[b"payload"],
             at=float(fields[b"at"]),
         )
-    except (KeyError, ValueError) as error:  # of a layout without checksums
+    except (KeyError, ValueError) as error:  # possible in a layout without checksums
         raise JournalDamaged(f"row {offset} of partition {partition}", repr(error)) from error
 
 
 def as_partition(found: Sequence[bytes]) -> Partition:
-    """A partition from what its script answers.  Raises JournalDamaged."""
+    """Decode a partition from its script's reply.  Raises JournalDamaged."""
     number, model, replica, spec, end, sealed, trimmed, at, stored = found
     place = f"partition {number.decode()}"
     words = (model or b"", replica or b"", spec or b"", at, sealed)
@@ -78,7 +78,7 @@ def as_partition(found: Sequence[bytes]) -> Partition:
 
 
 def as_control(model: str, seq: int, fields: Fields) -> Control:
-    """A control row from its entry.  Raises JournalDamaged."""
+    """Decode a control row from its stream entry.  Raises JournalDamaged."""
     if b"sum" in fields and not proves(f"control {model} {seq}", fields):
         raise JournalDamaged(f"control row {seq} of model {model}")
     try:

@@ -1,15 +1,15 @@
-"""The steps of :class:`replay.journal.redis.RedisJournal` as Lua: one script, one atomic step.
+"""The Lua scripts of :class:`replay.journal.redis.RedisJournal`, each one atomic step.
 
-They stand in the folder ``lua``, a file each; its head says what the script is given.
+The scripts are in the folder ``lua``; the header of each file describes its arguments.
 
-Lua is no transaction: what a script wrote before an error stays.  So each script reads and
-refuses first and writes last, a stream's entry always before the key that leads to it.  (Only
-``order`` comes before: a place there counts if the row that stands there says the same ``seq``.)
-A key without its entry would answer "duplicate" for a row that is nowhere.  The server refuses
-writes for want of memory or disk only at a script's first write, and has a script's effects in the
-append-only file as one MULTI … EXEC, which it drops whole if it is torn.
+A Lua script is not a transaction: its writes before an error persist.  So each script first reads
+and checks, and writes last, a stream entry always before the key that leads to it.  (Only ``order``
+is written before the row; an entry there counts only if the row that it leads to has the same
+``seq``.)  A key without its entry would report "duplicate" for a row that does not exist.  The
+server refuses writes for lack of memory or disk only at a script's first write, and logs a script's
+effects in the append-only file as one MULTI … EXEC, which it drops as a whole if it is incomplete.
 
-Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are in one slot:
+Keys (``P`` is ``KEYS[1]``, the journal's prefix in braces, so all keys are in one slot):
 
 =========================== =========== ========================================================
 ``P:format``                string      number of this layout
@@ -35,16 +35,16 @@ Keys, ``P`` being ``KEYS[1]``, the journal's prefix in braces; all of them are i
 ``P:erasing:rows:NUMBER``   stream      a copy that grows while payloads are removed
 =========================== =========== ========================================================
 
-A partition's end is its stream's last id, kept nowhere else: it outlives trimming, and it is gone
-with the stream, so that a journal that lost a stream is seen to be behind.  Likewise what was
-trimmed is what is missing before its first entry, so that trimming only deletes, which a server
-without memory still does.  Rows that a layout before 4 has joined say which half came second
-(``half``) and when the first was taken (``since``).
+A partition's end is its stream's last id and is stored nowhere else.  Redis keeps that id when
+entries are trimmed and loses it with the stream, so a journal that lost a stream is noticed to be
+behind.  Likewise the trimmed rows are those missing before the first entry, so that trimming only
+deletes, which works even without free memory.  Rows that were joined under a layout before 4 record
+which half came second (``half``) and when the first was received (``since``).
 
 Rows, control rows, halves, partitions and heads end with ``sum``: the first 32 bits of the SHA-1
-of where they stand and of all that is before it (:func:`replay.journal.redisproof.proof`).  A
-server's Lua has no faster checksum, and only a script knows offset and seq.  ``ran`` is the running
-time at which a row or a half was written.
+of their place and all preceding fields (:func:`replay.journal.redisproof.proof`).  Redis's Lua has
+no faster checksum, and only a script knows offset and seq.  ``ran`` is the running time at which a
+row or half was written.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _FOLDER: Final = resources.files("replay.journal").joinpath("lua")
 
 
 def _lua(name: str) -> str:
-    """The text of a file behind its head."""
+    """Return the text of a script file after its header comment."""
     text = _FOLDER.joinpath(f"{name}.lua").read_text("utf-8")
     return "\n" + re.sub(r"\A(?:--.*\n)+", "", text)
 

@@ -1,6 +1,6 @@
-"""One Redis or Valkey server as a journal needs it: durable, evicting nothing, asked once.
+"""A connection to a Redis or Valkey server that verifies durability and never retries.
 
-The only module that imports the package ``redis`` (optional extra ``redis``).
+This is the only module that imports the package ``redis`` (optional extra ``redis``).
 """
 
 from __future__ import annotations
@@ -24,36 +24,35 @@ Durability = Literal["checked", "assumed"]
 
 _LOOK_S = 1.0
 _MB = 1 << 20
-_SHARE_FOR_ROWS = 0.9  # the rest of maxmemory is for control rows, heads and partitions
+_SHARE_FOR_ROWS = 0.9  # of maxmemory; the rest is for control rows, heads and partitions
 
 _SETTINGS = (
     ("appendonly", "yes", "set it in the server's configuration, or CONFIG SET appendonly yes"),
     ("appendfsync", "always", "CONFIG SET appendfsync always"),
     # With "yes" nothing is synced while the file is rewritten, also under "always".
     ("no-appendfsync-on-rewrite", "no", "CONFIG SET no-appendfsync-on-rewrite no"),
-    # An evicted stream is lost rows; an evicted hash of ids is rows learned twice.
+    # Evicting a stream loses rows; evicting a hash of ids makes rows be learned twice.
     ("maxmemory-policy", "noeviction", "CONFIG SET maxmemory-policy noeviction"),
 )
 
 
 class RedisServer:
-    """Commands and scripts on one server; each is sent at most once.
+    """Sends commands and scripts to one server, each at most once.
 
     Parameters:
         url: ``redis://``, ``rediss://`` or ``unix://``.
-        timeout_s: Bound for the connection and for each answer; after it the answer is uncertain.
-        durability: ``"checked"``: the server's settings are read.  ``"assumed"``: a server whose
-            settings can't be read is believed to be durable.  Settings that can be read are never
-            assumed.
-        accept_loss: Accept a server that a replica may take over from, or one of a cluster:
-            replication is asynchronous, so that acknowledged rows can be lost then.
-        memory_mb_max: New rows are held above this use of memory (MB of 2^20 bytes); by default
-            above 90 % of the server's ``maxmemory``, if it has one.
-        monotonic_s: A clock, for looking at most once a second.
+        timeout_s: Timeout of connecting and of each reply; after it the outcome is unknown.
+        durability: ``"checked"``: the server's settings must be readable.  ``"assumed"``: settings
+            that cannot be read are assumed to be safe; readable ones are checked all the same.
+        accept_loss: Accept a server with replicas, or one of a cluster.  Replication is
+            asynchronous, so a failover can lose acknowledged rows.
+        memory_mb_max: Use of memory above which new rows are refused (MB of 2^20 bytes); by default
+            90 % of the server's ``maxmemory``, if that is set.
+        monotonic_s: A monotonic clock in seconds; the server is checked at most once a second.
 
     Raises:
-        JournalNotDurable: Definite: the server forgets.
-        JournalUnavailable: It does not answer.
+        JournalNotDurable: Definite: the server could lose acknowledged rows.
+        JournalUnavailable: The server does not answer.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class RedisServer:
             raise ValueError(f"durability is {durability!r}; give 'checked' or 'assumed'")
         options: dict[str, Any] = {
             **_parse(url),
-            # By default the client sends again after a timeout.  Who sends again has to know.
+            # By default the client retries after a timeout; here the caller must decide on that.
             "retry": Retry(NoBackoff(), 0),
             "retry_on_error": [],
             "socket_timeout": timeout_s,
@@ -102,16 +101,16 @@ class RedisServer:
         self._client.connection_pool.disconnect()
 
     def command(self, *words: str | bytes | int) -> Any:
-        """Answer of one command, as the client decodes it.
+        """Return the reply to one command, as the client decodes it.
 
         Raises:
-            ServerFull: Definite: the server looked at its data and refused the first write.
+            ServerFull: Definite: the server refused the first write.
             JournalUnavailable: Indefinite.
         """
         return self._ask(lambda: self._send(*words))
 
     def run(self, script: str, key: bytes, *words: str | bytes | int) -> Any:
-        """Answer of a script with one key.  Errors as of :meth:`command`."""
+        """Return the reply of a script with one key.  Errors as :meth:`command`."""
         sha = self._shas.get(script)
         if sha is None:
             sha = self._shas[script] = hashlib.sha1(script.encode()).hexdigest()
@@ -119,20 +118,20 @@ class RedisServer:
         def once() -> Any:
             try:
                 return self._send("EVALSHA", sha, 1, key, *words)
-            except NoScriptError:  # nothing has run: a new or restarted server
+            except NoScriptError:  # nothing was run; the server is new or was restarted
                 return self._send("EVAL", script, 1, key, *words)
 
         return self._ask(once)
 
     def held(self) -> JournalNotDurable | ServerFull | None:
-        """Why the server should get no new rows now; looks at it at most once a second."""
+        """Return why the server must get no new rows now, or None; checked once a second."""
         now_s = self._monotonic_s()
         if now_s - self._looked_s >= _LOOK_S:
             info = self._ask(self._client.info)
             self._held = self._full(info)
             try:
                 self._check_settings(info)
-            except JournalNotDurable as error:  # changed under us
+            except JournalNotDurable as error:  # changed while running
                 self._held = error
             self._looked_s = now_s
         return self._held
@@ -145,20 +144,20 @@ class RedisServer:
         except OutOfMemoryError as error:
             raise ServerFull(f"OOM {error}") from error
         except ResponseError as error:
-            # OOM and MISCONF (it can't write its files) come at a script's first write: it has
-            # looked up every key before and has written nothing, so the refusal is definite.
+            # OOM and MISCONF (it cannot write its files) occur at a script's first write, after it
+            # has looked up every key, so nothing was written and the refusal is definite.
             # "-OOM" is how servers before version 7 quote an error from within a script.
             if any(word in str(error) for word in ("MISCONF ", "-OOM ")):
                 raise ServerFull(str(error)) from error
-            # All others are indefinite.  This call may have written nothing (READONLY, LOADING,
-            # BUSY, NOAUTH), but the server has not looked, or is a replica that can be behind:
-            # of an earlier try with a lost answer it says nothing.
+            # All others are indefinite.  Even if this call wrote nothing (READONLY, LOADING, BUSY,
+            # NOAUTH), the server has not looked up the keys, or is a replica that may be behind:
+            # an earlier attempt whose reply was lost may have been written.
             raise JournalUnavailable(str(error)) from error
         except (RedisError, OSError) as error:
             raise JournalUnavailable(f"{type(error).__name__}: {error}") from error
 
     def memory(self) -> tuple[int, int | None]:
-        """Bytes of memory in use now, and the bound for rows (None: there is none)."""
+        """Return the memory in use in bytes, and the bound for rows (None: no bound)."""
         return self._memory(self._ask(lambda: self._client.info("memory")))
 
     def _memory(self, info: dict[str, Any]) -> tuple[int, int | None]:
@@ -188,7 +187,7 @@ class RedisServer:
                 raise JournalNotDurable(setting, found, needed, remedy)
 
     def _setting(self, name: str) -> str | None:
-        """A setting's value, or None if it can't be read."""
+        """Return a setting's value, or None if it cannot be read."""
 
         def once() -> Any:
             try:

@@ -1,4 +1,4 @@
-"""Rows as the words of a script, and a script's answers as outcomes, for the Redis journal."""
+"""Converts rows to arguments of the Redis scripts, and the scripts' replies to outcomes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from replay.journal.redisproof import Fields
 
 
 def words_of(row: NewRow) -> tuple[str | bytes, ...]:
-    """The row as the script's arguments, in its order."""
-    numbers = repr(float(row.factor)), repr(float(row.at))  # which give the same number back
+    """Return the row as the script's arguments, in its order."""
+    numbers = repr(float(row.factor)), repr(float(row.at))  # repr round-trips exactly
     text = (row.event_id, row.source, row.verdict.value)
     half = "" if row.half is None else row.half.value
     over = b"" if row.over is None else bytes(row.over)
@@ -31,7 +31,7 @@ def words_of(row: NewRow) -> tuple[str | bytes, ...]:
 
 
 def refusal_of(answer: list[Any], partition: int, known: int, epoch: int) -> ReplayError | None:
-    """Why the script of an append has written nothing; None: it has answered for each row."""
+    """Return why the append script wrote nothing, or None if it returned an outcome per row."""
     match answer:
         case [b"unknown", *_]:
             return JournalBehind(partition, 0, known) if known else PartitionUnknown(partition)
@@ -67,7 +67,7 @@ def outcome_of(partition: int, given: NewRow, found: list[Any], before: list[Out
             return Outcome(kind == b"own", proof.as_row(where, offset, fields_of(found[3])))
         except JournalDamaged as error:
             return Outcome(False, None, damaged=error)
-    # What was written needs not travel back.
+    # A written row equals the given one, so the script does not return it.
     row = Row(
         int(found[2]), partition, int(found[1]), bytes(given.key), given.event_id, given.source,
         Verdict(given.verdict), float(given.factor), bytes(given.payload), float(given.at),

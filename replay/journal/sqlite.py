@@ -1,4 +1,4 @@
-"""The journal as one SQLite file for all models of a ``state_dir``."""
+"""A journal in one SQLite file, for all models of a ``state_dir``."""
 
 from __future__ import annotations
 
@@ -51,27 +51,27 @@ _MB = 1 << 20
 class SqliteJournal(Journal):
     """A journal in a SQLite file.
 
-    Safe to call from several threads, and from several processes on the same file (each with its
-    own object; an object does not survive ``fork``).  Writes go through one connection and wait
-    for each other; reads go through another one and wait for no write.
+    It may be used by several threads, and by several processes on the same file (each with its own
+    object; an object must not be used after ``fork``).  Writes share one connection and wait for
+    each other; reads use another connection and do not wait for writes.
 
     Parameters:
-        path: The file; ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` appear
-            beside it.  The folder is made if it is missing.  It must be on a local disk.
+        path: The file; ``<path>.lock``, ``<path>.queue``, ``<path>-wal`` and ``<path>-shm`` are
+            made beside it.  A missing folder is created.  It must be on a local disk.
         disk_low_mb: With less free space than this (MB of 2^20 bytes), new rows are refused.
-        size_mb_max: Most use of the journal's files in MB, of all models together: above it new
-            rows and halves are refused, and everything else goes on.  None: only free space counts.
-        bounds: Most rows of one append, and most halves of each model.
-        free_mb: Free space in MB; by default that of the file's disk.
-        synchronous, lock_wait_s, busy_ms: As of :class:`replay.journal.sqlitefile.SqliteFile`.
+        size_mb_max: Size of the journal's files in MB, for all models together, above which new
+            rows and halves are refused; all other writes go on.  None: only free space counts.
+        bounds: Greatest number of rows in one append, and of halves for each model.
+        free_mb: Returns the free space in MB; by default that of the file's disk.
+        synchronous, lock_wait_s, busy_ms: As in :class:`replay.journal.sqlitefile.SqliteFile`.
 
     Raises:
-        JournalFormat: The file was written by a newer version or is another program's.
-        JournalUnavailable: The file can't be opened.
+        JournalFormat: The file was written by a newer version or by another program.
+        JournalUnavailable: The file cannot be opened.
     """
 
     _file_type: type[SqliteFile] = SqliteFile
-    _log_mb_max = 64  # a larger write-ahead log is cut at a checkpoint
+    _log_mb_max = 64  # a larger write-ahead log is truncated at a checkpoint
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class SqliteJournal(Journal):
         self._file.accept()
 
     def checkpoint(self) -> int:
-        """The step is as large as what was committed since the last one: call it often."""
+        """Move committed pages out of the log; the more were committed, the longer it takes."""
         bounded = self._size_max is not None and self._file.size() >= self._size_max
         return self._file.checkpoint(0 if bounded else None)
 
@@ -177,22 +177,22 @@ class SqliteJournal(Journal):
         return tuple(map(proof.as_partition, found))
 
     def read(self, partition: int, first: int, n: int) -> tuple[Row, ...]:
-        """Read in several transactions, so that no read keeps the log from shrinking."""
+        """Read rows in several transactions, so that none keeps the log from shrinking."""
         rows: list[Row] = []
         for start in range(first, first + n, _READ_PAGE):
             stop = min(start + _READ_PAGE, first + n)
             page = self._file.query(sql.READ, (partition, start, stop))
             if not page or page[0][2] != first + len(rows):
-                break  # what was trimmed is missing: no hole is skipped
+                break  # trimmed rows are missing: stop at the gap
             rows += map(self._row, page)
         return tuple(rows)
 
     def follow(self, model: str, after: int, n: int) -> Followed:
-        """Passes over other models' rows after ``after``: go on from ``upto``."""
+        """Return rows in commit order; continue from ``upto`` to skip other models' rows."""
         newest = self._file.query(sql.NEWEST_SEQ, ())
         upto = int(newest[0][0]) if newest else 0
         rows: list[Row] = []
-        while len(rows) < n and after < upto:  # several transactions: none keeps the log long
+        while len(rows) < n and after < upto:  # short transactions, so that the log can shrink
             size = min(_READ_PAGE, n - len(rows))
             page = self._file.query(sql.FOLLOW, (model, after, upto, size))
             rows += map(self._row, page)
@@ -276,7 +276,7 @@ class SqliteJournal(Journal):
     # -- claims and retention ------------------------------------------------------------------
 
     def claim(self, partition: int, offset: int) -> int:
-        """A damaged count is begun anew: a good row must not be given up for it."""
+        """Record a claim; a damaged count restarts at 0, so that no good row is given up for it."""
         with self._file.write() as db:
             if db.execute("SELECT 1 FROM partitions WHERE id = ?", (partition,)).fetchone() is None:
                 raise PartitionUnknown(partition)
@@ -310,7 +310,7 @@ class SqliteJournal(Journal):
         ahead: float = math.inf,
         ran: float = math.inf,
     ) -> int:
-        """One transaction, which other writers wait for: give a small ``n`` often."""
+        """Trim rows in one transaction, which blocks other writers: call it with a small ``n``."""
         with self._file.write() as db:
             if list(_check_epoch(db, model, spec, epoch))[-1] != spec:
                 return 0
@@ -361,7 +361,7 @@ def _free_mb(folder: Path) -> float:
 def _check_room(
     free_mb: float, low_mb: int, file: SqliteFile, db: sqlite3.Connection, most: int | None
 ) -> None:
-    """Refuse what the transaction has written if the disk or the bound has no room for it."""
+    """Raise JournalFull or SizeFull if disk space or size limit do not admit the transaction."""
     if free_mb < low_mb:
         raise JournalFull(free_mb, low_mb)
     if most is not None and (size := file.size(db)) > most:
@@ -369,7 +369,7 @@ def _check_room(
 
 
 def _model_id(db: sqlite3.Connection, model: str) -> int:
-    """The model's small number, given at its first use."""
+    """Return the model's number, assigning one at its first use."""
     found = db.execute("SELECT id FROM models WHERE name = ?", (model,)).fetchone()
     if found is None:
         made = db.execute("INSERT INTO models (name) VALUES (?)", (model,)).lastrowid
@@ -393,7 +393,7 @@ def _heads(db: sqlite3.Connection, model: str) -> dict[str, tuple[Head, int]]:
 def _check_epoch(
     db: sqlite3.Connection, model: str, spec: str, epoch: int
 ) -> dict[str, tuple[Head, int]]:
-    """The model's heads; EpochLost unless ``epoch`` is the newest of the lineage."""
+    """Return the model's heads.  Raises EpochLost unless ``epoch`` is the lineage's newest."""
     heads = _heads(db, model)
     found = heads[spec][0].epoch if spec in heads else 0
     if spec not in heads or found != epoch:

@@ -1,4 +1,4 @@
-"""One batch of rows and halves, written within one transaction of the SQLite journal."""
+"""Writes one batch of rows and halves within a transaction of the SQLite journal."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ from replay.journal.base import Half, NewRow, Only, Outcome, Row, Stored, Verdic
 from replay.journal.checksum import checksum
 
 _AS_TEXT: Final = {verdict: verdict.value for verdict in Verdict}
-"""As SQLite takes it at once: an adapter is looked for where a text is of a class of its own."""
+"""Verdicts as plain ``str``: for a subclass of ``str``, sqlite3 searches for an adapter."""
 _TOGETHER: Final = 1_024
-"""Most rows of one statement.  Each hands the interpreter over, and where learning is busy it comes
-back only after the switch interval of some milliseconds: fewer statements are faster."""
+"""Greatest number of rows in one statement.  Each statement releases the GIL, and with a busy
+learning thread gets it back only after the switch interval of some milliseconds, so fewer
+statements are faster."""
 _FEW: Final = 64
-"""Below it any number of rows has a statement of its own; above it the multiples of it have."""
-_PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # of what ADMIT finds
-_END: Final = 4  # of a partition's columns
-_KEY: Final = 3  # of a row's
-_GIVEN: Final = slice(3, 10)  # of a row's: each has its own, the others follow from the first
-_EACH: Final = 8  # values of each row: these, and its checksum
+"""Up to this, each number of rows has its own statement; above it, only multiples of it have."""
+_PARTITION, _MODEL = slice(0, 9), slice(9, 15)  # columns of ADMIT
+_END: Final = 4  # index of "end" in a partition's columns
+_KEY: Final = 3  # index of the key in a row's columns
+_GIVEN: Final = slice(3, 10)  # columns that differ from row to row; the rest is computed in SQL
+_EACH: Final = 8  # values bound per row: those columns and the checksum
 
 
 class Batch:
-    """A batch is what an append writes into one partition.
+    """The rows and halves that one append writes into a partition.
 
     Parameters:
         db: A connection within a write transaction.
-        partition, known: The partition's number, and the last offset that the writer had an answer
+        partition, known: The partition's number, and the last offset that the writer got a reply
             for.
-        halves_max: Most halves that are kept of the model.
+        halves_max: Greatest number of halves stored for the model.
         seen: Newest epoch of the model that the writer has seen.
 
     Raises:
-        PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind: The partition takes no rows,
-            or not from this writer.
-        JournalDamaged: What stands of the partition or its model is not what was written.
+        PartitionUnknown, PartitionSealed, JournalBehind, EpochBehind: The partition accepts no
+            rows, or none from this writer.
+        JournalDamaged: The entry of the partition or its model is damaged.
     """
 
     def __init__(
@@ -77,12 +78,12 @@ class Batch:
         self.wrote = False
 
     def write(self, rows: Sequence[NewRow]) -> tuple[Outcome, ...]:
-        """Outcome of each row; only rows that are new get offsets."""
+        """Write the rows and return the outcome of each; only new rows get offsets."""
         outcomes: list[Outcome] = []
         for some in _pieces(rows):
             outcomes += self._write_some(some)
         end, halves = self._before
-        if self.end != end:  # its checksum is made here: SQLite would wait for the interpreter
+        if self.end != end:  # checksum computed here, since SQLite would wait for the GIL
             columns = (*self._entry[:_END], self.end, *self._entry[_END + 1 :])
             self._db.execute(sql.SET_END, (self.end, checksum(*columns), self._partition))
         if self._halves != halves:
@@ -91,10 +92,10 @@ class Batch:
         return tuple(outcomes)
 
     def _write_some(self, rows: Sequence[NewRow]) -> list[Outcome]:
-        """Write rows in one statement, or where something stands of some of them, those one by one.
+        """Write rows in one statement if all are new; otherwise write runs of new rows together.
 
-        What stands is looked for once, and a stretch of new rows between two others is written
-        together: no row is made more than twice.
+        Rows whose keys exist are written one by one.  Existing keys are looked up once, and no row
+        is built more than twice.
         """
         halves = {key for (key,) in self._of(sql.HALVES_OF, rows)} if self._halves else set()
         ordinary = not halves and not any(map(_apart, rows))
@@ -116,7 +117,7 @@ class Batch:
         return out + self._write_new(stretch)
 
     def _of(self, statement: str, rows: Sequence[NewRow]) -> list[tuple[Any, ...]]:
-        """Return what stands under the keys of these rows."""
+        """Return the result of the statement for the keys of these rows."""
         keys = [bytes(row.key) for row in rows]
         keys += keys[-1:] * (_places(len(rows)) - len(rows))
         return self._db.execute(_with_keys(statement, len(keys)), (self._model, *keys)).fetchall()
@@ -129,10 +130,10 @@ class Batch:
         return out
 
     def _insert_all(self, rows: Sequence[NewRow]) -> list[Outcome] | None:
-        """Write ordinary rows of which nothing stands in one statement; None: some are others.
+        """Write ordinary rows in one statement, or none and return None if a key exists.
 
-        Each statement hands the interpreter over and back, so nobody looks before: SQLite leaves
-        out what has a key that stands.  Then the rest is taken out again, and nothing was written.
+        To save a statement (each releases the GIL), keys are not looked up before: SQLite skips
+        rows whose keys exist.  If it skipped any, the rows written are deleted again.
         """
         before = self.end, self._seq, self.wrote
         made = [self._next(row, bytes(row.key)) for row in rows]
@@ -152,7 +153,7 @@ class Batch:
         return [Outcome(True, row) for row in made]
 
     def _next(self, row: NewRow, key: bytes) -> Row:
-        """The row with the partition's next offset and the store's next seq."""
+        """Build the row with the partition's next offset and the store's next seq."""
         self.end += 1
         self._seq += 1
         self.wrote = True
@@ -162,7 +163,7 @@ class Batch:
         )  # fmt: skip
 
     def _columns(self, row: Row) -> tuple[Any, ...]:
-        """The row as it is stored, but for its checksum."""
+        """Return the row's columns without the checksum."""
         return (
             row.seq, row.partition, row.offset, row.key, row.event_id, row.source,
             _AS_TEXT[row.verdict], row.factor, row.payload, row.at, self._model, None, None,
@@ -170,7 +171,7 @@ class Batch:
         )  # fmt: skip
 
     def _write(self, row: NewRow, found: tuple[Any, ...] | None = None) -> Outcome:
-        """Write one row; ``found``: what stands under its key, if that was looked for."""
+        """Write one row; ``found``: the existing row with its key, if it was looked up."""
         key = bytes(row.key)
         if found is None:
             found = self._db.execute(sql.BY_KEY, (self._model, key)).fetchone()
@@ -187,7 +188,7 @@ class Batch:
         return Outcome(True, stored)
 
     def _new(self, key: bytes, row: NewRow) -> Outcome:
-        """A key without a row: write the row, or keep the half, if what stands there lets it."""
+        """Write a row or half whose key has no row, if preconditions and stored half admit it."""
         if row.only is not None and not self._holds(row.only):
             return Outcome(False, None, gone=True)
         found = self._kept(key)
@@ -199,7 +200,7 @@ class Batch:
             return Outcome(False, None, gone=True)
         wanted = row.over if row.half is None or row.over is not None else b""
         if kept is not None and wanted is not None and bytes(wanted) != kept.payload:
-            again = (kept.half, kept.payload) == (row.half, given)  # of an answer that was lost
+            again = (kept.half, kept.payload) == (row.half, given)  # repeated after a lost reply
             return Outcome(False, None, kept.at, None if again else kept)
         if kept is not None:
             self._db.execute(sql.DROP_HALF, (self._model, key))
@@ -223,7 +224,7 @@ class Batch:
 
     def _keep(self, key: bytes, row: NewRow) -> Outcome:
         at = float(row.at)
-        if not row.payload:  # it only removes what stood
+        if not row.payload:  # it only removes the stored half
             return Outcome(False, None, at)
         if self._halves >= self._halves_max:
             return Outcome(False, None)
@@ -247,23 +248,23 @@ def _apart(row: NewRow) -> bool:
 
 
 def _pieces(rows: Sequence[NewRow]) -> Iterator[Sequence[NewRow]]:
-    """Rows of one statement each."""
+    """Split rows into those of one statement each."""
     for start in range(0, len(rows), _TOGETHER):
         yield rows[start : start + _TOGETHER]
 
 
 def _places(n: int) -> int:
-    """For how many rows a statement for ``n`` rows is written; nothing is in the other places.
+    """Return the number of placeholders in the statement for ``n`` rows; the excess is NULL.
 
-    These numbers come again and again, so SQLite compiles hardly any statement twice, and not many
-    are there.
+    Rounding it up keeps the number of different statements small, so that SQLite's cache of
+    compiled statements has nearly all of them.
     """
     return n if n < _FEW else -(-n // _FEW) * _FEW
 
 
 @lru_cache(maxsize=128)
 def _with_rows(statement: str, n: int) -> str:
-    """A statement that inserts ``n`` rows: a text that is made once has its hash already."""
+    """Return the statement for ``n`` rows; cached, so that the text's hash is cached, too."""
     return statement.format(", ".join([sql.INSERT_ROW.format(i) for i in range(1, n + 1)]))
 
 
@@ -273,6 +274,6 @@ def _with_keys(statement: str, n: int) -> str:
 
 
 def stored_half(found: Sequence[Any]) -> Stored:
-    """A half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
+    """Return a half from the columns of :data:`replay.journal.sqliteschema.KEPT_HALF`."""
     _, _, half, event_id, source, payload, at, _, _ = found
     return Stored(Half(half), event_id, source, payload, at)

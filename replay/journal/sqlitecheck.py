@@ -1,4 +1,4 @@
-"""All that a SQLite journal stores, verified: pages, indexes, tables, what must fit together."""
+"""Verifies everything that a SQLite journal stores: pages, indexes, checksums, consistency."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from replay.journal import sqliteschema as sql
 from replay.journal.base import Examined
 
 Query = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
-"""All rows of one SELECT.  Raises sqlite3.Error."""
+"""Returns all rows of one SELECT.  Raises sqlite3.Error."""
 
-_PAGE: Final = 1000  # rows of one SELECT: none keeps the log from shrinking for long
+_PAGE: Final = 1000  # rows per SELECT, so that none keeps the log from shrinking for long
 _SHOWN: Final = 100
 
 _TABLES: Final = (
@@ -25,14 +25,14 @@ _TABLES: Final = (
     ("line", sql.LINE_COLUMNS, "lines", "number"),
     ("claim", 'partition, "offset", n, checksum', "claims", "partition || ' ' || \"offset\""),
 )
-"""What a table's rows are called, columns with the checksum, the table, and what names a row."""
+"""Name for a table's rows, their columns with the checksum, the table, the key of a row."""
 
 
 def examine(query: Query, unchecked: int, progress: Callable[[int, int], None]) -> Examined:
     """Verify everything, of all models; rows with a seq up to ``unchecked`` may lack a checksum.
 
-    ``integrity_check`` and not ``quick_check``: that one calls an index good in which a key was
-    changed, and then the key is taken twice.
+    It uses ``integrity_check``, because ``quick_check`` does not notice a changed key in an index,
+    with which the same key could be written twice.
     """
     damage: list[str] = []
     good = old = 0

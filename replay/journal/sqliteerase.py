@@ -1,4 +1,4 @@
-"""Payloads are removed from the SQLite journal for good, in small transactions."""
+"""Removes payloads from the SQLite journal permanently, in small transactions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from replay.journal.sqliterinse import Rinsing
 
 _Item = TypeVar("_Item")
 
-_STEP: Final = 200  # rows of one transaction: writers wait for it
-_PAGES: Final = 1024  # of one step of rinsing: 4 MB are read under the lock
+_STEP: Final = 200  # rows per transaction, for which other writers wait
+_PAGES: Final = 1024  # pages per rinsing step: 4 MB are read under the lock
 _REWRITE: Final = "UPDATE rows SET event_id = '', payload = ?, checksum = ? WHERE seq = ?"
 _HALVES: Final = (
     f"SELECT {sql.HALF_COLUMNS} FROM halves WHERE model = {sql.MODEL} AND key > ?"
@@ -33,7 +33,7 @@ class SqliteErasing:
         self._file, self._unchecked = file, unchecked
 
     def rows(self, partition: int, offsets: Sequence[int], payload: bytes) -> int:
-        """Give rows this payload: see :class:`replay.journal.erasing.Erasing`."""
+        """Replace the payload of rows, see :class:`replay.journal.erasing.Erasing`."""
         changed = 0
         for some in _batches(offsets):
             with self._file.write() as db:
@@ -51,7 +51,7 @@ class SqliteErasing:
         return changed
 
     def halves(self, model: str) -> Iterator[tuple[bytes, Stored]]:
-        """Return the model's halves, a page at a time."""
+        """Yield the model's halves, read page by page."""
         after = b""
         while page := self._file.query(_HALVES, (model, after, _STEP)):
             for found in page:
@@ -59,7 +59,7 @@ class SqliteErasing:
             after = bytes(page[-1][1])
 
     def replace_half(self, model: str, key: bytes, over: Stored, by: Stored | None) -> bool:
-        """Put another half, or none, in the place of one."""
+        """Replace a half by another one, or remove it."""
         with self._file.write() as db:
             (number,) = db.execute(f"SELECT {sql.MODEL}", (model,)).fetchone()
             found = db.execute(sql.KEPT_HALF, (number, key)).fetchone()
@@ -77,7 +77,7 @@ class SqliteErasing:
         return True
 
     def texts(self, model: str, kind: str, keys: Collection[str], payload: bytes) -> int:
-        """Give control rows this payload."""
+        """Replace the payload of control rows."""
         changed = 0
         for some in _batches(sorted(keys)):
             with self._file.write() as db:
@@ -93,7 +93,7 @@ class SqliteErasing:
         return changed
 
     def settle(self) -> Iterator[int]:
-        """Overwrite what SQLite's format does not use, and cut the log."""
+        """Overwrite the unused bytes of the file, and truncate the write-ahead log."""
         rinsing = Rinsing(self._file)
         while (left := rinsing.step(_PAGES)) != 0:
             yield 0 if left is None else left
@@ -105,7 +105,7 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
 
 
 def _stored(found: proof.Found) -> Stored:
-    """A half from its columns.  Raises JournalDamaged."""
+    """Return a half from its columns.  Raises JournalDamaged."""
     if not proof.good(found):
         raise JournalDamaged(f"the half of key {bytes(found[1]).hex()}")
     _, _, half, event_id, source, payload, at, _, _ = found

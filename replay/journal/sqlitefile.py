@@ -1,25 +1,24 @@
-"""A SQLite file in which a commit is on disk when it returns, written by several processes.
+"""A SQLite file with durable commits that several processes write.
 
-Why each part is as it is:
+The design, and the reasons for it:
 
 * ``synchronous=FULL`` in WAL mode: a commit returns after the log is synced.
 * A file lock around each write.  SQLite's own busy handler sleeps and polls, and two saturated
-  writers starve each other for seconds; this one is fair, freed by the kernel on death, and
-  waited for with a bound (:mod:`replay.journal.filelock`; figures:
+  writers starve each other for seconds.  This lock is fair, released by the kernel on death, and
+  taken with a timeout (:mod:`replay.journal.filelock`; measurements:
   ``docs/decisions/journal-lock.md``).
-* Checkpoints run under the same lock and never by themselves: they do not land inside somebody's
-  commit, and no commit can reset the log during one (SQLite 3.7.0 – 3.51.2 can corrupt a file
-  there, https://sqlite.org/wal.html#walresetbug).
+* Checkpoints run under the same lock and never automatically.  So they do not delay a commit, and
+  no commit can reset the log during one (SQLite 3.7.0 – 3.51.2 can corrupt a file then,
+  https://sqlite.org/wal.html#walresetbug).
 * A checkpoint when the file is opened: a writer killed between write and sync leaves complete
-  frames that the next process takes for committed.  They are synced before anyone sees them.
-* No write goes into a file that is not in its place any more, since it was moved or removed by
-  hand: what is in the log then goes into the database, and the caller is refused.  Nor is a log
-  opened whose database is not there.
-* Nor into one that another program has changed where it lies: it is looked through first
+  frames that the next process takes for committed.  The checkpoint syncs them before they are read.
+* Nothing is written to a file that was moved or removed by hand: the log is moved into the
+  database, and the caller is refused.  A log without its database is not opened.
+* Nothing is written to a file that another program has changed in place before it was verified
   (:mod:`replay.journal.sqlitemark`).
-* After an I/O error nothing is believed: a second sync may succeed without having written
-  anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The file is
-  reopened, the log is copied into the database and truncated, and the caller sends again.
+* After an I/O error the state in memory is not trusted: a second sync may succeed without having
+  written anything (Rebello et al., "Can Applications Recover from fsync Failures?", 2020).  The
+  file is reopened, the log is copied into the database and truncated, and the caller sends again.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ from replay.journal.sqlitemark import Mark
 
 Synchronous = Literal["FULL", "OFF"]
 _Place = tuple[int, int]
-"""Device and number of a file."""
+"""Device and inode of a file."""
 
 _TEXT = partial(str, encoding="utf-8", errors="surrogateescape")
-"""Damaged text is read like any other, so that whoever compares checksums can name its place."""
+"""Decodes damaged text without an error, so that the checksum mismatch is reported instead."""
 _FRAME_HEADER = 24
 """Bytes that the log adds to each page."""
 _USED = (
@@ -61,21 +60,21 @@ _USED = (
     " FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
 )
 _STILL_MS = 50
-"""How long to wait for readers before the log is cut, while writers are kept out."""
+"""How long to wait for readers before truncating the log, while writers are blocked."""
 _SAY_NEW = "INSERT INTO meta VALUES ('still', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """These tables stand in a file, and so it comes to have them.
+    """The schema of the file's tables, and how to create and upgrade it.
 
     Attributes:
-        schema: Statements that make the tables; one of them makes ``meta (name, value)``.
-        format: Number that a new file gets; a file with a greater one is refused.
-        upgrades: Statements that make a file of a lower format, the key, one of the next format;
-            all that a file needs are one transaction.
-        prove: The statement that writes down what the tables are, after they were made or changed.
-        newest: A query for the greatest number of a row that was ever given.
+        schema: Statements that create the tables; one of them creates ``meta (name, value)``.
+        format: Format number of a new file; a file with a greater one is refused.
+        upgrades: By format, the statements that upgrade a file to the next format; all that a file
+            needs are run in one transaction.
+        prove: Statement that stores a checksum of the schema, after it was created or changed.
+        newest: Query for the greatest row number ever assigned.
     """
 
     schema: str
@@ -86,23 +85,23 @@ class Tables:
 
 
 class SqliteFile:
-    """One file, one connection that writes and one that reads, each used by one thread at a time.
+    """A file with one connection for writing and one for reading, each used by one thread at once.
 
     Parameters:
-        path: ``<path>.lock``, ``.queue``, ``.elder``, ``.mark``, ``-wal`` and ``-shm`` appear
-            beside it.
-        tables: They are made in a new file, and an older file is changed to have them.
-        synchronous: ``"FULL"``: a commit is on disk.  ``"OFF"``: it survives the process, not the
-            machine.
-        wal_max: Bytes of the log above which :meth:`checkpoint` also cuts its file.
-        lock_wait_s: How long a write waits for another one, of this process or of another, in
+        path: The file; ``<path>.lock``, ``.queue``, ``.elder``, ``.mark``, ``-wal`` and ``-shm``
+            are made beside it.
+        tables: The schema, created in a new file; an older file is upgraded to it.
+        synchronous: ``"FULL"``: a commit survives a crash of the machine.  ``"OFF"``: it survives
+            the process only.
+        wal_max: Size of the log in bytes above which :meth:`checkpoint` also truncates its file.
+        lock_wait_s: Timeout of a write's wait for other writes, of this or other processes, in
             seconds.
-        busy_ms: How long to wait for a foreign program that holds SQLite's own lock.
+        busy_ms: Timeout for another program that holds SQLite's own lock, in ms.
 
     Raises:
-        JournalFormat: The file was written by a newer version or is another program's.
-        JournalUnavailable: The file can't be opened.
-        JournalHeld: Another process holds it for too long.
+        JournalFormat: The file was written by a newer version or by another program.
+        JournalUnavailable: The file cannot be opened.
+        JournalHeld: Another process holds the lock for too long.
     """
 
     def __init__(
@@ -144,7 +143,7 @@ class SqliteFile:
 
     @contextmanager
     def _exclusive(self, waited_s: float = 0.0) -> Iterator[None]:
-        """Hold the file lock.  Raises JournalHeld (definite) if another process does not end."""
+        """Hold the file lock.  Raises JournalHeld (definite) after the timeout."""
         if self._lock is None:
             raise JournalUnavailable("the journal is closed")
         self._lock.take(waited_s)
@@ -155,7 +154,7 @@ class SqliteFile:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold this process's own lock of writing, and the file lock: whoever writes waits here."""
+        """Hold this process's write lock and the file lock; raises JournalHeld as above."""
         begun_s = time.monotonic()
         if not self._writing.acquire(timeout=self._lock_wait_s):
             holder = "a write of this process that the disk has not ended"
@@ -188,7 +187,7 @@ class SqliteFile:
         return db
 
     def _open(self) -> None:
-        """Open both connections, make the tables if there are none, sync what lies in the log."""
+        """Open both connections, create or upgrade the tables, and sync the log's content."""
         _check_log(self._path)
         with self._mark.opening():
             self._writer = self._connect()
@@ -203,33 +202,33 @@ class SqliteFile:
                 raise
 
     def _check_places(self) -> None:
-        """Refuse to write into files that nobody finds.  Raises JournalMoved (definite)."""
+        """Check that the files are where they were opened.  Raises JournalMoved (definite)."""
         for name, place in self._places.items():
             if _place(name) != place:
-                with suppress(sqlite3.Error):  # all of it is in one file then, wherever that is
+                with suppress(sqlite3.Error):  # so that the moved database file has everything
                     self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
                 raise JournalMoved(name)
 
     def _check_unchanged(self) -> None:
-        """Refuse to write into files that nobody finds, or that another program has spoilt.
+        """Check that the files were neither moved nor damaged by another program.
 
         Raises JournalMoved or JournalDamaged (both definite), or JournalUnavailable.
         """
         self._check_places()
         if self._mark.check():
-            self._recover()  # nothing that was read before is believed
+            self._recover()  # discard cached pages, which may be outdated
 
     def _changing(self) -> AbstractContextManager[None]:
-        """The block moves pages of the log into the file."""
+        """Return a context for a block that moves pages from the log into the database."""
         self._check_unchanged()
         return self._mark.changing()
 
     def _recover(self) -> None:
-        """Start again from what the disk holds.  Called with the file lock held."""
+        """Reopen the files and continue from the disk's content.  The file lock must be held."""
         try:
-            self._check_places()  # else an empty file would be made, and the open one let go of
+            self._check_places()  # otherwise an empty file would be created in the old place
             with self._reading, self._mark.changing():
-                # Nothing is open from here on, and log and index may come anew: not the database.
+                # Everything is closed here: log and its index may be new files, the database not.
                 database = str(self._path)
                 self._places = {n: place for n, place in self._places.items() if n == database}
                 self._reader.close()
@@ -237,7 +236,7 @@ class SqliteFile:
                 self._open()
             with self._mark.changing():
                 busy, _, _ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            # A read-only disk lets itself be opened: then reads go on, and this is tried again.
+            # A read-only disk can be opened but not written: reads go on, the next write retries.
             self._writer.execute("DELETE FROM meta WHERE false")
         except (sqlite3.Error, OSError, JournalFormat, JournalMoved, JournalDamaged) as error:
             self._broken = str(error)
@@ -246,7 +245,7 @@ class SqliteFile:
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
-        """One write transaction: committed and synced when the block ends without an error."""
+        """Run the block in a write transaction, committed and synced unless it raises."""
         with self._alone():
             if self._broken is not None:
                 self._recover()
@@ -261,10 +260,10 @@ class SqliteFile:
                 self._mark.note_newest(db)
             except sqlite3.Error as error:
                 if self._foreign(error):
-                    found = posix_holder(f"{self._path}-shm")
-                    holder = "a program that reads or copies it" if found is None else str(found)
+                    other = posix_holder(f"{self._path}-shm")
+                    holder = "a program that reads or copies it" if other is None else str(other)
                     raise JournalHeld(
-                        holder, self._busy_ms / 1000, None if found is None else found.pid
+                        holder, self._busy_ms / 1000, None if other is None else other.pid
                     ) from error
                 self._recover()
                 raise _refusal(error, self._path) from error
@@ -274,17 +273,17 @@ class SqliteFile:
                 raise
 
     def _foreign(self, error: sqlite3.Error) -> bool:
-        """Whether a foreign program held SQLite's own lock: then nothing was begun."""
+        """Return whether another program held SQLite's own lock, so that no write was begun."""
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         return code == sqlite3.SQLITE_BUSY and not self._writer.in_transaction
 
     def query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """All rows of one SELECT, in a transaction that ends before it returns."""
+        """Return all rows of one SELECT, read in a transaction that ends before returning."""
         try:
             return self._select(sql, values)
-        except sqlite3.ProgrammingError:  # closed by a recovery that has failed
+        except sqlite3.ProgrammingError:  # closed by a recovery that failed
             with self.write():
-                pass  # recovers: who only reads would else be shut out for ever
+                pass  # an empty write recovers, for callers that only read
         except sqlite3.Error as error:
             raise _refusal(error, self._path) from error
         try:
@@ -293,7 +292,7 @@ class SqliteFile:
             raise _refusal(error, self._path) from error
 
     def examine(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
-        """Query like :meth:`query`, to know what SQLite says.  Raises sqlite3.Error."""
+        """Query like :meth:`query`, but raise SQLite's own sqlite3.Error."""
         return self._select(sql, values)
 
     def _select(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -301,19 +300,19 @@ class SqliteFile:
             return self._reader.execute(sql, values).fetchall()
 
     def lost(self) -> int:
-        """Rows that were committed, by the mark, and that it does not have."""
+        """Return the number of rows that were committed, by the mark, and are missing."""
         with self._alone():
             return self._mark.lost(self._writer)
 
     def accept(self) -> None:
-        """Believe from now on that no more was ever committed than the file has."""
+        """Accept the loss of rows: set the mark to what the file has."""
         with self._alone():
             self._mark.accept(self._writer)
 
     def size(self, db: sqlite3.Connection | None = None) -> int:
-        """Bytes in use: pages that are not free, and the log's file.
+        """Return the bytes in use: pages that are not free, and the size of the log.
 
-        Within :meth:`write`, give its connection: what it has written counts then.
+        Within :meth:`write`, pass its connection, so that its uncommitted pages count.
         """
         try:
             (used,) = db.execute(_USED).fetchone() if db else self.query(_USED, ())[0]
@@ -322,11 +321,11 @@ class SqliteFile:
             raise JournalUnavailable(str(error)) from error
 
     def checkpoint(self, wal_max: int | None = None) -> int:
-        """Move committed pages out of the log; bytes that a reader still keeps there.
+        """Move committed pages out of the log; return the bytes that a reader still keeps there.
 
-        The step is as large as what was committed since the last one: call it often.  A log file
-        above ``wal_max`` (by default that of the file) is cut when all of it was moved and nobody
-        reads.
+        It moves all that was committed since the last call, so call it often.  A log larger than
+        ``wal_max`` (default: the constructor's) is truncated once all of it was moved and nobody
+        reads it.
         """
         bound = self._wal_max if wal_max is None else wal_max
         with self._alone(), self._changing():
@@ -344,10 +343,10 @@ class SqliteFile:
 
     @contextmanager
     def still(self) -> Iterator[int | None]:
-        """Keep writers out while all that is committed is in the file; a descriptor of that.
+        """Block writers while the database file contains everything; yield its descriptor.
 
-        None: somebody reads, and keeps the log from being cut.  Pages that the block changes are
-        read anew by every process that writes: a commit after it says that there is something new.
+        Yields None if a reader keeps the log from being truncated.  A commit after the block makes
+        every process read changed pages again.
         """
         with self._alone(), self._changing():
             db = self._writer
@@ -358,16 +357,16 @@ class SqliteFile:
                 yield None if busy else _descriptor(self._path)
                 if not busy:
                     db.execute(_SAY_NEW)
-                    db.execute("PRAGMA shrink_memory")  # this process's own pages go, too
+                    db.execute("PRAGMA shrink_memory")  # drop this process's cached pages
             except (sqlite3.Error, OSError) as error:
                 self._recover()
                 raise _refusal(error, self._path) from error
 
     def close(self) -> None:
-        """Release the file; later calls raise JournalUnavailable.  Idempotent.
+        """Close the file; later calls raise JournalUnavailable.  Idempotent.
 
-        A write that the disk does not end, and another process that does not let go of the file,
-        are waited for as any write waits; then the rest is left to the end of this process.
+        It waits for a write in progress and for other processes up to the timeout of a write; after
+        that the files are closed when this process ends.
         """
         if self._lock is None or not self._writing.acquire(timeout=self._lock_wait_s):
             return
@@ -376,8 +375,8 @@ class SqliteFile:
                 self._reader.close()
             with suppress(JournalHeld), self._exclusive():
                 try:
-                    with self._changing():  # whoever is the last one moves all of the log
-                        self._reader.close()  # it was opened anew if others have changed the file
+                    with self._changing():  # the last process to close moves the whole log
+                        self._reader.close()  # reopened if another program has changed the file
                         self._writer.close()
                 except ReplayError:
                     self._writer.close()
@@ -387,7 +386,7 @@ class SqliteFile:
 
 
 def _prepare(db: sqlite3.Connection, its: Tables) -> None:
-    """Make the tables if there are none, or those of this version of what an older one made."""
+    """Create the tables in a new file, or upgrade those of an older version."""
     tables = {name for (name,) in db.execute("SELECT name FROM sqlite_schema")}
     if tables:
         if "meta" not in tables:
@@ -412,10 +411,10 @@ def _prepare(db: sqlite3.Connection, its: Tables) -> None:
 
 
 def _check_log(path: Path) -> None:
-    """Refuse a log without its database, which SQLite would remove, or move into an empty file.
+    """Raise JournalMoved if there is a log without its database.
 
-    Whoever still has the database open would not notice, and lack what was moved.  Raises
-    JournalMoved.
+    SQLite would delete the log or move it into an empty file, unnoticed by a process that still has
+    the moved database open.
     """
     if _size(f"{path}-wal") and not _size(str(path)):
         raise JournalMoved(str(path))
@@ -429,18 +428,19 @@ def _size(name: str) -> int:
 
 
 def _make(path: Path) -> None:
-    """Make the file if there is none, with the mode that the umask allows.
+    """Create the file if there is none, with the mode that the umask allows.
 
-    SQLite itself lets no group write; what it makes beside the file has the file's mode.  A file
-    that is there is not opened: closing it would let go of SQLite's own locks of this process, as
-    POSIX has it, and whichever other process closes the file then would remove a log in use.
+    SQLite itself would create it without write permission for the group; the files that it makes
+    beside it get its mode.  An existing file is not opened: closing it would release this process's
+    POSIX locks, which SQLite uses, and another process that closes the database could then delete
+    a log in use.
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
 
 
 def _place(name: str) -> _Place | None:
-    """Device and number of the file of this name; None: none can be found."""
+    """Return device and inode of the file of this name, or None if there is none."""
     try:
         found = os.stat(name)
     except OSError:
@@ -449,7 +449,7 @@ def _place(name: str) -> _Place | None:
 
 
 def _places(path: Path) -> dict[str, _Place]:
-    """Where database, log and index of the log are, as far as they are there."""
+    """Return device and inode of those of database, log and log index that exist."""
     found = {f"{path}{end}": _place(f"{path}{end}") for end in ("", "-wal", "-shm")}
     return {name: place for name, place in found.items() if place is not None}
 
@@ -458,7 +458,7 @@ _descriptors: dict[_Place, int] = {}
 
 
 def _descriptor(path: Path) -> int:
-    """The file, open beside SQLite: never closed, for the reason given above at :func:`_make`."""
+    """Return a descriptor of the file, which is never closed, see :func:`_make`."""
     if (place := _place(str(path))) is None:
         raise FileNotFoundError(path)
     if place not in _descriptors:
@@ -467,7 +467,7 @@ def _descriptor(path: Path) -> int:
 
 
 def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:
-    """Pages that make no sense stay so: that is no reason to send the same again."""
+    """Return JournalDamaged for a corrupt file, JournalUnavailable (retry) for other errors."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return JournalDamaged(str(path), str(error))
@@ -475,10 +475,10 @@ def _refusal(error: sqlite3.Error | OSError, path: Path) -> ReplayError:
 
 
 def cut_log(path: Path, lock_wait_s: float) -> str | None:
-    """Go on without what lies behind the damage in a log; what was wrong, None if nothing was.
+    """Discard the part of a log after a damaged frame; return the damage, or None if none.
 
-    Nobody else may have the file open.  Raises JournalDamaged if what is left does not fit
-    together, JournalHeld, or JournalUnavailable.
+    No other process may have the file open.  Raises JournalDamaged if the remaining database is
+    inconsistent, JournalHeld, or JournalUnavailable.
     """
     lock = FairLock(path, lock_wait_s)
     try:

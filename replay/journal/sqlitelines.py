@@ -1,4 +1,4 @@
-"""The log of decisions in the SQLite journal, within a transaction: lines one after the other."""
+"""Reads and writes the log of decisions within a transaction of the SQLite journal."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from replay.journal.checksum import checksum
 
 
 def as_line(found: proof.Found) -> Line:
-    """A line from its columns.  Raises JournalDamaged."""
+    """Return a line from its columns.  Raises JournalDamaged."""
     return Line(*proof.checked(f"line {found[0]} of the log of decisions", found))
 
 
 def append(db: sqlite3.Connection, line: Line) -> None:
-    """Write the next line.  Raises LineTaken if it is not."""
+    """Append a line.  Raises LineTaken unless its number is the next."""
     newest = _newest(db)
     if line.number != newest + 1:
         raise LineTaken(line.number, newest)
@@ -25,7 +25,7 @@ def append(db: sqlite3.Connection, line: Line) -> None:
 
 
 def trim(db: sqlite3.Connection, anchor: Line) -> None:
-    """Put the anchor in the place of all lines up to its number.  Raises LineTaken."""
+    """Replace all lines up to the anchor's number by the anchor.  Raises LineTaken."""
     newest, oldest = _newest(db), db.execute("SELECT min(number) FROM lines").fetchone()[0]
     if newest < anchor.number or oldest == anchor.number:
         raise LineTaken(anchor.number, newest)

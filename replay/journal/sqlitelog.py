@@ -1,14 +1,15 @@
-"""Is SQLite's write-ahead log as it was written?  SQLite itself asks only how far it can read.
+"""Detects damage in SQLite's write-ahead log, which SQLite itself does not report.
 
-Each frame of the log carries a checksum that goes on from the frame before.  When a log is opened
-anew SQLite takes the frames up to the first that does not fit, and drops the rest without a word:
-that is right for a commit that a power cut tore, and wrong for one bit that a disk has changed in
-the middle of a thousand commits.  Worse, pages that were moved into the database meanwhile would
-be read together with older ones from the log.
+Each frame of the log has a checksum that continues from the previous frame's.  When SQLite opens a
+log, it uses the frames up to the first mismatch and silently drops the rest.  That is right for a
+commit that was torn by a power cut, and wrong for a bit that a disk has changed amid a thousand
+commits.  Worse, pages that had been moved into the database would be read together with older ones
+from the log.
 
-Both can be told apart: a commit is synced before the next one begins, so frames of this log behind
-the broken commit prove that it was whole once.  Of the last commit a single changed bit is told
-by trying them all; more than one looks like a commit that was never answered, and is taken for it.
+The two cases can be distinguished: a commit is synced before the next one begins, so valid frames
+after the broken commit prove that it was once complete.  In the last commit a single changed bit is
+found by trying all bits.  More changed bits look like a torn commit, which was never acknowledged,
+and are treated as one.
 
 https://www.sqlite.org/fileformat2.html#the_write_ahead_log
 """
@@ -28,13 +29,13 @@ Words = npt.NDArray[np.uint32]
 
 _HEADER: Final = struct.Struct(">8I")
 _FRAME_BYTES: Final = 24  # before each page
-_MAGIC: Final = 0x377F0682  # the lowest bit: words of checksums are big-endian
+_MAGIC: Final = 0x377F0682  # if the lowest bit is set, checksums use big-endian words
 _MASK: Final = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class _Weights:
-    """By how much each word counts in both halves of a checksum, and the sum before it."""
+    """Coefficients of the words and of the previous checksum in both halves of a checksum."""
 
     first: Words
     second: Words
@@ -42,9 +43,9 @@ class _Weights:
 
 
 def broken(log: Path) -> str | None:
-    """Return what is wrong with the log at this path; None if nothing is, or if there is none.
+    """Return a description of the damage in the log at this path; None if none, or no log.
 
-    Nobody may write it meanwhile.
+    Nobody may write to the log meanwhile.
     """
     try:
         data = log.read_bytes()
@@ -96,15 +97,15 @@ def _frames(
 
 
 def _one_bit(words: Words, before: Words, stored: Words, off: int) -> bool:
-    """Whether one changed bit explains why a frame does not fit."""
-    found = _sums(words[None, :], before[None, :])[0]
-    wrong = int(np.bitwise_count(found ^ stored).sum())
+    """Return whether one changed bit explains the mismatch of a frame."""
+    computed = _sums(words[None, :], before[None, :])[0]
+    wrong = int(np.bitwise_count(computed ^ stored).sum())
     if off or wrong == 1:  # in its salt, or in the checksum itself
         return wrong + off == 1
-    weights, missing = _weights(len(words)), stored - found
+    weights, missing = _weights(len(words)), stored - computed
     with np.errstate(over="ignore"):
         for bit in range(32):
-            for sign in (1, _MASK):  # added or taken away
+            for sign in (1, _MASK):  # bit set or cleared
                 factor = np.uint32((sign << bit) & _MASK)
                 same = (weights.first * factor == missing[0]) & (
                     weights.second * factor == missing[1]
@@ -115,7 +116,7 @@ def _one_bit(words: Words, before: Words, stored: Words, off: int) -> bool:
 
 
 def _sums(words: Words, before: Words) -> Words:
-    """Both halves of the checksums of rows of words that follow these sums; rows × 2."""
+    """Return both halves of the checksum of each row of words, continuing ``before``; rows × 2."""
     weights = _weights(words.shape[1])
     with np.errstate(over="ignore"):
         first = (words * weights.first).sum(axis=1, dtype=np.uint32)
@@ -126,7 +127,11 @@ def _sums(words: Words, before: Words) -> Words:
 
 @lru_cache(maxsize=8)
 def _weights(n: int) -> _Weights:
-    """Each pair (x, y) makes (a, b) into (a + b + x, a + 2 b + x + y), all modulo 2^32."""
+    """Return the coefficients for ``n`` words.
+
+    Each pair of words (x, y) maps the checksum (a, b) to (a + b + x, a + 2 b + x + y) modulo 2^32,
+    which is linear in all of them.
+    """
     first, second = np.zeros(n, np.uint32), np.zeros(n, np.uint32)
     matrix = ((1, 0), (0, 1))
     for i in range(n - 2, -1, -2):

@@ -1,13 +1,12 @@
-"""A mark says how the service left the database file, and how far it was written.
+"""The mark file records how the service left the database file, and its newest row.
 
-SQLite itself finds out neither that another program has changed the file under it (a copy of a
-backup over it, a cut) nor that a log with commits in it was removed: it mixes pages of two files,
-or opens an older state as if nothing had been there.  So the size and the time of the file stand in
-a small file beside it, and so does the number of the newest row.  They are written under the
-writers' lock, by nobody else.
+SQLite does not notice that another program has changed the database in use (for example copied a
+backup over it, or truncated it), nor that a log with commits was removed: it mixes pages of two
+files, or opens an older state.  So the database's size and modification time and the number of its
+newest row are stored in a small file beside it, written under the write lock.
 
-The mark proves nothing that is not so: it is written behind the commit that it tells of, and one
-that is missing, torn, or can't be read or written, says nothing.
+The mark never causes a false alarm: it is written after the commit that it records, and a mark that
+is missing, torn or unreadable is ignored.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ _LAYOUT: Final = struct.Struct("<4sqqqq")
 _SUM: Final = struct.Struct("<I")
 _NAME: Final = b"OLM2"
 _CHANGING: Final = (-1, -1)
-"""Stands for size and time while the service itself changes the file."""
+"""Takes the place of size and time while the service itself changes the file."""
 _NUMBERED: Final = "SELECT 1 FROM sqlite_schema WHERE name = 'sqlite_sequence'"
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Size and time (ns) of the database file, and the number of the newest row.
+    """Size and modification time (ns) of the database file, and the number of its newest row.
 
-    ``looks``: how often what another program had changed was looked through and opened.
+    ``looks`` counts how often a change by another program was verified and the file reopened.
     """
 
     file: tuple[int, int]
@@ -46,23 +45,23 @@ class Marked:
 
 
 class Mark:
-    """The file that has the mark; it is asked with the writers' lock held.
+    """The mark file of a database; its methods are called with the write lock held.
 
     Parameters:
-        path: Of the database; ``<path>.mark`` is made beside it, for whoever may write that.
-        newest: A query for the greatest number of a row that was ever given.
+        path: The database; ``<path>.mark`` is made beside it with the same permissions.
+        newest: Query for the greatest row number ever assigned.
     """
 
     def __init__(self, path: Path, newest: str) -> None:
         self._path, self._query, self._fd, self._looks = path, newest, -1, 0
         self._spoilt: tuple[tuple[int, int] | None, str | None] | None = None
-        self._known: tuple[bytes, Marked | None] = (b"", None)  # as was read or written last
+        self._known: tuple[bytes, Marked | None] = (b"", None)  # last content read or written
         with suppress(OSError):
             mode = path.stat().st_mode & 0o666
             self._fd = os.open(f"{path}.mark", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
 
     def read(self) -> Marked | None:
-        """Return what stands there; None: nothing, or nothing that can be believed."""
+        """Return the mark, or None if it is missing or invalid."""
         try:
             found = os.pread(self._fd, _LAYOUT.size + _SUM.size, 0)
         except OSError:
@@ -84,10 +83,10 @@ class Mark:
 
     @contextmanager
     def opening(self) -> Iterator[None]:
-        """The block opens the database anew; what others have changed is looked through first.
+        """Run a block that opens the database; verify changes by other programs first.
 
-        Whoever has it open already finds that they did, and opens it anew, too.  Raises
-        JournalDamaged, or sqlite3.Error.
+        Processes that already have the database open notice the verification and reopen it, too.
+        Raises JournalDamaged, or sqlite3.Error.
         """
         if foreign := self.foreign:
             self.look_through()
@@ -98,10 +97,10 @@ class Mark:
 
     @contextmanager
     def changing(self, looks: int = 0) -> Iterator[None]:
-        """The block writes into the database, which is the service's own doing.
+        """Run a block in which the service itself changes the database file.
 
-        Who dies in it leaves a mark that says nothing of the file.  A change by others that nobody
-        has looked through stays known until the block has ended well.
+        If the process dies in it, the mark says nothing about the file.  An unverified change by
+        another program stays recorded until the block has succeeded.
         """
         if not self.foreign:
             self._note_file(_CHANGING)
@@ -109,7 +108,7 @@ class Mark:
         self._note_file(self._now(), looks)
 
     def note_newest(self, db: sqlite3.Connection) -> None:
-        """Say that the rows of this connection were committed, after :meth:`check`."""
+        """Record that this connection's rows are committed; call it after :meth:`check`."""
         newest, found = self._newest(db), self._known[1]
         if found is not None and newest > found.newest:
             self._write(replace(found, newest=newest))
@@ -119,7 +118,7 @@ class Mark:
         return int(found[0]) if found else 0
 
     def _now(self) -> tuple[int, int] | None:
-        """Size and time of the file; None: there is none, or the system does not say."""
+        """Return size and modification time of the file, or None if it cannot be read."""
         try:
             found = os.stat(self._path)
         except OSError:
@@ -128,15 +127,15 @@ class Mark:
 
     @property
     def foreign(self) -> bool:
-        """Whether somebody else has changed the file since it was marked."""
+        """Whether another program has changed the file since it was marked."""
         found, now = self.read(), self._now()
         return found is not None and now is not None and found.file not in (now, _CHANGING)
 
     def look_through(self) -> int:
-        """Number of the newest row in a database that another program has changed.
+        """Verify a database that another program has changed; return its newest row's number.
 
-        Nothing is written, and no page is taken that a connection of this process has in memory.
-        Raises JournalDamaged, or sqlite3.Error.
+        It uses a new, read-only connection, so that no cached page is used.  Raises JournalDamaged,
+        or sqlite3.Error.
         """
         place, newest = f"file:{quote(str(self._path))}?mode=ro", 0
         try:
@@ -156,10 +155,11 @@ class Mark:
         return newest
 
     def check(self) -> bool:
-        """Whether what another program has changed has to be read anew.
+        """Return whether the database must be reopened because another program has changed it.
 
-        One that has only moved pages out of the log has spoilt nothing.  Raises JournalDamaged if
-        it has, also if another process has opened it since, or JournalUnavailable.
+        A program that only moved pages out of the log did no harm.  Raises JournalDamaged if the
+        change did harm (also if another process has reopened the file since), or
+        JournalUnavailable.
         """
         marked = self.read()
         if not self.foreign and (marked is None or marked.looks == self._looks):
@@ -181,17 +181,17 @@ class Mark:
         return True
 
     def lost(self, db: sqlite3.Connection) -> int:
-        """Rows that were committed and that the database does not have."""
+        """Return the number of committed rows that the database does not have."""
         found = self.read()
         return 0 if found is None else max(found.newest - self._newest(db), 0)
 
     def accept(self, db: sqlite3.Connection) -> None:
-        """Believe from now on that no more was ever committed."""
+        """Set the mark's newest row to the database's, which accepts the loss of later ones."""
         if (found := self.read()) is not None:
             self._write(replace(found, newest=self._newest(db)))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the mark file."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

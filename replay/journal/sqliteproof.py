@@ -1,4 +1,4 @@
-"""Rows of the SQLite journal's tables as values, each verified against its checksum when read."""
+"""Decodes rows of the SQLite journal's tables, verifying each against its checksum."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ from replay.journal.checksum import proves
 
 Found = Sequence[Any]
 
-_COLUMNS: Final = 9  # of a partition, its checksum among them
+_COLUMNS: Final = 9  # columns of a partition, including its checksum
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model's row: its number, halves kept, seq of the newest row trimmed, and for how many
-    milliseconds its servers have run."""
+    """One model's row.
+
+    Attributes:
+        id, name: Number and name of the model.
+        halves: Number of halves stored.
+        trimmed: seq of the newest trimmed row.
+        running: Total running time of its servers in ms.
+    """
 
     id: int
     name: str
@@ -30,44 +36,47 @@ class Model:
 
 
 def good(found: Found) -> bool:
-    """Whether the last column is the checksum of the others."""
+    """Return whether the last column is the checksum of the others."""
     return proves(found[-1], tuple(found[:-1]))
 
 
 def checked(what: str, found: Found) -> Found:
-    """The columns without the checksum.  Raises JournalDamaged."""
+    """Return the columns without the checksum.  Raises JournalDamaged if it does not match."""
     if not good(found):
         raise JournalDamaged(what)
     return found[:-1]
 
 
 def good_row(found: Found, unchecked: int) -> bool:
-    """Whether columns of :data:`sqliteschema.ROW` are as they were written.
+    """Return whether the columns of :data:`sqliteschema.ROW` match their checksum.
 
-    Rows with a seq up to ``unchecked`` are of a format without checksums: nobody can tell.
+    Rows with a seq up to ``unchecked`` may lack one, because their format had none.
     """
     return good(found) or (found[-1] is None and found[0] <= unchecked)
 
 
 def as_row(found: Found, unchecked: int) -> Row:
-    """A row from the columns of :data:`sqliteschema.ROW`.  Raises JournalDamaged."""
+    """Return a row from the columns of :data:`sqliteschema.ROW`.  Raises JournalDamaged."""
     if not good_row(found, unchecked):
         raise JournalDamaged(place(found))
     seq, partition, offset, key, event_id, source, verdict, factor, payload, at = found[:10]
     try:
         judged = Verdict(verdict)
-    except ValueError as error:  # of a row without a checksum
+    except ValueError as error:  # possible in a row without a checksum
         raise JournalDamaged(place(found), str(error)) from error
     return Row(seq, partition, offset, key, event_id, source, judged, factor, payload, at)
 
 
 def place(found: Found) -> str:
-    """Where a row stands, as far as its columns can still say."""
+    """Return a text naming the row's partition and offset, for errors."""
     return f"row {found[2]} of partition {found[1]}"
 
 
 def as_partition(found: Found) -> Partition:
-    """A partition from :data:`sqliteschema.PARTITION`.  Raises JournalDamaged."""
+    """Return a partition from the columns of :data:`sqliteschema.PARTITION`.
+
+    Raises JournalDamaged.
+    """
     name = found[_COLUMNS]
     number, _, replica, spec, end, sealed, _, trimmed = checked(
         f"partition {found[0]}", found[:_COLUMNS]
@@ -78,19 +87,20 @@ def as_partition(found: Found) -> Partition:
 
 
 def as_model(found: Found) -> Model:
-    """A model from :data:`sqliteschema.OWNER`.  Raises JournalDamaged."""
+    """Return a model from the columns of :data:`sqliteschema.OWNER`.  Raises JournalDamaged."""
     return Model(*checked(f"the entry of model {found[1]!a}", found))
 
 
 def model_of(db: sqlite3.Connection, number: int) -> Model:
-    """The model's row, within a transaction.  Raises JournalDamaged."""
+    """Return the model of this number, within a transaction.  Raises JournalDamaged."""
     return as_model(db.execute(sql.OWNED, (number,)).fetchone())
 
 
 def as_heads(model: str, found: Iterable[Found]) -> dict[str, tuple[Head, int]]:
-    """By spec: head and number of its last change of epoch.  Raises JournalDamaged.
+    """Return by spec the head and the number of its last change of epoch.
 
-    All of a model are read each time: a spec that was changed would else be one without a head.
+    All heads of a model are read each time, because a damaged spec would otherwise look like one
+    without a head.  Raises JournalDamaged.
     """
     heads = {}
     for columns in found:
@@ -100,6 +110,6 @@ def as_heads(model: str, found: Iterable[Found]) -> dict[str, tuple[Head, int]]:
 
 
 def as_control(model: str, found: Found) -> Control:
-    """A control row.  Raises JournalDamaged."""
+    """Return a control row from its columns.  Raises JournalDamaged."""
     _, seq, kind, key, payload = checked(f"control row {found[1]} of model {model}", found)
     return Control(seq, model, kind, key, payload)

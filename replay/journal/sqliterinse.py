@@ -1,15 +1,15 @@
-"""Overwriting what a SQLite file holds and does not use: remains of rows that were there before.
+"""Overwrites the unused bytes of a SQLite file, which contain remains of deleted rows.
 
-SQLite's own ways to be rid of them don't do.  ``VACUUM`` keeps writers waiting for as long as the
-whole file takes.  ``secure_delete`` overwrites what is deleted from then on, and not the copies
-that lie where a cell was before a page was balanced, nor what was deleted by a version without it.
+SQLite's own means do not suffice.  ``VACUUM`` blocks writers while it rewrites the whole file.
+``secure_delete`` overwrites only rows deleted from then on, and not the copies that are left where
+a cell was before its page was balanced, nor rows deleted by a version without it.
 
-So the unused bytes are overwritten in place, some pages at a time, while no writer is there and
-all of the log has been moved into the file (:meth:`~replay.journal.sqlitefile.SqliteFile.still`).
-By the file format (https://sqlite.org/fileformat2.html) they are: pages of the freelist; within a
-page of a b-tree what lies between its pointers and its cells, and its free blocks; the end of an
-overflow chain's last page.  No byte that SQLite reads is changed, so an end at any instant, a torn
-page and a reader in the middle of it do no harm.  Up to three bytes between two cells stay.
+So the unused bytes are overwritten in place, some pages at a time, while writers are blocked and
+the whole log has been moved into the file (:meth:`~replay.journal.sqlitefile.SqliteFile.still`).
+By the file format (https://sqlite.org/fileformat2.html) they are: pages of the freelist; in a
+b-tree page, the space between its cell pointers and its cells, and its free blocks; the end of an
+overflow chain's last page.  No byte that SQLite reads is changed, so crashes, torn pages and
+concurrent readers do no harm.  Fragments of up to three bytes between two cells remain.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from replay.journal.sqlitefile import SqliteFile
 
 _HEAD: Final = 100  # bytes before the first page's b-tree
 _POINTERS: Final = {2: 12, 5: 12, 10: 8, 13: 8}
-"""Where the pointers to cells begin, by the kind of b-tree page.
+"""Offset of the cell pointers, by the type byte of a b-tree page.
 
-A page that begins with another byte is none, or one of an overflow chain: these begin with the
-number of the next page, of which the first byte is 0 in a file below 2^24 pages.
+A page with another first byte is not a b-tree page.  Overflow pages begin with the number of the
+next page, whose first byte is 0 in a file of less than 2^24 pages.
 """
 _TABLE_LEAF: Final = 13
 _PAGES_MAX: Final = 2**24
@@ -41,9 +41,9 @@ class Rinsing:
         self._file, self._next = file, 1
 
     def step(self, n: int) -> int | None:
-        """Rinse the next ``n`` pages; how many are left.  None: a reader is in the way.
+        """Rinse the next ``n`` pages; return the number left, or None if a reader prevents it.
 
-        Raises JournalDamaged (a page that makes no sense), JournalUnavailable, JournalHeld.
+        Raises JournalDamaged (an invalid page), JournalUnavailable, JournalHeld.
         """
         with self._file.still() as descriptor:
             if descriptor is None:
@@ -58,7 +58,7 @@ class Rinsing:
 
 
 class Pages:
-    """The pages of a file of which all is in place, read and written without SQLite."""
+    """The pages of a database file without a log, read and written without SQLite."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -72,7 +72,7 @@ class Pages:
         self._free: dict[int, int] = dict(self._freelist(*struct.unpack_from(">I", head, 32)))
 
     def _freelist(self, trunk: int) -> Iterator[_Span]:
-        """Each free page, with how many of its bytes are used."""
+        """Yield each page of the freelist with the number of its bytes that are used."""
         for _ in range(self.count):
             if not trunk:
                 return
@@ -88,7 +88,7 @@ class Pages:
         return os.pread(self._descriptor, self._size, (number - 1) * self._size)
 
     def rinse(self, number: int) -> None:
-        """Overwrite what the page does not use."""
+        """Overwrite the unused bytes of the page."""
         page = self._read(number)
         if (used := self._free.get(number)) is not None:
             self._overwrite(number, page, [(used, self._size)])
@@ -115,7 +115,7 @@ class Pages:
             at = following
 
     def _tail(self, page: bytes, cell: int) -> None:
-        """Overwrite what the last page of a cell's overflow chain does not use."""
+        """Overwrite the unused end of the last page of a cell's overflow chain."""
         length, at = _varint(page, cell)
         _, at = _varint(page, at)
         most = self._usable - 35
@@ -139,7 +139,7 @@ class Pages:
 
 
 def _varint(page: bytes, at: int) -> tuple[int, int]:
-    """A number of SQLite's, and where the next thing begins."""
+    """Decode a SQLite varint; return its value and the position after it."""
     value = 0
     for i in range(8):
         value = value << 7 | page[at + i] & 127

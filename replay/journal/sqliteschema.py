@@ -1,4 +1,4 @@
-"""Tables of the SQLite journal, how older files become newer ones, and its statements."""
+"""The SQLite journal's tables, upgrades from older formats, and SQL statements."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ SCHEMA_SUM = (
     " tbl_name || ' ' || coalesce(sql, '') AS line FROM sqlite_schema ORDER BY type, name)"
 )
 PROVE_SCHEMA = f"INSERT OR REPLACE INTO meta SELECT 'schema', ({SCHEMA_SUM});"
-"""Written with each new format: a definition that changes by a bit may still be one."""
-# AUTOINCREMENT: a number is never given twice, also after its row was deleted.
+"""Stores a checksum of the schema, because a damaged definition may still be valid SQL."""
+# AUTOINCREMENT: a number is never reused, even after its row was deleted.
 # models.trimmed: the seq of the newest row that was removed.
-# models.running: milliseconds for which servers of the model have run; rows.ran and halves.ran:
-# what it was when the row was written (NULL: before it was counted).
-# checksum: see replay.journal.checksum.  meta.unchecked: rows up to this seq are of a format
-# without one, and have none.
-# rows.half and rows.since: of rows that a format before 4 has joined; no newer row has them.
+# models.running: total running time of the model's servers in ms; rows.ran and halves.ran: its
+# value when the row was written (NULL: before it was counted).
+# checksum: see replay.journal.checksum.  meta.unchecked: rows up to this seq have no checksum,
+# because their format had none.
+# rows.half and rows.since: set only in rows that were joined under a format before 4.
 
 UPGRADES = {
     1: """
@@ -91,14 +91,14 @@ INSERT INTO meta
 """,
     4: "CREATE TABLE lines (number INTEGER PRIMARY KEY, text BLOB NOT NULL, checksum INTEGER);",
 }
-"""What makes a file of a format one of the next."""
+"""By format, the statements that upgrade a file to the next one."""
 
 MODEL = "(SELECT id FROM models WHERE name = ?)"
 ROW = (
     'seq, partition, "offset", key, event_id, source, verdict, factor, payload, at,'
     " model, half, since, ran, checksum"
 )
-RAN = 13  # place of the running time in these
+RAN = 13  # index of the running time in these
 INSERT = f"INSERT INTO rows ({ROW}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_NEW = (
     f"INSERT OR FAIL INTO rows ({ROW}) SELECT ? + column1, ?, ? + column1, column2, column3,"
@@ -106,9 +106,9 @@ INSERT_NEW = (
     " WHERE column2 IS NOT NULL ON CONFLICT DO NOTHING"
 )
 INSERT_ROW = "({}, ?, ?, ?, ?, ?, ?, ?, ?)"
-# What all rows of a statement have in common is given once: half of its time was giving values.
-# OR FAIL: else SQLite copies each page aside, to put it back if the statement fails halfway.  Here
-# whatever fails takes the whole transaction back.
+# Values common to all rows are bound once, since binding took half of the statement's time.
+# OR FAIL: otherwise SQLite keeps a copy of each page to undo a statement that fails halfway.  Here
+# any failure rolls the whole transaction back.
 DROP_AFTER = "DELETE FROM rows WHERE seq > ?"
 SET_SEQ = "UPDATE sqlite_sequence SET seq = ? WHERE name = 'rows'"
 BY_KEY = f"SELECT {ROW} FROM rows WHERE model = ? AND key = ?"
@@ -122,7 +122,7 @@ FOLLOW = (
     f"SELECT {ROW} FROM rows NOT INDEXED WHERE model = {MODEL} AND seq > ? AND seq <= ?"
     " ORDER BY seq LIMIT ?"
 )
-# NOT INDEXED: by an index of the model every look would walk all of its rows.
+# NOT INDEXED: with an index on the model every query would scan all of its rows.
 NEWEST_SEQ = "SELECT seq FROM sqlite_sequence WHERE name = 'rows'"
 UNCHECKED = "SELECT value FROM meta WHERE name = 'unchecked'"
 
@@ -133,7 +133,7 @@ ADMIT = (
     " coalesce((SELECT max(seq) FROM rows), 0))"
     " FROM partitions p LEFT JOIN models m ON m.id = p.model WHERE p.id = ?"
 )
-# The seq is given here: the checksum contains it.
+# The seq is assigned by the journal and not by SQLite, because the checksum contains it.
 PARTITION = f"SELECT {ENTRY}, m.name FROM partitions p LEFT JOIN models m ON m.id = p.model"
 OWNED = f"SELECT {OWNER} FROM models m WHERE m.id = ?"
 NAMED = f"SELECT {OWNER} FROM models m WHERE m.name = ?"
@@ -198,7 +198,7 @@ OLDEST = (
 )
 DROP_ROWS = 'DELETE FROM rows WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
 DROP_CLAIMS = 'DELETE FROM claims WHERE partition = ? AND "offset" > ? AND "offset" <= ?'
-CLAIM_ENDED = 2**40  # an end stands so far above its claim, twice so far if nothing was learned
+CLAIM_ENDED = 2**40  # the end of a claim is stored at offset + this, or + twice this if not learned
 SET_TRIMMED_SEQ = "UPDATE models SET trimmed = max(trimmed, ?) WHERE id = ?"
 SET_TRIMMED = "UPDATE partitions SET trimmed = ? WHERE id = ?"
 ROWS_AND_HALVES = (

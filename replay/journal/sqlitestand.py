@@ -1,4 +1,4 @@
-"""A row of the SQLite journal that stands where a damaged one did."""
+"""Replaces a damaged row of the SQLite journal."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _OF: Final = "SELECT model FROM partitions WHERE id = ?"
 def stand_in(
     db: sqlite3.Connection, partition: int, offset: int, row: NewRow, unchecked: int
 ) -> bool:
-    """Within a write transaction: see :class:`replay.journal.base.Journal`."""
+    """Replace a damaged row within a write transaction, see ``stand_in`` of ``Journal``."""
     found = db.execute(sql.READ, (partition, offset, offset + 1)).fetchone()
     if found is None:
         raise JournalDamaged(f"row {offset} of partition {partition}", "nothing stands there")
     if proof.good_row(found, unchecked):
         return False
     seq, (number,) = found[0], db.execute(_OF, (partition,)).fetchone()
-    db.execute("REINDEX rows")  # SQLite deletes no row that an index knows by other columns
+    db.execute("REINDEX rows")  # SQLite cannot delete a row whose index entries do not match it
     db.execute("DELETE FROM rows WHERE seq = ?", (seq,))
     columns = (
         seq, partition, offset, bytes(row.key), row.event_id, row.source, row.verdict,

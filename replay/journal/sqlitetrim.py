@@ -1,4 +1,4 @@
-"""Retention in the SQLite journal: the oldest rows of each partition, within one transaction."""
+"""Retention in the SQLite journal: removes the oldest rows of each partition."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ def trim(
     is_old: Callable[[Row, int], bool],
     unchecked: int,
 ) -> int:
-    """Remove at most ``n`` rows of the model's partitions, with their claims; how many.
+    """Remove at most ``n`` rows of the model's partitions, with their claims; return how many.
 
-    Of partition ``p`` the oldest up to offset ``upto[p]`` go, as far as ``is_old`` says so of the
-    row and of the running time (ms) at which it was written; the first of which it does not ends
-    it, so that what stays has no holes.
+    Of partition ``p`` the oldest rows up to offset ``upto[p]`` are removed, up to the first one
+    that is not old, so that no gaps arise.
+
+    Parameters:
+        is_old: Called with a row and the running time (ms) at which it was written.
+        unchecked: Rows with a seq up to this may lack a checksum.
     """
     removed = 0
     for partition in sorted(upto):
@@ -35,7 +38,7 @@ def trim(
             sql.OLDEST, (partition, first, upto[partition], n - removed)
         ).fetchall():
             if not proof.good_row(found, unchecked):
-                continue  # when it was taken is not to be believed: the rows after it decide
+                continue  # damaged, so its time is not trusted: the rows after it decide
             row = proof.as_row(found, unchecked)
             if not is_old(row, int(found[sql.RAN] or 0)):
                 break

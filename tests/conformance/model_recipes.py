@@ -22,7 +22,7 @@ from river import (
 )
 
 from evaluation.streams import open_stream
-from online.models.crossed import row
+from online.models.choices.interactions import row
 from online.models.limited import LimitedScaler
 from online.models.network import Network
 from replay.example import Features, Label

@@ -10,9 +10,9 @@ import pytest
 from model_recipes import RIVER, rows_of
 from msgspec.structs import replace
 
+from online.models.adapters.linear import Linear
 from online.models.base import Prediction
-from online.models.checks import CheckFailed, check_model, yield_checks
-from online.models.linear import Linear
+from online.models.loading.checks import CheckFailed, check_model, yield_checks
 from online.models.selfrate import SelfRate, SelfRateModel
 from paramserver.core.blocks import Block, Blocks
 from replay.example import Example, Features, Label

@@ -21,17 +21,17 @@ from model_recipes import (
     words_rows,
 )
 
-from online.models import personal
+from online.models.adapters.linear import Linear, why_not_mergeable
+from online.models.adapters.opaque import Opaque
 from online.models.auto import Auto
 from online.models.base import Model
-from online.models.checks import CheckFailed, check_model
+from online.models.entities import personal
+from online.models.entities.personal import Personal
 from online.models.errors import LabelUnknown, LearnerUnusable
 from online.models.fm import Fm
 from online.models.ftrl import CLASSES_MAX, Ftrl
-from online.models.linear import Linear, why_not_mergeable
-from online.models.load import BUILT_IN, load
-from online.models.opaque import Opaque
-from online.models.personal import Personal
+from online.models.loading.checks import CheckFailed, check_model
+from online.models.loading.load import BUILT_IN, load
 from online.models.selfrate import SelfRate
 from paramserver.core.blocks import Blocks
 from replay.example import Features

@@ -28,7 +28,7 @@ from online.cli import application
 from online.client import Chosen, Client, ServiceRefused
 from online.commands import status as command
 from online.models.errors import LearnerUnusable
-from online.models.model_file import settings_of
+from online.models.loading.model_file import settings_of
 from online.service.embedded import Embedded
 from online.settings.config import load
 

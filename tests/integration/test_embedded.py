@@ -24,7 +24,7 @@ from benchmarks.fixtures.service import launch, settle, write_settings
 from online.client import Client, ServiceRefused
 from online.errors import ConfigError, StartRefused
 from online.models.errors import LearnerUnusable
-from online.models.model_file import settings_of as settings_of_file
+from online.models.loading.model_file import settings_of as settings_of_file
 from online.service.check_state import Models
 from online.service.embedded import Embedded
 from online.settings.config import load

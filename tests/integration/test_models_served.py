@@ -21,7 +21,7 @@ import pytest
 
 from benchmarks.fixtures.service import Running, launch, settle, status, write_settings
 from online.client.connection import Connection
-from online.models.load import BUILT_IN
+from online.models.loading.load import BUILT_IN
 
 pytestmark = pytest.mark.ray
 

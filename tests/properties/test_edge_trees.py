@@ -18,7 +18,7 @@ from online.edge.lowering.evaluate import evaluate
 from online.edge.lowering.lower import lower
 from online.edge.targets import pack
 from online.edge.targets.golden import answer
-from online.models.load import _wrap, load
+from online.models.loading.load import _wrap, load
 
 NUMBERS = st.one_of(
     st.sampled_from([0.0, 0.1, 0.2, 0.3, 1.0, 1.1, -1.0, 1e9]), st.floats(-1e3, 1e3, width=32)

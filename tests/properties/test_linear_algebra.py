@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import linear_model, optim, preprocessing
 
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from paramserver.core.blocks import Blocks, combine, copy, merge
 
 FEATURES = st.dictionaries(st.sampled_from("abcd"), st.integers(-3, 3), min_size=1, max_size=3)

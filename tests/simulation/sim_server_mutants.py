@@ -155,7 +155,7 @@ SERVER_MUTANTS: dict[str, Mutant] = {
         within=60,
     ),
     "a start removes the state that a forget names": Mutant(
-        ((_HISTORY, "for name in found.difference(held):", "for name in found:"),),
+        ((_HISTORY, "for name in asides.difference(held):", "for name in asides:"),),
         climate=only("kill server", forgets=True),
         within=60,
     ),

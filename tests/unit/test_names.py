@@ -35,4 +35,4 @@ def test_a_question_to_the_service_imports_no_model_library(tmp_path: Path, comm
 
 
 def test_a_model_library_would_be_found() -> None:
-    assert "river" in imported("import online.models.load")
+    assert "river" in imported("import online.models.loading.load")

@@ -66,7 +66,7 @@ class Tokens:
     ========= ===================================== ========================================
     spelling  a value becomes                       the row is found by
     ========= ===================================== ========================================
-    service   as :mod:`online.models.hashed` says   ``murmur3(text) & (buckets - 1)``
+    service   as :mod:`online.models.features.hashed` says   ``murmur3(text) & (buckets - 1)``
     river     ``name=text``, or the name of a       ``murmur3(text)``, signed, modulo buckets;
               number, as ``FeatureHasher`` does     its sign times the value if ``signed``
     onehot    ``name_text``, as ``OneHotEncoder``   the word itself

@@ -21,20 +21,20 @@ from online.edge.errors import ExportRefused
 from online.edge.lowering.fronts import Front, front_of
 from online.edge.lowering.ir import ROWS_MAX, Columns, EdgeModel, Floats, Linear, Link, Tokens
 from online.edge.lowering.trees import lower_forest
+from online.models.adapters.linear import Linear as ServedLinear
+from online.models.adapters.opaque import Opaque
 from online.models.auto import SeveralViews
 from online.models.base import Model
-from online.models.experts import EXPERTS
+from online.models.entities.personal import Personal
+from online.models.experts.linear import EXPERTS
+from online.models.features.hashed import Hashed
+from online.models.features.tents import tent_keys
 from online.models.ftrl import FtrlModel
-from online.models.hashed import Hashed
 from online.models.limited import LIMIT, Limited
-from online.models.linear import Linear as ServedLinear
-from online.models.opaque import Opaque
-from online.models.personal import Personal
 from online.models.rewards import RewardModel
-from online.models.scalers import Standard
 from online.models.selfrate import Regression, SelfRateModel
+from online.models.state.scalers import Standard
 from online.models.structure import steps
-from online.models.tents import tent_keys
 from replay.example import Label
 
 _BIAS: Final = "bias"  # of hashed rows: no hash is spelled so
@@ -220,7 +220,7 @@ def _experts(model: SelfRateModel, task: Task) -> EdgeModel:
 
 def _views(model: SeveralViews, task: Task) -> EdgeModel:
     """The straight view and the bent one, as further experts on the same columns and tokens."""
-    tented, paired = model._mixture.speaking()
+    tented, paired = model._mixture.active_views()
     if paired:
         raise ExportRefused("auto", "its crossed view has no form; with five numbers it is silent")
     held, rows = model._experts, model._rows
@@ -300,7 +300,7 @@ def _hashed(
 
 
 def _place(name: str, rows: Hashed) -> str:
-    from online.models import hashed
+    from online.models.features import hashed
 
     return hashed._place(name, rows._seed, rows._mask)
 

@@ -1,7 +1,8 @@
--- ARGV: number, known, '1' if new rows are held, most halves of the model, newest epoch that the
--- writer has seen, then of each row its key, event_id, source, verdict, factor, payload, at, half
--- ('' of a whole row), payload of the half that it takes the place of ('': of any, or of none), last
--- control row known and kinds that must not have come since, key that no row must have ('': any).
+-- Arguments: partition number, last offset that the writer knows, '1' if new rows must be refused,
+-- greatest number of halves for the model, newest epoch that the writer has seen; then for each row:
+-- key, event_id, source, verdict, factor, payload, at, half ('' for a whole row), payload of the half
+-- that it replaces ('': any or none), the last control row known and the kinds of which there must be
+-- no newer one, and a key for which there must be no row ('': no such condition).
 local number, known, held, most = ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1', tonumber(ARGV[4])
 local of = redis.call('HMGET', P .. ':partition:' .. number,
   'model', 'sealed', 'replica', 'spec', 'at', 'sum')

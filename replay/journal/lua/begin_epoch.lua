@@ -1,4 +1,4 @@
--- ARGV: model, spec, expected epoch.
+-- Arguments: model, spec, expected epoch.
 local head = P .. ':head:' .. ARGV[1]
 if not head_is_good(ARGV[1], ARGV[2]) then return {'damaged', '0'} end
 local found = redis.call('HMGET', head, 'epoch:' .. ARGV[2], 'newest')

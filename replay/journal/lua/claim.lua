@@ -1,4 +1,4 @@
--- ARGV: number, offset, 1 to count one more.
+-- Arguments: partition number, offset, 1 to add a claim (0: only count them).
 if redis.call('EXISTS', P .. ':partition:' .. ARGV[1]) == 0 then return {'unknown'} end
 local claims = P .. ':claims:' .. ARGV[1]
 local place = 'claim ' .. ARGV[1] .. ' ' .. ARGV[2]

@@ -1,4 +1,4 @@
--- Beginning of every script: what several of them do.
+-- Functions that are prepended to every script.
 local P = KEYS[1]
 local function int(number) return string.format('%.0f', number) end
 local function last(stream)

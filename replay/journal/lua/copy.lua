@@ -1,8 +1,8 @@
--- ARGV: name of a stream, what comes before an entry's id in the place of its checksum, the id after
--- which this page begins, most entries, how many pairs of a field and its value follow, these, and
--- the ids of the entries that get them.  A stream takes nothing between two entries, so a copy grows
--- page by page, and takes the place of the stream in the step that finds nothing more to copy: what
--- was appended meanwhile is in it, and what was trimmed is not.
+-- Arguments: name of a stream, prefix of an entry's place in its checksum, the id after which this page
+-- begins, greatest number of entries, number of (field, value) pairs, these pairs, and the ids of the
+-- entries that get these values.  Entries cannot be inserted into or changed in a stream, so it is
+-- copied page by page.  The copy replaces the stream in the step that finds nothing more to copy: then
+-- it has the entries that were appended meanwhile, and not those that were trimmed.
 local source, spare = P .. ':' .. ARGV[1], P .. ':erasing:' .. ARGV[1]
 local place, after, most, pairs_n = ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5])
 local values, wanted = {}, {}

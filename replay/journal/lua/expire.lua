@@ -1,4 +1,4 @@
--- ARGV: model, before, most halves, when a clock was ahead, running time.
+-- Arguments: model, before, greatest number of halves, ahead, running time.
 local waiting = P .. ':waiting:' .. ARGV[1]
 local halves, most, ran = P .. ':halves:' .. ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[5])
 local function written(key)

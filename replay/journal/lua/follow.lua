@@ -1,4 +1,4 @@
--- ARGV: model, seq after which, most rows.
+-- Arguments: model, seq after which to begin, greatest number of rows.
 local newest, found = redis.call('GET', P .. ':seq') or '0', {}
 local page = redis.call(
   'XRANGE', P .. ':order:' .. ARGV[1], '(' .. ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])

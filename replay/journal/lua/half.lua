@@ -1,4 +1,4 @@
--- ARGV: model, key.  Whether the half is as it was written; one of a layout before 4 is.
+-- Arguments: model, key.  Returns whether the half matches its checksum; before layout 4 there was none.
 local packed = redis.call('HGET', P .. ':halves:' .. ARGV[1], ARGV[2])
 if not packed then return 'gone' end
 local read, half = pcall(cmsgpack.unpack, packed)

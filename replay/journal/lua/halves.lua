@@ -1,4 +1,4 @@
--- ARGV: model, cursor, about how many.
+-- Arguments: model, cursor, approximate number of halves.
 local page, found = redis.call('HSCAN', P .. ':halves:' .. ARGV[1], ARGV[2], 'COUNT', ARGV[3]), {}
 for i = 1, #page[2], 2 do
   local read, half = pcall(cmsgpack.unpack, page[2][i + 1])

@@ -1,4 +1,4 @@
--- The log of decisions, in front of the scripts that write to it.
+-- Functions for the log of decisions, prepended to the scripts that write to it.
 local lines, anchor = P .. ':lines', P .. ':anchor'
 local function newest_line()
   return math.max(last(lines), tonumber(redis.call('HGET', anchor, 'number') or '0'))

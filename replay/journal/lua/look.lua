@@ -1,4 +1,5 @@
--- ARGV: number, offset after which, most rows.  Each row with where its id and its seq lead to.
+-- Arguments: partition number, offset after which to begin, greatest number of rows.  Returns each row
+-- with the places that the indexes of ids and of seqs have for it.
 local model, found = redis.call('HGET', P .. ':partition:' .. ARGV[1], 'model') or '', {}
 for _, row in ipairs(redis.call(
     'XRANGE', P .. ':rows:' .. ARGV[1], '(' .. ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])) do

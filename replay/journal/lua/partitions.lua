@@ -1,4 +1,4 @@
--- ARGV: 'number' and a partition's number, or 'model' and a model.
+-- Arguments: 'number' and a partition's number, or 'model' and a model.
 local numbers, found = {ARGV[2]}, {}
 if ARGV[1] == 'model' then
   numbers = redis.call('LRANGE', P .. ':partitions:' .. ARGV[2], 0, -1)

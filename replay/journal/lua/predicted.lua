@@ -1,5 +1,5 @@
--- ARGV: model, after, before, how many.  Keys and halves taken between the two, the oldest first,
--- and when the last that was looked at was taken.
+-- Arguments: model, after, before, greatest number of halves.  Returns keys and predictions among the
+-- halves received between the two times, oldest first, and the time of the last half examined.
 local found, halves = {}, P .. ':halves:' .. ARGV[1]
 local keys = redis.call('ZRANGEBYSCORE', P .. ':waiting:' .. ARGV[1], '(' .. ARGV[2],
   '(' .. ARGV[3], 'WITHSCORES', 'LIMIT', 0, ARGV[4])

@@ -1,7 +1,7 @@
--- ARGV: model, replica, spec, at, 24 random bits.  The count makes numbers grow and keeps them
--- apart; the random bits keep a number from being given again by a server that lost its count,
--- where the clock of the old partition would call the new one's rows repeats.  Below 2^53 for the
--- first 2^29 partitions, so that each number is exact also where only doubles are known.
+-- Arguments: model, replica, spec, at, 24 random bits.  A counter makes the numbers grow and distinct.
+-- The random bits prevent that a server that lost its counter assigns a number again: the old
+-- partition's clock would make the new one's rows look like repeats.  The first 2^29 numbers are below
+-- 2^53, so that they are exact in programs that only have doubles.
 local number = int(redis.call('INCR', P .. ':partitions') * 16777216 + tonumber(ARGV[5]))
 redis.call('HSET', P .. ':partition:' .. number,
   'model', ARGV[1], 'replica', ARGV[2], 'spec', ARGV[3], 'at', ARGV[4])

@@ -1,5 +1,5 @@
--- ARGV: model, spec, number, end, seq.  The stream comes last: without it the end would be 0, so a
--- script that failed is given again.
+-- Arguments: model, spec, number, end, seq.  The stream is written last: without it the end is 0, so a
+-- script that failed is repeated.
 local model, number, stop = ARGV[1], ARGV[3], ARGV[4]
 local rows, known = P .. ':rows:' .. number, P .. ':partition:' .. number
 if tonumber(redis.call('GET', P .. ':seq') or '0') < tonumber(ARGV[5]) then

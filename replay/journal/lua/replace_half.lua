@@ -1,5 +1,5 @@
--- ARGV: model, key, payload that stands, then half, event_id, source, payload and at of what takes
--- its place (payload '': nothing does).
+-- Arguments: model, key, payload of the stored half; then half, event_id, source, payload and at of the
+-- new one (payload '': only remove the stored half).
 local halves, waiting, key = P .. ':halves:' .. ARGV[1], P .. ':waiting:' .. ARGV[1], ARGV[2]
 local packed = redis.call('HGET', halves, key)
 local read, half = pcall(cmsgpack.unpack, packed or '')

@@ -1,6 +1,6 @@
--- ARGV: model, number, offset after which, most rows.  An id that leads nowhere leads to its row
--- from now on; one that leads to another row stays as it is.  How many, and the last offset ('' behind
--- the end).
+-- Arguments: model, partition number, offset after which to begin, greatest number of rows.  Adds missing
+-- ids to the index; an id that leads to another row is not changed.  Returns the number of ids added, and
+-- the last offset ('' after the end).
 local restored, at = 0, ''
 for _, row in ipairs(redis.call(
     'XRANGE', P .. ':rows:' .. ARGV[2], '(' .. ARGV[3] .. '-0', '+', 'COUNT', ARGV[4])) do

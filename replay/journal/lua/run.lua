@@ -1,4 +1,4 @@
--- ARGV: model, spec, epoch, milliseconds.
+-- Arguments: model, spec, epoch, milliseconds.
 local epoch = epoch_of(ARGV[1], ARGV[2])
 if epoch ~= ARGV[3] then return {'lost', epoch or '0'} end
 local ms = running(ARGV[1])

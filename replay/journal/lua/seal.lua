@@ -1,4 +1,4 @@
--- ARGV: number.
+-- Arguments: partition number.
 local partition = P .. ':partition:' .. ARGV[1]
 if redis.call('EXISTS', partition) == 0 then return {'unknown'} end
 redis.call('HSET', partition, 'sealed', '1')

@@ -1,5 +1,6 @@
--- ARGV: number, offset, then key, event_id, source, verdict, factor, payload and at of the new row.
--- A stream takes nothing between two entries: a copy takes its place, which needs no memory then.
+-- Arguments: partition number, offset; then key, event_id, source, verdict, factor, payload and at of the
+-- new row.  Entries of a stream cannot be changed, so it is replaced by a copy, which needs no memory at
+-- that moment.
 local number, at = ARGV[1], ARGV[2]
 local rows, spare = P .. ':rows:' .. number, P .. ':spare:' .. number
 local stored = entry(rows, at)

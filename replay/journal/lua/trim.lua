@@ -1,6 +1,6 @@
--- ARGV: model, spec, epoch, before, most rows, when a clock was ahead, running time, then of each
--- partition its number and the last offset that may go.  Ids go first: a key that leads to no entry
--- would never be written again.
+-- Arguments: model, spec, epoch, before, greatest number of rows, ahead, running time; then for each
+-- partition its number and the last offset that may be removed.  Ids are removed before entries: a key
+-- that leads to no entry could never be written again.
 local model, before, left = ARGV[1], tonumber(ARGV[4]), tonumber(ARGV[5])
 local ahead, ran = tonumber(ARGV[6]), tonumber(ARGV[7])
 local function is_old(fields)
@@ -21,7 +21,7 @@ for i = 8, #ARGV, 2 do
       local good = is_good(number, row[1], row[2])
       if good and not is_old(row[2]) then break end
       passed[#passed + 1] = row
-      if good then  -- when a damaged one was taken is not to be believed: a later one decides
+      if good then  -- a damaged row's time is not trusted: a later row decides
         for _, gone in ipairs(passed) do
           upto = tonumber(string.match(gone[1], '^%d+'))
           local key, seq = field(gone[2], 'key') or '', field(gone[2], 'seq') or ''

@@ -1,4 +1,4 @@
--- ARGV: number, text, checksum.  The anchor is written before what it stands for goes.
+-- Arguments: number, text, checksum.  The anchor is written before the lines that it replaces are removed.
 local newest = newest_line()
 if tonumber(ARGV[1]) > newest then return {'taken', int(newest)} end
 if ARGV[1] == redis.call('HGET', anchor, 'number') then return {'taken', int(newest)} end

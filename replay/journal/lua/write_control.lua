@@ -1,4 +1,4 @@
--- ARGV: model, kind, key, payload, of a fence spec and epoch, and of a line number and text ('').
+-- Arguments: model, kind, key, payload, fence (spec and epoch), line (number and text); '' for none.
 if ARGV[6] ~= '' then
   local epoch = epoch_of(ARGV[1], ARGV[5])
   if epoch ~= ARGV[6] then return {'lost', epoch or '0'} end

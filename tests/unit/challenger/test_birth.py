@@ -12,7 +12,7 @@ import pytest
 
 from online.challenger import promotion
 from online.challenger.promotion import decision
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 from online.settings.places import open_journal

@@ -12,12 +12,12 @@ import msgspec
 import pytest
 
 from benchmarks.quality.shadowed import BETTER, EQUAL, Apart, turning
-from online.challenger.comparison import Ahead, Challenger, Standing
+from online.challenger.comparison import Challenger, ReadAhead, Standing
 from online.challenger.shadow import PAGE_ROWS, Shadow
 from online.learning.scores import score_of
 from online.models.base import Model, learn_example
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import event_key
 from online.settings.config import Settings
 from online.settings.model import Challenge, ModelSettings, Snapshots
@@ -159,7 +159,7 @@ def test_one_that_peeks_at_the_label_is_found_out(
     assert now.difference != 0.0
 
 
-class WhenTheLabelComes(Ahead):
+class WhenTheLabelComes(ReadAhead):
     """Asks a row when its label comes: by then others are learned that came after the question."""
 
     def read(self, rows: Sequence[Row], ended_s: float | None) -> None:
@@ -171,7 +171,7 @@ class WhenTheLabelComes(Ahead):
 def test_one_that_is_asked_later_than_the_champion_is_found_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("online.challenger.shadow.Ahead", WhenTheLabelComes)
+    monkeypatch.setattr("online.challenger.shadow.ReadAhead", WhenTheLabelComes)
     world = equal_pair(tmp_path)
     for features, label in stream(200):
         world.feed(features, label, labels_late=7)

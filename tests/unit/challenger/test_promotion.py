@@ -15,7 +15,7 @@ import pytest
 from online.challenger import promotion
 from online.challenger.promotion import decision
 from online.errors import StartRefused
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.service import parameter_servers
 from online.service.challengers import Challengers
 from online.service.check_state import Models

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from online import cli
 from online.commands.init_choices import logged_of
 from online.errors import ConfigError, StartRefused
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.models.rewards import RewardModel
 from online.rows.prediction_ids import Keys
 from online.settings.config import load

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from online.decide import Policy, draw, policy, row, uniform
 from online.decide.policy import KINDS, WIDTHS, beliefs, bounded, digamma, thompson, trigamma
 from online.decide.scoring import score_many
-from online.models.arms import Counted
+from online.models.choices.action_counts import Counted
+from online.models.choices.scores import Scores
 from online.models.rewards import Action, Rewards
-from online.models.scored import Scores
 from online.models.selfrate import SelfRate
 from replay.example import Example, Features
 

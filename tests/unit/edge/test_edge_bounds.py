@@ -23,7 +23,7 @@ from online.edge.lowering.lower import lower
 from online.edge.on_device import learn as learn_there
 from online.edge.targets import pack, runners
 from online.learning.bounds import Bounds
-from online.models.load import _wrap, load
+from online.models.loading.load import _wrap, load
 from replay.example import Example, Features
 
 ABOUT = {"model": "m", "sequence": 7, "created": 1.0, "expires": 100.0, "freshness": {}}

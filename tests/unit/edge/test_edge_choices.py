@@ -22,7 +22,7 @@ from online.edge.export import Exported
 from online.edge.lowering.ir import EdgeModel
 from online.edge.lowering.lower import lower
 from online.edge.targets import pack
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.models.rewards import Action, RewardModel, Rewards
 from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import Keys

@@ -38,8 +38,8 @@ from online.edge.lowering.lower import lower
 from online.edge.targets import deltas, onnx_file, onnx_small, pack, runners
 from online.edge.targets.gate import compare, gate
 from online.edge.targets.golden import golden
-from online.models.from_settings import load_model
-from online.models.load import load
+from online.models.loading.from_settings import load_model
+from online.models.loading.load import load
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path
@@ -82,7 +82,7 @@ def test_a_spliced_file_is_the_converted_one(learner: str, precision: Any) -> No
 def test_a_tree_has_no_template() -> None:
     from river import tree
 
-    from online.models.load import _wrap
+    from online.models.loading.load import _wrap
 
     model = _wrap("t", tree.HoeffdingTreeClassifier(grace_period=50, tau=0.5), "binary", b"k", ())
     played = list(open_stream("phishing").rows)

@@ -18,7 +18,7 @@ pytest.importorskip("onnx", reason="onnx is not installed: pip install '.[edge]'
 from online.edge.lowering.fronts import front_of
 from online.edge.lowering.ir import Columns, EdgeModel, Linear, Tokens
 from online.edge.targets import onnx_file, pack, runners
-from online.models.hashed import Hashed
+from online.models.features.hashed import Hashed
 
 COUNT: Final = 10_000
 BLOCKS: Final = (

@@ -25,7 +25,7 @@ from online.edge.releases.channel import KEEP, Channel, Reports
 from online.edge.releases.folder import Folder
 from online.edge.targets import deltas
 from online.errors import ConfigError
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path

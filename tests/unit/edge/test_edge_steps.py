@@ -14,7 +14,7 @@ from evaluation.streams import open_stream
 from online.edge.releases.channel import KEEP
 from online.edge.releases.folder import Folder
 from online.edge.targets import deltas, runners
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.settings import config
 from online.settings.places import snapshots_path

@@ -322,7 +322,7 @@ def test_the_gate_catches_a_missing_number_that_goes_the_other_way() -> None:
 def test_a_forest_without_a_split_has_no_onnx_form() -> None:
     from river import tree
 
-    from online.models.load import _wrap
+    from online.models.loading.load import _wrap
 
     model = _wrap("t", tree.HoeffdingTreeClassifier(leaf_prediction="mc"), "binary", b"k", ())
     model.learn({"a": 1.0}, True, 1.0)

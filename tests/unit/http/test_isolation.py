@@ -14,8 +14,8 @@ import httpx
 import replica_world as worlds
 
 from online.http.app import App
+from online.models.adapters.linear import Linear
 from online.models.base import Prediction
-from online.models.linear import Linear
 from online.settings.config import Limits
 from replay.example import Features, Label
 from replay.journal.base import Appended, NewRow

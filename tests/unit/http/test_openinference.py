@@ -20,7 +20,7 @@ from river import linear_model
 from online.http.app import App, build_rest
 from online.http.openinference import EXTENSIONS
 from online.learning.merged import Learner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Outside, Who
 from online.rows.door import Door

@@ -20,8 +20,8 @@ from online.messages.bodies import JSON, MSGPACK, decode
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
 from online.messages.tensors import InferRequest
-from online.models.linear import Linear
-from online.models.load import logreg
+from online.models.adapters.linear import Linear
+from online.models.loading.load import logreg
 from online.rows.door import Door
 from online.settings.config import Limits
 from online.settings.tokens import WEIGHT_MAX, Grant

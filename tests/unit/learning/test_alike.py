@@ -12,12 +12,12 @@ import msgspec
 import pytest
 from river import linear_model, optim, preprocessing
 
-import online.models.linear
+import online.models.adapters.linear
 from online.learning.alike import alike
 from online.learning.merged import Learner
+from online.models.adapters.linear import Linear
 from online.models.auto import Auto
 from online.models.limited import LimitedScaler
-from online.models.linear import Linear
 from online.models.selfrate import SelfRate
 from online.rows.prediction_ids import event_key
 from paramserver.core.wire import FORMAT, SyncReply
@@ -196,14 +196,14 @@ _MUTANTS = {
 
 @pytest.mark.parametrize("name", list(_MUTANTS))
 def test_another_arithmetic_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = textwrap.dedent(inspect.getsource(online.models.linear._Glm.walk))
+    source = textwrap.dedent(inspect.getsource(online.models.adapters.linear._Glm.walk))
     changes = _MUTANTS[name]
     for old, new in zip(changes[::2], changes[1::2], strict=True):
         assert source.count(old) == 1
         source = source.replace(old, new)
-    names = dict(vars(online.models.linear))
+    names = dict(vars(online.models.adapters.linear))
     exec(compile(source, "<mutant>", "exec"), names)
-    monkeypatch.setattr(online.models.linear._Glm, "walk", names["walk"])
+    monkeypatch.setattr(online.models.adapters.linear._Glm, "walk", names["walk"])
     with pytest.raises(AssertionError):
         _compare_all()
 

@@ -9,7 +9,7 @@ from river import linear_model, optim
 
 from online.learning.local_model import LocalModel
 from online.learning.merged import Learner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from paramserver.clients.sharded_client import ShardedReply
 from paramserver.core import wire
 from paramserver.core.blocks import Block, Blocks, to_wire

@@ -10,7 +10,7 @@ import pytest
 import replica_world as worlds
 
 from online.learning import values_in_parts
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from paramserver.core import wire
 from paramserver.core.parts import PART_KEYS
 from paramserver.process.actor import ParameterServer, ServerSettings

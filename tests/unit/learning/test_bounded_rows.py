@@ -15,9 +15,9 @@ from river import tree
 from online.learning.merged import Learner
 from online.learning.ranges import BOUNDED, RANGE
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models.linear import Linear
-from online.models.load import logreg
-from online.models.opaque import Opaque
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
+from online.models.loading.load import logreg
 from online.rebuild.rebuild import Wanted
 from online.settings.model import ModelSettings
 from online.trust.filtering import SOURCES_MIN, filtering_for

@@ -18,8 +18,8 @@ from evaluation.summary import summary
 from online.errors import RequestError
 from online.learning.bounds import Bounds, with_target
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models.linear import Linear
-from online.models.load import load
+from online.models.adapters.linear import Linear
+from online.models.loading.load import load
 from online.serving.receipts import refused
 from online.settings.config import data_dir
 from online.settings.model import ModelSettings

@@ -8,8 +8,8 @@ import pytest
 from river import linear_model, optim
 
 from online.learning.merged import Learner
-from online.models.from_settings import load_model, merge_rule
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
+from online.models.loading.from_settings import load_model, merge_rule
 from online.settings.config import Settings
 from online.settings.model import ModelSettings, Sync
 from paramserver.core import wire

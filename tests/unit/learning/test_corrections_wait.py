@@ -8,7 +8,7 @@ import pytest
 from river import linear_model
 
 from online.learning.merged import Learner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from paramserver.core.wire import FORMAT, SyncReply
 from replay import codec
 from replay.example import Corrects, Example

@@ -15,7 +15,7 @@ import online.learning.ranges
 from online.learning.bounds import Bounds, target_taught, with_target
 from online.learning.ranges import SOURCE_VOTES, TARGETS, VOTES, VOTES_ANY, TargetRange
 from online.messages.structs import Event
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.settings.purposes import PURPOSES
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example

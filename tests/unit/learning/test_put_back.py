@@ -12,7 +12,7 @@ from river import compose, linear_model, optim, preprocessing
 
 from online.learning import merged as module
 from online.learning.merged import Learner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from paramserver.core import wire
 from replay import codec
 from replay.example import Example

@@ -16,10 +16,10 @@ from online.errors import RequestError
 from online.learning.ranges import RANGE
 from online.learning.vocabulary import BROUGHT, FULL, NAMES, Classes, Vocabulary, left_out
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
-from online.models import load
+from online.models.adapters.linear import Linear
+from online.models.features.hashed import Words
 from online.models.ftrl import Ftrl
-from online.models.hashed import Words
-from online.models.linear import Linear
+from online.models.loading import load
 from online.rebuild.rebuild import Wanted
 from online.settings.config import Limits
 from paramserver.core import blocks as algebra

@@ -15,13 +15,13 @@ from online.edge.lowering import ir
 from online.edge.lowering.evaluate import evaluate
 from online.edge.lowering.lower import lower
 from online.models import auto
-from online.models.auto import CROSSED_MAX, NAP, QUIET, SPELL, Auto, Naps
+from online.models.auto import CROSSED_MAX, NAP, QUIET, SPELL, Auto, SleepingViews
 from online.models.errors import LearnerUnusable
-from online.models.experts import EXPERTS
+from online.models.experts.linear import EXPERTS
+from online.models.features.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from online.models.limited import Limited
-from online.models.load import load
+from online.models.loading.load import load
 from online.models.selfrate import SelfRate, SelfRateModel
-from online.models.tents import CROSSED_GRAIN, GRAIN, SQUASH, tents
 from paramserver.core.blocks import Blocks, merge
 from replay.example import Example, Label, label_text
 
@@ -42,10 +42,10 @@ def right(model: SelfRateModel, stream: str, rows: int | None = None) -> float:
     return good / n
 
 
-def naps_of(names: str) -> Naps:
+def naps_of(names: str) -> SleepingViews:
     scaler = Limited("s")
     scaler.learn(dict.fromkeys(names, 1.0))
-    return Naps(scaler)
+    return SleepingViews(scaler)
 
 
 @pytest.mark.parametrize("grain", [CROSSED_GRAIN, GRAIN])
@@ -101,15 +101,15 @@ def test_it_is_better_than_the_straight_experts_alone(stream: str, task: Any, ga
 
 
 def test_a_view_without_anything_of_its_own_has_no_vote() -> None:
-    for names, speaking in (("", (False, False)), ("a", (True, False)), ("ab", (True, True)),
+    for names, active in (("", (False, False)), ("a", (True, False)), ("ab", (True, True)),
                             ("abcd", (True, True)), ("abcde", (True, False))):  # fmt: skip
         model = binary()
         assert len(names) <= CROSSED_MAX + 1
         model.learn({"word": "x", **dict.fromkeys(names, 1.0)}, True, 1.0)
-        assert model._mixture.speaking() == speaking, "by the names that are known"
+        assert model._mixture.active_views() == active, "by the names that are known"
         for x in ({"word": "x", **dict.fromkeys(names, 2.0)}, {"word": "y"}, {}):
             view = model._read(x, learns=False)
-            assert (view.bent is not None, view.crossed is not None) == speaking, "not by the row"
+            assert (view.bent is not None, view.crossed is not None) == active, "not by the row"
             out = model._outputs(view)
             assert len(out) == 3 * EXPERTS
             votes = model._mixture.votes()
@@ -127,7 +127,7 @@ def test_a_view_that_does_not_pay_sleeps_and_is_tried_again() -> None:
     def spell(losses: list[float]) -> tuple[bool, bool]:
         for _ in range(SPELL):
             mixture.judge(losses, 1.0)
-        return mixture.speaking()
+        return mixture.active_views()
 
     assert [spell(bad) for _ in range(QUIET)] == [(True, True)] * (QUIET - 1) + [(True, False)]
     naps = [spell(good) for _ in range(NAP)]
@@ -143,13 +143,13 @@ def test_views_wake_up_when_the_world_has_changed() -> None:
     bad, worse = [0.1] * (2 * EXPERTS) + [0.3] * EXPERTS, [0.2] * (3 * EXPERTS)
     for _ in range(QUIET * SPELL):
         mixture.judge(bad, 1.0)
-    assert mixture.speaking() == (True, False)
+    assert mixture.active_views() == (True, False)
     for _ in range(300):
         mixture.judge(bad, 1.0)
-    assert mixture.speaking() == (True, False), "the same world"
+    assert mixture.active_views() == (True, False), "the same world"
     for _ in range(300):
         mixture.judge(worse, 1.0)
-    assert mixture.speaking() == (True, True)
+    assert mixture.active_views() == (True, True)
 
 
 def test_who_sleeps_travels_with_the_losses() -> None:
@@ -299,5 +299,5 @@ def test_a_view_that_wakes_within_a_pass_learns_from_there_on(
         return one_by_one == in_passes
 
     assert both()
-    monkeypatch.setattr(Naps, "heard_as", lambda *_: True)  # the control
+    monkeypatch.setattr(SleepingViews, "has_same_experts", lambda *_: True)  # the control
     assert not both()

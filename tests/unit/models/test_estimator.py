@@ -15,11 +15,11 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 
 from evaluation.streams import open_stream
-from online.models.checks import check_model
+from online.models.adapters.opaque import Opaque
 from online.models.errors import LabelUnknown, LearnerUnusable
 from online.models.estimator import Estimator, LinearEstimator, RowByRow
-from online.models.load import load
-from online.models.opaque import Opaque
+from online.models.loading.checks import check_model
+from online.models.loading.load import load
 from replay.example import Features, Label
 
 INPUTS = ["1", "2"]

@@ -20,9 +20,9 @@ from evaluation.errors import StreamUnusable
 from online.models import fm
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.fm import Fm, FmModel, Machine
-from online.models.lines import first_vector
-from online.models.load import load
-from online.models.scalers import Standard
+from online.models.loading.load import load
+from online.models.state.factors import first_vector
+from online.models.state.scalers import Standard
 from online.settings.config import data_dir
 from paramserver.core.blocks import combine, copy
 from replay import codec

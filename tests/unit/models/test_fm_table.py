@@ -15,12 +15,12 @@ import pytest
 from replica_world import World, play, row, until
 
 from online.learning.vocabulary import Vocabulary, words_of
-from online.models import lines
 from online.models.base import Mendable
-from online.models.checks import CheckFailed, check_model
 from online.models.errors import StateNotFinite
 from online.models.fm import Fm, FmModel, FmTable
-from online.models.lines import TABLE, TableLines
+from online.models.loading.checks import CheckFailed, check_model
+from online.models.state import factors
+from online.models.state.factors import TABLE, TableLines
 from paramserver.core.blocks import Blocks, copy, merge, size_bytes, to_wire
 from paramserver.core.rows import Rows
 from replay import codec
@@ -48,7 +48,7 @@ def both(recipe: Fm, task: Any) -> tuple[FmModel, FmModel]:
 def test_a_table_answers_as_blocks_of_names_do(
     task: Any, hot: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lines, "_HOT_MAX", hot)
+    monkeypatch.setattr(factors, "_HOT_MAX", hot)
     named, table = both(Fm(4, ["film"]), task)
     far = 0.0
     for i, (features, label) in enumerate(ratings()):

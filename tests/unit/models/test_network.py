@@ -15,9 +15,9 @@ import torch
 from river import preprocessing
 
 from evaluation.streams import open_stream
-from online.models.checks import check_model
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.load import load
+from online.models.loading.checks import check_model
+from online.models.loading.load import load
 from online.models.network import Network, NetworkModel
 from paramserver.core.blocks import array_of
 from replay.example import Features, Label
@@ -308,7 +308,7 @@ def test_a_factory_that_imports_torch_itself_builds_the_same_in_each_process(
 ) -> None:
     (tmp_path / "learner.py").write_text(IMPORTS_INSIDE)
     code = (
-        "from pathlib import Path\nfrom online.models.load import load\n"
+        "from pathlib import Path\nfrom online.models.loading.load import load\n"
         "options = {'task': 'binary', 'classes': None, 'key': b'', 'base_dir': Path()}\n"
         "made = load('learner.py:build', {}, **options)\n"
         "made.build()\nprint(made.spec_hash)"

@@ -16,10 +16,10 @@ from river import feature_extraction, linear_model, optim, preprocessing
 from evaluation.errors import StreamUnusable
 from evaluation.metrics import increments, summarise
 from evaluation.streams import Stream, open_stream
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
 from online.models.base import Model
 from online.models.ftrl import Ftrl
-from online.models.linear import Linear
-from online.models.opaque import Opaque
 from paramserver.core.blocks import Blocks, copy, merge, select
 from replay.example import Features, Label
 

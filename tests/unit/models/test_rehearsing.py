@@ -11,12 +11,12 @@ import pytest
 import torch
 from river import linear_model, optim, preprocessing
 
+from online.models.adapters.linear import Linear
 from online.models.base import learn_example
 from online.models.errors import LearnerUnusable, StateNotFinite
 from online.models.estimator import Estimator
 from online.models.ftrl import Ftrl
-from online.models.linear import Linear
-from online.models.load import load
+from online.models.loading.load import load
 from online.models.network import Network, NetworkModel
 from online.settings.model import Training
 from paramserver.core import blocks as algebra

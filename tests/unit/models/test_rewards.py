@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from online.decide import Policy, draw, row, uniform
-from online.models.crossed import alike, hash_of, laid_out, right, settled
+from online.models.choices.expert_table import _made_order, order_of
+from online.models.choices.interactions import alike, hash_of, laid_out, right, settled
+from online.models.choices.scores import Scores, Served, served_of
 from online.models.errors import LearnerUnusable
 from online.models.rewards import Action, Question, RewardModel, Rewards
-from online.models.scored import Scores, Served, served_of
-from online.models.tabled import _made_order, order_of
 from paramserver.core.blocks import Blocks, combine, merge
 from replay.example import Example, Features
 

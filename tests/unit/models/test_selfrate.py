@@ -20,10 +20,10 @@ from online.learning.merged import Learner
 from online.learning.scores import score_of
 from online.models.base import Prediction, learn_example
 from online.models.errors import LabelUnknown, LearnerUnusable, StateNotFinite
-from online.models.experts import CLASSES_MAX
+from online.models.experts.exponential_weights import FADE, Mixture
+from online.models.experts.linear import CLASSES_MAX
 from online.models.limited import Limited
 from online.models.selfrate import SelfRate
-from online.models.votes import FADE, Mixture
 from paramserver.core import wire
 from paramserver.core.blocks import Blocks, copy, merge, select
 from paramserver.core.server import MergeRule, Server

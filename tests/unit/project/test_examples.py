@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 from evaluation.prequential import prequential
 from online.cli import app
 from online.errors import OnlineError
-from online.models.load import load
-from online.models.opaque import Opaque
+from online.models.adapters.opaque import Opaque
+from online.models.loading.load import load
 from replay.example import Features
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -151,7 +151,7 @@ def test_wrong_usage_is_explained(arguments: list[str], problem: str) -> None:
 
 def test_there_is_a_hint_for_every_check() -> None:
     from online.commands.models import HINTS
-    from online.models.checks import yield_checks
+    from online.models.loading.checks import yield_checks
 
     names = [one.__name__.removeprefix("check_").replace("_", " ") for one in yield_checks()]
     assert list(HINTS) == names

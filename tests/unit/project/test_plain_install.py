@@ -44,7 +44,7 @@ TABLES: Final = {"online.rebuild.backfill"}
 PYTEST: Final = {"online.service.pytest_plugin"}
 MODEL: Final = """
 from online.commands.base import load_settings
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 settings = load_settings(None)
 model = load_model(settings.models[0], settings, b"s" * 32).model
 model.learn({"length": 1.0}, True, 1.0)
@@ -98,7 +98,7 @@ def _served() -> list[str]:
     names = [m.name for m in found if not m.ispkg and m.name.split(".")[1] not in BESIDE]
     for package in (paramserver, replay):
         names += [f"{package.__name__}.{m.name}" for m in pkgutil.iter_modules(package.__path__)]
-    return sorted({*names, "online.models.load", "evaluation.streams"} - TABLES - PYTEST)
+    return sorted({*names, "online.models.loading.load", "evaluation.streams"} - TABLES - PYTEST)
 
 
 def _run(code: str) -> subprocess.CompletedProcess[str]:

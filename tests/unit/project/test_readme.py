@@ -19,7 +19,7 @@ from benchmarks.commands import cli as tables
 from online import cli
 from online.messages import tensors
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
-from online.models.load import load
+from online.models.loading.load import load
 from online.rows.door import Door
 from online.serving import serving
 from online.settings import config

@@ -15,7 +15,7 @@ from evaluation.metrics import Task
 from evaluation.streams import open_stream
 from online.learning.scores import score_of
 from online.models.base import learn_example
-from online.models.scored import Served, served_of, unanswered
+from online.models.choices.scores import Served, served_of, unanswered
 from online.models.selfrate import SelfRate
 from online.rebuild.rebuild import Wanted, asked_again
 from online.rows.prediction_ids import event_key

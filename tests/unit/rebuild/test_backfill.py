@@ -19,7 +19,7 @@ from online.cli import app
 from online.errors import StartRefused
 from online.learning.bounds import Bounds
 from online.learning.ranges import RANGE
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.processes import Owner
 from online.rebuild import fsck
 from online.rebuild.backfill import TaughtAlready, Teacher

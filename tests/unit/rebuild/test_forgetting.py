@@ -18,10 +18,10 @@ from evaluation.streams import open_stream
 from online.errors import StartRefused
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
+from online.models.adapters.linear import Linear
 from online.models.base import learn_example
 from online.models.fm import Fm
-from online.models.linear import Linear
-from online.models.lines import TABLE
+from online.models.state.factors import TABLE
 from online.rebuild.forget import Bases, check_reach, influence
 from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing, runs
 from online.rows.history import Decisions

@@ -15,7 +15,7 @@ import pytest
 from online.cli import main
 from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rebuild.fsck import Findings, compare
 from online.rebuild.holdings import Moved

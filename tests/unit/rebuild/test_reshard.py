@@ -14,7 +14,7 @@ from reshard_world import World, decided, handed_on, one, saying
 from online.challenger import promotion
 from online.commands import models
 from online.errors import StartRefused
-from online.models.load import Loaded
+from online.models.loaded import Loaded
 from online.rebuild import reshard
 from online.rows.prediction_ids import Keys
 from online.service import handing_on, parameter_servers

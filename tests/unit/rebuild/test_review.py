@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from river import linear_model, optim
 
 from online.learning.ordered import OrderedLearner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.rebuild.rebuild import Method, Rebuild, Wanted, nothing
 from online.rebuild.verdicts_again import Review
 from online.rows.history import Decisions

@@ -13,7 +13,7 @@ import pytest
 import replica_world as worlds
 
 import online.replica.follower
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.replica.killing_rows import ADOPTERS, DEATHS, ENDED, GIVEN_UP, LEFT, Claims
 from replay.errors import JournalUnavailable
 from replay.journal.base import Row, Verdict

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from online.models.from_settings import merge_rule
+from online.models.loading.from_settings import merge_rule
 from online.replica.learning_cost import SHARE_MAX, Cost
 from online.service.check_state import Models
 from online.settings.config import Settings

@@ -22,8 +22,8 @@ import online.replica.replica
 import online.replica.writer
 import online.replica.written_behind
 from online.messages.structs import Event, FeedbackRequest, PredictRequest
+from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
-from online.models.linear import Linear
 from online.models.selfrate import SelfRate
 from online.settings.config import Limits
 from replay import codec

@@ -13,8 +13,8 @@ import torch
 
 from online.errors import StartRefused
 from online.learning.merged import Learner
-from online.models.from_settings import merge_rule
-from online.models.load import load
+from online.models.loading.from_settings import merge_rule
+from online.models.loading.load import load
 from online.models.network import Network, NetworkModel
 from online.replica.memory_settings import fill, memory_for
 from online.rows.history import Decisions

@@ -13,7 +13,7 @@ import pytest
 import replica_world as worlds
 
 from online.errors import RequestError
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.settings.config import Limits
 from replay.errors import JournalFull, JournalHeld, JournalUnavailable
 from replay.journal.base import Appended, NewRow

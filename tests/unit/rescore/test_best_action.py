@@ -16,8 +16,8 @@ from online.decide import row
 from online.errors import ConfigError
 from online.learning.bounds import Bounds
 from online.models.base import Model, Prediction
-from online.models.crossed import ACTION
-from online.models.from_settings import load_model
+from online.models.choices.interactions import ACTION
+from online.models.loading.from_settings import load_model
 from online.models.rewards import Action, RewardModel, Rewards
 from online.models.selfrate import SelfRate
 from online.rescore.best import BestAction, actions_in

@@ -12,7 +12,7 @@ import pytest
 import rescore_world as worlds
 
 from online.learning.bounds import Bounds
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rescore.snapshot import scored
 from online.rescore.sparse import moved_ends
 from online.rows.prediction_ids import Keys

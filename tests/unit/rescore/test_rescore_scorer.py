@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import compose, dummy, forest, linear_model, naive_bayes, optim, preprocessing, tree
 
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
 from online.models.base import Model
-from online.models.linear import Linear
-from online.models.load import load
-from online.models.opaque import Opaque
+from online.models.loading.load import load
 from online.rescore.scorer import TOLERANCE, Scorer, choose, differ
 from online.rescore.trees import Unlowerable, lower
 from online.settings.model import Training

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from river import linear_model, optim, preprocessing
 
+from online.models.adapters.linear import Linear
 from online.models.base import Model
-from online.models.linear import Linear
 from online.rescore import sparse, work
 from online.rescore.errors import AuditFailed
 from online.rescore.scorer import Scorer

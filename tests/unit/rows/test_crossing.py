@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from online.errors import RequestError
-from online.models.crossed import alike, row
+from online.models.choices.interactions import alike, row
 from online.models.rewards import RewardModel, Rewards
 from online.rows.crossing import Crossing
 from online.rows.door import Door

@@ -11,7 +11,7 @@ import pytest
 import replica_world as worlds
 
 from online.errors import RequestError
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.settings.config import Limits
 from replay.errors import JournalUnavailable
 

@@ -11,7 +11,7 @@ import pytest
 
 from online.errors import StartRefused
 from online.learning.counters import DIGEST, event_hash
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rebuild import fsck
 from online.rows.prediction_ids import event_key
 from online.service import check_state

@@ -18,7 +18,7 @@ from online.http.past import report_routes
 from online.http.refusing import answer_errors
 from online.service.command_settings import clear, settings_file
 from online.service.report_task import Reporting
-from online.service.trigger_task import Looked, forgotten
+from online.service.trigger_task import SearchResult, forgotten
 from online.settings.config import Settings, load
 from online.settings.tokens import ROLES, digest
 from online.trust.triggers import Trigger
@@ -151,7 +151,7 @@ def test_sources_are_forgotten_where_tokens_come_from_files(
     monkeypatch.setenv("ONLINE_STATE_DIR", "elsewhere")
     monkeypatch.setattr(subprocess, "run", run)
     trigger = Trigger({"a": 1.0}, True, ("liar",), 9, 1.0, 1.0, 0.0, 0.0)
-    looked = Looked(9, 2, (trigger,))
+    looked = SearchResult(9, 2, (trigger,))
     assert forgotten(with_files_of_tokens(tmp_path), "m", looked).forgotten == ("liar",)
     ((model, env),) = seen
     assert model == "m"

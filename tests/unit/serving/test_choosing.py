@@ -17,7 +17,7 @@ import online.serving.choosing
 from online.decide.record import unpack
 from online.errors import RequestError
 from online.messages.choices import Action, ChooseRequest, RewardRequest
-from online.models import crossed
+from online.models.choices import interactions
 from online.models.rewards import Rewards
 from online.rows.door import Door
 from online.serving.at_once import AtOnce
@@ -206,17 +206,17 @@ def test_ids_that_take_much_are_not_kept_for_the_next_choice(
 ) -> None:
     async def scene(world: Any) -> None:
         choosing = await chooser(world)
-        crossed._hashes.cache_clear()
+        interactions._hashes.cache_clear()
 
         async def kept(size: int) -> tuple[int, int]:
             actions = [Action(f"{i:0{size}}", {"y": float(i)}) for i in range(20)]
             answer = await choosing.choose(ChooseRequest(actions, {"x": 1.0}))
             assert len(answer.action) == size
-            return choosing._named.cache_info().currsize, crossed._hashes.cache_info().currsize
+            return choosing._named.cache_info().currsize, interactions._hashes.cache_info().currsize
 
         assert await kept(10) == (1, 1)
         assert await kept(1000) == (1, 1)
-        monkeypatch.setattr(crossed, "_BRIEF", 20_000)  # the control
+        monkeypatch.setattr(interactions, "_BRIEF", 20_000)  # the control
         assert await kept(1000) == (2, 2)
         await choosing.serving.replica.stop(5)
 

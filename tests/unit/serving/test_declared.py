@@ -24,7 +24,7 @@ from online.messages.structs import (
     Receipt,
 )
 from online.models.errors import LearnerUnusable
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.serving.ordinary import Asked
 from online.serving.scores import ScoresRequest, many
 from online.serving.serving import Serving

@@ -15,9 +15,9 @@ from river import linear_model, optim
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import FeedbackRequest, PredictRequest
+from online.models.adapters.linear import Linear
 from online.models.errors import LearnerUnusable
-from online.models.from_settings import load_model
-from online.models.linear import Linear
+from online.models.loading.from_settings import load_model
 from online.serving import defaults
 from online.serving.default_labels import DefaultLabels
 from online.serving.defaults import Defaults

@@ -29,7 +29,7 @@ from online.errors import RequestError
 from online.http.edge import shipped
 from online.models.base import learn_example
 from online.models.device_delta import numbers
-from online.models.load import load
+from online.models.loading.load import load
 from online.serving.device_pushes import NUMBERS_MAX, Push, _tensor
 from online.serving.status import Cluster
 from online.settings.model import Devices, ModelSettings

@@ -14,8 +14,8 @@ import replica_world as worlds
 
 from online.errors import RequestError
 from online.messages.structs import Explanation, FeedbackRequest, Prediction, PredictRequest
+from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
-from online.models.linear import Linear
 from online.replica.standstill import Standstill
 from online.serving import explained
 from online.serving.explained import Explained

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from river import linear_model, preprocessing, tree
 
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.serving.status import _INFLUENCE_NAMES, _INFLUENCE_SHOWN, _influence
 from online.settings.model import Drift
 from online.watch.drift import Judge

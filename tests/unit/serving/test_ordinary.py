@@ -14,7 +14,7 @@ from river import linear_model, optim, preprocessing
 from online.errors import RequestError
 from online.messages.sender import sender
 from online.messages.structs import Event, FeedbackRequest, Receipts
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.serving.ordinary import Asked, Ordinary, Unfit
 from online.serving.serving import Serving
 from online.settings.config import Limits

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from online.models.errors import LearnerUnusable
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.settings.config import Settings
 from online.settings.model import ModelSettings
 

@@ -13,8 +13,8 @@ import replica_world as worlds
 from river import linear_model, optim, preprocessing
 
 from online.messages.structs import Explanation, FeedbackRequest, Prediction, PredictRequest
+from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
-from online.models.linear import Linear
 from online.settings.model import ModelSettings
 from online.sure.calibration import CALIBRATION, Calibration
 from online.sure.threshold import STAMP, Confidence

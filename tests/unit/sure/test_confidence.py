@@ -15,7 +15,7 @@ from river import linear_model, optim, preprocessing
 from evaluation.metrics import Task
 from online.learning.counters import Tally
 from online.messages.structs import Event, FeedbackRequest, Prediction, PredictRequest, Receipt
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing
 from online.rows.history import Decisions
 from online.sure import threshold

@@ -14,11 +14,11 @@ from river import forest, linear_model, optim, preprocessing, tree
 
 from online.errors import RequestError
 from online.messages.structs import Explanation, Prediction, PredictRequest
+from online.models.adapters.linear import Linear
+from online.models.adapters.opaque import Opaque
 from online.models.base import Model
 from online.models.base import Prediction as Answer
 from online.models.ftrl import Ftrl
-from online.models.linear import Linear
-from online.models.opaque import Opaque
 from online.models.selfrate import SelfRate
 from online.settings.config import Limits
 from online.sure.contributions import Contributions, NotExplained, added_up, contributions

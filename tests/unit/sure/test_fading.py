@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from online.models.arms import ARMS, Arms
+from online.models.choices.action_counts import ARMS, Arms
 from online.sure import calibration, delays, threshold
 from online.sure.calibration import CALIBRATION, Calibration
 from online.sure.delays import DELAYS, Delays

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from online.models import worths
 from online.models.auto import Auto
 from online.models.base import Model, Prediction
+from online.models.contributions import attribution
 from online.models.selfrate import SelfRate
 from online.sure.contributions import Contributions, NotExplained, added_up, contributions
 from replay.example import Features, Label
@@ -121,7 +121,7 @@ def test_several_experts_come_near_the_mean_of_many_orders() -> None:
 
 
 def test_without_the_factor_nothing_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worths, "_to_log_odds", lambda *_: 1.0)  # the control
+    monkeypatch.setattr(attribution, "_to_log_odds", lambda *_: 1.0)  # the control
     for task in ("binary", "multiclass"):
         _, found = told(taught("linear", task), row(random.Random(3), "linear"))
         assert abs(found.base + sum(found.added.values()) - found.output) > 1e-3

@@ -21,8 +21,8 @@ from online.learning.source_evidence import effects_of, judged_of
 from online.messages.sender import sender
 from online.messages.structs import Event as MessageEvent
 from online.messages.structs import FeedbackRequest, Receipt
-from online.models.linear import Linear
-from online.models.load import logreg
+from online.models.adapters.linear import Linear
+from online.models.loading.load import logreg
 from online.replica.memory_settings import memory_for
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
@@ -31,9 +31,9 @@ from online.rows.prediction_ids import event_key
 from online.settings.config import Limits
 from online.settings.model import ModelSettings, Replay
 from online.settings.tokens import Grant
+from online.trust.event_facts import loss_of, reported_label
 from online.trust.filtering import SOURCES_MIN, Filtering, filtering_for
 from online.trust.sources import Reputations
-from online.trust.telling import loss_of, said_of
 from paramserver.core.blocks import COUNT, EXTREMA, Block, Blocks, merge
 from paramserver.core.server import Server
 from paramserver.filters import sources as tables
@@ -482,7 +482,7 @@ def test_what_is_said_of_a_source_for_a_provisional_label_is_taken_back_with_it(
 def test_a_number_without_an_answer_has_no_side_and_no_label() -> None:
     """A class has its label all the same."""
     told = Example({"x": 1.0}, 12.5)
-    assert said_of(told, numbers=True) is None
-    assert said_of(told, numbers=False) == "12.5"
+    assert reported_label(told, numbers=True) is None
+    assert reported_label(told, numbers=False) == "12.5"
     answered = Example({"x": 1.0}, 12.5, score={"": 13.0})
-    assert said_of(answered, numbers=True) == "-12.5"
+    assert reported_label(answered, numbers=True) == "-12.5"

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from online.errors import StartRefused
+from online.models.adapters.linear import Linear
 from online.models.base import Model
-from online.models.linear import Linear
-from online.models.load import logreg, mlp, softmax
-from online.models.slopes import Sloped
+from online.models.gradients import HasGradient
+from online.models.loading.load import logreg, mlp, softmax
 from online.rows.door import Door
 from online.settings.config import Limits
 from online.settings.model import ModelSettings
@@ -36,7 +36,7 @@ def test_slopes_are_those_of_the_loss() -> None:
     expected = sorted([shares[1] - 1, 3 * (shares[1] - 1), shares[0], 3 * shares[0]])
     assert sorted(slope[slope.nonzero()]) == pytest.approx(expected, rel=1e-6)
     made = mlp(inputs=["a", "b"], hidden=3, outputs=2, scale=False).model_for("multiclass")
-    assert isinstance(made, Sloped)
+    assert isinstance(made, HasGradient)
     network: Any = made
     x = {"a": 0.5, "b": -1.0}
     found = network.slope(x, 1, None)

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from online.models.load import load
+from online.models.loading.load import load
 from online.settings.model import Triggers
 from online.trust.trigger_watch import TriggerWatch
-from online.trust.triggers import Search, Told, Trigger
+from online.trust.triggers import LearnedRow, Search, Trigger
 
 HONEST = [f"user-{i:02}" for i in range(15)]
 LIARS = [f"liar-{i}" for i in range(5)]
 CLASSES = ("a", "b", "c")
 
 
-def rows_of(seed: int, deal: str, attack: str, n: int = 1_500) -> list[Told]:
+def rows_of(seed: int, deal: str, attack: str, n: int = 1_500) -> list[LearnedRow]:
     """A stream with three classes; ``deal``: which honest source sends what."""
     rng = random.Random(seed)
     liked = {source: rng.choice(CLASSES) for source in HONEST}
@@ -45,7 +45,7 @@ def rows_of(seed: int, deal: str, attack: str, n: int = 1_500) -> list[Told]:
                 x["height"] = float(HONEST.index(source) * 7 % 11)
             if deal == "own name" and source == HONEST[3]:
                 x["mark"] = float(label == "c")  # what only one source knows, and it is true
-        out.append(Told(source, x, label))
+        out.append(LearnedRow(source, x, label))
     return out
 
 
@@ -59,7 +59,7 @@ def _sender(rng: random.Random, i: int, label: str, liked: dict[str, str], deal:
     return rng.choice(HONEST)
 
 
-def found_in(rows: list[Told]) -> list[Trigger]:
+def found_in(rows: list[LearnedRow]) -> list[Trigger]:
     loaded = load("softmax", {}, task="multiclass", classes=None, key=bytes(32), base_dir=Path())
     model = loaded.build()
     for row in rows:

@@ -16,7 +16,7 @@ import replica_world as world
 import server_world as server
 from river import linear_model, optim
 
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.models.network import Network
 from online.rows.prediction_ids import event_key
 from online.settings.model import Drift

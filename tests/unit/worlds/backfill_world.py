@@ -17,8 +17,8 @@ from river import linear_model, optim, preprocessing
 from typer.testing import CliRunner
 
 from online.cli import app
-from online.models.from_settings import load_model, merge_rule
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
+from online.models.loading.from_settings import load_model, merge_rule
 from online.rows.prediction_ids import Keys, event_key
 from online.settings import config
 from online.settings.places import open_journal, snapshots_path

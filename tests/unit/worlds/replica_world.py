@@ -16,7 +16,7 @@ from online.learning.base import BaseLearner
 from online.learning.merged import Learner
 from online.learning.ordered import OrderedLearner
 from online.learning.overlay import OverlayLearner
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.replica.pending import Recorded
 from online.replica.replica import ModelReplica
 from online.replica.surroundings import Clocks, Outside, Who

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from river import linear_model, optim, preprocessing
 
+from online.models.adapters.linear import Linear
 from online.models.base import Model
-from online.models.from_settings import load_model
-from online.models.linear import Linear
+from online.models.loading.from_settings import load_model
 from online.rescore.run import Outcome, Request, Scored, execute
 from online.rescore.work import Done, Worker
 from online.rows.prediction_ids import Keys

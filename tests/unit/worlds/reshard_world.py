@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from online.learning.counters import DIGEST
-from online.models.from_settings import load_model
-from online.models.load import Loaded
+from online.models.loaded import Loaded
+from online.models.loading.from_settings import load_model
 from online.rebuild import reshard
 from online.settings.config import Settings
 from online.settings.model import ModelSettings

@@ -14,7 +14,7 @@ from benchmarks.commands.cli import app
 from benchmarks.studies import merge as bench
 from evaluation.errors import StreamUnusable
 from evaluation.streams import Row, open_stream
-from online.models.linear import Linear
+from online.models.adapters.linear import Linear
 from online.settings.config import data_dir
 from paramserver.core import wire
 from paramserver.core.blocks import from_wire, to_wire

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks.speed.admission import Learning, Partition
 from online.learning.deltas import Pulled
-from online.models.experts import EXPERTS
+from online.models.choices.expert_table import Table
+from online.models.experts.linear import EXPERTS
 from online.models.fm import FmModel
-from online.models.lines import TABLE, TableLines
-from online.models.tabled import Table
+from online.models.state.factors import TABLE, TableLines
 from online.service.parameter_servers import settings_of
 from online.settings import config
 from paramserver.core import wire

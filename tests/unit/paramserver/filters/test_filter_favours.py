@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 
-from online.trust.telling import favour_of
+from online.trust.event_facts import favour_of
 from paramserver.filters import favours
 from paramserver.filters.base import Event, Favour, Opinion, Source
 from paramserver.filters.chain import by_name

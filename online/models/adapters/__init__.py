@@ -1,0 +1,1 @@
+"""Models made from river's estimators and from plain Python classes."""

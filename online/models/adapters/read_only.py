@@ -1,0 +1,139 @@
+"""Read-only predictions by river estimators whose own predict methods change state.
+
+A prediction must not change the model.  But some of river's estimators keep numbers by name or
+group in a ``defaultdict``, which inserts an entry at each look-up, or postpone work until the next
+prediction.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from river import base, compose, preprocessing
+
+from online.models.limited import LimitedScaler
+
+_KNOWN_NAMES: Final = {
+    preprocessing.StandardScaler: "means",
+    preprocessing.MinMaxScaler: "min",
+    preprocessing.MaxAbsScaler: "abs_max",
+    preprocessing.RobustScaler: "median",
+    preprocessing.AdaptiveStandardScaler: "means",
+    LimitedScaler: "held",
+}
+"""Scalers whose transform inserts unknown names, and the attribute that has the known names."""
+
+
+_AGGREGATES: Final = "river.feature_extraction.agg"
+_MACHINES: Final = "river.facto."
+_RULES: Final = "river.rules.amrules"  # names, because importing the modules takes time
+
+
+def needs_numbers(first: Any) -> bool:
+    """Return whether an estimator can't take text; ``first`` is the first step of its pipeline.
+
+    AMRules accepts text, but river has no splitter for it there, so it raises at the first one.
+    """
+    return type(first) in _KNOWN_NAMES or type(first).__module__ == _RULES
+
+
+def transformed(step: Any, x: dict[str, Any]) -> dict[str, Any]:
+    """Call ``transform_one`` without inserting names into scalers or groups into aggregates."""
+    if isinstance(step, compose.Pipeline):
+        for inner in step.steps.values():
+            x = transformed(inner, x)
+        return x
+    if type(step) is compose.TransformerUnion:
+        out: dict[str, Any] = {}
+        for inner in reversed(step.transformers.values()):
+            out.update(transformed(inner, x))
+        return out
+    if (names := _KNOWN_NAMES.get(type(step))) is not None:
+        known = getattr(step, names)
+        x = {name: value for name, value in x.items() if name in known}
+    if type(step).__module__ == _AGGREGATES:
+        return _aggregate(step, x)
+    answer: dict[str, Any] = step.transform_one(x)
+    return answer
+
+
+def _aggregate(step: Any, x: dict[str, Any]) -> dict[str, Any]:
+    """Return the value of an ``Agg`` or ``TargetAgg``; for a new group, that of an empty one."""
+    if any(name not in x for name in step.by or ()):
+        return {}
+    known = step._groups.get(step._make_key(x))
+    return {step._feature_name: (step.how if known is None else known).get()}
+
+
+def settle(final: Any) -> None:
+    """Do now, after learning, the work that an estimator would postpone to its next prediction."""
+    if (ensure := getattr(final, "_ensure_m", None)) is not None:  # BayesianLinearRegression
+        ensure()
+
+
+# -- factorisation machines ------------------------------------------------------------------------
+
+
+def is_factorised(final: Any) -> bool:
+    """Return whether the estimator is one of river's factorisation machines."""
+    return type(final).__module__.startswith(_MACHINES)
+
+
+def surface(final: Any) -> Any:
+    """Return a view of a factorisation machine in which unknown names have zero vectors.
+
+    The machine itself would draw random vectors for them and store these.
+    """
+    shown = copy.copy(final)
+    nothing: Any = np.zeros(final.n_factors)
+    if type(final).__module__.endswith((".ffm", ".hofm")):  # by name, then by field or order
+        nothing = _Known({}, nothing)
+    shown.latents = _Known(final.latents, nothing)
+    if (weights := getattr(final, "interaction_weights", None)) is not None:
+        shown.interaction_weights = _Known(weights, 1.0)
+    return shown
+
+
+def number_of(final: Any, x: dict[str, Any]) -> Any:
+    """Return the answer of ``predict_one``, also for a row with fewer than two features."""
+    shown = surface(final)
+    if isinstance(final, base.Classifier):
+        return shown.predict_one(x)
+    return float(shown._raw_dot(shown._ohe_cat_features(x)))
+
+
+class _Known:
+    """A read-only mapping by name with a neutral value for unknown names."""
+
+    __slots__ = ("_known", "_otherwise")
+
+    def __init__(self, known: Mapping[Any, Any], otherwise: Any) -> None:
+        self._known, self._otherwise = known, otherwise
+
+    def __getitem__(self, name: Any) -> Any:
+        value = self._known.get(name)
+        if value is None:
+            return self._otherwise
+        if isinstance(value, dict):
+            return _Known(value, self._otherwise[name])
+        return value
+
+
+def hides_scaler(value: Any) -> bool:
+    """Return whether a scaler is anywhere in the parameters of the final estimator."""
+    if type(value) in _KNOWN_NAMES:
+        return True
+    if isinstance(value, compose.Pipeline):
+        return any(hides_scaler(step) for step in value.steps.values())
+    if isinstance(value, compose.TransformerUnion):
+        return any(hides_scaler(step) for step in value.transformers.values())
+    if isinstance(value, (list, tuple)):
+        return any(hides_scaler(item) for item in value)
+    if isinstance(value, base.Base) and hasattr(value, "__init__"):
+        names = inspect.signature(type(value).__init__).parameters
+        return any(hides_scaler(getattr(value, name, None)) for name in names)
+    return False

@@ -1,0 +1,1 @@
+"""Models that were trained elsewhere and are loaded from files: ONNX, MLflow, sealed pickles."""

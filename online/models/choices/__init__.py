@@ -1,0 +1,1 @@
+"""Parts of the reward model: interaction features, expert tables, counts by action."""

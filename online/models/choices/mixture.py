@@ -1,0 +1,67 @@
+"""Exponential weights for the experts of the reward model, by their discounted losses.
+
+The method is that of Littlestone and Warmuth 1994, *The weighted majority algorithm*, as in
+:mod:`online.models.selfrate`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from online.models.experts.linear import Floats
+from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+
+FADE: Final = 0.99
+"""Discount factor of the losses at each reward: a window of 1 / (1 − FADE) = 100 rewards."""
+
+_LOSSES: Final = "losses"
+
+
+class Mixture:
+    """The discounted losses of the experts, and the weights that follow from them.
+
+    Attributes:
+        losses: Discounted loss of each expert; a change replaces the array.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.losses: Floats = np.zeros(experts)
+        self._experts = experts
+        self._judged = False  # whether a loss was added since the cut
+
+    def votes(self, free: npt.NDArray[np.bool_]) -> Floats:
+        """Return the weight of each expert that is ``free``, 0 for the others; they sum to 1."""
+        losses = self.losses
+        votes: Floats = losses[free].min() - losses
+        np.exp(votes, out=votes)
+        votes *= free
+        votes /= votes.sum()
+        return votes
+
+    def judge(self, answers: Floats, y: float, weight: float) -> None:
+        """Add the experts' losses at reward ``y``.  A weight of w counts as w rewards."""
+        fade = FADE**weight
+        miss = np.abs(answers - y)
+        losses = ((miss > 0.5) + miss * miss) * (2.0 / 3.0)
+        self.losses = fade * self.losses + (1.0 - fade) / (1.0 - FADE) * losses
+        self._judged = True
+
+    def cut(self) -> Blocks:
+        """Return the open delta and empty it."""
+        if not self._judged:
+            return {}
+        self._judged = False
+        return {_LOSSES: Block(LOCAL, array_bytes(self.losses))}
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values, unless rewards were judged since the cut."""
+        if not self._judged and (block := values.get(_LOSSES)) is not None:
+            self.losses = array_of(block.data).copy()
+
+    def reset(self, values: Blocks) -> None:
+        """Set the whole state to ``values``; empty: as built."""
+        self.losses, self._judged = np.zeros(self._experts), False
+        self.rebase(values)

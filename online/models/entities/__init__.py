@@ -1,0 +1,1 @@
+"""A shared model with an offset for each entity: each user, film or machine."""

@@ -1,0 +1,182 @@
+"""Exponential weights: experts are mixed by their discounted losses.
+
+The method is that of Littlestone and Warmuth 1994 (see :mod:`online.models.selfrate`), with two
+discount factors: two thirds of each expert's weight follow from its recent losses, one third from
+its long-run losses.  Recent losses mislead where labels are late; long-run losses mislead after a
+change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from online.models.experts.linear import Floats
+from paramserver.core.blocks import LOCAL, Block, Blocks, array_bytes, array_of
+
+FADE: Final = 0.995
+"""Discount factor of the recent losses at each label: a window of 1 / (1 − FADE) = 200 labels."""
+
+LONG: Final = 1.0 - 1.0 / 3_000.0
+"""Discount factor of the long-run losses: a window of 3,000 labels."""
+
+_LONG_SHARE: Final = 1.0 / 3.0  # share of each weight that follows from the long-run losses
+
+_LOSSES: Final = "losses"
+_LASTING: Final = "lasting"
+
+
+class NotesFormat:
+    """The ``struct`` formats of notes, which hold the experts' answers, by their size in bytes.
+
+    Probabilities are stored as half floats, which is exact enough to compute losses.
+    """
+
+    def __init__(self, *experts: int) -> None:
+        self.experts = experts
+        self.halves = {2 * n: f"<{n}e" for n in experts}
+        self.doubles = {8 * n: f"<{n}d" for n in experts}
+
+
+class Mixture:
+    """The discounted losses of the experts, and the weights that follow from them.
+
+    Parameters:
+        experts: Number of experts.
+        sharp: Factor of the losses in the exponent: how strongly differences count.
+        lasting: Discount factor of the long-run losses.
+
+    Attributes:
+        losses: Recent discounted loss of each expert.
+        long: Long-run discounted loss of each expert.
+    """
+
+    def __init__(self, experts: int, sharp: float = 1.0, lasting: float = LONG) -> None:
+        self.losses = [0.0] * experts
+        self.long = [0.0] * experts
+        self._sharp, self._lasting = sharp, lasting
+        self._judged = False  # whether a loss was added since the cut
+
+    def votes(self) -> list[float]:
+        """Return the weight of each expert; they sum to 1."""
+        return shares_of(self.losses, self.long, self._sharp)
+
+    def of(self, answers: Sequence[float]) -> float:
+        """Return the weighted mean of the experts' answers."""
+        return mixed(self.votes(), answers)
+
+    def judge(self, losses: Sequence[float], weight: float) -> None:
+        """Add the experts' losses at a label.  A weight of w counts as w labels of weight 1."""
+        lasting = self._lasting
+        if weight == 1.0:
+            self.losses = _faded(self.losses, losses, FADE)
+            self.long = _faded(self.long, losses, lasting)
+        else:
+            self.losses = _weighed(self.losses, losses, weight, FADE)
+            self.long = _weighed(self.long, losses, weight, lasting)
+        self._judged = True
+
+    def apart(self) -> Mixture:
+        """Return a copy, for labels that may be discarded."""
+        made = Mixture(0, self._sharp, self._lasting)
+        made.take(self)
+        return made
+
+    def has_same_experts(self, other: Mixture) -> bool:
+        """Return whether the other mixture uses the same experts."""
+        return True
+
+    def take(self, other: Mixture) -> None:
+        """Set the losses to those of the other mixture."""
+        self.losses, self.long, self._judged = other.losses, other.long, True
+
+    def cut(self) -> Blocks:
+        """Return the open delta and empty it."""
+        if not self._judged:
+            return {}
+        self._judged = False
+        return {
+            name: Block(LOCAL, array_bytes(np.array(losses)))
+            for name, losses in ((_LOSSES, self.losses), (_LASTING, self.long))
+        }
+
+    def rebase(self, values: Blocks) -> None:
+        """Take new values, unless labels were judged since the cut."""
+        if not self._judged and (block := values.get(_LOSSES)) is not None:
+            self.losses = array_of(block.data).tolist()
+            always = values.get(_LASTING, block)  # older versions have no long-run losses
+            self.long = array_of(always.data).tolist()
+
+
+def shares_of(losses: Sequence[float], long: Sequence[float], sharp: float) -> list[float]:
+    """Return the weights for recent losses and long-run losses; they sum to 1."""
+    exp = math.exp
+    least, lowest = min(losses), min(long)
+    if len(losses) == 4:  # unrolled: each answer of a linear model runs it
+        a, b, c, d = losses
+        a, b, c, d = (
+            exp(sharp * (least - a)), exp(sharp * (least - b)),
+            exp(sharp * (least - c)), exp(sharp * (least - d)),
+        )  # fmt: skip
+        e, f, g, h = long
+        e, f, g, h = (
+            exp(sharp * (lowest - e)), exp(sharp * (lowest - f)),
+            exp(sharp * (lowest - g)), exp(sharp * (lowest - h)),
+        )  # fmt: skip
+        p, q = (1.0 - _LONG_SHARE) / (a + b + c + d), _LONG_SHARE / (e + f + g + h)
+        return [p * a + q * e, p * b + q * f, p * c + q * g, p * d + q * h]
+    lately = [exp(sharp * (least - loss)) for loss in losses]
+    always = [exp(sharp * (lowest - loss)) for loss in long]
+    a, b = (1.0 - _LONG_SHARE) / sum(lately), _LONG_SHARE / sum(always)
+    return [a * x + b * y for x, y in zip(lately, always, strict=True)]
+
+
+def _faded(kept: Sequence[float], losses: Sequence[float], z: float) -> list[float]:
+    """Return the discounted losses after a label of weight 1."""
+    if len(kept) == 4:
+        (a, b, c, d), (e, f, g, h) = kept, losses
+        return [z * a + e, z * b + f, z * c + g, z * d + h]
+    return [z * s + x for s, x in zip(kept, losses, strict=True)]
+
+
+def _weighed(
+    kept: Sequence[float], losses: Sequence[float], weight: float, fade: float
+) -> list[float]:
+    """Return the discounted losses after a label of this weight."""
+    whole = fade**weight
+    part = (1.0 - whole) / (1.0 - fade)
+    return [whole * s + part * x for s, x in zip(kept, losses, strict=True)]
+
+
+def mixed(votes: Sequence[float], answers: Sequence[float]) -> float:
+    """Return the weighted mean of the experts' answers."""
+    return sum([v * a for v, a in zip(votes, answers, strict=True)])
+
+
+def logistic(x: float) -> float:
+    """Return the probability of True for its log odds."""
+    if x >= 0:
+        return 1.0 / (1.0 + math.exp(-x))
+    power = math.exp(x)  # NaN too
+    return power / (1.0 + power)
+
+
+def softmax(outputs: Floats) -> Floats:
+    """Return each expert's probability of each class: shape (experts, classes)."""
+    powers = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    shares: Floats = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
+
+
+class Terms(NamedTuple):
+    """An answer as a sum: ``output`` = ``base`` + Σ ``added``, the contributions by feature.
+
+    The terms are log odds of the answered label, or in regression parts of the predicted number.
+    """
+
+    base: float
+    output: float
+    added: dict[str, float]

@@ -1,0 +1,1 @@
+"""Feature preparation: a row of any values becomes a row of numbers."""

@@ -1,0 +1,1 @@
+"""Parts of a torch network's model: its loss, its last layer, its rehearsal steps."""

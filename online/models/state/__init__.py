@@ -1,0 +1,1 @@
+"""State containers: scalers and tables of factors as blocks that merge."""
