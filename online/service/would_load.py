@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.service.origin import Origin
 from online.settings.access_tokens import WITH_SECRETS

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from online.models.from_settings import load_model
+from online.models.loading.from_settings import load_model
 from online.rows.prediction_ids import Keys
 from online.service import rollout, tending
 from online.service.tending import Tending
