@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import secrets
 import time
@@ -42,6 +43,8 @@ from replay.journal.redishalves import predicted
 from replay.journal.redisproof import Fields
 from replay.journal.redisserver import Durability, RedisServer
 from replay.journal.rediswords import fields_of, outcome_of, refusal_of, words_of
+
+log = logging.getLogger(__name__)
 
 FORMAT = 5
 """Number of the layout of keys; a newer one is refused, an older one is read unchanged.
@@ -154,6 +157,10 @@ class RedisJournal(Journal):
         words = [word for row in rows for word in words_of(row)]
         head = (partition, known, int(held is not None), self._bounds.halves, epoch)
         answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
+        if answer[0] == b"forgotten":  # the index of ids was deleted: no repeat would be known
+            restored = self.restore_ids(model := answer[1].decode())
+            log.error("%d ids of model %s were gone, and are taken from its rows", restored, model)
+            answer = self._server.run(scripts.APPEND, self._tag, *head, *words)
         if answer[0] == b"held" and held is not None:
             raise type(held)(*held.args)  # a new exception with its own traceback
         if (refusal := refusal_of(answer, partition, known, epoch)) is not None:
