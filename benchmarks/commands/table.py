@@ -34,7 +34,8 @@ def one_of(given: Sequence[str] | None, known: Iterable[str]) -> list[str]:
     names = list(known)
     for name in given or ():
         if name not in names:
-            raise typer.BadParameter(f"{name!r} is not known; known are: {', '.join(names)}")
+            known_names = ", ".join(map(repr, names))
+            raise typer.BadParameter(f"{name!r} is not known; known are: {known_names}")
     return list(given or names)
 
 
