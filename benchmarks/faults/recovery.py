@@ -135,7 +135,9 @@ def run(
         "learner": "benchmarks.fixtures.learners:counting",
         "sync": {"merge": "sum"},
     }
-    with service({"replicas": replicas, "models": [model]}) as running, bare(replicas) as peer:
+    limits = {"names_max": 4 * weights, "names_s": 1e6}  # they are to be filled at once
+    settings = {"replicas": replicas, "models": [model], "limits": limits}
+    with service(settings) as running, bare(replicas) as peer:
         _fill(running, weights)
         asked = Predictions(running.url, rate)
         asked.start()

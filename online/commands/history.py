@@ -47,7 +47,7 @@ def history(
 
     Example: online history --since 7d
 
-    Example: online history --since 52w --out course.parquet
+    Example: online history --since 52w --out history.parquet
     """
     from online.history import series
 

@@ -196,7 +196,8 @@ class Bounds:
             self._widen(name, held, value, clipped=sent is not None and name in sent)
             self._note(name, held)
         if self._awake:
-            for name in (self._awake & features.keys()).difference(dict(outside)):
+            done = dict(outside)
+            for name in [n for n in features if n in self._awake and n not in done]:
                 held = ranges[name]
                 if held.beyond and features[name]:
                     self._ease(name, held)
@@ -239,8 +240,7 @@ class Bounds:
 
     def _meet(self, features: Features) -> None:
         """Begin a range for each number of a new name."""
-        for name in features.keys() - self._ranges.keys():
-            value = features[name]
+        for name, value in [x for x in features.items() if x[0] not in self._ranges]:
             if name not in self._free and (type(value) is float or type(value) is int):
                 number = float(value)
                 held = self._ranges[name] = Range(number, number)
@@ -357,7 +357,7 @@ class Bounds:
 
     def touched(self, names: Collection[str]) -> Touched:
         """All that learning rows of these features may have changed."""
-        known = {block: {*names, SENT_LABEL, SINCE} for block in BOUNDED}
+        known = {block: dict.fromkeys((*names, SENT_LABEL, SINCE)) for block in BOUNDED}
         return {DIGEST: None, **known, TARGETS: None}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:

@@ -153,9 +153,10 @@ class Learner(LocalModel):
         """The model as it was before the row at hand: values, kept deltas, the open rows again."""
         rows = self._open.rows if self._open else []
         if isinstance(self._training, Mendable):  # not all values, which may be many
-            names = {name for e in (failed, *(e for _, e, _ in rows)) for name in _names(e)}
+            examples = (failed, *(e for _, e, _ in rows))
+            names = dict.fromkeys(name for e in examples for name in _names(e))
             for drawn in chain(lesson, *(again for _, _, again in rows)):
-                names.update(x for item in drawn.items for x in item.features)
+                names |= dict.fromkeys(x for item in drawn.items for x in item.features)
             self._mend(self._training, names)
         else:
             self._become(self._training, self._values())

@@ -222,7 +222,7 @@ class Vocabulary:
 
     def touched(self) -> Touched:
         """All that rows since the cut may have changed."""
-        return {NAMES: set(self._open_known), BROUGHT: set(self._open_brought)}
+        return {NAMES: dict.fromkeys(self._open_known), BROUGHT: dict.fromkeys(self._open_brought)}
 
     def mend(self, values: Blocks) -> None:
         """Become what ``reset`` would make of all values, given those touched."""

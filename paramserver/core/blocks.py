@@ -62,8 +62,12 @@ class Block:
 
 Blocks = dict[str, Block]
 
-Touched = dict[str, "set[str] | list[IdArray] | None"]
-"""Block name → the keys (or arrays of ids) that a delta changed; None: the whole block."""
+Touched = dict[str, "dict[str, None] | list[IdArray] | None"]
+"""Block name → the keys (or arrays of ids) that a delta changed; None: the whole block.
+
+Keys stand in the order in which they were changed, and replicas receive them in that order.  A set
+of strings would have another order in each process, and verdicts would depend on it.
+"""
 
 ADDITIVE: Final = "additive"
 MOMENTS: Final = "moments"
@@ -147,12 +151,12 @@ def merge(
     return touched
 
 
-def keys_of(block: Block) -> set[str] | list[IdArray] | None:
+def keys_of(block: Block) -> dict[str, None] | list[IdArray] | None:
     """Return the keys or ids of a block; None if its kind is always touched as a whole."""
     if block.kind in WHOLE:
         return None
     if block.kind != ROWS:
-        return set(block.data)
+        return dict.fromkeys(block.data)
     rows: Rows = block.data
     return [rows.ids, rows.gone] if len(rows.gone) else [rows.ids]
 
@@ -370,10 +374,10 @@ def add_touched(into: Touched, more: Touched) -> None:
             known += keys
             if len(known) > _ARRAYS_MAX:
                 known[:] = [distinct(np.concatenate(known))]
-        elif isinstance(known, set):
+        elif isinstance(known, dict):
             known |= keys
         else:
-            into[name] = set(keys)
+            into[name] = dict(keys)
 
 
 def size_bytes(blocks: Blocks) -> int:

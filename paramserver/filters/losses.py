@@ -17,7 +17,7 @@ usual ones, and so is one side of the answer.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from math import ceil, expm1, log, log2
@@ -27,14 +27,21 @@ from typing import Final, NamedTuple
 from paramserver.core.blocks import COUNT, Block, Blocks
 from paramserver.filters.odds import (
     NONE,
-    TRIAL,
     Odds,
     Votes,
     held_by_few,
-    is_unproven,
     key_of,
     odds_of,
-    unlearned_by,
+)
+from paramserver.filters.trials import (
+    TRIAL,
+    TRIALS,
+    Bins,
+    Trials,
+    is_unproven,
+    together,
+    total,
+    unproven,
 )
 
 LOSSES: Final = "filter.losses"
@@ -70,9 +77,6 @@ OF_A_SOURCE: Final = 8
 OF_A_LABEL: Final = 3
 SOURCES_MIN: Final = 4
 FIFTHS: Final = 5
-
-Bins = dict[int, int]
-"""Events by bin."""
 
 Other = tuple[str, float]
 """A label that was not said, and the loss that it would have had."""
@@ -146,7 +150,7 @@ class Losses:
         self._bins: dict[str, dict[str, Bins]] = {}  # of each source, by label
         self._all: dict[str, Bins] = {}  # and of all labels together
         self._unsaid: dict[str, Bins] = {}  # what labels that were not said would have lost
-        self._votes = Votes()
+        self._votes, self._trials = Votes(), Trials(self._other, _turned)
         self._odds: Odds | None = NONE
         self._nulls: dict[str | None, Null] | None = {}
         self._open: dict[str, float] = {}
@@ -186,7 +190,7 @@ class Losses:
         else:  # what :meth:`_set` does, without reading the key
             counts[key] = counts.pop(key, 0) + 1
             self._sizes[newest] += 1
-            self._add(bin_, label, source, 1)
+            self._add(newest, bin_, label, source, 1)
             self._in[source] = self._in.get(source, 0) + 1
         self._open[key] = self._open.get(key, 0) + 1
         if other is not None:
@@ -225,6 +229,7 @@ class Losses:
         """Forget everything that has been counted."""
         self._counts, self._sizes, self._bins, self._open = {}, {}, {}, {}
         self._all, self._unsaid, self._votes, self._odds = {}, {}, Votes(), NONE
+        self._trials = Trials(self._other, _turned)
         self._of, self._in, self._passed = {}, {}, 0.0
         self._nulls, self.heard, self._edges = {}, [], []
 
@@ -246,7 +251,7 @@ class Losses:
             counts[key] = n
         if more:
             _, bin_, label, source = key.split("\n", 3)
-            self._add(int(bin_), label, source, more)
+            self._add(generation, int(bin_), label, source, more)
             if _is_unsaid(source):
                 return more  # nor is it an event
             self._sizes[generation] += more
@@ -257,13 +262,15 @@ class Losses:
     def _leave(self, generation: int) -> None:
         for key, n in self._counts.pop(generation).items():
             _, bin_, label, source = key.split("\n", 3)
-            self._add(int(bin_), label, source, -n)
+            self._add(generation, int(bin_), label, source, -n)
             self._open.pop(key, None)
+        self._trials.leave(generation)
         del self._sizes[generation]
 
-    def _add(self, bin_: int, label: str, source: str, more: int) -> None:
+    def _add(self, generation: int, bin_: int, label: str, source: str, more: int) -> None:
         self._nulls = self._odds = None
         if _is_unsaid(source):
+            self._trials.add(generation, label, source, bin_, more, said=False)
             self._votes.add(label, source[1:], bin_, more, said=False)
             unsaid = self._unsaid.setdefault(label, {})
             if n := unsaid.pop(bin_, 0) + more:
@@ -273,6 +280,7 @@ class Losses:
             return
         if label and not self.numbers:
             self._votes.add(label, source, bin_, more, said=True)
+            self._trials.add(generation, label, source, bin_, more, said=True)
             if (other := self._other.get(label)) is not None:
                 self._votes.add(other, source, _turned(bin_), more, said=False)
         of_source = self._bins.get(label)
@@ -315,40 +323,37 @@ class Losses:
         if self._odds is None:
             known = {source for source, n in self._of.items() if n >= OF_A_SOURCE}
             held = held_by_few(self._bins, known)
-            asked = {label: self._unlearned(label) for label in held}
-            unlearned = {label: found for label, found in asked.items() if found is not None}
-            self._odds = odds_of(self._votes.shown(), self._alone(), held, unlearned)
+            unknown = () if self.two else self._votes.denied_by_few(known)
+            self._odds = odds_of(
+                self._votes.shown(), self._alone(), held, self._unlearned(held), unknown
+            )
         return self._odds
 
-    def _unlearned(self, label: str) -> frozenset[str] | None:
-        """Who is unproven, if the model does not know the label after many; None: it does."""
-        if len(of_source := self._bins[label]) < SOURCES_MIN:
-            return None
-        if (found := unlearned_by(of_source, self._wrong(label))) is None:
-            return None
-        return frozenset("" if s == _NAMELESS else s for s in found)
+    def _unlearned(self, held: Collection[str]) -> dict[str, frozenset[str]]:
+        """Labels of a minority that the model does not know after many, and who is unproven.
+
+        Many of all of them together: a lie may be any of several labels.
+        """
+        several = [label for label in held if len(self._bins[label]) >= SOURCES_MIN]
+        asked = {label: self._trials.scores(label) for label in several}
+        all_in_all = together(asked.values())
+        if (of_all := total(all_in_all))[0] < TRIALS or not is_unproven(*of_all):
+            return {}
+        found = _named(unproven(all_in_all))
+        alike = {label: total(scores) for label, scores in asked.items()}
+        return {x: found for x, (n, more) in alike.items() if n < TRIAL or is_unproven(n, more)}
 
     def _alone(self) -> dict[str, frozenset[str]]:
         """Labels with whose senders there are too few to compare, and who of these is unproven."""
         labels = self._votes.labels
         few = [label for label in labels if len(self._bins.get(label, {})) < SOURCES_MIN]
-        said: dict[str, Bins] = {}  # of all these labels together: they may be many
-        wrong: dict[str, Bins] = {}
-        unsaid = {label: x for label in few if (x := self._wrong(label))}
-        for label, of_wrong in unsaid.items():
-            for source, x in self._bins.get(label, {}).items():
-                _sum_into(said.setdefault(source, {}), x)
-                _sum_into(wrong.setdefault(source, {}), of_wrong)
-        tried = [source for source, x in said.items() if sum(x.values()) >= TRIAL]
-        all_in_all = {source for source in tried if is_unproven(said[source], wrong[source])}
-        if len(tried) >= SOURCES_MIN and 2 * len(all_in_all) > len(tried):
+        asked = {label: self._trials.scores(label) for label in few}
+        all_labels = together(asked.values())  # of all these labels: they may be many
+        all_in_all = unproven(all_labels)
+        tried = sum(n >= TRIAL for n, _ in all_labels.values())
+        if tried >= SOURCES_MIN and 2 * len(all_in_all) > tried:
             all_in_all = set()  # the model knows these labels of nobody yet
-        out = {}
-        for label in few:
-            of_source, of_wrong = self._bins.get(label, {}), unsaid.get(label, {})
-            found = all_in_all | {s for s, x in of_source.items() if is_unproven(x, of_wrong)}
-            out[label] = frozenset("" if s == _NAMELESS else s for s in found)
-        return out
+        return {label: _named(all_in_all | unproven(scores)) for label, scores in asked.items()}
 
     def _at_random(self, label: str) -> float:
         """Return what nine of ten losses of a label sent with any row are not above."""
@@ -439,6 +444,11 @@ def _quantiles(bins: Bins, n: int) -> tuple[float, float]:
         bin_ = next(at)
         passed += bins[bin_]
     return _end(high), _end(bin_)
+
+
+def _named(sources: Iterable[str]) -> frozenset[str]:
+    """Return the sources by the names that they have themselves."""
+    return frozenset("" if s == _NAMELESS else s for s in sources)
 
 
 def _end(bin_: int) -> float:

@@ -23,10 +23,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from math import ceil, inf, log2, sqrt
+from math import ceil, inf, log2
 from operator import add
 from typing import Final, NamedTuple
 from zlib import crc32
+
+from paramserver.filters.trials import TRIAL
 
 _PLACES: Final = 14
 _FIRST: Final = -6
@@ -42,14 +44,6 @@ where it was wrong, for the model need not know a label that few have said.
 
 _FAMILIAR: Final = 256.0
 """Labels after which those at random begin to leave; after twice as many they are gone."""
-
-TRIAL: Final = 8
-TRIALS: Final = 64
-_APART: Final = 0.65
-_CHANCE: Final = 2.0
-"""Labels of one source, and of a minority, that are believed before it is asked whether they are
-likelier than wrong ones; in how many of them that is to be so, and beyond chance in how many
-standard deviations if that is less.  Of labels that go with any row it is so in half."""
 
 _NEARLY_ALL: Final = 0.9
 """Of a label that fewer than half of the sources have to themselves."""
@@ -144,6 +138,19 @@ class Votes:
             out[label] = honest, wrong
         return out
 
+    def denied_by_few(self, known: Collection[str]) -> list[str]:
+        """Labels of which nearly all wrong ones are of fewer than half of the ``known`` sources."""
+        out, few = [], (len(known) - 1) // 2
+        for label, of_place in self._counts.items():
+            unsaid = Counter[str]()
+            for of_source in of_place.values():
+                unsaid.update({s: n for s, (_, n) in of_source.items() if s in known})
+            if few > 0 and sum(n for _, n in unsaid.most_common(few)) >= _NEARLY_ALL * max(
+                unsaid.total(), 1
+            ):
+                out.append(label)
+        return out
+
     def _known(self) -> set[str]:
         """Sources that have said enough labels."""
         all_said: dict[str, int] = {}
@@ -159,8 +166,11 @@ def odds_of(
     alone: Mapping[str, Collection[str]],
     held: Collection[str],
     unlearned: Mapping[str, Collection[str]],
+    unknown: Collection[str] = (),
 ) -> Odds:
     """The odds by what is counted of each label; the others: as they are to have them.
+
+    ``unknown``: labels of which nothing is said either, for what is wrong of them only a few say.
 
     A label that few have said is taken to be said at random, and nothing is said of its sources.
     """
@@ -177,26 +187,10 @@ def odds_of(
             denied[which] += sum(events) * sum(
                 s for s, a, b in zip(shares, h, w, strict=True) if a < b
             )
-    for label in alone:
+    for label in {**alone, **dict.fromkeys(unknown)}:
         del odds.said[label], odds.usual[label]
     honest, wrong = (x / max(sum(total), 1.0) for x, total in zip(denied, totals, strict=True))
     return odds._replace(honest=honest, wrong=wrong)
-
-
-def is_unproven(said: Mapping[int, int], unsaid: Mapping[int, int]) -> bool:
-    """Whether a source's losses of a label are those that wrong ones have, after some of them.
-
-    Nobody is while too little is known of wrong ones.
-    """
-    n, many = sum(said.values()), sum(unsaid.values())
-    if n < TRIAL or many < TRIAL:
-        return False
-    bins, passed = iter(sorted(unsaid)), 0
-    while 2 * passed < many:
-        middle = next(bins)
-        passed += unsaid[middle]
-    likelier = sum(x for bin_, x in said.items() if bin_ < middle) + said.get(middle, 0) / 2.0
-    return likelier < min(_APART * n, (n + _CHANCE * sqrt(n)) / 2.0)
 
 
 def held_by_few(
@@ -212,18 +206,6 @@ def held_by_few(
         if label and known and sum(sizes[:few]) >= _NEARLY_ALL * sum(sizes):
             held.append(label)
     return frozenset(held)
-
-
-def unlearned_by(
-    said: Mapping[str, Mapping[int, int]], unsaid: Mapping[int, int]
-) -> set[str] | None:
-    """The unproven sources of a label that the model does not know after many; None: it does."""
-    together = Counter[int]()
-    for bins in said.values():
-        together.update(bins)
-    if together.total() < TRIALS or not is_unproven(together, unsaid):
-        return None
-    return {source for source, bins in said.items() if is_unproven(bins, unsaid)}
 
 
 def key_of(label: str) -> str:

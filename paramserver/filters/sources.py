@@ -67,7 +67,7 @@ def keep_bounds(
         quarantined = offences.get(name, _NONE)[1] > releases.get(name, _NONE)[1]
         return quarantined, taken.get(name, 0)
 
-    known = {name for block in blocks for name in block.data}
+    known = dict.fromkeys(name for block in blocks for name in block.data)  # older ones first
     most = len(known) - sources_max + sources_max // _LEAVE_SHARE
     leaving = set(sorted(known, key=worth)[:most])
     for block in blocks:  # anew: a snapshot may hold the old ones

@@ -43,7 +43,7 @@ def test_the_page_learns_from_clicks(tmp_path: Path) -> None:
     assert status["learned"] >= 50
     assert seen["best"] == ["coffee", "beer"], seen["share"]
     assert set(seen["actions"]) == set(status["choices"]["actions"])
-    for words in ("choose, rewards", "mean reward over", "best single", "tried, not the best"):
+    for words in ("choose, rewards", "mean reward over", "best single", "share explored"):
         assert words in seen["told"]
 
 

@@ -124,6 +124,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
+    print(f"first contentful paint after {seen['paint']:.0f} ms")
     assert seen["errors"] == []
     assert seen["findings"] == [], "serious findings of axe-core"
     assert (seen["rows"], seen["focus"]) == (7, "act-cancel")
@@ -150,7 +151,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert sorted(seen["influence"]) == ["x", "y"]
     assert seen["idle"], "no empty chart stands beside the score"
     assert seen["axes"] == [["accuracy"], ["rows / s", "ms"]]
-    assert seen["calibration"].startswith("Calibration: said 0.")
+    assert seen["calibration"].startswith("Calibration: predicted 0.")
     assert seen["live"][1] == "answer"
     assert json.loads(seen["live"][2])["y"] == 0.5
     assert seen["live"][3] in ("true", "false")
@@ -171,7 +172,7 @@ def test_an_operator_uses_the_page(service: Embedded) -> None:
     assert came["Freeze model-0"] == "Every replica has seen it."
     assert came["Release held-0"] == "1 event released."
     assert came["Discard all of bot"] == "2 events discarded."
-    back = f"Go back to {seen['name']}"
+    back = f"Roll back to {seen['name']}"
     assert "This undoes 27" in said[back], "240 learned, 33 set aside"
     assert came[back].split()[0] == said[back].split("This undoes ")[1].split()[0]
     assert acts(service)[before:] == [

@@ -477,7 +477,7 @@ class _Glm:
         self.rebase(values)
 
     def touched(self, names: Collection[str]) -> Touched:
-        return {"weights": set(names), "intercept": {""}}
+        return {"weights": dict.fromkeys(names), "intercept": {"": None}}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
         self._begin()

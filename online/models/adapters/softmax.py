@@ -162,7 +162,8 @@ class Softmax:
         self.rebase(values)
 
     def touched(self, names: Collection[str]) -> Touched:
-        return {_CLASS + json.dumps(label): set(names) for label in self._estimator.weights}
+        keys = dict.fromkeys(names)
+        return {_CLASS + json.dumps(label): keys for label in self._estimator.weights}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
         self._begin()

@@ -84,7 +84,7 @@ class FeatureStatistics(ABC):
         self.rebase(values)
 
     def touched(self, names: Collection[str]) -> Touched:
-        return {self._name: set(names)}
+        return {self._name: dict.fromkeys(names)}
 
     def mend(self, values: Blocks, names: Collection[str]) -> None:
         self._open = {}

@@ -54,10 +54,10 @@ def test_merge_into_nothing_copies_and_names_what_it_touched() -> None:
     delta = every_kind()
     touched = merge(values, delta)
     assert touched == {
-        "w": {"a", "b"},
-        "x": {"a"},
-        "m": {"a"},
-        "n": {"rows", "loss"},
+        "w": {"a": None, "b": None},
+        "x": {"a": None},
+        "m": {"a": None},
+        "n": {"rows": None, "loss": None},
         "d": None,
         "o": None,
         "t": None,
@@ -143,15 +143,15 @@ def test_combine_leaves_both_alone() -> None:
 
 def test_select_gives_the_touched_part() -> None:
     values = every_kind()
-    part = select(values, {"w": {"b", "gone"}, "o": None, "absent": None})
+    part = select(values, {"w": dict.fromkeys(("b", "gone")), "o": None, "absent": None})
     assert equal(part, {"w": Block("additive", {"b": -2.5}), "o": Block("opaque", b"state")})
 
 
 def test_add_touched_is_a_union_where_whole_blocks_win() -> None:
-    into: Touched = {"a": {"x"}, "b": {"x"}, "c": None}
-    more: Touched = {"a": {"y"}, "b": None, "c": {"y"}, "d": {"z"}}
+    into: Touched = {"a": {"x": None}, "b": {"x": None}, "c": None}
+    more: Touched = {"a": {"y": None}, "b": None, "c": {"y": None}, "d": {"z": None}}
     add_touched(into, more)
-    assert into == {"a": {"x", "y"}, "b": None, "c": None, "d": {"z"}}
+    assert into == {"a": {"x": None, "y": None}, "b": None, "c": None, "d": {"z": None}}
     assert into["d"] is not more["d"]
 
 

@@ -242,7 +242,7 @@ def test_a_rare_label_that_one_source_sends_with_any_row_weighs_little(
 ) -> None:
     """One honest label in a thousand is true: whoever says it every time is alone with it."""
     if not works:  # the mutant: who is compared with nobody has a free pass
-        monkeypatch.setattr("paramserver.filters.losses.is_unproven", lambda said, unsaid: False)
+        monkeypatch.setattr("paramserver.filters.trials.is_unproven", lambda n, more: False)
     (chain,), draw, lies, weight = chains(1), random.Random(12), 0, 0.0
     for i in range(2_400):
         lie = i >= 1_000 and draw.random() < 0.1

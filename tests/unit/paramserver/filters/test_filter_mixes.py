@@ -193,7 +193,7 @@ def test_a_label_that_a_minority_sends_with_any_row_weighs_little(
 ) -> None:
     """Six sources are enough to compare them with each other, and all of them say it of any row."""
     if not works:  # the mutant: with four senders a label is no longer asked for
-        monkeypatch.setattr(Losses, "_unlearned", lambda self, label: None)
+        monkeypatch.setattr(Losses, "_unlearned", lambda self, held: {})
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(4)
     weights = []
     for i in range(2_400):
@@ -219,7 +219,7 @@ def test_new_names_that_send_a_label_with_any_row_weigh_little(
 ) -> None:
     """Each has seven lies: too few to ask it by itself."""
     if not works:  # the mutant
-        monkeypatch.setattr(Losses, "_unlearned", lambda self, label: None)
+        monkeypatch.setattr(Losses, "_unlearned", lambda self, held: {})
         monkeypatch.setattr("paramserver.filters.odds.Odds.is_new", lambda self, label, loss: False)
     chain, draw = by_name(("surprise",), None, None, answers=("true", "false")), random.Random(12)
     weights = list[float]()

@@ -1,0 +1,121 @@
+"""Trials compare the losses of a label where it was said with those where it was not, by source.
+
+A label that is said with any row is no likelier, to the model, where it was said than elsewhere.
+But a model that learns such a label finds it likelier everywhere from then on.  So losses are
+compared with those of the same time and of the next, generations of events: beside losses from
+before, a label that nobody had sent looked well known once some lies were learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from math import sqrt
+from typing import Final
+
+TRIAL: Final = 8
+TRIALS: Final = 64
+_APART: Final = 0.65
+_CHANCE: Final = 2.0
+"""Labels of one source, and of a minority, that are believed before it is asked whether they are
+likelier than wrong ones; in how many of them that is to be so, and beyond chance in how many
+standard deviations if that is less.  Of labels that go with any row it is so in half."""
+
+Bins = dict[int, int]
+"""Events by bin of their loss."""
+
+Scores = dict[str, tuple[int, float]]
+"""By source, how many of its labels were compared, and how many were likelier than wrong ones."""
+
+
+class Trials:
+    """Losses by generation, label and source.
+
+    Parameters:
+        other: Of two labels, each one's other: whoever does not say one says the other.
+        turned: Gives the bin of what the other of two labels would have lost.
+    """
+
+    def __init__(self, other: Mapping[str, str], turned: Callable[[int], int]) -> None:
+        self._other, self._turned = other, turned
+        self._said: dict[int, dict[str, dict[str, Bins]]] = {}
+        self._unsaid: dict[int, dict[str, Bins]] = {}
+
+    def add(
+        self, generation: int, label: str, source: str, bin_: int, more: int, *, said: bool
+    ) -> None:
+        """Count so many ``more`` events with a loss in this bin."""
+        if said:
+            of_source = self._said.setdefault(generation, {}).setdefault(label, {})
+            bins = of_source.setdefault(source, {})
+        else:
+            bins = self._unsaid.setdefault(generation, {}).setdefault(label, {})
+        bins[bin_] = bins.get(bin_, 0) + more
+
+    def leave(self, generation: int) -> None:
+        """Forget the counts of a generation."""
+        self._said.pop(generation, None)
+        self._unsaid.pop(generation, None)
+
+    def scores(self, label: str) -> Scores:
+        """Compare each source's losses of a label with those where it was not said."""
+        said: list[list[tuple[str, Bins]]] = [[]]
+        wrong: list[Bins] = [{}]
+        for generation in sorted(self._said.keys() | self._unsaid.keys()):
+            said[-1] += self._said.get(generation, {}).get(label, {}).items()
+            for bin_, n in self._wrong(generation, label):
+                wrong[-1][bin_] = wrong[-1].get(bin_, 0) + n
+            if sum(wrong[-1].values()) >= TRIAL:
+                said.append([])
+                wrong.append({})
+        middles = [_middle(bins) for bins in wrong[:-1]]
+        out: Scores = {}
+        for i, (middle, later) in enumerate(
+            zip(middles, [*middles[1:], *middles[-1:]], strict=True)
+        ):
+            for source, bins in said[i]:
+                n, likelier = out.get(source, (0, 0.0))
+                least = min(middle, later)
+                more = sum(x for bin_, x in bins.items() if bin_ < least)
+                half = bins.get(least, 0) / 2.0
+                out[source] = n + sum(bins.values()), likelier + more + half
+        return out
+
+    def _wrong(self, generation: int, label: str) -> Iterable[tuple[int, int]]:
+        if (other := self._other.get(label)) is None:
+            return self._unsaid.get(generation, {}).get(label, {}).items()
+        of_source = self._said.get(generation, {}).get(other, {})
+        return ((self._turned(b), n) for bins in of_source.values() for b, n in bins.items())
+
+
+def together(scores: Iterable[Scores]) -> Scores:
+    """Add up the scores of several labels."""
+    out: Scores = {}
+    for one in scores:
+        for source, (n, likelier) in one.items():
+            known, more = out.get(source, (0, 0.0))
+            out[source] = known + n, more + likelier
+    return out
+
+
+def total(scores: Scores) -> tuple[int, float]:
+    """Add up the scores of all sources."""
+    return sum(n for n, _ in scores.values()), sum(more for _, more in scores.values())
+
+
+def is_unproven(n: int, likelier: float) -> bool:
+    """Whether so few of ``n`` labels are likelier than wrong ones, after some of them."""
+    return n >= TRIAL and likelier < min(_APART * n, (n + _CHANCE * sqrt(n)) / 2.0)
+
+
+def unproven(scores: Scores) -> set[str]:
+    """Return the sources that are."""
+    return {source for source, (n, likelier) in scores.items() if is_unproven(n, likelier)}
+
+
+def _middle(bins: Bins) -> int:
+    """Return the bin of the median event."""
+    at, passed, many = iter(sorted(bins)), 0, sum(bins.values())
+    while 2 * passed < many:
+        middle = next(at)
+        passed += bins[middle]
+    return middle
