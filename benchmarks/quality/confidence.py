@@ -26,7 +26,7 @@ from evaluation.metrics import Task
 from evaluation.streams import Row, open_stream
 from online.models.base import Prediction
 from online.models.selfrate import SelfRate
-from online.sure.threshold import Confidence, held
+from online.sure.conformal import Confidence, held
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Label, label_text
 

@@ -92,7 +92,7 @@ def as_served(
             model = _beside(model)
         served = model if promoted is None else _served(settings, model, *promoted, past)
         if promoted is not None and served is not model:
-            lines += _told(model, served, promoted[0])
+            lines += _promotion_lines(model, served, promoted[0])
         cut = _as_cut(settings, served, controls, running=running)
         if cut.shards != served.shards:
             lines.append(
@@ -201,7 +201,7 @@ def _spec(settings: Settings, model: ModelSettings) -> str:
     return load_model(model, settings, keys.secret, keys.old_secrets).spec_hash
 
 
-def _told(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:
+def _promotion_lines(model: ModelSettings, served: ModelSettings, seq: int) -> list[str]:
     parts = {"learner": served.learner, "params": json.dumps(served.params)}
     if served.artifact is not None:
         parts["artifact"] = str(served.artifact)

@@ -63,7 +63,7 @@ def evaluate(
 
     Example: online evaluate --dsjson log.dsjson --obp log.npz
     """
-    from online.decide.judging import SERVED, Judging
+    from online.decide.policy_evaluation import SERVED, Judging
     from online.rows.journal_rows import open_for_report
 
     settings = context.settings()

@@ -136,7 +136,7 @@ def _of_journal(
     settings: Settings, model: ModelSettings, since: str | None, until: str | None, *, quiet: bool
 ) -> Report:
     from online.rows.journal_rows import JournalRows, open_for_report, origin
-    from online.sure.threshold import held
+    from online.sure.conformal import held
 
     now = time.time()
     with contextlib.closing(open_for_report(settings)) as journal:

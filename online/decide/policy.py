@@ -212,7 +212,7 @@ def auto(scores: Scores, at: Chosen) -> tuple[Floats, dict[str, Floats]]:
     standard deviations, so that a rarely tried action depends less on chance.
     """
     arms = scores.arms
-    if not scores.context and not np.isfinite(scores.met).any():
+    if not scores.context and not np.isfinite(scores.variances).any():
         mean, spread = beliefs(arms.n[at], arms.total[at], arms.prior)
         late, late_spread = beliefs(arms.late_n[at], arms.late_total[at], arms.prior)
         changed = np.abs(late - mean) > CHANGED * late_spread
@@ -312,12 +312,12 @@ def trigamma(x: Floats) -> Floats:
 
 def widths(scores: Scores) -> Floats:
     """Return the standard deviation of each action's expected reward, in logits."""
-    met = np.maximum(scores.met, _UNSURE)  # 0 if the model has no uncertainty
-    np.divide(1.0, met, out=met)
-    met += _precisions(scores.arms)
-    np.sqrt(met, out=met)
-    np.divide(1.0, met, out=met)
-    return met
+    variances = np.maximum(scores.variances, _UNSURE)  # 0 if the model has no uncertainty
+    np.divide(1.0, variances, out=variances)
+    variances += _precisions(scores.arms)
+    np.sqrt(variances, out=variances)
+    np.divide(1.0, variances, out=variances)
+    return variances
 
 
 @lru_cache(maxsize=64)

@@ -51,7 +51,7 @@ def by_predictions(
         answers=shares[None, :],
         votes=np.ones(1),
         shares=shares,
-        met=np.zeros(n),
+        variances=np.zeros(n),
         arms=Counted(np.zeros(n), np.zeros(n), np.zeros(n), np.zeros(n), 0.5),
         context=bool(context),
         tried={},

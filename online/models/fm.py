@@ -159,7 +159,7 @@ class FmModel(Composite, Hashing):
         self._target = Standard(self._targets, _TARGET)
         self._machine = Machine(recipe, recipe.alpha or ALPHAS[task])
         self._parts = (self._rows, self._target, self._machine.lines)
-        self.structure = f"fm 1, {task}, {_told(recipe)}"
+        self.structure = f"fm 1, {task}, {_spec_text(recipe)}"
 
     # -- answering ---------------------------------------------------------------------------
 
@@ -323,7 +323,7 @@ class Machine:
         self.lines.put(seen.keys, held, seen.held)
 
 
-def _told(recipe: Fm) -> str:
+def _spec_text(recipe: Fm) -> str:
     """Return the recipe as text for the spec: without ``table`` it is that of older versions."""
     return repr(recipe).replace(", table=False)", ")")
 

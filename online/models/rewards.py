@@ -185,12 +185,12 @@ class RewardModel(Composite):
         self._table, self._mixture = Table("experts", recipe.bits), Mixture(ALL)
         self._arms, self._tried = Arms(), Sums("tried")
         self._parts = (self._crossing, self._table, self._mixture, self._arms, self._tried)
-        self._cast: tuple[Floats, dict[tuple[bool, bool], Floats]] = (np.zeros(0), {})
+        self._cached_weights: tuple[Floats, dict[tuple[bool, bool], Floats]] = (np.zeros(0), {})
         self.structure = f"rewards 2, {task}, {recipe!r}"
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state without cached weights, so that a query does not change it."""
-        return {**self.__dict__, "_cast": (np.zeros(0), {})}
+        return {**self.__dict__, "_cached_weights": (np.zeros(0), {})}
 
     # -- answers ---------------------------------------------------------------------------------
 
@@ -237,11 +237,11 @@ class RewardModel(Composite):
             described = self._crossing.alike(tables)
         else:
             described = self._crossing.actions([features for _, features in asked[0][1]])
-        answers, met = self._answers(laid_out([x for x, _ in taken]), ids, described, arms)
+        answers, variances = self._answers(laid_out([x for x, _ in taken]), ids, described, arms)
         context, tried = bool(asked[0][0]), dict(self._tried.now)
         by_features = bool(tables) or any(features for _, features in asked[0][1])
         votes = self._votes(context=context, described=by_features)
-        shares = (votes @ answers.reshape(ALL, -1)).reshape(met.shape)
+        shares = (votes @ answers.reshape(ALL, -1)).reshape(variances.shape)
         return [
             Scores(
                 low=self._low,
@@ -250,7 +250,7 @@ class RewardModel(Composite):
                 answers=answers[:, i],
                 votes=votes,
                 shares=shares[i],
-                met=met[i],
+                variances=variances[i],
                 context=context,
                 arms=arms[i],
                 tried=tried,
@@ -261,9 +261,9 @@ class RewardModel(Composite):
     def _votes(self, *, context: bool, described: bool) -> Floats:
         """Return each expert's weight, 0 for unused ones; cached, so callers must not change it."""
         losses = self._mixture.losses
-        if self._cast[0] is not losses:
-            self._cast = losses, {}
-        cached, kind = self._cast[1], (context, described)
+        if self._cached_weights[0] is not losses:
+            self._cached_weights = losses, {}
+        cached, kind = self._cached_weights[1], (context, described)
         if (votes := cached.get(kind)) is None:
             votes = cached[kind] = self._mixture.votes(_FREE[kind])
         return votes
@@ -302,10 +302,10 @@ class RewardModel(Composite):
             own[2] = each[..., :EXPERTS].transpose(2, 0, 1)
             squares = numbers * numbers
             unsure = 1.0 / (_PRIOR + crossed[:, 0, :, :, EXPERTS])  # the bias comes first
-            met = np.add.reduce(squares * unsure, axis=-1)
-            met /= np.add.reduce(squares, axis=-1)
+            variances = np.add.reduce(squares * unsure, axis=-1)
+            variances /= np.add.reduce(squares, axis=-1)
         else:
-            own[2], met = own[0], np.full((k, n), np.inf)
+            own[2], variances = own[0], np.full((k, n), np.inf)
         _to_shares(own)
         if heads == 1:
             rivals[:] = own[:2]
@@ -314,7 +314,7 @@ class RewardModel(Composite):
             _compete(rivals)
         for i, counted in enumerate(arms):
             by_eight[2, EXPERTS : EXPERTS + 2, i] = counted.means
-        return by_eight.reshape(-1, k, n)[:ALL], met
+        return by_eight.reshape(-1, k, n)[:ALL], variances
 
     def _held(self, x: Context, formed: Hashes, shared: Hashes, described: Vector) -> _Held:
         """Look up the table's numbers for all products of features in one access.

@@ -166,7 +166,7 @@ class Embedded:
         """
         from evaluation.report.build import report_on
         from online.rows.journal_rows import JournalRows, open_for_report, origin
-        from online.sure.threshold import held
+        from online.sure.conformal import held
 
         settings = self._parts.settings
         with contextlib.closing(open_for_report(settings)) as journal:

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.decide.counted import KEPT
+from online.decide.choice_metrics import KEPT
 from online.errors import RequestError
 from online.replica.replica import ModelReplica
 from online.sure.views import choices_in

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import msgspec
 
-from online.decide.collected import total
 from online.decide.record import RecordInvalid, pack, unpack
+from online.decide.reward_totals import total
 from online.rows.joins import joined
 from online.rows.prediction_ids import event_key
 from online.serving.defaults import SOURCE

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from online.decide.collected import PLAIN, weighed
+from online.decide.reward_totals import PLAIN, weighed
 from online.errors import invalid
 from online.messages.choices import Reward, RewardRequest
 from online.messages.structs import Event, FeedbackRequest, Receipt, Receipts

@@ -27,8 +27,8 @@ from online.serving.commanded import refused
 from online.serving.converted import conversions
 from online.serving.held_events import ASK_TIMEOUT_S, HeldEvents, pushed
 from online.sure.calibration import Calibration
+from online.sure.conformal import Confidence
 from online.sure.slices import Slices
-from online.sure.threshold import Confidence
 from online.sure.views import calibration_in, choices_in, confidence_in, slices_in
 from online.watch.drift import of_all
 from paramserver.core.rewrites import Digest, promoted

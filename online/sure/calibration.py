@@ -10,11 +10,11 @@ For each label the log loss of its answer is computed at each sharpness in :data
 are discounted over about :data:`_MEMORY` labels.  The sharpness with the least sum, interpolated by
 a parabola, is the current one.  It is applied only
 
-* if by these sums it gains more than :data:`_GAIN` for each row and :data:`_FREE` in total.  Both
-  bounds grow with the delay of labels, because the gain is one of the past; if labels are more than
-  :data:`_LATE_MAX` labels late, it is never applied;
+* if by these sums it gains more than :data:`_GAIN` for each row plus :data:`_FREE`.  The gain for
+  each row must grow with the delay of labels, because it is one of the past; if labels are more
+  than :data:`_LATE_MAX` labels late, it is never applied;
 * while its total loss against the model's own probabilities is below :data:`_BUDGET` for each row
-  plus :data:`_FREE`.  Here the bounds shrink with the delay, because answers whose labels are still
+  plus :data:`_FREE`.  This bound shrinks with the delay, because answers whose labels are still
   missing may lose, too.
 
 The model's own probabilities follow from the answer and its sharpness, which travels with the
@@ -33,7 +33,7 @@ import numpy as np
 import numpy.typing as npt
 
 from online.models.base import Prediction
-from online.sure.threshold import STAMP
+from online.sure.conformal import STAMP
 from paramserver.core.blocks import Blocks
 from paramserver.core.sums import Sums
 from replay.example import Example, label_text

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from evaluation.metrics import Task
-from online.sure.threshold import held
-from online.sure.values import Values, plain_value
+from online.sure.conformal import held
+from online.sure.slice_values import Values, plain_value
 from paramserver.core.blocks import Blocks
 from paramserver.core.sums import Sums
 from replay.example import Example, label_text

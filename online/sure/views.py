@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from online.decide.counted import Choices
+from online.decide.choice_metrics import Choices
 from online.learning.counters import View
 from online.settings.model import ModelSettings
 from online.sure.calibration import Calibration
+from online.sure.conformal import Confidence
 from online.sure.delays import Delays
 from online.sure.slices import Slices
-from online.sure.threshold import Confidence
 from replay.example import Features
 
 

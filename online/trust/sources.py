@@ -50,9 +50,9 @@ class Reputations:
         self.on_quarantine: Callable[[str], object] = lambda source: None
         self._chain, self._clock = chain, clock
         self._pending: dict[bytes, _Pending] = {}
-        self._mine: Blocks = {}  # sum of the pending effects
-        self._gone = 0  # rows subtracted from the sum since it was last recomputed
-        self._unsaid: Blocks = {}  # effects to be written with the next row
+        self._pending_sum: Blocks = {}  # sum of the pending effects
+        self._subtracted = 0  # rows subtracted from the sum since it was last recomputed
+        self._unwritten: Blocks = {}  # effects to be written with the next row
         self._quarantined: dict[str, None] = {}
 
     @property
@@ -74,8 +74,8 @@ class Reputations:
         if not known.quarantined:
             return False
         self._chain.sources.release(known)
-        merge(self._unsaid, self._chain.cut())
-        self._look([source])
+        merge(self._unwritten, self._chain.cut())
+        self._update_quarantined([source])
         return True
 
     @property
@@ -90,14 +90,14 @@ class Reputations:
     def decided(self, key: bytes, source: str, *, taken: bool) -> Blocks:
         """Return the effects of the event that the chain just observed, to write with its row."""
         effects = self._chain.cut()
-        if self._unsaid:
-            merge(effects, self._unsaid)
-            self._unsaid = {}
+        if self._unwritten:
+            merge(effects, self._unwritten)
+            self._unwritten = {}
         if not taken:
             effects.pop(TAKEN, None)
         self._pending[key] = _Pending(effects)
-        add_counts(self._mine, effects)
-        self._look([source])
+        add_counts(self._pending_sum, effects)
+        self._update_quarantined([source])
         return effects
 
     def stands(self, key: bytes, place: tuple[int, int]) -> None:
@@ -112,18 +112,18 @@ class Reputations:
         for key, pending in list(self._pending.items()):
             if pending.place is not None and pending.place[0] == partition:
                 del self._pending[key]
-                self._less(pending.effects)
+                self._subtract(pending.effects)
 
     def take_back(self, key: bytes) -> None:
         """Subtract the effects of a row that was not written, or that was a repeat."""
         effects = self._pending.pop(key).effects
-        self._less(effects)
+        self._subtract(effects)
         self._apply(_negative(effects))
         for source, (_, number) in _data(effects, OFFENCES).items():
             known = self._chain.sources.get(source)
             if known.offences == number and known.quarantined:
                 known.offences = known.releases
-        self._look(_named(effects))
+        self._update_quarantined(_named(effects))
 
     def effects(self, key: bytes) -> Blocks | None:
         """Return the effects of a pending row; None if the row is not pending."""
@@ -135,9 +135,9 @@ class Reputations:
         pending = self._pending.pop(row.key, None)
         if pending is None:  # a row of another replica, or a replayed one
             self._apply(effects)
-            self._look(_named(effects))
+            self._update_quarantined(_named(effects))
         else:
-            self._less(pending.effects)
+            self._subtract(pending.effects)
         if row.source in self._quarantined:  # judged before its source was quarantined
             self.on_quarantine(row.source)
 
@@ -145,7 +145,7 @@ class Reputations:
         """Set new values of the named sources; ``opened`` is the learner's open delta."""
         self._settle()
         total = copy(values)
-        for mine in (opened, self._mine, self._unsaid):
+        for mine in (opened, self._pending_sum, self._unwritten):
             for name, block in mine.items():
                 if name in total and block.kind == COUNT:
                     data = total[name].data
@@ -156,15 +156,15 @@ class Reputations:
         """Set the evidence to these values plus that of pending rows."""
         self._settle()
         total = copy(values)
-        merge(total, self._mine)
+        merge(total, self._pending_sum)
         self._chain.reset({})
         self._quarantined = {}
         self._set(total)
 
     def _set(self, total: Blocks) -> None:
         self._chain.rebase(total)
-        merge(self._unsaid, {k: b for k, b in self._chain.cut().items() if b.kind == EXTREMA})
-        self._look(_named(total))
+        merge(self._unwritten, {k: b for k, b in self._chain.cut().items() if b.kind == EXTREMA})
+        self._update_quarantined(_named(total))
 
     def _settle(self) -> None:
         """Drop pending rows that the learner's values include: other replicas learned them."""
@@ -173,21 +173,21 @@ class Reputations:
             if pending.place is None or pending.place[1] > clock.get(pending.place[0], 0):
                 break  # rows are in the order of their offsets
             del self._pending[key]
-            self._less(pending.effects)
+            self._subtract(pending.effects)
 
-    def _less(self, effects: Blocks) -> None:
+    def _subtract(self, effects: Blocks) -> None:
         """Subtract effects from the pending sum; recompute it at times, to drop unused names."""
-        self._gone += 1
+        self._subtracted += 1
         if not self._pending:
-            self._mine, self._gone = {}, 0
-        elif self._gone > _SUM_ANEW:
-            self._mine, self._gone = {}, 0
+            self._pending_sum, self._subtracted = {}, 0
+        elif self._subtracted > _SUM_ANEW:
+            self._pending_sum, self._subtracted = {}, 0
             for pending in self._pending.values():
-                add_counts(self._mine, pending.effects)
+                add_counts(self._pending_sum, pending.effects)
         else:
-            add_counts(self._mine, effects, -1)
+            add_counts(self._pending_sum, effects, -1)
             for name in LOSS_BLOCKS & effects.keys():  # most keys occur only once
-                data = self._mine[name].data
+                data = self._pending_sum[name].data
                 for key in [key for key in effects[name].data if data[key] == 0]:
                     del data[key]
 
@@ -210,7 +210,7 @@ class Reputations:
             total[name] = Block(block.kind, data)
         self._set(total)
 
-    def _look(self, sources: Sequence[str]) -> None:
+    def _update_quarantined(self, sources: Sequence[str]) -> None:
         """Update the set of quarantined sources; report the new ones."""
         for source in sources:
             if not self._chain.sources.get(source).quarantined:

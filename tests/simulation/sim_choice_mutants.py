@@ -98,7 +98,7 @@ CHOICE_MUTANTS: dict[str, Mutant] = {
     "the first of several rewards stands for the last": Mutant(
         (
             (
-                "online.decide.collected",
+                "online.decide.reward_totals",
                 "            newest |= one.values\n",
                 "            newest = newest or one.values\n",
             ),

@@ -54,7 +54,7 @@ class MlflowFolder:
 
     Parameters:
         inputs: Names of the columns, in their order; empty: those of the model's signature.
-        said: ``labels``, ``classes`` and ``output`` for
+        answer_settings: ``labels``, ``classes`` and ``output`` for
             :class:`~online.models.artifacts.frozen.Answers`.
         keys: Keys of which one must have sealed the folder.
     """
@@ -64,10 +64,10 @@ class MlflowFolder:
         learner: str,
         folder: Path,
         inputs: Sequence[str],
-        said: tuple[Sequence[Any] | None, Mapping[str, object] | None, str],
+        answer_settings: tuple[Sequence[Any] | None, Mapping[str, object] | None, str],
         keys: Sequence[bytes],
     ) -> None:
-        self._learner, self._said = learner, said
+        self._learner, self._answer_settings = learner, answer_settings
         self._copy = tempfile.TemporaryDirectory(prefix="online-mlflow-")  # pyfunc reads it later
         copied = Path(self._copy.name)
         try:
@@ -120,7 +120,7 @@ class MlflowFolder:
         except Exception as error:  # a user's model may raise anything
             problem = f"asked about a row of zeros it raises {type(error).__name__}: {error}"[:300]
             raise LearnerUnusable(learner, problem, "Check inputs and their types") from error
-        labels, _, output = self._said
+        labels, _, output = self._answer_settings
         given = {
             "mlflow": self._hash, "inputs": self._given, "output": output,
             "labels": labels and list(labels),
@@ -144,7 +144,7 @@ class MlflowFolder:
         if not self._columns and known is not None:
             self._columns = dict.fromkeys(map(str, known), "double")
         table = self._table if known is not None else self._array
-        labels, classes, output = self._said
+        labels, classes, output = self._answer_settings
         if task == "regression":
             answers = Answers(self._learner, task)
             return lambda x: answers.number(np.ravel(estimator.predict(table(x)))[0])
@@ -169,7 +169,7 @@ class MlflowFolder:
                 problem = f"MLflow can't load it: {type(error).__name__}: {error}"[:300]
                 remedy = "Install what it was made with: see requirements.txt in the folder"
                 raise LearnerUnusable(self._learner, problem, remedy) from error
-        labels, classes, output = self._said
+        labels, classes, output = self._answer_settings
         answers = Answers(self._learner, task, labels, classes, output)
 
         def ask(features: Features) -> Prediction:

@@ -77,7 +77,7 @@ class OnnxFile:
     ) -> None:
         self._learner = learner
         self._inputs, self._missing = inputs, float(missing)
-        self._said = (labels, classes, output)
+        self._answer_settings = (labels, classes, output)
         try:
             data = path.read_bytes()
         except OSError as error:
@@ -92,7 +92,7 @@ class OnnxFile:
     def model_for(self, task: Task) -> Frozen:
         """Make the model for a task.  Raises LearnerUnusable if no output fits it."""
         names, numeric, feed = self._feed()
-        labels, classes, output = self._said
+        labels, classes, output = self._answer_settings
         answers = Answers(self._learner, task, labels, classes, output)
         wanted, read = self._read(task, answers)
         session = self._session

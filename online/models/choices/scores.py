@@ -95,8 +95,8 @@ class Scores:
         answers: Expected reward by expert and action: shape (experts, actions).
         votes: Weight of each expert in the mixture; they sum to 1.
         shares: Expected reward of each action by the mixture.
-        met: Variance of each action's expected reward, in logits, by the features of the action;
-            infinite if the actions have no features.
+        variances: Variance of each action's expected reward by its features, in logits; infinite if
+            the actions have no features.
         arms: Reward counts of each action, whatever the context.
         context: Whether the context has any features.
         tried: Sums over past rewards by candidate policy, for the policies to interpret.
@@ -109,7 +109,7 @@ class Scores:
     answers: Floats
     votes: Floats
     shares: Floats
-    met: Floats
+    variances: Floats
     arms: Counted
     context: bool
     tried: Mapping[str, float]

@@ -34,7 +34,7 @@ def scores_of(shares: list[float], counted: float = 3.0, *, context: bool = True
         answers=np.array([shares, shares]),
         votes=np.array([0.5, 0.5]),
         shares=np.array(shares),
-        met=np.full(n, np.inf),
+        variances=np.full(n, np.inf),
         arms=Counted(each, np.array(shares) * counted, each, np.array(shares) * counted, 0.5),
         context=context,
         tried={},

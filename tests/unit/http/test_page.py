@@ -20,7 +20,7 @@ import pytest
 from fastapi import FastAPI
 
 from evaluation.summary import Summary
-from online.decide.counted import Choices
+from online.decide.choice_metrics import Choices
 from online.http.front import add_front, page
 
 PAGE: Final = resources.files("online.http").joinpath("page.html").read_text(encoding="utf-8")

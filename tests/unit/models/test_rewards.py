@@ -187,7 +187,7 @@ def test_actions_that_are_alike_are_scored_in_one_array_as_each_by_itself() -> N
         model.score(context_of(1), turned + asked[1:]),
     )
     assert together.shares.tolist() == pytest.approx(apart.shares.tolist(), abs=1e-12)
-    assert together.met.tolist() == pytest.approx(apart.met.tolist(), rel=1e-12)
+    assert together.variances.tolist() == pytest.approx(apart.variances.tolist(), rel=1e-12)
     assert together.means[0] != pytest.approx(together.means[4], abs=1e-3)
 
 
@@ -218,7 +218,7 @@ def test_choices_that_are_asked_together_are_scored_and_decided_as_each_by_itsel
         for question, scores, decision, free in zip(asked, together, several, allowed, strict=True):
             alone = model.score(*question)
             assert scores.answers == pytest.approx(alone.answers, abs=1e-12)
-            assert scores.met == pytest.approx(alone.met, rel=1e-12)
+            assert scores.variances == pytest.approx(alone.variances, rel=1e-12)
             assert scores.ids == alone.ids
             one = policy.decide(alone, free)
             assert decision.probabilities == pytest.approx(one.probabilities, abs=1e-6)

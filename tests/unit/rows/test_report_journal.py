@@ -21,8 +21,8 @@ from online.commands.report import when
 from online.errors import ConfigError
 from online.rows.journal_rows import JournalRows, origin
 from online.settings.model import ModelSettings
+from online.sure.conformal import STAMP, held
 from online.sure.slices import Slices as Live
-from online.sure.threshold import STAMP, held
 from replay.codec import encode
 from replay.example import Example, Value
 from replay.journal.base import NewRow, Verdict

@@ -17,7 +17,7 @@ from online.models.adapters.linear import Linear
 from online.models.base import Prediction as Answer
 from online.settings.model import ModelSettings
 from online.sure.calibration import CALIBRATION, Calibration
-from online.sure.threshold import STAMP, Confidence
+from online.sure.conformal import STAMP, Confidence
 from online.sure.views import calibration_in, stamp_of
 from paramserver.core.blocks import Blocks, copy, merge
 from replay import codec

@@ -18,8 +18,8 @@ from online.messages.structs import Event, FeedbackRequest, Prediction, PredictR
 from online.models.adapters.linear import Linear
 from online.rebuild.rebuild import NOBODY, Method, Rebuild, Wanted, nothing
 from online.rows.history import Decisions
-from online.sure import threshold
-from online.sure.threshold import CONFIDENCE, STAMP, Confidence
+from online.sure import conformal
+from online.sure.conformal import CONFIDENCE, STAMP, Confidence
 from online.sure.views import confidence_in
 from paramserver.core.blocks import Blocks, copy, merge
 from replay import codec
@@ -211,7 +211,7 @@ def test_several_replicas_do_not_push_it_beyond_its_ends() -> None:
         merge(values, other.cut())
     part.reset(values)
     at = STAMP.unpack(part.stamp())[0]
-    assert at == threshold._LABELS.high
+    assert at == conformal._LABELS.high
     part.add(Example({}, True, score={"false": 1.0, "true": 0.0}, sure=STAMP.pack(0.0, 0)))
     assert part.cut()[CONFIDENCE].data["moved"] == 0.0
 

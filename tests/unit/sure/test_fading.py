@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from online.models.choices.action_counts import ARMS, Arms
-from online.sure import calibration, delays, threshold
+from online.sure import calibration, conformal, delays
 from online.sure.calibration import CALIBRATION, Calibration
+from online.sure.conformal import CONFIDENCE, STAMP, Confidence
 from online.sure.delays import DELAYS, Delays
-from online.sure.threshold import CONFIDENCE, STAMP, Confidence
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example
 
@@ -79,7 +79,7 @@ def test_no_sum_swings_wider_and_wider(
 ) -> None:
     monkeypatch.setattr(delays, "_MEMORY", MEMORY)
     monkeypatch.setattr(calibration, "_MEMORY", MEMORY)
-    monkeypatch.setattr(threshold, "_STRAY", MEMORY)
+    monkeypatch.setattr(conformal, "_STRAY", MEMORY)
     data = played(made, learn)[block].data
     far = {name: n for name, n in data.items() if not abs(n) < 1e6}
     assert not far, far

@@ -19,9 +19,9 @@ from online.commands import status as command
 from online.messages.structs import Event
 from online.models.selfrate import SelfRate
 from online.settings.model import ModelSettings
+from online.sure.conformal import Confidence, held
+from online.sure.slice_values import MISSING, OTHERS
 from online.sure.slices import SLICES, Slices
-from online.sure.threshold import Confidence, held
-from online.sure.values import MISSING, OTHERS
 from online.sure.views import slices_in, views_of
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example, Features, Value

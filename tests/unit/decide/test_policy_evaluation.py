@@ -17,8 +17,8 @@ from online.cli import application
 from online.commands import evaluate
 from online.decide import obp
 from online.decide.dsjson import line
-from online.decide.judging import SERVED, Judging, PolicyUnknown, target
 from online.decide.obp import COLUMNS_MAX, Feedback
+from online.decide.policy_evaluation import SERVED, Judging, PolicyUnknown, target
 from online.decide.record import Choice
 from online.errors import ConfigError
 from online.rows import journal_rows

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from online.decide.counted import CHOICES, KEPT, OTHERS, ROWS_MIN, Choices
+from online.decide.choice_metrics import CHOICES, KEPT, OTHERS, ROWS_MIN, Choices
 from online.decide.record import Choice, pack
 from paramserver.core.blocks import Blocks, copy, merge
 from replay.example import Example

@@ -42,7 +42,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from evaluation.metrics import Task
-from online.sure.values import Values, plain_value
+from online.sure.slice_values import Values, plain_value
 from paramserver.core.blocks import Blocks
 from paramserver.core.sums import Sums
 from replay.example import Example, Features, label_text

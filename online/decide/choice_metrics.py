@@ -4,7 +4,7 @@ Beside the mean reward they estimate what fixed rules would have earned on the s
 one action, all actions uniformly, and the caller's own.  The estimates are doubly robust: the
 expected reward of the rule's action at the time of the choice, plus, where that action was chosen,
 the difference of the reward from the expectation, divided by the action's probability (a factor of
-at most :data:`CLIP`).  For intervals see :mod:`online.decide.judging`, which reads the log.
+at most :data:`CLIP`).  Intervals are computed from the log: :mod:`online.decide.policy_evaluation`.
 
 What an apprentice would have earned where it disagrees with the caller is unknown.  So it is judged
 by a lower bound: the rewards of the choices on which both agree, and nothing for the others.  A
